@@ -1,0 +1,30 @@
+"""The plain convolutional head, used as the auxiliary head on stage 3 (Zhao et al., CVPR 2017)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kdjax.models.layers import Classifier, ConvNorm
+
+
+class FCNHead(nnx.Module):
+    """One 3x3 convolution and the classifier."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = ConvNorm(in_channels, channels, 3, dtype=dtype, rngs=rngs)
+        self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
+    ) -> tuple[Float[Array, "B h w K"], Float[Array, "B h w D"]]:
+        """Returns the logits and the map that the classifier reads (before its dropout)."""
+        x = self.conv(x, train=train)
+        return self.classifier(x, train=train, rngs=rngs), x

@@ -1,0 +1,184 @@
+"""The layers that the networks share: convolution with batch norm, resizing, pooling."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def _normal(key: Array, shape: Sequence[int], scale: float) -> Array:
+    """Draws from NumPy on the host: compiling a draw per layer took XLA 12 s for a ResNet-18."""
+
+    def draw(words: np.ndarray) -> np.ndarray:
+        generator = np.random.default_rng(np.asarray(words))
+        return generator.standard_normal(shape, np.float32) * np.float32(scale)
+
+    return jax.pure_callback(
+        draw, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), jax.random.key_data(key)
+    )
+
+
+def he_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+    """Initialises a kernel [h, w, in, out] after He et al. 2015 with fan_out, as mmsegmentation."""
+    height, width, _, channels = shape
+    return _normal(key, shape, math.sqrt(2.0 / (height * width * channels))).astype(dtype)
+
+
+def classifier_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+    """Initialises a classifier's kernel with standard deviation 0.01, as mmsegmentation."""
+    return _normal(key, shape, 0.01).astype(dtype)
+
+
+class Conv(nnx.Conv):
+    """A square convolution padded as PyTorch pads it: `dilation * (size - 1) // 2` on every side.
+
+    XLA's "SAME" puts the odd pixel of a strided convolution on the other side, so that it would
+    not compute what a converted PyTorch checkpoint expects.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
+        kernel_init: nnx.Initializer = he_normal,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        padding = dilation * (size - 1) // 2
+        super().__init__(
+            in_channels,
+            channels,
+            (size, size),
+            strides=stride,
+            kernel_dilation=dilation,
+            padding=((padding, padding), (padding, padding)),
+            use_bias=bias,
+            kernel_init=kernel_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch norm with PyTorch's constants; its momentum of 0.1 is 0.9 here.
+
+    Under jit with a sharded batch the statistics are those of the global batch.
+    """
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, then batch norm, then (unless `relu` is off) a ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        relu: bool = True,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(
+            in_channels, channels, size, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+        )
+        self.norm = BatchNorm(channels, dtype=dtype, rngs=rngs)
+        self.relu = relu
+
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
+        x = self.norm(self.conv(x), use_running_average=not train)
+        return nnx.relu(x) if self.relu else x
+
+
+class Classifier(nnx.Module):
+    """Channel dropout, then the 1x1 convolution to class scores."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.1,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        # Whole channels are dropped, as PyTorch's Dropout2d does.
+        self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
+        self.conv = Conv(
+            in_channels,
+            num_classes,
+            1,
+            bias=True,
+            kernel_init=classifier_normal,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B h w K"]:
+        return self.conv(self.dropout(x, deterministic=not train, rngs=rngs))
+
+
+def resize(x: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+    """Resizes bilinearly, half-pixel centres, no antialiasing (torch's align_corners=False)."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method="bilinear", antialias=False)
+
+
+def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Max-pools 3x3 with stride 2 and padding 1, as the maximum of shifted strided slices.
+
+    The gradient of XLA's own window reduction is a select-and-scatter, which runs on one thread
+    on the CPU and took six times longer there.
+    """
+    for axis in (1, 2):
+        length = (x.shape[axis] - 1) // 2 + 1
+        padding = [(0, 0)] * 4
+        padding[axis] = (1, 1)
+        padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+        taps = [
+            jax.lax.slice_in_dim(padded, start, start + 2 * length - 1, 2, axis)
+            for start in range(3)
+        ]
+        x = jnp.maximum(jnp.maximum(taps[0], taps[1]), taps[2])
+    return x
+
+
+def pooling_matrix(size: int, bins: int) -> np.ndarray:
+    """Returns the [bins, size] averages of PyTorch's adaptive pooling (bins may overlap)."""
+    matrix = np.zeros((bins, size), np.float32)
+    for row in range(bins):
+        start, stop = row * size // bins, -(-(row + 1) * size // bins)
+        matrix[row, start:stop] = 1.0 / (stop - start)
+    return matrix
+
+
+def adaptive_average_pools(
+    x: Float[Array, "B H W C"], bins: Sequence[int]
+) -> list[Float[Array, "B n n C"]]:
+    """Pools to n x n for every n of `bins`, reading the map once."""
+    height, width = x.shape[1:3]
+    rows = jnp.asarray(np.concatenate([pooling_matrix(height, n) for n in bins]), x.dtype)
+    pooled_rows = jnp.einsum("nh,bhwc->bnwc", rows, x)
+    pools, start = [], 0
+    for n in bins:
+        columns = jnp.asarray(pooling_matrix(width, n), x.dtype)
+        pools.append(jnp.einsum("mw,bnwc->bnmc", columns, pooled_rows[:, start : start + n]))
+        start += n
+    return pools

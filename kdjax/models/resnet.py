@@ -1,0 +1,152 @@
+"""Dilated ResNet-v1c, as mmsegmentation builds it (He et al. 2016; deep stem: He et al. 2019).
+
+Output stride 8: stages 3 and 4 keep the resolution of stage 2 and dilate by 2 and 4 instead, the
+first block of each with half that dilation ("contract dilation").
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kdjax.models.layers import ConvNorm, max_pool
+from kdjax.models.outputs import FeatureSpec
+
+STRIDES = (1, 2, 1, 1)
+DILATIONS = (1, 1, 2, 4)
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions; only the first strides and dilates."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        dilation: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv1 = ConvNorm(
+            in_channels, channels, 3, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+        )
+        self.conv2 = ConvNorm(channels, channels, 3, relu=False, dtype=dtype, rngs=rngs)
+        self.downsample = _downsample(in_channels, channels, stride, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
+        shortcut = x if self.downsample is None else self.downsample(x, train=train)
+        return nnx.relu(shortcut + self.conv2(self.conv1(x, train=train), train=train))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 with four times the channels at the end; the 3x3 strides and dilates."""
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        dilation: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        out_channels = channels * self.expansion
+        self.conv1 = ConvNorm(in_channels, channels, 1, dtype=dtype, rngs=rngs)
+        self.conv2 = ConvNorm(
+            channels, channels, 3, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+        )
+        self.conv3 = ConvNorm(channels, out_channels, 1, relu=False, dtype=dtype, rngs=rngs)
+        self.downsample = _downsample(in_channels, out_channels, stride, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
+        shortcut = x if self.downsample is None else self.downsample(x, train=train)
+        x = self.conv2(self.conv1(x, train=train), train=train)
+        return nnx.relu(shortcut + self.conv3(x, train=train))
+
+
+def _downsample(
+    in_channels: int, channels: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> ConvNorm | None:
+    if stride == 1 and in_channels == channels:
+        return None
+    return ConvNorm(in_channels, channels, 1, stride=stride, relu=False, dtype=dtype, rngs=rngs)
+
+
+DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class ResNetV1c(nnx.Module):
+    """ResNet with a stem of three 3x3 convolutions and output stride 8.
+
+    Args:
+      depth: 18, 34, 50 or 101.
+      width: channels of the first stage; 64 is the published network.
+      dtype: compute dtype; parameters are float32.
+      rngs: source of the initial parameters.
+    """
+
+    def __init__(self, depth: int, *, width: int = 64, dtype: jnp.dtype, rngs: nnx.Rngs):
+        block, counts = DEPTHS[depth]
+        half = width // 2
+        self.stem = nnx.List(
+            [
+                ConvNorm(3, half, 3, stride=2, dtype=dtype, rngs=rngs),
+                ConvNorm(half, half, 3, dtype=dtype, rngs=rngs),
+                ConvNorm(half, width, 3, dtype=dtype, rngs=rngs),
+            ]
+        )
+        self.stages = nnx.List([])
+        channels = width
+        for index, count in enumerate(counts):
+            blocks = nnx.List([])
+            for position in range(count):
+                first = position == 0
+                dilation = DILATIONS[index]
+                blocks.append(
+                    block(
+                        channels,
+                        width * 2**index,
+                        stride=STRIDES[index] if first else 1,
+                        dilation=max(1, dilation // 2) if first else dilation,
+                        dtype=dtype,
+                        rngs=rngs,
+                    )
+                )
+                channels = width * 2**index * block.expansion
+            self.stages.append(blocks)
+        self.stage_channels = tuple(width * 2**i * block.expansion for i in range(4))
+
+    @property
+    def feature_specs(self) -> dict[str, FeatureSpec]:
+        """The maps that a call returns, by name."""
+        strides = (4, 8, 8, 8)
+        return {
+            f"stage{i + 1}": FeatureSpec(c, s)
+            for i, (c, s) in enumerate(zip(self.stage_channels, strides, strict=True))
+        }
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, train: bool
+    ) -> dict[str, Float[Array, "B h w C"]]:
+        """Returns the outputs of the four stages as "stage1" to "stage4"."""
+        x = images
+        for conv in self.stem:
+            x = conv(x, train=train)
+        x = max_pool(x)
+        features = {}
+        for index, blocks in enumerate(self.stages):
+            for block in blocks:
+                x = block(x, train=train)
+            features[f"stage{index + 1}"] = x
+        return features

@@ -1,0 +1,140 @@
+"""Network checkpoints: one network with all that is needed to run it, and nothing of its training.
+
+DIR/network.json    name, classes, preprocessing, where it comes from; written last
+DIR/parameters/     parameters and running statistics, by Orbax
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+
+from kdjax.errors import UserError
+from kdjax.models.preprocessing import IMAGENET, Preprocessing
+from kdjax.models.registry import create
+from kdjax.models.segmenter import Segmenter
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkInfo:
+    """What describes a network beside its weights.
+
+    Attributes:
+      name: the name in the registry.
+      num_classes: number of class scores per pixel.
+      width: channels of the first stage.
+      auxiliary: whether it has its auxiliary head.
+      class_names: a name per class.
+      palette: an RGB colour per class.
+      preprocessing: how pixels become its input.
+      source: where the weights come from, in words.
+      fingerprint: hash of the weights; set when they are saved.
+    """
+
+    name: str
+    num_classes: int
+    width: int
+    auxiliary: bool
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    preprocessing: Preprocessing = IMAGENET
+    source: str = ""
+    fingerprint: str = ""
+
+    def create(self, *, dtype: str, rngs: nnx.Rngs) -> Segmenter:
+        """Creates the network with fresh parameters."""
+        return create(
+            self.name,
+            num_classes=self.num_classes,
+            width=self.width,
+            auxiliary=self.auxiliary,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+
+def fingerprint(state: Any) -> str:
+    """Returns a hash of all arrays of a pytree, in its order."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(path: epath.PathLike, info: NetworkInfo, state: nnx.State) -> NetworkInfo:
+    """Writes a network checkpoint, replacing one that is there; returns its info with fingerprint.
+
+    Args:
+      path: the directory.
+      info: what describes the network.
+      state: its parameters and running statistics, as `nnx.state(net)` holds them.
+    """
+    directory = epath.Path(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Without network.json the directory is no checkpoint, so a cut write is never taken for one.
+    (directory / "network.json").unlink(missing_ok=True)
+    state = jax.device_get(state)
+    info = dataclasses.replace(info, fingerprint=fingerprint(state))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((directory / "parameters").resolve(), nnx.to_pure_dict(state), force=True)
+    text = json.dumps({"format": FORMAT, **dataclasses.asdict(info)}, indent=2)
+    (directory / "network.json").write_text(text + "\n")
+    return info
+
+
+def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, NetworkInfo]:
+    """Reads a network checkpoint, or the student of a finished run when given its workdir.
+
+    Args:
+      path: a network checkpoint, or a workdir that holds one as `student/`.
+      dtype: compute dtype of the network.
+
+    Raises:
+      UserError: when there is none, or it is damaged.
+    """
+    directory = epath.Path(path)
+    if not (directory / "network.json").exists():
+        if not (directory / "student" / "network.json").exists():
+            raise UserError(
+                f"{path}: no network checkpoint here (expected network.json, or the student/ of a "
+                "finished run)"
+            )
+        directory = directory / "student"
+    info = _read_info(directory / "network.json")
+    net = nnx.eval_shape(lambda: info.create(dtype=dtype, rngs=nnx.Rngs(0)))
+    graphdef, abstract = nnx.split(net)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            values = checkpointer.restore(
+                (directory / "parameters").resolve(), nnx.to_pure_dict(abstract)
+            )
+    except Exception as error:
+        raise UserError(
+            f"{directory}: the network checkpoint is damaged: {str(error).splitlines()[0]}"
+        ) from error
+    if fingerprint(values) != info.fingerprint:
+        raise UserError(f"{directory}: the weights are not those that network.json describes")
+    nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.asarray, values))
+    return nnx.merge(graphdef, abstract), info
+
+
+def _read_info(path: epath.Path) -> NetworkInfo:
+    try:
+        values = json.loads(path.read_text())
+        if values.pop("format") != FORMAT:
+            raise UserError(f"{path}: written by another version of kdjax")
+        values["preprocessing"] = Preprocessing(*map(tuple, values["preprocessing"]))
+        values["class_names"] = tuple(values["class_names"])
+        values["palette"] = tuple(map(tuple, values["palette"]))
+        return NetworkInfo(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {error}") from error

@@ -1,0 +1,84 @@
+"""A segmentation network: a backbone, a head, and an auxiliary head for training."""
+
+from typing import Protocol
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kdjax.models.outputs import FeatureSpec, SegmentationOutput
+
+
+class Backbone(Protocol):
+    """Maps images to named feature maps."""
+
+    @property
+    def feature_specs(self) -> dict[str, FeatureSpec]: ...  # noqa: D102
+
+    def __call__(  # noqa: D102
+        self, images: Float[Array, "B H W 3"], *, train: bool
+    ) -> dict[str, Float[Array, "B h w C"]]: ...
+
+
+class Head(Protocol):
+    """Maps one feature map to logits and to the map that its classifier reads."""
+
+    def __call__(  # noqa: D102
+        self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
+    ) -> tuple[Float[Array, "B h w K"], Float[Array, "B h w D"]]: ...
+
+
+class Segmenter(nnx.Module):
+    """Backbone, head on the last stage, auxiliary head on stage 3.
+
+    The features are the backbone's stages and "head", the input of the final classifier.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        auxiliary_head: Head | None,
+        *,
+        head_channels: int,
+        num_classes: int,
+        dtype: jnp.dtype,
+    ):
+        self.backbone = backbone
+        self.head = head
+        self.auxiliary_head = auxiliary_head
+        self.head_channels = head_channels
+        self.num_classes = num_classes
+        self.dtype = dtype
+
+    @property
+    def feature_specs(self) -> dict[str, FeatureSpec]:
+        """Channels and stride of everything that a distillation term may read, by name."""
+        specs = self.backbone.feature_specs
+        stride = specs["stage4"].stride
+        specs["head"] = FeatureSpec(self.head_channels, stride)
+        specs["logits"] = FeatureSpec(self.num_classes, stride)
+        if self.auxiliary_head is not None:
+            specs["aux_logits"] = FeatureSpec(self.num_classes, specs["stage3"].stride)
+        return specs
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> SegmentationOutput:
+        """Runs the network.
+
+        Args:
+          images: normalised images [B, H, W, 3] of any size.
+          train: use batch statistics and dropout, and run the auxiliary head.
+          rngs: source of dropout's randomness, needed when training.
+        """
+        features = self.backbone(images.astype(self.dtype), train=train)
+        logits, features["head"] = self.head(features["stage4"], train=train, rngs=rngs)
+        aux_logits = None
+        if self.auxiliary_head is not None:
+            aux_logits, _ = self.auxiliary_head(features["stage3"], train=train, rngs=rngs)
+        return SegmentationOutput(logits, aux_logits, features)
