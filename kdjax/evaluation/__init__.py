@@ -1,0 +1,1 @@
+"""Metrics accumulated on the device, and the inference that they are measured on."""

@@ -1,0 +1,55 @@
+"""The optimizer: SGD or AdamW, poly decay, weight decay, clipping, a faster head."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+# Path parts of what is trained from scratch on top of a backbone.
+HEADS = ("head", "auxiliary_head", "adapters")
+
+
+def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+    """Poly decay `(start - end) * (1 - step / steps)^power + end`, after a linear warm-up."""
+    poly = optax.polynomial_schedule(
+        config.learning_rate, config.min_learning_rate, config.poly_power, steps
+    )
+    if not config.warmup_steps:
+        return poly
+    # The decay counts from step 0, as mmsegmentation's does.
+    warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
+    return lambda step: warmup(step) * poly(step)
+
+
+def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """Builds the gradient transformation of `config.optimizer` for a run of `steps`.
+
+    SGD's weight decay is added to the gradient before the momentum, as in PyTorch; AdamW's is
+    decoupled.
+    """
+    decay = optax.add_decayed_weights(
+        config.weight_decay, None if config.decay_norm_and_bias else _is_kernel
+    )
+    parts = []
+    if config.gradient_clip:
+        parts.append(optax.clip_by_global_norm(config.gradient_clip))
+    if config.name == "sgd":
+        parts += [decay, optax.trace(config.momentum)]
+    else:
+        parts += [optax.scale_by_adam(), decay]
+    if config.head_multiplier != 1.0:
+        parts.append(optax.masked(optax.scale(config.head_multiplier), _is_head))
+    parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
+    return optax.chain(*parts)
+
+
+def _is_kernel(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _is_head(params: Any) -> Any:
+    def in_head(path: tuple[Any, ...], _: Any) -> bool:
+        return any(getattr(part, "key", None) in HEADS for part in path)
+
+    return jax.tree_util.tree_map_with_path(in_head, params)

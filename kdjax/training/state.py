@@ -1,0 +1,55 @@
+"""The state that a step carries on and a checkpoint holds."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jaxtyping import Array, Int
+
+from kdjax.distillation.terms import Adapters
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that changes during training. The teacher is not in it.
+
+    Attributes:
+      step: number of steps done.
+      params: {"student": parameters, "adapters": by term name}, all trained together.
+      model_state: the student's running statistics.
+      opt_state: the optimizer's.
+      ema: moving averages of the student's parameters and running statistics, or None.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    model_state: nnx.State
+    opt_state: optax.OptState
+    ema: tuple[nnx.State, nnx.State] | None
+
+    def student(self) -> nnx.State:
+        """The weights to evaluate and export: the moving average where there is one."""
+        params, model_state = self.ema or (self.params["student"], self.model_state)
+        return nnx.merge_state(params, model_state)
+
+
+def create_state(
+    student: nnx.Module,
+    adapters: Adapters,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool,
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Splits a student into its structure and the initial state of its training."""
+    graphdef, student_params, model_state = nnx.split(student, nnx.Param, ...)
+    params = {"student": student_params, "adapters": adapters}
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, (student_params, model_state)) if ema else None,
+    )
+    return graphdef, state

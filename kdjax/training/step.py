@@ -1,0 +1,125 @@
+"""One training step, a pure function of (state, teacher, batch) under jit."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kdjax.distillation.objective import Objective
+from kdjax.models import SegmentationOutput
+from kdjax.models.preprocessing import Preprocessing
+from kdjax.training.state import TrainState
+
+Batch = dict[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A network in a step: its structure and how pixels become its input."""
+
+    graphdef: nnx.GraphDef
+    preprocessing: Preprocessing
+
+
+def make_train_step(
+    student: Side,
+    teacher: Side | None,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    *,
+    steps: int,
+    seed: int,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> TrainStep:
+    """Returns `train_step(state, teacher_state, batch) -> (state, metrics)`, not yet jitted.
+
+    Args:
+      student: the network that is trained.
+      teacher: the frozen network, where the objective has terms.
+      objective: what is minimised.
+      optimizer: applied to the student's parameters and the adapters.
+      learning_rate: the schedule inside `optimizer`, for the log.
+      steps: length of the run.
+      seed: of dropout.
+      accumulate: micro-batches whose gradients are averaged before one update.
+      ema_decay: of the moving average of the weights; 0 for none.
+    """
+
+    def loss_and_gradients(
+        state: TrainState, model_state: nnx.State, teacher_state: Any, batch: Batch, index: Array
+    ) -> tuple[dict[str, Any], nnx.State, Metrics]:
+        theirs = None
+        if teacher is not None:
+            # Outside the differentiated function: no activation of the teacher is kept.
+            theirs = nnx.merge(teacher.graphdef, teacher_state)(
+                teacher.preprocessing(batch["image"])
+            )
+        images = student.preprocessing(batch["image"])
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
+
+        def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], tuple[nnx.State, Metrics]]:
+            # Batch statistics change inside: without a copy, flax refuses the outer trace's.
+            net = nnx.merge(student.graphdef, params["student"], model_state, copy=True)
+            ours: SegmentationOutput = net(images, train=True, rngs=nnx.Rngs(dropout=key))
+            new_model_state = nnx.state(net, nnx.Not(nnx.Param))
+            value, metrics = objective(
+                ours, theirs, batch["label"], params["adapters"], state.step / steps
+            )
+            return value, (new_model_state, metrics)
+
+        gradients, (new_model_state, metrics) = jax.grad(loss, has_aux=True)(state.params)
+        return gradients, new_model_state, metrics
+
+    def train_step(
+        state: TrainState, teacher_state: Any, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        if accumulate == 1:
+            gradients, model_state, metrics = loss_and_gradients(
+                state, state.model_state, teacher_state, batch, jnp.zeros((), jnp.int32)
+            )
+        else:
+
+            def micro_step(carry: Any, inputs: Any) -> tuple[Any, Metrics]:
+                total, model_state = carry
+                gradients, model_state, metrics = loss_and_gradients(
+                    state, model_state, teacher_state, *inputs
+                )
+                return (jax.tree.map(jnp.add, total, gradients), model_state), metrics
+
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            (gradients, model_state), metrics = jax.lax.scan(
+                micro_step,
+                (zeros, state.model_state),
+                (_micro_batches(batch, accumulate), jnp.arange(accumulate)),
+            )
+            gradients = jax.tree.map(lambda g: g / accumulate, gradients)
+            metrics = jax.tree.map(jnp.mean, metrics)
+
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            new = (params["student"], model_state)
+            ema = jax.tree.map(lambda a, x: ema_decay * a + (1 - ema_decay) * x, ema, new)
+        metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
+        state = TrainState(state.step + 1, params, model_state, opt_state, ema)
+        return state, metrics
+
+    return train_step
+
+
+def _micro_batches(batch: Batch, count: int) -> Batch:
+    """Reshapes [B, ...] to [count, B / count, ...], each device keeping its own examples."""
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0), batch
+    )
