@@ -1,0 +1,193 @@
+"""The configuration of a run: every key with its default, and how a command reads it.
+
+A config file (`configs/*.py`) starts from `default()`, sets what differs and returns it; any leaf
+can be overridden on the command line as `--config.optimizer.learning_rate=0.02`.
+"""
+
+import json
+import runpy
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from kdjax.distillation import terms as distillation_terms
+from kdjax.errors import UserError
+
+
+def network(name: str = "", *, width: int = 64, dtype: str = "float32") -> dict[str, Any]:
+    """A network by its name in `kdjax.models`; a width of 64 is the published one."""
+    return {"name": name, "width": width, "dtype": dtype}
+
+
+def term(loss: str, **values: Any) -> dict[str, Any]:
+    """A distillation term: the defaults of `loss`, changed by `values`.
+
+    Args:
+      loss: a name in `kdjax.distillation.terms.LOSSES`.
+      **values: `student` and `teacher` (which output or feature of each side), `weight`,
+        `schedule` ("constant", "linear" or "cosine", from `weight` to `final_weight`), `resize`
+        (which side is resized to the other's size where they differ: "teacher" or "student"), and
+        the options of the loss, as `temperature`.
+    """
+    return {**distillation_terms.defaults(loss), **values}
+
+
+def default() -> ConfigDict:
+    """Every key with its default. Locked: an unknown key is an error that names the nearest."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 1000
+    config.log_every = 50
+    config.eval_every = 500  # steps; also when a checkpoint is written
+    config.export = "last"  # which weights become the exported student: "last" or "best" on val
+
+    config.data = ConfigDict()
+    config.data.name = "shapes"
+    config.data.data_dir = "data"
+    config.data.train_split = "train"
+    config.data.val_split = "val"
+    config.data.test_split = ""  # evaluated once, at the end, where named
+    config.data.test_groups = ConfigDict()  # name -> regular expression on the examples' names
+    config.data.batch_size = 16  # of all devices together
+    config.data.eval_batch_size = 16
+    config.data.crop_size = (96, 96)
+    config.data.scale_range = (0.5, 2.0)
+    config.data.max_class_share = 0.75  # of a crop; 1.0 accepts every crop
+    config.data.flip = True
+    config.data.photometric = True
+
+    config.student = ConfigDict(network("pspnet_r18"))
+    config.student.auxiliary = True
+    config.student.checkpoint = ""  # weights to start from
+
+    config.teacher = ConfigDict(network())
+    config.teacher.checkpoint = ""  # a network checkpoint, or the workdir of a finished run
+    config.teacher.min_miou = 0.0  # refuse a teacher below this on the validation split
+
+    config.terms = ConfigDict()  # name -> term(...)
+
+    config.loss = ConfigDict()
+    config.loss.cross_entropy = 1.0
+    config.loss.auxiliary = 0.4  # weight of the auxiliary head's cross-entropy
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # or "adamw"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.min_learning_rate = 0.0
+    config.optimizer.poly_power = 0.9
+    config.optimizer.warmup_steps = 0
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.decay_norm_and_bias = True  # as PyTorch's SGD does
+    config.optimizer.gradient_clip = 0.0  # global norm; 0 for none
+    config.optimizer.head_multiplier = 1.0  # learning rate of heads and adapters
+    config.optimizer.accumulate = 1  # micro-batches per step
+    config.optimizer.ema_decay = 0.0  # 0 for no moving average
+
+    config.compare = ConfigDict()
+    config.compare.methods = ConfigDict()  # name -> {term name: term(...)}; {} is the plain student
+    config.compare.seeds = (0,)
+    config.compare.teacher_steps = 1000
+    config.compare.teacher_learning_rate = 0.01
+    return config.lock()
+
+
+def define_flag() -> flags.FlagHolder[ConfigDict]:
+    """Defines `--config`, with `--config.key=value` for every leaf."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "A config file, as configs/quickstart.py.", lock_config=True
+    )
+
+
+def from_flag(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
+    """Returns the config that the flags ask for.
+
+    Raises:
+      UserError: when the flag is missing, the file cannot be read, or a value makes no sense.
+    """
+    if flag.value is None:
+        raise UserError("--config is missing, as in --config configs/quickstart.py")
+    if not isinstance(flag.value, ConfigDict):
+        path = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
+        raise UserError(_why_unreadable(path))
+    validate(flag.value)
+    return flag.value
+
+
+def _why_unreadable(path: str) -> str:
+    try:
+        runpy.run_path(path)["get_config"]()
+    except FileNotFoundError:
+        return f"{path}: no such config file"
+    except KeyError as error:
+        if error.args == ("get_config",):
+            return f"{path}: defines no get_config()"
+        return f"{path}: {error.args[0]}"
+    except Exception as error:
+        return f"{path}: {type(error).__name__}: {error}"
+    return f"{path}: get_config() returned no ConfigDict"
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as it is stored in a workdir."""
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config of a workdir; keys that the file does not hold take their defaults."""
+    config = default()
+    stored = json.loads(text)
+    _tuples(stored)
+    with config.unlocked():
+        config.update(ConfigDict(stored))
+    return config
+
+
+def _tuples(tree: dict[str, Any]) -> None:
+    for key, value in tree.items():
+        if isinstance(value, list):
+            tree[key] = tuple(value)
+        elif isinstance(value, dict):
+            _tuples(value)
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks the values that no type can check.
+
+    Raises:
+      UserError: naming the key, its value, and what would be right.
+    """
+    positive = {
+        "steps": config.steps,
+        "log_every": config.log_every,
+        "eval_every": config.eval_every,
+        "data.batch_size": config.data.batch_size,
+        "data.eval_batch_size": config.data.eval_batch_size,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+        "optimizer.accumulate": config.optimizer.accumulate,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise UserError(f"config.{key} is {value}; it must be positive")
+    choices = {
+        "export": (config.export, ("last", "best")),
+        "optimizer.name": (config.optimizer.name, ("sgd", "adamw")),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UserError(f'config.{key} is "{value}"; it must be {" or ".join(allowed)}')
+    pairs = {"data.crop_size": config.data.crop_size, "data.scale_range": config.data.scale_range}
+    for key, value in pairs.items():
+        if len(value) != 2 or min(value) <= 0:
+            raise UserError(f"config.{key} is {value}; it must be two positive numbers")
+    low, high = config.data.scale_range
+    if low > high:
+        raise UserError(f"config.data.scale_range is {low, high}; the first must not be larger")
+    if not 0 <= config.optimizer.ema_decay < 1:
+        raise UserError(f"config.optimizer.ema_decay is {config.optimizer.ema_decay}; use 0 to 1")
+    if config.data.batch_size % config.optimizer.accumulate:
+        raise UserError(
+            f"config.data.batch_size {config.data.batch_size} cannot be cut into "
+            f"{config.optimizer.accumulate} equal micro-batches (config.optimizer.accumulate)"
+        )

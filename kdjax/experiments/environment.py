@@ -1,0 +1,33 @@
+"""The software and hardware that a run runs on."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+import jax
+
+import kdjax
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu")
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between processes, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if not jax.config.jax_compilation_cache_dir:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "kdjax" / "jax"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of kdjax, of Python, of what it stands on, and the devices."""
+    found = {"kdjax": kdjax.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    found["devices"] = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
+    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    return found

@@ -1,0 +1,50 @@
+"""Networks that only predict: teachers and finished students."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from kdjax.evaluation.evaluator import Predictor
+from kdjax.models import saved
+from kdjax.models.saved import NetworkInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network with its weights and its compiled prediction."""
+
+    info: NetworkInfo
+    graphdef: nnx.GraphDef
+    state: nnx.State
+    predictor: Predictor
+
+    @classmethod
+    def load(cls, path: str, *, dtype: str = "float32") -> "Network":
+        """Reads a network checkpoint, or the student of a finished workdir."""
+        net, info = saved.load(path, dtype=dtype)
+        graphdef, state = nnx.split(net)
+        return cls(info, graphdef, state, Predictor(graphdef, info.preprocessing))
+
+
+def predict_examples(
+    predictor: Predictor, state: nnx.State, examples: Sequence[dict[str, Any]], batch_size: int
+) -> list[np.ndarray]:
+    """Returns the predicted label map [H, W] uint8 of every example.
+
+    They travel in batches of the size that evaluation uses, so that nothing is compiled twice.
+    """
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        by_size.setdefault(example["label"].shape, []).append(index)
+    predictions: dict[int, np.ndarray] = {}
+    for size, indices in by_size.items():
+        for start in range(0, len(indices), batch_size):
+            chunk = indices[start : start + batch_size]
+            batch = np.zeros((batch_size, *size, 3), np.uint8)
+            batch[: len(chunk)] = [examples[index]["image"] for index in chunk]
+            found = np.asarray(predictor(state, batch), np.uint8)
+            predictions |= dict(zip(chunk, found[: len(chunk)], strict=True))
+    return [predictions[index] for index in range(len(examples))]

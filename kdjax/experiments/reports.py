@@ -1,0 +1,66 @@
+"""The report of one run or of several, from what their workdirs hold."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from kdjax import config as configuration
+from kdjax.experiments import environment
+from kdjax.experiments.images import Images
+from kdjax.experiments.networks import Network, predict_examples
+from kdjax.experiments.workdir import Workdir
+from kdjax.reporting.results import Example, Report
+
+
+def make_report(
+    config: ConfigDict,
+    images: Images,
+    runs: Sequence[Workdir],
+    panels: Mapping[str, str],
+    *,
+    title: str,
+    subtitle: str,
+) -> Report:
+    """Gathers the report of finished runs.
+
+    Args:
+      config: what was asked for.
+      images: the data set of the runs.
+      runs: their workdirs.
+      panels: column title -> network checkpoint, of the networks whose predictions are shown.
+      title: heading of the report.
+      subtitle: one sentence on data, networks and budget.
+    """
+    split = config.data.test_split or config.data.val_split
+    examples = images.panel_examples()
+    predictions = {}
+    for name, path in panels.items():
+        network = Network.load(path)
+        if network.info.num_classes == images.num_classes:
+            predictions[name] = predict_examples(
+                network.predictor, network.state, examples, config.data.eval_batch_size
+            )
+    return Report(
+        title=title,
+        subtitle=subtitle,
+        split=split,
+        runs=[run.summary(split) for run in runs],
+        class_names=images.class_names,
+        palette=images.palette,
+        examples=[
+            Example(
+                image=example["image"],
+                label=example["label"],
+                predictions={name: found[index] for name, found in predictions.items()},
+            )
+            for index, example in enumerate(examples)
+        ],
+        config=configuration.to_json(config),
+        versions=environment.versions(),
+        command=f"python -m kdjax.{_command()} {' '.join(sys.argv[1:])}",
+    )
+
+
+def _command() -> str:
+    return sys.argv[0].rpartition("/")[2].removesuffix(".py")

@@ -1,0 +1,52 @@
+"""Trains one network: a teacher, a plain student, or (with terms in its config) a taught one.
+
+python -m kdjax.train --config configs/X.py --workdir DIR [--config.key=value ...]
+"""
+
+from absl import flags
+
+from kdjax import command
+from kdjax import config as configuration
+from kdjax.experiments import environment, reports
+from kdjax.experiments.images import Images
+from kdjax.experiments.run import train
+from kdjax.experiments.workdir import Workdir
+from kdjax.reporting.report import write_report
+
+_CONFIG = configuration.define_flag()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run is written; one that is there is continued.", required=True
+)
+
+
+def main(argv: list[str]) -> None:
+    """Trains, or continues, and writes the report."""
+    del argv
+    config = configuration.from_flag(_CONFIG)
+    environment.enable_compilation_cache()
+    files = Workdir(_WORKDIR.value)
+    method = " + ".join(config.terms) if config.terms else "plain student"
+    train(
+        config,
+        _WORKDIR.value,
+        label="train",
+        method=method,
+        role="taught" if config.terms else "plain",
+    )
+    panels = {"student": str(files.student)}
+    if config.terms:
+        panels = {"teacher": config.teacher.checkpoint, **panels}
+    report = reports.make_report(
+        config,
+        Images(config.data),
+        [files],
+        panels,
+        title=f"{config.student.name} on {config.data.name}",
+        subtitle=f"{method}, {config.steps} steps of {config.data.batch_size} images",
+    )
+    write_report(files.report, report)
+    print(f"train: student {files.student}\ntrain: report {files.report}")
+
+
+if __name__ == "__main__":
+    command.run(main)
