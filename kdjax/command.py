@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -45,6 +46,6 @@ def _parse(name: str, argv: list[str]) -> list[str]:
         _fail(name, f"in --config: {error.args[0] if error.args else error}")
 
 
-def _fail(name: str, message: str) -> None:
+def _fail(name: str, message: str) -> NoReturn:
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -1,0 +1,58 @@
+"""Evaluates the student of a finished run, or any network checkpoint, on whole images.
+
+    python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
+"""
+
+from absl import flags
+
+from kdjax import command
+from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import evaluate
+from kdjax.experiments import environment
+from kdjax.experiments.images import Images
+from kdjax.experiments.networks import Network
+from kdjax.experiments.workdir import Workdir
+from kdjax.training.sharding import Placement
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "A workdir of kdjax.train, whose data set is evaluated on.", required=True
+)
+_SPLIT = flags.DEFINE_string("split", None, "Which split; by default the one for validation.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Another network to evaluate on the same data, such as the teacher."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Prints mIoU, pixel accuracy and the IoU of every class."""
+    del argv
+    environment.enable_compilation_cache()
+    config = Workdir(_WORKDIR.value).read_config()
+    images = Images(config.data)
+    split = _SPLIT.value or config.data.val_split
+    network = Network.load(_CHECKPOINT.value or _WORKDIR.value)
+    if network.info.num_classes != images.num_classes:
+        raise UserError(
+            f"the network scores {network.info.num_classes} classes, the data set has "
+            f"{images.num_classes}"
+        )
+    placement = Placement()
+    placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
+    scores = evaluate(
+        network.predictor,
+        network.state,
+        images.eval_batches(split),
+        images.num_classes,
+        placement.put_batch,
+    )
+    width = max(map(len, images.class_names))
+    for name, iou in zip(images.class_names, scores.iou, strict=True):
+        print(f"{name:{width}}  {100 * iou:6.2f} %")
+    print(
+        f"{split}: mIoU {100 * scores.miou:.2f} %, "
+        f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %"
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

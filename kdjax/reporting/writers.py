@@ -1,0 +1,246 @@
+"""Where the numbers and pictures of a running training go: a file, TensorBoard, the terminal."""
+
+import contextlib
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from kdjax.errors import UserError
+from kdjax.reporting.files import write_atomically
+
+# An object store cannot append: there the file is rewritten whole, at most this often.
+_REMOTE_INTERVAL = 30.0  # seconds
+
+# Metrics that are shares of one; people read them in percent.
+_SHARES = ("miou", "pixel_accuracy", "agreement")
+
+
+class Writer(Protocol):
+    """Something that takes the scalars and pictures of a step.
+
+    Scalars are named `group/name`. The group `train` is what a training step yields; any other
+    group, such as `val`, is the result of an evaluation.
+    """
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records numbers by name."""
+        ...
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Records pictures by name, uint8 `[H, W, 3]`."""
+        ...
+
+    def close(self) -> None:
+        """Writes out what is still held back."""
+        ...
+
+
+class Writers:
+    """Hands everything to each of several writers."""
+
+    def __init__(self, writers: Sequence[Writer]):
+        self._writers = tuple(writers)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records numbers by name."""
+        for writer in self._writers:
+            writer.scalars(step, values)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Records pictures by name, uint8 `[H, W, 3]`."""
+        for writer in self._writers:
+            writer.images(step, images)
+
+    def close(self) -> None:
+        """Closes every writer, also when one of them fails."""
+        with contextlib.ExitStack() as stack:
+            for writer in reversed(self._writers):
+                stack.callback(writer.close)
+
+
+class JsonLines:
+    """A file with one JSON object a line: `{"step": 10, "train/loss": 1.25}`.
+
+    A number that is not finite becomes `null`, so that every line is valid JSON. Pictures are
+    left to the other writers.
+
+    Args:
+        path: The file, local or in an object store (`gs://`). Locally every line is on disk when
+            `scalars` returns; in a store the file is brought up to date every half minute.
+        resume_step: The step of the checkpoint that the run continues from. A killed run may have
+            written past it; those lines, and a last line cut short, are dropped. None starts the
+            file anew.
+    """
+
+    def __init__(self, path: epath.PathLike, resume_step: int | None = None):
+        self._path = epath.Path(path)
+        kept = []
+        if resume_step is not None and self._path.exists():
+            kept = [record for record in read_metrics(path) if record["step"] <= resume_step]
+        self._text = "".join(json.dumps(record) + "\n" for record in kept)
+        self._upload()
+        self._file = None if "://" in str(self._path) else self._path.open("a")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line."""
+        line = _json_line(step, values)
+        if self._file:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._text += line
+        if time.monotonic() - self._uploaded > _REMOTE_INTERVAL:
+            self._upload()
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Leaves pictures to the other writers."""
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file:
+            self._file.close()
+        else:
+            self._upload()
+
+    def _upload(self) -> None:
+        write_atomically(self._path, self._text)
+        self._uploaded = time.monotonic()
+
+
+def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
+    """Reads what `JsonLines` wrote, oldest line first; a last line cut short is left out."""
+    # Whatever follows the last line break was being written when the run was killed.
+    lines = epath.Path(path).read_text().split("\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}, line {number}: not a JSON object ({error.msg}); the file was changed by "
+                "something else than kdjax. Remove the line to go on."
+            ) from None
+    return records
+
+
+class TensorBoard:
+    """TensorBoard event files.
+
+    Args:
+        directory: Where the event files go, local or `gs://`.
+        resume_step: The step of the checkpoint that the run continues from; TensorBoard then
+            hides what an earlier process wrote after it. None hides everything written before.
+    """
+
+    def __init__(self, directory: epath.PathLike, resume_step: int | None = None):
+        purge_step = 0 if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records numbers by name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Records pictures by name, uint8 `[H, W, 3]`."""
+        for name, image in images.items():
+            self._writer.add_image(name, image, step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+
+class Console:
+    """The training as a progress bar, and each evaluation as a line above it.
+
+    Where the stream is not a terminal (a log file, a batch system) every call prints a plain line
+    and no bar is drawn.
+
+    Args:
+        total_steps: The step at which the training ends.
+        start_step: The step that it starts or continues from; time left is reckoned from there.
+        description: What is being trained, in front of every line.
+        stream: Where to print; standard output by default.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        description: str = "training",
+        stream: TextIO | None = None,
+    ):
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        if self._terminal:
+            layout = (
+                "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, {remaining} left"
+            )
+        else:
+            layout = (
+                "{desc}: step {n_fmt}/{total_fmt}{postfix}, {elapsed} elapsed, {remaining} left"
+            )
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc=description,
+            bar_format=layout,
+            file=self._stream if self._terminal else io.StringIO(),
+            dynamic_ncols=True,
+            # The mean rate since the start: evaluations are part of the time that is left.
+            smoothing=0,
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Moves the bar if there are `train/` values, and prints the others as one line."""
+        evaluation = {k: v for k, v in values.items() if not k.startswith("train/")}
+        if evaluation:
+            self._print(f"{self._bar.desc}: step {step}, {_in_words(evaluation)}")
+        if len(evaluation) == len(values):
+            return
+        shown = {"train/loss": "loss {:.4f}", "train/images_per_second": "{:.1f} images/s"}
+        self._bar.n = step
+        self._bar.set_postfix_str(
+            ", ".join(form.format(values[key]) for key, form in shown.items() if key in values)
+        )
+        if not self._terminal:
+            self._print(str(self._bar))
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Leaves pictures to the other writers."""
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+    def _print(self, line: str) -> None:
+        tqdm.write(line, file=self._stream)  # lifts the bar, prints, and draws it again
+        self._stream.flush()
+
+
+def _json_line(step: int, values: Mapping[str, float]) -> str:
+    """One line of JSON from Python, NumPy or JAX scalars."""
+    numbers = {name: float(value) for name, value in values.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return json.dumps({"step": int(step), **finite}) + "\n"
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+    """`val miou 54.21 %, val pixel accuracy 91.30 %`."""
+    words = []
+    for key, value in values.items():
+        share = key.rpartition("/")[2] in _SHARES
+        number = f"{100 * value:.2f} %" if share else f"{value:.4g}"
+        words.append(f"{key.replace('/', ' ').replace('_', ' ')} {number}")
+    return ", ".join(words)

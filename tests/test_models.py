@@ -1,0 +1,161 @@
+"""Networks: shapes, declared features, the layers that parity hangs on, checkpoints."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kdjax import models
+from kdjax.errors import UserError
+from kdjax.models import layers, saved
+from kdjax.models.saved import NetworkInfo
+
+
+@nnx.jit
+def run(net, images):
+    return net(images).logits
+
+
+def tiny(**changes):
+    settings = {"num_classes": 5, "width": 4, "rngs": nnx.Rngs(0)} | changes
+    return models.create("pspnet_r18", **settings)
+
+
+@pytest.mark.parametrize("name", ["pspnet_r18", "pspnet_r101"])
+def test_every_declared_feature_is_there_with_its_channels_and_stride(name):
+    net = nnx.eval_shape(lambda: models.create(name, num_classes=5, width=4, rngs=nnx.Rngs(0)))
+    output = nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3)))
+    found = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
+    assert found.keys() == net.feature_specs.keys()
+    for key, spec in net.feature_specs.items():
+        size = (-(-65 // spec.stride), -(-97 // spec.stride))
+        assert found[key].shape == (1, *size, spec.channels), key
+
+
+def test_parameter_counts_of_the_published_networks():
+    # mmsegmentation 1.2.2: sums over parameters() of its Cityscapes configs, auxiliary head included.
+    counts = {}
+    for name in ("pspnet_r18", "pspnet_r101"):
+        net = nnx.eval_shape(lambda n=name: models.create(n, num_classes=19, rngs=nnx.Rngs(0)))
+        counts[name] = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
+    assert counts == {"pspnet_r18": 12_790_086, "pspnet_r101": 67_967_622}
+
+
+def test_training_updates_running_statistics_and_evaluation_does_not():
+    net = tiny()
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    before = jax.tree.map(np.asarray, nnx.state(net, nnx.BatchStat))
+    run(net, images)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(net, nnx.BatchStat))
+    nnx.jit(lambda net, x: net(x, train=True, rngs=nnx.Rngs(dropout=0)).logits)(net, images)
+    changed = jax.tree.map(
+        lambda a, b: bool(np.any(a != b)), before, nnx.state(net, nnx.BatchStat)
+    )
+    assert all(jax.tree.leaves(changed))
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    net = tiny(dtype="bfloat16")
+    assert nnx.eval_shape(run, net, jnp.ones((1, 32, 32, 3))).dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(net))} == {jnp.dtype("float32")}
+
+
+def test_same_seed_same_network():
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(tiny()), nnx.state(tiny()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "pspnet_r19"}, 'unknown network "pspnet_r19": did you mean "pspnet_r101"|r18"'),
+        ({"width": 7}, "width is 7; it must be even"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"dtype": "float16"}, 'dtype is "float16"'),
+    ],
+)
+def test_bad_settings(changes, message):
+    settings = {"name": "pspnet_r18", "num_classes": 5, "rngs": nnx.Rngs(0)} | changes
+    with pytest.raises(UserError, match=message):
+        models.create(settings.pop("name"), **settings)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
+def test_max_pool_is_the_window_maximum_with_its_gradient(size):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+
+    def reference(x):
+        return jax.lax.reduce_window(
+            x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+        )
+
+    np.testing.assert_array_equal(jax.jit(layers.max_pool)(x), reference(x))
+    weights = jax.random.normal(jax.random.key(1), reference(x).shape)
+    ours = jax.jit(jax.grad(lambda x: jnp.sum(weights * layers.max_pool(x))))(x)
+    theirs = jax.jit(jax.grad(lambda x: jnp.sum(weights * reference(x))))(x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.torch
+def test_pooling_resizing_and_strided_convolution_are_pytorchs():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    x = np.random.default_rng(0).standard_normal((2, 13, 17, 4)).astype(np.float32)
+    theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+
+    pools = layers.adaptive_average_pools(jnp.asarray(x), (1, 2, 3, 6))
+    for n, pooled in zip((1, 2, 3, 6), pools, strict=True):
+        expected = torch.nn.functional.adaptive_avg_pool2d(theirs, n)
+        np.testing.assert_allclose(pooled, expected.permute(0, 2, 3, 1), atol=1e-6)
+
+    for size in ((29, 40), (6, 5)):
+        expected = torch.nn.functional.interpolate(theirs, size, mode="bilinear")
+        resized = layers.resize(jnp.asarray(x), size)
+        np.testing.assert_allclose(resized, expected.permute(0, 2, 3, 1), atol=1e-5)
+
+    conv = layers.Conv(4, 6, 3, stride=2, dilation=2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    kernel = torch.from_numpy(np.asarray(conv.kernel[...]).transpose(3, 2, 0, 1).copy())
+    expected = torch.nn.functional.conv2d(theirs, kernel, stride=2, padding=2, dilation=2)
+    np.testing.assert_allclose(conv(jnp.asarray(x)), expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+INFO = NetworkInfo(
+    name="pspnet_r18",
+    num_classes=5,
+    width=4,
+    auxiliary=True,
+    class_names=("a", "b", "c", "d", "e"),
+    palette=((0, 0, 0),) * 5,
+    source="a test",
+)
+
+
+def test_saved_network_comes_back_with_what_describes_it(tmp_path):
+    net = tiny()
+    info = saved.save(tmp_path / "net", INFO, nnx.state(net))
+    again, found = saved.load(tmp_path / "net")
+    assert found == info == dataclasses.replace(INFO, fingerprint=info.fingerprint)
+    images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    np.testing.assert_array_equal(run(net, images), run(again, images))
+
+
+def test_damaged_or_missing_network_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="no network checkpoint here"):
+        saved.load(tmp_path)
+    saved.save(tmp_path / "net", INFO, nnx.state(tiny()))
+    description = tmp_path / "net" / "network.json"
+    text = description.read_text()
+    description.write_text(json.dumps(json.loads(text) | {"fingerprint": "0" * 16}))
+    with pytest.raises(UserError, match="not those that network.json describes"):
+        saved.load(tmp_path / "net")
+    description.write_text(text)
+    for path in (tmp_path / "net" / "parameters").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        saved.load(tmp_path / "net")
+    description.write_text(text[:50])
+    with pytest.raises(UserError, match=r"network.json: damaged"):
+        saved.load(tmp_path / "net")

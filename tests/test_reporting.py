@@ -1,0 +1,383 @@
+"""The reporting room: writers, figures, tables and the HTML report."""
+
+import dataclasses
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from kdjax.errors import UserError
+from kdjax.reporting import figures, writers
+from kdjax.reporting.files import write_atomically
+from kdjax.reporting.report import write_report
+from kdjax.reporting.results import Example, Report, RunSummary
+from kdjax.reporting.tables import markdown_table, text_table
+
+PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
+
+
+def run(method, role, seed, miou, **changes):
+    history = [{"step": s, "train/loss": 2.0 / s, f"train/{method}": 1.0} for s in range(1, 251)]
+    history += [{"step": 250, "val/miou": miou, "val/pixel_accuracy": 0.9}]
+    values = {
+        "steps": 250,
+        "learning_rate": 0.05,
+        "pixel_accuracy": 0.75,
+        "class_iou": [0.9, 0.3, float("nan")],
+        "parameters": 812_345,
+        "seconds": 64.6,
+        "images_per_second": 123.4,
+        "agreement": None if role == "teacher" else 0.8,
+        "history": history,
+    }
+    return RunSummary(method=method, role=role, seed=seed, miou=miou, **{**values, **changes})
+
+
+def report(runs, **changes):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, (12, 16)).astype(np.uint8)
+    label[0] = 255
+    image = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    values = {
+        "title": "A <title>",
+        "subtitle": "made up",
+        "split": "val",
+        "class_names": ["sky", "<script>alert(1)</script>", "$\\frac$ & 道"],
+        "palette": PALETTE,
+        "examples": [Example(image=image, label=label, predictions={"cwd": label})],
+        "config": "weight: <3>",
+        "versions": {"jax": "0.10.2"},
+        "command": "python -m kdjax.compare",
+    }
+    return Report(runs=runs, **{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return report(
+        [
+            run("cwd", "taught", 0, 0.50),
+            run("cwd", "taught", 1, 0.52),
+            run("teacher", "teacher", 0, 0.6287, parameters=13_100_000, seconds=3723),
+            run("plain", "plain", 0, 0.40),
+            run("plain", "plain", 1, 0.44),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def page(comparison, tmp_path_factory):
+    """The comparison's report, made once."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, comparison)
+    assert list(path.parent.iterdir()) == [path]
+    return path.read_text(encoding="utf-8")
+
+
+class TestFiles:
+    def test_a_failed_write_leaves_the_old_file_and_nothing_else(self, tmp_path):
+        path = tmp_path / "report.html"
+        write_atomically(path, "old")
+        with pytest.raises(UnicodeEncodeError):
+            write_atomically(path, "half \udc80")
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_makes_the_folder(self, tmp_path):
+        write_atomically(tmp_path / "a" / "b", "ü")
+        assert (tmp_path / "a" / "b").read_bytes() == "ü".encode()
+
+
+class TestJsonLines:
+    def test_every_line_is_on_disk_at_once_and_reads_back(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        writer = writers.JsonLines(path)
+        writer.scalars(10, {"train/loss": 1.5})
+        writer.scalars(10, {"val/miou": 0.25})
+        expected = [{"step": 10, "train/loss": 1.5}, {"step": 10, "val/miou": 0.25}]
+        assert writers.read_metrics(path) == expected
+        assert list(expected[0]) == list(writers.read_metrics(path)[0])
+        writer.close()
+
+    def test_what_is_not_finite_is_null(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        writer = writers.JsonLines(path)
+        writer.scalars(1, {"a": float("nan"), "b": float("inf"), "c": -0.5})
+        writer.close()
+
+        def refuse(constant):
+            raise AssertionError(f"{constant} is not JSON")
+
+        line = path.read_text().strip()
+        assert json.loads(line, parse_constant=refuse) == {
+            "step": 1,
+            "a": None,
+            "b": None,
+            "c": -0.5,
+        }
+
+    def test_resuming_drops_later_lines_and_a_cut_one(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 10, "a": null}\n{"step": 20, "a": 2.0}\n{"step": 30}\n{"step": 4')
+        writer = writers.JsonLines(path, resume_step=20)
+        writer.scalars(30, {"a": 3})
+        writer.close()
+        assert [record["step"] for record in writers.read_metrics(path)] == [10, 20, 30]
+        assert path.read_text().startswith('{"step": 10, "a": null}\n')
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_line_cut_inside_a_number_is_not_believed(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 1}\n{"step": 2}')  # whole JSON, but maybe half a record
+        assert writers.read_metrics(path) == [{"step": 1}]
+
+    def test_a_fresh_run_starts_the_file_anew(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 10}\n')
+        writers.JsonLines(path).close()
+        assert path.read_text() == ""
+
+    def test_a_resumed_run_may_have_lost_its_file(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        writers.JsonLines(path, resume_step=5).close()
+        assert path.read_text() == ""
+
+    def test_a_spoilt_line_is_named(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 1}\n<<<<<<<\n{"step": 2}\n')
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
+            writers.read_metrics(path)
+
+    def test_an_object_store_gets_the_whole_file_on_close(self, monkeypatch):
+        uploads = []
+        monkeypatch.setattr(writers, "write_atomically", lambda path, text: uploads.append(text))
+        writer = writers.JsonLines("gs://bucket/metrics.jsonl")
+        writer.scalars(1, {"a": 1})
+        writer.scalars(2, {"a": 2})
+        assert uploads == [""]
+        writer.close()
+        assert uploads == ["", '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n']
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestConsole:
+    def drive(self, stream):
+        console = writers.Console(200, 100, "cwd", stream=stream)
+        for step in range(110, 201, 10):
+            console.scalars(step, {"train/loss": 1.25, "train/images_per_second": 210.0})
+        console.scalars(200, {"val/miou": 0.54321, "val/pixel_accuracy": 0.9, "val/loss": 0.5})
+        console.close()
+        return stream.getvalue()
+
+    def test_a_log_file_gets_one_line_a_call(self):
+        text = self.drive(io.StringIO())
+        lines = text.splitlines()
+        assert "\r" not in text
+        assert len(lines) == 11
+        assert lines[0].startswith("cwd: step 110/200, loss 1.2500, 210.0 images/s, 00:0")
+        assert lines[0].endswith("left")
+        assert lines[-1] == (
+            "cwd: step 200, val miou 54.32 %, val pixel accuracy 90.00 %, val loss 0.5"
+        )
+
+    def test_a_terminal_gets_a_bar_and_the_evaluation_on_a_line_of_its_own(self):
+        text = self.drive(Terminal())
+        assert "200/200, loss 1.2500, 210.0 images/s" in text
+        assert "\rcwd: step 200, val miou 54.32 %" in text
+        assert text.count("\n") == 2
+
+
+class TestWriters:
+    def test_tensorboard_and_fan_out(self, tmp_path):
+        everything = writers.Writers(
+            [
+                writers.JsonLines(tmp_path / "metrics.jsonl"),
+                writers.TensorBoard(tmp_path / "events", resume_step=5),
+            ]
+        )
+        everything.scalars(6, {"train/loss": 1.0})
+        everything.images(6, {"val/example_0": np.zeros((4, 8, 3), np.uint8)})
+        everything.close()
+        (events,) = (tmp_path / "events").iterdir()
+        assert b"train/loss" in events.read_bytes()
+        assert b"val/example_0" in events.read_bytes()
+        assert writers.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 6, "train/loss": 1.0}]
+
+    def test_one_that_fails_to_close_does_not_keep_the_others_open(self, tmp_path):
+        class Broken(writers.JsonLines):
+            def close(self):
+                super().close()
+                raise OSError("disk full")
+
+        broken = Broken(tmp_path / "a")
+        sound = writers.JsonLines(tmp_path / "b")
+        with pytest.raises(OSError, match="disk full"):
+            writers.Writers([broken, sound]).close()
+        with pytest.raises(ValueError, match="closed"):
+            sound.scalars(1, {})
+
+
+class TestFigures:
+    def test_colorize(self):
+        label = np.array([[0, 1], [2, 255]], np.uint8)
+        colors = figures.colorize(label, PALETTE)
+        assert colors.dtype == np.uint8
+        np.testing.assert_array_equal(colors, [[[0, 0, 0], [255, 0, 0]], [[0, 255, 0], [128] * 3]])
+
+    def test_panel_image_puts_the_pictures_side_by_side(self):
+        image = np.full((3, 5, 3), 9, np.uint8)
+        label = np.ones((3, 5), np.uint8)
+        panel = figures.panel_image(image, label, {"teacher": label, "student": label * 2}, PALETTE)
+        assert panel.shape == (3, 4 * 5 + 3 * 4, 3)
+        np.testing.assert_array_equal(panel[:, :5], image)
+        assert (panel[:, 5:9] == 255).all()
+        assert (panel[:, 9:14] == PALETTE[1]).all()
+        assert (panel[:, -5:] == PALETTE[2]).all()
+
+    def test_an_absent_class_is_said_to_be_absent(self):
+        iou = {"a": [0.0, np.nan], "b": [0.5, 0.25]}
+        (axes,) = figures.class_iou_bars(iou, ["zero", "absent in a"]).axes
+        assert [text.get_text() for text in axes.texts] == ["absent"]
+        assert axes.texts[0].get_position()[1] == pytest.approx(0.8)  # the upper bar of class 1
+
+    def test_curves_average_seeds_where_all_have_a_value(self):
+        seeds = [([1, 2, 3], [1.0, 2.0, 3.0]), ([1, 2], [3.0, 4.0])]
+        (axes,) = figures.curves({"a": seeds}, "loss").axes
+        np.testing.assert_array_equal(axes.lines[-1].get_xydata(), [[1, 2], [2, 3]])
+        assert len(axes.lines) == 3
+
+    def test_long_curves_are_averaged_in_equal_stretches(self):
+        (axes,) = figures.curves({"a": [(range(1000), [0.0, 2.0] * 500)]}, "loss").axes
+        values = np.asarray(axes.lines[0].get_ydata())
+        assert len(values) == 100
+        np.testing.assert_array_equal(values, 1.0)
+
+    @pytest.mark.parametrize(
+        "series",
+        [
+            {"a": [([1], [np.nan])]},
+            {"a": [([1], [1.0]), ([2], [1.0])]},  # seeds without a common step
+            {"_hidden": [([1, 2], [1.0, 2.0])], "$x": [([1, 2], [1.0, 2.0])]},
+        ],
+    )
+    def test_odd_curves_are_drawn(self, series):
+        element = figures.svg(figures.curves(series, "loss"))
+        assert element.startswith("<svg")
+        assert element.endswith("</svg>")
+
+    def test_a_legend_names_every_method(self):
+        names = [f"method_{index}" for index in range(10)] + ["_hidden"]
+        iou = {name: [0.5] for name in names}
+        element = figures.svg(figures.class_iou_bars(iou, ["sky"]))
+        assert all(f">{name}</text>" in element for name in names)
+
+    def test_colors_stay_with_their_method(self):
+        colors = figures.method_colors(["teacher", "plain", "cwd"], "teacher")
+        assert list(colors.values()) == [figures.TEACHER_COLOR, *figures.COLORS[:2]]
+
+
+class TestTables:
+    def test_markdown(self, comparison):
+        assert markdown_table(comparison).splitlines() == [
+            "| Method | mIoU % | vs plain | Pixel acc. % | Agreement % | Seeds | Parameters "
+            "| Images/s | Time |",
+            "| --- |" + " ---: |" * 8,
+            "| teacher | 62.87 | +20.87 | 75.00 | – | 1 | 13.1 M | 123.4 | 1:02:03 |",
+            "| plain | 42.00 ± 2.83 | – | 75.00 | 80.00 | 2 | 812 k | 123.4 | 0:01:05 |",
+            "| cwd | 51.00 ± 1.41 | +9.00 | 75.00 | 80.00 | 2 | 812 k | 123.4 | 0:01:05 |",
+        ]
+
+    def test_text_is_aligned(self, comparison):
+        lines = text_table(comparison).splitlines()
+        assert len({len(line) for line in lines}) == 1
+        assert lines[2].startswith("teacher         62.87    +20.87")
+        assert lines[4].startswith("cwd      51.00 ± 1.41     +9.00")
+
+    def test_columns_without_a_number_are_left_out(self):
+        table = markdown_table(report([run("big|net", "teacher", 0, 0.6)]))
+        assert "Agreement" not in table
+        assert "vs plain" not in table
+        assert "| big\\|net | 60.00 |" in table
+
+    def test_a_diverged_run_has_no_number(self):
+        runs = [run("plain", "plain", 0, 0.4), run("cwd", "taught", 0, float("nan"))]
+        assert "| cwd | – | 75.00 |" in markdown_table(report(runs))
+
+
+class TestReport:
+    def test_comparison(self, page):
+        assert "cwd gains 9.00 points of mIoU over the plain student" in page
+        assert "51.00 ± 1.41" in page
+        assert "+20.87" in page
+        assert "standard deviation" in page
+
+    def test_one_run(self, tmp_path):
+        write_report(tmp_path / "report.html", report([run("student", "plain", 0, 0.4321)]))
+        html = (tmp_path / "report.html").read_text()
+        assert "student: 43.21 % mIoU on val" in html
+        assert "vs plain" not in html
+
+    def test_a_loss_is_said_to_be_one(self, tmp_path):
+        runs = [run("plain", "plain", 0, 0.4), run("cwd", "taught", 0, 0.39)]
+        write_report(tmp_path / "report.html", report(runs))
+        html = (tmp_path / "report.html").read_text()
+        assert "cwd is 1.00 points below it" in html
+        assert "One seed each" in html
+
+    def test_names_are_escaped(self, page):
+        assert "<script" not in page
+        assert page.count(">&lt;script&gt;alert(1)&lt;/script&gt;</text>") == 1  # the bars
+        assert page.count("</i>&lt;script&gt;alert(1)&lt;/script&gt;") == 1  # the legend
+        assert "<title>A &lt;title&gt;</title>" in page
+        assert "weight: &lt;3&gt;" in page
+        assert "$\\frac$ &amp; 道" in page
+
+    def test_needs_nothing_from_outside(self, page):
+        assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+        assert "@import" not in page
+        addresses = re.findall(r'(?:src|href)="([^"]*)"|url\(([^)]*)\)', page)
+        assert len(addresses) > 3
+        for address in addresses:
+            assert "".join(address).startswith(("data:", "#"))
+
+    def test_ids_are_unique_so_that_no_chart_clips_another(self, page):
+        ids = re.findall(r'\bid="([^"]*)"', page)
+        assert len(ids) == len(set(ids)) > 0
+
+    def test_charts_of_every_term_that_was_logged(self, page):
+        titles = re.findall(r'aria-label="([^"]*)"', page)
+        assert titles[:4] == ["mIoU on val (%)", "loss", "cwd", "teacher"]
+
+    def test_many_classes_without_pictures_or_history(self, tmp_path):
+        names = [f"class {index}" for index in range(19)]
+        bare = run("student", "plain", 0, 0.5, class_iou=[0.5] * 19, history=[])
+        palette = np.zeros((19, 3), np.uint8)
+        few = report([bare], class_names=names, palette=palette, examples=[])
+        write_report(tmp_path / "report.html", few)
+        html = (tmp_path / "report.html").read_text()
+        assert "class 18" in html
+        assert "Predictions" not in html
+        assert "Training" not in html
+
+    def test_nan_class_in_one_seed_is_the_mean_of_the_others(self):
+        nan = float("nan")
+        runs = [
+            run("plain", "plain", 0, 0.4, class_iou=[0.2, nan, nan]),
+            run("plain", "plain", 1, 0.4, class_iou=[0.4, 0.5, nan]),
+        ]
+        (result,) = report(runs).methods()
+        np.testing.assert_allclose(result.class_iou, [0.3, 0.5, nan])
+
+    def test_history_with_null(self):
+        summary = dataclasses.replace(
+            run("a", "plain", 0, 0.4), history=[{"step": 1, "x": None}, {"step": 2}]
+        )
+        steps, values = summary.series("x")
+        assert steps == [1]
+        assert np.isnan(values).all()
