@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from kdjax import config as configuration
 
 
-def get_config() -> ConfigDict:
+def get_config() -> configuration.Config:
     """Returns the config."""
     config = configuration.default()
     config.steps = 400

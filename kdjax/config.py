@@ -14,6 +14,9 @@ from ml_collections import ConfigDict, config_flags
 from kdjax.distillation import terms as distillation_terms
 from kdjax.errors import UserError
 
+# What type checkers know of a config: its keys are set at run time (and locked by `default`).
+Config = Any
+
 
 def network(name: str = "", *, width: int = 64, dtype: str = "float32") -> dict[str, Any]:
     """A network by its name in `kdjax.models`; a width of 64 is the published one."""
@@ -33,9 +36,9 @@ def term(loss: str, **values: Any) -> dict[str, Any]:
     return {**distillation_terms.defaults(loss), **values}
 
 
-def default() -> ConfigDict:
+def default() -> Config:
     """Every key with its default. Locked: an unknown key is an error that names the nearest."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.seed = 0
     config.steps = 1000
     config.log_every = 50
@@ -93,14 +96,14 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def define_flag() -> flags.FlagHolder[ConfigDict]:
+def define_flag() -> flags.FlagHolder[Any]:
     """Defines `--config`, with `--config.key=value` for every leaf."""
     return config_flags.DEFINE_config_file(
         "config", None, "A config file, as configs/quickstart.py.", lock_config=True
     )
 
 
-def from_flag(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
+def from_flag(flag: flags.FlagHolder[Any]) -> Config:
     """Returns the config that the flags ask for.
 
     Raises:
@@ -129,12 +132,12 @@ def _why_unreadable(path: str) -> str:
     return f"{path}: get_config() returned no ConfigDict"
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """The config as it is stored in a workdir."""
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str) -> Config:
     """The config of a workdir; keys that the file does not hold take their defaults."""
     config = default()
     stored = json.loads(text)
@@ -152,7 +155,7 @@ def _tuples(tree: dict[str, Any]) -> None:
             _tuples(value)
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks the values that no type can check.
 
     Raises:

@@ -42,7 +42,7 @@ class Scores:
 
     @property
     def iou(self) -> np.ndarray:
-        """Intersection over union per class [K]; nan for a class in neither label nor prediction."""
+        """Intersection over union [K]; nan for a class that neither label nor prediction has."""
         hits = np.diag(self.confusion)
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from kdjax.config import Config
 from kdjax.errors import UserError
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
@@ -12,7 +13,7 @@ TEACHER = "teacher"
 PLAIN = "plain student"
 
 
-def compare(config: ConfigDict, workdir: str, seeds: Sequence[int]) -> list[Workdir]:
+def compare(config: Config, workdir: str, seeds: Sequence[int]) -> list[Workdir]:
     """Trains what is missing of a comparison and returns the workdirs of all its runs.
 
     Layout: `teacher/` and `<method>/seed<N>/` in the workdir, each a workdir of `kdjax.train`. A
@@ -38,8 +39,10 @@ def compare(config: ConfigDict, workdir: str, seeds: Sequence[int]) -> list[Work
         train(_teacher_config(config), str(files.path), label=TEACHER, method=TEACHER, role=TEACHER)
         checkpoint = str(files.student)
         runs.append(files)
+    # The plain student first: it is what every other method is measured against.
+    methods = sorted(config.compare.methods.items(), key=lambda method: len(method[1]))
     for seed in seeds:
-        for name, terms in config.compare.methods.items():
+        for name, terms in methods:
             files = Workdir(root.path / name / f"seed{seed}")
             train(
                 _student_config(config, terms, checkpoint, seed),
@@ -52,7 +55,7 @@ def compare(config: ConfigDict, workdir: str, seeds: Sequence[int]) -> list[Work
     return runs
 
 
-def _teacher_config(config: ConfigDict) -> ConfigDict:
+def _teacher_config(config: Config) -> Config:
     """The teacher's own training: the students' recipe with its network, steps and rate."""
     teacher = config.copy_and_resolve_references()
     with teacher.unlocked():
@@ -67,7 +70,7 @@ def _teacher_config(config: ConfigDict) -> ConfigDict:
     return teacher
 
 
-def _student_config(config: ConfigDict, terms: ConfigDict, teacher: str, seed: int) -> ConfigDict:
+def _student_config(config: Config, terms: Config, teacher: str, seed: int) -> Config:
     student = config.copy_and_resolve_references()
     with student.unlocked():
         student.terms = terms.copy_and_resolve_references()

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from kdjax.config import Config
 from kdjax.errors import UserError
 
 PANEL_EXAMPLES = 4
@@ -24,7 +24,7 @@ class Images:
       UserError: when the set is not prepared, or has no such split.
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         # Here and not above: reading data needs TensorFlow, which the rest can do without.
         from kdjax.data import sets
 

@@ -3,9 +3,8 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from ml_collections import ConfigDict
-
 from kdjax import config as configuration
+from kdjax.config import Config
 from kdjax.experiments import environment
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network, predict_examples
@@ -14,7 +13,7 @@ from kdjax.reporting.results import Example, Report
 
 
 def make_report(
-    config: ConfigDict,
+    config: Config,
     images: Images,
     runs: Sequence[Workdir],
     panels: Mapping[str, str],

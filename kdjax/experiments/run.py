@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
+from kdjax.config import Config
 from kdjax.distillation import terms as distillation_terms
 from kdjax.distillation.objective import Objective
 from kdjax.errors import UserError
@@ -16,8 +16,8 @@ from kdjax.evaluation.evaluator import Predictor, evaluate
 from kdjax.evaluation.metrics import Scores
 from kdjax.experiments import environment
 from kdjax.experiments.images import Images
-from kdjax.experiments.workdir import Workdir
 from kdjax.experiments.networks import Network, predict_examples
+from kdjax.experiments.workdir import Workdir
 from kdjax.models import create, saved
 from kdjax.models.saved import NetworkInfo
 from kdjax.reporting import figures, writers
@@ -30,7 +30,7 @@ from kdjax.training.state import TrainState, create_state
 from kdjax.training.step import Side, make_train_step
 
 
-def train(config: ConfigDict, workdir: str, *, label: str, method: str, role: Role) -> None:
+def train(config: Config, workdir: str, *, label: str, method: str, role: Role) -> None:
     """Trains the student of a config, or continues where an earlier call stopped.
 
     A finished run is left as it is. Afterwards the workdir holds the student as a network
@@ -152,7 +152,7 @@ def train(config: ConfigDict, workdir: str, *, label: str, method: str, role: Ro
         )
 
 
-def _make_student(config: ConfigDict, images: Images) -> tuple[nnx.Module, NetworkInfo]:
+def _make_student(config: Config, images: Images) -> tuple[nnx.Module, NetworkInfo]:
     """The network to train, fresh or from a checkpoint."""
     info = NetworkInfo(
         name=config.student.name,
@@ -187,7 +187,7 @@ def _make_student(config: ConfigDict, images: Images) -> tuple[nnx.Module, Netwo
     )
 
 
-def _load_teacher(config: ConfigDict) -> Network | None:
+def _load_teacher(config: Config) -> Network | None:
     if not config.terms:
         return None
     if not config.teacher.checkpoint:
@@ -207,7 +207,7 @@ def _load_teacher(config: ConfigDict) -> Network | None:
 
 
 def _resolve_terms(
-    config: ConfigDict, student: Any, teacher: Network | None
+    config: Config, student: Any, teacher: Network | None
 ) -> tuple[distillation_terms.Term, ...]:
     if teacher is None:
         return ()
@@ -226,7 +226,7 @@ class _Evaluation:
     """Scores and pictures of a student beside its teacher."""
 
     def __init__(
-        self, config: ConfigDict, images: Images, placement: Placement, teacher: Network | None
+        self, config: Config, images: Images, placement: Placement, teacher: Network | None
     ):
         self._config = config
         self._images = images

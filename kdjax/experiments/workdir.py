@@ -6,9 +6,9 @@ import statistics
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from kdjax import config as configuration
+from kdjax.config import Config
 from kdjax.errors import UserError
 from kdjax.reporting.files import write_atomically
 from kdjax.reporting.results import RunSummary
@@ -43,7 +43,7 @@ class Workdir:
         self.student = self.path / "student"
         self.report = self.path / "report.html"
 
-    def claim(self, config: ConfigDict) -> None:
+    def claim(self, config: Config) -> None:
         """Writes the config, or checks that it is the one that the workdir was made with.
 
         Raises:
@@ -71,7 +71,7 @@ class Workdir:
         except OSError as error:
             raise UserError(f"cannot write to --workdir {self.path}: {error.strerror}") from error
 
-    def read_config(self) -> ConfigDict:
+    def read_config(self) -> Config:
         """The config of the run that the workdir holds.
 
         Raises:

@@ -100,6 +100,7 @@ class ConvNorm(nnx.Module):
         self.relu = relu
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
+        """Applies the three; `train` uses batch statistics and updates the running ones."""
         x = self.norm(self.conv(x), use_running_average=not train)
         return nnx.relu(x) if self.relu else x
 
@@ -131,10 +132,11 @@ class Classifier(nnx.Module):
     def __call__(
         self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w K"]:
+        """Returns class scores; `rngs` is needed where `train` drops channels."""
         return self.conv(self.dropout(x, deterministic=not train, rngs=rngs))
 
 
-def resize(x: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+def resize(x: Float[Array, "B H W C"], size: tuple[int, ...]) -> Float[Array, "B h w C"]:
     """Resizes bilinearly, half-pixel centres, no antialiasing (torch's align_corners=False)."""
     if x.shape[1:3] == tuple(size):
         return x

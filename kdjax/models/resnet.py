@@ -37,6 +37,7 @@ class BasicBlock(nnx.Module):
         self.downsample = _downsample(in_channels, channels, stride, dtype, rngs)
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
+        """Adds the block's output to its shortcut, then rectifies."""
         shortcut = x if self.downsample is None else self.downsample(x, train=train)
         return nnx.relu(shortcut + self.conv2(self.conv1(x, train=train), train=train))
 
@@ -65,6 +66,7 @@ class Bottleneck(nnx.Module):
         self.downsample = _downsample(in_channels, out_channels, stride, dtype, rngs)
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
+        """Adds the block's output to its shortcut, then rectifies."""
         shortcut = x if self.downsample is None else self.downsample(x, train=train)
         x = self.conv2(self.conv1(x, train=train), train=train)
         return nnx.relu(shortcut + self.conv3(x, train=train))

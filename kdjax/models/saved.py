@@ -45,7 +45,7 @@ class NetworkInfo:
     width: int
     auxiliary: bool
     class_names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[tuple[int, ...], ...]
     preprocessing: Preprocessing = IMAGENET
     source: str = ""
     fingerprint: str = ""

@@ -4,14 +4,16 @@ from typing import Any
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
 # Path parts of what is trained from scratch on top of a backbone.
 HEADS = ("head", "auxiliary_head", "adapters")
 
 
-def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Poly decay `(start - end) * (1 - step / steps)^power + end`, after a linear warm-up."""
+def learning_rate_schedule(config: Any, steps: int) -> optax.Schedule:
+    """The learning rate of `config.optimizer`, by step.
+
+    Poly decay `(start - end) * (1 - step / steps)^power + end`, times a linear warm-up.
+    """
     poly = optax.polynomial_schedule(
         config.learning_rate, config.min_learning_rate, config.poly_power, steps
     )
@@ -22,7 +24,7 @@ def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     return lambda step: warmup(step) * poly(step)
 
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
     """Builds the gradient transformation of `config.optimizer` for a run of `steps`.
 
     SGD's weight decay is added to the gradient before the momentum, as in PyTorch; AdamW's is

@@ -105,7 +105,7 @@ def make_train_step(
             metrics = jax.tree.map(jnp.mean, metrics)
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             new = (params["student"], model_state)

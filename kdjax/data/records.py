@@ -1,0 +1,72 @@
+"""Random access to the records of a prepared split, and their decoding."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from kdjax.data._tensorflow import tf
+
+_SCHEMA = {key: tf.io.FixedLenFeature([], tf.string) for key in ("image", "label", "name")}
+_READ_SIZE = 32  # records fetched by one call when many are read in a row
+
+
+class Records:
+    """Serialized examples of one split, by index. Safe to read from several threads at once."""
+
+    def __init__(self, files: Sequence[str], length: int):
+        """Looks into array_record `files`, which hold `length` records together."""
+        self._source = ArrayRecordDataSource(list(files))
+        if len(self._source) != length:
+            raise ValueError(f"{files} hold {len(self._source)} records instead of {length}")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """The records at `indices`, in that order."""
+        return list(self._source.__getitems__(indices))
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """As `read`, from within a graph: int64 `[B]` to strings `[B]`."""
+
+        def read(indices: np.ndarray) -> np.ndarray:
+            return np.array(self.read(indices.tolist()), object)
+
+        return tf.ensure_shape(tf.numpy_function(read, [indices], tf.string), [None])
+
+    def names(self) -> list[str]:
+        """The names of all examples, without decoding their images."""
+        schema = {"name": _SCHEMA["name"]}
+        names: list[str] = []
+        for start in range(0, len(self), _READ_SIZE):
+            records = self.read(range(start, min(start + _READ_SIZE, len(self))))
+            names += [
+                name.decode() for name in tf.io.parse_example(records, schema)["name"].numpy()
+            ]
+        return names
+
+    def decoded(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Examples at `indices`, in that order, decoded in parallel: `decode`'s, as NumPy."""
+        examples = (
+            tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+            .batch(_READ_SIZE)
+            .map(self.fetch)
+            .unbatch()
+            .map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(4)
+        )
+        return cast(Iterator[dict[str, Any]], examples.as_numpy_iterator())
+
+
+def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
+    example = tf.io.parse_single_example(record, _SCHEMA)
+    image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
+    label = tf.io.decode_png(example["label"], channels=1)
+    return {
+        "image": tf.ensure_shape(image, [None, None, 3]),
+        "label": label[..., 0],
+        "name": example["name"],
+    }

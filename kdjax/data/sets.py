@@ -1,0 +1,266 @@
+"""Finds, prepares and opens data sets. A set is opened whole or not at all."""
+
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+from tensorflow_datasets.core import registered
+
+from kdjax.data import builder as builders
+from kdjax.data._tensorflow import tf
+from kdjax.data.records import Records
+from kdjax.errors import UserError
+
+# Written last, before the set is moved to its place: what the records were made from.
+_RECEIPT = "kdjax.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSet:
+    """A data set whose records lie on a disk of this machine.
+
+    `palette` holds an RGB colour a class, `splits` the number of examples of each split.
+    `fingerprint` is 16 hexadecimal digits that change with the content or order of the records.
+    """
+
+    name: str
+    directory: pathlib.Path
+    class_names: tuple[str, ...]
+    palette: UInt8[np.ndarray, "K 3"]
+    fingerprint: str
+    _records: Mapping[str, Records] = dataclasses.field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """K: labels are 0..K-1, and 255 where ignored."""
+        return len(self.class_names)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of examples by split."""
+        return {split: len(records) for split, records in self._records.items()}
+
+    def records(self, split: str) -> Records:
+        """The records of `split`, by index.
+
+        Raises:
+            UserError: the set has no such split.
+        """
+        if split not in self._records:
+            raise UserError(
+                f"data set {self.name} has no split {split!r}; it has {', '.join(self._records)}"
+            )
+        return self._records[split]
+
+
+def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
+    """Whether `data_dir` holds the complete set `name`, in its present version.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    return (_directory(_builder_class(name), data_dir) / _RECEIPT).is_file()
+
+
+def open_set(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
+    """Opens the prepared set `name` in `data_dir`; one that needs no source is made there first.
+
+    Raises:
+        UserError: there is no such data set, or it has not been prepared.
+    """
+    builder_class = _builder_class(name)
+    if not is_prepared(name, data_dir):
+        if not builder_class.NEEDS_SOURCE:
+            return prepare(name, data_dir)
+        raise UserError(
+            f"data set {name} has not been prepared in {data_dir}; run: "
+            f"python -m kdjax.prepare {name} --source DIR --data_dir {data_dir}"
+        )
+    return _open(_directory(builder_class, data_dir))
+
+
+def prepare(
+    name: str,
+    data_dir: str | os.PathLike[str],
+    *,
+    source: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> PreparedSet:
+    """Makes the records of `name` in `data_dir`, or opens them where that was done before.
+
+    A set takes its place in `data_dir` by one rename when it is complete; whatever fails before
+    leaves nothing behind. A second process that prepares the same set waits for the first.
+
+    Args:
+        name: which data set.
+        data_dir: where prepared sets are kept.
+        source: folder with the original files; None for a set that is made, not converted.
+        **options: what the builder takes beside its source, such as `ignore` of `folder`.
+
+    Raises:
+        UserError: the source is not what the builder expects, `data_dir` cannot be written to, or
+            it holds the set already, but made from another source or with other options.
+    """
+    builder_class = _builder_class(name)
+    if unknown := sorted(options.keys() - set(builder_class.OPTIONS)):
+        allowed = ", ".join(builder_class.OPTIONS) or "none"
+        raise UserError(f"data set {name} takes no option {unknown[0]!r}; it takes: {allowed}")
+    if builder_class.NEEDS_SOURCE:
+        if source is None:
+            raise UserError(f"data set {name} is made from files: name their folder by --source")
+        options["source"] = os.path.realpath(source)
+    elif source is not None:
+        raise UserError(f"data set {name} is generated: leave --source out")
+    made_from = json.loads(json.dumps(options))
+    directory = _directory(builder_class, data_dir)
+    with _lock(directory.parent):
+        if not (directory / _RECEIPT).is_file():
+            _write(builder_class, options, directory, made_from)
+        elif (before := _receipt(directory)["made_from"]) != made_from:
+            raise UserError(
+                f"{directory} was made from {before}, not from {made_from}; "
+                "remove it, or prepare into another --data_dir"
+            )
+    return _open(directory)
+
+
+def _write(
+    builder_class: type[builders.SegmentationBuilder],
+    options: dict[str, Any],
+    directory: pathlib.Path,
+    made_from: dict[str, Any],
+) -> None:
+    staging = directory.parent / ".incomplete"
+    # Either may have been left by a process that was killed; only a receipt makes a set complete.
+    for leftover in (staging, directory):
+        shutil.rmtree(leftover, ignore_errors=True)
+    tfds.disable_progress_bar()
+    try:
+        builder = builder_class(data_dir=staging, file_format="array_record", **options)
+        # TFDS announces the folder that it writes to, which is not where the set will be.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+        written = pathlib.Path(builder.data_path)
+        receipt = {"made_from": made_from, "fingerprint": _fingerprint(_open_records(builder))}
+        (written / _RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
+        written.rename(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _open(directory: pathlib.Path) -> PreparedSet:
+    builder = tfds.builder_from_directory(directory)
+    metadata = builder.info.metadata or {}
+    return PreparedSet(
+        name=builder.name,
+        directory=directory,
+        class_names=tuple(metadata["class_names"]),
+        palette=np.asarray(metadata["palette"], np.uint8),
+        fingerprint=_receipt(directory)["fingerprint"],
+        _records=_open_records(builder),
+    )
+
+
+def _open_records(builder: tfds.core.DatasetBuilder) -> dict[str, Records]:
+    return {
+        split: Records([os.fspath(path) for path in info.filepaths], info.num_examples)
+        for split, info in builder.info.splits.items()
+    }
+
+
+def _receipt(directory: pathlib.Path) -> dict[str, Any]:
+    return json.loads((directory / _RECEIPT).read_text())
+
+
+def _fingerprint(records: Mapping[str, Records]) -> str:
+    digest = hashlib.sha256()
+    for split in sorted(records):
+        digest.update(f"{split} {len(records[split])}\n".encode())
+        for index in range(len(records[split])):
+            # Field by field: a serialized example does not keep the order of its fields.
+            example = tf.train.Example.FromString(*records[split].read([index]))
+            for key in ("name", "image", "label"):
+                (value,) = example.features.feature[key].bytes_list.value
+                digest.update(hashlib.sha256(value).digest())
+    return digest.hexdigest()[:16]
+
+
+def _directory(
+    builder_class: type[builders.SegmentationBuilder], data_dir: str | os.PathLike[str]
+) -> pathlib.Path:
+    if "://" in str(data_dir):
+        raise UserError(
+            f"data_dir {data_dir} is not a local folder: records are read by random access, "
+            "so copy the prepared set to a disk of this machine"
+        )
+    return pathlib.Path(data_dir) / builder_class.name / str(builder_class.VERSION)
+
+
+@contextlib.contextmanager
+def _lock(directory: pathlib.Path) -> Iterator[None]:
+    """Lets one process at a time work in `directory`, which is made where it is missing."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to data_dir: {directory}: {error.strerror}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _builders_root() -> pathlib.Path:
+    """The folder of builders: `datasets/` of the checkout, or what KDJAX_DATASETS names."""
+    default = pathlib.Path(__file__).resolve().parents[2] / "datasets"
+    return pathlib.Path(os.environ.get("KDJAX_DATASETS", default))
+
+
+def _builder_class(name: str) -> type[builders.SegmentationBuilder]:
+    root = _builders_root()
+    if not root.is_dir():
+        raise UserError(
+            f"no folder of data set builders at {root}; set KDJAX_DATASETS to the `datasets` "
+            "folder of a kdjax checkout"
+        )
+    known = sorted(
+        path.parent.name for path in root.glob("*/*.py") if path.stem == path.parent.name
+    )
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise UserError(f"unknown data set {name!r}; {hint}known: {', '.join(known)}")
+    return _load_builder(root / name / f"{name}.py")
+
+
+@functools.cache
+def _load_builder(path: pathlib.Path) -> type[builders.SegmentationBuilder]:
+    """Loads a builder by its path: `datasets` is not a package, so as not to hide another one."""
+    spec = importlib.util.spec_from_file_location(f"kdjax_datasets_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # TFDS keeps one registry of names, in which ours might meet its own.
+    with registered.skip_registration():
+        spec.loader.exec_module(module)
+    for value in vars(module).values():
+        if (
+            isinstance(value, type)
+            and value.__module__ == module.__name__
+            and issubclass(value, builders.SegmentationBuilder)
+        ):
+            return value
+    raise TypeError(f"{path} defines no SegmentationBuilder")

@@ -1,0 +1,356 @@
+"""Losses under infinitely many augmentations of the student's features.
+
+Every feature vector is moved by Gaussian noise with the covariance of its class, and the expected
+loss is replaced by an upper bound that can be written down (ISDA for the labels, FAKD for a
+teacher). All bounds rest on two facts, `E exp(u.z) = exp(u' Sigma u / 2)` and `E log <= log E`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses._arrays import einsum, is_class
+from kdjax.losses._checks import (
+    check_labels,
+    check_map,
+    check_not_negative,
+    check_option,
+    check_positive,
+    shape_of,
+)
+from kdjax.losses._cross_entropy import cross_entropy
+from kdjax.losses._divergence import softmax_kl
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+
+def fakd_kl(
+    student_features: Float[Array, "*batch H W A"],
+    kernel: Float[Array, "A C"],
+    bias: Float[Array, " C"] | None,
+    teacher_logits: Float[Array, "*batch H W C"],
+    labels: Int[Array, "*batch H W"],
+    covariance: Float[Array, "C A"] | Float[Array, "C A A"],
+    *,
+    strength: float | Array,
+    temperature: float | Array = 1.0,
+    bound: Literal["soft", "pairwise", "label", "student", "none"] = "soft",
+    ignore_label: int = 255,
+) -> Float[Array, "*batch H W"]:
+    """Feature-augmented distillation: a bound on the pixelwise KL under augmented features.
+
+    With features `x`, scores `s = x kernel + bias`, teacher `p = softmax(teacher_logits / t)` and
+    `x~ = x + z`, `z ~ N(0, strength Sigma_y)` for a pixel of class `y`, for any vector `v`
+
+        E[t^2 KL(p || softmax(s~ / t))] <= F(v)
+        F(v) = t^2 (KL(p || softmax(s / t)) + log sum_j exp(s_j / t + d_j) - log sum_j exp(s_j / t))
+        d_j = strength / (2 t^2) (w_j - v)' Sigma_y (w_j - v)
+
+    where `w_j` is the kernel's column of class `j`. The options are choices of `v`:
+
+    - `"soft"`: `sum_c p_c w_c`, the teacher's mean column;
+    - `"pairwise"`: no single one, but `sum_c p_c F(w_c)`: ISDA's argument for each class in turn.
+      Never below `"soft"`, and the only one that costs P C^2;
+    - `"label"`: `w_y`, the augmented scores of ISDA;
+    - `"student"`: `sum_c q_c w_c` with the student's own `q = softmax(s / t)` held constant: one
+      step towards the tightest `v`;
+    - `"none"`: 0.
+
+    All of them equal the plain loss at strength 0, are never below it, and grow with the strength.
+
+    Args:
+        student_features: Input `[..., H, W, A]` of the student's last 1x1 convolution.
+        kernel: Its kernel `[A, C]`.
+        bias: Its bias `[C]`, or None.
+        teacher_logits: `[..., H, W, C]`; they receive no gradient.
+        labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
+        covariance: Of the student's features in each class, `[C, A]` (diagonal) or `[C, A, A]`, as
+            in `ClassStatistics.covariance`; it receives no gradient.
+        strength: Scale of the augmentation; usually grows linearly from 0 over the training.
+        temperature: Softens both distributions. A setting: it receives no gradient.
+        bound: Which bound.
+        ignore_label: The label of pixels that do not count.
+
+    Returns:
+        float32 `[..., H, W]`, 0 where the label is `ignore_label`. `valid_mean` over the other
+        pixels is the loss; the plain mean is the same where nothing is ignored.
+
+    Raises:
+        TypeError: If a map is not floating point or the labels are not integers.
+        ValueError: If shapes do not fit, the strength is negative, the temperature not positive or
+            `bound` unknown.
+
+    Source:
+        Yuan et al., "FAKD: Feature augmented knowledge distillation for semantic segmentation"
+        (2022). The abstract asks for an upper bound of the expected loss over infinitely many
+        augmentations; `"pairwise"` is most likely the paper's, the others are ours, all derived in
+        docs/methods. No code was published. Putting the augmented scores `s / t + d` straight into
+        the divergence is not a bound: it forgets that `d` raises the scores of the teacher's
+        classes as well, and can fall below the plain loss.
+    """
+    scores, teacher, member = _head(
+        student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
+    )
+    check_not_negative("strength", strength)
+    check_positive("temperature", temperature)
+    check_option("bound", bound, ("soft", "pairwise", "label", "student", "none"))
+    covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
+    kernel = kernel.astype(jnp.float32)
+    if bound != "none":
+        # The distances do not see a shift of all columns; without it their squares are smallest.
+        kernel -= jnp.mean(kernel, axis=-1, keepdims=True)
+    scores, target = scores / temperature, jax.nn.softmax(teacher / temperature)
+    scale = strength / (2 * temperature**2)
+
+    if bound == "pairwise":
+        classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
+        table = scale * _spread(kernel, covariance, classes[:, None], classes[None])
+
+        def add_class(total, of_class):
+            share, spread = of_class
+            added = einsum("...k,kj->...j", member, spread)
+            return total + share * _growth(scores, added, axis=-1), None
+
+        growth, _ = jax.lax.scan(
+            jax.checkpoint(add_class, prevent_cse=False),
+            jnp.zeros_like(scores[..., 0]),
+            (jnp.moveaxis(target, -1, 0), jnp.moveaxis(table, 1, 0)),
+        )
+    else:
+        anchor = {
+            "soft": target,
+            "label": member,
+            "student": jax.lax.stop_gradient(jax.nn.softmax(scores)),
+            "none": jnp.zeros_like(target),
+        }[bound]
+        spread = _spread(kernel, covariance, member, anchor)
+        growth = _growth(scores, scale * spread, axis=-1)
+
+    values = temperature**2 * (softmax_kl(scores, teacher / temperature, 1.0, axis=-1) + growth)
+    return jnp.where(labels.astype(jnp.int32) == ignore_label, 0.0, values)
+
+
+def fakd_cwd(
+    student_features: Float[Array, "*batch H W A"],
+    kernel: Float[Array, "A C"],
+    bias: Float[Array, " C"] | None,
+    teacher_logits: Float[Array, "*batch H W C"],
+    labels: Int[Array, "*batch H W"],
+    covariance: Float[Array, "C A"] | Float[Array, "C A A"],
+    *,
+    strength: float | Array,
+    temperature: float | Array = 4.0,
+    ignore_label: int = 255,
+) -> Float[Array, "*batch C"]:
+    """Feature-augmented distillation: a bound on channel-wise distillation.
+
+    `cwd` of the scores, plus `t^2 (log sum_i exp(s_ci / t + d_ci) - log sum_i exp(s_ci / t))` over
+    the pixels `i`, with `d_ci = strength / (2 t^2) w_c' Sigma_y w_c` for a pixel of class `y`: an
+    upper bound of the expected `cwd` under augmented features, however the pixels' noise depends
+    on one another. Pixels of a class that varies much weigh more in the student's normalizer.
+
+    Args:
+        student_features: As in `fakd_kl`.
+        kernel: As in `fakd_kl`.
+        bias: As in `fakd_kl`; adding it changes nothing here.
+        teacher_logits: As in `fakd_kl`.
+        labels: As in `fakd_kl`.
+        covariance: As in `fakd_kl`.
+        strength: As in `fakd_kl`.
+        temperature: As in `cwd`.
+        ignore_label: The label of pixels that are not augmented. They do take part in the maps, as
+            in `cwd`.
+
+    Returns:
+        float32 `[..., C]`; the plain mean is the loss.
+
+    Raises:
+        TypeError: If a map is not floating point or the labels are not integers.
+        ValueError: If shapes do not fit, the strength is negative or the temperature not positive.
+
+    Source:
+        Yuan et al. (2022), see `fakd_kl`: that FAKD plugs into other losses is in the abstract,
+        this bound is ours.
+    """
+    scores, teacher, member = _head(
+        student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
+    )
+    check_not_negative("strength", strength)
+    check_positive("temperature", temperature)
+    covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
+    classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
+    table = _spread(kernel.astype(jnp.float32), covariance, classes, 0 * classes)
+    added = strength / (2 * temperature**2) * einsum("...k,kc->...c", member, table)
+    growth = _growth(scores / temperature, added, axis=(-3, -2))
+    return temperature**2 * (softmax_kl(scores, teacher, temperature, axis=(-3, -2)) + growth)
+
+
+def isda_logits(
+    features: Float[Array, "*batch H W A"],
+    kernel: Float[Array, "A C"],
+    bias: Float[Array, " C"] | None,
+    labels: Int[Array, "*batch H W"],
+    covariance: Float[Array, "C A"] | Float[Array, "C A A"],
+    *,
+    strength: float | Array,
+    ignore_label: int = 255,
+) -> Float[Array, "*batch H W C"]:
+    """Scores whose cross-entropy bounds the expected one under augmented features.
+
+    `s_j + strength / 2 (w_j - w_y)' Sigma_y (w_j - w_y)` with `s = features kernel + bias` and `y`
+    the pixel's label; plain scores where the label is `ignore_label`. They are for cross-entropy
+    with the labels and for nothing else; ISDA resizes them to the labels' size first:
+    `upsampled_cross_entropy(isda_logits(...), labels, align_corners=True)`.
+
+    Args:
+        features: Input `[..., H, W, A]` of the last 1x1 convolution.
+        kernel: Its kernel `[A, C]`.
+        bias: Its bias `[C]`, or None.
+        labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
+        covariance: Of the features in each class, `[C, A]` (diagonal) or `[C, A, A]`; it receives
+            no gradient, scores and kernel do.
+        strength: Scale of the augmentation; ISDA lets it grow linearly from 0 to 7.5 in
+            segmentation.
+        ignore_label: The label of pixels that are not augmented.
+
+    Returns:
+        float32 `[..., H, W, C]`.
+
+    Raises:
+        TypeError: If the features are not floating point or the labels not integers.
+        ValueError: If shapes do not fit or the strength is negative.
+
+    Source:
+        Wang et al., "Implicit semantic data augmentation for deep networks" (NeurIPS 2019), the
+        formula as in the authors' segmentation code, which uses the diagonal covariance.
+    """
+    check_map("features", features)
+    member = _check_head(features, kernel, bias, labels, covariance, ignore_label)
+    check_not_negative("strength", strength)
+    kernel = kernel.astype(jnp.float32)
+    covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
+    centred = kernel - jnp.mean(kernel, axis=-1, keepdims=True)
+    classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
+    table = _spread(centred, covariance, classes, classes)
+    return _scores(features, kernel, bias) + strength / 2 * einsum("...k,kj->...j", member, table)
+
+
+def isda_cross_entropy(
+    features: Float[Array, "*batch H W A"],
+    kernel: Float[Array, "A C"],
+    bias: Float[Array, " C"] | None,
+    labels: Int[Array, "*batch H W"],
+    covariance: Float[Array, "C A"] | Float[Array, "C A A"],
+    *,
+    strength: float | Array,
+    ignore_label: int = 255,
+) -> Float[Array, "*batch H W"]:
+    """Implicit semantic data augmentation: `cross_entropy` of `isda_logits`.
+
+    An upper bound of the expected cross-entropy when every feature vector is moved by
+    `N(0, strength Sigma_y)`; the plain cross-entropy at strength 0.
+
+    Args:
+        features: As in `isda_logits`.
+        kernel: As in `isda_logits`.
+        bias: As in `isda_logits`.
+        labels: As in `isda_logits`.
+        covariance: As in `isda_logits`.
+        strength: As in `isda_logits`.
+        ignore_label: The label of pixels that do not count.
+
+    Returns:
+        float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
+
+    Raises:
+        TypeError: If the features are not floating point or the labels not integers.
+        ValueError: If shapes do not fit or the strength is negative.
+    """
+    logits = isda_logits(
+        features, kernel, bias, labels, covariance, strength=strength, ignore_label=ignore_label
+    )
+    return cross_entropy(logits, labels, ignore_label=ignore_label)
+
+
+def _head(features, kernel, bias, teacher_logits, labels, covariance, ignore_label):
+    """Checks the arguments; the student's scores, the teacher's, and each pixel's class."""
+    check_map("student_features", features)
+    check_map("teacher_logits", teacher_logits)
+    member = _check_head(features, kernel, bias, labels, covariance, ignore_label)
+    expected = (*features.shape[:-1], kernel.shape[-1])
+    if teacher_logits.shape != expected:
+        raise ValueError(
+            f"teacher_logits must be {list(expected)}, as student_features {shape_of(features)} "
+            f"and kernel {shape_of(kernel)} give, got {shape_of(teacher_logits)}; both networks "
+            "need the same classes and the same size"
+        )
+    teacher = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
+    return _scores(features, kernel, bias), teacher, member
+
+
+def _check_head(features, kernel, bias, labels, covariance, ignore_label):
+    channels = features.shape[-1]
+    if kernel.ndim != 2 or kernel.shape[0] != channels:
+        raise ValueError(
+            f"kernel must be [{channels}, C], as the features are {shape_of(features)}, "
+            f"got {shape_of(kernel)}"
+        )
+    classes = kernel.shape[-1]
+    if bias is not None and bias.shape != (classes,):
+        raise ValueError(
+            f"bias must be [{classes}], as the kernel is {shape_of(kernel)}, got {shape_of(bias)}"
+        )
+    check_labels(labels, features.shape[:-1], "features")
+    if covariance.shape not in ((classes, channels), (classes, channels, channels)):
+        raise ValueError(
+            f"covariance must be [{classes}, {channels}] (diagonal) or "
+            f"[{classes}, {channels}, {channels}] (full), got {shape_of(covariance)}"
+        )
+    return is_class(labels, classes, ignore_label).astype(jnp.float32)
+
+
+def _scores(features, kernel, bias):
+    scores = einsum("...a,ac->...c", features.astype(jnp.float32), kernel.astype(jnp.float32))
+    return scores if bias is None else scores + bias.astype(jnp.float32)
+
+
+def _spread(kernel, covariance, member, anchor):
+    """`(w_j - v)' Sigma_y (w_j - v)` for every class j, with `v = sum_c anchor_c w_c`.
+
+    `member` `[..., C]` marks the class y and selects the covariance; a row of zeros selects none.
+    """
+    if covariance.ndim == 2:
+        variance = einsum("...k,ka->...a", member, covariance)
+        centre = einsum("...c,ac->...a", anchor, kernel)
+        return (
+            einsum("...a,aj->...j", variance, jnp.square(kernel))
+            - 2 * einsum("...a,aj->...j", variance * centre, kernel)
+            + jnp.sum(variance * jnp.square(centre), axis=-1, keepdims=True)
+        )
+
+    # Class by class, in the space of classes: one covariance per pixel would not fit anywhere.
+    def add_class(total, of_class):
+        member, covariance = of_class
+        gram = einsum("ai,ab,bj->ij", kernel, covariance, kernel)
+        towards = einsum("...c,cj->...j", anchor, gram)
+        spread = jnp.diagonal(gram) - 2 * towards
+        spread += jnp.sum(towards * anchor, axis=-1, keepdims=True)
+        return total + member[..., None] * spread, None
+
+    shape = jnp.broadcast_shapes(member.shape, anchor.shape)
+    total, _ = jax.lax.scan(
+        jax.checkpoint(add_class, prevent_cse=False),
+        jnp.zeros(shape, jnp.float32),
+        (jnp.moveaxis(member, -1, 0), covariance),
+    )
+    return total
+
+
+def _growth(scores, added, axis):
+    """How much `log sum exp` grows when something is added to the scores."""
+    scores = scores - jax.lax.stop_gradient(jnp.max(scores, axis, keepdims=True))
+    return jax.nn.logsumexp(scores + added, axis) - jax.nn.logsumexp(scores, axis)

@@ -1,0 +1,202 @@
+"""Cross-entropy with the labels, at the size of the logits or at the size of the labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses._arrays import einsum
+from kdjax.losses._checks import check_label_dtype, check_labels, check_map, shape_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch H W C"],
+    labels: Int[Array, "*batch H W"],
+    *,
+    ignore_label: int = 255,
+) -> Float[Array, "*batch H W"]:
+    """Cross-entropy of every pixel with its label.
+
+    `-log softmax(logits)[label]`, and 0 where the label is `ignore_label`. A label that is neither
+    a class nor `ignore_label` gives NaN: a wrong label map must not train in silence.
+
+    Args:
+        logits: Scores `[..., H, W, C]`, any floating type.
+        labels: Class indices `[..., H, W]`, any integer type.
+        ignore_label: The label of pixels that do not count.
+
+    Returns:
+        float32 `[..., H, W]`. `valid_mean(values, labels != ignore_label)` is the mean that
+        PyTorch takes; the plain mean also divides by the ignored pixels, as mmsegmentation does
+        unless told otherwise.
+
+    Raises:
+        TypeError: If the logits are not floating point or the labels not integers.
+        ValueError: If the labels are not `[..., H, W]`.
+
+    Example:
+        >>> logits = jnp.zeros((1, 2, 2, 4))
+        >>> labels = jnp.array([[[0, 1], [2, 255]]])
+        >>> cross_entropy(logits, labels).round(3).tolist()
+        [[[1.386..., 1.386..., ...], ...]]
+    """
+    check_map("logits", logits)
+    check_labels(labels, logits.shape[:-1], "logits")
+    labels = labels.astype(jnp.int32)
+    valid = labels != ignore_label
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    values = jnp.where(known, _cross_entropy(logits, labels), jnp.nan)
+    return jnp.where(valid, values, 0.0)
+
+
+def upsampled_cross_entropy(
+    logits: Float[Array, "*batch h w C"],
+    labels: Int[Array, "*batch H W"],
+    *,
+    ignore_label: int = 255,
+    align_corners: bool = False,
+) -> Float[Array, "*batch H W"]:
+    """Cross-entropy at the size of the labels, without logits of that size in memory.
+
+    Equal, in value and gradient, to bilinear resizing of the logits to the labels' size followed
+    by `cross_entropy`. The two are done together on a band of rows at a time, and once more in the
+    backward pass, so that only one band of resized logits exists at any moment.
+
+    Args:
+        logits: Scores `[..., h, w, C]`, any floating type.
+        labels: Class indices `[..., H, W]`, any integer type.
+        ignore_label: The label of pixels that do not count.
+        align_corners: Which bilinear resizing, in the sense of PyTorch's `interpolate`. False
+            aligns the images' edges (mmsegmentation, CIRKD), True the centres of their corner
+            pixels (the first public PSPNet code, SKD, TorchDistiller, ISDA). Neither smooths when
+            the labels are the smaller of the two.
+
+    Returns:
+        float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
+
+    Raises:
+        TypeError: If the logits are not floating point or the labels not integers.
+        ValueError: If batch dimensions differ or the labels are not `[..., H, W]`.
+    """
+    check_map("logits", logits)
+    check_label_dtype(labels)
+    if labels.ndim != logits.ndim - 1 or labels.shape[:-2] != logits.shape[:-3]:
+        raise ValueError(
+            "labels must be [..., H, W] and logits [..., h, w, C] with the same batch dimensions, "
+            f"got labels {shape_of(labels)} and logits {shape_of(logits)}"
+        )
+    *batch, height, width = labels.shape
+    to_width = _bilinear_weights(logits.shape[-2], width, align_corners)
+    to_height = _bilinear_weights(logits.shape[-3], height, align_corners)
+
+    # Band k takes the rows k, k + bands, k + 2 bands, ...: where the rows of an image are spread
+    # over devices, every device then has its share of every band.
+    rows = max(_BAND_ROWS, -(-height // _MAX_BANDS))
+    bands = -(-height // rows)
+    missing = rows * bands - height
+    to_height = jnp.pad(to_height, ((0, missing), (0, 0))).reshape(rows, bands, -1)
+    labels = jnp.pad(
+        labels.astype(jnp.int32),
+        [(0, 0)] * len(batch) + [(0, missing), (0, 0)],
+        constant_values=ignore_label,
+    ).reshape(*batch, rows, bands, width)
+
+    # Inside a band, width and height come first: so a matrix product writes them, and the
+    # resized logits need not be transposed.
+    to_height = jnp.moveaxis(to_height, 1, 0)
+    labels = jnp.moveaxis(labels, (-2, -1, -3), (0, 1, 2))
+    logits = jnp.moveaxis(logits, (-3, -2), (0, 1)).astype(jnp.float32)
+
+    def band(to_rows, labels):
+        tall = einsum("Hh,hw...->wH...", to_rows, logits)
+        resized = einsum("Ww,w...->W...", to_width, tall)
+        return cross_entropy(resized, labels, ignore_label=ignore_label)
+
+    # prevent_cse: inside a loop nothing can undo the recomputation.
+    band = jax.checkpoint(band, prevent_cse=False)
+    values = jax.lax.map(lambda xs: band(*xs), (to_height, labels))
+    values = jnp.moveaxis(values, (0, 1, 2), (-2, -1, -3))
+    return values.reshape(*batch, rows * bands, width)[..., :height, :]
+
+
+def valid_mean(values: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> Float[Array, ""]:
+    """Mean over the valid entries, 0 if there is none.
+
+    `sum(values where valid) / max(count of valid, 1)` in float32. What stands at an invalid entry
+    does not matter, not even NaN.
+
+    Args:
+        values: Terms of a loss, any shape.
+        valid: Which of them count, the same shape.
+
+    Raises:
+        TypeError: If `valid` is not boolean.
+        ValueError: If the shapes differ.
+    """
+    if valid.dtype != jnp.bool_:
+        raise TypeError(f"valid must be boolean, got {valid.dtype} {shape_of(valid)}")
+    if values.shape != valid.shape:
+        raise ValueError(
+            "values and valid must have the same shape, got values "
+            f"{shape_of(values)} and valid {shape_of(valid)}"
+        )
+    total = jnp.sum(values, where=valid, dtype=jnp.float32)
+    return total / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0)
+
+
+# Bands of at least this many rows, so that small images are not cut into slivers,
+_BAND_ROWS = 16
+# and at most this many, which sets the share of the resized logits that exists at a time.
+_MAX_BANDS = 32
+
+
+def _bilinear_weights(
+    size: int, new_size: int, align_corners: bool
+) -> Float[Array, "new_size size"]:
+    """The matrix of one axis' linear interpolation."""
+    # Positions are counted in integers, in units of 1 / step: float32 would lose the fraction.
+    if align_corners:
+        step = max(new_size - 1, 1)
+        position = jnp.arange(new_size) * (size - 1)
+    else:
+        step = 2 * new_size
+        position = (2 * jnp.arange(new_size) + 1) * size - new_size
+    position = jnp.clip(position, 0, step * (size - 1))
+    distance = jnp.abs(position[:, None] - step * jnp.arange(size))
+    return jnp.maximum(step - distance, 0).astype(jnp.float32) / step
+
+
+# The gradient rule is written out, so that the pass back reads the logits as they came and one
+# number per pixel; automatic differentiation would keep a float32 copy of their exponentials.
+
+
+@jax.custom_vjp
+def _cross_entropy(logits, labels) -> jax.Array:
+    return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(logits, labels):
+    largest = jnp.max(logits, axis=-1, keepdims=True).astype(jnp.float32)
+    shifted = logits.astype(jnp.float32) - largest
+    log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
+    chosen = jnp.sum(shifted, axis=-1, where=_at_label(logits, labels))
+    return log_sum - chosen, (logits, labels, largest + log_sum[..., None])
+
+
+def _cross_entropy_backward(residuals, cotangent):
+    logits, labels, log_normalizer = residuals
+    probability = jnp.exp(logits.astype(jnp.float32) - log_normalizer)
+    gradient = cotangent[..., None] * (probability - _at_label(logits, labels))
+    return gradient.astype(logits.dtype), None
+
+
+def _at_label(logits, labels):
+    return labels[..., None] == jnp.arange(logits.shape[-1])
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

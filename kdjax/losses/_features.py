@@ -1,0 +1,80 @@
+"""Imitation of the teacher's features, value by value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses._checks import check_option, check_positive, check_same_shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+def nfd(
+    student: Float[Array, "*batch H W C"],
+    teacher: Float[Array, "*batch H W C"],
+    *,
+    axes: Literal["space", "batch_space", "channel", "all"] = "space",
+    eps: float = 1e-5,
+) -> Float[Array, "*batch C"]:
+    """Normalized feature distillation: squared distance of features freed from their scale.
+
+    `mean_i (N(student) - N(teacher))^2` over the pixels `i`, with `N(f) = (f - m) / sqrt(v + eps)`
+    and `m`, `v` the mean and the (biased) variance over
+
+    - `"space"`: the pixels, for each image and channel. The loss is then `2 (1 - correlation)`, 0
+      to 4: a channel is asked where it responds, neither how strongly nor around which level;
+    - `"batch_space"`: the pixels of all images together, for each channel. Twice PKD;
+    - `"channel"`: the channels, for each pixel, as in layer normalization;
+    - `"all"`: all pixels and channels of an image.
+
+    Args:
+        student: Features `[..., H, W, C]`, any floating type; after a 1x1 convolution where the
+            networks' channels differ. Its bias has no effect under `"space"` and `"batch_space"`.
+        teacher: Features of the same shape; they receive no gradient.
+        axes: What is normalized together.
+        eps: Added to the variance; keeps a constant channel finite.
+
+    Returns:
+        float32 `[..., C]`, the mean over the pixels of each channel whichever `axes` is chosen;
+        the plain mean is the loss.
+
+    Raises:
+        TypeError: If an input is not floating point.
+        ValueError: If the shapes differ, `axes` is unknown or `eps` is not positive.
+
+    Source:
+        Liu, Yang, Chen, "Normalized feature distillation for semantic segmentation" (2022). The
+        abstract asks for normalized features and a plain distance; axes, variance, eps and the
+        squared mean are our reading. No code was published. Third-party versions take the
+        unbiased variance without eps (NaN on constant channels) and the unsquared norm of the
+        whole batch. PKD in mmrazor is half of `"batch_space"` up to the unbiased variance.
+    """
+    check_same_shape(student, teacher)
+    check_option("axes", axes, ("space", "batch_space", "channel", "all"))
+    check_positive("eps", eps)
+    over = {
+        "space": (-3, -2),
+        "batch_space": tuple(range(student.ndim - 1)),
+        "channel": (-1,),
+        "all": (-3, -2, -1),
+    }[axes]
+    teacher = jax.lax.stop_gradient(teacher)
+    difference = _normalize(student, over, eps) - _normalize(teacher, over, eps)
+    return jnp.mean(jnp.square(difference), axis=(-3, -2))
+
+
+def _normalize(features, axes, eps):
+    features = features.astype(jnp.float32)
+    # Counted from one of its own values, a constant channel is exactly 0 however large it is, and
+    # a small variation around a large level keeps its digits.
+    origin = features
+    for axis in axes:
+        origin = jax.lax.index_in_dim(origin, 0, axis)
+    centred = features - jax.lax.stop_gradient(origin)
+    centred -= jnp.mean(centred, axes, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + eps)

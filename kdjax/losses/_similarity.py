@@ -1,0 +1,224 @@
+"""Imitation of how alike the teacher finds two places of an image."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from kdjax.losses._arrays import einsum
+from kdjax.losses._checks import check_option, check_positive, check_same_size
+from kdjax.losses._divergence import softmax_kl_forward
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+def pfs(
+    student: Float[Array, "*batch H W D"],
+    teacher: Float[Array, "*batch H W E"],
+    *,
+    similarity: Literal["cosine", "softmax"] = "cosine",
+    temperature: float | Array = 1.0,
+) -> Float[Array, "*batch"]:
+    """Pixel-wise feature similarities: each pixel is described by its likeness to all others.
+
+    With `f_i` the features of pixel `i` of `P`, and one table per network,
+
+    - `"cosine"`: `a_ij = <f_i, f_j> / (|f_i| |f_j|)`, compared by `mean_ij (a^S_ij - a^T_ij)^2`,
+      0 to 4;
+    - `"softmax"`: `r_ij = softmax_j(<f_i, f_j> / (t sqrt(D)))` with the network's own number of
+      channels `D`, compared by `mean_i KL(r^T_i || r^S_i)`.
+
+    Only the tables are compared, so the networks' channels may differ and no adapter is needed.
+
+    The P x P tables are never built. The squared distance of two cosine tables is
+    `|S'S|^2 + |T'T|^2 - 2 |S'T|^2` (S, T: pixels by channels), whose matrices are channels by
+    channels; where the image has so few pixels that the tables cost less, they are used. The
+    softmax form goes over strips of rows, and over them again in the backward pass. Both take
+    memory in proportion to P; time is P D^2 for the cosine and P^2 D for the softmax.
+
+    Args:
+        student: Features `[..., H, W, D]`, any floating type.
+        teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
+        similarity: Which table.
+        temperature: Of the softmax; cosines have none. A setting: it receives no gradient.
+
+    Returns:
+        float32 `[...]`, one value per image; the plain mean is the loss.
+
+    Raises:
+        TypeError: If an input is not floating point.
+        ValueError: If batch or size differ, `similarity` is unknown, the temperature is not
+            positive, or one is given with `"cosine"`.
+
+    Source:
+        Shan, "Distilling pixel-wise feature similarities for semantic segmentation" (2019). The
+        abstract describes the idea; both tables, `sqrt(D)` and the distances are our reading. No
+        code was published. The cosine form is SKD's pair-wise loss without pooling (and with the
+        gradient through the norm, see `skd_pairwise`). A pixel whose features are all zero has no
+        direction: its row is 0 and it receives no gradient through the norm.
+    """
+    check_same_size(student, teacher)
+    check_option("similarity", similarity, ("cosine", "softmax"))
+    check_positive("temperature", temperature)
+    student, teacher = _pixels(student), _pixels(jax.lax.stop_gradient(teacher))
+    if similarity == "cosine":
+        if isinstance(temperature, Tracer) or temperature != 1:
+            raise ValueError("temperature belongs to similarity='softmax'; cosines have none")
+        student, teacher = (features / _norm(features) for features in (student, teacher))
+        return _table_distance(student, teacher)
+    student, teacher = (
+        features / jnp.sqrt(temperature * math.sqrt(features.shape[-1]))
+        for features in (student, teacher)
+    )
+    return jnp.mean(_similarity_kl(student, teacher), axis=-1)
+
+
+def skd_pairwise(
+    student: Float[Array, "*batch H W D"],
+    teacher: Float[Array, "*batch H W E"],
+    *,
+    window: int | tuple[int, int] | None = None,
+) -> Float[Array, "*batch"]:
+    """SKD's pair-wise loss: squared distance of the cosine tables of max-pooled features.
+
+    `mean_ij (a^S_ij - a^T_ij)^2` over pairs of nodes, a node being the maximum of every channel
+    over one window of the map, and `a_ij` the cosine of two nodes.
+
+    Args:
+        student: Features `[..., H, W, D]`, any floating type.
+        teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
+        window: Rows and columns of a node. None is half the map, the authors' setting: 2 x 2
+            nodes, or 3 x 3 where the size is odd, as the last window may be cut off. 2 is CIRKD's.
+
+    Returns:
+        float32 `[...]`, one value per image; the plain mean is the loss.
+
+    Raises:
+        TypeError: If an input is not floating point.
+        ValueError: If batch or size differ or the window is not positive.
+
+    Source:
+        Liu et al., "Structured knowledge distillation for semantic segmentation" (CVPR 2019),
+        `CriterionPairWiseforWholeFeatAfterPool` of the authors' code, value and gradient: like
+        theirs, the gradient does not pass through the norm. It differs where two pixels tie for a
+        window's maximum (they share the gradient here) and where a node is all zero (no
+        similarity, instead of a norm of 1e-8). The script's weight is 0.5, the journal text's 10.
+    """
+    check_same_size(student, teacher)
+    if window is None:
+        height, width = student.shape[-3:-1]
+        window = max(height // 2, 1), max(width // 2, 1)
+    rows, columns = (window, window) if isinstance(window, int) else window
+    if min(rows, columns) < 1:
+        raise ValueError(f"window must be positive, got {window}")
+    student, teacher = (
+        _pixels(_max_pool(features.astype(jnp.float32), rows, columns))
+        for features in (student, jax.lax.stop_gradient(teacher))
+    )
+    student, teacher = (
+        features / jax.lax.stop_gradient(_norm(features)) for features in (student, teacher)
+    )
+    return _table_distance(student, teacher)
+
+
+def _pixels(features):
+    *batch, height, width, channels = features.shape
+    return features.astype(jnp.float32).reshape(*batch, height * width, channels)
+
+
+def _norm(features):
+    """Length of every pixel's features, and 1 for a pixel that has none."""
+    square = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
+    return jnp.sqrt(jnp.where(square > 1e-16, square, 1.0))
+
+
+def _max_pool(features, rows, columns):
+    """Maximum over windows that do not overlap; those at the far edges may be cut off."""
+    *batch, height, width, channels = features.shape
+    down, across = -(-height // rows), -(-width // columns)
+    padding = [(0, down * rows - height), (0, across * columns - width), (0, 0)]
+    features = jnp.pad(features, [(0, 0)] * len(batch) + padding, constant_values=-jnp.inf)
+    windows = features.reshape(*batch, down, rows, across, columns, channels)
+    return jnp.max(windows, axis=(-4, -2))
+
+
+def _table(rows, columns):
+    return einsum("...id,...jd->...ij", rows, columns)
+
+
+def _table_distance(student, teacher):
+    """Mean squared difference of the tables `S S'` and `T T'`."""
+    pixels, (d, e) = student.shape[-2], (student.shape[-1], teacher.shape[-1])
+    if pixels * (d + e) <= d * d + d * e + e * e:
+        table_s, table_t = (_table(x, x) for x in (student, teacher))
+        return jnp.mean(jnp.square(table_s - table_t), axis=(-2, -1))
+    within_s, within_t, across = (
+        jnp.sum(jnp.square(einsum("...id,...ie->...de", x, y)), axis=(-2, -1))
+        for x, y in ((student, student), (teacher, teacher), (student, teacher))
+    )
+    return (within_s + within_t - 2.0 * across) / pixels**2
+
+
+# Entries of one image's table that exist at a time.
+_STRIP = 2**21
+
+
+def _write_strips(function, out, pixels, axes):
+    """Fills the arrays `out`, strip after strip along their pixel `axes`, from `function`."""
+    rows = max(1, min(pixels // 4, _STRIP // pixels))
+
+    def write(strip, out):
+        # The last strip overlaps the one before it, and writes the same values once more.
+        first = jnp.minimum(strip * rows, pixels - rows)
+        parts = function(lambda x, axis: jax.lax.dynamic_slice_in_dim(x, first, rows, axis))
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(whole, part, first, axis)
+            for whole, part, axis in zip(out, parts, axes, strict=True)
+        )
+
+    return jax.lax.fori_loop(0, -(-pixels // rows), write, out)
+
+
+@jax.custom_vjp
+def _similarity_kl(student, teacher):
+    """`KL(softmax(T T') || softmax(S S'))` of every row, `[..., P]`."""
+    return _similarity_kl_forward(student, teacher)[0]
+
+
+def _similarity_kl_forward(student, teacher):
+    pixels = student.shape[-2]
+
+    def strip(here):
+        table_s, table_t = (_table(here(x, -2), x) for x in (student, teacher))
+        values, (*_, normalizer_s, normalizer_t) = softmax_kl_forward(table_s, table_t, 1.0, -1)
+        return values, normalizer_s[..., 0], normalizer_t[..., 0]
+
+    empty = jnp.zeros(student.shape[:-1], jnp.float32)
+    values, *normalizers = _write_strips(strip, (empty, empty, empty), pixels, (-1, -1, -1))
+    return values, (student, teacher, *normalizers)
+
+
+def _similarity_kl_backward(residuals, cotangent):
+    student, teacher, normalizer_s, normalizer_t = residuals
+
+    def strip(here):
+        table_s, table_t = (_table(here(x, -2), x) for x in (student, teacher))
+
+        def slope(cotangent, normalizer_s, normalizer_t):
+            return cotangent * (jnp.exp(table_s - normalizer_s) - jnp.exp(table_t - normalizer_t))
+
+        # Features i and j meet twice in the table, in row i and in row j; and table_ij = table_ji.
+        rows = slope(*(here(x, -1)[..., :, None] for x in (cotangent, normalizer_s, normalizer_t)))
+        columns = slope(*(x[..., None, :] for x in (cotangent, normalizer_s, normalizer_t)))
+        return (einsum("...ij,...jd->...id", rows + columns, student),)
+
+    (gradient,) = _write_strips(strip, (jnp.zeros_like(student),), student.shape[-2], (-2,))
+    return gradient, None
+
+
+_similarity_kl.defvjp(_similarity_kl_forward, _similarity_kl_backward)

@@ -1,0 +1,133 @@
+"""Running mean and covariance of the features of each class."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses._arrays import einsum, is_class
+from kdjax.losses._checks import check_labels, check_map, shape_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["count", "mean", "covariance"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class ClassStatistics:
+    """Count, mean and (biased) covariance of the features seen in each class.
+
+    Exactly the moments of all pixels so far, in whatever order and however they were divided into
+    batches; under `jit` with the batch spread over devices, those of the whole batch. A pytree of
+    arrays without a gradient, to be kept in the training state.
+
+    Attributes:
+        count: Pixels seen, float32 `[K]`. Whole numbers up to 2^24, and exact enough beyond, as
+            a batch then adds thousands at a time.
+        mean: `[K, A]`.
+        covariance: `[K, A]` (the diagonal, as ISDA and FAKD use it) or `[K, A, A]`.
+
+    Source:
+        The online estimator of ISDA (Wang et al., NeurIPS 2019), in the form of the authors' code.
+        There every GPU keeps an estimate of its own pixels; this one is of all of them.
+
+    Example:
+        >>> statistics = ClassStatistics.zeros(num_classes=19, channels=512)
+        >>> statistics = statistics.update(features, labels)
+        >>> loss = fakd_kl(features, kernel, bias, teacher_logits, labels, statistics.covariance,
+        ...                strength=7.5 * progress)
+    """
+
+    count: Float[Array, " K"]
+    mean: Float[Array, "K A"]
+    covariance: Float[Array, "K A"] | Float[Array, "K A A"]
+
+    @classmethod
+    def zeros(cls, num_classes: int, channels: int, full: bool = False) -> ClassStatistics:
+        """Statistics of no pixels, with a diagonal or a full covariance."""
+        shape = (num_classes, channels, channels) if full else (num_classes, channels)
+        return cls(
+            count=jnp.zeros(num_classes, jnp.float32),
+            mean=jnp.zeros((num_classes, channels), jnp.float32),
+            covariance=jnp.zeros(shape, jnp.float32),
+        )
+
+    def update(
+        self,
+        features: Float[Array, "*batch H W A"],
+        labels: Int[Array, "*batch H W"],
+        ignore_label: int = 255,
+    ) -> ClassStatistics:
+        """Statistics with the pixels of one batch added.
+
+        Args:
+            features: `[..., H, W, A]`, any floating type; they receive no gradient.
+            labels: Class indices `[..., H, W]`, nearest-resized to the features' size. Labels that
+                are `ignore_label`, or no class, are left out.
+            ignore_label: The label of pixels that do not count.
+
+        Raises:
+            TypeError: If the features are not floating point or the labels not integers.
+            ValueError: If shapes do not fit.
+        """
+        check_map("features", features)
+        if features.shape[-1] != self.mean.shape[-1]:
+            raise ValueError(
+                f"features must have the {self.mean.shape[-1]} channels of the statistics, "
+                f"got {shape_of(features)}"
+            )
+        check_labels(labels, features.shape[:-1], "features")
+        features = jax.lax.stop_gradient(features).astype(jnp.float32)
+        features = features.reshape(-1, features.shape[-1])
+        member = is_class(labels.reshape(-1), len(self.count), ignore_label).astype(jnp.float32)
+
+        # Twice over the batch, first for the means and then around them: E[x^2] - E[x]^2 would
+        # lose the variance of features far from zero.
+        count = jnp.sum(member, axis=0)
+        mean = einsum("nk,na->ka", member, features) / jnp.maximum(count, 1.0)[:, None]
+        centred = features - einsum("nk,ka->na", member, mean)
+        if self.covariance.ndim == 2:
+            moment = einsum("nk,na->ka", member, jnp.square(centred))
+        else:
+            # Class by class: pixels x classes x channels would be too much at a time.
+            moment = jax.lax.map(
+                lambda weight: einsum("na,nb->ab", weight[:, None] * centred, centred), member.T
+            )
+        covariance = moment / _like(jnp.maximum(count, 1.0), moment)
+        return self.merge(ClassStatistics(count, mean, covariance))
+
+    def merge(self, other: ClassStatistics) -> ClassStatistics:
+        """Statistics of the pixels of both.
+
+        Raises:
+            ValueError: If the two do not have the same shapes.
+        """
+        if self.covariance.shape != other.covariance.shape:
+            raise ValueError(
+                "both statistics must have the same shape, got covariances "
+                f"{shape_of(self.covariance)} and {shape_of(other.covariance)}"
+            )
+        count = self.count + other.count
+        share = other.count / jnp.maximum(count, 1.0)
+        apart = other.mean - self.mean
+        if self.covariance.ndim == 2:
+            between = jnp.square(apart)
+        else:
+            between = apart[:, :, None] * apart[:, None, :]
+        of_other = _like(share, self.covariance)
+        covariance = (1 - of_other) * self.covariance + of_other * other.covariance
+        covariance += of_other * (1 - of_other) * between
+        return ClassStatistics(count, self.mean + share[:, None] * apart, covariance)
+
+
+def _like(per_class, array):
+    """Shapes `[K]` to be multiplied with `[K, ...]`."""
+    return per_class.reshape(-1, *[1] * (array.ndim - 1))

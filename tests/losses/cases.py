@@ -1,0 +1,99 @@
+"""Inputs, and every loss under one signature, for the tests of this folder."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import settings, strategies
+
+from kdjax import losses
+
+# The same few examples on every run: a failure here is a failure everywhere.
+few = settings(derandomize=True, deadline=None, max_examples=8, database=None)
+seeds = strategies.integers(0, 10_000)
+
+SHAPE = (2, 4, 5, 6)
+CLASSES = CHANNELS = SHAPE[-1]
+
+
+def normal(seed, shape=SHAPE, scale=1.0):
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+def labels(seed, shape=SHAPE[:-1], classes=CLASSES, ignored=0.2):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, classes, shape)
+    return np.where(rng.random(shape) < ignored, 255, values).astype(np.int32)
+
+
+def head(seed, channels=CHANNELS, classes=CLASSES, full=False):
+    """Kernel, bias and a covariance for every class."""
+    rng = np.random.default_rng(seed)
+    kernel, bias = rng.normal(size=(channels, classes)), rng.normal(size=classes)
+    root = rng.normal(size=(classes, channels, channels)) / np.sqrt(channels)
+    covariance = root @ root.transpose(0, 2, 1)
+    if not full:
+        covariance = np.diagonal(covariance, axis1=1, axis2=2)
+    return tuple(x.astype(np.float32) for x in (kernel, bias, covariance))
+
+
+def close(actual, expected, tolerance=1e-5):
+    """Asserts that an array agrees with the reference, relative to the reference's norm."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"{actual.shape} but expected {expected.shape}"
+    error = np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-300)
+    assert error <= tolerance, f"relative error {error:.2e}"
+
+
+def _fakd(function, **options):
+    kernel, bias, covariance = head(7)
+
+    def loss(student, teacher, labels):
+        return function(student, kernel, bias, teacher, labels, covariance, **options)
+
+    return loss
+
+
+def _imitation(function, **options):
+    return lambda student, teacher, labels: function(student, teacher, **options)
+
+
+def _isda(student, teacher, labels):
+    kernel, bias, covariance = head(7)
+    return losses.isda_cross_entropy(student, kernel, bias, labels, covariance, strength=2.0)
+
+
+def _upsampled(student, teacher, labels):
+    labels = jnp.repeat(jnp.repeat(labels, 5, axis=-2), 3, axis=-1)
+    return losses.upsampled_cross_entropy(student, labels)
+
+
+# student, teacher [..., H, W, 6] and labels [..., H, W] to the unreduced terms.
+IMITATION = {
+    "pixelwise_kl": _imitation(losses.pixelwise_kl, temperature=2.0),
+    "cwd": _imitation(losses.cwd),
+    "nfd-space": _imitation(losses.nfd),
+    "nfd-batch_space": _imitation(losses.nfd, axes="batch_space"),
+    "nfd-channel": _imitation(losses.nfd, axes="channel"),
+    "nfd-all": _imitation(losses.nfd, axes="all"),
+    "pfs-cosine": _imitation(losses.pfs),
+    "pfs-softmax": _imitation(losses.pfs, similarity="softmax", temperature=0.5),
+    "skd_pairwise": _imitation(losses.skd_pairwise, window=2),
+    **{
+        f"gap-{gap}": functools.partial(losses.gap_weighted_kl, gap=gap)
+        for gap in ("probability", "cross_entropy", "total_variation")
+    },
+}
+AUGMENTED = {
+    **{
+        f"fakd_kl-{bound}": _fakd(losses.fakd_kl, strength=2.0, bound=bound)
+        for bound in ("soft", "pairwise", "label", "student", "none")
+    },
+    "fakd_cwd": _fakd(losses.fakd_cwd, strength=2.0),
+}
+SUPERVISED = {
+    "cross_entropy": lambda student, teacher, labels: losses.cross_entropy(student, labels),
+    "upsampled_cross_entropy": _upsampled,
+    "isda_cross_entropy": _isda,
+}
+EVERY = IMITATION | AUGMENTED | SUPERVISED

@@ -1,0 +1,427 @@
+"""Preparing data sets: what is converted, what is refused, and what is left behind (nothing)."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdjax.data import pipeline, sets, statistics
+from kdjax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def pixels_of(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def write_pair(source, split, name, label, image=None):
+    """Writes a label of the given values, and an image of its size in its own colours."""
+    label = np.asarray(label, np.uint8)
+    if image is None:
+        image = np.repeat(label[..., None] * 20, 3, axis=2)
+    for kind, pixels in (("images", image), ("labels", label)):
+        path = source / kind / split / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A tree with three images to train on and one each to validate and to test."""
+    root = tmp_path / "source"
+    for split, names in (("train", ["a", "b", "town/c"]), ("val", ["d"]), ("test", ["e"])):
+        for number, name in enumerate(names):
+            write_pair(root, split, name, np.arange(48).reshape(6, 8) % (3 + number))
+    return root
+
+
+def prepare(source, tmp_path, **options):
+    return sets.prepare("folder", tmp_path / "data", source=source, **options)
+
+
+def load(dataset, split="train"):
+    return pipeline.load_examples(dataset, split, range(dataset.splits[split]))
+
+
+def test_folder_is_converted_whole(source, tmp_path):
+    dataset = prepare(source, tmp_path)
+    assert dataset.splits == {"train": 3, "val": 1, "test": 1}
+    assert dataset.class_names == tuple(f"class_{i}" for i in range(5))
+    assert dataset.palette.shape == (5, 3)
+    assert dataset.palette.dtype == np.uint8
+    assert len(np.unique(dataset.palette, axis=0)) == 5
+    examples = load(dataset)
+    assert [example["name"] for example in examples] == ["a", "b", "town/c"]
+    for number, example in enumerate(examples):
+        np.testing.assert_array_equal(example["label"], np.arange(48).reshape(6, 8) % (3 + number))
+        np.testing.assert_array_equal(example["image"], example["label"][..., None] * [20, 20, 20])
+
+
+def test_an_eight_bit_rgb_file_is_kept_as_it_is(source, tmp_path):
+    path = source / "images" / "train" / "a.jpg"
+    Image.fromarray(pixels_of(path.with_suffix(".png"))).save(path, quality=80)
+    path.with_suffix(".png").unlink()
+    dataset = prepare(source, tmp_path)
+    (record,) = dataset.records("train").read([0])
+    assert path.read_bytes() in record
+
+
+def test_classes_are_named_by_a_file(source, tmp_path):
+    names = ["road", "sky", "tree", "car", "person", "never seen"]
+    (source / "classes.txt").write_text("\n".join(names) + "\n")
+    dataset = prepare(source, tmp_path)
+    assert dataset.class_names == tuple(names)
+    assert dataset.num_classes == 6
+
+
+def test_ignored_values_become_255_and_do_not_count(source, tmp_path):
+    write_pair(source, "train", "a", [[0, 1, 11, 255]])
+    write_pair(source, "train", "b", [[0, 1, 12, 255]])
+    dataset = prepare(source, tmp_path, ignore=[11, 12])
+    assert dataset.num_classes == 5
+    for example in load(dataset)[:2]:
+        np.testing.assert_array_equal(example["label"], [[0, 1, 255, 255]])
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "CMYK", "I;16"])
+def test_images_of_any_kind_become_rgb(source, tmp_path, mode):
+    gray = np.tile(np.linspace(0, 255, 8).astype(np.uint8), (6, 1))
+    image, suffix = Image.fromarray(gray), ".png"
+    if mode == "I;16":
+        image = Image.fromarray(gray.astype(np.uint16) * 256)
+    elif mode in ("RGBA", "LA"):
+        image = image.convert(mode)
+        image.putalpha(7)
+    elif mode == "CMYK":
+        image, suffix = image.convert("RGB").convert(mode), ".tif"
+    else:
+        image = image.convert(mode)
+    path = source / "images" / "train" / "a.png"
+    path.unlink()
+    image.save(path.with_suffix(suffix))
+    with Image.open(path.with_suffix(suffix)) as saved:
+        assert saved.mode == mode
+    example = load(prepare(source, tmp_path))[0]
+    np.testing.assert_array_equal(example["image"], np.repeat(gray[..., None], 3, 2))
+
+
+def test_a_palette_label_is_read_by_its_indices(source, tmp_path):
+    label = np.array([[0, 1, 2, 2]], np.uint8)
+    write_pair(source, "train", "a", label)
+    image = Image.fromarray(label)
+    image.putpalette([200, 9, 9, 9, 200, 9, 9, 9, 200])
+    image.save(source / "labels" / "train" / "a.png")
+    np.testing.assert_array_equal(load(prepare(source, tmp_path))[0]["label"], label)
+
+
+def _no_images(source):
+    (source / "images").rename(source / "pictures")
+    return "images/"
+
+
+def _no_labels(source):
+    (source / "labels").rename(source / "masks")
+    return "labels/"
+
+
+def _no_train(source):
+    (source / "images" / "train").rename(source / "images" / "training")
+    (source / "labels" / "train").rename(source / "labels" / "training")
+    return "images/train/"
+
+
+def _no_label_split(source):
+    (source / "labels" / "val").rename(source / "moved")
+    return "labels/val/"
+
+
+def _empty_split(source):
+    (source / "images" / "val" / "d.png").unlink()
+    (source / "labels" / "val" / "d.png").unlink()
+    return "images/val holds no images"
+
+
+def _no_label(source):
+    (source / "labels" / "train" / "town" / "c.png").unlink()
+    return "images/train/town/c.png has no label"
+
+
+def _no_image(source):
+    (source / "images" / "train" / "b.png").unlink()
+    return "labels/train/b.png has no image"
+
+
+def _two_images(source):
+    path = source / "images" / "train" / "a.png"
+    Image.fromarray(pixels_of(path)).save(path.with_suffix(".jpg"))
+    return "a.jpg"
+
+
+def _sizes_differ(source):
+    Image.new("L", (8, 5)).save(source / "labels" / "train" / "b.png")
+    return "b.png is 8 x 5 pixels"
+
+
+def _value_too_high(source):
+    (source / "classes.txt").write_text("one\ntwo\nthree\nfour\n")
+    return "c.png holds the value 4; allowed are 0..3"
+
+
+def _wide_value(source):
+    label = Image.fromarray(np.full((6, 8), 300, np.uint16))
+    label.save(source / "labels" / "train" / "b.png")
+    return "b.png holds the value 300"
+
+
+def _color_label(source):
+    Image.new("RGB", (8, 6)).save(source / "labels" / "train" / "b.png")
+    return "b.png has mode RGB"
+
+
+def _bitmap_label(source):
+    Image.new("1", (8, 6)).save(source / "labels" / "train" / "b.png")
+    return "b.png has mode 1"
+
+
+def _truncated(source):
+    path = source / "images" / "train" / "b.png"
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-60])
+    return "images/train/b.png cannot be read"
+
+
+def _truncated_label(source):
+    path = source / "labels" / "train" / "b.png"
+    path.write_bytes(path.read_bytes()[:50])
+    return "labels/train/b.png cannot be read"
+
+
+def _not_an_image(source):
+    (source / "images" / "train" / "b.png").write_text("hello")
+    return "images/train/b.png cannot be read"
+
+
+def _zero_bytes(source):
+    (source / "images" / "train" / "b.png").write_bytes(b"")
+    return "images/train/b.png cannot be read"
+
+
+def _float_image(source):
+    path = source / "images" / "train" / "b"
+    path.with_suffix(".png").unlink()
+    Image.fromarray(np.zeros((6, 8), np.float32)).save(path.with_suffix(".tif"))
+    return "b.tif has 32-bit pixels"
+
+
+def _masks_of_0_and_255(source):
+    for path in sorted((source / "labels").rglob("*.png")):
+        Image.fromarray((pixels_of(path) > 0).astype(np.uint8) * 255).save(path)
+    return "no class but 0"
+
+
+def _repeated_class(source):
+    (source / "classes.txt").write_text("a\nb\na\nc\nd\n")
+    return "line 3 of"
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        _no_images,
+        _no_labels,
+        _no_train,
+        _no_label_split,
+        _empty_split,
+        _no_label,
+        _no_image,
+        _two_images,
+        _sizes_differ,
+        _value_too_high,
+        _wide_value,
+        _color_label,
+        _bitmap_label,
+        _truncated,
+        _truncated_label,
+        _not_an_image,
+        _zero_bytes,
+        _float_image,
+        _masks_of_0_and_255,
+        _repeated_class,
+    ],
+)
+def test_a_broken_tree_is_refused_in_one_line_and_leaves_nothing(source, tmp_path, breaks):
+    named = breaks(source)
+    with pytest.raises(UserError) as caught:
+        prepare(source, tmp_path)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "data" / "folder").iterdir()] == [".lock"]
+    assert not sets.is_prepared("folder", tmp_path / "data")
+
+
+def test_a_missing_source_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        prepare(tmp_path / "nowhere", tmp_path)
+    with pytest.raises(UserError, match="--source"):
+        sets.prepare("folder", tmp_path / "data")
+
+
+def test_an_interrupted_preparation_leaves_nothing(source, tmp_path, monkeypatch):
+    folder = sets._builder_class("folder")
+    convert = vars(folder)["_convert"]
+
+    def stop_at_c(self, pair):
+        if pair.name == "town/c":
+            raise KeyboardInterrupt
+        return convert(self, pair)
+
+    monkeypatch.setattr(folder, "_convert", stop_at_c)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path)
+    assert [path.name for path in (tmp_path / "data" / "folder").iterdir()] == [".lock"]
+    with pytest.raises(UserError, match=r"python -m kdjax\.prepare folder --source DIR"):
+        sets.open_set("folder", tmp_path / "data")
+    monkeypatch.undo()
+    assert prepare(source, tmp_path).splits["train"] == 3
+
+
+def test_what_a_killed_process_left_is_replaced(source, tmp_path):
+    home = tmp_path / "data" / "folder"
+    for leftover in (home / ".incomplete" / "folder", home / "1.0.0"):
+        leftover.mkdir(parents=True)
+        (leftover / "folder-train.array_record-00000-of-00001").write_text("half")
+    assert not sets.is_prepared("folder", tmp_path / "data")
+    assert prepare(source, tmp_path).splits["train"] == 3
+    assert not (home / ".incomplete").exists()
+
+
+def test_preparing_again_opens_what_is_there(source, tmp_path):
+    first = prepare(source, tmp_path, ignore=[4])
+    before = sorted((path, path.stat().st_mtime_ns) for path in first.directory.iterdir())
+    again = prepare(source, tmp_path, ignore=[4])
+    assert again.fingerprint == first.fingerprint
+    assert sorted((path, path.stat().st_mtime_ns) for path in first.directory.iterdir()) == before
+    assert sets.open_set("folder", tmp_path / "data").fingerprint == first.fingerprint
+    with pytest.raises(UserError, match="remove it"):
+        prepare(source, tmp_path)
+
+
+def test_the_fingerprint_is_that_of_the_content(source, tmp_path):
+    first = prepare(source, tmp_path / "1").fingerprint
+    assert prepare(source, tmp_path / "2").fingerprint == first
+    assert len(first) == 16
+    label = pixels_of(source / "labels" / "test" / "e.png")
+    label[0, 0] = 2
+    Image.fromarray(label).save(source / "labels" / "test" / "e.png")
+    assert prepare(source, tmp_path / "3").fingerprint != first
+
+
+def test_two_that_prepare_at_once_share_the_result(source, tmp_path):
+    # Threads hold separate locks of one file just as processes do.
+    results, errors = [], []
+
+    def work():
+        try:
+            results.append(prepare(source, tmp_path).fingerprint)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(results) == 3
+    assert len(set(results)) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to data_dir"):
+        sets.prepare("folder", tmp_path / "file" / "data", source=source)
+    with pytest.raises(UserError, match="not a local folder"):
+        sets.open_set("folder", "gs://bucket/data")
+
+
+def test_names_and_options_are_checked(source, tmp_path):
+    with pytest.raises(UserError, match="did you mean shapes"):
+        sets.open_set("shape", tmp_path)
+    with pytest.raises(UserError, match="takes no option 'colour'; it takes: ignore"):
+        prepare(source, tmp_path, colour=3)
+    with pytest.raises(UserError, match="leave --source out"):
+        sets.prepare("shapes", tmp_path, source=source)
+    with pytest.raises(UserError, match="300 is no label value"):
+        prepare(source, tmp_path, ignore=[300])
+    with pytest.raises(UserError, match="no split 'training'; it has train, val, test"):
+        prepare(source, tmp_path).records("training")
+
+
+def test_builders_are_found_by_an_environment_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDJAX_DATASETS", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="KDJAX_DATASETS"):
+        sets.open_set("shapes", tmp_path)
+
+
+def test_statistics_are_those_of_the_pixels(source, tmp_path):
+    write_pair(source, "val", "d2", [[0, 1, 255, 255]])
+    measured = statistics.measure(prepare(source, tmp_path), "val")
+    label = np.concatenate([np.arange(48) % 3, [0, 1]])
+    assert measured.num_examples == 2
+    assert (measured.smallest, measured.largest) == ((1, 4), (6, 8))
+    np.testing.assert_allclose(measured.class_shares, np.bincount(label, minlength=5) / 50)
+    assert measured.ignored_share == pytest.approx(2 / 52)
+    # 255 * 20 wraps around in uint8, in the images that `write_pair` made.
+    colors = np.concatenate([label * 20, [255 * 20 % 256] * 2])
+    np.testing.assert_allclose(measured.mean, [colors.mean()] * 3)
+    np.testing.assert_allclose(measured.std, [colors.std()] * 3)
+
+
+def test_datasets_is_not_a_package():
+    # With an __init__.py it would hide the well-known `datasets` from every library.
+    assert not (ROOT / "datasets" / "__init__.py").exists()
+    assert not list((ROOT / "datasets").glob("*/__init__.py"))
+
+
+def test_importing_the_room_imports_no_tensorflow():
+    code = "import sys, kdjax.data; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def run_prepare(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "kdjax.prepare", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_prints_a_summary(source, tmp_path):
+    done = run_prepare("folder", "--source", source, "--data_dir", tmp_path, "--ignore", "3,4")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.startswith("folder is prepared")
+    assert "images" in done.stdout
+    assert "class_2" in done.stdout
+    receipt = json.loads((tmp_path / "folder" / "1.0.0" / "kdjax.json").read_text())
+    assert receipt["made_from"]["ignore"] == [3, 4]
+
+
+def test_the_command_refuses_in_one_line(source, tmp_path):
+    named = _sizes_differ(source)
+    done = run_prepare("folder", "--source", source, "--data_dir", tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("kdjax.prepare: error: ")
+    assert named in done.stderr
+    assert done.stderr.count("\n") == 1
