@@ -1,4 +1,4 @@
-"""CamVid at 180 x 240, small enough for a CPU: a PSPNet-R18 of width 48 teaches one of width 16.
+"""CamVid at 180 x 240, small enough for a CPU: a PSPNet-R18 of width 32 teaches one of width 8.
 
     python -m kdjax.prepare folder --source CAMVID --data_dir data/camvid --ignore 11
     python -m kdjax.compare --config configs/camvid_pspnet_r18.py --workdir runs/camvid
@@ -25,13 +25,13 @@ def get_config() -> configuration.Config:
     config.data.eval_batch_size = 16
     config.data.crop_size = (128, 160)
     config.data.photometric = False
-    config.teacher.update(configuration.network("pspnet_r18", width=48))
-    config.student.update(configuration.network("pspnet_r18", width=16))
+    config.teacher.update(configuration.network("pspnet_r18", width=32))
+    config.student.update(configuration.network("pspnet_r18", width=8))
     config.loss.auxiliary = 0.0
     config.student.auxiliary = False
     config.optimizer.learning_rate = 0.05
     config.compare.seeds = (0, 1, 2)
-    config.compare.teacher_steps = 2000
+    config.compare.teacher_steps = 1500
     config.compare.teacher_learning_rate = 0.05
     with config.unlocked():
         config.data.test_groups = ConfigDict({"unseen": "Seq05VD"})
