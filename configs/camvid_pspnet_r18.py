@@ -16,14 +16,14 @@ from kdjax import config as configuration
 def get_config() -> configuration.Config:
     """Returns the config."""
     config = configuration.default()
-    config.steps = 1000
-    config.eval_every = 500
+    config.steps = 800
+    config.eval_every = 400
     config.data.name = "folder"
     config.data.data_dir = "data/camvid"
     config.data.test_split = "test"
     config.data.batch_size = 8
     config.data.eval_batch_size = 16
-    config.data.crop_size = (128, 160)
+    config.data.crop_size = (96, 128)
     config.data.photometric = False
     config.teacher.update(configuration.network("pspnet_r18", width=32))
     config.student.update(configuration.network("pspnet_r18", width=8))
@@ -31,7 +31,7 @@ def get_config() -> configuration.Config:
     config.student.auxiliary = False
     config.optimizer.learning_rate = 0.05
     config.compare.seeds = (0, 1, 2)
-    config.compare.teacher_steps = 1500
+    config.compare.teacher_steps = 1200
     config.compare.teacher_learning_rate = 0.05
     with config.unlocked():
         config.data.test_groups = ConfigDict({"unseen": "Seq05VD"})

@@ -111,7 +111,7 @@ def make_train_step(
             new = (params["student"], model_state)
             ema = jax.tree.map(lambda a, x: ema_decay * a + (1 - ema_decay) * x, ema, new)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         state = TrainState(state.step + 1, params, model_state, opt_state, ema)
         return state, metrics
 

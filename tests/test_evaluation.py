@@ -1,0 +1,85 @@
+"""The confusion matrix and the scores from it, against plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.evaluation import evaluator, metrics
+from kdjax.evaluation.metrics import Scores, confusion_matrix
+
+RNG = np.random.default_rng(0)
+
+
+def reference_confusion(predictions, labels, num_classes):
+    matrix = np.zeros((num_classes, num_classes), int)
+    for predicted, label in zip(predictions.ravel(), labels.ravel(), strict=True):
+        if label < num_classes:
+            matrix[label, predicted] += 1
+    return matrix
+
+
+def test_confusion_matrix_counts_labelled_pixels_exactly():
+    labels = RNG.choice([0, 1, 2, 3, 255], (2, 9, 7)).astype(np.uint8)
+    predictions = RNG.integers(0, 4, labels.shape)
+    found = jax.jit(confusion_matrix, static_argnums=2)(predictions, labels, 4)
+    np.testing.assert_array_equal(found, reference_confusion(predictions, labels, 4))
+    assert found.dtype == jnp.int32
+
+
+def test_scores_by_hand():
+    # Class 2 is in neither labels nor predictions; class 3 is predicted but never right.
+    confusion = np.array([[6, 2, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+    scores = Scores(confusion)
+    np.testing.assert_allclose(scores.iou, [6 / 9, 0, np.nan, 0])
+    assert scores.miou == pytest.approx((6 / 9) / 3)
+    assert scores.pixel_accuracy == 0.6
+    assert scores.as_dict()["iou"][2] is None
+
+
+def test_a_split_without_labels_scores_nan():
+    scores = Scores(np.zeros((3, 3), int))
+    assert np.isnan(scores.miou)
+    assert np.isnan(scores.pixel_accuracy)
+
+
+class Fixed:
+    """Stands for a network: its weights are the predictions."""
+
+    def __call__(self, state, images):
+        return jnp.asarray(state)[images[:, 0, 0, 0]]
+
+
+def batches(labels, size):
+    for start in range(0, len(labels), size):
+        index = np.arange(start, start + size) % len(labels)
+        filled = np.arange(start, start + size) < len(labels)
+        images = np.broadcast_to(index[:, None, None, None], (size, *labels.shape[1:], 3))
+        yield {
+            "image": images.astype(np.uint8),
+            "label": np.where(filled[:, None, None], labels[index], 255).astype(np.uint8),
+        }
+
+
+@pytest.mark.parametrize("limit", [np.iinfo(np.int32).max, 200])
+def test_every_image_counts_once_also_past_the_device_counters_range(monkeypatch, limit):
+    monkeypatch.setattr(evaluator, "MAX_COUNT", limit)
+    labels = RNG.choice([0, 1, 2, 255], (7, 5, 6)).astype(np.uint8)
+    ours, theirs = RNG.integers(0, 3, (2, *labels.shape))
+    scores = evaluator.evaluate(
+        Fixed(), ours, batches(labels, 4), 3, lambda batch: batch, reference=(Fixed(), theirs)
+    )
+    np.testing.assert_array_equal(scores.confusion, reference_confusion(ours, labels, 3))
+    valid = labels != 255
+    assert scores.agreement == pytest.approx((ours == theirs)[valid].mean())
+    assert scores.confusion.dtype == np.int64
+
+
+def test_confusion_matrix_of_a_sharded_batch():
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    labels = RNG.choice([0, 1, 255], (8, 4, 4)).astype(np.uint8)
+    predictions = RNG.integers(0, 2, labels.shape)
+    arrays = jax.device_put((predictions, labels), sharding)
+    found = jax.jit(metrics.confusion_matrix, static_argnums=2)(*arrays, 2)
+    np.testing.assert_array_equal(found, reference_confusion(predictions, labels, 2))

@@ -1,0 +1,301 @@
+"""The step, the optimizer, the loop and the checkpoints."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from kdjax import config as configuration
+from kdjax import models
+from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation.objective import Objective
+from kdjax.errors import UserError
+from kdjax.models.preprocessing import IMAGENET
+from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.loop import Diverged, fit
+from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.sharding import Placement
+from kdjax.training.state import create_state
+from kdjax.training.step import Side, make_train_step
+
+STEPS = 10
+RNG = np.random.default_rng(0)
+
+
+def make_batch(size=8):
+    return {
+        "image": RNG.integers(0, 256, (size, 16, 16, 3), np.uint8),
+        "label": RNG.choice([0, 1, 2, 255], (size, 16, 16)).astype(np.uint8),
+    }
+
+
+def setup(*, accumulate=1, ema_decay=0.0, dropout=True, **changes):
+    """A taught student with an adapter, all as small as it gets."""
+    config = configuration.default()
+    config.optimizer.update(changes)
+    student = models.create("pspnet_r18", num_classes=3, width=4, rngs=nnx.Rngs(0))
+    teacher = models.create("pspnet_r18", num_classes=3, width=8, rngs=nnx.Rngs(1))
+    if not dropout:
+        for head in (student.head, student.auxiliary_head):
+            head.classifier.dropout.rate = 0.0
+    terms = distillation_terms.resolve(
+        {
+            "logits_cwd": configuration.term("cwd"),
+            "head_cwd": configuration.term("cwd", student="head", teacher="head"),
+        },
+        student.feature_specs,
+        teacher.feature_specs,
+    )
+    adapters = distillation_terms.init_adapters(terms, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, STEPS)
+    graphdef, state = create_state(student, adapters, optimizer, ema=ema_decay > 0)
+    teacher_graphdef, teacher_state = nnx.split(teacher)
+    step = make_train_step(
+        Side(graphdef, IMAGENET),
+        Side(teacher_graphdef, IMAGENET),
+        Objective(1.0, 0.4, terms),
+        optimizer,
+        learning_rate_schedule(config.optimizer, STEPS),
+        steps=STEPS,
+        seed=0,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+    )
+    return step, state, teacher_state
+
+
+def assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@pytest.fixture(scope="module")
+def one_step():
+    step, state, teacher = setup()
+    before = jax.device_get(teacher)
+    after, metrics = jax.jit(step)(state, teacher, make_batch())
+    return types.SimpleNamespace(
+        state=state, after=after, metrics=metrics, teacher=teacher, teacher_before=before
+    )
+
+
+def test_a_step_trains_student_and_adapters_and_logs_every_term(one_step):
+    moved = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), one_step.state.params, one_step.after.params
+    )
+    assert jax.tree.all(moved)
+    assert set(one_step.metrics) == {
+        "loss",
+        "cross_entropy",
+        "auxiliary_cross_entropy",
+        "logits_cwd",
+        "head_cwd",
+        "learning_rate",
+        "gradient_norm",
+    }
+    assert int(one_step.after.step) == 1
+
+
+def test_the_teacher_is_frozen_and_has_no_optimizer_state(one_step):
+    jax.tree.map(np.testing.assert_array_equal, one_step.teacher_before, one_step.teacher)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(one_step.state.opt_state) if leaf.ndim > 1}
+    trained = {leaf.shape for leaf in jax.tree.leaves(one_step.state.params) if leaf.ndim > 1}
+    assert shapes == trained
+
+
+def test_eight_devices_compute_what_one_does():
+    step, state, teacher = setup()
+    batch = make_batch()
+    placement = Placement()
+    assert placement.mesh.size == 8
+    single, metrics = jax.jit(step)(state, teacher, batch)
+    sharded, sharded_metrics = jax.jit(step)(
+        *jax.device_put((state, teacher), placement.replicated), placement.put_batch(batch)
+    )
+    assert_close(metrics, sharded_metrics, rtol=1e-4, atol=1e-6)
+    # Batch norm's sums are taken in another order; momentum and weights follow the gradients.
+    assert_close(single.params, sharded.params, rtol=1e-3, atol=2e-6)
+    assert_close(single.model_state, sharded.model_state, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_averages_the_micro_batches():
+    half = make_batch(4)
+    # Micro-batches take every second example, so both of these are `half`.
+    batch = {key: np.repeat(value, 2, axis=0) for key, value in half.items()}
+    step, state, teacher = setup(dropout=False)
+    whole, metrics = jax.jit(step)(state, teacher, half)
+    step, state, teacher = setup(dropout=False, accumulate=2)
+    parts, accumulated = jax.jit(step)(state, teacher, batch)
+    assert_close(metrics, accumulated, rtol=1e-4, atol=1e-6)
+    assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-6)
+
+
+def test_moving_average_of_the_weights():
+    step, state, teacher = setup(ema_decay=0.75)
+    after, _ = jax.jit(step)(state, teacher, make_batch())
+    start, new = state.params["student"], after.params["student"]
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start, new)
+    assert_close(after.ema[0], expected, rtol=1e-6, atol=1e-7)
+    averaged = nnx.to_pure_dict(nnx.filter_state(after.student(), nnx.Param))
+    jax.tree.map(np.testing.assert_array_equal, averaged, nnx.to_pure_dict(after.ema[0]))
+
+
+def optimize(changes, steps=3):
+    settings = configuration.default().optimizer
+    settings.update({"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0} | changes)
+    optimizer = make_optimizer(settings, STEPS)
+    params = {"backbone": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "head": jnp.ones(2)}
+    state = optimizer.init(params)
+    for _ in range(steps):
+        gradients = jax.tree.map(jnp.ones_like, params)
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_sgd_is_pytorchs_with_poly_decay():
+    expected, momentum = 1.0, 0.0
+    for step in range(3):
+        momentum = 0.9 * momentum + (1.0 + 0.01 * expected)
+        expected -= ((0.1 - 0.01) * (1 - step / STEPS) ** 0.9 + 0.01) * momentum
+    params = optimize({"momentum": 0.9, "weight_decay": 0.01, "min_learning_rate": 0.01})
+    for leaf in jax.tree.leaves(params):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6)
+
+
+def test_head_multiplier_mask_of_decay_and_clipping():
+    plain, faster = optimize({}, 1), optimize({"head_multiplier": 10.0}, 1)
+    np.testing.assert_allclose(1 - faster["head"], 10 * (1 - plain["head"]), rtol=1e-5)
+    np.testing.assert_array_equal(faster["backbone"]["kernel"], plain["backbone"]["kernel"])
+    masked = optimize({"weight_decay": 0.5, "decay_norm_and_bias": False}, 1)
+    assert float(masked["backbone"]["kernel"][0, 0]) == pytest.approx(1 - 0.1 * 1.5)
+    assert float(masked["backbone"]["bias"][0]) == pytest.approx(1 - 0.1)
+    clipped = optimize({"gradient_clip": 1.0}, 1)
+    moved = jax.tree.map(lambda leaf: 1 - leaf, clipped)
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_adamw_decay_is_decoupled():
+    params = optimize({"name": "adamw", "weight_decay": 0.5}, 1)
+    assert float(params["head"][0]) == pytest.approx(1 - 0.1 * (1.0 + 0.5), rel=1e-5)
+
+
+def test_warm_up():
+    settings = configuration.default().optimizer
+    settings.update({"learning_rate": 0.1, "warmup_steps": 4})
+    rate = learning_rate_schedule(settings, STEPS)
+    assert [float(rate(s)) for s in (0, 2)] == pytest.approx([0.0, 0.05 * 0.8**0.9])
+
+
+class Recorder:
+    """Takes what the loop logs."""
+
+    def __init__(self):
+        self.lines = []
+
+    def scalars(self, step, values):
+        self.lines.append((step, dict(values)))
+
+
+def run_loop(directory, *, first_step=0, steps=4, state=None, poison=None, batches=None):
+    step, fresh, teacher = setup()
+    placement = Placement()
+    checkpoints = Checkpoints(directory, {"teacher": "abc"})
+    state = jax.device_put(fresh, placement.replicated)
+    if first_step:
+        state = checkpoints.restore(first_step, state)
+    if poison is not None:
+        plain = step
+
+        def step(state, teacher, batch):
+            state, metrics = plain(state, teacher, batch)
+            metrics["head_cwd"] = jnp.where(state.step == poison, jnp.nan, metrics["head_cwd"])
+            return state, metrics
+
+    generator = np.random.default_rng(7)
+    all_batches = [
+        {
+            "image": generator.integers(0, 256, (8, 16, 16, 3), np.uint8),
+            "label": generator.integers(0, 3, (8, 16, 16), np.uint8),
+        }
+        for _ in range(steps)
+    ]
+    log = Recorder()
+    try:
+        state = fit(
+            state,
+            jax.device_put(teacher, placement.replicated),
+            step,
+            iter(all_batches[first_step:]),
+            first_step=first_step,
+            steps=steps,
+            log_every=2,
+            eval_every=2,
+            placement=placement,
+            log=log,
+            evaluate=lambda step, state: {2: 0.9, 4: 0.5, 6: 0.7}.get(step, 0.1),
+            checkpoints=checkpoints,
+        )
+    finally:
+        checkpoints.close()
+    return jax.device_get(state), log
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    state, log = run_loop(directory, steps=6)
+    return directory, state, log
+
+
+def test_the_loop_logs_means_and_keeps_the_latest_and_the_best(finished):
+    directory, _, log = finished
+    assert [step for step, _ in log.lines] == [2, 4, 6]
+    assert "train/images_per_second" in log.lines[0][1]
+    checkpoints = Checkpoints(directory, {"teacher": "abc"})
+    assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
+    assert sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) == [2, 6]
+
+
+def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(finished):
+    directory, whole, _ = finished
+    continued, _ = run_loop(directory, first_step=2, steps=6)
+    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+
+
+def test_a_diverged_run_names_step_and_term_and_keeps_its_checkpoint(tmp_path):
+    message = "head_cwd is nan at step 3; the checkpoint of step 2 is kept"
+    with pytest.raises(Diverged, match=message):
+        run_loop(tmp_path, poison=3)
+    assert Checkpoints(tmp_path, {"teacher": "abc"}).latest_step == 2
+
+
+def test_another_teacher_is_refused(finished):
+    directory, _, _ = finished
+    with pytest.raises(UserError, match=r"made with teacher 'abc' \(now 'xyz'\)"):
+        Checkpoints(directory, {"teacher": "xyz"}).restore(6, setup()[1])
+
+
+def test_a_checkpoint_cut_short_is_named(tmp_path):
+    run_loop(tmp_path, steps=2)
+    for path in (tmp_path / "2").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"2: this checkpoint is damaged .*remove that folder"):
+        Checkpoints(tmp_path, {"teacher": "abc"}).restore(2, setup()[1])
+
+
+def test_a_batch_must_split_over_the_devices():
+    with pytest.raises(UserError, match="config.data.batch_size is 12; .* the 8 devices"):
+        Placement().check_batch_size("data.batch_size", 12)
+
+
+def test_configs_are_stored_as_they_are():
+    config = configuration.default()
+    again = configuration.from_json(configuration.to_json(config))
+    assert json.loads(again.to_json()) == json.loads(config.to_json())
+    assert again.data.crop_size == config.data.crop_size
