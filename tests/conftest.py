@@ -1,5 +1,21 @@
 """Eight devices on the CPU, so that what is sharded in the tests is really sharded."""
 
-import jax
+import os
+import tempfile
+
+# Compiling takes most of the suite's time and running almost none: let LLVM do less.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Programs that several tests compile are compiled once; the folder goes when the session ends.
+_CACHE = tempfile.TemporaryDirectory(prefix="kdjax-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax  # noqa: E402  reads the variables above
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+import tiny  # noqa: E402
+
+from kdjax.models import NETWORKS  # noqa: E402
+
+NETWORKS["tiny"] = tiny.create

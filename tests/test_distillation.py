@@ -90,9 +90,7 @@ def test_reserved_names_and_other_classes_are_refused():
     with pytest.raises(UserError, match="always logged"):
         resolve(loss=config.term("cwd"))
     with pytest.raises(UserError, match="scores 3 classes and the teacher 7"):
-        terms.resolve(
-            {"cwd": config.term("cwd")}, STUDENT, TEACHER | {"logits": FeatureSpec(7, 8)}
-        )
+        terms.resolve({"cwd": config.term("cwd")}, STUDENT, TEACHER | {"logits": FeatureSpec(7, 8)})
 
 
 def test_schedules_go_from_weight_to_final_weight():

@@ -52,9 +52,7 @@ def test_training_updates_running_statistics_and_evaluation_does_not():
     run(net, images)
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(net, nnx.BatchStat))
     nnx.jit(lambda net, x: net(x, train=True, rngs=nnx.Rngs(dropout=0)).logits)(net, images)
-    changed = jax.tree.map(
-        lambda a, b: bool(np.any(a != b)), before, nnx.state(net, nnx.BatchStat)
-    )
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, nnx.state(net, nnx.BatchStat))
     assert all(jax.tree.leaves(changed))
 
 

@@ -1,0 +1,40 @@
+"""The commands as a user starts them: a mistake is one line and a non-zero exit."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "--config=configs/quickstart.py", "--config.optimizer.learning_rat=1"],
+            'kdjax.train: error: in --config: .*Did you mean "learning_rate"',
+        ),
+        (
+            ["train", "--config=configs/quickstart.py", "--config.steps=many"],
+            "kdjax.train: error: flag --config.steps=many: .*; see --help",
+        ),
+        (
+            ["train", "--config=configs/none.py"],
+            "kdjax.train: error: configs/none.py: no such config file",
+        ),
+        (["compare"], "kdjax.compare: error: --config is missing"),
+        (["evaluate"], "kdjax.evaluate: error: .*: no run here .config.json is missing"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, message):
+    command = [sys.executable, "-m", f"kdjax.{arguments[0]}", *arguments[1:]]
+    run = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,232 @@
+"""Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
+
+import json
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from kdjax import config as configuration
+from kdjax.data import sets
+from kdjax.errors import UserError
+from kdjax.experiments import reports
+from kdjax.experiments.comparison import compare
+from kdjax.experiments.images import Images
+from kdjax.experiments.run import train
+from kdjax.experiments.workdir import Workdir
+from kdjax.reporting.report import write_report
+from kdjax.reporting.tables import text_table
+from kdjax.training.loop import Diverged
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for split, count in {"train": 9, "val": 3, "test": 3}.items():
+        for kind in ("images", "labels"):
+            (source / kind / split).mkdir(parents=True)
+        for index in range(count):
+            label = np.zeros((24, 32), np.uint8)
+            label[:, 16:] = 1 + index % 2
+            label[0] = 255
+            image = np.stack([label * 60] * 3, -1) + generator.integers(0, 60, (24, 32, 3))
+            name = f"{'b' if index else 'a'}{index}.png"
+            Image.fromarray(image.astype(np.uint8)).save(source / "images" / split / name)
+            Image.fromarray(label).save(source / "labels" / split / name)
+    sets.prepare("folder", target, source=source)
+    return target
+
+
+@pytest.fixture
+def config(data_dir):
+    config = configuration.default()
+    config.steps = 4
+    config.log_every = 1
+    config.eval_every = 2
+    config.data.name = "folder"
+    config.data.data_dir = str(data_dir)
+    config.data.test_split = "test"
+    config.data.batch_size = 8
+    config.data.eval_batch_size = 8
+    config.data.crop_size = (16, 16)
+    config.student.update(configuration.network("tiny", width=4))
+    config.teacher.update(configuration.network("tiny", width=6))
+    config.compare.teacher_steps = 2
+    with config.unlocked():
+        config.data.test_groups = ConfigDict({"unseen": "^b"})
+        config.compare.methods = ConfigDict(
+            {"plain": {}, "cwd": {"cwd": configuration.term("cwd")}}
+        )
+    return config
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory):
+    return tmp_path_factory.mktemp("comparison")
+
+
+def test_a_comparison_ends_in_a_table_and_a_report(config, comparison, capsys):
+    runs = compare(config, str(comparison), (0,))
+    assert [run.path.relative_to(comparison).as_posix() for run in runs] == [
+        "teacher",
+        "plain/seed0",
+        "cwd/seed0",
+    ]
+    out = capsys.readouterr().out
+    assert "term cwd: cwd(logits, logits; temperature 4.0)" in out
+    assert "teacher tiny (width 6" in out
+
+    result = json.loads(runs[2].result.read_text())
+    assert set(result["scores"]) == {"val", "test", "test/unseen"}
+    assert result["scores"]["test"]["agreement"] is not None
+    logged = [json.loads(line) for line in runs[2].metrics.read_text().splitlines()]
+    assert [line["step"] for line in logged if "train/cwd" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in logged if "val/miou" in line] == [2, 4]
+    assert list(runs[2].tensorboard.glob("events*"))
+
+    report = reports.make_report(
+        config,
+        Images(config.data),
+        runs,
+        {"teacher": str(runs[0].student), "cwd": str(runs[2].path)},
+        title="A test",
+        subtitle="of everything",
+    )
+    write_report(comparison / "report.html", report)
+    assert report.split == "test"
+    assert [line.split()[0] for line in text_table(report).splitlines()[2:]] == [
+        "teacher",
+        "plain",
+        "cwd",
+    ]
+    assert "<svg" in (comparison / "report.html").read_text()
+
+
+def test_what_is_done_is_not_done_again(config, comparison, capsys):
+    before = {p: p.stat().st_mtime_ns for p in comparison.rglob("result.json")}
+    compare(config, str(comparison), (0,))
+    assert {p: p.stat().st_mtime_ns for p in comparison.rglob("result.json")} == before
+    assert capsys.readouterr().out.count("already done") == 3
+
+
+def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config, comparison):
+    student = json.loads((comparison / "cwd" / "seed0" / "student" / "network.json").read_text())
+    assert (student["width"], student["num_classes"]) == (4, 3)
+    stored = Workdir(comparison / "cwd" / "seed0")
+    assert stored.read_config().teacher.checkpoint == str(comparison / "teacher" / "student")
+    size = sum(p.stat().st_size for p in (comparison / "cwd" / "seed0" / "student").rglob("*"))
+    teacher = sum(p.stat().st_size for p in (comparison / "teacher" / "student").rglob("*"))
+    assert size < teacher
+
+
+def run(config, workdir):
+    train(config, str(workdir), label="test", method="student", role="plain")
+
+
+def test_a_run_of_another_config_is_refused(config, comparison):
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"config.optimizer.learning_rate 0.01 there, 0.5 now"):
+        compare(config, str(comparison), (0,))
+
+
+def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
+    workdir = tmp_path / "run"
+    teacher = str(comparison / "teacher")
+
+    def fails(message):
+        with pytest.raises(UserError, match=message):
+            run(config, workdir)
+        assert not workdir.exists()
+
+    with config.unlocked():
+        config.terms = ConfigDict({"cwd": configuration.term("cwd", student="stage7")})
+    fails("set config.teacher.checkpoint to a network checkpoint")
+    config.teacher.checkpoint = str(tmp_path)
+    fails("no network checkpoint here")
+    config.teacher.checkpoint = teacher
+    fails('no feature "stage7"; it has stage3, stage4, head, logits, aux_logits')
+    config.terms.cwd.student = "logits"
+    config.teacher.min_miou = 0.99
+    fails("below config.teacher.min_miou 0.99")
+    config.teacher.min_miou = 0.0
+    config.teacher.width = 8
+    fails("config.teacher.width is 8, but .* holds 6")
+    config.teacher.width = 6
+    config.data.batch_size = 9
+    fails("data.batch_size is 9; it must be a multiple of the 8 devices")
+    config.data.val_split = "validation"
+    fails('config.data.val_split is "validation"; folder in .* has train, val, test')
+    config.data.name = "foldr"
+    fails("unknown data set 'foldr'; did you mean folder")
+
+
+def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
+    config.data.test_split = ""
+    real, calls = Images.train_batches, []
+
+    def stops_early(self, *, first_step, **options):
+        calls.append(first_step)
+        for index, batch in enumerate(real(self, first_step=first_step, **options)):
+            if first_step == 0 and index == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(Images, "train_batches", stops_early)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path)
+    run(config, tmp_path)
+    assert calls == [0, 2]
+    assert "continues after step 2" in capsys.readouterr().out
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "train/loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_diverged_run_stops_without_a_result(config, tmp_path):
+    config.optimizer.learning_rate = 1e30
+    config.data.test_split = ""
+    with pytest.raises(Diverged, match=r"the run diverged: .* at step [234]"):
+        run(config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_path_that_cannot_be_written(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to --workdir"):
+        run(config, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds(path):
+    module = runpy.run_path(str(path))
+    config = module["get_config"]()
+    configuration.validate(config)
+    again = configuration.from_json(configuration.to_json(config))
+    assert json.loads(again.to_json()) == json.loads(config.to_json())
+    assert f"configs/{path.name}" in module["__doc__"], "its docstring holds the command to run"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("steps", 0, "config.steps is 0; it must be positive"),
+        ("export", "lst", 'config.export is "lst"; it must be last or best'),
+        ("optimizer.name", "adam", 'config.optimizer.name is "adam"; it must be sgd or adamw'),
+        ("data.crop_size", (64,), r"config.data.crop_size is \(64,\); .* two positive"),
+        ("data.scale_range", (2.0, 0.5), "the first must not be larger"),
+        ("optimizer.ema_decay", 1.0, "config.optimizer.ema_decay is 1.0"),
+        ("optimizer.accumulate", 3, "16 cannot be cut into 3 equal micro-batches"),
+    ],
+)
+def test_values_that_make_no_sense(key, value, message):
+    config = configuration.default()
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        configuration.validate(config)

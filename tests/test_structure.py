@@ -1,0 +1,61 @@
+"""The shape of the house: which room may import what."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# A room may import itself and what stands before it. Data and reporting are side buildings: they
+# stand on `errors` alone.
+FLOORS = ("losses", "models", "evaluation", "distillation", "training")
+SIDE_BUILDINGS = ("data", "reporting")
+
+
+def imported_rooms(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("kdjax.")}
+
+
+def test_a_lower_floor_never_imports_a_higher_one():
+    rooms = {*FLOORS, *SIDE_BUILDINGS, "experiments", "config"}
+    for level, room in enumerate(FLOORS):
+        for path in (ROOT / "kdjax" / room).rglob("*.py"):
+            wrong = (imported_rooms(path) & rooms) - set(FLOORS[: level + 1])
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+    for room in SIDE_BUILDINGS:
+        for path in (ROOT / "kdjax" / room).rglob("*.py"):
+            wrong = (imported_rooms(path) & rooms) - {room}
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def loaded_by(statement):
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
+
+
+def test_losses_need_jax_alone():
+    loaded = loaded_by("import kdjax.losses")
+    assert not loaded & {"flax", "optax", "orbax", "ml_collections", "tensorflow", "jaxtyping"}
+    assert {name for name in loaded if name.startswith("kdjax.")} <= {
+        name for name in loaded if name.startswith("kdjax.losses")
+    }
+
+
+def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
+    loaded = loaded_by("import kdjax.training.loop, kdjax.training.checkpoints, kdjax.evaluation")
+    assert not loaded & {"tensorflow", "torch", "tensorflow_datasets", "tensorboardX", "matplotlib"}
+
+
+def test_datasets_is_no_package():
+    # It would hide another well-known `datasets` from everything that runs from the root.
+    assert not list((ROOT / "datasets").rglob("__init__.py"))

@@ -1,0 +1,42 @@
+"""A network with three convolutions, for tests of everything around a network.
+
+A ResNet-18 of any width takes XLA twenty seconds to compile; this takes one or two.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from kdjax.models import FeatureSpec, Segmenter
+from kdjax.models.fcn import FCNHead
+from kdjax.models.layers import ConvNorm
+
+
+class Backbone(nnx.Module):
+    def __init__(self, width, *, dtype, rngs):
+        self.stem = ConvNorm(3, width, 3, stride=4, dtype=dtype, rngs=rngs)
+        self.body = ConvNorm(width, 2 * width, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.width = width
+
+    @property
+    def feature_specs(self):
+        return {"stage3": FeatureSpec(self.width, 4), "stage4": FeatureSpec(2 * self.width, 8)}
+
+    def __call__(self, images, *, train):
+        stem = self.stem(images, train=train)
+        return {"stage3": stem, "stage4": self.body(stem, train=train)}
+
+
+def create(*, num_classes, width, auxiliary, dtype, rngs):
+    backbone = Backbone(width, dtype=dtype, rngs=rngs)
+    head = FCNHead(2 * width, width, num_classes, dtype=dtype, rngs=rngs)
+    auxiliary_head = None
+    if auxiliary:
+        auxiliary_head = FCNHead(width, width, num_classes, dtype=dtype, rngs=rngs)
+    return Segmenter(
+        backbone,
+        head,
+        auxiliary_head,
+        head_channels=width,
+        num_classes=num_classes,
+        dtype=jnp.dtype(dtype),
+    )
