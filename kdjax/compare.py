@@ -3,6 +3,8 @@
 python -m kdjax.compare --config configs/X.py --workdir DIR [--seeds 0,1,2]
 """
 
+import dataclasses
+
 from absl import flags
 
 from kdjax import command
@@ -50,7 +52,10 @@ def main(argv: list[str]) -> None:
     )
     path = Workdir(_WORKDIR.value).report
     write_report(path, report)
-    print(f"\n{text_table(report)}\n\nreport: {path}")
+    for split in [report.split, *(f"{report.split}/{group}" for group in config.data.test_groups)]:
+        scores = dataclasses.replace(report, runs=[run.summary(split) for run in runs])
+        print(f"\n{split}\n{text_table(scores)}")
+    print(f"\nreport: {path}")
 
 
 def _integers(values: list[str]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Evaluates the student of a finished run, or any network checkpoint, on whole images.
 
-    python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
+python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
 """
 
 from absl import flags

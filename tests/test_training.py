@@ -201,20 +201,18 @@ class Recorder:
         self.lines.append((step, dict(values)))
 
 
-def run_loop(directory, *, first_step=0, steps=4, state=None, poison=None, batches=None):
-    step, fresh, teacher = setup()
+def run_loop(directory, *, first_step=0, steps=4, poison=-1):
+    plain, fresh, teacher = setup()
     placement = Placement()
     checkpoints = Checkpoints(directory, {"teacher": "abc"})
     state = jax.device_put(fresh, placement.replicated)
     if first_step:
         state = checkpoints.restore(first_step, state)
-    if poison is not None:
-        plain = step
 
-        def step(state, teacher, batch):
-            state, metrics = plain(state, teacher, batch)
-            metrics["head_cwd"] = jnp.where(state.step == poison, jnp.nan, metrics["head_cwd"])
-            return state, metrics
+    def step(state, teacher, batch):
+        state, metrics = plain(state, teacher, batch)
+        metrics["head_cwd"] = jnp.where(state.step == poison, jnp.nan, metrics["head_cwd"])
+        return state, metrics
 
     generator = np.random.default_rng(7)
     all_batches = [
@@ -290,7 +288,7 @@ def test_a_checkpoint_cut_short_is_named(tmp_path):
 
 
 def test_a_batch_must_split_over_the_devices():
-    with pytest.raises(UserError, match="config.data.batch_size is 12; .* the 8 devices"):
+    with pytest.raises(UserError, match=r"config.data.batch_size is 12; .* the 8 devices"):
         Placement().check_batch_size("data.batch_size", 12)
 
 

@@ -2,7 +2,7 @@
 
 The gradient rule is written out: the pass back reads both inputs as they came and two numbers per
 distribution; automatic differentiation would keep float32 copies of the exponentials. The forward
-pass reads each input twice, once for the maxima and once for the three sums together.
+pass reads each input twice, once for the maxima and once for the four sums together.
 """
 
 from __future__ import annotations
@@ -17,17 +17,24 @@ def softmax_kl_forward(student, teacher, temperature, axis):
     largest_t = jnp.max(teacher, axis, keepdims=True).astype(jnp.float32)
     s = (student.astype(jnp.float32) - largest_s) / temperature
     t = (teacher.astype(jnp.float32) - largest_t) / temperature
-    sum_s = jnp.sum(jnp.exp(s), axis, keepdims=True)
-    sum_t = jnp.sum(jnp.exp(t), axis, keepdims=True)
-    difference = jnp.sum(jnp.exp(t) * (t - s), axis, keepdims=True)
-    log_s, log_t = jnp.log(sum_s), jnp.log(sum_t)
-    values = jnp.squeeze(difference / sum_t + (log_s - log_t), axis)
+    exp_s, exp_t = jnp.exp(s), jnp.exp(t)
+    sum_s, sum_t, more, ahead = (
+        jnp.sum(terms, axis, keepdims=True)
+        for terms in (exp_s, exp_t, exp_s - exp_t, exp_t * (t - s))
+    )
+    # The logarithm of sum_s / sum_t. Where the two are close, and with them student and teacher,
+    # summing the differences keeps the digits that two large sums would share; it is exactly 0
+    # for equal inputs, whatever order the compiler sums in.
+    more /= sum_t
+    log_ratio = jnp.where(jnp.abs(more) < 0.5, jnp.log1p(more), jnp.log(sum_s / sum_t))
+    values = jnp.squeeze(ahead / sum_t + log_ratio, axis)
+    log_sum_t = jnp.log(sum_t)
     return values, (
         student,
         teacher,
         temperature,
-        largest_s / temperature + log_s,
-        largest_t / temperature + log_t,
+        largest_s / temperature + (log_sum_t + log_ratio),
+        largest_t / temperature + log_sum_t,
     )
 
 

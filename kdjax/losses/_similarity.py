@@ -161,7 +161,7 @@ def _table_distance(student, teacher):
         jnp.sum(jnp.square(einsum("...id,...ie->...de", x, y)), axis=(-2, -1))
         for x, y in ((student, student), (teacher, teacher), (student, teacher))
     )
-    return (within_s + within_t - 2.0 * across) / pixels**2
+    return (within_s + within_t - 2.0 * across) / float(pixels) ** 2
 
 
 # Entries of one image's table that exist at a time.

@@ -1,6 +1,7 @@
 """Inputs, and every loss under one signature, for the tests of this folder."""
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,17 +17,20 @@ SHAPE = (2, 4, 5, 6)
 CLASSES = CHANNELS = SHAPE[-1]
 
 
-def normal(seed, shape=SHAPE, scale=1.0):
+# The types are Any: the tests hand NumPy arrays to functions that are annotated with JAX's.
+
+
+def normal(seed, shape=SHAPE, scale=1.0) -> Any:
     return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
 
 
-def labels(seed, shape=SHAPE[:-1], classes=CLASSES, ignored=0.2):
+def labels(seed, shape=SHAPE[:-1], classes=CLASSES, ignored=0.2) -> Any:
     rng = np.random.default_rng(seed)
     values = rng.integers(0, classes, shape)
     return np.where(rng.random(shape) < ignored, 255, values).astype(np.int32)
 
 
-def head(seed, channels=CHANNELS, classes=CLASSES, full=False):
+def head(seed, channels=CHANNELS, classes=CLASSES, full=False) -> Any:
     """Kernel, bias and a covariance for every class."""
     rng = np.random.default_rng(seed)
     kernel, bias = rng.normal(size=(channels, classes)), rng.normal(size=classes)

@@ -18,7 +18,7 @@ def gradient(function, x, step=1e-5):
     return out
 
 
-def softmax(x, axis=-1):
+def softmax(x, axis: int | tuple[int, ...] = -1):
     exp = np.exp(x - x.max(axis, keepdims=True))
     return exp / exp.sum(axis, keepdims=True)
 

@@ -1,0 +1,227 @@
+"""Builder of `shapes`: procedural scenes, made rather than downloaded."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Bool, Float32, UInt8
+from scipy import ndimage
+
+from kdjax.data.builder import SegmentationBuilder, encode_png
+
+SIZE = 96  # pixels, both sides
+SPLITS = {"train": 800, "val": 200, "test": 200}
+
+_SEED = 20_240_607
+_Window = tuple[slice, slice]  # rows and columns of a scene
+_OVERSAMPLING = 2  # points a pixel and axis at which outlines are sampled
+
+
+class Shapes(SegmentationBuilder):
+    """Textured, overlapping shapes among clutter that wears the same textures.
+
+    Colour and texture say nothing about the class: only the outline does, so a network has to see
+    a whole object to name it.
+    """
+
+    NEEDS_SOURCE: ClassVar[bool] = False
+
+    @property
+    def class_names(self) -> list[str]:
+        """The background, then the outlines."""
+        return ["background", *OUTLINES]
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager
+        return {
+            split: self._generate_examples(split, number) for number, split in enumerate(SPLITS)
+        }
+
+    def _generate_examples(self, split: str, number: int) -> Iterator[tuple[int, dict]]:
+        for index in range(SPLITS[split]):
+            image, label = scene(np.random.default_rng([_SEED, number, index]))
+            name = f"{split}_{index:04d}"
+            yield index, {"image": encode_png(image), "label": encode_png(label), "name": name}
+
+
+def scene(
+    rng: np.random.Generator, size: int = SIZE
+) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
+    """Draws one scene: background, clutter, objects from back to front, clutter before them."""
+    everywhere = (slice(0, size), slice(0, size))
+    image = _texture(rng, everywhere)
+    label = np.zeros((size, size), np.uint8)
+
+    def paint(window: _Window, coverage: np.ndarray, class_id: int) -> None:
+        texture = _texture(rng, window)
+        image[window] += coverage[..., None] * (texture - image[window])
+        label[window][coverage >= 0.5] = class_id
+
+    for _ in range(rng.integers(1, 4)):
+        paint(everywhere, _blob(rng, size), 0)
+    for _ in range(rng.integers(3, 7)):
+        kind = int(rng.integers(len(OUTLINES)))
+        window, coverage = _object(rng, size, list(OUTLINES.values())[kind])
+        paint(window, coverage, kind + 1)
+    for _ in range(rng.integers(0, 3)):
+        paint(everywhere, _bar(rng, everywhere), 0)
+    return _photograph(rng, image), label
+
+
+def _disk(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) < 0.9
+
+
+def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.abs(np.hypot(x, y) - 0.72) < 0.22
+
+
+def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) < 0.8
+
+
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (y < 0.55) & (np.abs(x) * math.sqrt(3) - y < 1.1)
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    tenth = math.pi / 5
+    tip, notch_along, notch_across = 1.05, 0.45 * math.cos(tenth), 0.45 * math.sin(tenth)
+    # Fold the plane onto the tenth of it between a tip and the notch beside it.
+    angle = np.abs((np.arctan2(y, x) + tenth) % (2 * tenth) - tenth)
+    radius = np.hypot(x, y)
+    along, across = radius * np.cos(angle), radius * np.sin(angle)
+    return notch_across * (tip - along) > across * (tip - notch_along)
+
+
+def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    near, far = np.minimum(np.abs(x), np.abs(y)), np.maximum(np.abs(x), np.abs(y))
+    return (near < 0.3) & (far < 1)
+
+
+def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (np.hypot(x, y) < 0.95) & (np.hypot(x - 0.45, y) > 0.7)
+
+
+# Each says which points lie inside a shape of radius about 1, centred on the origin.
+OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disk": _disk,
+    "ring": _ring,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "crescent": _crescent,
+}
+
+
+def _grid(window: _Window, points: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (x and y) of the pixels in a window, or of `points` squared samples in each."""
+    y, x = (
+        side.start + (np.arange((side.stop - side.start) * points, dtype=np.float32) + 0.5) / points
+        for side in window
+    )
+    return x[None, :], y[:, None]
+
+
+def _turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates along and across a direction."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def _object(
+    rng: np.random.Generator, size: int, outline: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> tuple[_Window, Float32[np.ndarray, "height width"]]:
+    """A shape at a random place, size, aspect and rotation: its window and the coverage there."""
+    center_x, center_y = rng.uniform(0.05 * size, 0.95 * size, 2).tolist()
+    radius = size * rng.uniform(0.11, 0.27)
+    aspect = rng.uniform(0.85, 1.18)
+    turn = rng.uniform(0, 2 * math.pi)
+    # No outline reaches beyond 1.15 of the radius, nor aspect beyond 1.18 times that.
+    top, left = (max(math.floor(c - 1.4 * radius), 0) for c in (center_y, center_x))
+    bottom, right = (min(math.ceil(c + 1.4 * radius), size) for c in (center_y, center_x))
+    window = (slice(top, bottom), slice(left, right))
+    x, y = _grid(window, _OVERSAMPLING)
+    along, across = _turned((x - center_x) / radius, (y - center_y) / radius, turn)
+    return window, _coverage(outline(along * aspect, across / aspect))
+
+
+def _bar(rng: np.random.Generator, window: _Window) -> Float32[np.ndarray, "height width"]:
+    """Coverage by a thin bar across the scene, such as a pole or a wire before the objects."""
+    size = window[0].stop
+    turn = rng.uniform(0, math.pi)
+    width = size * rng.uniform(0.012, 0.04)
+    center_x, center_y = rng.uniform(0.2 * size, 0.8 * size, 2).tolist()
+    x, y = _grid(window, _OVERSAMPLING)
+    _, across = _turned(x - center_x, y - center_y, turn)
+    return _coverage(np.abs(across) < width)
+
+
+def _blob(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "size size"]:
+    """Coverage by a few irregular patches: what clutter is made of."""
+    # The finer noise keeps patches from coming out round, as disks do.
+    noise = _smooth_noise(rng, (size, size), rng.uniform(0.07, 0.14) * size)
+    noise += 0.4 * _smooth_noise(rng, (size, size), 0.03 * size)
+    return np.clip((noise - rng.uniform(0.75, 1.2)) * 12, 0, 1)
+
+
+def _coverage(
+    inside: Bool[np.ndarray, "rows columns"],
+) -> Float32[np.ndarray, "height width"]:
+    """Share of each pixel's samples that lie inside."""
+    starts = itertools.product(range(_OVERSAMPLING), repeat=2)
+    samples = [inside[row::_OVERSAMPLING, column::_OVERSAMPLING] for row, column in starts]
+    return np.stack(samples).mean(0, dtype=np.float32)
+
+
+def _smooth_noise(
+    rng: np.random.Generator, shape: tuple[int, int], sigma: float
+) -> Float32[np.ndarray, "height width"]:
+    """Gaussian noise of unit variance that varies over about `sigma` pixels."""
+    noise = ndimage.gaussian_filter(
+        rng.standard_normal(shape, np.float32), sigma, mode="wrap", truncate=3
+    )
+    return noise / noise.std()
+
+
+def _texture(rng: np.random.Generator, window: _Window) -> Float32[np.ndarray, "height width 3"]:
+    """Two random colours mixed by a random pattern."""
+    x, y = _grid(window)
+    shape = (y.size, x.size)
+    turn, period = rng.uniform(0, math.pi), rng.uniform(5, 16)
+    phase_x, phase_y = rng.uniform(0, period, 2).tolist()
+    along, across = (
+        np.sin(distance * (2 * math.pi / period))
+        for distance in _turned(x + phase_x, y + phase_y, turn)
+    )
+    match rng.integers(5):
+        case 0:  # nearly plain
+            pattern = 0.15 * _smooth_noise(rng, shape, 3)
+        case 1:  # stripes
+            pattern = along
+        case 2:  # checks
+            pattern = np.tanh(8 * along * across)
+        case 3:  # dots
+            pattern = np.tanh(6 * (along + across - 0.6))
+        case _:  # mottled
+            pattern = 0.7 * _smooth_noise(rng, shape, rng.uniform(1.5, 5))
+    base = rng.uniform(0.1, 0.9, 3).astype(np.float32)
+    change = rng.uniform(-0.3, 0.3, 3).astype(np.float32)
+    return base + np.clip(0.5 + 0.5 * pattern, 0, 1)[..., None] * change
+
+
+def _photograph(
+    rng: np.random.Generator, image: Float32[np.ndarray, "size size 3"]
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Uneven light, defocus and sensor noise."""
+    x, y = np.meshgrid(*[np.linspace(-0.5, 0.5, len(image), dtype=np.float32)] * 2)
+    along, _ = _turned(x, y, rng.uniform(0, 2 * math.pi))
+    light = 1 + rng.uniform(0, 0.8) * along
+    sigma = rng.uniform(0.2, 0.9)
+    image = ndimage.gaussian_filter(image * light[..., None], (sigma, sigma, 0), truncate=3)
+    image = image + rng.uniform(0.01, 0.07) * rng.standard_normal(image.shape, np.float32)
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,268 @@
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import CLASSES, close, few, head, labels, normal, seeds
+from hypothesis import given
+
+from kdjax import losses
+
+BOUNDS = ["soft", "pairwise", "label", "student", "none"]
+SHAPE = (2, 2, 3, 4)
+
+
+def problem(seed, full=False, ignored=0.2):
+    """Features, head, teacher, labels and covariance of a small image, 4 channels to 6 classes."""
+    kernel, bias, covariance = head(seed, channels=4, full=full)
+    truth = labels(seed + 1, SHAPE[:-1], ignored=ignored)
+    teacher = 2 * normal(seed + 2, (*SHAPE[:-1], CLASSES))
+    return normal(seed + 3, SHAPE), kernel, bias, teacher, truth, covariance
+
+
+def double(arguments) -> list[Any]:
+    return [x if x.dtype == np.int32 else np.float64(x) for x in arguments]
+
+
+@functools.cache
+def compiled(function, **options):
+    """Every term, and the gradient of their mean by features and kernel; one compilation."""
+
+    def mean(features, kernel, rest, settings):
+        values = function(features, kernel, *rest, **settings, **options)
+        return values.mean(), values
+
+    return jax.jit(jax.value_and_grad(mean, argnums=(0, 1), has_aux=True))
+
+
+def evaluate(function, arguments, bound=None, **settings):
+    options = {} if bound is None else {"bound": bound}
+    features, kernel, *rest = arguments
+    settings = {name: np.float32(value) for name, value in settings.items()}
+    (_, values), gradients = compiled(function, **options)(features, kernel, rest, settings)
+    return values, gradients
+
+
+def fakd_kl(arguments, bound, strength, temperature=1.0):
+    options = {"strength": strength, "temperature": temperature}
+    return evaluate(losses.fakd_kl, arguments, bound, **options)[0]
+
+
+def fakd_cwd(arguments, strength, temperature=4.0):
+    return evaluate(losses.fakd_cwd, arguments, strength=strength, temperature=temperature)[0]
+
+
+def expected_gradients(function, arguments):
+    for position in (0, 1):
+
+        def mean(x, position=position):
+            changed = [*arguments]
+            changed[position] = x
+            return function(*changed).mean()
+
+        yield reference.gradient(mean, arguments[position])
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_fakd_kl_value_and_gradients_are_the_formula(bound, full):
+    arguments = problem(0, full)
+    options = {"strength": 1.5, "temperature": 2.0, "bound": bound}
+    values, gradients = evaluate(losses.fakd_kl, arguments, **options)
+    exact = double(arguments)
+    own = reference.softmax((exact[0] @ exact[1] + exact[2]) / 2.0)
+    expected = functools.partial(reference.fakd_kl, **options, own=own)
+    close(values, expected(*exact))
+    for gradient, wanted in zip(gradients, expected_gradients(expected, exact), strict=True):
+        close(gradient, wanted)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+def test_fakd_cwd_value_and_gradients_are_the_formula(full):
+    arguments = problem(0, full)
+    options = {"strength": 1.5, "temperature": 2.0}
+    values, gradients = evaluate(losses.fakd_cwd, arguments, **options)
+    expected = functools.partial(reference.fakd_cwd, **options)
+    close(values, expected(*double(arguments)))
+    for gradient, wanted in zip(
+        gradients, expected_gradients(expected, double(arguments)), strict=True
+    ):
+        close(gradient, wanted)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+def test_isda_value_and_gradients_are_the_formula(full):
+    features, kernel, bias, _, truth, covariance = problem(0, full)
+    arguments = (features, kernel, bias, truth, covariance)
+    logits = losses.isda_logits(*arguments, strength=3.0)
+    close(logits, reference.isda_logits(*double(arguments), strength=3.0))
+    values, gradients = evaluate(losses.isda_cross_entropy, arguments, strength=3.0)
+
+    def expected(*arguments):
+        return reference.cross_entropy(reference.isda_logits(*arguments, strength=3.0), truth)
+
+    close(values, expected(*double(arguments)))
+    for gradient, wanted in zip(
+        gradients, expected_gradients(expected, double(arguments)), strict=True
+    ):
+        close(gradient, wanted)
+
+
+@few
+@given(seeds)
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_without_strength_or_covariance_it_is_the_plain_loss(bound, seed):
+    features, kernel, bias, teacher, truth, covariance = arguments = problem(seed)
+    plain = losses.pixelwise_kl(features @ kernel + bias, teacher)
+    plain = jnp.where(truth == 255, 0, plain)
+    close(fakd_kl(arguments, bound, 0.0), plain, 2e-6)
+    none = (*arguments[:-1], 0 * covariance)
+    close(fakd_kl(none, bound, 2.0), plain, 2e-6)
+    channelwise = losses.cwd(features @ kernel + bias, teacher)
+    close(fakd_cwd(arguments, 0.0), channelwise, 5e-6)
+
+
+@few
+@given(seeds)
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_bounds_grow_with_the_strength(bound, seed):
+    arguments = problem(seed, full=True)
+    values = [fakd_kl(arguments, bound, s) for s in (0.0, 0.5, 2.0, 8.0)]
+    assert all(jnp.all(high >= low - 1e-5) for low, high in itertools.pairwise(values))
+
+
+@few
+@given(seeds)
+def test_soft_is_never_above_pairwise(seed):
+    arguments = problem(seed)
+    soft, pairwise = (fakd_kl(arguments, b, 2.0) for b in ("soft", "pairwise"))
+    assert jnp.all(soft <= pairwise + 1e-4)
+
+
+def expectations(arguments, strength, temperature, samples=2000, seed=0):
+    """The augmented divergence of each pixel and channel: its mean and three standard errors."""
+    features, kernel, bias, teacher, truth, covariance = double(arguments)
+    covariance = reference.full(covariance)
+    rng = np.random.default_rng(seed)
+    noise = np.zeros((samples, *features.shape))
+    for i in np.ndindex(*truth.shape):
+        if truth[i] != 255:
+            sigma = strength * covariance[truth[i]]
+            noise[(slice(None), *i)] = rng.multivariate_normal(
+                np.zeros(len(sigma)), sigma, samples, method="eigh"
+            )
+    scores = (features + noise) @ kernel + bias
+
+    def divergence(axis):
+        p = reference.softmax(teacher / temperature, axis)
+        q = reference.softmax(scores / temperature, tuple(a + 1 for a in axis))
+        values = temperature**2 * np.sum(p * (np.log(p) - np.log(q)), tuple(a + 1 for a in axis))
+        return values.mean(0), 3 * values.std(0) / np.sqrt(samples)
+
+    return divergence((3,)), divergence((1, 2))
+
+
+@few
+@given(seeds)
+def test_bounds_lie_above_the_expected_loss(seed):
+    arguments = problem(seed, ignored=0, full=seed % 2 == 0)
+    strength, temperature = 1.0 + seed % 3, 1.0 + seed % 2
+    (pixels, error), (channels, channel_error) = expectations(arguments, strength, temperature)
+    options = {"strength": strength, "temperature": temperature}
+    for bound in BOUNDS:
+        assert np.all(fakd_kl(arguments, bound, **options) >= pixels - error - 1e-4), bound
+    channelwise = fakd_cwd(arguments, **options)
+    assert np.all(channelwise >= channels - channel_error - 1e-4)
+
+
+def test_augmented_scores_straight_in_the_divergence_are_no_bound():
+    """Why there is no option `plugin`: it falls below the expected and the plain loss."""
+    below_expected = below_plain = 0
+    for seed in range(20):
+        arguments = problem(seed, ignored=0)
+        features, kernel, bias, teacher, truth, covariance = arguments
+        added = losses.isda_logits(features, kernel, bias, truth, covariance, strength=2.0)
+        plugin = losses.pixelwise_kl(added, teacher)
+        (expected, error), _ = expectations(arguments, 2.0, 1.0, samples=500)
+        below_expected += np.sum(plugin < expected - error)
+        below_plain += np.sum(
+            plugin < losses.pixelwise_kl(features @ kernel + bias, teacher) - 1e-3
+        )
+    assert below_expected > 5
+    assert below_plain > 5
+
+
+@few
+@given(seeds)
+def test_a_certain_teacher_makes_soft_pairwise_label_and_isda_one(seed):
+    features, kernel, bias, _, truth, covariance = problem(seed)
+    classes = np.where(truth == 255, 0, truth)
+    certain = 200 * np.eye(CLASSES, dtype=np.float32)[classes]
+    isda = losses.isda_cross_entropy(features, kernel, bias, truth, covariance, strength=2.0)
+    for bound in ("soft", "pairwise", "label"):
+        value = fakd_kl((features, kernel, bias, certain, truth, covariance), bound, 2.0)
+        close(value, isda, 1e-5)
+
+
+@few
+@given(seeds)
+def test_a_common_shift_of_all_columns_only_matters_to_none(seed):
+    features, kernel, bias, teacher, truth, covariance = problem(seed)
+    shifted = kernel + normal(seed, (4, 1))
+    for bound in BOUNDS:
+        before, after = (
+            fakd_kl((features, k, bias, teacher, truth, covariance), bound, 2.0)
+            for k in (kernel, shifted)
+        )
+        if bound == "none":
+            assert jnp.max(jnp.abs(after - before)) > 1e-2
+        else:
+            close(after, before, 3e-5)
+
+
+def test_ignored_pixels_are_not_augmented():
+    features, kernel, bias, teacher, truth, covariance = problem(0)
+    truth = np.full_like(truth, 255)
+    scores = features @ kernel + bias
+    arguments = (features, kernel, bias, teacher, truth, covariance)
+    close(fakd_cwd(arguments, 2.0), losses.cwd(scores, teacher), 1e-6)
+    logits = losses.isda_logits(features, kernel, bias, truth, covariance, strength=2.0)
+    close(logits, scores, 1e-6)
+
+
+def test_fakd_cwd_of_a_single_class_only_adds_a_constant():
+    features, kernel, bias, teacher, truth, covariance = problem(0)
+    truth = np.full_like(truth, 2)
+    arguments = (features, kernel, bias, teacher, truth, covariance)
+    added = 2.0 / 2 * np.square(kernel).T @ covariance[2]
+    plain = losses.cwd(features @ kernel + bias, teacher)
+    close(fakd_cwd(arguments, 2.0), plain + added)
+    gradients = [
+        evaluate(losses.fakd_cwd, arguments, strength=strength, temperature=4.0)[1][0]
+        for strength in (0.0, 2.0)
+    ]
+    close(*gradients)
+
+
+def test_the_covariance_receives_no_gradient_and_the_strength_may_be_a_schedule():
+    features, kernel, bias, teacher, truth, covariance = problem(0)
+    for function in (losses.fakd_kl, losses.fakd_cwd):
+
+        def mean(covariance, strength, function=function):
+            arguments = (features, kernel, bias, teacher, truth, covariance)
+            return function(*arguments, strength=strength).mean()
+
+        value, gradient = jax.jit(jax.value_and_grad(mean))(covariance, 0.5)
+        np.testing.assert_array_equal(gradient, 0.0)
+        close(value, mean(covariance, 0.5), 1e-6)
+
+
+def test_no_bias_is_a_bias_of_zero():
+    features, kernel, bias, teacher, truth, covariance = problem(0)
+    rest = (teacher, truth, covariance)
+    with_zero = losses.fakd_kl(features, kernel, 0 * bias, *rest, strength=1.0)
+    close(losses.fakd_kl(features, kernel, None, *rest, strength=1.0), with_zero, 1e-6)

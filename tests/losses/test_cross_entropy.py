@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import close, labels, normal
+
+from kdjax import losses
+
+
+def test_value_and_gradient_are_the_formula():
+    logits, truth = normal(0), labels(1)
+    close(losses.cross_entropy(logits, truth), reference.cross_entropy(np.float64(logits), truth))
+    gradient = jax.grad(lambda x: losses.cross_entropy(x, truth).mean())(logits)
+    expected = reference.gradient(lambda x: reference.cross_entropy(x, truth).mean(), logits)
+    close(gradient, expected)
+
+
+def test_any_label_can_be_the_ignored_one():
+    logits, truth = normal(0), labels(1, ignored=0)
+    for ignored in (0, 3):
+        values = losses.cross_entropy(logits, truth, ignore_label=ignored)
+        np.testing.assert_array_equal(values == 0, truth == ignored)
+    unsigned = truth.astype(np.uint8)
+    close(
+        losses.cross_entropy(logits, unsigned, ignore_label=-1), losses.cross_entropy(logits, truth)
+    )
+
+
+@pytest.mark.parametrize("wrong", [6, 200, -1])
+def test_a_label_that_is_no_class_is_not_trained_on_in_silence(wrong):
+    truth = labels(1, ignored=0)
+    truth[0, 1, 2] = wrong
+    values = losses.cross_entropy(normal(0), truth)
+    assert jnp.isnan(values[0, 1, 2])
+    assert jnp.isnan(values).sum() == 1
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(17, 24), (4, 5), (3, 2), (1, 1)])
+def test_upsampled_is_resizing_and_then_cross_entropy(size, align_corners):
+    logits, truth = normal(0, (1, 4, 5, 3)), labels(1, (1, *size), classes=3)
+
+    def expected(x):
+        resized = reference.resize(x[0], *size, align_corners=align_corners)[None]
+        return reference.cross_entropy(resized, truth)
+
+    def loss(x):
+        return losses.upsampled_cross_entropy(x, truth, align_corners=align_corners)
+
+    def mean(x):
+        values = loss(x)
+        return values.mean(), values
+
+    (_, values), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(logits)
+    close(values, expected(np.float64(logits)))
+    close(gradient, reference.gradient(lambda x: expected(x).mean(), logits))
+
+
+def test_upsampled_takes_no_or_several_batch_dimensions():
+    logits, truth = normal(0, (2, 3, 4, 5, 6)), labels(1, (2, 3, 20, 9))
+    upsampled = jax.jit(losses.upsampled_cross_entropy)
+    values = upsampled(logits, truth)
+    assert values.shape == truth.shape
+    close(upsampled(logits[1, 2], truth[1, 2]), values[1, 2], 1e-6)
+
+
+def test_valid_mean_is_the_mean_of_what_is_valid():
+    values = jnp.array([[1.0, 2.0], [jnp.nan, 6.0]])
+    valid = jnp.array([[True, True], [False, True]])
+    assert losses.valid_mean(values, valid) == 3.0
+    assert losses.valid_mean(values, jnp.zeros_like(valid)) == 0.0
+    gradient = jax.grad(losses.valid_mean)(values, valid)
+    np.testing.assert_allclose(gradient, [[1 / 3, 1 / 3], [0, 1 / 3]], rtol=1e-6)
+    assert losses.valid_mean(jnp.ones(5000, jnp.float16), jnp.ones(5000, bool)) == 1.0

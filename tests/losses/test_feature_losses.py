@@ -1,0 +1,86 @@
+import jax
+import numpy as np
+import pytest
+import reference
+from cases import close, few, normal, seeds
+from hypothesis import given
+
+from kdjax import losses
+
+AXES = ["space", "batch_space", "channel", "all"]
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_value_and_gradient_are_the_formula(axes):
+    student, teacher = normal(0) + 5, 3 * normal(1)
+    close(
+        losses.nfd(student, teacher, axes=axes),
+        reference.nfd(np.float64(student), np.float64(teacher), axes),
+    )
+    gradient = jax.grad(lambda s: losses.nfd(s, teacher, axes=axes).mean())(student)
+    exact = np.float64(teacher)
+    close(gradient, reference.gradient(lambda s: reference.nfd(s, exact, axes).mean(), student))
+
+
+@few
+@given(seeds)
+def test_space_is_one_minus_the_correlation(seed):
+    student, teacher = normal(seed), normal(seed + 1)
+    value = losses.nfd(student, teacher, eps=1e-12)
+    for b, c in np.ndindex(*value.shape):
+        rho = np.corrcoef(student[b, ..., c].ravel(), teacher[b, ..., c].ravel())[0, 1]
+        np.testing.assert_allclose(value[b, c], 2 * (1 - rho), rtol=1e-5, atol=1e-6)
+
+
+@few
+@given(seeds)
+def test_space_sees_neither_scale_nor_level_and_a_sign_flips_it(seed):
+    student, teacher = normal(seed), normal(seed + 1)
+    value = losses.nfd(student, teacher, eps=1e-12)
+    scale, level = np.exp(normal(seed + 2, (2, 1, 1, 6))), normal(seed + 3, (2, 1, 1, 6))
+    close(losses.nfd(scale * student + level, teacher, eps=1e-12), value)
+    close(losses.nfd(student, scale * teacher - level, eps=1e-12), value)
+    close(losses.nfd(-student, teacher, eps=1e-12), 4 - value)
+    close(losses.nfd(teacher, student, eps=1e-12), value)
+
+
+def test_space_pushes_neither_on_scale_nor_on_level():
+    student, teacher = normal(0), normal(1)
+    gradient = jax.grad(lambda s: losses.nfd(s, teacher).mean())(student)
+    centred = student - student.mean((1, 2), keepdims=True)
+    np.testing.assert_allclose(gradient.sum((1, 2)), 0, atol=1e-7)
+    np.testing.assert_allclose((gradient * centred).sum((1, 2)), 0, atol=1e-5)
+
+
+def test_an_adapter_bias_receives_no_gradient():
+    features, kernel, teacher = normal(0, (2, 4, 5, 3)), normal(1, (3, 6)), normal(2)
+    gradient = jax.grad(lambda b: losses.nfd(features @ kernel + b, teacher).mean())(
+        normal(3, (6,))
+    )
+    np.testing.assert_allclose(gradient, 0, atol=1e-7)
+
+
+@few
+@given(seeds)
+def test_space_does_not_depend_on_the_order_of_pixels_or_channels(seed):
+    student, teacher = normal(seed), normal(seed + 1)
+    value = losses.nfd(student, teacher)
+    rng = np.random.default_rng(seed)
+    pixels, channels = rng.permutation(20), rng.permutation(6)
+    moved = [x.reshape(2, 20, 6)[:, pixels].reshape(x.shape) for x in (student, teacher)]
+    close(losses.nfd(*moved), value)
+    close(losses.nfd(student[..., channels], teacher[..., channels]), value[:, channels])
+
+
+def test_a_constant_channel_is_zero_at_any_level():
+    teacher = normal(0)
+    for level in (0.0, 1e4 / 3, 6e4):
+        student = np.full_like(teacher, level)
+        np.testing.assert_allclose(losses.nfd(student, teacher).mean(), 1.0, rtol=1e-4)
+
+
+def test_a_small_variation_around_a_large_level_keeps_its_digits():
+    student, teacher = normal(0), normal(1)
+    # Multiples of 2^-8 can be added to 2^12 without rounding.
+    student = np.round(student * 256) / 256
+    close(losses.nfd(student + 4096, teacher), losses.nfd(student, teacher), 1e-6)

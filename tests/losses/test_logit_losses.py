@@ -1,0 +1,137 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import close, few, labels, normal, seeds
+from hypothesis import given, strategies
+
+from kdjax import losses
+
+temperatures = strategies.sampled_from([0.5, 1.0, 4.0])
+TRUTH = labels(9, ignored=0)
+
+
+@functools.cache
+def compiled(function, **options):
+    return jax.jit(functools.partial(function, **options))
+
+
+@few
+@given(seeds, temperatures)
+@pytest.mark.parametrize("name", ["pixelwise_kl", "cwd"])
+def test_value_and_gradient_are_the_formula(name, seed, temperature):
+    student, teacher = normal(seed), normal(seed + 1)
+    loss, expected = getattr(losses, name), getattr(reference, name)
+    close(
+        loss(student, teacher, temperature=temperature),
+        expected(np.float64(student), np.float64(teacher), temperature),
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("name", ["pixelwise_kl", "cwd"])
+def test_gradient_is_the_formula(name, temperature):
+    student, teacher = normal(0), normal(1)
+    loss, expected = getattr(losses, name), getattr(reference, name)
+    gradient = jax.grad(lambda s: loss(s, teacher, temperature=temperature).mean())(student)
+    exact = np.float64(teacher)
+    close(gradient, reference.gradient(lambda s: expected(s, exact, temperature).mean(), student))
+
+
+@pytest.mark.parametrize("gap", ["probability", "cross_entropy", "total_variation"])
+def test_gap_weighted_value_and_gradient_are_the_formula(gap):
+    student, teacher, truth = normal(0), normal(1), labels(2)
+    loss = functools.partial(losses.gap_weighted_kl, temperature=2.0, gap=gap)
+    # The weight is a constant to the gradient.
+    weight = reference.gap_weight(np.float64(student), np.float64(teacher), truth, gap)
+
+    def expected(s):
+        return weight * reference.pixelwise_kl(s, np.float64(teacher), 2.0)
+
+    close(loss(student, teacher, truth), expected(np.float64(student)))
+    gradient = jax.grad(lambda s: loss(s, teacher, truth).mean())(student)
+    close(gradient, reference.gradient(lambda s: expected(s).mean(), student))
+
+
+@few
+@given(seeds)
+def test_the_probability_gap_only_opens_where_the_teacher_is_ahead(seed):
+    student, teacher = normal(seed), normal(seed + 1)
+    values = losses.gap_weighted_kl(student, teacher, TRUTH)
+    ahead = [
+        np.take_along_axis(reference.softmax(np.float64(x)), TRUTH[..., None], -1)[..., 0]
+        for x in (student, teacher)
+    ]
+    np.testing.assert_array_equal(values > 0, ahead[1] > ahead[0])
+
+
+@few
+@given(seeds, temperatures)
+def test_pixelwise_kl_ignores_a_shift_of_all_classes(seed, temperature):
+    student, teacher = normal(seed), normal(seed + 1)
+    loss = compiled(losses.pixelwise_kl, temperature=temperature)
+    shifted = loss(student + normal(seed + 2, (2, 4, 5, 1)), teacher - 3.0)
+    close(shifted, loss(student, teacher), 1e-5)
+
+
+def test_pixelwise_kl_at_high_temperature_is_a_centred_distance():
+    student, teacher = normal(0), normal(1)
+    difference = teacher - student
+    centred = difference - difference.mean(-1, keepdims=True)
+    close(
+        losses.pixelwise_kl(student, teacher, temperature=30.0).mean(),
+        0.5 * (centred**2).mean(),
+        3e-2,
+    )
+
+
+@few
+@given(seeds, temperatures)
+def test_cwd_sees_neither_levels_nor_the_order_of_pixels(seed, temperature):
+    student, teacher = normal(seed), normal(seed + 1)
+    loss = compiled(losses.cwd, temperature=temperature)
+    value = loss(student, teacher)
+    levels = normal(seed + 2, (2, 1, 1, 6))
+    close(loss(student + levels, teacher - 2 * levels), value, 2e-5)
+    assert jnp.max(jnp.abs(loss(teacher + levels, teacher))) < 1e-5
+    order = np.random.default_rng(seed).permutation(20)
+    moved = (x.reshape(2, 20, 6)[:, order].reshape(x.shape) for x in (student, teacher))
+    close(loss(*moved), value)
+
+
+@few
+@given(seeds)
+def test_cwd_scales_with_the_square_of_a_common_factor(seed):
+    student, teacher = normal(seed), normal(seed + 1)
+    scaled = losses.cwd(3 * student, 3 * teacher, temperature=6.0)
+    close(scaled, 9 * losses.cwd(student, teacher, temperature=2.0), 2e-5)
+    assert (
+        abs(losses.cwd(3 * student, teacher).mean() / losses.cwd(student, teacher).mean() - 1) > 0.1
+    )
+
+
+def test_cwd_at_high_temperature_is_half_the_variance_of_the_difference():
+    student, teacher = normal(0), normal(1)
+    variance = np.var(teacher - student, axis=(1, 2)).mean()
+    close(losses.cwd(student, teacher, temperature=50.0).mean(), variance / 2, 2e-2)
+
+
+def test_cwd_is_additive_over_channels_and_its_gradient_sums_to_zero():
+    student, teacher = normal(0), normal(1)
+    value, gradient = jax.value_and_grad(lambda s: losses.cwd(s, teacher).mean())(student)
+    twice = [jnp.concatenate([x, x], axis=-1) for x in (student, teacher)]
+    close(losses.cwd(*twice).mean(), value, 1e-6)
+    np.testing.assert_allclose(gradient.sum((1, 2)), 0, atol=1e-6)
+    shares = [reference.softmax(x / 4.0, axis=(1, 2)) for x in (student, teacher)]
+    close(gradient, 4.0 * (shares[0] - shares[1]) / 12)
+
+
+def test_cwd_survives_maps_whose_shares_underflow():
+    # softmax(...).log() is -inf here, as in the authors' code.
+    student, teacher = normal(0, scale=300.0), normal(1, scale=300.0)
+    expected = reference.cwd(np.float64(student) * 1e-2, np.float64(teacher) * 1e-2, 1.0)
+    close(losses.cwd(student * 1e-2, teacher * 1e-2, temperature=1.0), expected)
+    assert jnp.all(jnp.isfinite(losses.cwd(student, teacher, temperature=1.0)))

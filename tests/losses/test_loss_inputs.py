@@ -1,0 +1,167 @@
+"""What is said about arguments that cannot be right; at trace time, so that nothing runs first."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kdjax import losses
+
+X = jax.ShapeDtypeStruct((2, 4, 5, 6), jnp.float32)
+SMALLER = jax.ShapeDtypeStruct((2, 2, 5, 6), jnp.float32)
+WIDER = jax.ShapeDtypeStruct((2, 4, 5, 8), jnp.float32)
+INTEGER = jax.ShapeDtypeStruct((2, 4, 5, 6), jnp.int32)
+Y = jax.ShapeDtypeStruct((2, 4, 5), jnp.int32)
+KERNEL = jax.ShapeDtypeStruct((6, 6), jnp.float32)
+BIAS = jax.ShapeDtypeStruct((6,), jnp.float32)
+COVARIANCE = jax.ShapeDtypeStruct((6, 6), jnp.float32)
+
+
+def refused(error, message, function, *arguments, **options):
+    with pytest.raises(error, match=re.escape(message)):
+        jax.eval_shape(lambda *arrays: function(*arrays, **options), *arguments)
+
+
+IMITATION = [losses.pixelwise_kl, losses.cwd, losses.nfd, losses.pfs, losses.skd_pairwise]
+
+
+@pytest.mark.parametrize("function", IMITATION)
+def test_maps_that_differ_in_size_are_both_named(function):
+    message = "got student [2, 4, 5, 6] and teacher [2, 2, 5, 6]; resize one of the two first"
+    refused(ValueError, message, function, X, SMALLER)
+
+
+@pytest.mark.parametrize("function", [losses.pixelwise_kl, losses.cwd, losses.nfd])
+def test_channels_that_differ_name_the_adapter(function):
+    message = (
+        "the same number of channels, got student [2, 4, 5, 6] and teacher [2, 4, 5, 8]; "
+        "add a 1x1 convolution to the student, 6 to 8 channels"
+    )
+    refused(ValueError, message, function, X, WIDER)
+
+
+@pytest.mark.parametrize("function", IMITATION)
+def test_maps_are_floating_point_and_have_pixels(function):
+    refused(TypeError, "student must be floating point, got int32", function, INTEGER, X)
+    refused(TypeError, "teacher must be floating point, got int32", function, X, INTEGER)
+    flat = jax.ShapeDtypeStruct((5, 6), jnp.float32)
+    refused(ValueError, "student must be [..., H, W, C], got [5, 6]", function, flat, flat)
+    empty = jax.ShapeDtypeStruct((2, 0, 5, 6), jnp.float32)
+    refused(ValueError, "at least one pixel", function, empty, empty)
+
+
+LABELLED = {
+    "cross_entropy": lambda labels: (losses.cross_entropy, X, labels),
+    "gap_weighted_kl": lambda labels: (losses.gap_weighted_kl, X, X, labels),
+    "fakd_kl": lambda labels: (losses.fakd_kl, X, KERNEL, BIAS, X, labels, COVARIANCE),
+    "fakd_cwd": lambda labels: (losses.fakd_cwd, X, KERNEL, BIAS, X, labels, COVARIANCE),
+    "isda_logits": lambda labels: (losses.isda_logits, X, KERNEL, BIAS, labels, COVARIANCE),
+    "update": lambda labels: (losses.ClassStatistics.zeros(6, 6).update, X, labels),
+}
+
+
+@pytest.mark.parametrize("call", LABELLED.values(), ids=LABELLED.keys())
+def test_labels_are_integers_of_the_size_of_the_map(call, request):
+    augmented = "fakd" in request.node.name or "isda" in request.node.name
+    options = {"strength": 1.0} if augmented else {}
+    refused(TypeError, "labels must be integer class indices, got float32", *call(BIAS), **options)
+    for wrong in ((2, 8, 10), (2, 4, 5, 1)):
+        labels = jax.ShapeDtypeStruct(wrong, jnp.int32)
+        message = "labels must be [2, 4, 5], one per pixel of the"
+        refused(ValueError, message, *call(labels), **options)
+
+
+def test_upsampled_labels_have_the_batch_of_the_logits():
+    function = losses.upsampled_cross_entropy
+    message = "got labels [3, 9, 9] and logits [2, 4, 5, 6]"
+    refused(ValueError, message, function, X, jax.ShapeDtypeStruct((3, 9, 9), jnp.int32))
+    refused(ValueError, "with the same batch", function, X, jax.ShapeDtypeStruct((9,), jnp.int32))
+    refused(TypeError, "labels must be integer", function, X, BIAS)
+    refused(TypeError, "logits must be floating point", function, INTEGER, Y)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
+def test_the_temperature_is_positive(temperature):
+    message = f"temperature must be a positive number, got {temperature}"
+    head = (X, KERNEL, BIAS, X, Y, COVARIANCE)
+    for function in (losses.pixelwise_kl, losses.cwd):
+        refused(ValueError, message, function, X, X, temperature=temperature)
+    refused(ValueError, message, losses.gap_weighted_kl, X, X, Y, temperature=temperature)
+    refused(ValueError, message, losses.pfs, X, X, similarity="softmax", temperature=temperature)
+    for function in (losses.fakd_kl, losses.fakd_cwd):
+        refused(ValueError, message, function, *head, strength=1.0, temperature=temperature)
+
+
+def test_the_temperature_of_cosines_is_refused_rather_than_unused():
+    message = "temperature belongs to similarity='softmax'"
+    refused(ValueError, message, losses.pfs, X, X, temperature=2.0)
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("nan")])
+def test_the_strength_is_not_negative(strength):
+    message = f"strength must be zero or a positive number, got {strength}"
+    for function in (losses.fakd_kl, losses.fakd_cwd):
+        head = (X, KERNEL, BIAS, X, Y, COVARIANCE)
+        refused(ValueError, message, function, *head, strength=strength)
+    head = (X, KERNEL, BIAS, Y, COVARIANCE)
+    for function in (losses.isda_logits, losses.isda_cross_entropy):
+        refused(ValueError, message, function, *head, strength=strength)
+
+
+def test_unknown_options_name_the_valid_ones():
+    message = "axes must be one of 'space', 'batch_space', 'channel', 'all', got 'pixels'"
+    refused(ValueError, message, losses.nfd, X, X, axes="pixels")
+    message = "similarity must be one of 'cosine', 'softmax', got 'dot'"
+    refused(ValueError, message, losses.pfs, X, X, similarity="dot")
+    message = "gap must be one of 'probability', 'cross_entropy', 'total_variation', got 'kl'"
+    refused(ValueError, message, losses.gap_weighted_kl, X, X, Y, gap="kl")
+    message = "must be one of 'soft', 'pairwise', 'label', 'student', 'none', got 'plugin'"
+    head = (X, KERNEL, BIAS, X, Y, COVARIANCE)
+    refused(ValueError, message, losses.fakd_kl, *head, strength=1.0, bound="plugin")
+    refused(ValueError, "eps must be a positive number, got 0", losses.nfd, X, X, eps=0)
+    refused(ValueError, "window must be positive, got 0", losses.skd_pairwise, X, X, window=0)
+
+
+def test_the_head_fits_together():
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    def check(message, kernel=KERNEL, bias=BIAS, teacher=X, covariance=COVARIANCE):
+        for function in (losses.fakd_kl, losses.fakd_cwd):
+            arguments = (X, kernel, bias, teacher, Y, covariance)
+            refused(ValueError, message, function, *arguments, strength=1.0)
+
+    check("kernel must be [6, C], as the features are [2, 4, 5, 6], got [4, 6]", shape(4, 6))
+    check("bias must be [6], as the kernel is [6, 6], got [5]", bias=shape(5))
+    check("teacher_logits must be [2, 4, 5, 6], as student_features", teacher=WIDER)
+    check("covariance must be [6, 6] (diagonal) or [6, 6, 6] (full)", covariance=shape(19, 6))
+    check("got [6, 6, 4]", covariance=shape(6, 6, 4))
+
+
+def test_statistics_of_other_shapes_do_not_merge():
+    statistics = losses.ClassStatistics.zeros(6, 6)
+    refused(ValueError, "features must have the 6 channels", statistics.update, WIDER, Y)
+    with pytest.raises(ValueError, match=r"got covariances \[6, 6\] and \[6, 6, 6\]"):
+        statistics.merge(losses.ClassStatistics.zeros(6, 6, full=True))
+
+
+def test_valid_is_a_mask_of_the_shape_of_the_values():
+    refused(TypeError, "valid must be boolean, got int32", losses.valid_mean, X, Y)
+    mask = jax.ShapeDtypeStruct((2, 4, 5), jnp.bool_)
+    refused(ValueError, "got values [2, 4, 5, 6] and valid [2, 4, 5]", losses.valid_mean, X, mask)
+
+
+def test_the_losses_need_jax_alone():
+    script = (
+        "import sys; import kdjax.losses; "
+        "print([m for m in ('flax', 'optax', 'jaxtyping', 'tensorflow', 'torch', 'ml_collections')"
+        " if m in sys.modules], [m for m in sys.modules if m.startswith('kdjax.')"
+        " and not m.startswith('kdjax.losses')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[] []"
