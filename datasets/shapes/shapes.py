@@ -15,19 +15,28 @@ from kdjax.data.builder import SegmentationBuilder, encode_png
 SIZE = 96  # pixels, both sides
 SPLITS = {"train": 800, "val": 200, "test": 200}
 
-_SEED = 20_240_607
+_SEED = 20_261_121
 _Window = tuple[slice, slice]  # rows and columns of a scene
+# Standard deviation of an object's colour around its class's, of a range from 0 to 1.
+_STRAYING = 0.1
 _OVERSAMPLING = 2  # points a pixel and axis at which outlines are sampled
 
 
 class Shapes(SegmentationBuilder):
-    """Textured, overlapping shapes among clutter that wears the same textures.
+    """Textured, overlapping shapes among clutter that wears the same colours and textures.
 
-    Colour and texture say nothing about the class: only the outline does, so a network has to see
-    a whole object to name it.
+    Every class has a colour of its own, but objects stray from it until neighbouring classes
+    overlap, and every third piece of clutter wears the colour of a class: a network that looks at a
+    few pixels goes some way, and one that also sees the outline goes further.
     """
 
     NEEDS_SOURCE: ClassVar[bool] = False
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "K 3"]:
+        """Grey for the background, then the colours that the classes mostly have."""
+        colors = [[0.35] * 3, *(_class_color(kind) for kind in range(len(OUTLINES)))]
+        return np.round(np.array(colors) * 255).astype(np.uint8)
 
     @property
     def class_names(self) -> list[str]:
@@ -52,23 +61,29 @@ def scene(
 ) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
     """Draws one scene: background, clutter, objects from back to front, clutter before them."""
     everywhere = (slice(0, size), slice(0, size))
-    image = _texture(rng, everywhere)
+    image = _texture(rng, everywhere, None)
     label = np.zeros((size, size), np.uint8)
 
-    def paint(window: _Window, coverage: np.ndarray, class_id: int) -> None:
-        texture = _texture(rng, window)
+    def paint(window: _Window, coverage: np.ndarray, class_id: int, dressed_as: int | None) -> None:
+        texture = _texture(rng, window, dressed_as)
         image[window] += coverage[..., None] * (texture - image[window])
         label[window][coverage >= 0.5] = class_id
 
     for _ in range(rng.integers(1, 4)):
-        paint(everywhere, _blob(rng, size), 0)
+        paint(everywhere, _blob(rng, size), 0, _clutter_dress(rng))
     for _ in range(rng.integers(3, 7)):
         kind = int(rng.integers(len(OUTLINES)))
         window, coverage = _object(rng, size, list(OUTLINES.values())[kind])
-        paint(window, coverage, kind + 1)
+        paint(window, coverage, kind + 1, kind)
     for _ in range(rng.integers(0, 3)):
-        paint(everywhere, _bar(rng, everywhere), 0)
+        paint(everywhere, _bar(rng, everywhere), 0, _clutter_dress(rng))
     return _photograph(rng, image), label
+
+
+def _clutter_dress(rng: np.random.Generator) -> int | None:
+    """Every third piece of clutter wears the colours of a class."""
+    kind = int(rng.integers(3 * len(OUTLINES)))
+    return kind if kind < len(OUTLINES) else None
 
 
 def _disk(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -138,7 +153,7 @@ def _object(
 ) -> tuple[_Window, Float32[np.ndarray, "height width"]]:
     """A shape at a random place, size, aspect and rotation: its window and the coverage there."""
     center_x, center_y = rng.uniform(0.05 * size, 0.95 * size, 2).tolist()
-    radius = size * rng.uniform(0.11, 0.27)
+    radius = size * rng.uniform(0.14, 0.3)
     aspect = rng.uniform(0.85, 1.18)
     turn = rng.uniform(0, 2 * math.pi)
     # No outline reaches beyond 1.15 of the radius, nor aspect beyond 1.18 times that.
@@ -188,8 +203,16 @@ def _smooth_noise(
     return noise / noise.std()
 
 
-def _texture(rng: np.random.Generator, window: _Window) -> Float32[np.ndarray, "height width 3"]:
-    """Two random colours mixed by a random pattern."""
+def _class_color(kind: int) -> Float32[np.ndarray, "3"]:
+    """The colours of the classes, evenly around the hues."""
+    hue = 2 * math.pi * (kind / len(OUTLINES) + np.arange(3) / 3)
+    return (0.5 + 0.4 * np.cos(hue)).astype(np.float32)
+
+
+def _texture(
+    rng: np.random.Generator, window: _Window, dressed_as: int | None
+) -> Float32[np.ndarray, "height width 3"]:
+    """Two colours mixed by a random pattern: near that of a class, or greyish where that is None."""
     x, y = _grid(window)
     shape = (y.size, x.size)
     turn, period = rng.uniform(0, math.pi), rng.uniform(5, 16)
@@ -209,7 +232,8 @@ def _texture(rng: np.random.Generator, window: _Window) -> Float32[np.ndarray, "
             pattern = np.tanh(6 * (along + across - 0.6))
         case _:  # mottled
             pattern = 0.7 * _smooth_noise(rng, shape, rng.uniform(1.5, 5))
-    base = rng.uniform(0.1, 0.9, 3).astype(np.float32)
+    color = np.full(3, rng.uniform(0.2, 0.8)) if dressed_as is None else _class_color(dressed_as)
+    base = (color + rng.normal(0, _STRAYING, 3)).astype(np.float32)
     change = rng.uniform(-0.3, 0.3, 3).astype(np.float32)
     return base + np.clip(0.5 + 0.5 * pattern, 0, 1)[..., None] * change
 

@@ -224,14 +224,15 @@ def test_a_common_shift_of_all_columns_only_matters_to_none(seed):
             close(after, before, 3e-5)
 
 
-def test_ignored_pixels_are_not_augmented():
+@pytest.mark.parametrize("ignored", [2, 255])
+def test_ignored_pixels_are_not_augmented(ignored):
     features, kernel, bias, teacher, truth, covariance = problem(0)
-    truth = np.full_like(truth, 255)
+    truth = np.full_like(truth, ignored)
     scores = features @ kernel + bias
-    arguments = (features, kernel, bias, teacher, truth, covariance)
-    close(fakd_cwd(arguments, 2.0), losses.cwd(scores, teacher), 1e-6)
-    logits = losses.isda_logits(features, kernel, bias, truth, covariance, strength=2.0)
-    close(logits, scores, 1e-6)
+    options = {"strength": 2.0, "ignore_label": ignored}
+    value = losses.fakd_cwd(features, kernel, bias, teacher, truth, covariance, **options)
+    close(value, losses.cwd(scores, teacher), 1e-6)
+    close(losses.isda_logits(features, kernel, bias, truth, covariance, **options), scores, 1e-6)
 
 
 def test_fakd_cwd_of_a_single_class_only_adds_a_constant():

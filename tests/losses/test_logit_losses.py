@@ -135,3 +135,20 @@ def test_cwd_survives_maps_whose_shares_underflow():
     expected = reference.cwd(np.float64(student) * 1e-2, np.float64(teacher) * 1e-2, 1.0)
     close(losses.cwd(student * 1e-2, teacher * 1e-2, temperature=1.0), expected)
     assert jnp.all(jnp.isfinite(losses.cwd(student, teacher, temperature=1.0)))
+
+
+def test_cwd_keeps_its_digits_when_one_map_is_peaked_and_the_other_flat():
+    flat, peaked = normal(0, (1, 64, 64, 2), scale=0.1), normal(1, (1, 64, 64, 2), scale=0.1)
+    peaked[:, 3, 5] = 20.0
+    for student, teacher in ((flat, peaked), (peaked, flat)):
+        expected = reference.cwd(np.float64(student), np.float64(teacher), 1.0)
+        close(losses.cwd(student, teacher, temperature=1.0), expected, 1e-6)
+
+
+def test_a_small_divergence_keeps_its_digits():
+    teacher = normal(0, (1, 64, 64, 2))
+    student = teacher + normal(1, (1, 64, 64, 2), scale=0.1)
+    for name in ("cwd", "pixelwise_kl"):
+        loss, expected = getattr(losses, name), getattr(reference, name)
+        wanted = expected(np.float64(student), np.float64(teacher), 4.0)
+        close(loss(student, teacher, temperature=4.0), wanted, 1e-4)
