@@ -1,20 +1,22 @@
 """Every loss next to the straightforward PyTorch version of its formula: time and peak memory.
 
-    python benchmarks/losses.py                          all, about half an hour on four cores
-    python benchmarks/losses.py --quick                  one small size, to see that it runs
-    python benchmarks/losses.py --only cwd,pfs           losses whose name contains one of these
+    python -m benchmarks.losses                          all, about half an hour on four cores
+    python -m benchmarks.losses --quick                  one small size, to see that it runs
+    python -m benchmarks.losses --only cwd,pfs           losses whose name contains one of these
 
 Prints a Markdown table. Both sides run on the CPU in float32 with the same inputs and all cores,
 in turn, after a warm-up. A time is the median over the rounds; the ratio is kdjax's time by
 PyTorch's in the same round, as median and quartiles, so that below 1 kdjax is faster.
 
-Memory is what a call needs beside its inputs. For kdjax it is the temporary and output memory of
-the compiled program. For PyTorch it is the growth of the process's peak resident set over one call
-(`VmHWM` of Linux, reset before it), so that it holds what the allocator really took.
+Memory is what a call needs beside its inputs, its results included. For kdjax it is the temporary
+and output memory of the compiled program. For PyTorch it is the highest sum of what its CPU
+allocator has handed out and not taken back, by the memory events of `torch.profiler`; scratch that
+its libraries allocate for themselves is not in it.
 """
 
 import argparse
 import functools
+import itertools
 import math
 import os
 import platform
@@ -30,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from kdjax import losses
 
@@ -222,21 +225,17 @@ def prepare_torch(case, backward):
         return value.detach()
 
     call()
-    return call, growth_of_peak(call)
+    arguments[0].grad = None
+    return call, peak_of_allocations(call)
 
 
-def growth_of_peak(call):
-    def kilobytes(field):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    except OSError:
-        return math.nan
-    before = kilobytes("VmRSS")
-    call()
-    return max(kilobytes("VmHWM") - before, 0) / 1e3
+def peak_of_allocations(call):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes, initial=0)) / 1e6
 
 
 def measure(case, backward, rounds):
@@ -291,7 +290,7 @@ def main():
         every = [case for size in SIZES for case in cases(size)]
         every += [case for size in LARGE for case in cases(size, large=True)]
     wanted = flags.only.split(",")
-    print(f"`python {' '.join(sys.argv)}`\n\n{machine()}\n")
+    print(f"`{' '.join(['python -m benchmarks.losses', *sys.argv[1:]])}`\n\n{machine()}\n")
     print("| loss | size | pass | kdjax, ms | PyTorch, ms | ratio | kdjax, MB | PyTorch, MB |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for case in every:

@@ -2,7 +2,7 @@
 
     python -m kdjax.compare --config configs/quickstart.py --workdir runs/quickstart
 
-Sized for two CPU cores: under five minutes.
+Sized for two CPU cores: five to six minutes.
 """
 
 from ml_collections import ConfigDict
