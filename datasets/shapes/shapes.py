@@ -212,7 +212,7 @@ def _class_color(kind: int) -> Float32[np.ndarray, "3"]:
 def _texture(
     rng: np.random.Generator, window: _Window, dressed_as: int | None
 ) -> Float32[np.ndarray, "height width 3"]:
-    """Two colours mixed by a random pattern: near that of a class, or greyish where that is None."""
+    """Two colours mixed by a random pattern: near that of a class, or greyish where it is None."""
     x, y = _grid(window)
     shape = (y.size, x.size)
     turn, period = rng.uniform(0, math.pi), rng.uniform(5, 16)

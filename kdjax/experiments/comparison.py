@@ -39,10 +39,8 @@ def compare(config: Config, workdir: str, seeds: Sequence[int]) -> list[Workdir]
         train(_teacher_config(config), str(files.path), label=TEACHER, method=TEACHER, role=TEACHER)
         checkpoint = str(files.student)
         runs.append(files)
-    # The plain student first: it is what every other method is measured against.
-    methods = sorted(config.compare.methods.items(), key=lambda method: len(method[1]))
     for seed in seeds:
-        for name, terms in methods:
+        for name, terms in in_order(config.compare.methods):
             files = Workdir(root.path / name / f"seed{seed}")
             train(
                 _student_config(config, terms, checkpoint, seed),
@@ -53,6 +51,11 @@ def compare(config: Config, workdir: str, seeds: Sequence[int]) -> list[Workdir]
             )
             runs.append(files)
     return runs
+
+
+def in_order(methods: Config) -> list[tuple[str, Config]]:
+    """Methods and their terms, the plain student first: every other is measured against it."""
+    return sorted(methods.items(), key=lambda method: len(method[1]))
 
 
 def _teacher_config(config: Config) -> Config:
