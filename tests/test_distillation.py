@@ -6,23 +6,37 @@ import numpy as np
 import pytest
 
 from kdjax import config, losses
+from kdjax.distillation import labels as label_maps
 from kdjax.distillation import terms
+from kdjax.distillation.catalogue import LOSSES
 from kdjax.distillation.objective import Objective
 from kdjax.distillation.schedules import SCHEDULES
 from kdjax.errors import UserError
-from kdjax.models import FeatureSpec, SegmentationOutput
+from kdjax.models import Classification, FeatureSpec, SegmentationOutput
 
 STUDENT = {"stage4": FeatureSpec(6, 8), "head": FeatureSpec(4, 8), "logits": FeatureSpec(3, 8)}
 TEACHER = {"stage4": FeatureSpec(9, 8), "head": FeatureSpec(4, 8), "logits": FeatureSpec(3, 8)}
+LABELS = jax.random.randint(jax.random.key(3), (2, 40, 48), 0, 3).at[0, :9].set(255)
+HALF = jnp.array(0.5)
 
 
 def output(specs, size=(5, 6), seed=0):
-    keys = jax.random.split(jax.random.key(seed), len(specs))
+    keys = jax.random.split(jax.random.key(seed), len(specs) + 1)
     maps = {
         name: jax.random.normal(key, (2, *size, spec.channels))
-        for key, (name, spec) in zip(keys, specs.items(), strict=True)
+        for key, (name, spec) in zip(keys, specs.items(), strict=False)
     }
-    return SegmentationOutput(maps.pop("logits"), None, maps)
+    kernel = jax.random.normal(keys[-1], (specs["head"].channels, specs["logits"].channels))
+    maps["logits"] = maps["head"] @ kernel + 0.5
+    classifier = Classification(maps["logits"], maps["head"], kernel, jnp.full(3, 0.5))
+    return SegmentationOutput(maps.pop("logits"), None, maps, {"logits": classifier})
+
+
+def values(resolved, student, teacher, adapters=None, progress=HALF):
+    """The terms' values after their class statistics have seen the batch."""
+    statistics = terms.init_statistics(resolved, 3)
+    statistics = terms.update_statistics(resolved, statistics, student, LABELS)
+    return terms.values(resolved, adapters or {}, statistics, student, teacher, LABELS, progress)
 
 
 def resolve(**entries):
@@ -33,7 +47,7 @@ def test_a_term_takes_its_defaults_from_the_authors_recipe():
     entry = config.term("cwd")
     assert (entry["weight"], entry["temperature"]) == (3.0, 4.0)
     (term,) = resolve(cwd=entry)
-    value = terms.values((term,), {}, output(STUDENT), output(TEACHER, seed=1))["cwd"]
+    value = values((term,), output(STUDENT), output(TEACHER, seed=1))["cwd"]
     expected = losses.cwd(output(STUDENT).logits, output(TEACHER, seed=1).logits, temperature=4.0)
     assert float(value) == pytest.approx(float(expected.mean()), rel=1e-6)
 
@@ -47,7 +61,7 @@ def test_adapter_only_where_channels_differ_and_it_learns():
     assert jax.tree.map(jnp.shape, adapters) == {"other": (6, 9)}
 
     def total(adapters):
-        found = terms.values(resolved, adapters, output(STUDENT), output(TEACHER, seed=1))
+        found = values(resolved, output(STUDENT), output(TEACHER, seed=1), adapters)
         return sum(found.values())
 
     assert float(jnp.abs(jax.grad(total)(adapters)["other"]).max()) > 0
@@ -57,7 +71,7 @@ def test_adapter_only_where_channels_differ_and_it_learns():
 def test_sizes_that_differ_are_resized_by_the_stated_side(side, size):
     (term,) = resolve(kl=config.term("pixelwise_kl", resize=side))
     ours, theirs = output(STUDENT), output(TEACHER, (10, 12), seed=1)
-    found = terms.values((term,), {}, ours, theirs)["kl"]
+    found = values((term,), ours, theirs)["kl"]
     resized = [
         jax.image.resize(o.logits, (2, *size, 3), "bilinear", antialias=False)
         for o in (ours, theirs)
@@ -79,6 +93,13 @@ def test_sizes_that_differ_are_resized_by_the_stated_side(side, size):
             't.student: the student has no feature "stage9"; it has stage4, head, logits',
         ),
         ({"loss": "cwd", "teacher": "aux_logits"}, 'the teacher has no feature "aux_logits"'),
+        ({"loss": "nfd", "axes": "pixels"}, "config.terms.t: axes must be one of 'space'"),
+        ({"loss": "fakd_kl", "bound": "plugin"}, "t: bound must be one of 'soft', 'pairwise'"),
+        ({"loss": "fakd_kl", "strength": -1.0}, "t: strength must be zero or a positive number"),
+        ({"loss": "fakd_kl", "covariance": "ful"}, 't.covariance is "ful": did you mean "full"'),
+        ({"loss": "cwd", "temperature": 0.0}, "t: temperature must be a positive number"),
+        ({"loss": "fakd_kl", "student": "head"}, '"head"; fakd_kl needs class scores: logits$'),
+        ({"loss": "isda_cross_entropy", "teacher": "logits"}, "t.teacher: no such key"),
     ],
 )
 def test_a_wrong_entry_names_itself_and_what_would_be_right(entry, message):
@@ -107,7 +128,7 @@ def test_objective_is_the_weighted_sum_of_its_named_parts():
     labels = jax.random.randint(jax.random.key(2), (2, 10, 12), 0, 3).at[0, :3].set(255)
     ours, theirs = output(STUDENT), output(TEACHER, seed=1)
     ours = ours.replace(aux_logits=-ours.logits)
-    loss, parts = Objective(1.0, 0.4, resolved)(ours, theirs, labels, {}, jnp.array(0.25))
+    loss, parts, _ = Objective(1.0, 0.4, resolved)(ours, theirs, labels, {}, {}, jnp.array(0.25))
     assert parts.keys() == {"loss", "cross_entropy", "auxiliary_cross_entropy", "kl"}
     expected = parts["cross_entropy"] + 0.4 * parts["auxiliary_cross_entropy"] + 1.5 * parts["kl"]
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
@@ -115,3 +136,69 @@ def test_objective_is_the_weighted_sum_of_its_named_parts():
     pixels = losses.cross_entropy(resized, labels)
     mean = float(pixels.sum() / (labels != 255).sum())
     assert float(parts["cross_entropy"]) == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_every_loss_is_a_term_with_one_entry(loss):
+    resolved = resolve(t=config.term(loss))
+    teacher = output(TEACHER, seed=1) if terms.need_teacher({"t": config.term(loss)}) else None
+    adapters = terms.init_adapters(resolved, jax.random.key(0))
+
+    def value(student):
+        return values(resolved, student, teacher, adapters)["t"]
+
+    found, gradient = jax.value_and_grad(value)(output(STUDENT))
+    assert float(found) > 0
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
+    assert any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
+    assert found.dtype == jnp.float32
+
+
+def test_labels_of_a_smaller_map_are_those_under_the_centres_of_its_cells():
+    labels = jnp.arange(48).reshape(1, 6, 8)
+    np.testing.assert_array_equal(label_maps.nearest(labels, (2, 2))[0], [[10, 14], [34, 38]])
+    np.testing.assert_array_equal(label_maps.nearest(labels, (6, 8)), labels)
+
+
+def test_ignored_pixels_do_not_count_where_a_loss_reads_labels():
+    resolved = resolve(
+        gap=config.term("gap_weighted_kl", gap="total_variation"), fakd=config.term("fakd_kl")
+    )
+    ours, theirs = output(STUDENT), output(TEACHER, seed=1)
+    small = label_maps.nearest(LABELS, (5, 6))
+    assert bool((small == 255).any())
+    moved = jnp.where((small == 255)[..., None], 7.0, 0.0)
+    changed = theirs.replace(logits=theirs.logits + moved * jnp.arange(3.0))
+    for name, value in values(resolved, ours, changed).items():
+        assert float(value) == float(values(resolved, ours, theirs)[name])
+    found = losses.gap_weighted_kl(ours.logits, theirs.logits, small, gap="total_variation")
+    expected = float(found.sum() / (small != 255).sum())
+    assert float(values(resolved, ours, theirs)["gap"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_augmentation_grows_from_the_plain_loss_with_progress():
+    resolved = resolve(
+        plain_kl=config.term("gap_weighted_kl"),
+        kl=config.term("pixelwise_kl"),
+        fakd_cwd=config.term("fakd_cwd"),
+        cwd=config.term("cwd"),
+        full=config.term("fakd_cwd", covariance="full"),
+    )
+    ours, theirs = output(STUDENT), output(TEACHER, seed=1)
+    start = values(resolved, ours, theirs, progress=jnp.array(0.0))
+    half, end = (values(resolved, ours, theirs, progress=jnp.array(p)) for p in (0.5, 1.0))
+    assert float(start["fakd_cwd"]) == pytest.approx(float(start["cwd"]), rel=1e-5)
+    assert float(start["fakd_cwd"]) < float(half["fakd_cwd"]) < float(end["fakd_cwd"])
+    assert float(end["full"]) != float(end["fakd_cwd"])
+
+
+def test_terms_on_the_same_features_share_their_statistics():
+    resolved = resolve(
+        a=config.term("fakd_kl"), b=config.term("fakd_cwd"), c=config.term("isda_cross_entropy")
+    )
+    statistics = terms.init_statistics(resolved, 3)
+    assert list(statistics) == ["logits_diagonal"]
+    ours = output(STUDENT)
+    updated = terms.update_statistics(resolved, statistics, ours, LABELS)["logits_diagonal"]
+    small = label_maps.nearest(LABELS, (5, 6))
+    assert float(updated.count.sum()) == int((small != 255).sum())

@@ -47,13 +47,15 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=True, **changes):
         {
             "logits_cwd": configuration.term("cwd"),
             "head_cwd": configuration.term("cwd", student="head", teacher="head"),
+            "augmented": configuration.term("fakd_kl"),
         },
         student.feature_specs,
         teacher.feature_specs,
     )
     adapters = distillation_terms.init_adapters(terms, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, STEPS)
-    graphdef, state = create_state(student, adapters, optimizer, ema=ema_decay > 0)
+    statistics = distillation_terms.init_statistics(terms, classes=3)
+    graphdef, state = create_state(student, adapters, statistics, optimizer, ema=ema_decay > 0)
     teacher_graphdef, teacher_state = nnx.split(teacher)
     step = make_train_step(
         Side(graphdef, IMAGENET),
@@ -94,6 +96,7 @@ def test_a_step_trains_student_and_adapters_and_logs_every_term(one_step):
         "auxiliary_cross_entropy",
         "logits_cwd",
         "head_cwd",
+        "augmented",
         "learning_rate",
         "gradient_norm",
     }
@@ -120,6 +123,9 @@ def test_eight_devices_compute_what_one_does():
     # Batch norm's sums are taken in another order; momentum and weights follow the gradients.
     assert_close(single.params, sharded.params, rtol=1e-3, atol=2e-6)
     assert_close(single.model_state, sharded.model_state, rtol=1e-4, atol=1e-6)
+    # Class statistics are those of all devices' pixels, not of one's.
+    assert float(single.statistics["logits_diagonal"].count.sum()) > 8
+    assert_close(single.statistics, sharded.statistics, rtol=1e-4, atol=1e-6)
 
 
 def test_accumulation_averages_the_micro_batches():

@@ -36,7 +36,6 @@ def create(*, num_classes, width, auxiliary, dtype, rngs):
         backbone,
         head,
         auxiliary_head,
-        head_channels=width,
         num_classes=num_classes,
         dtype=jnp.dtype(dtype),
     )

@@ -2,13 +2,12 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax import losses
+from kdjax.distillation import labels as label_maps
 from kdjax.distillation import terms as distillation_terms
 from kdjax.models import SegmentationOutput
-from kdjax.models.layers import resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +30,17 @@ class Objective:
         teacher: SegmentationOutput | None,
         labels: Int[Array, "B H W"],
         adapters: distillation_terms.Adapters,
+        statistics: distillation_terms.Statistics,
         progress: Float[Array, ""],
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the loss, and every part of it, unweighted, by name.
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], distillation_terms.Statistics]:
+        """Returns the loss; every part of it, unweighted, by name; and the class statistics.
 
         Args:
           student: the student's output on the batch.
-          teacher: the teacher's output on the same images, where there are terms.
+          teacher: the teacher's output on the same images, where a term reads it.
           labels: train ids [B, H, W]; 255 is ignored.
           adapters: the terms' adapters by name.
+          statistics: the terms' class statistics; those that are returned have this batch in them.
           progress: share of the run that is done, 0 to 1.
         """
         parts = {"cross_entropy": _cross_entropy(student.logits, labels)}
@@ -48,17 +49,21 @@ class Objective:
             parts["auxiliary_cross_entropy"] = _cross_entropy(student.aux_logits, labels)
             loss += self.auxiliary * parts["auxiliary_cross_entropy"]
         if self.terms:
-            assert teacher is not None
-            values = distillation_terms.values(self.terms, adapters, student, teacher)
+            statistics = distillation_terms.update_statistics(
+                self.terms, statistics, student, labels
+            )
+            values = distillation_terms.values(
+                self.terms, adapters, statistics, student, teacher, labels, progress
+            )
             for term in self.terms:
                 loss += term.weight(progress) * values[term.name]
             parts |= values
-        return loss, {"loss": loss, **parts}
+        return loss, {"loss": loss, **parts}, statistics
 
 
 def _cross_entropy(
     logits: Float[Array, "B h w K"], labels: Int[Array, "B H W"]
 ) -> Float[Array, ""]:
     """Cross-entropy at the labels' size, averaged over the pixels that have a label."""
-    logits = resize(logits.astype(jnp.float32), labels.shape[1:3])
-    return losses.valid_mean(losses.cross_entropy(logits, labels), labels != 255)
+    values = losses.upsampled_cross_entropy(logits, labels, ignore_label=label_maps.IGNORE_LABEL)
+    return losses.valid_mean(values, label_maps.counts(labels))

@@ -61,15 +61,17 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
     teacher = _load_teacher(config)
     terms = _resolve_terms(config, student, teacher)
     evaluation = _Evaluation(config, images, placement, _comparable(teacher, images))
-    if teacher is not None:
-        for term in terms:
-            print(f"{label}: term {term.describe()}")
-        evaluation.check_teacher(label)
+    for term in terms:
+        print(f"{label}: term {term.describe()}")
+    evaluation.check_teacher(label)
     files.claim(config)
 
     adapters = distillation_terms.init_adapters(terms, jax.random.key(config.seed))
+    statistics = distillation_terms.init_statistics(terms, info.num_classes)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    graphdef, state = create_state(student, adapters, optimizer, ema=config.optimizer.ema_decay > 0)
+    graphdef, state = create_state(
+        student, adapters, statistics, optimizer, ema=config.optimizer.ema_decay > 0
+    )
     state = jax.device_put(state, placement.replicated)
     checkpoints = Checkpoints(
         files.checkpoints,
@@ -188,7 +190,7 @@ def _make_student(config: Config, images: Images) -> tuple[nnx.Module, NetworkIn
 
 
 def _load_teacher(config: Config) -> Network | None:
-    if not config.terms:
+    if not distillation_terms.need_teacher(config.terms):
         return None
     if not config.teacher.checkpoint:
         raise UserError(
@@ -209,9 +211,7 @@ def _load_teacher(config: Config) -> Network | None:
 def _resolve_terms(
     config: Config, student: Any, teacher: Network | None
 ) -> tuple[distillation_terms.Term, ...]:
-    if teacher is None:
-        return ()
-    offered = nnx.merge(teacher.graphdef, teacher.state).feature_specs
+    offered = nnx.merge(teacher.graphdef, teacher.state).feature_specs if teacher else {}
     return distillation_terms.resolve(config.terms, student.feature_specs, offered)
 
 

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.layers import Classifier, ConvNorm
+from kdjax.models.outputs import Classification
 
 
 class FCNHead(nnx.Module):
@@ -19,12 +20,13 @@ class FCNHead(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        self.channels = channels
         self.conv = ConvNorm(in_channels, channels, 3, dtype=dtype, rngs=rngs)
         self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Float[Array, "B h w K"], Float[Array, "B h w D"]]:
-        """Returns the logits and the map that the classifier reads (before its dropout)."""
+    ) -> tuple[Classification, Float[Array, "B h w D"]]:
+        """Returns the class scores and the map that the classifier reads (before its dropout)."""
         x = self.conv(x, train=train)
         return self.classifier(x, train=train, rngs=rngs), x

@@ -9,6 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kdjax.models.outputs import Classification
+
 
 def _normal(key: Array, shape: Sequence[int], scale: float) -> Array:
     """Draws from NumPy on the host: compiling a draw per layer took XLA 12 s for a ResNet-18."""
@@ -131,9 +133,12 @@ class Classifier(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> Float[Array, "B h w K"]:
+    ) -> Classification:
         """Returns class scores; `rngs` is needed where `train` drops channels."""
-        return self.conv(self.dropout(x, deterministic=not train, rngs=rngs))
+        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        kernel, bias = self.conv.kernel[...], self.conv.bias
+        assert bias is not None
+        return Classification(self.conv(x), x, kernel[0, 0], bias[...])
 
 
 def resize(x: Float[Array, "B H W C"], size: tuple[int, ...]) -> Float[Array, "B h w C"]:

@@ -14,6 +14,23 @@ class FeatureSpec(NamedTuple):
 
 
 @struct.dataclass
+class Classification:
+    """Class scores, and the linear map that made them: `logits = inputs @ kernel + bias`.
+
+    Attributes:
+      logits: class scores [B, h, w, K].
+      inputs: what the last 1x1 convolution read [B, h, w, A]: in training, after dropout.
+      kernel: its kernel [A, K].
+      bias: its bias [K].
+    """
+
+    logits: Float[Array, "B h w K"]
+    inputs: Float[Array, "B h w A"]
+    kernel: Float[Array, "A K"]
+    bias: Float[Array, " K"]
+
+
+@struct.dataclass
 class SegmentationOutput:
     """The output of a network on images [B, H, W, 3].
 
@@ -21,8 +38,10 @@ class SegmentationOutput:
       logits: class scores [B, h, w, K] at the network's own stride.
       aux_logits: class scores of the auxiliary head, or None where there is none.
       features: feature maps [B, h, w, C] by name; jit drops those that nobody reads.
+      classifiers: how "logits" and, where there are any, "aux_logits" were made.
     """
 
     logits: Float[Array, "B h w K"]
     aux_logits: Float[Array, "B h w K"] | None
     features: dict[str, Float[Array, "B h w C"]]
+    classifiers: dict[str, Classification]

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.layers import Classifier, ConvNorm, adaptive_average_pools, resize
+from kdjax.models.outputs import Classification
 
 
 class PSPHead(nnx.Module):
@@ -21,6 +22,7 @@ class PSPHead(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        self.channels = channels
         self.pyramid = nnx.List(
             [ConvNorm(in_channels, channels, 1, dtype=dtype, rngs=rngs) for _ in self.bins]
         )
@@ -31,8 +33,8 @@ class PSPHead(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Float[Array, "B h w K"], Float[Array, "B h w D"]]:
-        """Returns the logits and the map that the classifier reads (before its dropout)."""
+    ) -> tuple[Classification, Float[Array, "B h w D"]]:
+        """Returns the class scores and the map that the classifier reads (before its dropout)."""
         size = x.shape[1:3]
         maps = [x]
         pools = adaptive_average_pools(x, self.bins)

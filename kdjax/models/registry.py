@@ -38,7 +38,6 @@ def _pspnet(
         backbone,
         head,
         auxiliary_head,
-        head_channels=channels,
         num_classes=num_classes,
         dtype=dtype,
     )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.outputs import FeatureSpec, SegmentationOutput
+from kdjax.models.outputs import Classification, FeatureSpec, SegmentationOutput
 
 
 class Backbone(Protocol):
@@ -21,17 +21,23 @@ class Backbone(Protocol):
 
 
 class Head(Protocol):
-    """Maps one feature map to logits and to the map that its classifier reads."""
+    """Maps one feature map to class scores and to the map that its classifier reads.
+
+    Attributes:
+      channels: of the map that the classifier reads.
+    """
+
+    channels: int
 
     def __call__(  # noqa: D102
         self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Float[Array, "B h w K"], Float[Array, "B h w D"]]: ...
+    ) -> tuple[Classification, Float[Array, "B h w D"]]: ...
 
 
 class Segmenter(nnx.Module):
     """Backbone, head on the last stage, auxiliary head on stage 3.
 
-    The features are the backbone's stages and "head", the input of the final classifier.
+    The features are the backbone's stages and the inputs of the classifiers, "head" and "aux_head".
     """
 
     def __init__(
@@ -40,14 +46,12 @@ class Segmenter(nnx.Module):
         head: Head,
         auxiliary_head: Head | None,
         *,
-        head_channels: int,
         num_classes: int,
         dtype: jnp.dtype,
     ):
         self.backbone = backbone
         self.head = head
         self.auxiliary_head = auxiliary_head
-        self.head_channels = head_channels
         self.num_classes = num_classes
         self.dtype = dtype
 
@@ -56,10 +60,12 @@ class Segmenter(nnx.Module):
         """Channels and stride of everything that a distillation term may read, by name."""
         specs = self.backbone.feature_specs
         stride = specs["stage4"].stride
-        specs["head"] = FeatureSpec(self.head_channels, stride)
+        specs["head"] = FeatureSpec(self.head.channels, stride)
         specs["logits"] = FeatureSpec(self.num_classes, stride)
         if self.auxiliary_head is not None:
-            specs["aux_logits"] = FeatureSpec(self.num_classes, specs["stage3"].stride)
+            stride = specs["stage3"].stride
+            specs["aux_head"] = FeatureSpec(self.auxiliary_head.channels, stride)
+            specs["aux_logits"] = FeatureSpec(self.num_classes, stride)
         return specs
 
     def __call__(
@@ -77,8 +83,11 @@ class Segmenter(nnx.Module):
           rngs: source of dropout's randomness, needed when training.
         """
         features = self.backbone(images.astype(self.dtype), train=train)
-        logits, features["head"] = self.head(features["stage4"], train=train, rngs=rngs)
-        aux_logits = None
+        scores, features["head"] = self.head(features["stage4"], train=train, rngs=rngs)
+        classifiers, aux_logits = {"logits": scores}, None
         if self.auxiliary_head is not None:
-            aux_logits, _ = self.auxiliary_head(features["stage3"], train=train, rngs=rngs)
-        return SegmentationOutput(logits, aux_logits, features)
+            auxiliary, features["aux_head"] = self.auxiliary_head(
+                features["stage3"], train=train, rngs=rngs
+            )
+            classifiers["aux_logits"], aux_logits = auxiliary, auxiliary.logits
+        return SegmentationOutput(scores.logits, aux_logits, features, classifiers)

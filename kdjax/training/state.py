@@ -8,7 +8,7 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Int
 
-from kdjax.distillation.terms import Adapters
+from kdjax.distillation.terms import Adapters, Statistics
 
 
 @struct.dataclass
@@ -20,6 +20,7 @@ class TrainState:
       params: {"student": parameters, "adapters": by term name}, all trained together.
       model_state: the student's running statistics.
       opt_state: the optimizer's.
+      statistics: class statistics of the student's features, by name, for the terms that augment.
       ema: moving averages of the student's parameters and running statistics, or None.
     """
 
@@ -27,6 +28,7 @@ class TrainState:
     params: dict[str, Any]
     model_state: nnx.State
     opt_state: optax.OptState
+    statistics: Statistics
     ema: tuple[nnx.State, nnx.State] | None
 
     def student(self) -> nnx.State:
@@ -38,6 +40,7 @@ class TrainState:
 def create_state(
     student: nnx.Module,
     adapters: Adapters,
+    statistics: Statistics,
     optimizer: optax.GradientTransformation,
     *,
     ema: bool,
@@ -50,6 +53,7 @@ def create_state(
         params=params,
         model_state=model_state,
         opt_state=optimizer.init(params),
+        statistics=statistics,
         ema=jax.tree.map(jnp.copy, (student_params, model_state)) if ema else None,
     )
     return graphdef, state

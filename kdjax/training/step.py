@@ -11,12 +11,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.distillation.objective import Objective
+from kdjax.distillation.terms import Statistics
 from kdjax.models import SegmentationOutput
 from kdjax.models.preprocessing import Preprocessing
 from kdjax.training.state import TrainState
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
+# What a forward pass changes beside the gradients: running statistics, and those of the classes.
+Moving = tuple[nnx.State, Statistics]
 TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
 
 
@@ -44,7 +47,7 @@ def make_train_step(
 
     Args:
       student: the network that is trained.
-      teacher: the frozen network, where the objective has terms.
+      teacher: the frozen network, where a term reads it.
       objective: what is minimised.
       optimizer: applied to the student's parameters and the adapters.
       learning_rate: the schedule inside `optimizer`, for the log.
@@ -55,8 +58,9 @@ def make_train_step(
     """
 
     def loss_and_gradients(
-        state: TrainState, model_state: nnx.State, teacher_state: Any, batch: Batch, index: Array
-    ) -> tuple[dict[str, Any], nnx.State, Metrics]:
+        state: TrainState, moving: Moving, teacher_state: Any, batch: Batch, index: Array
+    ) -> tuple[dict[str, Any], Moving, Metrics]:
+        model_state, statistics = moving
         theirs = None
         if teacher is not None:
             # Outside the differentiated function: no activation of the teacher is kept.
@@ -66,44 +70,46 @@ def make_train_step(
         images = student.preprocessing(batch["image"])
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
 
-        def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], tuple[nnx.State, Metrics]]:
+        def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], tuple[Moving, Metrics]]:
             # Batch statistics change inside: without a copy, flax refuses the outer trace's.
             net = nnx.merge(student.graphdef, params["student"], model_state, copy=True)
             ours: SegmentationOutput = net(images, train=True, rngs=nnx.Rngs(dropout=key))
             new_model_state = nnx.state(net, nnx.Not(nnx.Param))
-            value, metrics = objective(
-                ours, theirs, batch["label"], params["adapters"], state.step / steps
+            value, metrics, new_statistics = objective(
+                ours, theirs, batch["label"], params["adapters"], statistics, state.step / steps
             )
-            return value, (new_model_state, metrics)
+            return value, ((new_model_state, new_statistics), metrics)
 
-        gradients, (new_model_state, metrics) = jax.grad(loss, has_aux=True)(state.params)
-        return gradients, new_model_state, metrics
+        gradients, (moving, metrics) = jax.grad(loss, has_aux=True)(state.params)
+        return gradients, moving, metrics
 
     def train_step(
         state: TrainState, teacher_state: Any, batch: Batch
     ) -> tuple[TrainState, Metrics]:
+        moving: Moving = (state.model_state, state.statistics)
         if accumulate == 1:
-            gradients, model_state, metrics = loss_and_gradients(
-                state, state.model_state, teacher_state, batch, jnp.zeros((), jnp.int32)
+            gradients, moving, metrics = loss_and_gradients(
+                state, moving, teacher_state, batch, jnp.zeros((), jnp.int32)
             )
         else:
 
             def micro_step(carry: Any, inputs: Any) -> tuple[Any, Metrics]:
-                total, model_state = carry
-                gradients, model_state, metrics = loss_and_gradients(
-                    state, model_state, teacher_state, *inputs
+                total, moving = carry
+                gradients, moving, metrics = loss_and_gradients(
+                    state, moving, teacher_state, *inputs
                 )
-                return (jax.tree.map(jnp.add, total, gradients), model_state), metrics
+                return (jax.tree.map(jnp.add, total, gradients), moving), metrics
 
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            (gradients, model_state), metrics = jax.lax.scan(
+            (gradients, moving), metrics = jax.lax.scan(
                 micro_step,
-                (zeros, state.model_state),
+                (zeros, moving),
                 (_micro_batches(batch, accumulate), jnp.arange(accumulate)),
             )
             gradients = jax.tree.map(lambda g: g / accumulate, gradients)
             metrics = jax.tree.map(jnp.mean, metrics)
 
+        model_state, statistics = moving
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -112,7 +118,7 @@ def make_train_step(
             ema = jax.tree.map(lambda a, x: ema_decay * a + (1 - ema_decay) * x, ema, new)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        state = TrainState(state.step + 1, params, model_state, opt_state, ema)
+        state = TrainState(state.step + 1, params, model_state, opt_state, statistics, ema)
         return state, metrics
 
     return train_step
