@@ -1,0 +1,15 @@
+"""CamVid at 180 x 240, a student taught by FAKD.
+
+    python -m kdjax.train --config configs/camvid_pspnet_r18_fakd.py --workdir runs/camvid_fakd
+
+Feature-augmented per-pixel KL (Yuan et al. 2022, our reading). The teacher comes
+first: configs/camvid_pspnet_r18_teacher.py.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.teach(recipes.camvid(), "fakd", teacher="runs/camvid_teacher")

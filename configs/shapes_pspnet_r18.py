@@ -1,0 +1,18 @@
+"""Every method on procedural shapes, three seeds each: a PSPNet-R18 of width 16 teaches width 8.
+
+    python -m kdjax.compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
+
+Half an hour on two CPU cores. Results: docs/results/shapes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    config = recipes.shapes()
+    config.compare.seeds = (0, 1, 2)
+    with config.unlocked():
+        config.compare.methods = recipes.methods()
+    return config

@@ -1,0 +1,15 @@
+"""Procedural shapes, a student taught by CWD.
+
+    python -m kdjax.train --config configs/shapes_pspnet_r18_cwd.py --workdir runs/shapes_cwd
+
+Channel-wise distillation of the class scores (Shu et al. 2021). The teacher comes
+first: configs/shapes_pspnet_r18_teacher.py.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.teach(recipes.shapes(), "cwd", teacher="runs/shapes_teacher")

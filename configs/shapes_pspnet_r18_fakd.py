@@ -1,0 +1,15 @@
+"""Procedural shapes, a student taught by FAKD.
+
+    python -m kdjax.train --config configs/shapes_pspnet_r18_fakd.py --workdir runs/shapes_fakd
+
+Feature-augmented per-pixel KL (Yuan et al. 2022, our reading). The teacher comes
+first: configs/shapes_pspnet_r18_teacher.py.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.teach(recipes.shapes(), "fakd", teacher="runs/shapes_teacher")
