@@ -72,6 +72,7 @@ def shapes() -> Config:
     config.steps = 800
     config.eval_every = 200
     config.data.name = "shapes"
+    config.data.test_split = "test"
     config.data.batch_size = 16
     config.data.eval_batch_size = 20
     config.data.crop_size = (64, 64)
