@@ -28,10 +28,11 @@ class Backbone(nnx.Module):
 
 def create(*, num_classes, width, auxiliary, dtype, rngs):
     backbone = Backbone(width, dtype=dtype, rngs=rngs)
-    head = FCNHead(2 * width, width, num_classes, dtype=dtype, rngs=rngs)
+    specs = backbone.feature_specs
+    head = FCNHead(specs, width, num_classes, source="stage4", dtype=dtype, rngs=rngs)
     auxiliary_head = None
     if auxiliary:
-        auxiliary_head = FCNHead(width, width, num_classes, dtype=dtype, rngs=rngs)
+        auxiliary_head = FCNHead(specs, width, num_classes, source="stage3", dtype=dtype, rngs=rngs)
     return Segmenter(
         backbone,
         head,

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.layers import Classifier, ConvNorm
-from kdjax.models.outputs import Classification
+from kdjax.models.outputs import Classification, FeatureSpec
 
 
 class FCNHead(nnx.Module):
@@ -13,20 +13,22 @@ class FCNHead(nnx.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        specs: dict[str, FeatureSpec],
         channels: int,
         num_classes: int,
         *,
+        source: str,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.channels = channels
-        self.conv = ConvNorm(in_channels, channels, 3, dtype=dtype, rngs=rngs)
+        self.source = source
+        self.channels, self.stride = channels, specs[source].stride
+        self.conv = ConvNorm(specs[source].channels, channels, 3, dtype=dtype, rngs=rngs)
         self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
+        self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[Classification, Float[Array, "B h w D"]]:
         """Returns the class scores and the map that the classifier reads (before its dropout)."""
-        x = self.conv(x, train=train)
+        x = self.conv(features[self.source], train=train)
         return self.classifier(x, train=train, rngs=rngs), x

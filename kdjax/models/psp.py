@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.layers import Classifier, ConvNorm, adaptive_average_pools, resize
-from kdjax.models.outputs import Classification
+from kdjax.models.outputs import Classification, FeatureSpec
 
 
 class PSPHead(nnx.Module):
@@ -15,14 +15,15 @@ class PSPHead(nnx.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        specs: dict[str, FeatureSpec],
         channels: int,
         num_classes: int,
         *,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.channels = channels
+        in_channels = specs["stage4"].channels
+        self.channels, self.stride = channels, specs["stage4"].stride
         self.pyramid = nnx.List(
             [ConvNorm(in_channels, channels, 1, dtype=dtype, rngs=rngs) for _ in self.bins]
         )
@@ -32,9 +33,10 @@ class PSPHead(nnx.Module):
         self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
+        self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[Classification, Float[Array, "B h w D"]]:
         """Returns the class scores and the map that the classifier reads (before its dropout)."""
+        x = features["stage4"]
         size = x.shape[1:3]
         maps = [x]
         pools = adaptive_average_pools(x, self.bins)

@@ -28,11 +28,11 @@ def _pspnet(
     backbone = ResNetV1c(depth, width=width, dtype=dtype, rngs=rngs)
     specs = backbone.feature_specs
     channels = head_share * width
-    head = PSPHead(specs["stage4"].channels, channels, num_classes, dtype=dtype, rngs=rngs)
+    head = PSPHead(specs, channels, num_classes, dtype=dtype, rngs=rngs)
     auxiliary_head = None
     if auxiliary:
         auxiliary_head = FCNHead(
-            specs["stage3"].channels, channels // 2, num_classes, dtype=dtype, rngs=rngs
+            specs, channels // 2, num_classes, source="stage3", dtype=dtype, rngs=rngs
         )
     return Segmenter(
         backbone,

@@ -21,21 +21,23 @@ class Backbone(Protocol):
 
 
 class Head(Protocol):
-    """Maps one feature map to class scores and to the map that its classifier reads.
+    """Maps a backbone's features to class scores and to the map that its classifier reads.
 
     Attributes:
       channels: of the map that the classifier reads.
+      stride: of that map and of the scores.
     """
 
     channels: int
+    stride: int
 
     def __call__(  # noqa: D102
-        self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
+        self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[Classification, Float[Array, "B h w D"]]: ...
 
 
 class Segmenter(nnx.Module):
-    """Backbone, head on the last stage, auxiliary head on stage 3.
+    """Backbone, head, and an auxiliary head that only training reads.
 
     The features are the backbone's stages and the inputs of the classifiers, "head" and "aux_head".
     """
@@ -59,13 +61,11 @@ class Segmenter(nnx.Module):
     def feature_specs(self) -> dict[str, FeatureSpec]:
         """Channels and stride of everything that a distillation term may read, by name."""
         specs = self.backbone.feature_specs
-        stride = specs["stage4"].stride
-        specs["head"] = FeatureSpec(self.head.channels, stride)
-        specs["logits"] = FeatureSpec(self.num_classes, stride)
-        if self.auxiliary_head is not None:
-            stride = specs["stage3"].stride
-            specs["aux_head"] = FeatureSpec(self.auxiliary_head.channels, stride)
-            specs["aux_logits"] = FeatureSpec(self.num_classes, stride)
+        heads = {"head": self.head, "aux_head": self.auxiliary_head}
+        for (features, head), logits in zip(heads.items(), ("logits", "aux_logits"), strict=True):
+            if head is not None:
+                specs[features] = FeatureSpec(head.channels, head.stride)
+                specs[logits] = FeatureSpec(self.num_classes, head.stride)
         return specs
 
     def __call__(
@@ -83,11 +83,9 @@ class Segmenter(nnx.Module):
           rngs: source of dropout's randomness, needed when training.
         """
         features = self.backbone(images.astype(self.dtype), train=train)
-        scores, features["head"] = self.head(features["stage4"], train=train, rngs=rngs)
+        scores, features["head"] = self.head(features, train=train, rngs=rngs)
         classifiers, aux_logits = {"logits": scores}, None
         if self.auxiliary_head is not None:
-            auxiliary, features["aux_head"] = self.auxiliary_head(
-                features["stage3"], train=train, rngs=rngs
-            )
+            auxiliary, features["aux_head"] = self.auxiliary_head(features, train=train, rngs=rngs)
             classifiers["aux_logits"], aux_logits = auxiliary, auxiliary.logits
         return SegmentationOutput(scores.logits, aux_logits, features, classifiers)
