@@ -109,7 +109,7 @@ def camvid() -> Config:
     config.loss.auxiliary = 0.0
     config.optimizer.learning_rate = 0.05
     config.compare.seeds = (0, 1, 2)
-    config.compare.teacher_steps = 2000
+    config.compare.teacher_steps = 1600
     config.compare.teacher_learning_rate = 0.05
     with config.unlocked():
         config.data.test_groups = ConfigDict({"unseen": "Seq05VD"})

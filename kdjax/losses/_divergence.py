@@ -2,26 +2,30 @@
 
 The gradient rule is written out: the pass back reads both inputs as they came and two numbers per
 distribution; automatic differentiation would keep float32 copies of the exponentials. The forward
-pass reads each input twice, once for the maxima and once for the four sums together.
+pass reads each input twice, once for the maxima and once for the four sums together, and no float32
+copy of a half-precision input is made.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def softmax_kl_forward(student, teacher, temperature, axis):
     """The divergence, and the inputs with their log-normalizers (which keep `axis`)."""
-    largest_s = jnp.max(student, axis, keepdims=True).astype(jnp.float32)
-    largest_t = jnp.max(teacher, axis, keepdims=True).astype(jnp.float32)
+    # The barrier keeps the CPU's compiler from writing down `input - largest` in float32.
+    largest_s, largest_t = (
+        largest.astype(jnp.float32)
+        for largest in jax.lax.optimization_barrier(
+            (jnp.max(student, axis, keepdims=True), jnp.max(teacher, axis, keepdims=True))
+        )
+    )
     s = (student.astype(jnp.float32) - largest_s) / temperature
     t = (teacher.astype(jnp.float32) - largest_t) / temperature
     exp_s, exp_t = jnp.exp(s), jnp.exp(t)
-    sum_s, sum_t, more, ahead = (
-        jnp.sum(terms, axis, keepdims=True)
-        for terms in (exp_s, exp_t, exp_s - exp_t, exp_t * (t - s))
-    )
+    sum_s, sum_t, more, ahead = _sums((exp_s, exp_t, exp_s - exp_t, exp_t * (t - s)), axis)
     # The logarithm of sum_s / sum_t. Where the two are close, and with them student and teacher,
     # summing the differences keeps the digits that two large sums would share; it is exactly 0
     # for equal inputs, whatever order the compiler sums in.
@@ -38,7 +42,29 @@ def softmax_kl_forward(student, teacher, temperature, axis):
     )
 
 
-def _softmax_kl_backward(axis, residuals, cotangent):
+# Summed one after the other: longer than this, float32 would lose digits.
+_LONGEST = 1024
+
+
+def _sums(terms, axis):
+    """Sums of several arrays, kept in their `axis`, by one reduction over its last dimension.
+
+    One reduction computes the arrays as it goes over the inputs, on every back end; of several, the
+    CPU's compiler writes the arrays down first.
+    """
+    *others, last = (index % terms[0].ndim for index in np.atleast_1d(axis))
+    if terms[0].shape[last] > _LONGEST:
+        return [jnp.sum(term, (*others, last), keepdims=True) for term in terms]
+
+    def add(left, right):
+        return tuple(x + y for x, y in zip(left, right, strict=True))
+
+    sums = jax.lax.reduce(terms, (jnp.float32(0.0),) * len(terms), add, (last,))
+    return [jnp.sum(jnp.expand_dims(total, last), others, keepdims=True) for total in sums]
+
+
+def softmax_kl_backward(axis, residuals, cotangent):
+    """The gradient by the student; none by the teacher and the temperature."""
     student, teacher, temperature, log_normalizer_s, log_normalizer_t = residuals
     share_s = jnp.exp(student.astype(jnp.float32) / temperature - log_normalizer_s)
     share_t = jnp.exp(teacher.astype(jnp.float32) / temperature - log_normalizer_t)
@@ -55,4 +81,4 @@ def _softmax_kl(student, teacher, temperature, axis) -> jax.Array:
 
 
 softmax_kl = jax.custom_vjp(_softmax_kl, nondiff_argnames=("axis",))
-softmax_kl.defvjp(softmax_kl_forward, _softmax_kl_backward)
+softmax_kl.defvjp(softmax_kl_forward, softmax_kl_backward)

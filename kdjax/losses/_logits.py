@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from kdjax.losses._checks import check_labels, check_option, check_positive, check_same_shape
-from kdjax.losses._cross_entropy import cross_entropy
-from kdjax.losses._divergence import softmax_kl
+from kdjax.losses._divergence import softmax_kl, softmax_kl_backward, softmax_kl_forward
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -96,20 +96,10 @@ def gap_weighted_kl(
     check_labels(labels, student.shape[:-1], "logits")
     check_positive("temperature", temperature)
     check_option("gap", gap, ("probability", "cross_entropy", "total_variation"))
-    if gap == "total_variation":
-        weight = 0.5 * jnp.sum(jnp.abs(_softmax(teacher) - _softmax(student)), axis=-1)
-        weight = jnp.where(labels.astype(jnp.int32) == ignore_label, 0.0, weight)
-    else:
-        surprise_s, surprise_t = (
-            cross_entropy(logits, labels, ignore_label=ignore_label)
-            for logits in (student, teacher)
-        )
-        if gap == "cross_entropy":
-            weight = jnp.maximum(surprise_s - surprise_t, 0.0)
-        else:
-            weight = jnp.maximum(jnp.exp(-surprise_t) - jnp.exp(-surprise_s), 0.0)
-    values = pixelwise_kl(student, teacher, temperature=temperature)
-    return jax.lax.stop_gradient(weight) * values
+    labels = labels.astype(jnp.int32)
+    plain = not isinstance(temperature, Tracer) and temperature == 1
+    options = (gap, ignore_label, plain)
+    return temperature**2 * _gap_weighted_kl(student, teacher, temperature, labels, options)
 
 
 def cwd(
@@ -154,5 +144,42 @@ def cwd(
     return temperature**2 * softmax_kl(student, teacher, temperature, axis=(-3, -2))
 
 
-def _softmax(logits):
-    return jax.nn.softmax(logits.astype(jnp.float32))
+def _weighted_kl(student, teacher, temperature, labels, options) -> jax.Array:
+    """The divergence times the gap; the last of the options says that the temperature is 1."""
+    return _gap_weighted_kl_forward(student, teacher, temperature, labels, options)[0]
+
+
+def _gap_weighted_kl_forward(student, teacher, temperature, labels, options):
+    gap, ignore_label, plain = options
+    values, residuals = softmax_kl_forward(student, teacher, temperature, -1)
+    # The gap is that of the plain softmax; at temperature 1, its normalizers are known already.
+    known = residuals if plain else softmax_kl_forward(student, teacher, 1.0, -1)[1]
+    weight = _gap(student, teacher, *known[-2:], labels, gap)
+    weight = jnp.where(labels == ignore_label, 0.0, weight)
+    return weight * values, (residuals, weight)
+
+
+def _gap_weighted_kl_backward(options, residuals, cotangent):
+    del options
+    residuals, weight = residuals
+    return *softmax_kl_backward(-1, residuals, cotangent * weight), None
+
+
+_gap_weighted_kl = jax.custom_vjp(_weighted_kl, nondiff_argnames=("options",))
+_gap_weighted_kl.defvjp(_gap_weighted_kl_forward, _gap_weighted_kl_backward)
+
+
+def _gap(student, teacher, log_normalizer_s, log_normalizer_t, labels, gap):
+    """How much more the teacher knows; NaN where the label is no class and the truth is needed."""
+    if gap == "total_variation":
+        share_s = jnp.exp(student.astype(jnp.float32) - log_normalizer_s)
+        share_t = jnp.exp(teacher.astype(jnp.float32) - log_normalizer_t)
+        return 0.5 * jnp.sum(jnp.abs(share_t - share_s), axis=-1)
+    labels = labels[..., None]
+    log_s, log_t = (
+        jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan) - log_normalizer
+        for logits, log_normalizer in ((student, log_normalizer_s), (teacher, log_normalizer_t))
+    )
+    if gap == "cross_entropy":
+        return jnp.maximum(log_t - log_s, 0.0)[..., 0]
+    return jnp.maximum(jnp.exp(log_t) - jnp.exp(log_s), 0.0)[..., 0]

@@ -64,3 +64,12 @@ def test_nothing_but_the_inputs_is_kept_for_the_backward_pass(loss):
     _, residuals = jax.eval_shape(lambda s, t: jax.vjp(lambda s: loss(s, t), s), half, half)
     large = [x for x in jax.tree.leaves(residuals) if x.size >= half.size]
     assert {x.dtype for x in large} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("loss", [losses.pixelwise_kl, losses.cwd, losses.gap_weighted_kl])
+def test_half_precision_is_reduced_without_a_float32_copy(loss):
+    half, labels = maps(4, 64, 128, 64, dtype=jnp.bfloat16), maps(4, 64, 128, dtype=jnp.int32)
+    labels = (labels,) if loss is losses.gap_weighted_kl else ()
+    compiled = compile_gradient(lambda *arguments: loss(*arguments).mean(), half, half, *labels)
+    copy = 4 * half.size / 1e6
+    assert megabytes(compiled) < copy / 2
