@@ -1,0 +1,156 @@
+"""Where the time of a training step goes: input, teacher, student, and what each method adds.
+
+    python -m benchmarks.step --config configs/quickstart.py
+    python -m benchmarks.step --config configs/camvid_pspnet_r18.py --config.data.data_dir=DIR
+
+Builds the networks of a config with random weights, and for each method of `config.compare.methods`
+the step that training runs, on one batch that stays on the device. All steps and the teacher's
+forward pass alone run in turn; the table holds the median time of each, its images/s, and its ratio
+to the plain step of the same round as median and quartiles. The input pipeline is timed by itself.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from kdjax import command, models
+from kdjax import config as configuration
+from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation.objective import Objective
+from kdjax.experiments.comparison import in_order
+from kdjax.experiments.images import Images
+from kdjax.models.preprocessing import IMAGENET
+from kdjax.training import optimizer as optimizers
+from kdjax.training.sharding import Placement
+from kdjax.training.state import create_state
+from kdjax.training.step import Side, make_train_step
+
+CONFIG = configuration.define_flag()
+ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds after the first, which compiles.", 1)
+WARM_UP_BATCHES = 20
+INPUT_SECONDS = 10
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = configuration.from_flag(CONFIG)
+    images = Images(config.data)
+    print(f"Images/s of the input pipeline alone: {input_rate(images):.0f}\n")
+
+    placement = Placement()
+    batch = next(images.train_batches(first_step=0, steps=1, seed=0))
+    batch = placement.put_batch(batch)
+    calls = {
+        name: step_call(config, terms, images, batch, placement)
+        for name, terms in in_order(config.compare.methods)
+    }
+    calls["the teacher's forward pass alone"] = teacher_call(config, images, batch, placement)
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS.value):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+
+    plain = next(iter(calls))
+    print(f"| step | ms | images/s | ratio to {plain} |\n| --- | ---: | ---: | ---: |")
+    for name, times in seconds.items():
+        ratios = [a / b for a, b in zip(times, seconds[plain], strict=True)]
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        median = statistics.median(times)
+        print(
+            f"| {name} | {1e3 * median:.1f} | {config.data.batch_size / median:.0f} "
+            f"| {middle:.2f} ({low:.2f} to {high:.2f}) |"
+        )
+    device = jax.devices()[0]
+    print(
+        f"\n{device.device_kind} x {jax.device_count()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, JAX {jax.__version__}; load {os.getloadavg()[0]:.1f}."
+    )
+
+
+def input_rate(images: Images) -> float:
+    """Images/s of the training pipeline with nothing else to do."""
+    batches = images.train_batches(first_step=0, steps=10**6, seed=0)
+    for _ in range(WARM_UP_BATCHES):
+        next(batches)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < INPUT_SECONDS:
+        count += len(next(batches)["image"])
+    return count / (time.perf_counter() - started)
+
+
+def create(side: Any, images: Images, seed: int, auxiliary: bool) -> models.Segmenter:
+    return models.create(
+        side.name,
+        num_classes=images.num_classes,
+        width=side.width,
+        auxiliary=auxiliary,
+        dtype=side.dtype,
+        rngs=nnx.Rngs(seed),
+    )
+
+
+def step_call(
+    config: Any, entries: Any, images: Images, batch: Any, placement: Placement
+) -> Callable[[], Any]:
+    """A call that runs one training step with these terms."""
+    student = create(config.student, images, 0, config.student.auxiliary)
+    teacher = create(config.teacher, images, 1, False)
+    terms = distillation_terms.resolve(entries, student.feature_specs, teacher.feature_specs)
+    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
+    graphdef, state = create_state(
+        student,
+        distillation_terms.init_adapters(terms, jax.random.key(0)),
+        distillation_terms.init_statistics(terms, images.num_classes),
+        optimizer,
+        ema=False,
+    )
+    teacher_graphdef, teacher_state = nnx.split(teacher)
+    taught = distillation_terms.need_teacher(entries)
+    step = jax.jit(
+        make_train_step(
+            Side(graphdef, IMAGENET),
+            Side(teacher_graphdef, IMAGENET) if taught else None,
+            Objective(config.loss.cross_entropy, config.loss.auxiliary, terms),
+            optimizer,
+            optimizers.learning_rate_schedule(config.optimizer, config.steps),
+            steps=config.steps,
+            seed=0,
+        ),
+        donate_argnums=0,
+    )
+    states = [jax.device_put(state, placement.replicated)]
+    frozen = jax.device_put(teacher_state, placement.replicated) if taught else None
+
+    def call() -> None:
+        state, metrics = step(states.pop(), frozen, batch)
+        states.append(jax.block_until_ready(state))
+        assert jnp.isfinite(metrics["loss"])
+
+    return call
+
+
+def teacher_call(
+    config: Any, images: Images, batch: Any, placement: Placement
+) -> Callable[[], Any]:
+    """A call that runs the teacher on the batch."""
+    graphdef, state = nnx.split(create(config.teacher, images, 1, False))
+    state = jax.device_put(state, placement.replicated)
+    forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(IMAGENET(x)).logits)
+    return lambda: jax.block_until_ready(forward(state, batch["image"]))
+
+
+if __name__ == "__main__":
+    command.run(main)
