@@ -80,18 +80,13 @@ def main() -> None:
     parser.add_argument("--scene", type=int, default=36, help="which one of the val split")
     flags = parser.parse_args()
 
-    config = configuration.from_json((flags.workdir / "teacher" / "config.json").read_text()).data
-    config.data_dir = flags.data_dir or config.data_dir
-    images = Images(config)
-    teacher, student = (
-        Network.load(str(flags.workdir / run)) for run in ("teacher", "plain/seed0")
-    )
+    config, images, teacher, student = load(flags.workdir, flags.data_dir)
     batches = images.eval_batches(config.val_split)
     index, place = divmod(flags.scene, config.eval_batch_size)
     batch = next(itertools.islice(batches, index, None))
     image, label = batch["image"][place], batch["label"][place]
     outputs = [forward(network)(image[None]) for network in (teacher, student)]
-    small = np.asarray(nearest(label[None], outputs[0].logits.shape[1:3]))[0]
+    small = np.asarray(nearest(jnp.asarray(label[None]), outputs[0].logits.shape[1:3]))[0]
     scene = Scene(image, label, small, *outputs)
     statistics = class_statistics(student, images.eval_batches(config.train_split))
 
@@ -108,6 +103,14 @@ def main() -> None:
             path = METHODS / f"{name}.png"
             draw().savefig(path, dpi=120, metadata={"Software": None})
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def load(workdir: Path, data_dir: str | None) -> tuple[Any, Images, Network, Network]:
+    """The data that a comparison used (as its config names it), its teacher and its student."""
+    config = configuration.from_json((workdir / "teacher" / "config.json").read_text()).data
+    config.data_dir = data_dir or config.data_dir
+    teacher, student = (Network.load(str(workdir / run)) for run in ("teacher", "plain/seed0"))
+    return config, Images(config), teacher, student
 
 
 def forward(network: Network) -> Callable[[np.ndarray], SegmentationOutput]:
@@ -197,7 +200,7 @@ def pfs(scene: Scene, images: Images) -> Figure:
         show_map(column[0], teacher, f"teacher: cosine with {name}", 0, 1)
         show_map(column[1], student, f"student: cosine with {name}", 0, 1)
         distance = np.mean((student - teacher) ** 2)
-        show_signed(column[2], student - teacher, f"difference, mean sq. {distance:.3f}", 0.6)
+        show_signed(column[2], student - teacher, f"student − teacher, MSE {distance:.3f}", 0.6)
         for axis in column:
             mark(axis, place, name)
         mark(axes[0, 0], tuple((x + 0.5) * stride for x in place), name)
@@ -211,7 +214,9 @@ def gap(scene: Scene, images: Images) -> Figure:
     p, q = (np.asarray(jax.nn.softmax(x))[0][truth] for x in (teacher, student))
     ahead = (p - q).reshape(scene.small.shape)
     plain = np.asarray(losses.pixelwise_kl(student, teacher))[0]
-    weighted = np.asarray(losses.gap_weighted_kl(student, teacher, scene.small[None]))[0]
+    weighted = np.asarray(losses.gap_weighted_kl(student, teacher, jnp.asarray(scene.small[None])))[
+        0
+    ]
     figure, axes = grid(2, 4)
     show_image(axes[0, 0], scene.image, "image")
     show_image(axes[0, 1], colored(scene.label, images), "label")
@@ -234,7 +239,7 @@ def fakd(scene: Scene, images: Images, statistics: losses.ClassStatistics) -> Fi
     spread = np.sqrt(np.einsum("ya,aj->yj", variance, kernel**2))
     added = STRENGTH / 2 * np.einsum("ya,ayj->yj", variance, apart**2)
     figure = Figure(figsize=(8, 6.4), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.45, 1))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.45, 1))[:, 0]
     tables = above.subplots(1, 2)
     for axis, values, title in zip(
         tables,
@@ -295,7 +300,7 @@ def fakd_bounds(scene: Scene, images: Images, statistics: losses.ClassStatistics
 
 
 @functools.partial(jax.jit, static_argnames="bound")
-def head_loss(output, teacher, labels, covariance, strength, bound="soft"):
+def head_loss(output, teacher, labels, covariance, strength, bound: Any = "soft"):
     """`fakd_kl` of an output's class scores."""
     head = output.classifiers["logits"]
     return losses.fakd_kl(
