@@ -23,8 +23,9 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "pfs": {"similarities": term("pfs"), "predictions": term("gap_weighted_kl")},
     "pfs_similarities": {"similarities": term("pfs")},
     "pfs_predictions": {"predictions": term("gap_weighted_kl")},
-    # Yuan et al. 2022, on per-pixel KL and on CWD.
+    # Yuan et al. 2022, on per-pixel KL (also at ISDA's strength) and on CWD.
     "fakd": {"fakd": term("fakd_kl")},
+    "fakd_strong": {"fakd": term("fakd_kl", strength=7.5)},
     "fakd_cwd": {"fakd": term("fakd_cwd")},
     # Liu et al. 2019, for comparison.
     "skd_pairwise": {"skd_pairwise": term("skd_pairwise")},

@@ -54,7 +54,7 @@ def fakd_kl(
 
     - `"soft"`: `sum_c p_c w_c`, the teacher's mean column;
     - `"pairwise"`: no single one, but `sum_c p_c F(w_c)`: ISDA's argument for each class in turn.
-      Never below `"soft"`, and the only one that costs P C^2;
+      Never below `"soft"`, and the only one that costs P C^2 with a diagonal covariance;
     - `"label"`: `w_y`, the augmented scores of ISDA;
     - `"student"`: `sum_c q_c w_c` with the student's own `q = softmax(s / t)` held constant: one
       step towards the tightest `v`;
@@ -69,7 +69,7 @@ def fakd_kl(
         teacher_logits: `[..., H, W, C]`; they receive no gradient.
         labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
         covariance: Of the student's features in each class, `[C, A]` (diagonal) or `[C, A, A]`, as
-            in `ClassStatistics.covariance`; it receives no gradient.
+            in `ClassStatistics.covariance`; it receives no gradient. A full one costs P C^3.
         strength: Scale of the augmentation; usually grows linearly from 0 over the training.
         temperature: Softens both distributions. A setting: it receives no gradient.
         bound: Which bound.
@@ -89,8 +89,8 @@ def fakd_kl(
         (2022). The abstract asks for an upper bound of the expected loss over infinitely many
         augmentations; `"pairwise"` is most likely the paper's, the others are ours, all derived in
         docs/methods. No code was published. Putting the augmented scores `s / t + d` straight into
-        the divergence is not a bound: it forgets that `d` raises the scores of the teacher's
-        classes as well, and can fall below the plain loss.
+        the divergence is not a bound: it takes `sum_c p_c d_c` off `F`, as if noise raised the
+        teacher's classes, where it averages to nothing; it can fall below the plain loss.
     """
     scores, teacher, member = _head(
         student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
@@ -103,6 +103,7 @@ def fakd_kl(
     if bound != "none":
         # The distances do not see a shift of all columns; without it their squares are smallest.
         kernel -= jnp.mean(kernel, axis=-1, keepdims=True)
+    temperature = jax.lax.stop_gradient(temperature)
     scores, target = scores / temperature, jax.nn.softmax(teacher / temperature)
     scale = strength / (2 * temperature**2)
 
@@ -110,9 +111,12 @@ def fakd_kl(
         classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
         table = scale * _spread(kernel, covariance, classes[:, None], classes[None])
 
+        of_label = jnp.minimum(labels.astype(jnp.int32), kernel.shape[-1] - 1)
+        augmented = jnp.any(member > 0, axis=-1, keepdims=True)
+
         def add_class(total, of_class):
             share, spread = of_class
-            added = einsum("...k,kj->...j", member, spread)
+            added = jnp.where(augmented, spread[of_label], 0.0)
             return total + share * _growth(scores, added, axis=-1), None
 
         growth, _ = jax.lax.scan(
@@ -181,6 +185,7 @@ def fakd_cwd(
     )
     check_not_negative("strength", strength)
     check_positive("temperature", temperature)
+    temperature = jax.lax.stop_gradient(temperature)
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
     classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
     table = _spread(kernel.astype(jnp.float32), covariance, classes, 0 * classes)

@@ -48,6 +48,7 @@ def pixelwise_kl(
     """
     check_same_shape(student, teacher)
     check_positive("temperature", temperature)
+    temperature = jax.lax.stop_gradient(temperature)
     return temperature**2 * softmax_kl(student, teacher, temperature, axis=-1)
 
 
@@ -99,6 +100,7 @@ def gap_weighted_kl(
     labels = labels.astype(jnp.int32)
     plain = not isinstance(temperature, Tracer) and temperature == 1
     options = (gap, ignore_label, plain)
+    temperature = jax.lax.stop_gradient(temperature)
     return temperature**2 * _gap_weighted_kl(student, teacher, temperature, labels, options)
 
 
@@ -141,6 +143,7 @@ def cwd(
     """
     check_same_shape(student, teacher)
     check_positive("temperature", temperature)
+    temperature = jax.lax.stop_gradient(temperature)
     return temperature**2 * softmax_kl(student, teacher, temperature, axis=(-3, -2))
 
 

@@ -71,6 +71,7 @@ def pfs(
             raise ValueError("temperature belongs to similarity='softmax'; cosines have none")
         student, teacher = (features / _norm(features) for features in (student, teacher))
         return _table_distance(student, teacher)
+    temperature = jax.lax.stop_gradient(temperature)
     student, teacher = (
         features / jnp.sqrt(temperature * math.sqrt(features.shape[-1]))
         for features in (student, teacher)

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import EVERY, IMITATION, SHAPE, close, few, labels, normal, seeds
+from cases import EVERY, IMITATION, SHAPE, close, few, head, labels, normal, seeds
 from hypothesis import given
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from kdjax import losses
 
 every = pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
 imitation = pytest.mark.parametrize("loss", IMITATION.values(), ids=IMITATION.keys())
@@ -161,3 +163,24 @@ def test_ignored_pixels_change_nothing(loss):
     student[ignored] += 3.0
     teacher[ignored] -= 2.0
     np.testing.assert_array_equal(compiled(loss)(student, teacher, truth).values, before)
+
+
+TEMPERED = {
+    "pixelwise_kl": losses.pixelwise_kl,
+    "cwd": losses.cwd,
+    "pfs": functools.partial(losses.pfs, similarity="softmax"),
+    "gap": lambda s, t, **options: losses.gap_weighted_kl(s, t, labels(2), **options),
+    "fakd_kl": lambda s, t, **options: losses.fakd_kl(
+        s, *head(7)[:2], t, labels(2), head(7)[2], strength=1.0, **options
+    ),
+    "fakd_cwd": lambda s, t, **options: losses.fakd_cwd(
+        s, *head(7)[:2], t, labels(2), head(7)[2], strength=1.0, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", TEMPERED.values(), ids=TEMPERED.keys())
+def test_the_temperature_receives_no_gradient(loss):
+    student, teacher, _ = batch()
+    by_temperature = jax.grad(lambda t: jnp.mean(loss(student, teacher, temperature=t)))
+    assert float(by_temperature(2.0)) == 0.0
