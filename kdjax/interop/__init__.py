@@ -1,0 +1,6 @@
+"""Weights from and to PyTorch projects, as dicts of NumPy arrays; torch only reads files."""
+
+from kdjax.interop.files import Checkpoint as Checkpoint
+from kdjax.interop.files import read as read
+from kdjax.interop.mmseg import from_mmseg as from_mmseg
+from kdjax.interop.mmseg import to_mmseg as to_mmseg
