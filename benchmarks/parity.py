@@ -22,13 +22,13 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import flax  # noqa: E402  after the choice of the device
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from flax import nnx  # noqa: E402
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
-from kdjax import interop, models  # noqa: E402
+from kdjax import interop, models
 
 BAR = 1e-4
 D8 = "80k_cityscapes-512x1024.py"
@@ -140,7 +140,9 @@ def main():
             if ours != theirs or not max(differences.values()) <= BAR:
                 failed.append(name)
             logits = f"{differences.pop('logits'):.1e}"
-            auxiliary = f"{differences.pop('aux_logits'):.1e}" if "aux_logits" in differences else ""
+            auxiliary = (
+                f"{differences.pop('aux_logits'):.1e}" if "aux_logits" in differences else ""
+            )
             worst = max(differences, key=lambda key: differences[key])
             count = f"{ours:,}" if ours == theirs else f"{ours:,} instead of {theirs:,}"
             config = CONFIGS[name].rpartition("/")[2].removesuffix(".py")

@@ -17,7 +17,7 @@ SIZES = ((65, 97), (129, 257))
 
 
 class _NoOperators(types.ModuleType):
-    """Stands for mmcv's compiled operators, which these networks never call, where there are none."""
+    """Stands for mmcv's compiled operators, which these networks never call."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -114,8 +114,11 @@ def main():
     from mmseg.utils import register_all_modules
 
     register_all_modules()
-    print(f"mmsegmentation {mmseg.__version__}, mmcv {mmcv.__version__}, PyTorch "
-          f"{torch.__version__}", file=answers, flush=True)
+    print(
+        f"mmsegmentation {mmseg.__version__}, mmcv {mmcv.__version__}, PyTorch {torch.__version__}",
+        file=answers,
+        flush=True,
+    )
     for line in sys.stdin:
         config, file = line.split()
         torch.manual_seed(0)

@@ -129,7 +129,9 @@ def _torch_name(path: tuple[str | int, ...]) -> str:
     for pattern, replacement in RULES:
         match = re.fullmatch(pattern, module)
         if match:
-            return f"{match.expand(replacement)}.{LEAVES.get(leaf, leaf)}"
+            name = match.expand(replacement)
+            # PyTorch's fused projections are no modules: their weight is `in_proj_weight`.
+            return f"{name}{'' if name.endswith('_') else '.'}{LEAVES.get(leaf, leaf)}"
     raise LookupError(f"no rule of kdjax.interop names the module {module}")
 
 

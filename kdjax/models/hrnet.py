@@ -160,9 +160,9 @@ class HRNet(nnx.Module):
         }
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool
+        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
     ) -> dict[str, Float[Array, "B h w C"]]:
-        """Returns the four branches after the last exchange, finest first."""
+        """Returns the four branches after the last exchange, finest first; draws nothing."""
         x = self.conv2(self.conv1(images, train=train), train=train)
         for block in self.layer1:
             x = block(x, train=train)

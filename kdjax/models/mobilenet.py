@@ -106,9 +106,9 @@ class MobileNetV2(nnx.Module):
         return dict(self.specs)
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool
+        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
     ) -> dict[str, Float[Array, "B h w C"]]:
-        """Returns the outputs of layers 2, 3, 5 and 7 as "stage1" to "stage4"."""
+        """Returns the outputs of layers 2, 3, 5 and 7 as "stage1" to "stage4"; draws nothing."""
         x = self.entry(images, train=train)
         features = {}
         for index, blocks in enumerate(self.layers):
