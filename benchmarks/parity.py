@@ -1,6 +1,6 @@
 """Every network next to mmsegmentation's, with the same random weights and images.
 
-    python -m benchmarks.parity --mmseg-python PATH                  all, about an hour on two cores
+    python -m benchmarks.parity --mmseg-python PATH                  all, about ten minutes
     python -m benchmarks.parity --mmseg-python PATH --only pspnet_r18,fcn_hr18s
 
 PATH is the Python of an environment with mmsegmentation 1.2 and its PyTorch; kdjax is not needed

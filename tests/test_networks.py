@@ -41,8 +41,10 @@ def test_every_declared_feature_is_there_with_its_channels_and_stride(name):
 # Measured on mmsegmentation 1.2.2 by benchmarks/parity.py, with 19 classes.
 COUNTS = {
     "pspnet_r18": 12_790_086,
-    "deeplabv3_r18": 13_986_374,
-    "fcn_r18": 12_822_342,
+    "pspnet_r101": 67_967_622,
+    "deeplabv3plus_mbv2": 15_244_374,
+    "upernet_r18": 41_402_502,
+    "fcn_hr18s": 3_939_309,
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -60,12 +61,16 @@ def _read_pickle(path: str) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        asked = re.search(r"Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)", str(error))
+        if asked is None:
+            raise UserError(f"{path}: damaged or no PyTorch file: {_first_line(error)}") from error
         raise UserError(
-            f"{path}: refused or damaged: {_reason(error)}; a checkpoint that holds more than "
-            'arrays can be saved again as torch.save({"state_dict": model.state_dict()}, path)'
+            f"{path}: refused: its pickle asks for {asked[1]}, and a pickle that asks for more "
+            "than arrays can run anything; where you trust it, save its arrays again by "
+            'torch.save({"state_dict": ...}, path)'
         ) from error
     except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged or no PyTorch file: {_reason(error)}") from error
+        raise UserError(f"{path}: damaged or no PyTorch file: {_first_line(error)}") from error
     content = content if isinstance(content, Mapping) else {}
     inner = content.get("state_dict", content.get("model", content))
     tensors = {
@@ -89,8 +94,6 @@ def _full_precision(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
-def _reason(error: Exception) -> str:
-    """The line of PyTorch's long advice that says what was wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (telling or lines or ["it ends too early"])[0]
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "it ends too early"
