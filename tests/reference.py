@@ -274,9 +274,9 @@ class SeparableASPPHead(ASPPHead):
             Separable(channels + fine_channels, channels), Separable(channels, channels)
         )
 
-    def forward(self, x, fine):
-        fine = self.c1_bottleneck(fine)
-        x = resize(super().forward(x), fine.shape[2:])
+    def forward(self, x):
+        fine = self.c1_bottleneck(x[0])
+        x = resize(super().forward(x[-1]), fine.shape[2:])
         return self.sep_bottleneck(torch.cat([x, fine], 1))
 
 
@@ -287,9 +287,9 @@ class UPerHead(PSPHead):
         self.fpn_convs = nn.ModuleList(ConvModule(channels, channels, 3) for _ in given[:-1])
         self.fpn_bottleneck = ConvModule(4 * channels, channels, 3)
 
-    def forward(self, stages):
-        maps = [lateral(x) for lateral, x in zip(self.lateral_convs, stages, strict=False)]
-        maps.append(super().forward(stages[-1]))
+    def forward(self, x):
+        maps = [lateral(stage) for lateral, stage in zip(self.lateral_convs, x, strict=False)]
+        maps.append(super().forward(x[-1]))
         for index in (2, 1, 0):
             maps[index] = maps[index] + resize(maps[index + 1], maps[index].shape[2:])
         for index, smooth in enumerate(self.fpn_convs):
@@ -361,20 +361,19 @@ def create(name, width, classes):
     first, _, third, last = backbone.channels
     auxiliary_head = FCNHead(third, channels // 2, classes)
 
-    def on_last(head, stages):
-        return head(stages[-1])
-
-    head, read = {
-        "pspnet": lambda: (PSPHead(last, channels, classes), on_last),
-        "deeplabv3": lambda: (ASPPHead(last, channels, classes), on_last),
-        "fcn": lambda: (FCNHead(last, channels, classes, 2, concat=True), on_last),
-        "deeplabv3plus": lambda: (
-            SeparableASPPHead(last, first, 3 * channels // 32, channels, classes),
-            lambda head, stages: head(stages[-1], stages[0]),
+    heads = {
+        "pspnet": lambda: PSPHead(last, channels, classes),
+        "deeplabv3": lambda: ASPPHead(last, channels, classes),
+        "fcn": lambda: FCNHead(last, channels, classes, 2, concat=True),
+        "deeplabv3plus": lambda: SeparableASPPHead(
+            last, first, 3 * channels // 32, channels, classes
         ),
-        "upernet": lambda: (
-            UPerHead(backbone.channels, channels, classes),
-            lambda head, stages: head(stages),
-        ),
-    }[family]()
-    return Network(backbone, head, auxiliary_head, read)
+        "upernet": lambda: UPerHead(backbone.channels, channels, classes),
+    }
+    reads_all = family in ("deeplabv3plus", "upernet")
+    return Network(
+        backbone,
+        heads[family](),
+        auxiliary_head,
+        lambda head, stages: head(stages if reads_all else stages[-1]),
+    )

@@ -61,9 +61,9 @@ def _read_pickle(path: str) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)", str(error))
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked is None:
-            raise UserError(f"{path}: damaged or no PyTorch file: {_first_line(error)}") from error
+            raise UserError(f"{path}: damaged or no PyTorch file") from error
         raise UserError(
             f"{path}: refused: its pickle asks for {asked[1]}, and a pickle that asks for more "
             "than arrays can run anything; where you trust it, save its arrays again by "

@@ -28,7 +28,7 @@ SHOWN = 20
 
 
 # A leaf's path in the network, and the variable there.
-Leaf = tuple[tuple[str | int, ...], nnx.Variable]
+Leaf = tuple[tuple[Any, ...], nnx.Variable]
 
 
 def from_mmseg(
@@ -51,6 +51,23 @@ def from_mmseg(
         for name in [name for name in wanted if name.startswith(CLASSIFIERS) and name in given]:
             if given[name].shape[0] != torch_shape(wanted[name])[0]:
                 del wanted[name], given[name]
+    assign(net, wanted, given)
+
+
+def from_backbone(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
+    """Sets the backbone alone, such as one that was trained on ImageNet; the heads stay.
+
+    Args:
+      net: a network of `kdjax.models`.
+      state_dict: arrays as for `from_mmseg`, under the backbone's names without "backbone."; what
+        classified images (`fc.`) is left out.
+
+    Raises:
+      UserError: as `from_mmseg`.
+    """
+    wanted = {name: leaf for name, leaf in leaves(net).items() if name.startswith("backbone.")}
+    weights = weights_of(state_dict).items()
+    given = {f"backbone.{name}": value for name, value in weights if not name.startswith("fc.")}
     assign(net, wanted, given)
 
 
@@ -124,7 +141,7 @@ def assign(net: Segmenter, wanted: Mapping[str, Leaf], given: Mapping[str, np.nd
     nnx.update(net, nnx.from_flat_state(state))
 
 
-def _torch_name(path: tuple[str | int, ...]) -> str:
+def _torch_name(path: tuple[Any, ...]) -> str:
     module, leaf = "/".join(map(str, path[:-1])), str(path[-1])
     for pattern, replacement in RULES:
         match = re.fullmatch(pattern, module)

@@ -79,6 +79,8 @@ def _head(path: str, name: str) -> list[tuple[str, str]]:
             rf"{path}/pyramid/atrous/(\d)/{ours}", rf"{name}.aspp_modules.\1.{theirs}"
         )
         rules += _conv_module(rf"{path}/decoder/(\d)/{ours}", rf"{name}.sep_bottleneck.\1.{theirs}")
+    # torchvision's head has one convolution more than any of mmsegmentation's.
+    rules += _conv_module(f"{path}/refine", f"{name}.refine")
     return rules
 
 

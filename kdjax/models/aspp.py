@@ -9,12 +9,13 @@ from kdjax.models.outputs import Classification, FeatureSpec
 
 
 class AtrousPyramid(nnx.Module):
-    """Convolutions at four dilations and the pooled image, concatenated, 3x3 bottleneck.
+    """Convolutions at four dilations and the pooled image, concatenated, and a bottleneck.
 
     Args:
       in_channels: of the map that it reads.
       channels: of each branch and of the result.
       separable: build the dilated convolutions from depthwise and pointwise ones.
+      bottleneck: size of the last convolution's kernel.
       dtype: compute dtype; parameters are float32.
       rngs: source of the initial parameters.
     """
@@ -27,6 +28,7 @@ class AtrousPyramid(nnx.Module):
         channels: int,
         *,
         separable: bool = False,
+        bottleneck: int = 3,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -40,7 +42,7 @@ class AtrousPyramid(nnx.Module):
                 else ConvNorm(in_channels, channels, 3, dilation=dilation, dtype=dtype, rngs=rngs)
             )
         self.bottleneck = ConvNorm(
-            (len(self.atrous) + 1) * channels, channels, 3, dtype=dtype, rngs=rngs
+            (len(self.atrous) + 1) * channels, channels, bottleneck, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, x: Float[Array, "B h w C"], *, train: bool) -> Float[Array, "B h w D"]:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from kdjax.errors import UserError
 from kdjax.models.aspp import ASPPHead
+from kdjax.models.deeplab_head import DeepLabHead
 from kdjax.models.fcn import FCNHead
 from kdjax.models.hrnet import PLANS, HRNet
 from kdjax.models.mobilenet import MobileNetV2
@@ -45,6 +46,12 @@ FAMILIES = {
     "upernet": Family(UPerHead, dilated=False, narrow=False),
 }
 
+# Under torchvision's own names, as "fcn_resnet50".
+TORCHVISION = {
+    "fcn": Family(partial(FCNHead, sources=("stage4",))),
+    "deeplabv3": Family(DeepLabHead),
+}
+
 # "b" after the depth is torchvision's stem, as in mmsegmentation's names.
 BACKBONES: dict[str, Callable[..., Any]] = {
     **{f"r{depth}": partial(ResNet, depth) for depth in DEPTHS},
@@ -55,7 +62,7 @@ SHALLOW = ("r18", "r34", "r18b", "r34b")
 
 
 def _combined(
-    family_name: str,
+    family: Family,
     backbone_name: str,
     *,
     num_classes: int,
@@ -65,7 +72,6 @@ def _combined(
     rngs: nnx.Rngs,
 ) -> Segmenter:
     """A family's head on a backbone, with half of its channels in the auxiliary head."""
-    family = FAMILIES[family_name]
     backbone = BACKBONES[backbone_name](width=width, dilated=family.dilated, dtype=dtype, rngs=rngs)
     specs = backbone.feature_specs
     channels = (2 if family.narrow and backbone_name in SHALLOW else 8) * width
@@ -106,9 +112,14 @@ def _fcn_hrnet(
 
 
 NETWORKS: dict[str, Callable[..., Segmenter]] = {
-    f"{family}_{backbone}": partial(_combined, family, backbone)
+    f"{family}_{backbone}": partial(_combined, FAMILIES[family], backbone)
     for family in FAMILIES
     for backbone in BACKBONES
+}
+NETWORKS |= {
+    f"{family}_resnet{depth}": partial(_combined, TORCHVISION[family], f"r{depth}b")
+    for family in TORCHVISION
+    for depth in (50, 101)
 }
 NETWORKS |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
 
