@@ -2,8 +2,10 @@
 
 python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --output DIR
 
-FILE is a checkpoint of mmsegmentation, as `.pth` (which needs PyTorch) or `.safetensors`. The
-result is what `config.teacher.checkpoint` and `config.student.checkpoint` take.
+FILE is a `.pth` file (which needs PyTorch) or a `.safetensors` file: a network of mmsegmentation, a
+torchvision FCN or DeepLabV3 (`--model deeplabv3_resnet101`), or a ResNet that classifies images,
+which becomes the backbone under fresh heads (`--model pspnet_r18b`). The result is what
+`config.teacher.checkpoint` and `config.student.checkpoint` take.
 """
 
 import os
@@ -35,18 +37,18 @@ def main(argv: list[str]) -> None:
     weights, meta = interop.read(_SOURCE.value)
     count = _NUM_CLASSES.value
     class_names, palette = _classes(meta, count)
-    info = saved.NetworkInfo(
-        name=_MODEL.value,
-        num_classes=count,
-        width=64,
-        auxiliary=any("auxiliary_head." in name for name in weights),
-        class_names=class_names,
-        palette=palette,
-        source=f"mmsegmentation, {os.path.basename(_SOURCE.value)}",
-    )
-    net = info.create(dtype="float32", rngs=nnx.Rngs(_SEED.value))
     try:
-        interop.from_mmseg(net, weights, new_classifier=_NEW_CLASSIFIER.value)
+        info = saved.NetworkInfo(
+            name=_MODEL.value,
+            num_classes=count,
+            width=64,
+            auxiliary=interop.has_auxiliary_head(weights),
+            class_names=class_names,
+            palette=palette,
+            source=f"{interop.origin(weights)}, {os.path.basename(_SOURCE.value)}",
+        )
+        net = info.create(dtype="float32", rngs=nnx.Rngs(_SEED.value))
+        interop.load(net, weights, new_classifier=_NEW_CLASSIFIER.value)
     except UserError as error:
         raise UserError(f"{_SOURCE.value}: {error}") from error
     info = saved.save(_OUTPUT.value, info, nnx.state(net))

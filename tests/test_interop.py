@@ -210,6 +210,67 @@ def test_a_pickle_that_asks_for_more_is_refused_with_the_reason(tmp_path, monkey
     assert not (tmp_path / "evil").exists()
 
 
+def torchvision_names(weights):
+    """A DeepLabV3 as torchvision names it, with its pyramid's order of branches."""
+    places = {
+        **{f"aspp_modules.{i}": f"0.convs.{i}" for i in range(4)},
+        **{"image_pool.1": "0.convs.4", "bottleneck": "0.project"},
+    }
+    given = {}
+    for name, value in weights.items():
+        head, _, rest = name.partition(".")
+        module, _, leaf = rest.rpartition(".")
+        if head == "decode_head" and module.startswith("refine"):
+            rest = f"{1 if module.endswith('conv') else 2}.{leaf}"
+        elif head == "decode_head" and module != "conv_seg":
+            branch, _, part = module.rpartition(".")
+            first = 1 if branch.startswith("image_pool") else 0
+            rest = f"{places[branch]}.{first + (part == 'bn')}.{leaf}"
+        elif head == "auxiliary_head" and module != "conv_seg":
+            rest = f"{int(module.endswith('bn'))}.{leaf}"
+        elif head != "backbone":
+            rest = f"4.{leaf}"
+        if name == "decode_head.bottleneck.conv.weight":
+            pooled, others = np.split(value, [value.shape[1] // 5], axis=1)
+            value = np.concatenate([others, pooled], axis=1)
+        prefix = {"decode_head": "classifier", "auxiliary_head": "aux_classifier"}.get(head, head)
+        given[f"{prefix}.{rest}"] = value
+    return given
+
+
+def test_torchvisions_deeplab():
+    net = abstract("deeplabv3_resnet50")
+    weights = random_weights(net)
+    given = torchvision_names(weights)
+    assert {"classifier.0.convs.4.1.weight", "classifier.0.project.0.weight"} <= given.keys()
+    assert {"classifier.1.weight", "classifier.4.bias", "aux_classifier.0.weight"} <= given.keys()
+    interop.load(net, given)
+    assert_same(interop.to_mmseg(net), weights)
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "timm", "OpenMMLab"])
+def test_an_image_classifier_becomes_the_backbone_and_the_heads_stay(kind):
+    name = "upernet_r18b" if kind == "torchvision" else "upernet_r18"
+    net = models.create(name, num_classes=5, width=4, rngs=nnx.Rngs(0))
+    before, weights = interop.to_mmseg(net), random_weights(net)
+    given = {"fc.weight": np.zeros((10, 8)), "fc.bias": np.zeros(10)}
+    expected = dict(before)
+    for key, value in weights.items():
+        if key.startswith("backbone."):
+            expected[key] = value
+            key = key.removeprefix("backbone.")
+            if kind == "timm":
+                key = key.replace("stem.7.", "bn1.").replace("stem.", "conv1.")
+            given[key] = value
+    interop.load(net, given)
+    assert_same(interop.to_mmseg(net), expected)
+
+
+def test_weights_of_unknown_origin():
+    with pytest.raises(UserError, match=r"weights named encoder\.a, encoder\.b and so on"):
+        interop.origin(["encoder.a", "module.encoder.b"])
+
+
 def convert(*arguments):
     command = [sys.executable, "-m", "kdjax.convert", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -93,3 +93,29 @@ def test_all_maps_of_a_short_hrnet_are_pytorchs(monkeypatch):
     # One block and one module where the small one has two or three: a third of its time.
     monkeypatch.setitem(hrnet.PLANS, "18s", hrnet.Plan(18, 1, (1, 1, 1)))
     compare_with_pytorch("fcn_hr18s")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50"])
+def test_torchvisions_networks(name):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    segmentation = pytest.importorskip(
+        "torchvision.models.segmentation", reason="compares with torchvision"
+    )
+    torch.manual_seed(0)
+    theirs = getattr(segmentation, name)(
+        weights=None, weights_backbone=None, num_classes=5, aux_loss=True
+    )
+    images = torch.randn(1, 3, *IMAGE)
+    with torch.no_grad():
+        theirs.train()(torch.randn(2, 3, *IMAGE))  # running statistics that are not 0 and 1
+        stages = theirs.eval().backbone(images)
+        expected = {
+            "logits": theirs.classifier(stages["out"]),
+            "aux_logits": theirs.aux_classifier(stages["aux"]),
+        }
+    net = abstract(name, width=64)
+    interop.from_torchvision(net, theirs.state_dict())
+    found = maps(net(jnp.asarray(images.permute(0, 2, 3, 1).numpy())))
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value.permute(0, 2, 3, 1), atol=1e-4, err_msg=key)
