@@ -21,7 +21,7 @@ class Backbone(nnx.Module):
     def feature_specs(self):
         return {"stage3": FeatureSpec(self.width, 4), "stage4": FeatureSpec(2 * self.width, 8)}
 
-    def __call__(self, images, *, train):
+    def __call__(self, images, *, train, rngs):
         stem = self.stem(images, train=train)
         return {"stage3": stem, "stage4": self.body(stem, train=train)}
 
@@ -29,10 +29,12 @@ class Backbone(nnx.Module):
 def create(*, num_classes, width, auxiliary, dtype, rngs):
     backbone = Backbone(width, dtype=dtype, rngs=rngs)
     specs = backbone.feature_specs
-    head = FCNHead(specs, width, num_classes, source="stage4", dtype=dtype, rngs=rngs)
+    head = FCNHead(specs, width, num_classes, sources=("stage4",), dtype=dtype, rngs=rngs)
     auxiliary_head = None
     if auxiliary:
-        auxiliary_head = FCNHead(specs, width, num_classes, source="stage3", dtype=dtype, rngs=rngs)
+        auxiliary_head = FCNHead(
+            specs, width, num_classes, sources=("stage3",), dtype=dtype, rngs=rngs
+        )
     return Segmenter(
         backbone,
         head,

@@ -1,0 +1,12 @@
+"""Weights from and to PyTorch projects, as dicts of NumPy arrays; torch only reads files."""
+
+from kdjax.interop.files import Checkpoint as Checkpoint
+from kdjax.interop.files import read as read
+from kdjax.interop.mmseg import from_backbone as from_backbone
+from kdjax.interop.mmseg import from_mmseg as from_mmseg
+from kdjax.interop.mmseg import to_mmseg as to_mmseg
+from kdjax.interop.origins import has_auxiliary_head as has_auxiliary_head
+from kdjax.interop.origins import load as load
+from kdjax.interop.origins import origin as origin
+from kdjax.interop.torchvision import from_timm as from_timm
+from kdjax.interop.torchvision import from_torchvision as from_torchvision
