@@ -21,7 +21,7 @@ class Backbone(nnx.Module):
     def feature_specs(self):
         return {"stage3": FeatureSpec(self.width, 4), "stage4": FeatureSpec(2 * self.width, 8)}
 
-    def __call__(self, images, *, train):
+    def __call__(self, images, *, train, rngs):
         stem = self.stem(images, train=train)
         return {"stage3": stem, "stage4": self.body(stem, train=train)}
 

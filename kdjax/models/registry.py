@@ -10,6 +10,7 @@ from kdjax.errors import UserError
 from kdjax.models.fcn import FCNHead
 from kdjax.models.psp import PSPHead
 from kdjax.models.resnet import ResNetV1c
+from kdjax.models.segformer import SIZES, segformer
 from kdjax.models.segmenter import Segmenter
 from kdjax.suggest import nearest
 
@@ -48,6 +49,7 @@ NETWORKS: dict[str, Callable[..., Segmenter]] = {
     "pspnet_r34": partial(_pspnet, 34, 2),
     "pspnet_r50": partial(_pspnet, 50, 8),
     "pspnet_r101": partial(_pspnet, 101, 8),
+    **{f"segformer_{size}": partial(segformer, size) for size in SIZES},
 }
 
 
@@ -68,7 +70,7 @@ def create(
       rngs: source of the initial parameters.
       width: channels of the first stage, an even number; 64 is the published network and all other
         widths scale with it.
-      auxiliary: whether to build the auxiliary head, which only training reads.
+      auxiliary: whether to build the auxiliary head, which only training reads; SegFormer has none.
       dtype: compute dtype, "float32" or "bfloat16".
 
     Raises:

@@ -139,9 +139,9 @@ class ResNetV1c(nnx.Module):
         }
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool
+        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
     ) -> dict[str, Float[Array, "B h w C"]]:
-        """Returns the outputs of the four stages as "stage1" to "stage4"."""
+        """Returns the outputs of the four stages as "stage1" to "stage4"; draws nothing."""
         x = images
         for conv in self.stem:
             x = conv(x, train=train)

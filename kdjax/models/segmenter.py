@@ -16,7 +16,7 @@ class Backbone(Protocol):
     def feature_specs(self) -> dict[str, FeatureSpec]: ...  # noqa: D102
 
     def __call__(  # noqa: D102
-        self, images: Float[Array, "B H W 3"], *, train: bool
+        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
     ) -> dict[str, Float[Array, "B h w C"]]: ...
 
 
@@ -80,9 +80,9 @@ class Segmenter(nnx.Module):
         Args:
           images: normalised images [B, H, W, 3] of any size.
           train: use batch statistics and dropout, and run the auxiliary head.
-          rngs: source of dropout's randomness, needed when training.
+          rngs: source of the randomness of dropout and drop path, needed when training.
         """
-        features = self.backbone(images.astype(self.dtype), train=train)
+        features = self.backbone(images.astype(self.dtype), train=train, rngs=rngs)
         scores, features["head"] = self.head(features, train=train, rngs=rngs)
         classifiers, aux_logits = {"logits": scores}, None
         if self.auxiliary_head is not None:
