@@ -7,6 +7,8 @@ PyTorch's fused projection is no module there, its parameters are `in_proj_weigh
 `in_proj_bias`. A parameter whose name is no layer's (`relative_position_bias_table`) keeps it.
 """
 
+from kdjax.models.swin import relative_position_index
+
 _MIX_STAGE = r"backbone/stages/(\d+)"
 _MIX_BLOCK = rf"{_MIX_STAGE}/blocks/(\d+)"
 _MIX_NAME = r"backbone.layers.\1"
@@ -28,8 +30,8 @@ RULES: list[tuple[str, str]] = [
     (rf"{_MIX_STAGE}/norm", rf"{_MIX_NAME}.2"),
     (r"head/projections/(\d+)/conv", r"decode_head.convs.\1.conv"),
     (r"head/projections/(\d+)/norm", r"decode_head.convs.\1.bn"),
-    (r"head/fusion/conv", r"decode_head.fusion_conv.conv"),
-    (r"head/fusion/norm", r"decode_head.fusion_conv.bn"),
+    (r"head/fuse/conv", r"decode_head.fusion_conv.conv"),
+    (r"head/fuse/norm", r"decode_head.fusion_conv.bn"),
     (r"backbone/embedding/(projection|norm)", r"backbone.patch_embed.\1"),
     (rf"{_SWIN_BLOCK}/(norm1|norm2)", rf"{_SWIN_BLOCK_NAME}.\3"),
     (rf"{_SWIN_BLOCK}/attention", rf"{_SWIN_BLOCK_NAME}.attn.w_msa"),
@@ -40,3 +42,7 @@ RULES: list[tuple[str, str]] = [
     (r"backbone/mergings/(\d+)/(norm|reduction)", r"backbone.stages.\1.downsample.\2"),
     (r"backbone/norms/(\d+)", r"backbone.norm\1"),
 ]
+
+# Buffers that mmsegmentation stores and that are constants here: the parameter beside which each
+# stands, and what computes it. Import skips them, export adds them.
+BUFFERS = {"relative_position_index": ("relative_position_bias_table", relative_position_index)}

@@ -32,7 +32,7 @@ class MLPHead(nnx.Module):
                 for stage in STAGES
             ]
         )
-        self.fusion = ConvNorm(len(STAGES) * channels, channels, 1, dtype=dtype, rngs=rngs)
+        self.fuse = ConvNorm(len(STAGES) * channels, channels, 1, dtype=dtype, rngs=rngs)
         self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -44,5 +44,5 @@ class MLPHead(nnx.Module):
             resize(projection(features[stage], train=train), size)
             for projection, stage in zip(self.projections, STAGES, strict=True)
         ]
-        x = self.fusion(jnp.concatenate(maps, axis=-1), train=train)
+        x = self.fuse(jnp.concatenate(maps, axis=-1), train=train)
         return self.classifier(x, train=train, rngs=rngs), x
