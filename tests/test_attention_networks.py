@@ -1,0 +1,243 @@
+"""SegFormer and Swin: parity with PyTorch, windows, declared features, training."""
+
+import itertools
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kdjax import models
+from kdjax.errors import UserError
+from kdjax.interop import attention_names
+from kdjax.models import attention, segformer, swin
+
+FLOAT32 = jnp.dtype("float32")
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+class SwinAlone(nnx.Module):
+    """The backbone where a network has it, for its names."""
+
+    def __init__(self, width):
+        self.backbone = swin.SwinTransformer(width=width, dtype=FLOAT32, rngs=nnx.Rngs(0))
+
+    def __call__(self, images):
+        return self.backbone(images, train=False, rngs=None)
+
+
+def torch_name(path):
+    """Names a variable by the rules, as the core of interop does."""
+    module, leaf = "/".join(map(str, path[:-1])), LEAVES.get(path[-1], path[-1])
+    rules = [*attention_names.RULES, ("head/classifier/conv", "decode_head.conv_seg")]
+    for pattern, name in rules:
+        match = re.fullmatch(pattern, module)
+        if match:
+            name = match.expand(name)
+            return name + leaf if name.endswith("_") else f"{name}.{leaf}"
+    raise LookupError(module)
+
+
+def load(net, weights):
+    """Copies arrays with mmsegmentation's names; every one must be read."""
+    state, unread = nnx.state(net), set(weights)
+    for path, variable in nnx.to_flat_state(state):
+        value = weights[torch_name(path)]
+        unread.remove(torch_name(path))
+        if path[-1] == "kernel":
+            value = value.transpose((2, 3, 1, 0) if value.ndim == 4 else (1, 0))
+        assert value.shape == variable.shape, path
+        variable[...] = jnp.asarray(value)
+    nnx.update(net, state)
+    ignored = ("num_batches_tracked", *attention_names.BUFFERS)
+    assert not [name for name in unread if not name.endswith(ignored)]
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        expected = theirs[name].numpy()
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(value / scale, expected / scale, atol=1e-5, err_msg=name)
+
+
+def images_of(torch, height, width):
+    return torch.randn(2, height, width, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.torch
+def test_segformer_is_pytorchs():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    import torch_transformers as theirs
+
+    reference = theirs.randomise(theirs.SegFormer(4, (2, 2, 2, 2), 32, 5))
+    net = models.create("segformer_b0", num_classes=5, width=8, rngs=nnx.Rngs(0))
+    load(net, {name: value.numpy() for name, value in reference.state_dict().items()})
+    images = images_of(torch, 65, 97)
+
+    @nnx.jit
+    def run(net, images):
+        output = net(images)
+        stages = {name: x for name, x in output.features.items() if name.startswith("stage")}
+        return stages | {"logits": output.logits}
+
+    with torch.no_grad():
+        assert_same(run(net, jnp.asarray(images)), reference(images))
+
+
+@pytest.mark.torch
+def test_swin_is_pytorchs():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    import torch_transformers as theirs
+
+    reference = theirs.randomise(theirs.Swin(4))
+    net = SwinAlone(width=8)
+    weights = {f"backbone.{name}": x.numpy() for name, x in reference.state_dict().items()}
+    load(net, weights)
+    images = images_of(torch, 65, 97)
+    with torch.no_grad():
+        expected = reference(images)
+    assert_same(nnx.jit(lambda net, x: net(x))(net, jnp.asarray(images)), expected)
+
+
+def test_epsilons_of_the_layer_norms():
+    def epsilons(net):
+        return {m.epsilon for _, m in nnx.iter_modules(net) if isinstance(m, nnx.LayerNorm)}
+
+    net = nnx.eval_shape(
+        lambda: models.create("segformer_b0", num_classes=5, width=2, rngs=nnx.Rngs(0))
+    )
+    assert epsilons(net) == {1e-6}
+    assert epsilons(nnx.eval_shape(lambda: SwinAlone(width=2))) == {1e-5}
+
+
+def test_layer_norm_survives_a_large_mean():
+    # The mean of squares less the square of the mean has no digit left here.
+    x = 1e4 + jnp.array([[-1.0, 1.0, -1.0, 1.0]])
+    norm = attention.LayerNorm(4, epsilon=1e-6, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(norm(x), [[-1, 1, -1, 1]], rtol=1e-5)
+
+
+def test_relative_positions():
+    index = swin.relative_position_index()
+    places = list(itertools.product(range(7), repeat=2))
+    for (i, (row, column)), (j, (other_row, other_column)) in itertools.product(
+        enumerate(places), repeat=2
+    ):
+        assert index[i, j] == (row - other_row + 6) * 13 + column - other_column + 6
+
+
+def test_windows_come_back_in_place():
+    x = jnp.arange(2 * 14 * 21 * 3).reshape(2, 14, 21, 3)
+    windows = swin.to_windows(x)
+    np.testing.assert_array_equal(windows[1, 4].reshape(7, 7, 3), x[1, 7:, 7:14])
+    np.testing.assert_array_equal(swin.from_windows(windows, 14, 21), x)
+
+
+def parameters(net):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
+
+
+def check_specs(specs, found):
+    assert found.keys() == specs.keys()
+    for key, spec in specs.items():
+        size = (-(-65 // spec.stride), -(-97 // spec.stride))
+        assert found[key].shape == (1, *size, spec.channels), key
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("segformer_b0", 3_753_718),
+        ("segformer_b1", 13_716_822),
+        ("segformer_b2", 24_761_686),
+        ("segformer_b3", 44_637_526),
+        ("segformer_b4", 61_408_086),
+        ("segformer_b5", 82_008_406),
+    ],
+)
+def test_segformer_has_mmsegmentations_parameters_and_declared_features(name, count):
+    net = nnx.eval_shape(lambda: models.create(name, num_classes=150, rngs=nnx.Rngs(0)))
+    assert parameters(net) == count
+    output = nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3)))
+    assert output.aux_logits is None
+    check_specs(net.feature_specs, {"logits": output.logits, **output.features})
+
+
+def test_swin_has_mmsegmentations_parameters_and_declared_features():
+    net = nnx.eval_shape(lambda: SwinAlone(width=64))
+    assert parameters(net) == 27_520_698
+    check_specs(
+        net.backbone.feature_specs,
+        nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3))),
+    )
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    drop = attention.DropPath(0.25)
+    x = drop(jnp.ones((4000, 1, 2, 3)), deterministic=False, rngs=nnx.Rngs(0))
+    assert bool(jnp.all(x == x[:, :1, :1, :1]))
+    np.testing.assert_allclose(jnp.unique(x), [0, 1 / 0.75], rtol=1e-6)
+    np.testing.assert_allclose(jnp.mean(x), 1, atol=0.05)
+
+
+def test_drop_path_rates_rise_over_all_blocks():
+    np.testing.assert_allclose(
+        np.concatenate(attention.drop_path_rates(0.3, (1, 2, 1))), [0, 0.1, 0.2, 0.3]
+    )
+    net = nnx.eval_shape(
+        lambda: models.create("segformer_b0", num_classes=5, width=2, rngs=nnx.Rngs(0))
+    )
+    last = net.backbone.stages[3].blocks[1]
+    assert (net.backbone.stages[0].blocks[0].drop_path.rate, last.drop_path.rate) == (0, 0.1)
+    assert nnx.eval_shape(lambda: SwinAlone(width=2)).backbone.stages[3][1].drop_path.rate == 0.3
+
+
+@pytest.mark.parametrize("backbone", ["segformer", "swin"])
+def test_training_has_gradients_everywhere_and_drops_paths(backbone, monkeypatch):
+    monkeypatch.setitem(segformer.SIZES, "b0", (2, (1, 1, 1, 1)))
+    monkeypatch.setattr(swin, "DEPTHS", (1, 2, 1, 1))
+    create = {
+        "segformer": partial(segformer.MixTransformer, "b0"),
+        "swin": swin.SwinTransformer,
+    }[backbone]
+    graphdef, params = nnx.split(create(width=4, dtype=FLOAT32, rngs=nnx.Rngs(0)))
+    images = jax.random.normal(jax.random.key(0), (8, 33, 40, 3))
+
+    @jax.jit
+    @jax.value_and_grad
+    def gradient(params, key):
+        net = nnx.merge(graphdef, params)
+        features = net(images, train=True, rngs=nnx.Rngs(dropout=key))
+        return sum(jnp.mean(jnp.sin(3 * x)) for x in features.values())
+
+    losses = []
+    for seed in range(2):
+        loss, gradients = gradient(params, jax.random.key(seed))
+        losses.append(float(loss))
+        for path, leaf in nnx.to_flat_state(gradients):
+            assert bool(jnp.all(jnp.isfinite(leaf[...]))), path
+    assert losses[0] != losses[1]
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(gradients))
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    nets = [
+        segformer.MixTransformer("b0", width=2, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)),
+        swin.SwinTransformer(width=2, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)),
+    ]
+    images = jnp.ones((1, 33, 40, 3), "bfloat16")
+    for net in nets:
+        features = nnx.eval_shape(lambda net, x: net(x, train=False, rngs=None), net, images)
+        assert {x.dtype for x in features.values()} == {jnp.dtype("bfloat16")}
+        assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(net))} == {FLOAT32}
+
+
+def test_too_small_images_are_refused():
+    net = models.create("segformer_b0", num_classes=5, width=2, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match=r"28x64; SegFormer needs sides of at least 29"):
+        nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 28, 64, 3)))
+    nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 29, 64, 3)))
