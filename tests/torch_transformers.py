@@ -75,7 +75,7 @@ class Block(nn.Module):
 class MixTransformer(nn.Module):
     def __init__(self, head_channels, depths):
         super().__init__()
-        self.layers = nn.ModuleList()
+        self.layers = nn.Sequential()
         before = 3
         for i, depth in enumerate(depths):
             heads, reduction = (1, 2, 5, 8)[i], (8, 4, 2, 1)[i]
@@ -87,16 +87,13 @@ class MixTransformer(nn.Module):
             ]
             embedding = Embedding(before, channels, size, stride, size // 2, 1e-6)
             norm = nn.LayerNorm(channels, eps=1e-6)
-            self.layers.append(nn.ModuleList([embedding, nn.ModuleList(blocks), norm]))
+            self.layers.append(nn.Sequential(embedding, nn.Sequential(*blocks), norm))
             before = channels
 
     def forward(self, x):
         maps = []
-        for embedding, blocks, norm in self.layers:
-            x = embedding(x)
-            for block in blocks:
-                x = block(x)
-            x = norm(x)
+        for stage in self.layers:
+            x = stage(x)
             maps.append(x)
         return maps
 
@@ -208,14 +205,9 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     def __init__(self, channels, heads, depth, last):
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(
-                channels,
-                ShiftedWindowAttention(channels, heads, 3 * (i % 2)),
-                Perceptron(channels),
-                1e-5,
-            )
-            for i in range(depth)
+        attentions = [ShiftedWindowAttention(channels, heads, 3 * (i % 2)) for i in range(depth)]
+        self.blocks = nn.Sequential(
+            *[Block(channels, attention, Perceptron(channels), 1e-5) for attention in attentions]
         )
         if not last:
             self.downsample = PatchMerging(channels)
@@ -235,8 +227,7 @@ class Swin(nn.Module):
         x = self.patch_embed(functional.pad(x, (0, 0, 0, -x.shape[2] % 4, 0, -x.shape[1] % 4)))
         features = {}
         for i, stage in enumerate(self.stages):
-            for block in stage.blocks:
-                x = block(x)
+            x = stage.blocks(x)
             features[f"stage{i + 1}"] = getattr(self, f"norm{i}")(x)
             if i < 3:
                 x = stage.downsample(x)

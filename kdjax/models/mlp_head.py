@@ -1,19 +1,46 @@
-"""The all-MLP head of SegFormer, as mmsegmentation's SegformerHead (Xie et al., NeurIPS 2021)."""
+"""The all-MLP head of SegFormer (Xie et al., NeurIPS 2021), with either kind of projection."""
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Classifier, ConvNorm, resize
+from kdjax.models.layers import Classifier, Conv, ConvNorm, resize
 from kdjax.models.outputs import Classification, FeatureSpec
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
+class NormedProjection(ConvNorm):
+    """A 1x1 convolution with batch norm and ReLU, as in mmsegmentation's SegformerHead."""
+
+    def __init__(self, in_channels: int, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(in_channels, channels, 1, dtype=dtype, rngs=rngs)
+
+
+class LinearProjection(nnx.Module):
+    """A linear map of every pixel, as in the paper, its authors' code and HuggingFace's."""
+
+    def __init__(self, in_channels: int, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.conv = Conv(in_channels, channels, 1, bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W D"]:
+        """Maps; training changes nothing."""
+        del train
+        return self.conv(x)
+
+
 class MLPHead(nnx.Module):
     """Projects each stage, resizes to the first one's map, concatenates, fuses, classifies.
 
-    Each projection is a 1x1 convolution with batch norm and ReLU, taken before the resizing.
+    Args:
+      specs: the features of the backbone.
+      channels: of the projections and of the fused map.
+      num_classes: K.
+      projection: builds what projects a stage, before the resizing.
+      dtype: compute dtype; parameters are float32.
+      rngs: source of the initial parameters.
     """
 
     def __init__(
@@ -22,13 +49,14 @@ class MLPHead(nnx.Module):
         channels: int,
         num_classes: int,
         *,
+        projection: Callable[..., NormedProjection | LinearProjection] = NormedProjection,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.channels, self.stride = channels, specs[STAGES[0]].stride
         self.projections = nnx.List(
             [
-                ConvNorm(specs[stage].channels, channels, 1, dtype=dtype, rngs=rngs)
+                projection(specs[stage].channels, channels, dtype=dtype, rngs=rngs)
                 for stage in STAGES
             ]
         )

@@ -10,7 +10,7 @@ from kdjax.errors import UserError
 from kdjax.models.fcn import FCNHead
 from kdjax.models.psp import PSPHead
 from kdjax.models.resnet import ResNetV1c
-from kdjax.models.segformer import SIZES, segformer
+from kdjax.models.segformer import SIZES, segformer, segformer_linear
 from kdjax.models.segmenter import Segmenter
 from kdjax.suggest import nearest
 
@@ -50,6 +50,7 @@ NETWORKS: dict[str, Callable[..., Segmenter]] = {
     "pspnet_r50": partial(_pspnet, 50, 8),
     "pspnet_r101": partial(_pspnet, 101, 8),
     **{f"segformer_{size}": partial(segformer, size) for size in SIZES},
+    **{f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES},
 }
 
 

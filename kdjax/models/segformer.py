@@ -24,7 +24,7 @@ from kdjax.models.attention import (
     split_heads,
 )
 from kdjax.models.layers import Conv, he_normal, normal
-from kdjax.models.mlp_head import MLPHead
+from kdjax.models.mlp_head import LinearProjection, MLPHead
 from kdjax.models.outputs import FeatureSpec
 from kdjax.models.segmenter import Segmenter
 
@@ -33,7 +33,6 @@ PATCH_SIZES = (7, 3, 3, 3)
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 EXPANSION = 4
-EPSILON = 1e-6
 
 # What the width is divided by for the channels of one attention head, and blocks per stage.
 SIZES: dict[str, tuple[int, tuple[int, int, int, int]]] = {
@@ -61,13 +60,14 @@ class PatchEmbedding(nnx.Module):
         size: int,
         stride: int,
         *,
+        epsilon: float,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.projection = Conv(
             in_channels, channels, size, stride=stride, bias=True, dtype=dtype, rngs=rngs
         )
-        self.norm = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """Embeds the patches."""
@@ -95,7 +95,9 @@ class FusedProjection(Linear):
 class Reduction(nnx.Module):
     """A convolution whose windows of `size` do not overlap, then layer norm."""
 
-    def __init__(self, channels: int, size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, size: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         # Unpadded as in PyTorch, so that the last rows and columns may stay unread.
         self.conv = nnx.Conv(
             channels,
@@ -107,7 +109,7 @@ class Reduction(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.norm = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         """Reduces the map, which must have at least `size` rows and columns."""
@@ -118,13 +120,22 @@ class EfficientAttention(nnx.Module):
     """Attention of every position to a map that a convolution made `reduction` times smaller."""
 
     def __init__(
-        self, channels: int, heads: int, reduction: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        channels: int,
+        heads: int,
+        reduction: int,
+        *,
+        epsilon: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         self.heads = heads
         self.in_projection = FusedProjection(channels, dtype=dtype, rngs=rngs)
         self.out_projection = Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.reduction = (
-            Reduction(channels, reduction, dtype=dtype, rngs=rngs) if reduction > 1 else None
+            Reduction(channels, reduction, epsilon=epsilon, dtype=dtype, rngs=rngs)
+            if reduction > 1
+            else None
         )
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -193,13 +204,16 @@ class MixBlock(nnx.Module):
         heads: int,
         reduction: int,
         *,
+        epsilon: float,
         drop_path: float,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.norm1 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.attention = EfficientAttention(channels, heads, reduction, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.attention = EfficientAttention(
+            channels, heads, reduction, epsilon=epsilon, dtype=dtype, rngs=rngs
+        )
+        self.norm2 = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.ffn = MixFFN(channels, dtype=dtype, rngs=rngs)
         self.drop_path = DropPath(drop_path)
 
@@ -221,12 +235,19 @@ class MixStage(nnx.Module):
         channels: int,
         index: int,
         *,
+        epsilon: float,
         drop_paths: Sequence[float],
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.embedding = PatchEmbedding(
-            in_channels, channels, PATCH_SIZES[index], STRIDES[index], dtype=dtype, rngs=rngs
+            in_channels,
+            channels,
+            PATCH_SIZES[index],
+            STRIDES[index],
+            epsilon=epsilon,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.blocks = nnx.List(
             [
@@ -234,6 +255,7 @@ class MixStage(nnx.Module):
                     channels,
                     HEADS[index],
                     REDUCTIONS[index],
+                    epsilon=epsilon,
                     drop_path=rate,
                     dtype=dtype,
                     rngs=rngs,
@@ -241,7 +263,7 @@ class MixStage(nnx.Module):
                 for rate in drop_paths
             ]
         )
-        self.norm = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B H W C"], *, train: bool, rngs: nnx.Rngs | None
@@ -260,6 +282,7 @@ class MixTransformer(nnx.Module):
       size: "b0" to "b5".
       width: 64 is the published network. A head has `width` channels (half of that in B0), and
         the stages have 1, 2, 5 and 8 heads, so that every even width divides.
+      epsilon: of the layer norms.
       drop_path: rate of the last block in training; it rises linearly from 0 in the first.
       dtype: compute dtype; parameters are float32.
       rngs: source of the initial parameters.
@@ -273,6 +296,7 @@ class MixTransformer(nnx.Module):
         size: str,
         *,
         width: int = 64,
+        epsilon: float = 1e-6,
         drop_path: float = 0.1,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -288,6 +312,7 @@ class MixTransformer(nnx.Module):
                     in_channels,
                     channels,
                     index,
+                    epsilon=epsilon,
                     drop_paths=rates[index],
                     dtype=dtype,
                     rngs=rngs,
@@ -326,11 +351,32 @@ class MixTransformer(nnx.Module):
 def segformer(
     size: str, *, num_classes: int, width: int, auxiliary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> Segmenter:
-    """Builds SegFormer with four times the width in its head.
+    """Builds mmsegmentation's SegFormer, with four times the width in its head.
 
     It has no auxiliary head, whatever `auxiliary` says.
     """
     del auxiliary
     backbone = MixTransformer(size, width=width, dtype=dtype, rngs=rngs)
     head = MLPHead(backbone.feature_specs, 4 * width, num_classes, dtype=dtype, rngs=rngs)
+    return Segmenter(backbone, head, None, num_classes=num_classes, dtype=dtype)
+
+
+def segformer_linear(
+    size: str, *, num_classes: int, width: int, auxiliary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> Segmenter:
+    """Builds HuggingFace's SegFormer: linear projections, another epsilon, wider heads from B2.
+
+    It has no auxiliary head, whatever `auxiliary` says.
+    """
+    del auxiliary
+    backbone = MixTransformer(size, width=width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    channels = (4 if size in ("b0", "b1") else 12) * width
+    head = MLPHead(
+        backbone.feature_specs,
+        channels,
+        num_classes,
+        projection=LinearProjection,
+        dtype=dtype,
+        rngs=rngs,
+    )
     return Segmenter(backbone, head, None, num_classes=num_classes, dtype=dtype)
