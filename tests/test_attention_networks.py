@@ -218,8 +218,9 @@ def test_training_has_gradients_everywhere_and_drops_paths(backbone, monkeypatch
 
     loss, gradients = gradient(params, jax.random.key(0))
     for path, leaf in nnx.to_flat_state(gradients):
-        assert bool(jnp.all(jnp.isfinite(leaf[...]))), path
-        assert bool(jnp.any(leaf[...] != 0)), path
+        values = np.asarray(leaf[...])
+        assert np.all(np.isfinite(values)), path
+        assert np.any(values != 0), path
     assert loss != gradient(params, jax.random.key(1))[0]
 
 
