@@ -1,7 +1,6 @@
 """SegFormer and Swin: parity with PyTorch, windows, declared features, training."""
 
 import itertools
-import re
 from functools import partial
 
 import jax
@@ -10,13 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kdjax import models
+from kdjax import interop, models
 from kdjax.errors import UserError
-from kdjax.interop import attention_names, huggingface
 from kdjax.models import attention, segformer, swin
 
 FLOAT32 = jnp.dtype("float32")
-LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 class SwinAlone(nnx.Module):
@@ -27,33 +24,6 @@ class SwinAlone(nnx.Module):
 
     def __call__(self, images):
         return self.backbone(images, train=False, rngs=None)
-
-
-def torch_name(path):
-    """Names a variable by the rules, as the core of interop does."""
-    module, leaf = "/".join(map(str, path[:-1])), LEAVES.get(path[-1], path[-1])
-    rules = [*attention_names.RULES, ("head/classifier/conv", "decode_head.conv_seg")]
-    for pattern, name in rules:
-        match = re.fullmatch(pattern, module)
-        if match:
-            name = match.expand(name)
-            return name + leaf if name.endswith("_") else f"{name}.{leaf}"
-    raise LookupError(module)
-
-
-def load(net, weights):
-    """Copies arrays with mmsegmentation's names; every one must be read."""
-    state, unread = nnx.state(net), set(weights)
-    for path, variable in nnx.to_flat_state(state):
-        value = weights[torch_name(path)]
-        unread.remove(torch_name(path))
-        if path[-1] == "kernel":
-            value = value.transpose((2, 3, 1, 0) if value.ndim == 4 else (1, 0))
-        assert value.shape == variable.shape, path
-        variable[...] = jnp.asarray(value)
-    nnx.update(net, state)
-    ignored = ("num_batches_tracked", *attention_names.BUFFERS)
-    assert not [name for name in unread if not name.endswith(ignored)]
 
 
 def assert_same(ours, theirs):
@@ -75,7 +45,7 @@ def test_segformer_is_pytorchs():
 
     reference = theirs.randomise(theirs.SegFormer(4, (2, 2, 2, 2), 32, 5))
     net = models.create("segformer_b0", num_classes=5, width=8, rngs=nnx.Rngs(0))
-    load(net, {name: value.numpy() for name, value in reference.state_dict().items()})
+    interop.from_mmseg(net, {name: value.numpy() for name, value in reference.state_dict().items()})
     images = images_of(torch, 65, 97)
 
     @nnx.jit
@@ -96,11 +66,21 @@ def test_swin_is_pytorchs():
     reference = theirs.randomise(theirs.Swin(4))
     net = SwinAlone(width=8)
     weights = {f"backbone.{name}": x.numpy() for name, x in reference.state_dict().items()}
-    load(net, weights)
+    interop.from_mmseg(net, weights)
     images = images_of(torch, 65, 97)
     with torch.no_grad():
         expected = reference(images)
     assert_same(nnx.jit(lambda net, x: net(x))(net, jnp.asarray(images)), expected)
+
+
+def test_swin_goes_to_mmsegmentation_with_its_constants_and_back():
+    net = SwinAlone(width=2)
+    weights = interop.to_mmseg(net)
+    index = weights["backbone.stages.3.blocks.1.attn.w_msa.relative_position_index"]
+    assert (index.dtype, index.shape) == (np.int64, (49, 49))
+    other = nnx.eval_shape(lambda: SwinAlone(width=2))
+    interop.from_mmseg(other, weights)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(net), nnx.state(other))
 
 
 def test_epsilons_of_the_layer_norms():
@@ -170,12 +150,11 @@ def test_segformer_has_the_published_parameters_and_declared_features(name, coun
 
 
 def test_swin_has_mmsegmentations_parameters_and_declared_features():
-    net = nnx.eval_shape(lambda: SwinAlone(width=64))
-    assert parameters(net) == 27_520_698
-    check_specs(
-        net.backbone.feature_specs,
-        nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3))),
-    )
+    net = nnx.eval_shape(lambda: models.create("upernet_swin_t", num_classes=150, rngs=nnx.Rngs(0)))
+    assert parameters(net) == 59_941_862
+    output = nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3)))
+    found = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
+    check_specs(net.feature_specs, found)
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
@@ -286,7 +265,7 @@ def test_huggingface_weights_find_their_place(monkeypatch):
     monkeypatch.setitem(segformer.SIZES, "b0", (2, (1, 1, 1, 1)))
     weights = huggingface_weights(2, 16, 5)
     net = models.create("segformer_linear_b0", num_classes=5, width=4, rngs=nnx.Rngs(0))
-    load(net, huggingface.segformer_to_mmseg(weights))
+    interop.from_mmseg(net, interop.segformer_to_mmseg(weights))
 
     block = "segformer.encoder.block.2.0"
     queries, keys, values = np.split(
@@ -318,8 +297,8 @@ def test_huggingface_weights_find_their_place(monkeypatch):
 def test_wrong_huggingface_weights_are_one_clear_line():
     weights = huggingface_weights(2, 16, 5)
     with pytest.raises(UserError, match=r'"vit.layer.weight", which is no part of Hugging'):
-        huggingface.segformer_to_mmseg(weights | {"vit.layer.weight": np.zeros(1)})
+        interop.segformer_to_mmseg(weights | {"vit.layer.weight": np.zeros(1)})
     key = "segformer.encoder.block.0.0.attention.self.key.bias"
     del weights[key]
     with pytest.raises(UserError, match=f"lack {key}"):
-        huggingface.segformer_to_mmseg(weights)
+        interop.segformer_to_mmseg(weights)

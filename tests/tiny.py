@@ -29,10 +29,12 @@ class Backbone(nnx.Module):
 def create(*, num_classes, width, auxiliary, dtype, rngs):
     backbone = Backbone(width, dtype=dtype, rngs=rngs)
     specs = backbone.feature_specs
-    head = FCNHead(specs, width, num_classes, source="stage4", dtype=dtype, rngs=rngs)
+    head = FCNHead(specs, width, num_classes, sources=("stage4",), dtype=dtype, rngs=rngs)
     auxiliary_head = None
     if auxiliary:
-        auxiliary_head = FCNHead(specs, width, num_classes, source="stage3", dtype=dtype, rngs=rngs)
+        auxiliary_head = FCNHead(
+            specs, width, num_classes, sources=("stage3",), dtype=dtype, rngs=rngs
+        )
     return Segmenter(
         backbone,
         head,

@@ -1,1 +1,10 @@
-"""Weights from and to PyTorch projects, as NumPy arrays."""
+"""Weights from and to PyTorch projects, as dicts of NumPy arrays; torch only reads files."""
+
+from kdjax.interop.files import Checkpoint as Checkpoint
+from kdjax.interop.files import read as read
+from kdjax.interop.huggingface import segformer_to_mmseg as segformer_to_mmseg
+from kdjax.interop.mmseg import from_backbone as from_backbone
+from kdjax.interop.mmseg import from_mmseg as from_mmseg
+from kdjax.interop.mmseg import to_mmseg as to_mmseg
+from kdjax.interop.torchvision import from_timm as from_timm
+from kdjax.interop.torchvision import from_torchvision as from_torchvision

@@ -1,15 +1,31 @@
-"""The plain convolutional head, used as the auxiliary head on stage 3 (Zhao et al., CVPR 2017)."""
+"""Plain convolutional heads (Long et al., CVPR 2015), as mmsegmentation's FCNHead."""
+
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Classifier, ConvNorm
+from kdjax.models.layers import Classifier, ConvNorm, resize
 from kdjax.models.outputs import Classification, FeatureSpec
 
 
 class FCNHead(nnx.Module):
-    """One 3x3 convolution and the classifier."""
+    """Convolutions in a row and the classifier.
+
+    Args:
+      specs: the features of the backbone.
+      channels: of the convolutions.
+      num_classes: K.
+      sources: the features that it reads: one, or several that are resized to the first and
+        concatenated.
+      num_convs: how many convolutions.
+      size: of their kernels.
+      concat_input: whether one more convolution reads the input beside the result.
+      dropout: before the classifier.
+      dtype: compute dtype; parameters are float32.
+      rngs: source of the initial parameters.
+    """
 
     def __init__(
         self,
@@ -17,18 +33,37 @@ class FCNHead(nnx.Module):
         channels: int,
         num_classes: int,
         *,
-        source: str,
+        sources: Sequence[str],
+        num_convs: int = 1,
+        size: int = 3,
+        concat_input: bool = False,
+        dropout: float = 0.1,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.source = source
-        self.channels, self.stride = channels, specs[source].stride
-        self.conv = ConvNorm(specs[source].channels, channels, 3, dtype=dtype, rngs=rngs)
-        self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
+        self.sources = tuple(sources)
+        self.channels, self.stride = channels, specs[self.sources[0]].stride
+        in_channels = sum(specs[name].channels for name in self.sources)
+        self.convs = nnx.List([])
+        for index in range(num_convs):
+            read = channels if index else in_channels
+            self.convs.append(ConvNorm(read, channels, size, dtype=dtype, rngs=rngs))
+        self.merge = (
+            ConvNorm(in_channels + channels, channels, size, dtype=dtype, rngs=rngs)
+            if concat_input
+            else None
+        )
+        self.classifier = Classifier(channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[Classification, Float[Array, "B h w D"]]:
         """Returns the class scores and the map that the classifier reads (before its dropout)."""
-        x = self.conv(features[self.source], train=train)
+        size = features[self.sources[0]].shape[1:3]
+        inputs = jnp.concatenate([resize(features[name], size) for name in self.sources], axis=-1)
+        x = inputs
+        for conv in self.convs:
+            x = conv(x, train=train)
+        if self.merge is not None:
+            x = self.merge(jnp.concatenate([inputs, x], axis=-1), train=train)
         return self.classifier(x, train=train, rngs=rngs), x

@@ -1,7 +1,7 @@
 """The layers that the networks share: convolution with batch norm, resizing, pooling."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,11 @@ def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
     return jax.pure_callback(
         draw, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), jax.random.key_data(key)
     )
+
+
+def scaled(channels: int, width: int) -> int:
+    """Returns published channels at another width (64 is as published), at least one."""
+    return max(1, round(channels * width / 64))
 
 
 def he_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
@@ -50,6 +55,7 @@ class Conv(nnx.Conv):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         bias: bool = False,
         kernel_init: nnx.Initializer = he_normal,
         dtype: jnp.dtype,
@@ -62,6 +68,7 @@ class Conv(nnx.Conv):
             (size, size),
             strides=stride,
             kernel_dilation=dilation,
+            feature_group_count=groups,
             padding=((padding, padding), (padding, padding)),
             use_bias=bias,
             kernel_init=kernel_init,
@@ -81,7 +88,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, then batch norm, then (unless `relu` is off) a ReLU."""
+    """Convolution without bias, then batch norm, then the activation, if any."""
 
     def __init__(
         self,
@@ -91,20 +98,59 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
-        relu: bool = True,
+        groups: int = 1,
+        activation: Callable[[Array], Array] | None = nnx.relu,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.conv = Conv(
-            in_channels, channels, size, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+            in_channels,
+            channels,
+            size,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm = BatchNorm(channels, dtype=dtype, rngs=rngs)
-        self.relu = relu
+        self.activation = activation
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
         """Applies the three; `train` uses batch statistics and updates the running ones."""
         x = self.norm(self.conv(x), use_running_average=not train)
-        return nnx.relu(x) if self.relu else x
+        return x if self.activation is None else self.activation(x)
+
+
+class SeparableConvNorm(nnx.Module):
+    """A 3x3 convolution of each channel by itself, then 1x1 across channels (mmcv's module).
+
+    Batch norm and a ReLU follow both.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        dilation: int = 1,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.depthwise = ConvNorm(
+            in_channels,
+            in_channels,
+            3,
+            dilation=dilation,
+            groups=in_channels,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.pointwise = ConvNorm(in_channels, channels, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W D"]:
+        """Applies both; the map keeps its size."""
+        return self.pointwise(self.depthwise(x, train=train), train=train)
 
 
 class Classifier(nnx.Module):

@@ -1,23 +1,71 @@
-"""Networks by name."""
+"""Networks by name: a head, an underscore, a backbone.
+
+Channels are those of mmsegmentation's published configs, in times of the width.
+"""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.errors import UserError
+from kdjax.models.aspp import ASPPHead
+from kdjax.models.deeplab_head import DeepLabHead
 from kdjax.models.fcn import FCNHead
+from kdjax.models.hrnet import PLANS, HRNet
+from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.psp import PSPHead
-from kdjax.models.resnet import ResNetV1c
+from kdjax.models.resnet import DEPTHS, ResNet
 from kdjax.models.segformer import SIZES, segformer, segformer_linear
 from kdjax.models.segmenter import Segmenter
+from kdjax.models.separable_aspp import SeparableASPPHead
+from kdjax.models.swin import upernet_swin_t
+from kdjax.models.upernet import UPerHead
 from kdjax.suggest import nearest
 
 
-def _pspnet(
-    depth: int,
-    head_share: int,
+class Family(NamedTuple):
+    """How a head goes with a backbone.
+
+    Attributes:
+      head: builds it from (specs, channels, num_classes, dtype=, rngs=).
+      dilated: whether it reads a backbone of output stride 8, else of 32.
+      narrow: whether shallow backbones get a quarter of the channels.
+    """
+
+    head: Callable[..., Any]
+    dilated: bool = True
+    narrow: bool = True
+
+
+FAMILIES = {
+    "pspnet": Family(PSPHead),
+    "deeplabv3": Family(ASPPHead),
+    "deeplabv3plus": Family(SeparableASPPHead),
+    "fcn": Family(partial(FCNHead, sources=("stage4",), num_convs=2, concat_input=True)),
+    "upernet": Family(UPerHead, dilated=False, narrow=False),
+}
+
+# Under torchvision's own names, as "fcn_resnet50".
+TORCHVISION = {
+    "fcn": Family(partial(FCNHead, sources=("stage4",))),
+    "deeplabv3": Family(DeepLabHead),
+}
+
+# "b" after the depth is torchvision's stem, as in mmsegmentation's names.
+BACKBONES: dict[str, Callable[..., Any]] = {
+    **{f"r{depth}": partial(ResNet, depth) for depth in DEPTHS},
+    **{f"r{depth}b": partial(ResNet, depth, deep_stem=False) for depth in DEPTHS},
+    "mbv2": MobileNetV2,
+}
+SHALLOW = ("r18", "r34", "r18b", "r34b")
+
+
+def _combined(
+    family: Family,
+    backbone_name: str,
     *,
     num_classes: int,
     width: int,
@@ -25,33 +73,60 @@ def _pspnet(
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
 ) -> Segmenter:
-    """PSPNet: `head_share` times the width in the head, half of that in the auxiliary head."""
-    backbone = ResNetV1c(depth, width=width, dtype=dtype, rngs=rngs)
+    """A family's head on a backbone, with half of its channels in the auxiliary head."""
+    backbone = BACKBONES[backbone_name](width=width, dilated=family.dilated, dtype=dtype, rngs=rngs)
     specs = backbone.feature_specs
-    channels = head_share * width
-    head = PSPHead(specs, channels, num_classes, dtype=dtype, rngs=rngs)
+    channels = (2 if family.narrow and backbone_name in SHALLOW else 8) * width
+    head = family.head(specs, channels, num_classes, dtype=dtype, rngs=rngs)
     auxiliary_head = None
     if auxiliary:
         auxiliary_head = FCNHead(
-            specs, channels // 2, num_classes, source="stage3", dtype=dtype, rngs=rngs
+            specs, channels // 2, num_classes, sources=("stage3",), dtype=dtype, rngs=rngs
         )
-    return Segmenter(
-        backbone,
-        head,
-        auxiliary_head,
-        num_classes=num_classes,
+    return Segmenter(backbone, head, auxiliary_head, num_classes=num_classes, dtype=dtype)
+
+
+def _fcn_hrnet(
+    plan: str,
+    *,
+    num_classes: int,
+    width: int,
+    auxiliary: bool,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> Segmenter:
+    """HRNet and a 1x1 convolution on its concatenated branches; it has no auxiliary head."""
+    del auxiliary
+    backbone = HRNet(plan, width=width, dtype=dtype, rngs=rngs)
+    specs = backbone.feature_specs
+    channels = sum(spec.channels for spec in specs.values())
+    head = FCNHead(
+        specs,
+        channels,
+        num_classes,
+        sources=tuple(specs),
+        size=1,
+        dropout=0.0,
         dtype=dtype,
+        rngs=rngs,
     )
+    return Segmenter(backbone, head, None, num_classes=num_classes, dtype=dtype)
 
 
 NETWORKS: dict[str, Callable[..., Segmenter]] = {
-    "pspnet_r18": partial(_pspnet, 18, 2),
-    "pspnet_r34": partial(_pspnet, 34, 2),
-    "pspnet_r50": partial(_pspnet, 50, 8),
-    "pspnet_r101": partial(_pspnet, 101, 8),
-    **{f"segformer_{size}": partial(segformer, size) for size in SIZES},
-    **{f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES},
+    f"{family}_{backbone}": partial(_combined, FAMILIES[family], backbone)
+    for family in FAMILIES
+    for backbone in BACKBONES
 }
+NETWORKS |= {
+    f"{family}_resnet{depth}": partial(_combined, TORCHVISION[family], f"r{depth}b")
+    for family in TORCHVISION
+    for depth in (50, 101)
+}
+NETWORKS |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
+NETWORKS |= {f"segformer_{size}": partial(segformer, size) for size in SIZES}
+NETWORKS |= {f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES}
+NETWORKS["upernet_swin_t"] = upernet_swin_t
 
 
 def create(
@@ -71,7 +146,8 @@ def create(
       rngs: source of the initial parameters.
       width: channels of the first stage, an even number; 64 is the published network and all other
         widths scale with it.
-      auxiliary: whether to build the auxiliary head, which only training reads; SegFormer has none.
+      auxiliary: whether to build the auxiliary head, which only training reads; HRNet and SegFormer
+        have none.
       dtype: compute dtype, "float32" or "bfloat16".
 
     Raises:

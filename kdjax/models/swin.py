@@ -18,7 +18,10 @@ from kdjax.models.attention import (
     linear_normal,
     split_heads,
 )
+from kdjax.models.fcn import FCNHead
 from kdjax.models.outputs import FeatureSpec
+from kdjax.models.segmenter import Segmenter
+from kdjax.models.upernet import UPerHead
 
 WINDOW = 7
 SHIFT = WINDOW // 2
@@ -254,3 +257,18 @@ def _stage(
             for i, rate in enumerate(drop_paths)
         ]
     )
+
+
+def upernet_swin_t(
+    *, num_classes: int, width: int, auxiliary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> Segmenter:
+    """Builds UPerNet on Swin-T: eight times the width in the head, four in the auxiliary one."""
+    backbone = SwinTransformer(width=width, dtype=dtype, rngs=rngs)
+    specs = backbone.feature_specs
+    head = UPerHead(specs, 8 * width, num_classes, dtype=dtype, rngs=rngs)
+    auxiliary_head = None
+    if auxiliary:
+        auxiliary_head = FCNHead(
+            specs, 4 * width, num_classes, sources=("stage3",), dtype=dtype, rngs=rngs
+        )
+    return Segmenter(backbone, head, auxiliary_head, num_classes=num_classes, dtype=dtype)

@@ -1,0 +1,77 @@
+"""Weights from torchvision: ResNets trained on ImageNet, and its FCN and DeepLabV3."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kdjax.interop.mmseg import from_backbone, from_mmseg, weights_of
+from kdjax.models import Segmenter
+
+# torchvision's prefix and mmsegmentation's, for heads in which the place in a Sequential tells all.
+FCN = {"0": "convs.0.conv", "1": "convs.0.bn", "4": "conv_seg"}
+DEEPLAB = {
+    **{"0.convs.0.0": "aspp_modules.0.conv", "0.convs.0.1": "aspp_modules.0.bn"},
+    **{f"0.convs.{i}.0": f"aspp_modules.{i}.conv" for i in (1, 2, 3)},
+    **{f"0.convs.{i}.1": f"aspp_modules.{i}.bn" for i in (1, 2, 3)},
+    **{"0.convs.4.1": "image_pool.1.conv", "0.convs.4.2": "image_pool.1.bn"},
+    **{"0.project.0": "bottleneck.conv", "0.project.1": "bottleneck.bn"},
+    **{"1": "refine.conv", "2": "refine.bn", "4": "conv_seg"},
+}
+
+
+def from_torchvision(
+    net: Segmenter, state_dict: Mapping[str, Any], *, new_classifier: bool = False
+) -> None:
+    """Sets a network to torchvision's weights.
+
+    Args:
+      net: for `fcn_resnet50`, `deeplabv3_resnet101` and so on, the network of that name; for an
+        image classifier, any network on a ResNet with the plain stem (`pspnet_r50b`), whose
+        backbone it sets.
+      state_dict: arrays as for `from_mmseg`, under torchvision's names.
+      new_classifier: leave the classifiers as they are where their number of classes differs.
+
+    Raises:
+      UserError: as `from_mmseg`, in mmsegmentation's names.
+    """
+    weights = weights_of(state_dict)
+    if not any(name.startswith("classifier.") for name in weights):
+        from_backbone(net, weights)
+        return
+    names = DEEPLAB if "classifier.0.project.0.weight" in weights else FCN
+    heads = {"classifier": ("decode_head", names), "aux_classifier": ("auxiliary_head", FCN)}
+    renamed = {}
+    for name, value in weights.items():
+        head, _, rest = name.partition(".")
+        if head in heads:
+            module, _, leaf = rest.rpartition(".")
+            ours, places = heads[head]
+            name = f"{ours}.{places.get(module, module)}.{leaf}"
+        renamed[name] = value
+    project = "decode_head.bottleneck.conv.weight"
+    if project in renamed:
+        # torchvision's pyramid ends with the pooled image, ours begins with it.
+        renamed[project] = np.roll(renamed[project], renamed[project].shape[1] // 5, axis=1)
+    from_mmseg(net, renamed, new_classifier=new_classifier)
+
+
+def from_timm(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
+    """Sets the backbone of a network to the weights of one of timm's ResNets.
+
+    Args:
+      net: a network on a ResNet: with the plain stem for `resnet18` to `resnet101`, with the deep
+        one (`pspnet_r50`) for `resnet50c`. The "d" and "s" models are other networks.
+      state_dict: arrays as for `from_mmseg`, under timm's names.
+
+    Raises:
+      UserError: as `from_mmseg`.
+    """
+    weights = weights_of(state_dict)
+    if "conv1.0.weight" in weights:
+        weights = {
+            re.sub(r"^bn1\.", "stem.7.", re.sub(r"^conv1\.(\d)\.", r"stem.\1.", name)): value
+            for name, value in weights.items()
+        }
+    from_backbone(net, weights)

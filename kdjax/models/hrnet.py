@@ -1,0 +1,175 @@
+"""HRNet (Wang et al., TPAMI 2020), as mmsegmentation's HRNet with all four branches as output."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kdjax.models.layers import ConvNorm, resize, scaled
+from kdjax.models.outputs import FeatureSpec
+from kdjax.models.resnet import BasicBlock, Bottleneck
+
+
+class Plan(NamedTuple):
+    """A published HRNet: channels of its first branch, blocks per branch, modules per stage."""
+
+    channels: int
+    blocks: int
+    modules: tuple[int, int, int]
+
+
+PLANS = {
+    "18s": Plan(18, 2, (1, 3, 2)),
+    "18": Plan(18, 4, (1, 4, 3)),
+    "48": Plan(48, 4, (1, 4, 3)),
+}
+
+
+class Up(nnx.Module):
+    """Brings a coarser branch to the channels and the size of a finer one."""
+
+    def __init__(
+        self, in_channels: int, channels: int, factor: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.project = ConvNorm(in_channels, channels, 1, activation=None, dtype=dtype, rngs=rngs)
+        self.factor = factor
+
+    def __call__(
+        self, x: Float[Array, "B h w C"], size: tuple[int, ...], *, train: bool
+    ) -> Float[Array, "B H W D"]:
+        """Resizes by the factor, and then once more where `size` is odd, as mmsegmentation does."""
+        x = self.project(x, train=train)
+        return resize(resize(x, (self.factor * x.shape[1], self.factor * x.shape[2])), size)
+
+
+class Down(nnx.Module):
+    """Brings a finer branch to the channels and the size of a coarser one: 3x3 with stride 2."""
+
+    def __init__(
+        self, in_channels: int, channels: int, steps: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.convs = nnx.List(
+            [
+                ConvNorm(in_channels, in_channels, 3, stride=2, dtype=dtype, rngs=rngs)
+                for _ in range(steps - 1)
+            ]
+        )
+        self.convs.append(
+            ConvNorm(in_channels, channels, 3, stride=2, activation=None, dtype=dtype, rngs=rngs)
+        )
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], size: tuple[int, ...], *, train: bool
+    ) -> Float[Array, "B h w D"]:
+        """Halves the map once per step, which ends at `size`."""
+        for conv in self.convs:
+            x = conv(x, train=train)
+        assert x.shape[1:3] == size
+        return x
+
+
+class Exchange(nnx.Module):
+    """Residual blocks on every branch, then every branch receives the sum of all."""
+
+    def __init__(self, channels: tuple[int, ...], blocks: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.branches = nnx.List(
+            [
+                nnx.List(
+                    [
+                        BasicBlock(c, c, stride=1, dilation=1, dtype=dtype, rngs=rngs)
+                        for _ in range(blocks)
+                    ]
+                )
+                for c in channels
+            ]
+        )
+        self.paths = nnx.List([])
+        for to, wanted in enumerate(channels):
+            row = nnx.List([])
+            for source, given in enumerate(channels):
+                if source > to:
+                    row.append(Up(given, wanted, 2 ** (source - to), dtype=dtype, rngs=rngs))
+                elif source < to:
+                    row.append(Down(given, wanted, to - source, dtype=dtype, rngs=rngs))
+                else:
+                    row.append(None)
+            self.paths.append(row)
+
+    def __call__(self, maps: list[Array], *, train: bool) -> list[Array]:
+        """Maps the branches [B, h, w, C], each half the size of the one before, to new ones."""
+        found = []
+        for x, blocks in zip(maps, self.branches, strict=True):
+            for block in blocks:
+                x = block(x, train=train)
+            found.append(x)
+        fused = []
+        for own, row in zip(found, self.paths, strict=True):
+            terms = [
+                x if path is None else path(x, own.shape[1:3], train=train)
+                for x, path in zip(found, row, strict=True)
+            ]
+            fused.append(nnx.relu(sum(terms[1:], terms[0])))
+        return fused
+
+
+class HRNet(nnx.Module):
+    """HRNet: four branches of 1, 2, 4 and 8 times the first one's channels.
+
+    Args:
+      plan: "18s" (W18-small), "18" or "48", a name of `PLANS`.
+      width: 64 is the published network; all channels scale with it.
+      dtype: compute dtype; parameters are float32.
+      rngs: source of the initial parameters.
+    """
+
+    def __init__(self, plan: str, *, width: int = 64, dtype: jnp.dtype, rngs: nnx.Rngs):
+        published, blocks, modules = PLANS[plan]
+        self.branch_channels = tuple(scaled(published * 2**i, width) for i in range(4))
+        self.conv1 = ConvNorm(3, width, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.conv2 = ConvNorm(width, width, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.layer1, channels = nnx.List([]), width
+        for _ in range(blocks):
+            self.layer1.append(
+                Bottleneck(channels, width, stride=1, dilation=1, dtype=dtype, rngs=rngs)
+            )
+            channels = width * Bottleneck.expansion
+        self.first_branch = ConvNorm(channels, self.branch_channels[0], 3, dtype=dtype, rngs=rngs)
+        # Each stage opens one more branch from the coarsest map before it.
+        self.new_branches, self.stages = nnx.List([]), nnx.List([])
+        for index, count in enumerate(modules):
+            wanted = self.branch_channels[index + 1]
+            self.new_branches.append(
+                ConvNorm(channels, wanted, 3, stride=2, dtype=dtype, rngs=rngs)
+            )
+            channels = wanted
+            self.stages.append(
+                nnx.List(
+                    [
+                        Exchange(self.branch_channels[: index + 2], blocks, dtype=dtype, rngs=rngs)
+                        for _ in range(count)
+                    ]
+                )
+            )
+
+    @property
+    def feature_specs(self) -> dict[str, FeatureSpec]:
+        """The maps that a call returns, by name."""
+        return {
+            f"stage{i + 1}": FeatureSpec(c, 4 * 2**i) for i, c in enumerate(self.branch_channels)
+        }
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> dict[str, Float[Array, "B h w C"]]:
+        """Returns the four branches after the last exchange, finest first; draws nothing."""
+        x = self.conv2(self.conv1(images, train=train), train=train)
+        for block in self.layer1:
+            x = block(x, train=train)
+        maps, coarsest = [self.first_branch(x, train=train)], x
+        for new_branch, modules in zip(self.new_branches, self.stages, strict=True):
+            maps.append(new_branch(coarsest, train=train))
+            for module in modules:
+                maps = module(maps, train=train)
+            coarsest = maps[-1]
+        return {f"stage{i + 1}": x for i, x in enumerate(maps)}

@@ -1,0 +1,379 @@
+"""The convolutional networks written in PyTorch, with mmsegmentation's names, as small as they go.
+
+They say once more what `kdjax.models` says, so that a comparison needs no mmsegmentation;
+`benchmarks/parity.py` holds kdjax against the real one.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def scaled(channels, width):
+    return max(1, round(channels * width / 64))
+
+
+def norm(channels):
+    return nn.BatchNorm2d(channels)
+
+
+def conv(given, wanted, size, **options):
+    padding = options.get("dilation", 1) * (size // 2)
+    return nn.Conv2d(given, wanted, size, padding=padding, bias=False, **options)
+
+
+def resize(x, size):
+    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+class ConvModule(nn.Module):
+    def __init__(self, given, wanted, size, activation=functional.relu, **options):
+        super().__init__()
+        self.conv, self.bn = conv(given, wanted, size, **options), norm(wanted)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.activation(self.bn(self.conv(x)))
+
+
+class Separable(nn.Module):
+    def __init__(self, given, wanted, **options):
+        super().__init__()
+        self.depthwise_conv = ConvModule(given, given, 3, groups=given, **options)
+        self.pointwise_conv = ConvModule(given, wanted, 1)
+
+    def forward(self, x):
+        return self.pointwise_conv(self.depthwise_conv(x))
+
+
+class Residual(nn.Module):
+    def __init__(self, given, channels, expansion, stride=1, dilation=1):
+        super().__init__()
+        plan = [(given, channels, 3, stride, dilation), (channels, channels, 3, 1, 1)]
+        if expansion == 4:
+            plan = [
+                (given, channels, 1, 1, 1),
+                (channels, channels, 3, stride, dilation),
+                (channels, 4 * channels, 1, 1, 1),
+            ]
+        self.count = len(plan)
+        for index, (a, b, size, step, gap) in enumerate(plan, 1):
+            self.add_module(f"conv{index}", conv(a, b, size, stride=step, dilation=gap))
+            self.add_module(f"bn{index}", norm(b))
+        wanted = expansion * channels
+        self.downsample = nn.Identity()
+        if stride > 1 or given != wanted:
+            self.downsample = nn.Sequential(conv(given, wanted, 1, stride=stride), norm(wanted))
+
+    def forward(self, x):
+        shortcut = self.downsample(x)
+        for index in range(1, self.count + 1):
+            x = self.get_submodule(f"bn{index}")(self.get_submodule(f"conv{index}")(x))
+            x = functional.relu(x + shortcut if index == self.count else x)
+        return x
+
+
+class ResNet(nn.Module):
+    def __init__(self, width, counts, expansion, *, deep_stem, dilated):
+        super().__init__()
+        if deep_stem:
+            half = width // 2
+            self.stem = nn.Sequential(
+                *(conv(3, half, 3, stride=2), norm(half), nn.ReLU()),
+                *(conv(half, half, 3), norm(half), nn.ReLU()),
+                *(conv(half, width, 3), norm(width), nn.ReLU()),
+            )
+        else:
+            self.conv1, self.bn1 = conv(3, width, 7, stride=2), norm(width)
+        self.deep_stem = deep_stem
+        given, self.channels = width, []
+        strides, dilations = ((1, 2, 1, 1), (1, 1, 2, 4)) if dilated else ((1, 2, 2, 2), (1,) * 4)
+        for index, count in enumerate(counts):
+            layer = nn.Sequential()
+            for position in range(count):
+                stride, dilation = 1, dilations[index]
+                if position == 0:
+                    stride, dilation = strides[index], max(1, dilation // 2)
+                layer.append(Residual(given, width * 2**index, expansion, stride, dilation))
+                given = width * 2**index * expansion
+            self.add_module(f"layer{index + 1}", layer)
+            self.channels.append(given)
+
+    def forward(self, x):
+        x = self.stem(x) if self.deep_stem else functional.relu(self.bn1(self.conv1(x)))
+        stages = [functional.max_pool2d(x, 3, 2, 1)]
+        for index in range(1, 5):
+            stages.append(self.get_submodule(f"layer{index}")(stages[-1]))
+        return stages[1:]
+
+
+class Inverted(nn.Module):
+    def __init__(self, given, wanted, expansion, stride, dilation):
+        super().__init__()
+        hidden = given * expansion
+        self.conv = nn.Sequential()
+        if expansion > 1:
+            self.conv.append(ConvModule(given, hidden, 1, functional.relu6))
+        options = {"stride": stride, "dilation": dilation, "groups": hidden}
+        self.conv.append(ConvModule(hidden, hidden, 3, functional.relu6, **options))
+        self.conv.append(ConvModule(hidden, wanted, 1, nn.Identity()))
+        self.residual = stride == 1 and given == wanted
+
+    def forward(self, x):
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        given, self.channels = scaled(32, width), []
+        self.conv1 = ConvModule(3, given, 3, functional.relu6, stride=2)
+        plan = [
+            *((1, 16, 1, 1, 1), (6, 24, 2, 2, 1), (6, 32, 3, 2, 1), (6, 64, 4, 1, 2)),
+            *((6, 96, 3, 1, 2), (6, 160, 3, 1, 4), (6, 320, 1, 1, 4)),
+        ]
+        for index, (expansion, channels, count, stride, dilation) in enumerate(plan, 1):
+            layer = nn.Sequential()
+            for position in range(count):
+                options = (stride, dilation) if position == 0 else (1, 1)
+                layer.append(Inverted(given, scaled(channels, width), expansion, *options))
+                given = scaled(channels, width)
+            self.add_module(f"layer{index}", layer)
+            if index in (2, 3, 5, 7):
+                self.channels.append(given)
+
+    def forward(self, x):
+        x, stages = self.conv1(x), []
+        for index in range(1, 8):
+            x = self.get_submodule(f"layer{index}")(x)
+            if index in (2, 3, 5, 7):
+                stages.append(x)
+        return stages
+
+
+class Exchange(nn.Module):
+    def __init__(self, channels, blocks):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(*(Residual(c, c, 1) for _ in range(blocks))) for c in channels
+        )
+        self.fuse_layers = nn.ModuleList()
+        for i, wanted in enumerate(channels):
+            row = nn.ModuleList()
+            for j, given in enumerate(channels):
+                path = nn.Sequential()
+                if j > i:
+                    up = nn.Upsample(scale_factor=2 ** (j - i), mode="bilinear")
+                    path = nn.Sequential(conv(given, wanted, 1), norm(wanted), up)
+                for step in range(i - j):
+                    last = step == i - j - 1
+                    to = wanted if last else given
+                    parts = [conv(given, to, 3, stride=2), norm(to), *([] if last else [nn.ReLU()])]
+                    path.append(nn.Sequential(*parts))
+                row.append(path)
+            self.fuse_layers.append(row)
+
+    def forward(self, maps):
+        maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        return [
+            functional.relu(
+                sum(resize(path(x), own.shape[2:]) for path, x in zip(row, maps, strict=True))
+            )
+            for own, row in zip(maps, self.fuse_layers, strict=True)
+        ]
+
+
+class HRNet(nn.Module):
+    def __init__(self, width, channels, blocks, modules):
+        super().__init__()
+        self.channels = channels = [scaled(channels * 2**i, width) for i in range(4)]
+        self.conv1, self.bn1 = conv(3, width, 3, stride=2), norm(width)
+        self.conv2, self.bn2 = conv(width, width, 3, stride=2), norm(width)
+        self.layer1 = nn.Sequential(
+            *(Residual(4 * width if index else width, width, 4) for index in range(blocks))
+        )
+        given = 4 * width
+        for index, count in enumerate(modules, 1):
+            to = channels[index]
+            transition = nn.ModuleList(nn.Identity() for _ in range(index))
+            if index == 1:
+                transition[0] = nn.Sequential(conv(given, channels[0], 3), norm(channels[0]))
+            step = nn.Sequential(conv(given, to, 3, stride=2), norm(to), nn.ReLU())
+            transition.append(nn.Sequential(step))
+            self.add_module(f"transition{index}", transition)
+            stage = nn.Sequential(*(Exchange(channels[: index + 1], blocks) for _ in range(count)))
+            self.add_module(f"stage{index + 1}", stage)
+            given = to
+
+    def forward(self, x):
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer1(functional.relu(self.bn2(self.conv2(x))))
+        maps = [functional.relu(self.transition1[0](x)), self.transition1[1](x)]
+        for index in (2, 3, 4):
+            if index > 2:
+                maps.append(self.get_submodule(f"transition{index - 1}")[-1](maps[-1]))
+            maps = self.get_submodule(f"stage{index}")(maps)
+        return maps
+
+
+class FCNHead(nn.Module):
+    def __init__(self, given, channels, classes, count=1, size=3, concat=False):
+        super().__init__()
+        self.convs = nn.Sequential(
+            *(ConvModule(channels if i else given, channels, size) for i in range(count))
+        )
+        if concat:
+            self.conv_cat = ConvModule(given + channels, channels, size)
+        self.concat = concat
+        self.conv_seg = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x):
+        read = self.convs(x)
+        return self.conv_cat(torch.cat([x, read], 1)) if self.concat else read
+
+
+class PSPHead(nn.Module):
+    def __init__(self, given, channels, classes):
+        super().__init__()
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(bins), ConvModule(given, channels, 1))
+            for bins in (1, 2, 3, 6)
+        )
+        self.bottleneck = ConvModule(given + 4 * channels, channels, 3)
+        self.conv_seg = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x):
+        pools = [resize(module(x), x.shape[2:]) for module in self.psp_modules]
+        return self.bottleneck(torch.cat([x, *pools], 1))
+
+
+class ASPPHead(nn.Module):
+    def __init__(self, given, channels, classes, separable=False):
+        super().__init__()
+        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(given, channels, 1))
+        self.aspp_modules = nn.ModuleList([ConvModule(given, channels, 1)])
+        for dilation in (12, 24, 36):
+            self.aspp_modules.append(
+                Separable(given, channels, dilation=dilation)
+                if separable
+                else ConvModule(given, channels, 3, dilation=dilation)
+            )
+        self.bottleneck = ConvModule(5 * channels, channels, 3)
+        self.conv_seg = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x):
+        pooled = resize(self.image_pool(x), x.shape[2:])
+        return self.bottleneck(torch.cat([pooled, *(m(x) for m in self.aspp_modules)], 1))
+
+
+class SeparableASPPHead(ASPPHead):
+    def __init__(self, given, fine, fine_channels, channels, classes):
+        super().__init__(given, channels, classes, separable=True)
+        self.c1_bottleneck = ConvModule(fine, fine_channels, 1)
+        self.sep_bottleneck = nn.Sequential(
+            Separable(channels + fine_channels, channels), Separable(channels, channels)
+        )
+
+    def forward(self, x):
+        fine = self.c1_bottleneck(x[0])
+        x = resize(super().forward(x[-1]), fine.shape[2:])
+        return self.sep_bottleneck(torch.cat([x, fine], 1))
+
+
+class UPerHead(PSPHead):
+    def __init__(self, given, channels, classes):
+        super().__init__(given[-1], channels, classes)
+        self.lateral_convs = nn.ModuleList(ConvModule(c, channels, 1) for c in given[:-1])
+        self.fpn_convs = nn.ModuleList(ConvModule(channels, channels, 3) for _ in given[:-1])
+        self.fpn_bottleneck = ConvModule(4 * channels, channels, 3)
+
+    def forward(self, x):
+        maps = [lateral(stage) for lateral, stage in zip(self.lateral_convs, x, strict=False)]
+        maps.append(super().forward(x[-1]))
+        for index in (2, 1, 0):
+            maps[index] = maps[index] + resize(maps[index + 1], maps[index].shape[2:])
+        for index, smooth in enumerate(self.fpn_convs):
+            maps[index] = smooth(maps[index])
+        return self.fpn_bottleneck(torch.cat([resize(x, maps[0].shape[2:]) for x in maps], 1))
+
+
+class Network(nn.Module):
+    """`read` gives a head's classifier its map; `__call__` returns all maps by kdjax's names."""
+
+    def __init__(self, backbone, head, auxiliary_head, read):
+        super().__init__()
+        self.backbone, self.decode_head = backbone, head
+        if auxiliary_head is not None:
+            self.auxiliary_head = auxiliary_head
+        self.has_auxiliary, self.read = auxiliary_head is not None, read
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_()
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 1.5)
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, images):
+        stages = self.backbone(images)
+        found = {f"stage{index}": x for index, x in enumerate(stages, 1)}
+        found["head"] = self.read(self.decode_head, stages)
+        found["logits"] = self.decode_head.conv_seg(found["head"])
+        if self.has_auxiliary:
+            found["aux_head"] = self.auxiliary_head(stages[2])
+            found["aux_logits"] = self.auxiliary_head.conv_seg(found["aux_head"])
+        return found
+
+
+def create(name, width, classes):
+    """One of the networks that the tests compare."""
+    family, _, backbone_name = name.partition("_")
+    if backbone_name == "hr18s":
+        backbone = HRNet(width, 18, 1, (1, 1, 1))
+        total = sum(backbone.channels)
+        head = FCNHead(total, total, classes, size=1)
+        return Network(
+            backbone,
+            head,
+            None,
+            lambda head, stages: head(
+                torch.cat([resize(x, stages[0].shape[2:]) for x in stages], dim=1)
+            ),
+        )
+    if backbone_name == "mbv2":
+        backbone = MobileNetV2(width)
+    else:
+        counts, expansion = {
+            "18": ((2, 2, 2, 2), 1),
+            "50": ((3, 4, 6, 3), 4),
+        }[backbone_name.strip("rb")]
+        backbone = ResNet(
+            width,
+            counts,
+            expansion,
+            deep_stem=not backbone_name.endswith("b"),
+            dilated=family != "upernet",
+        )
+    channels = (2 if "18" in backbone_name and family != "upernet" else 8) * width
+    first, _, third, last = backbone.channels
+    auxiliary_head = FCNHead(third, channels // 2, classes)
+
+    heads = {
+        "pspnet": lambda: PSPHead(last, channels, classes),
+        "deeplabv3": lambda: ASPPHead(last, channels, classes),
+        "fcn": lambda: FCNHead(last, channels, classes, 2, concat=True),
+        "deeplabv3plus": lambda: SeparableASPPHead(
+            last, first, 3 * channels // 32, channels, classes
+        ),
+        "upernet": lambda: UPerHead(backbone.channels, channels, classes),
+    }
+    reads_all = family in ("deeplabv3plus", "upernet")
+    return Network(
+        backbone,
+        heads[family](),
+        auxiliary_head,
+        lambda head, stages: head(stages if reads_all else stages[-1]),
+    )

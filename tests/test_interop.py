@@ -1,0 +1,249 @@
+"""Weights from and to PyTorch projects: names, layouts, and everything that can be wrong."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from kdjax import interop, models
+from kdjax.errors import UserError
+from kdjax.interop import mmseg
+from kdjax.models import saved
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def abstract(name, **settings):
+    settings = {"num_classes": 5, "width": 4, **settings}
+    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **settings))
+
+
+def random_weights(net):
+    """Weights as mmsegmentation would name and lay them out."""
+    generator = np.random.default_rng(0)
+    return {
+        name: generator.standard_normal(mmseg.torch_shape(leaf), np.float32)
+        for name, leaf in mmseg.leaves(net).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_weights(abstract("pspnet_r18"))
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fcn_r50b",
+        "deeplabv3plus_mbv2",
+        "upernet_r18",
+        "fcn_hr18s",
+        "segformer_b0",
+    ],
+)
+def test_a_round_trip_gives_every_bit_again(name):
+    net = abstract(name)
+    weights = random_weights(net)
+    interop.from_mmseg(net, weights)
+    assert_same(interop.to_mmseg(net), weights)
+
+
+def test_every_array_finds_its_place_in_its_layout(weights):
+    net = abstract("pspnet_r18")
+    interop.from_mmseg(net, weights)
+    stem = net.backbone.stem[2]
+    np.testing.assert_array_equal(
+        stem.conv.kernel[...], weights["backbone.stem.6.weight"].transpose(2, 3, 1, 0)
+    )
+    np.testing.assert_array_equal(stem.norm.scale[...], weights["backbone.stem.7.weight"])
+    np.testing.assert_array_equal(stem.norm.var[...], weights["backbone.stem.7.running_var"])
+    np.testing.assert_array_equal(
+        net.auxiliary_head.classifier.conv.bias[...], weights["auxiliary_head.conv_seg.bias"]
+    )
+
+
+def test_nesting_prefixes_counters_and_half_precision(weights):
+    half = {
+        f"module.{name}": value.astype(np.float16 if index % 2 else ml_dtypes.bfloat16)
+        for index, (name, value) in enumerate(weights.items())
+    }
+    half["module.backbone.stem.1.num_batches_tracked"] = np.asarray(7)
+    net = abstract("pspnet_r18")
+    interop.from_mmseg(net, {"state_dict": half, "meta": {}})
+    found = interop.to_mmseg(net)
+    assert_same(found, {name: half[f"module.{name}"].astype(np.float32) for name in weights})
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+
+
+def test_everything_wrong_is_said_at_once_and_nothing_is_loaded(weights):
+    net = models.create("pspnet_r18", num_classes=5, width=4, rngs=nnx.Rngs(0))
+    before = interop.to_mmseg(net)
+    changed = dict(weights)
+    del changed["backbone.layer1.0.conv1.weight"], changed["decode_head.bottleneck.bn.bias"]
+    changed["backbone.layer5.0.conv1.weight"] = np.zeros(3)
+    changed["decode_head.conv_seg.bias"] = np.zeros(19)
+    with pytest.raises(UserError) as error:
+        interop.from_mmseg(net, changed)
+    assert str(error.value) == (
+        "the weights are not this network's; missing: backbone.layer1.0.conv1.weight, "
+        "decode_head.bottleneck.bn.bias; unexpected: backbone.layer5.0.conv1.weight; "
+        "of another shape: decode_head.conv_seg.bias (19,) instead of (5,)"
+    )
+    assert_same(interop.to_mmseg(net), before)
+    with pytest.raises(UserError, match=r"missing: .* and \d+ more"):
+        interop.from_mmseg(net, {})
+    with pytest.raises(UserError, match='hold "optimizer", which is no array'):
+        interop.from_mmseg(net, weights | {"optimizer": {"lr": 0.1}})
+
+
+def test_a_classifier_of_other_classes_starts_anew_only_where_asked(weights):
+    net = models.create("pspnet_r18", num_classes=7, width=4, rngs=nnx.Rngs(0))
+    before = interop.to_mmseg(net)
+    with pytest.raises(
+        UserError, match=r"conv_seg.weight \(5, 8, 1, 1\) instead of \(7, 8, 1, 1\)"
+    ):
+        interop.from_mmseg(net, weights)
+    interop.from_mmseg(net, weights, new_classifier=True)
+    found = interop.to_mmseg(net)
+    kept = {name for name in weights if ".conv_seg." in name}
+    assert len(kept) == 4
+    assert_same(found, weights | {name: before[name] for name in kept})
+
+
+def test_a_classifier_that_fits_is_loaded_also_where_a_new_one_is_allowed(weights):
+    net = abstract("pspnet_r18")
+    interop.from_mmseg(net, weights, new_classifier=True)
+    assert_same(interop.to_mmseg(net), weights)
+
+
+def test_safetensors_need_no_torch(tmp_path, weights):
+    file = tmp_path / "weights.safetensors"
+    given = {
+        "single": np.arange(3, dtype=np.float32),
+        "half": np.arange(3, dtype=np.float16),
+        "brain": np.arange(3).astype(ml_dtypes.bfloat16),
+        "counter": np.asarray(3),
+    }
+    safetensors.numpy.save_file(given, file)
+    code = f"""
+import sys
+from kdjax import interop
+weights, meta = interop.read({str(file)!r})
+assert {{k: str(v.dtype) for k, v in weights.items() if k != "counter"}} == dict.fromkeys(
+    ("single", "half", "brain"), "float32"), weights
+assert all(list(v) == [0, 1, 2] for k, v in weights.items() if k != "counter")
+assert not meta and not {{"torch", "tensorflow"}} & sys.modules.keys()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+
+
+def test_damaged_files_are_one_clear_line(tmp_path):
+    def refused(name, content, message):
+        file = tmp_path / name
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(UserError, match=message) as error:
+            interop.read(file)
+        assert str(error.value).startswith(f"{file}: ")
+        assert "\n" not in str(error.value)
+
+    refused("none.pth", None, "no such file")
+    refused("a.pth", b"", "the file is empty")
+    refused("a.onnx", b"x", "not a .pth, .pt or .safetensors file")
+    whole = safetensors.numpy.save({"a": np.zeros(100, np.float32)})
+    refused("a.safetensors", whole[:-9], "damaged or no safetensors file")
+    refused("b.safetensors", b"abc", "damaged or no safetensors file")
+    pytest.importorskip("torch", reason="reads PyTorch's files")
+    refused("b.pth", b"not a pickle", "damaged")
+
+
+@pytest.mark.torch
+def test_pytorch_files(tmp_path):
+    torch = pytest.importorskip("torch", reason="writes PyTorch's files")
+    file = tmp_path / "a.pth"
+
+    weights = {
+        "a": torch.arange(3, dtype=torch.bfloat16),
+        "b": torch.arange(3, dtype=torch.float16),
+        "c.num_batches_tracked": torch.tensor(3),
+    }
+    meta = {"dataset_meta": {"classes": ["x", "y"]}}
+    torch.save({"state_dict": weights, "meta": meta, "optimizer": {"lr": 0.1}}, file)
+    found = interop.read(file)
+    assert found.meta == meta
+    np.testing.assert_array_equal(found.weights["a"], np.arange(3, dtype=np.float32))
+    assert found.weights["a"].dtype == found.weights["b"].dtype == np.float32
+    torch.save(weights, file, _use_new_zipfile_serialization=False)
+    assert interop.read(file).weights.keys() == weights.keys()
+
+    torch.save({"optimizer": {"lr": 0.1}, "epoch": 3}, file)
+    with pytest.raises(UserError, match=r"no network weights in it \(it holds: optimizer, epoch\)"):
+        interop.read(file)
+
+    torch.save({"state_dict": weights}, file)
+    whole = file.read_bytes()
+    for length in (10, len(whole) // 2, len(whole) - 30):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="damaged"):
+            interop.read(file)
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("evil",))
+
+
+@pytest.mark.torch
+def test_a_pickle_that_asks_for_more_is_refused_with_the_reason(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="writes PyTorch's files")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "a.pth"
+    torch.save({"state_dict": {"a": torch.zeros(2)}, "message": Evil()}, file)
+    with pytest.raises(UserError, match=r"refused: its pickle asks for \w+.mkdir") as error:
+        interop.read(file)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "evil").exists()
+
+
+def convert(*arguments):
+    command = [sys.executable, "-m", "kdjax.convert", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_convert_writes_a_network_checkpoint(tmp_path):
+    file, output = tmp_path / "net.safetensors", tmp_path / "net"
+    weights = random_weights(abstract("pspnet_r18", width=64, auxiliary=False))
+    safetensors.numpy.save_file(weights, file)
+    arguments = (f"--source={file}", f"--output={output}", "--model=pspnet_r18")
+    run = convert(*arguments, "--num_classes=5")
+    assert run.returncode == 0, run.stderr
+    net, info = saved.load(output)
+    assert_same(interop.to_mmseg(net), weights)
+    assert (info.name, info.num_classes, info.auxiliary) == ("pspnet_r18", 5, False)
+    assert info.source == "mmsegmentation, net.safetensors"
+    assert len(info.class_names) == len(set(info.palette)) == 5
+
+
+def test_a_mistake_in_convert_is_one_line(tmp_path):
+    run = convert(
+        f"--source={tmp_path / 'a.pth'}",
+        "--model=pspnet_r18",
+        "--num_classes=19",
+        f"--output={tmp_path}",
+    )
+    assert run.returncode == 2
+    assert run.stderr == f"kdjax.convert: error: {tmp_path / 'a.pth'}: no such file\n"

@@ -1,0 +1,95 @@
+"""Every network by name: its features, and its maps next to PyTorch's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kdjax import interop, models
+from kdjax.models import FeatureSpec, hrnet
+
+IMAGE = (65, 97)
+# Every head and every kind of backbone at least once.
+NAMES = [
+    *("pspnet_r18", "pspnet_r34", "deeplabv3_r18", "deeplabv3plus_r18", "fcn_r50b", "upernet_r18"),
+    *("pspnet_mbv2", "upernet_mbv2", "fcn_hr18s"),
+]
+COMPARED = ["pspnet_r18", "fcn_r50", "deeplabv3_r18b", "deeplabv3plus_mbv2", "upernet_r18"]
+
+
+def abstract(name, **settings):
+    settings = {"num_classes": 5, "width": 4, **settings}
+    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **settings))
+
+
+def maps(output):
+    found = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_declared_feature_is_there_with_its_channels_and_stride(name):
+    net = abstract(name)
+    found = maps(nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, *IMAGE, 3))))
+    assert found.keys() == net.feature_specs.keys()
+    for key, spec in net.feature_specs.items():
+        size = tuple(-(-length // spec.stride) for length in IMAGE)
+        assert found[key].shape == (1, *size, spec.channels), key
+
+
+# Measured on mmsegmentation 1.2.2 by benchmarks/parity.py, with 19 classes.
+COUNTS = {
+    "pspnet_r18": 12_790_086,
+    "pspnet_r101": 67_967_622,
+    "deeplabv3plus_mbv2": 15_244_374,
+    "upernet_r18": 41_402_502,
+    "fcn_hr18s": 3_939_309,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts_are_mmsegmentations(name):
+    net = abstract(name, num_classes=19, width=64)
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
+    assert count == COUNTS[name]
+
+
+def test_strides_follow_the_family():
+    assert abstract("pspnet_r18").feature_specs["stage4"] == FeatureSpec(32, 8)
+    assert abstract("upernet_r18").feature_specs["stage4"] == FeatureSpec(32, 32)
+    assert abstract("deeplabv3plus_r18").feature_specs["logits"] == FeatureSpec(5, 4)
+    assert "aux_logits" not in abstract("fcn_hr18s").feature_specs
+
+
+def compare_with_pytorch(name):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    import reference
+
+    torch.manual_seed(0)
+    theirs = reference.create(name, width=8, classes=5)
+    images = torch.randn(1, 3, *IMAGE)
+    expected = theirs(images)
+    net = abstract(name, width=8)
+    interop.from_mmseg(net, theirs.state_dict())
+    # Op by op: compiling the network as a whole takes longer.
+    found = maps(net(jnp.asarray(images.permute(0, 2, 3, 1).numpy())))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        scale = float(value.abs().max())
+        np.testing.assert_allclose(
+            found[key] / scale, value.permute(0, 2, 3, 1) / scale, atol=2e-5, err_msg=key
+        )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", COMPARED)
+def test_all_maps_are_pytorchs(name):
+    compare_with_pytorch(name)
+
+
+@pytest.mark.torch
+def test_all_maps_of_a_short_hrnet_are_pytorchs(monkeypatch):
+    # One block and one module where the small one has two or three: a third of its time.
+    monkeypatch.setitem(hrnet.PLANS, "18s", hrnet.Plan(18, 1, (1, 1, 1)))
+    compare_with_pytorch("fcn_hr18s")
