@@ -44,7 +44,16 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["fcn_r50b", "deeplabv3plus_mbv2", "upernet_r18", "fcn_hr18s"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fcn_r50b",
+        "deeplabv3plus_mbv2",
+        "upernet_r18",
+        "fcn_hr18s",
+        "segformer_b0",
+    ],
+)
 def test_a_round_trip_gives_every_bit_again(name):
     net = abstract(name)
     weights = random_weights(net)

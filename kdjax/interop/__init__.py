@@ -2,6 +2,7 @@
 
 from kdjax.interop.files import Checkpoint as Checkpoint
 from kdjax.interop.files import read as read
+from kdjax.interop.huggingface import segformer_to_mmseg as segformer_to_mmseg
 from kdjax.interop.mmseg import from_backbone as from_backbone
 from kdjax.interop.mmseg import from_mmseg as from_mmseg
 from kdjax.interop.mmseg import to_mmseg as to_mmseg

@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 
 from kdjax.errors import UserError
-from kdjax.interop import names
+from kdjax.interop import attention_names, names
 from kdjax.models import Segmenter
 
-RULES = [*names.RULES]
+RULES = [*names.RULES, *attention_names.RULES]
 
 # What PyTorch calls our leaves; others keep their name.
 LEAVES = {
@@ -77,12 +77,16 @@ def to_mmseg(net: Segmenter) -> dict[str, np.ndarray]:
     The exact inverse of `from_mmseg`. PyTorch's `load_state_dict` itself supplies the counters
     (`num_batches_tracked`) that are not in it.
     """
-    return {
+    weights = {
         name: np.ascontiguousarray(
             np.transpose(variable[...], _layout(str(path[-1]), len(variable.shape)))
         )
         for name, (path, variable) in leaves(net).items()
     }
+    for buffer, (parameter, compute) in attention_names.BUFFERS.items():
+        for name in [name for name in weights if name.endswith(parameter)]:
+            weights[name.removesuffix(parameter) + buffer] = compute()
+    return weights
 
 
 def leaves(net: Segmenter) -> dict[str, Leaf]:
@@ -98,7 +102,7 @@ def torch_shape(leaf: Leaf) -> tuple[int, ...]:
 
 
 def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a checkpoint by name, in float32, without prefixes and counters.
+    """Returns the arrays of a checkpoint by name, in float32, without what is none of ours.
 
     Raises:
       UserError: where something in it is no array.
@@ -106,7 +110,7 @@ def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     inner = state_dict.get("state_dict", state_dict)
     arrays = {}
     for name, value in inner.items():
-        if name.endswith("num_batches_tracked"):
+        if name.endswith(("num_batches_tracked", *attention_names.BUFFERS)):
             continue
         array = np.asarray(value)
         if array.dtype == object or not jnp.issubdtype(array.dtype, jnp.number):

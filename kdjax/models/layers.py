@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from kdjax.models.outputs import Classification
 
 
-def _normal(key: Array, shape: Sequence[int], scale: float) -> Array:
-    """Draws from NumPy on the host: compiling a draw per layer took XLA 12 s for a ResNet-18."""
+def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
+    """Draws a normal on the host: compiling a draw per layer took XLA 12 s for a ResNet-18."""
 
     def draw(words: np.ndarray) -> np.ndarray:
         generator = np.random.default_rng(np.asarray(words))
@@ -32,12 +32,12 @@ def scaled(channels: int, width: int) -> int:
 def he_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
     """Initialises a kernel [h, w, in, out] after He et al. 2015 with fan_out, as mmsegmentation."""
     height, width, _, channels = shape
-    return _normal(key, shape, math.sqrt(2.0 / (height * width * channels))).astype(dtype)
+    return normal(key, shape, math.sqrt(2.0 / (height * width * channels))).astype(dtype)
 
 
 def classifier_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
     """Initialises a classifier's kernel with standard deviation 0.01, as mmsegmentation."""
-    return _normal(key, shape, 0.01).astype(dtype)
+    return normal(key, shape, 0.01).astype(dtype)
 
 
 class Conv(nnx.Conv):

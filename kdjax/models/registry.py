@@ -18,8 +18,10 @@ from kdjax.models.hrnet import PLANS, HRNet
 from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.psp import PSPHead
 from kdjax.models.resnet import DEPTHS, ResNet
+from kdjax.models.segformer import SIZES, segformer, segformer_linear
 from kdjax.models.segmenter import Segmenter
 from kdjax.models.separable_aspp import SeparableASPPHead
+from kdjax.models.swin import upernet_swin_t
 from kdjax.models.upernet import UPerHead
 from kdjax.suggest import nearest
 
@@ -122,6 +124,9 @@ NETWORKS |= {
     for depth in (50, 101)
 }
 NETWORKS |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
+NETWORKS |= {f"segformer_{size}": partial(segformer, size) for size in SIZES}
+NETWORKS |= {f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES}
+NETWORKS["upernet_swin_t"] = upernet_swin_t
 
 
 def create(
@@ -141,7 +146,8 @@ def create(
       rngs: source of the initial parameters.
       width: channels of the first stage, an even number; 64 is the published network and all other
         widths scale with it.
-      auxiliary: whether to build the auxiliary head, which only training reads; HRNet has none.
+      auxiliary: whether to build the auxiliary head, which only training reads; HRNet and SegFormer
+        have none.
       dtype: compute dtype, "float32" or "bfloat16".
 
     Raises:

@@ -1,0 +1,274 @@
+"""Swin Transformer, as mmsegmentation's SwinTransformer builds it (Liu et al., ICCV 2021)."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from kdjax.models.attention import (
+    DropPath,
+    LayerNorm,
+    Linear,
+    attend,
+    drop_path_rates,
+    gelu,
+    linear_normal,
+    split_heads,
+)
+from kdjax.models.fcn import FCNHead
+from kdjax.models.outputs import FeatureSpec
+from kdjax.models.segmenter import Segmenter
+from kdjax.models.upernet import UPerHead
+
+WINDOW = 7
+SHIFT = WINDOW // 2
+PATCH_SIZE = 4
+DEPTHS = (2, 2, 6, 2)
+HEADS = (3, 6, 12, 24)
+EXPANSION = 4
+EPSILON = 1e-5
+# What is added to the scores of positions that only the shift made neighbours.
+MASKED = -100.0
+
+
+def relative_position_index() -> Int[np.ndarray, "T T"]:
+    """Returns the row of the bias table for every pair of positions in a window, T = 49."""
+    rows, columns = np.divmod(np.arange(WINDOW**2), WINDOW)
+    span = 2 * WINDOW - 1
+    down = rows[:, None] - rows + WINDOW - 1
+    right = columns[:, None] - columns + WINDOW - 1
+    return down * span + right
+
+
+def shifted_mask(height: int, width: int) -> Float[np.ndarray, "windows 1 T T"]:
+    """Returns what separates, in the windows of a shifted map, parts that are no neighbours.
+
+    A cyclic shift brings the first rows and columns beside the last ones.
+
+    Args:
+      height: rows of the padded map, a multiple of the window.
+      width: its columns.
+    """
+
+    def parts(size: int) -> np.ndarray:
+        position = np.arange(size)
+        return (position >= size - WINDOW).astype(int) + (position >= size - SHIFT)
+
+    regions = 3 * parts(height)[:, None] + parts(width)
+    regions = to_windows(regions[None, :, :, None])[0, :, :, 0]
+    apart = regions[:, None, :] != regions[:, :, None]
+    return np.where(apart, MASKED, 0.0).astype(np.float32)[:, None]
+
+
+def pad_to_multiple(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B h w C"]:
+    """Adds rows and columns of zeros at the end."""
+    height, width = x.shape[1:3]
+    return jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
+
+
+def to_windows(x):
+    """Cuts a map [B, H, W, C] into windows [B, windows, T, C]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // WINDOW, WINDOW, width // WINDOW, WINDOW, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, WINDOW**2, channels)
+
+
+def from_windows(
+    x: Float[Array, "B windows T C"], height: int, width: int
+) -> Float[Array, "B H W C"]:
+    """Puts the windows of a map of that size back in place."""
+    batch, _, _, channels = x.shape
+    x = x.reshape(batch, height // WINDOW, width // WINDOW, WINDOW, WINDOW, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+
+
+class WindowAttention(nnx.Module):
+    """Attention inside windows of 7 x 7, which a shifted block moves by 3 rows and columns."""
+
+    def __init__(
+        self, channels: int, heads: int, *, shifted: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.heads, self.shifted = heads, shifted
+        table = ((2 * WINDOW - 1) ** 2, heads)
+        self.relative_position_bias_table = nnx.Param(
+            linear_normal(rngs.params(), table, jnp.dtype("float32"))
+        )
+        self.in_projection = Linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
+        self.out_projection = Linear(channels, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Attends; what pads the map to whole windows is attended too, as in mmsegmentation."""
+        height, width = x.shape[1:3]
+        x = pad_to_multiple(x, WINDOW)
+        padded_height, padded_width = x.shape[1:3]
+        table = self.relative_position_bias_table[...]
+        bias = table[relative_position_index()].transpose(2, 0, 1)
+        if self.shifted:
+            x = jnp.roll(x, (-SHIFT, -SHIFT), axis=(1, 2))
+            bias = bias + shifted_mask(padded_height, padded_width)
+        projected = jnp.split(self.in_projection(to_windows(x)), 3, axis=-1)
+        query, key, value = (split_heads(y, self.heads) for y in projected)
+        x = self.out_projection(attend(query, key, value, bias))
+        x = from_windows(x, padded_height, padded_width)
+        if self.shifted:
+            x = jnp.roll(x, (SHIFT, SHIFT), axis=(1, 2))
+        return x[:, :height, :width]
+
+
+class SwinBlock(nnx.Module):
+    """Window attention and a two-layer perceptron, each behind a norm and inside a shortcut."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        shifted: bool,
+        drop_path: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        hidden = EXPANSION * channels
+        self.norm1 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.attention = WindowAttention(channels, heads, shifted=shifted, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.expand = Linear(channels, hidden, dtype=dtype, rngs=rngs)
+        self.contract = Linear(hidden, channels, dtype=dtype, rngs=rngs)
+        self.drop_path = DropPath(drop_path)
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, train: bool, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B H W C"]:
+        """Adds both branches; `train` drops each for some of the images."""
+        drop_path = partial(self.drop_path, deterministic=not train, rngs=rngs)
+        x = x + drop_path(self.attention(self.norm1(x)))
+        return x + drop_path(self.contract(gelu(self.expand(self.norm2(x)))))
+
+
+class PatchEmbedding(nnx.Module):
+    """Patches of 4 x 4 to channels, then layer norm; the image is padded to whole patches."""
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.projection = nnx.Conv(
+            3,
+            channels,
+            (PATCH_SIZE, PATCH_SIZE),
+            strides=PATCH_SIZE,
+            padding="VALID",
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+        """Embeds the patches."""
+        return self.norm(self.projection(pad_to_multiple(images, PATCH_SIZE)))
+
+
+class PatchMerging(nnx.Module):
+    """Halves a map: concatenates 2 x 2 neighbours, layer norm, a linear map to twice the channels.
+
+    The four values of one channel stand together, the order of PyTorch's Unfold. The authors' code
+    keeps the channels of one neighbour together; mmsegmentation reorders its weights.
+    """
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = LayerNorm(4 * channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Merges; an odd map is padded with a row or column of zeros at the end."""
+        x = pad_to_multiple(x, 2)
+        batch, height, width, channels = x.shape
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+        x = x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // 2, width // 2, 4 * channels)
+        return self.reduction(self.norm(x))
+
+
+class SwinTransformer(nnx.Module):
+    """Swin-T: windows of 7 x 7, two, two, six and two blocks, every second one shifted.
+
+    Args:
+      width: 64 is the published network. A head has half of it as channels, and the stages have 3,
+        6, 12 and 24 heads, so that every even width divides.
+      drop_path: rate of the last block in training; it rises linearly from 0 in the first.
+      dtype: compute dtype; parameters are float32.
+      rngs: source of the initial parameters.
+    """
+
+    def __init__(
+        self, *, width: int = 64, drop_path: float = 0.3, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.stage_channels = tuple(width // 2 * heads for heads in HEADS)
+        self.embedding = PatchEmbedding(self.stage_channels[0], dtype=dtype, rngs=rngs)
+        rates = drop_path_rates(drop_path, DEPTHS)
+        self.stages = nnx.List(
+            [
+                _stage(channels, heads, drop_paths, dtype, rngs)
+                for channels, heads, drop_paths in zip(
+                    self.stage_channels, HEADS, rates, strict=True
+                )
+            ]
+        )
+        self.mergings = nnx.List(
+            [
+                PatchMerging(channels, dtype=dtype, rngs=rngs)
+                for channels in self.stage_channels[:-1]
+            ]
+        )
+        self.norms = nnx.List(
+            [
+                LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+                for channels in self.stage_channels
+            ]
+        )
+
+    @property
+    def feature_specs(self) -> dict[str, FeatureSpec]:
+        """The maps that a call returns, by name."""
+        return {
+            f"stage{i + 1}": FeatureSpec(channels, 4 * 2**i)
+            for i, channels in enumerate(self.stage_channels)
+        }
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
+    ) -> dict[str, Float[Array, "B h w C"]]:
+        """Returns the normalised outputs of the four stages as "stage1" to "stage4"."""
+        x, features = self.embedding(images), {}
+        for index, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
+            if index > 0:
+                x = self.mergings[index - 1](x)
+            for block in blocks:
+                x = block(x, train=train, rngs=rngs)
+            features[f"stage{index + 1}"] = norm(x)
+        return features
+
+
+def _stage(
+    channels: int, heads: int, drop_paths: Sequence[float], dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.List:
+    return nnx.List(
+        [
+            SwinBlock(channels, heads, shifted=i % 2 == 1, drop_path=rate, dtype=dtype, rngs=rngs)
+            for i, rate in enumerate(drop_paths)
+        ]
+    )
+
+
+def upernet_swin_t(
+    *, num_classes: int, width: int, auxiliary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> Segmenter:
+    """Builds UPerNet on Swin-T: eight times the width in the head, four in the auxiliary one."""
+    backbone = SwinTransformer(width=width, dtype=dtype, rngs=rngs)
+    specs = backbone.feature_specs
+    head = UPerHead(specs, 8 * width, num_classes, dtype=dtype, rngs=rngs)
+    auxiliary_head = None
+    if auxiliary:
+        auxiliary_head = FCNHead(
+            specs, 4 * width, num_classes, sources=("stage3",), dtype=dtype, rngs=rngs
+        )
+    return Segmenter(backbone, head, auxiliary_head, num_classes=num_classes, dtype=dtype)
