@@ -95,8 +95,8 @@ def camvid() -> Config:
     was never seen in training, so it is scored apart.
     """
     config = default()
-    config.steps = 1200
-    config.eval_every = 400
+    config.steps = 500
+    config.eval_every = 250
     config.data.name = "folder"
     config.data.data_dir = "data/camvid"
     config.data.test_split = "test"

@@ -41,7 +41,7 @@ class InvertedResidual(nnx.Module):
                 3,
                 stride=stride,
                 dilation=dilation,
-                groups=hidden,
+                depthwise=True,
                 activation=relu6,
                 dtype=dtype,
                 rngs=rngs,

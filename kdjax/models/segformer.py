@@ -4,7 +4,6 @@ The source of every layer is mmsegmentation's MixVisionTransformer; maps stay [B
 that one keeps sequences.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from kdjax.models.attention import (
     gelu,
     split_heads,
 )
-from kdjax.models.layers import Conv, he_normal, normal
+from kdjax.models.layers import Conv, DepthwiseConv, he_normal, normal
 from kdjax.models.mlp_head import LinearProjection, MLPHead
 from kdjax.models.outputs import FeatureSpec
 from kdjax.models.segmenter import Segmenter
@@ -149,45 +148,15 @@ class EfficientAttention(nnx.Module):
         return self.out_projection(attend(query, key, value)).reshape(x.shape)
 
 
-class DepthwiseConv(nnx.Conv):
-    """A 3x3 convolution of each channel by itself, as the sum of nine shifted products.
-
-    XLA fuses the sum; its own grouped convolution took many times longer on the CPU.
-    """
-
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        super().__init__(
-            channels,
-            channels,
-            (3, 3),
-            padding=1,
-            feature_group_count=channels,
-            kernel_init=depthwise_normal,
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Array, "B H W C"]
-    ) -> Float[Array, "B H W C"]:
-        """Convolves; the products are summed in float32."""
-        assert self.bias is not None
-        height, width = x.shape[1:3]
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
-        total = self.bias[...]
-        for row, column in itertools.product(range(3), repeat=2):
-            shifted = padded[:, row : row + height, column : column + width]
-            total = total + shifted * self.kernel[row, column, 0]
-        return total.astype(x.dtype)
-
-
 class MixFFN(nnx.Module):
     """Expands the channels, mixes 3x3 neighbours depthwise, GELU, contracts."""
 
     def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         hidden = EXPANSION * channels
         self.expand = Conv(channels, hidden, 1, bias=True, dtype=dtype, rngs=rngs)
-        self.depthwise = DepthwiseConv(hidden, dtype=dtype, rngs=rngs)
+        self.depthwise = DepthwiseConv(
+            hidden, 3, bias=True, kernel_init=depthwise_normal, dtype=dtype, rngs=rngs
+        )
         self.contract = Conv(hidden, channels, 1, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
