@@ -108,7 +108,7 @@ def camvid() -> Config:
     config.student.update(network("pspnet_r18", width=8))
     config.student.auxiliary = False
     config.loss.auxiliary = 0.0
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.learning_rate = 0.2
     config.compare.seeds = (0, 1, 2)
     config.compare.teacher_steps = 1600
     config.compare.teacher_learning_rate = 0.1
