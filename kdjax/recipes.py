@@ -96,7 +96,7 @@ def camvid() -> Config:
     """
     config = default()
     config.steps = 500
-    config.eval_every = 250
+    config.eval_every = 400
     config.data.name = "folder"
     config.data.data_dir = "data/camvid"
     config.data.test_split = "test"
