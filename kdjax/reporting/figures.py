@@ -213,6 +213,38 @@ def panel_image(
     return np.concatenate(list(with_gaps)[1:], axis=1)
 
 
+@matplotlib.rc_context(_STYLE)
+def samples(
+    examples: Sequence[Mapping[str, Any]], class_names: Sequence[str], palette: np.ndarray
+) -> Figure:
+    """Labelled images, a row each: the image, and its label in colours with the classes' names.
+
+    Args:
+        examples: At least one, each of `image` `[H, W, 3]` and `label` `[H, W]`, both uint8.
+        class_names: The `K` names, of which those in the labels are shown.
+        palette: `[K, 3]` uint8.
+    """
+    heights = [_WIDTH / 2 * len(e["label"]) / e["label"].shape[1] for e in examples]
+    figure = Figure(
+        figsize=(_WIDTH, sum(heights)), dpi=160, facecolor="white", layout="constrained"
+    )
+    grid = figure.subplots(len(examples), 2, squeeze=False, height_ratios=heights)
+    for row, example in zip(grid, examples, strict=True):
+        label = colorize(example["label"], palette)
+        for axes, pixels in zip(row, (example["image"], label), strict=True):
+            axes.imshow(pixels)
+            axes.set_axis_off()
+    present = np.unique(np.concatenate([example["label"].ravel() for example in examples]))
+    colors = {
+        class_names[i]: "#" + bytes(palette[i]).hex() for i in present.tolist() if i < len(palette)
+    }
+    if 255 in present:
+        colors["ignored"] = "#" + bytes(IGNORED_GREY).hex()
+    if colors:
+        _legend(figure, colors, "outside lower left")
+    return figure
+
+
 def _legend(figure: Figure, colors: Mapping[str, str], place: str) -> None:
     """Names beside the chart, in rows as long as its width allows."""
     names = list(colors)
