@@ -71,7 +71,7 @@ class LabelMap:
         Raises:
             UserError: a value is none of the known ones.
         """
-        ids = self._ids[np.minimum(values, len(self._ids) - 1)]
+        ids = self._ids.take(values, mode="clip")
         if (unknown := ids < 0).any():
             value = self._format.format(values[unknown][0])
             raise UserError(f"{file} holds the value {value}; allowed are {self._known}")

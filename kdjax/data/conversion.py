@@ -62,11 +62,6 @@ class ConversionBuilder(SegmentationBuilder):
         """Class ids 0..K-1, and 255 where ignored."""
 
     @property
-    def findings(self) -> list[str]:
-        """How many images each split has, a line each."""
-        return [f"{split}: {len(pairs):,} images" for split, pairs in self._pairs.items()]
-
-    @property
     def skipped(self) -> list[str]:
         """What was left out so far, and why, a line each."""
         return sorted(self._skipped)
@@ -158,7 +153,7 @@ class PublishedBuilder(ConversionBuilder):
 
     @property
     def findings(self) -> list[str]:
-        """As of every conversion, beside the counts that were published."""
+        """How many images each split has, beside the number that was published."""
         lines = []
         for split, published in self.PUBLISHED.items():
             found = len(self._pairs.get(split, ()))

@@ -234,9 +234,9 @@ def samples(
         for axes, pixels in zip(row, (example["image"], label), strict=True):
             axes.imshow(pixels)
             axes.set_axis_off()
-    present = np.unique(np.concatenate([example["label"].ravel() for example in examples]))
+    present = np.unique(np.concatenate([example["label"].ravel() for example in examples])).tolist()
     colors = {
-        class_names[i]: "#" + bytes(palette[i]).hex() for i in present.tolist() if i < len(palette)
+        name: "#" + bytes(palette[i]).hex() for i, name in enumerate(class_names) if i in present
     }
     if 255 in present:
         colors["ignored"] = "#" + bytes(IGNORED_GREY).hex()
