@@ -18,7 +18,7 @@ from kdjax.data.originals import DamagedFile, Photo, read_photo
 from kdjax.data.tree import File, Listing, Tree
 from kdjax.errors import UserError
 
-_PORTION = 256  # images
+_PORTION = 64  # images; of Cityscapes, 150 MB
 
 _Result = TypeVar("_Result")
 
@@ -32,7 +32,7 @@ class Pair:
     label: File
 
 
-class ConversionBuilder(SegmentationBuilder):
+class ConversionBuilder(SegmentationBuilder, skip_registration=True):
     """A builder whose records come from pairs of files.
 
     A subclass finds the pairs, before anything is written, and says what the values of a label
@@ -127,7 +127,7 @@ class ConversionBuilder(SegmentationBuilder):
                         yield result
 
 
-class PublishedBuilder(ConversionBuilder):
+class PublishedBuilder(ConversionBuilder, skip_registration=True):
     """A builder of a well-known set, whose tree, classes and counts are fixed."""
 
     CLASSES: ClassVar[ClassTable]

@@ -82,14 +82,13 @@ class Tree:
         Raises:
             UserError: there are several such folders, or an archive is damaged.
         """
-        for path in self._places:
-            place = self._open(path)
-            for folder in folders:
+        for folder in folders:
+            for place in map(self._open, self._places):
                 roots = _by_root(place.paths, folder, suffix)
                 if len(roots) > 1:
-                    several = " and ".join(sorted(roots))
+                    several = " and ".join(place.where(root) for root in sorted(roots))
                     raise UserError(
-                        f"{path} holds several folders with *{suffix}: {several}; "
+                        f"there are several folders with *{suffix}: {several}; "
                         f"--source names {self._expected}"
                     )
                 for root, names in roots.items():
