@@ -23,7 +23,9 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared sets are kep
 _IGNORE = flags.DEFINE_multi_string(
     "ignore", [], "Label value to ignore, as 255 always is; repeatable, or several with commas."
 )
-_CLASSES = flags.DEFINE_integer("classes", None, "pascal_context: 59 classes, or 60 of them.")
+_CLASSES = flags.DEFINE_integer(
+    "classes", None, "pascal_context: 59 classes, or 60 with background."
+)
 _SKIP_DAMAGED = flags.DEFINE_bool(
     "skip_damaged", False, "Leave damaged files out, and list them, instead of ending at the first."
 )

@@ -49,7 +49,7 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
             UserError: files are missing, or there are others than expected.
         """
         self._skip_damaged = skip_damaged
-        self._skipped: list[str] = []
+        self._skipped: set[str] = set()  # splits may share files
         self._pairs = self.find_pairs(pathlib.Path(source))
         super().__init__(**kwargs)
 
@@ -109,7 +109,7 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
             except DamagedFile as error:
                 if not self._skip_damaged:
                     raise UserError(f"{error}; --skip-damaged leaves such images out") from error
-                self._skipped.append(str(error))
+                self._skipped.add(str(error))
 
         with (
             # Pillow decodes and encodes without holding Python's lock.

@@ -53,10 +53,9 @@ def read_photo(file: File, *, upright: bool = False) -> Photo:
         UserError: its pixels have 32 bits a channel.
     """
     data, image = _decoded(file)
-    turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    if turned:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and image.format in ("PNG", "JPEG") and not turned:
+    if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # which has no format any more
+    if image.mode == "RGB" and image.format in ("PNG", "JPEG"):
         return Photo(image, data)
     if image.mode.startswith("I;16"):
         # Pillow's own conversion cuts values off at 255.

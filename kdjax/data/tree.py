@@ -183,9 +183,9 @@ class _Archive(_Place):
         self.paths: list[str] = []
 
     def _add(self, member: str) -> str | None:
-        """Path of a member; None if it is hidden, as is what macOS adds of its own."""
+        """Path of a member; None if it is hidden, as are the files that macOS adds."""
         path = f"{self._stem}/{posixpath.normpath(member)}"
-        if any(part.startswith((".", "__MACOSX")) for part in path.split("/")):
+        if any(part.startswith(".") for part in path.split("/")):
             return None
         self.paths.append(path)
         return path
