@@ -48,7 +48,9 @@ def main(argv: list[str]) -> None:
     seconds = time.monotonic() - began
     print(f"{dataset.name} {done}, in {dataset.directory} ({seconds:.1f} s)\n")
     print(_summary(dataset))
-    print(f"\nfingerprint {dataset.fingerprint}; samples in {_draw_samples(dataset)}")
+    print(f"\nfingerprint {dataset.fingerprint}")
+    if not _VERIFY.value:  # which only reads
+        print(f"samples in {_draw_samples(dataset)}")
     if dataset.skipped:
         print(f"\nleft out, {len(dataset.skipped)} damaged:", *dataset.skipped, sep="\n")
 

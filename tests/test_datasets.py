@@ -871,4 +871,6 @@ def test_the_command_skips_and_verifies(tmp_path):
     checked = run("folder", "--data_dir", tmp_path, "--verify")
     assert checked.returncode == 0, checked.stderr
     assert checked.stdout.startswith("folder is as it was written")
-    assert checked.stdout.partition("\n")[2] == done.stdout.partition("\n")[2]
+    written = done.stdout.splitlines()
+    written.remove(f"samples in {tmp_path / 'folder' / '1.0.0' / 'samples.png'}")
+    assert checked.stdout.splitlines()[1:] == written[1:]

@@ -37,12 +37,13 @@ class Cityscapes(PublishedBuilder):
         pairs = {}
         for split in self.PUBLISHED:
             images = tree.files(f"leftImg8bit/{split}", suffix="_leftImg8bit.png")
-            suffixes = (_ID_SUFFIX, _TRAIN_ID_SUFFIX)
-            found = [tree.find(f"gtFine/{split}", suffix=suffix) for suffix in suffixes]
-            labels = next(filter(None, found), None)
-            pairs[split] = pair_up(
-                images, labels or tree.files(f"gtFine/{split}", suffix=_ID_SUFFIX)
+            folder = f"gtFine/{split}"
+            labels = (
+                tree.find(folder, suffix=_ID_SUFFIX)
+                or tree.find(folder, suffix=_TRAIN_ID_SUFFIX)
+                or tree.files(folder, suffix=_ID_SUFFIX)  # says what is missing
             )
+            pairs[split] = pair_up(images, labels)
         return pairs
 
     def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
