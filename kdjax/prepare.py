@@ -1,22 +1,38 @@
 """Converts a data set's original files to records, once, and prints what came of it.
 
+python -m kdjax.prepare cityscapes --source DIR --data_dir data
 python -m kdjax.prepare folder --source DIR --data_dir data --ignore 11
 python -m kdjax.prepare shapes
+python -m kdjax.prepare cityscapes --data_dir data --verify
 """
 
+import pathlib
 import time
+from typing import Any
 
+import numpy as np
 from absl import flags
 
 from kdjax import command
 from kdjax.data import sets, statistics
 from kdjax.errors import UserError
+from kdjax.reporting import figures
 
-_SOURCE = flags.DEFINE_string("source", None, "Folder with the original files.")
+_SOURCE = flags.DEFINE_string("source", None, "Folder or archive with the original files.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared sets are kept.")
 _IGNORE = flags.DEFINE_multi_string(
     "ignore", [], "Label value to ignore, as 255 always is; repeatable, or several with commas."
 )
+_CLASSES = flags.DEFINE_integer(
+    "classes", None, "pascal_context: 59 classes, or 60 with background."
+)
+_SKIP_DAMAGED = flags.DEFINE_bool(
+    "skip_damaged", False, "Leave damaged files out, and list them, instead of ending at the first."
+)
+flags.DEFINE_alias("skip-damaged", "skip_damaged")
+_VERIFY = flags.DEFINE_bool("verify", False, "Only check a set that was prepared before.")
+
+_SAMPLES = 4  # in the picture
 
 
 def main(argv: list[str]) -> None:
@@ -24,13 +40,36 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise UserError("name one data set: python -m kdjax.prepare NAME --source DIR")
     began = time.monotonic()
-    # Only named where given, since most data sets say themselves what is ignored.
-    options = {"ignore": _label_values(_IGNORE.value)} if _IGNORE.value else {}
-    done = "was there already" if sets.is_prepared(argv[1], _DATA_DIR.value) else "is prepared"
-    dataset = sets.prepare(argv[1], _DATA_DIR.value, source=_SOURCE.value, **options)
+    if _VERIFY.value:
+        done, dataset = "is as it was written", sets.verify(argv[1], _DATA_DIR.value)
+    else:
+        done = "was there already" if sets.is_prepared(argv[1], _DATA_DIR.value) else "is prepared"
+        dataset = _prepare(argv[1])
     seconds = time.monotonic() - began
     print(f"{dataset.name} {done}, in {dataset.directory} ({seconds:.1f} s)\n")
     print(_summary(dataset))
+    print(f"\nfingerprint {dataset.fingerprint}")
+    if not _VERIFY.value:  # which only reads
+        print(f"samples in {_draw_samples(dataset)}")
+    if dataset.skipped:
+        print(f"\nleft out, {len(dataset.skipped)} damaged:", *dataset.skipped, sep="\n")
+
+
+def _prepare(name: str) -> sets.PreparedSet:
+    # Only named where given: few data sets take them.
+    options: dict[str, Any] = {}
+    if _IGNORE.value:
+        options["ignore"] = _label_values(_IGNORE.value)
+    if _CLASSES.value is not None:
+        options["classes"] = _CLASSES.value
+    return sets.prepare(
+        name,
+        _DATA_DIR.value,
+        source=_SOURCE.value,
+        skip_damaged=_SKIP_DAMAGED.value,
+        report=lambda line: print(line, flush=True),
+        **options,
+    )
 
 
 def _label_values(texts: list[str]) -> list[int]:
@@ -62,6 +101,16 @@ def _summary(dataset: sets.PreparedSet) -> str:
     for index, name in enumerate(dataset.class_names):
         lines.append(row(name, [f"{split.class_shares[index]:.2%}" for split in splits]))
     return "\n".join(lines)
+
+
+def _draw_samples(dataset: sets.PreparedSet) -> pathlib.Path:
+    """Draws examples from all over the first split, beside the records."""
+    records = dataset.records(next(iter(dataset.splits)))
+    indices = np.linspace(0, len(records) - 1, min(_SAMPLES, len(records))).round().astype(int)
+    examples = list(records.decoded(indices.tolist()))
+    path = dataset.directory / "samples.png"
+    figures.samples(examples, dataset.class_names, dataset.palette).savefig(path)
+    return path
 
 
 def _triple(values: tuple[float, ...]) -> str:

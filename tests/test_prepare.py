@@ -276,7 +276,7 @@ def test_a_missing_source_is_named(tmp_path):
 
 def test_an_interrupted_preparation_leaves_nothing(source, tmp_path, monkeypatch):
     folder = sets._builder_class("folder")
-    convert = vars(folder)["_convert"]
+    convert = folder._convert
 
     def stop_at_c(self, pair):
         if pair.name == "town/c":

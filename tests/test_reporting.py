@@ -240,6 +240,16 @@ class TestFigures:
         assert (panel[:, 9:14] == PALETTE[1]).all()
         assert (panel[:, -5:] == PALETTE[2]).all()
 
+    def test_samples_name_the_classes_that_they_hold(self):
+        image = np.full((30, 40, 3), 9, np.uint8)
+        label = np.repeat([[0, 255, 2, 2]], 30, axis=0).repeat(10, axis=1).astype(np.uint8)
+        names = ["road", "sky", "a tree"]
+        figure = figures.samples([{"image": image, "label": label}] * 2, names, PALETTE)
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["road", "a tree"]
+        shown = np.asarray(figure.axes[3].images[0].get_array())
+        np.testing.assert_array_equal(shown[0, ::10], [PALETTE[0], [255] * 3, *[PALETTE[2]] * 2])
+
     def test_an_absent_class_is_said_to_be_absent(self):
         iou = {"a": [0.0, np.nan], "b": [0.5, 0.25]}
         (axes,) = figures.class_iou_bars(iou, ["zero", "absent in a"]).axes

@@ -29,6 +29,16 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     NEEDS_SOURCE: ClassVar[bool] = True
 
     @property
+    def findings(self) -> list[str]:
+        """What is about to be converted, a line each; known before anything is written."""
+        return []
+
+    @property
+    def skipped(self) -> list[str]:
+        """The damaged files that were left out, a line each; known when all is written."""
+        return []
+
+    @property
     @abc.abstractmethod
     def class_names(self) -> list[str]:
         """Names of the K classes, in the order of their ids."""

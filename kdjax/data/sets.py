@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -12,7 +13,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ class PreparedSet:
     """A data set whose records lie on a disk of this machine.
 
     `palette` holds an RGB colour a class, `splits` the number of examples of each split.
-    `fingerprint` is 16 hexadecimal digits that change with the content or order of the records.
+    `fingerprint` is 16 hexadecimal digits that change with the content or order of the records,
+    and `skipped` says, a line each, which damaged files the records were made without.
     """
 
     name: str
@@ -42,6 +44,7 @@ class PreparedSet:
     class_names: tuple[str, ...]
     palette: UInt8[np.ndarray, "K 3"]
     fingerprint: str
+    skipped: tuple[str, ...]
     _records: Mapping[str, Records] = dataclasses.field(repr=False)
 
     @property
@@ -86,11 +89,33 @@ def open_set(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
     if not is_prepared(name, data_dir):
         if not builder_class.NEEDS_SOURCE:
             return prepare(name, data_dir)
-        raise UserError(
-            f"data set {name} has not been prepared in {data_dir}; run: "
-            f"python -m kdjax.prepare {name} --source DIR --data_dir {data_dir}"
-        )
+        raise _not_prepared(builder_class, data_dir)
     return _open(_directory(builder_class, data_dir))
+
+
+def verify(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
+    """Opens the prepared set `name` after reading all of its records again.
+
+    Raises:
+        UserError: it has not been prepared, or its records are not those that were written.
+    """
+    builder_class = _builder_class(name)
+    if not is_prepared(name, data_dir):
+        raise _not_prepared(builder_class, data_dir)
+    directory = _directory(builder_class, data_dir)
+    again = f"remove {directory} and prepare it again"
+    try:
+        dataset = _open(directory)
+        fingerprint = _fingerprint(dataset._records)
+    # What array_record, TFDS and TensorFlow raise for files that are missing, short or changed.
+    except (OSError, RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
+        raise UserError(f"{directory} is damaged ({error}); {again}") from error
+    if fingerprint != dataset.fingerprint:
+        raise UserError(
+            f"the records in {directory} have changed: their fingerprint is {fingerprint}, and was "
+            f"{dataset.fingerprint}; {again}"
+        )
+    return dataset
 
 
 def prepare(
@@ -98,6 +123,8 @@ def prepare(
     data_dir: str | os.PathLike[str],
     *,
     source: str | os.PathLike[str] | None = None,
+    skip_damaged: bool = False,
+    report: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> PreparedSet:
     """Makes the records of `name` in `data_dir`, or opens them where that was done before.
@@ -108,12 +135,15 @@ def prepare(
     Args:
         name: which data set.
         data_dir: where prepared sets are kept.
-        source: folder with the original files; None for a set that is made, not converted.
+        source: folder or archive with the original files; None for a set that is made.
+        skip_damaged: whether files that cannot be read are left out, instead of ending it all.
+        report: called with each line of what was found, before anything is converted.
         **options: what the builder takes beside its source, such as `ignore` of `folder`.
 
     Raises:
-        UserError: the source is not what the builder expects, `data_dir` cannot be written to, or
-            it holds the set already, but made from another source or with other options.
+        UserError: the source is not what the builder expects, `data_dir` cannot be written to or
+            is full, or it holds the set already, but made from another source or with other
+            options.
     """
     builder_class = _builder_class(name)
     if unknown := sorted(options.keys() - set(builder_class.OPTIONS)):
@@ -126,10 +156,12 @@ def prepare(
     elif source is not None:
         raise UserError(f"data set {name} is generated: leave --source out")
     made_from = json.loads(json.dumps(options))
+    if builder_class.NEEDS_SOURCE:
+        options["skip_damaged"] = skip_damaged
     directory = _directory(builder_class, data_dir)
     with _lock(directory.parent):
         if not (directory / _RECEIPT).is_file():
-            _write(builder_class, options, directory, made_from)
+            _write(builder_class, options, directory, made_from, report)
         elif (before := _receipt(directory)["made_from"]) != made_from:
             raise UserError(
                 f"{directory} was made from {before}, not from {made_from}; "
@@ -143,6 +175,7 @@ def _write(
     options: dict[str, Any],
     directory: pathlib.Path,
     made_from: dict[str, Any],
+    report: Callable[[str], None],
 ) -> None:
     staging = directory.parent / ".incomplete"
     # Either may have been left by a process that was killed; only a receipt makes a set complete.
@@ -151,13 +184,26 @@ def _write(
     tfds.disable_progress_bar()
     try:
         builder = builder_class(data_dir=staging, file_format="array_record", **options)
+        for line in builder.findings:
+            report(line)
         # TFDS announces the folder that it writes to, which is not where the set will be.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
         written = pathlib.Path(builder.data_path)
-        receipt = {"made_from": made_from, "fingerprint": _fingerprint(_open_records(builder))}
+        receipt = {
+            "made_from": made_from,
+            "fingerprint": _fingerprint(_open_records(builder)),
+            "skipped": builder.skipped,
+        }
         (written / _RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
         written.rename(directory)
+    except (OSError, RuntimeError) as error:
+        # array_record says so in the text of a RuntimeError.
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            raise UserError(
+                f"no space left for {directory}; make room, or name another --data_dir"
+            ) from error
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -165,12 +211,15 @@ def _write(
 def _open(directory: pathlib.Path) -> PreparedSet:
     builder = tfds.builder_from_directory(directory)
     metadata = builder.info.metadata or {}
+    receipt = _receipt(directory)
     return PreparedSet(
         name=builder.name,
         directory=directory,
         class_names=tuple(metadata["class_names"]),
         palette=np.asarray(metadata["palette"], np.uint8),
-        fingerprint=_receipt(directory)["fingerprint"],
+        fingerprint=receipt["fingerprint"],
+        # Not in receipts from before files could be skipped.
+        skipped=tuple(receipt.get("skipped", ())),
         _records=_open_records(builder),
     )
 
@@ -180,6 +229,21 @@ def _open_records(builder: tfds.core.DatasetBuilder) -> dict[str, Records]:
         split: Records([os.fspath(path) for path in info.filepaths], info.num_examples)
         for split, info in builder.info.splits.items()
     }
+
+
+def _not_prepared(
+    builder_class: type[builders.SegmentationBuilder], data_dir: str | os.PathLike[str]
+) -> UserError:
+    name, wanted = builder_class.name, _directory(builder_class, data_dir)
+    others = sorted(path.parent.name for path in wanted.parent.glob(f"*/{_RECEIPT}"))
+    lacks = (
+        f"data set {name} in {data_dir} is of version {others[-1]}, and this kdjax reads "
+        f"{wanted.name}; make it anew"
+        if others
+        else f"data set {name} has not been prepared in {data_dir}; run"
+    )
+    source = " --source DIR" if builder_class.NEEDS_SOURCE else ""
+    return UserError(f"{lacks}: python -m kdjax.prepare {name}{source} --data_dir {data_dir}")
 
 
 def _receipt(directory: pathlib.Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from kdjax.data.builder import IGNORE_LABEL
 from kdjax.data.sets import PreparedSet
+from kdjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ def measure(dataset: PreparedSet, split: str) -> SplitStatistics:
     """Reads and decodes the whole split, once.
 
     Raises:
-        UserError: the set has no such split.
+        UserError: the set has no such split, or a label holds a value that is no class.
     """
     records = dataset.records(split)
     sizes: set[tuple[int, int]] = set()
@@ -46,6 +47,12 @@ def measure(dataset: PreparedSet, split: str) -> SplitStatistics:
         labels += np.bincount(example["label"].ravel(), minlength=256)
         for channel in range(3):
             colors[channel] += np.bincount(example["image"][..., channel].ravel(), minlength=256)
+    if labels[dataset.num_classes : IGNORE_LABEL].any():
+        value = dataset.num_classes + np.flatnonzero(labels[dataset.num_classes :])[0]
+        raise UserError(
+            f"split {split} of {dataset.directory} has labels of value {value}, but there are only "
+            f"{dataset.num_classes} classes; remove it and prepare it again"
+        )
     levels = np.arange(256)
     mean = colors @ levels / labels.sum()
     std = np.sqrt(colors @ levels**2 / labels.sum() - mean**2)

@@ -213,6 +213,37 @@ def panel_image(
     return np.concatenate(list(with_gaps)[1:], axis=1)
 
 
+@matplotlib.rc_context(_STYLE)
+def samples(
+    examples: Sequence[Mapping[str, Any]], class_names: Sequence[str], palette: np.ndarray
+) -> Figure:
+    """Labelled images, a row each: the image, and its label in colours with the classes' names.
+
+    Args:
+        examples: At least one, each of `image` `[H, W, 3]` and `label` `[H, W]`, both uint8.
+        class_names: The `K` names, of which those in the labels are shown.
+        palette: `[K, 3]` uint8. What is ignored is white, since grey may be a class.
+    """
+    colors = np.full((256, 3), 255, np.uint8)
+    colors[: len(palette)] = palette
+    heights = [_WIDTH / 2 * len(e["label"]) / e["label"].shape[1] for e in examples]
+    figure = Figure(
+        figsize=(_WIDTH, sum(heights)), dpi=160, facecolor="white", layout="constrained"
+    )
+    grid = figure.subplots(len(examples), 2, squeeze=False, height_ratios=heights)
+    for row, example in zip(grid, examples, strict=True):
+        for axes, pixels in zip(row, (example["image"], colors[example["label"]]), strict=True):
+            axes.imshow(pixels)
+            axes.set_axis_off()
+    present = np.unique(np.concatenate([example["label"].ravel() for example in examples])).tolist()
+    named = {
+        name: "#" + bytes(colors[i]).hex() for i, name in enumerate(class_names) if i in present
+    }
+    if named:
+        _legend(figure, named, "outside lower left")
+    return figure
+
+
 def _legend(figure: Figure, colors: Mapping[str, str], place: str) -> None:
     """Names beside the chart, in rows as long as its width allows."""
     names = list(colors)

@@ -1,0 +1,70 @@
+"""Builder of `camvid`: street scenes from a car, 11 classes."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from kdjax.data.builder import IGNORE_LABEL
+from kdjax.data.classes import ClassTable, LabelMap, color_of, read_table
+from kdjax.data.conversion import Pair, PublishedBuilder, pair_listed, pair_up
+from kdjax.data.originals import read_colors, read_values
+from kdjax.data.tree import File, Tree
+
+_HERE = pathlib.Path(__file__).parent
+_TABLE = ClassTable.read(_HERE / "classes.csv")
+_IDS = LabelMap(_TABLE.ids(ignored=[11, IGNORE_LABEL]), "0..11 and 255")
+_BASE = np.array([1 << 16, 1 << 8, 1], np.int32)  # makes one number of a colour
+
+
+def _ids_of_colors() -> LabelMap:
+    ids = {name: number for number, name in enumerate(_TABLE.names)} | {"": IGNORE_LABEL}
+    colors = {
+        int(_BASE @ color_of(row)): ids[row["class"]] for row in read_table(_HERE / "colors.csv")
+    }
+    return LabelMap(colors, "the colours of datasets/camvid/colors.csv", value_format="#{:06x}")
+
+
+_COLOR_IDS = _ids_of_colors()
+_COLOR_SUFFIX = "_L.png"
+
+
+class Camvid(PublishedBuilder):
+    """Frames of videos from a driving car with labels of 11 classes.
+
+    From the copy of the SegNet tutorial (480 x 360 pixels), or from the original (960 x 720), whose
+    32 colours are grouped into the same classes, and whose frames into the same splits.
+    """
+
+    CLASSES = _TABLE
+    PUBLISHED: ClassVar[Mapping[str, int]] = {"train": 367, "val": 101, "test": 233}
+    SOURCE = (
+        "the SegNet tutorial's folder CamVid, or the one that holds 701_StillsRaw_full and "
+        "LabeledApproved_full, or their archives"
+    )
+
+    def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
+        """By name; the original's by the lists beside this file."""
+        labels = tree.find("LabeledApproved_full", suffix=_COLOR_SUFFIX)
+        if labels is None:
+            return {
+                split: pair_up(
+                    tree.files(f"CamVid/{split}", split, suffix=".png"),
+                    tree.files(f"CamVid/{split}annot", f"{split}annot", suffix=".png"),
+                )
+                for split in self.PUBLISHED
+            }
+        images = tree.files("701_StillsRaw_full", suffix=".png")
+        pairs = {}
+        for split in self.PUBLISHED:
+            path = _HERE / f"{split}.txt"
+            pairs[split] = pair_listed(path.read_text().split(), images, labels, str(path))
+        return pairs
+
+    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
+        """From one channel of class numbers, or from the original's colours."""
+        if file.where.endswith(_COLOR_SUFFIX):
+            return _COLOR_IDS(read_colors(file).astype(np.int32) @ _BASE, file)
+        return _IDS(read_values(file), file)

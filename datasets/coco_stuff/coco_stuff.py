@@ -1,0 +1,47 @@
+"""Builder of `coco_stuff`: the 164k images of COCO 2017, labelled with 171 things and stuff."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from kdjax.data.builder import IGNORE_LABEL
+from kdjax.data.classes import ClassTable, LabelMap
+from kdjax.data.conversion import Pair, PublishedBuilder, pair_up
+from kdjax.data.originals import read_values
+from kdjax.data.tree import File, Tree
+
+_TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
+# 11 of the 182 labels that COCO once planned are used nowhere, and refused.
+_IDS = LabelMap(
+    _TABLE.ids(ignored=[IGNORE_LABEL]),
+    "255 and the labels of datasets/coco_stuff/classes.csv, from 0 to 181",
+)
+# Beside the labels, mmsegmentation writes others under these names.
+_DERIVED = "_labelTrainIds"
+
+
+class CocoStuff(PublishedBuilder):
+    """Everyday scenes with labels of 80 things and 91 stuffs."""
+
+    CLASSES = _TABLE
+    PUBLISHED: ClassVar[Mapping[str, int]] = {"train": 118287, "val": 5000}
+    SOURCE = "the folder that holds train2017, val2017 and the stuffthingmaps, or their archives"
+
+    def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
+        """By name; images and labels both lie in folders `train2017` and `val2017`."""
+        pairs = {}
+        for split in self.PUBLISHED:
+            labels = tree.files(f"{split}2017", suffix=".png")
+            raw = {name: f for name, f in labels.files.items() if not name.endswith(_DERIVED)}
+            pairs[split] = pair_up(
+                tree.files(f"{split}2017", suffix=".jpg"), dataclasses.replace(labels, files=raw)
+            )
+        return pairs
+
+    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
+        """From the values of the stuffthingmaps."""
+        return _IDS(read_values(file), file)

@@ -1,0 +1,77 @@
+"""Builder of `pascal_context`: VOC 2010's photos labelled as a whole, 59 or 60 classes."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from kdjax.data.builder import IGNORE_LABEL
+from kdjax.data.classes import ClassTable, LabelMap
+from kdjax.data.conversion import Pair, PublishedBuilder, pair_listed, read_split
+from kdjax.data.originals import read_matlab, read_values
+from kdjax.data.tree import File, Tree
+from kdjax.errors import UserError
+
+_TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
+_NUM_LABELS = 460  # of the MATLAB annotations, of which most are too rare to be a class
+
+
+class PascalContext(PublishedBuilder):
+    """Photos with labels of 59 kinds of objects and surroundings.
+
+    With 59 classes, everything else is ignored; with 60, it is the class `background`, id 0.
+    """
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ("classes",)
+    CLASSES = _TABLE
+    PUBLISHED: ClassVar[Mapping[str, int]] = {"train": 4998, "val": 5105}
+    SOURCE = (
+        "the folder that holds VOCdevkit/VOC2010 and, unless it has SegmentationClassContext/, "
+        "the MATLAB annotations trainval/; or their archives"
+    )
+
+    def __init__(self, *, classes: int = 59, **kwargs):
+        """Finds the files; `classes` is 59 or 60."""
+        if classes not in (59, 60):
+            raise UserError(f"pascal_context has 59 or 60 classes, not {classes}")
+        self._first = 60 - classes  # the line of the table that becomes id 0
+        matlab = dict.fromkeys(range(_NUM_LABELS), 0) | _TABLE.ids()
+        png = {line: line for line in range(len(_TABLE.names))}
+        self._matlab_ids = LabelMap(self._shifted(matlab), f"0..{_NUM_LABELS - 1}")
+        self._png_ids = LabelMap(self._shifted(png), "0..59")
+        super().__init__(**kwargs)
+
+    def _shifted(self, lines: dict[int, int]) -> dict[int, int]:
+        """Class ids of label values that stand for these lines of the table."""
+        return {
+            value: line - self._first if line >= self._first else IGNORE_LABEL
+            for value, line in lines.items()
+        }
+
+    @property
+    def classes(self) -> ClassTable:
+        """With background or without."""
+        first = self._first
+        return ClassTable(_TABLE.names[first:], _TABLE.palette[first:], _TABLE.labels[first:])
+
+    def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
+        """By the lists that belong to the converted labels, or else by those of VOC 2010."""
+        images = tree.files("VOC2010/JPEGImages", "JPEGImages", suffix=".jpg")
+        folder = "SegmentationClassContext"
+        if labels := tree.find(f"VOC2010/{folder}", folder, suffix=".png"):
+            folder = "ImageSets/SegmentationContext"
+        else:
+            labels, folder = tree.files("trainval", suffix=".mat"), "ImageSets/Main"
+        lists = tree.files(f"VOC2010/{folder}", folder, suffix=".txt")
+        return {
+            split: pair_listed(read_split(lists, split), images, labels, lists.files[split])
+            for split in self.PUBLISHED
+        }
+
+    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
+        """From a converted PNG or a MATLAB file."""
+        if file.where.endswith(".png"):
+            return self._png_ids(read_values(file), file)
+        return self._matlab_ids(read_matlab(file, "LabelMap"), file)

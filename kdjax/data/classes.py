@@ -1,0 +1,78 @@
+"""What original labels mean: tables of classes, and maps from label values to class ids."""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from kdjax.data.builder import IGNORE_LABEL
+from kdjax.data.tree import File
+from kdjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTable:
+    """The classes of a data set, in the order of their ids 0..K-1.
+
+    Attributes:
+        names: of the K classes.
+        palette: their RGB colours.
+        labels: the value that stands for each in the original labels.
+    """
+
+    names: list[str]
+    palette: UInt8[np.ndarray, "K 3"]
+    labels: list[int]
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "ClassTable":
+        """Reads columns label, name, red, green, blue; lines that begin with # are comments."""
+        rows = read_table(path)
+        return cls(
+            names=[row["name"] for row in rows],
+            palette=np.array([color_of(row) for row in rows], np.uint8),
+            labels=[int(row["label"]) for row in rows],
+        )
+
+    def ids(self, *, ignored: Iterable[int] = ()) -> dict[int, int]:
+        """Class id of each label value, 255 of the `ignored` ones."""
+        classes = {label: number for number, label in enumerate(self.labels)}
+        return {**dict.fromkeys(ignored, IGNORE_LABEL), **classes}
+
+
+def read_table(path: pathlib.Path) -> list[dict[str, str]]:
+    """Rows of a file of comma-separated values with a heading, by column."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines))
+
+
+def color_of(row: Mapping[str, str]) -> tuple[int, int, int]:
+    """RGB of a table's row."""
+    return int(row["red"]), int(row["green"]), int(row["blue"])
+
+
+class LabelMap:
+    """Turns the values of original labels into class ids, and refuses those it does not know."""
+
+    def __init__(self, ids: Mapping[int, int], known: str, value_format: str = "{}"):
+        """Maps by `ids`; for messages, `known` describes its keys and `value_format` writes one."""
+        # The last entry stands for everything beyond.
+        self._ids = np.full(max(ids) + 2, -1, np.int16)
+        self._ids[list(ids)] = list(ids.values())
+        self._known = known
+        self._format = value_format
+
+    def __call__(self, values: Integer[np.ndarray, "H W"], file: File) -> UInt8[np.ndarray, "H W"]:
+        """Class ids of `values`, which were read from `file`.
+
+        Raises:
+            UserError: a value is none of the known ones.
+        """
+        ids = self._ids.take(values, mode="clip")
+        if (unknown := ids < 0).any():
+            value = self._format.format(values[unknown][0])
+            raise UserError(f"{file} holds the value {value}; allowed are {self._known}")
+        return ids.astype(np.uint8)

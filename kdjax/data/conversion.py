@@ -1,0 +1,220 @@
+"""Builders that convert original files: images and labels are paired, checked and encoded."""
+
+import abc
+import concurrent.futures
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar, TypeVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from kdjax.data.builder import SegmentationBuilder, encode_png
+from kdjax.data.classes import ClassTable
+from kdjax.data.originals import DamagedFile, Photo, read_photo
+from kdjax.data.tree import File, Listing, Tree
+from kdjax.errors import UserError
+
+_PORTION = 64  # images; of Cityscapes, 150 MB
+
+_Result = TypeVar("_Result")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pair:
+    """An image and its label: `name` is what tells them from others of their split."""
+
+    name: str
+    image: File
+    label: File
+
+
+class ConversionBuilder(SegmentationBuilder, skip_registration=True):
+    """A builder whose records come from pairs of files.
+
+    A subclass finds the pairs, before anything is written, and says what the values of a label
+    mean; the pairs are converted on all cores.
+    """
+
+    # Whether images are turned as their camera noted; their labels have to be upright then.
+    UPRIGHT: ClassVar[bool] = False
+
+    def __init__(self, *, source: str, skip_damaged: bool = False, **kwargs):
+        """Finds the pairs under `source`, a folder or an archive.
+
+        Raises:
+            UserError: files are missing, or there are others than expected.
+        """
+        self._skip_damaged = skip_damaged
+        self._skipped: set[str] = set()  # splits may share files
+        self._pairs = self.find_pairs(pathlib.Path(source))
+        super().__init__(**kwargs)
+
+    @abc.abstractmethod
+    def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
+        """The pairs of each split, in the order of their records."""
+
+    @abc.abstractmethod
+    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
+        """Class ids 0..K-1, and 255 where ignored."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """What was left out so far, and why, a line each."""
+        return sorted(self._skipped)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._pairs}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        number = -1
+        for number, example in enumerate(
+            self.each(self._convert, self._pairs[split], f"writing {split}")
+        ):
+            yield number, example
+        if number < 0:
+            raise UserError(f"no image of split {split} can be read: {self.skipped[0]}")
+
+    def _convert(self, pair: Pair) -> dict[str, bytes | str]:
+        photo, label = self.read(pair)
+        return {"image": photo.encode(), "label": encode_png(label), "name": pair.name}
+
+    def read(self, pair: Pair) -> tuple[Photo, UInt8[np.ndarray, "H W"]]:
+        """Decodes both files.
+
+        Raises:
+            UserError: one of them cannot be read or used, or their sizes differ.
+        """
+        photo, label = read_photo(pair.image, upright=self.UPRIGHT), self.read_label(pair.label)
+        if label.shape != photo.shape:
+            raise UserError(
+                f"{pair.label} is {label.shape[1]} x {label.shape[0]} pixels, but {pair.image} "
+                f"is {photo.shape[1]} x {photo.shape[0]}{', upright' if self.UPRIGHT else ''}; "
+                "they have to be of one size"
+            )
+        return photo, label
+
+    def each(
+        self, function: Callable[[Pair], _Result], pairs: Sequence[Pair], what: str
+    ) -> Iterator[_Result]:
+        """Results in the order of `pairs`, less those of damaged files where these are skipped."""
+
+        def attempt(pair: Pair) -> _Result | None:
+            try:
+                return function(pair)
+            except DamagedFile as error:
+                if not self._skip_damaged:
+                    raise UserError(f"{error}; --skip-damaged leaves such images out") from error
+                self._skipped.add(str(error))
+
+        with (
+            # Pillow decodes and encodes without holding Python's lock.
+            concurrent.futures.ThreadPoolExecutor() as pool,
+            # Shown in a terminal only, and gone when done.
+            tqdm(
+                total=len(pairs), desc=what, unit=" images", leave=False, disable=None
+            ) as progress,
+        ):
+            # In portions: results wait in memory, and a mistake should stop the work soon.
+            for start in range(0, len(pairs), _PORTION):
+                for result in pool.map(attempt, pairs[start : start + _PORTION]):
+                    progress.update()
+                    if result is not None:
+                        yield result
+
+
+class PublishedBuilder(ConversionBuilder, skip_registration=True):
+    """A builder of a well-known set, whose tree, classes and counts are fixed."""
+
+    CLASSES: ClassVar[ClassTable]
+    # Images by split, to tell an incomplete copy by.
+    PUBLISHED: ClassVar[Mapping[str, int]]
+    # What --source should be, for messages.
+    SOURCE: ClassVar[str]
+
+    @property
+    def classes(self) -> ClassTable:
+        """The classes of this builder."""
+        return self.CLASSES
+
+    @property
+    def class_names(self) -> list[str]:
+        """As the table of classes has them."""
+        return self.classes.names
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "K 3"]:
+        """The colours that the set's authors or its users have agreed on."""
+        return self.classes.palette
+
+    @property
+    def findings(self) -> list[str]:
+        """How many images each split has, beside the number that was published."""
+        lines = []
+        for split, published in self.PUBLISHED.items():
+            found = len(self._pairs.get(split, ()))
+            line = f"{split}: {found:,} images"
+            lines.append(line if found == published else f"{line}, but {published:,} are published")
+        return lines
+
+    def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
+        """The pairs of each split, from a folder or from archives."""
+        return self.pairs_in(Tree(source, self.SOURCE))
+
+    @abc.abstractmethod
+    def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
+        """The pairs of each split, in the order of their records."""
+
+
+def pair_up(images: Listing, labels: Listing) -> list[Pair]:
+    """Images and labels of the same names, all of them.
+
+    Raises:
+        UserError: one has no partner.
+    """
+    for name in sorted(images.files.keys() ^ labels.files.keys()):
+        there, missing = (images, labels) if name in images.files else (labels, images)
+        kind = "label" if there is images else "image"
+        raise UserError(
+            f"{there.files[name]} has no {kind}: there is no {name}{missing.suffix} "
+            f"in {missing.where}"
+        )
+    return [Pair(name, images.files[name], labels.files[name]) for name in images.files]
+
+
+def pair_listed(
+    names: Iterable[str], images: Listing, labels: Listing, named_by: File | str
+) -> list[Pair]:
+    """The pairs of `names`, in that order.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    pairs = []
+    for name in names:
+        for kind, listing in (("image", images), ("label", labels)):
+            if name not in listing.files:
+                raise UserError(
+                    f"{kind} {name}{listing.suffix}, which {named_by} names, is not in "
+                    f"{listing.where}"
+                )
+        pairs.append(Pair(name, images.files[name], labels.files[name]))
+    return pairs
+
+
+def read_split(lists: Listing, split: str) -> list[str]:
+    """The names in the list of `split`, which is a file among `lists`.
+
+    Raises:
+        UserError: there is no such list, or it is empty.
+    """
+    if split not in lists.files:
+        raise UserError(f"there is no {split}{lists.suffix} in {lists.where}; it lists the images")
+    names = lists.files[split].read().decode().split()
+    if not names:
+        raise UserError(f"{lists.files[split]} is empty; it should list the images of {split}")
+    return names

@@ -1,0 +1,133 @@
+"""Decoding of original files: photos, label images and MATLAB's files, with what is wrong named."""
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import scipy.io
+from jaxtyping import UInt8, UInt16
+from PIL import ExifTags, Image, ImageOps
+
+from kdjax.data.builder import encode_png
+from kdjax.data.tree import File
+from kdjax.errors import UserError
+
+
+class DamagedFile(UserError):
+    """A file that cannot be read, as one is after a broken download or copy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """An image in 8-bit RGB.
+
+    Attributes:
+        pixels: decoded, and of mode RGB.
+        original: the file itself where it holds the same in PNG or JPEG, else None.
+    """
+
+    pixels: Image.Image
+    original: bytes | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.height, self.pixels.width
+
+    def encode(self) -> bytes:
+        """The file itself, byte by byte, or a PNG of the pixels."""
+        return self.original or encode_png(np.asarray(self.pixels))
+
+
+def read_photo(file: File, *, upright: bool = False) -> Photo:
+    """Decodes an image of any kind.
+
+    Args:
+        file: grey, palette, transparent, CMYK or 16-bit images become 8-bit RGB.
+        upright: whether the orientation that a camera noted (EXIF) is followed. Decoders of
+            records do not know it, so that the image is turned here.
+
+    Raises:
+        DamagedFile: the file cannot be decoded to its end.
+        UserError: its pixels have 32 bits a channel.
+    """
+    data, image = _decoded(file)
+    if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # which has no format any more
+    if image.mode == "RGB" and image.format in ("PNG", "JPEG"):
+        return Photo(image, data)
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts values off at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise UserError(f"{file} has 32-bit pixels; save it with 8 bits a channel")
+    return Photo(image.convert("RGB"), None)
+
+
+def read_values(file: File) -> UInt8[np.ndarray, "H W"]:
+    """The values of a label image as they are: indices of a palette image, not its colours.
+
+    Raises:
+        DamagedFile: the file cannot be decoded to its end.
+        UserError: it has several channels, or values above 255.
+    """
+    _, label = _decoded(file)
+    if label.mode not in ("L", "P", "I", "I;16"):
+        raise UserError(
+            f"{file} has mode {label.mode}; a label has to be a PNG of one 8-bit channel (grey or "
+            "palette) whose values are class ids"
+        )
+    values = np.asarray(label)
+    if values.max() > 255:
+        raise UserError(f"{file} holds the value {values.max()}; labels are 0..255")
+    return values.astype(np.uint8)
+
+
+def read_colors(file: File) -> UInt8[np.ndarray, "H W 3"]:
+    """The colours of a label image.
+
+    Raises:
+        DamagedFile: the file cannot be decoded to its end.
+    """
+    _, label = _decoded(file)
+    return np.asarray(label.convert("RGB"))
+
+
+def read_matlab(file: File, variable: str, *fields: str) -> UInt16[np.ndarray, "H W"]:
+    """A label matrix in a MATLAB file (version 7 or before), of whatever number type.
+
+    Args:
+        file: to read.
+        variable: its name.
+        fields: the way to the matrix where the variable is a structure.
+
+    Raises:
+        DamagedFile: the file cannot be read.
+        UserError: it holds no such matrix.
+    """
+    try:
+        value: Any = scipy.io.loadmat(io.BytesIO(file.read()), variable_names=[variable])
+    except Exception as error:  # SciPy lets through whatever comes of odd bytes.
+        raise DamagedFile(f"{file} cannot be read as a MATLAB file: {error}") from error
+    try:
+        value = value[variable]
+        for field in fields:
+            value = value[field].item()
+        height, width = value.shape
+        return value.astype(np.uint16).reshape(height, width)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        name = ".".join((variable, *fields))
+        raise UserError(f"{file} holds no matrix {name}; is it from another data set?") from error
+
+
+def _decoded(file: File) -> tuple[bytes, Image.Image]:
+    """Reads and decodes the whole file, so that a truncated one is noticed."""
+    try:
+        data = file.read()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Exception as error:  # Pillow lets through whatever its decoders raise.
+        reason = "it has no format that is known" if "BytesIO" in str(error) else error
+        raise DamagedFile(f"{file} cannot be read as an image: {reason}") from error
+    return data, image
