@@ -1,6 +1,6 @@
 """Every network next to mmsegmentation's, with the same random weights and images.
 
-    python -m benchmarks.parity --mmseg-python PATH                  all, about ten minutes
+    python -m benchmarks.parity --mmseg-python PATH                  all, about fifteen minutes
     python -m benchmarks.parity --mmseg-python PATH --only pspnet_r18,fcn_hr18s
 
 PATH is the Python of an environment with mmsegmentation 1.2 and its PyTorch; kdjax is not needed
@@ -50,6 +50,15 @@ CONFIGS = {
     },
     **{f"upernet_r{depth}": f"upernet/upernet_r{depth}_4xb2-{D8}" for depth in (18, 50, 101)},
     **{f"fcn_hr{plan}": f"hrnet/fcn_hr{plan}_4xb2-{D8}" for plan in ("18s", "18", "48")},
+    **{
+        f"segformer_{size}": f"segformer/segformer_mit-{size}_8xb2-160k_ade20k-{side}x{side}.py"
+        for size, side in zip(
+            ("b0", "b1", "b2", "b3", "b4", "b5"), (512, 512, 512, 512, 512, 640), strict=True
+        )
+    },
+    "upernet_swin_t": (
+        "swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
+    ),
 }
 
 
