@@ -109,6 +109,8 @@ def camvid() -> Config:
     config.student.auxiliary = False
     config.loss.auxiliary = 0.0
     config.optimizer.learning_rate = 0.2
+    # A distillation term adds several times the gradient of cross-entropy in the first steps.
+    config.optimizer.gradient_clip = 1.0
     config.compare.seeds = (0, 1, 2)
     config.compare.teacher_steps = 1600
     config.compare.teacher_learning_rate = 0.1
