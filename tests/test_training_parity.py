@@ -44,14 +44,14 @@ def channels_last(x):
 
 
 def make_batch(rng, count, height, width):
-    """Images, and labels in blobs with a border that is ignored."""
+    """Noisy images in a colour per class, and labels with a border that is ignored."""
     coarse = rng.integers(0, CLASSES, (count, -(-height // 8), -(-width // 8)))
     labels = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
     labels[:, :, :3] = 255
-    means = rng.integers(0, 256, (CLASSES, 3))[labels % CLASSES]
-    noise = rng.normal(0, 40, (count, height, width, 3))
+    colours = np.random.default_rng(0).integers(0, 256, (CLASSES, 3))
+    images = colours[labels % CLASSES] + rng.normal(0, 40, (count, height, width, 3))
     return {
-        "image": np.clip(means + noise, 0, 255).astype(np.uint8),
+        "image": np.clip(images, 0, 255).astype(np.uint8),
         "label": labels.astype(np.uint8),
     }
 
@@ -234,18 +234,28 @@ def taught_by_pytorch(student, teacher, batches):
         yield {name: x.item() for name, x in {"loss": loss, **parts}.items()}
 
 
-def test_twenty_steps_of_channel_wise_distillation():
-    theirs, their_teacher = network("pspnet_r18"), network("pspnet_r101").double()
-    rng = np.random.default_rng(0)
-    batches = [make_batch(rng, 4, 49, 65) for _ in range(STEPS)]
-    # Drawn statistics are not those of the maps, and over 33 blocks the scores would explode.
-    their_teacher.train()
-    for module in their_teacher.modules():
+def settle(net, batches):
+    """Sets the running statistics to those of the images; with any others scores explode."""
+    for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over the batches
+    net.train()
     with torch.no_grad():
-        their_teacher(normalised(batches[0]["image"]))
-    their_teacher.eval()
+        for batch in batches:
+            net(normalised(batch["image"]))
+    net.eval()
+
+
+def test_twenty_steps_of_channel_wise_distillation():
+    rng = np.random.default_rng(1)
+    batches = [make_batch(rng, 8, 49, 65) for _ in range(STEPS)]
+    theirs, their_teacher = network("pspnet_r18"), network("pspnet_r101").double()
+    settle(their_teacher, batches[:4])
+    # Small scores at first, as training has them. With large ones the first steps are chaotic:
+    # on 4 images of 49 x 65, PyTorch's float32 lost its own float64 by 0.13 within 20 steps.
+    for head in (theirs.decode_head, theirs.auxiliary_head):
+        head.conv_seg.weight.data *= 0.05
 
     student, teacher = ours_with(theirs, "pspnet_r18"), ours_with(their_teacher, "pspnet_r101")
     terms = distillation_terms.resolve(
@@ -268,15 +278,14 @@ def test_twenty_steps_of_channel_wise_distillation():
             seed=0,
         )
     )
-    worst = 0.0
+    errors = []
     for batch, expected in zip(
         batches, taught_by_pytorch(theirs, their_teacher, batches), strict=True
     ):
         state, metrics = train_step(state, teacher_state, batch)
-        worst = max(worst, *(abs(metrics[name] / x - 1) for name, x in expected.items()))
-        print({name: f"{x:.5f} {float(metrics[name] / x - 1):.1e}" for name, x in expected.items()})
-    print(f"losses of {STEPS} steps: worst {worst:.1e}")
-    assert worst <= 1e-3
+        errors += [abs(float(metrics[name]) / x - 1) for name, x in expected.items()]
+    print(f"{STEPS} steps: worst loss {max(errors):.1e}")
+    assert max(errors) <= 1e-3
     nnx.update(student, state.student())
     trained = {name: x.numpy() for name, x in theirs.state_dict().items() if x.ndim}
     scales = {name: np.abs(x).max() for name, x in trained.items()}
@@ -288,7 +297,7 @@ def layer_input(*shape):
 
 
 def compare_layer(ours, theirs, x, **tolerance):
-    """Compares a layer's value and the gradient by its input."""
+    """Compares a layer's value, and the gradient of a weighted sum by its input."""
     value, pull = jax.vjp(ours, jnp.asarray(x))
     inputs = channels_first(x).requires_grad_()
     expected = theirs(inputs)
@@ -353,7 +362,7 @@ def test_depthwise_convolution(stride, dilation):
 @pytest.mark.parametrize("shape", [(8, 1, 1, 3), (8, 5, 4, 3)])
 def test_batch_norm_on_one_device_and_on_eight(shape):
     # So little variance that the epsilon counts.
-    x = 1 + 3e-3 * layer_input(*shape)
+    x = 1e-2 * layer_input(*shape)
     theirs = torch.nn.BatchNorm2d(3)
     expected = theirs(channels_first(x))
 
@@ -363,8 +372,8 @@ def test_batch_norm_on_one_device_and_on_eight(shape):
 
     for images in (x, Placement().put_batch({"x": x})["x"]):
         norm = layers.BatchNorm(3, dtype=FLOAT32, rngs=nnx.Rngs(0))
-        np.testing.assert_allclose(run(norm, images), channels_last(expected), atol=2e-2)
-        np.testing.assert_allclose(norm.mean[...], theirs.running_mean, rtol=1e-6)
+        np.testing.assert_allclose(run(norm, images), channels_last(expected), atol=1e-5)
+        np.testing.assert_allclose(norm.mean[...], theirs.running_mean, rtol=1e-5)
         np.testing.assert_allclose(norm.var[...], theirs.running_var, rtol=1e-6)
 
 
