@@ -64,12 +64,13 @@ def test_strides_follow_the_family():
 
 def compare_with_pytorch(name):
     torch = pytest.importorskip("torch", reason="compares with PyTorch")
-    import reference
+    import torch_networks
 
     torch.manual_seed(0)
-    theirs = reference.create(name, width=8, classes=5)
+    theirs = torch_networks.create(name, width=8, classes=5)
     images = torch.randn(1, 3, *IMAGE)
-    expected = theirs(images)
+    with torch.no_grad():
+        expected = theirs(images)
     net = abstract(name, width=8)
     interop.from_mmseg(net, theirs.state_dict())
     # Op by op: compiling the network as a whole takes longer.

@@ -214,11 +214,11 @@ class SwinStage(nn.Module):
 
 
 class Swin(nn.Module):
-    def __init__(self, head_channels):
+    def __init__(self, head_channels, depths=(2, 2, 6, 2)):
         super().__init__()
         self.patch_embed = Embedding(3, 3 * head_channels, 4, 4, 0, 1e-5)
         self.stages = nn.ModuleList()
-        for i, (heads, depth) in enumerate(zip((3, 6, 12, 24), (2, 2, 6, 2), strict=True)):
+        for i, (heads, depth) in enumerate(zip((3, 6, 12, 24), depths, strict=True)):
             channels = heads * head_channels
             self.stages.append(SwinStage(channels, heads, depth, last=i == 3))
             self.add_module(f"norm{i}", nn.LayerNorm(channels))

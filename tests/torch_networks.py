@@ -316,7 +316,6 @@ class Network(nn.Module):
                 module.running_var.uniform_(0.5, 1.5)
         self.eval()
 
-    @torch.no_grad()
     def forward(self, images):
         stages = self.backbone(images)
         found = {f"stage{index}": x for index, x in enumerate(stages, 1)}
@@ -349,6 +348,7 @@ def create(name, width, classes):
         counts, expansion = {
             "18": ((2, 2, 2, 2), 1),
             "50": ((3, 4, 6, 3), 4),
+            "101": ((3, 4, 23, 3), 4),
         }[backbone_name.strip("rb")]
         backbone = ResNet(
             width,

@@ -1,0 +1,415 @@
+"""Training next to PyTorch's: gradients, running statistics, twenty steps, details of layers.
+
+The networks there compute in float64, so that what is rounded is rounded here. The worst figures
+are printed: `pytest tests/test_training_parity.py -rP` shows them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kdjax import config as configuration
+from kdjax import interop, models
+from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation.objective import Objective
+from kdjax.models import attention, hrnet, layers, swin
+from kdjax.models.preprocessing import IMAGENET
+from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.sharding import Placement
+from kdjax.training.state import create_state
+from kdjax.training.step import Side, make_train_step
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch")
+import torch_networks  # noqa: E402  they need PyTorch
+import torch_transformers  # noqa: E402
+
+functional = torch.nn.functional
+pytestmark = pytest.mark.torch
+
+FLOAT32 = jnp.dtype("float32")
+CLASSES = 5
+STEPS = 20
+
+
+def channels_first(x):
+    return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
+
+
+def channels_last(x):
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+def make_batch(rng, count, height, width):
+    """Noisy images in a colour per class, and labels with a border that is ignored."""
+    coarse = rng.integers(0, CLASSES, (count, -(-height // 8), -(-width // 8)))
+    labels = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
+    labels[:, :, :3] = 255
+    colours = np.random.default_rng(0).integers(0, 256, (CLASSES, 3))
+    images = colours[labels % CLASSES] + rng.normal(0, 40, (count, height, width, 3))
+    return {
+        "image": np.clip(images, 0, 255).astype(np.uint8),
+        "label": labels.astype(np.uint8),
+    }
+
+
+def normalised(images):
+    mean, std = (torch.tensor(x, dtype=torch.float64) for x in IMAGENET)
+    return ((torch.from_numpy(images) - mean) / std).permute(0, 3, 1, 2)
+
+
+def cross_entropy(logits, labels):
+    labels = torch.from_numpy(labels).long()
+    logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+    return functional.cross_entropy(logits, labels, ignore_index=255)
+
+
+def network(name, width=8):
+    """One of the convolutional networks, with batch norms that do not amplify rounding.
+
+    With the large offsets that comparing outputs wants, some channels are almost dead after their
+    ReLU, and batch statistics divide by next to nothing.
+    """
+    torch.manual_seed(0)
+    net = torch_networks.create(name, width, CLASSES)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.bias.data *= 0.1
+    return net
+
+
+def ours_with(theirs, name, width=8):
+    """A network of kdjax with the weights of PyTorch's, and without any randomness."""
+    net = nnx.eval_shape(
+        lambda: models.create(name, num_classes=CLASSES, width=width, rngs=nnx.Rngs(0))
+    )
+    interop.from_mmseg(net, theirs.state_dict())
+    for _, module in nnx.iter_modules(net):
+        if isinstance(module, nnx.Dropout):
+            module.rate = 0.0
+    return net
+
+
+class SegFormer(torch_transformers.SegFormer):
+    """As `torch_networks` has it: channels first."""
+
+    def forward(self, images):
+        maps = super().forward(images.permute(0, 2, 3, 1))
+        return {name: x.permute(0, 3, 1, 2) for name, x in maps.items()}
+
+
+class Swin(torch_transformers.Swin):
+    """As the backbones of `torch_networks` are: channels first, a list."""
+
+    def forward(self, images):
+        maps = super().forward(images.permute(0, 2, 3, 1))
+        return [x.permute(0, 3, 1, 2) for x in maps.values()]
+
+
+def upernet_swin(depths):
+    torch.manual_seed(0)
+    channels = [4 * heads for heads in swin.HEADS]
+    return torch_networks.Network(
+        Swin(4, depths),
+        torch_networks.UPerHead(channels, 64, CLASSES),
+        torch_networks.FCNHead(channels[2], 32, CLASSES),
+        lambda head, stages: head(stages),
+    )
+
+
+def compare_gradients(theirs, net, *, zero=0):
+    """Holds all gradients and running statistics against PyTorch's, in training mode.
+
+    `zero` is how many parameters have no influence, as an offset that batch norm takes away again:
+    their gradients are rounding on both sides, and are small next to the network's largest.
+    """
+    batch = make_batch(np.random.default_rng(0), 4, 49, 65)
+    theirs = theirs.double().train()
+    output = theirs(normalised(batch["image"]))
+    expected_loss = cross_entropy(output["logits"], batch["label"])
+    if "aux_logits" in output:
+        expected_loss = expected_loss + 0.4 * cross_entropy(output["aux_logits"], batch["label"])
+    expected_loss.backward()
+
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+    images, labels = IMAGENET(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def step(params):
+        net = nnx.merge(graphdef, params, rest, copy=True)
+        output = net(images, train=True)
+        value, _, _ = Objective(1.0, 0.4)(output, None, labels, {}, {}, jnp.zeros(()))
+        return value, nnx.state(net, nnx.Not(nnx.Param))
+
+    (value, statistics), gradients = step(params)
+    np.testing.assert_allclose(value, expected_loss.item(), rtol=1e-5)
+    # Gradients in the places of the parameters get PyTorch's names.
+    nnx.update(net, gradients, statistics)
+    found = interop.to_mmseg(net)
+
+    expected = {name: x.grad.numpy() for name, x in theirs.named_parameters()}
+    scales = {name: np.abs(x).max() for name, x in expected.items()}
+    largest = max(scales.values())
+    idle = [name for name, scale in scales.items() if scale < 1e-9 * largest]
+    assert len(idle) == zero, idle
+    scales |= dict.fromkeys(idle, largest)
+    check("gradient", found, expected, scales, 1e-3)
+    running = {name: x.numpy() for name, x in theirs.named_buffers() if "running" in name}
+    scales = {name: np.abs(x).max() for name, x in running.items()}
+    check("running statistics", found, running, scales, 1e-4)
+
+
+def check(what, found, expected, scales, bar):
+    """Compares arrays by name, each in units of its scale, and prints the worst."""
+    errors = {name: np.abs(found[name] - x).max() / scales[name] for name, x in expected.items()}
+    worst = max(errors, key=errors.__getitem__)
+    print(f"{what}: {len(errors)} arrays, worst {errors[worst]:.1e} in {worst}")
+    assert errors[worst] <= bar, worst
+
+
+def test_gradients_of_pspnet():
+    theirs = network("pspnet_r18")
+    compare_gradients(theirs, ours_with(theirs, "pspnet_r18"))
+
+
+def test_gradients_of_deeplabv3plus_on_mobilenet():
+    theirs = network("deeplabv3plus_mbv2")
+    net = ours_with(theirs, "deeplabv3plus_mbv2")
+    # In maps this small one pixel on the other side of ReLU6's two kinks is a tenth of a gradient,
+    # and among this network's 400,000 rounding moves a few: PyTorch's float32 is 0.2 from its own
+    # float64. So both get an activation without kinks.
+    for module in theirs.modules():
+        if isinstance(module, torch_networks.ConvModule) and not isinstance(
+            module.activation, torch.nn.Identity
+        ):
+            module.activation = functional.silu
+    for _, module in nnx.iter_modules(net):
+        if isinstance(module, layers.ConvNorm) and module.activation is not None:
+            module.activation = jax.nn.silu
+    compare_gradients(theirs, net, zero=14)
+
+
+def test_gradients_of_a_short_hrnet(monkeypatch):
+    monkeypatch.setitem(hrnet.PLANS, "18s", hrnet.Plan(18, 1, (1, 1, 1)))
+    theirs = network("fcn_hr18s")
+    compare_gradients(theirs, ours_with(theirs, "fcn_hr18s"))
+
+
+def test_gradients_of_segformer():
+    theirs = torch_transformers.randomise(SegFormer(4, (2, 2, 2, 2), 32, CLASSES))
+    compare_gradients(theirs, ours_with(theirs, "segformer_b0"), zero=1)
+
+
+def test_gradients_of_upernet_on_a_short_swin(monkeypatch):
+    monkeypatch.setattr(swin, "DEPTHS", (1, 2, 1, 1))
+    theirs = upernet_swin((1, 2, 1, 1))
+    compare_gradients(theirs, ours_with(theirs, "upernet_swin_t"), zero=2)
+
+
+def taught_by_pytorch(student, teacher, batches):
+    """Trains PyTorch's student in place; returns what each step minimised, by part."""
+    student.double().train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    poly = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / STEPS) ** 0.9)
+    for batch in batches:
+        images = normalised(batch["image"])
+        with torch.no_grad():
+            target = torch.softmax(teacher(images)["logits"].flatten(2) / 4, dim=2)
+        output = student(images)
+        scores = torch.log_softmax(output["logits"].flatten(2) / 4, dim=2)
+        parts = {
+            "cross_entropy": cross_entropy(output["logits"], batch["label"]),
+            "auxiliary_cross_entropy": cross_entropy(output["aux_logits"], batch["label"]),
+            "cwd": 4**2 * (target * (target.log() - scores)).sum(2).mean(),
+        }
+        loss = parts["cross_entropy"] + 0.4 * parts["auxiliary_cross_entropy"] + 3 * parts["cwd"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        poly.step()
+        yield {name: x.item() for name, x in {"loss": loss, **parts}.items()}
+
+
+def settle(net, batches):
+    """Sets the running statistics to those of the images; with any others scores explode."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over the batches
+    net.train()
+    with torch.no_grad():
+        for batch in batches:
+            net(normalised(batch["image"]))
+    net.eval()
+
+
+def test_twenty_steps_of_channel_wise_distillation():
+    rng = np.random.default_rng(1)
+    batches = [make_batch(rng, 8, 49, 65) for _ in range(STEPS)]
+    theirs, their_teacher = network("pspnet_r18"), network("pspnet_r101").double()
+    settle(their_teacher, batches[:4])
+    # Small scores at first, as training has them. With large ones the first steps are chaotic:
+    # on 4 images of 49 x 65, PyTorch's float32 lost its own float64 by 0.13 within 20 steps.
+    for head in (theirs.decode_head, theirs.auxiliary_head):
+        head.conv_seg.weight.data *= 0.05
+
+    student, teacher = ours_with(theirs, "pspnet_r18"), ours_with(their_teacher, "pspnet_r101")
+    terms = distillation_terms.resolve(
+        {"cwd": configuration.term("cwd", weight=3.0, temperature=4.0)},
+        student.feature_specs,
+        teacher.feature_specs,
+    )
+    settings = configuration.default().optimizer
+    optimizer = make_optimizer(settings, STEPS)
+    graphdef, state = create_state(student, {}, {}, optimizer, ema=False)
+    teacher_graphdef, teacher_state = nnx.split(teacher)
+    train_step = jax.jit(
+        make_train_step(
+            Side(graphdef, IMAGENET),
+            Side(teacher_graphdef, IMAGENET),
+            Objective(1.0, 0.4, terms),
+            optimizer,
+            learning_rate_schedule(settings, STEPS),
+            steps=STEPS,
+            seed=0,
+        )
+    )
+    errors = []
+    for batch, expected in zip(
+        batches, taught_by_pytorch(theirs, their_teacher, batches), strict=True
+    ):
+        state, metrics = train_step(state, teacher_state, batch)
+        errors += [abs(float(metrics[name]) / x - 1) for name, x in expected.items()]
+    print(f"{STEPS} steps: worst loss {max(errors):.1e}")
+    assert max(errors) <= 1e-3
+    nnx.update(student, state.student())
+    trained = {name: x.numpy() for name, x in theirs.state_dict().items() if x.ndim}
+    scales = {name: np.abs(x).max() for name, x in trained.items()}
+    check("weights and running statistics", interop.to_mmseg(student), trained, scales, 1e-2)
+
+
+def layer_input(*shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def compare_layer(ours, theirs, x, **tolerance):
+    """Compares a layer's value, and the gradient of a weighted sum by its input."""
+    value, pull = jax.vjp(ours, jnp.asarray(x))
+    inputs = channels_first(x).requires_grad_()
+    expected = theirs(inputs)
+    np.testing.assert_allclose(value, channels_last(expected), **tolerance)
+    cotangent = layer_input(*value.shape)
+    expected.backward(channels_first(cotangent))
+    np.testing.assert_allclose(
+        pull(jnp.asarray(cotangent))[0], channels_last(inputs.grad), **tolerance
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (8, 5)])
+def test_max_pooling_is_in_floor_mode(size):
+    pool = torch.nn.MaxPool2d(3, 2, 1)
+    compare_layer(jax.jit(layers.max_pool), pool, layer_input(2, *size, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+def test_adaptive_pooling_where_the_bins_do_not_divide_the_map_or_outnumber_it(bins):
+    compare_layer(
+        lambda x: layers.adaptive_average_pools(x, (4, bins))[1],
+        partial(functional.adaptive_avg_pool2d, output_size=bins),
+        layer_input(2, 5, 13, 3),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("size", [(29, 40), (6, 5), (13, 4)])
+def test_resizing_has_half_pixel_centres_and_no_antialiasing(size):
+    compare_layer(
+        partial(layers.resize, size=size),
+        partial(functional.interpolate, size=size, mode="bilinear", align_corners=False),
+        layer_input(2, 13, 17, 3),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2), (1, 12)])
+def test_depthwise_convolution(stride, dilation):
+    rng = np.random.default_rng(2)
+    kernel, bias = rng.standard_normal((3, 3, 1, 4), np.float32), rng.standard_normal(4, np.float32)
+    conv = layers.DepthwiseConv(
+        4, 3, stride=stride, dilation=dilation, bias=True, dtype=FLOAT32, rngs=nnx.Rngs(0)
+    )
+    conv.kernel[...], conv.bias[...] = kernel, bias
+    theirs = torch.nn.Conv2d(4, 4, 3, stride=stride, padding=dilation, dilation=dilation, groups=4)
+    theirs.weight.data, theirs.bias.data = (
+        torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()),
+        torch.from_numpy(bias),
+    )
+    x = layer_input(2, 13, 18, 4)
+    compare_layer(conv, theirs, x, atol=2e-5)
+
+    graphdef, params = nnx.split(conv)
+    value, pull = jax.vjp(lambda params: nnx.merge(graphdef, params)(jnp.asarray(x)), params)
+    (gradients,) = pull(jnp.asarray(layer_input(*value.shape)))
+    by_kernel = theirs.weight.grad.permute(2, 3, 1, 0)
+    np.testing.assert_allclose(gradients["kernel"][...], by_kernel, atol=1e-4)
+    np.testing.assert_allclose(gradients["bias"][...], theirs.bias.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1, 3), (8, 5, 4, 3)])
+def test_batch_norm_on_one_device_and_on_eight(shape):
+    # So little variance that the epsilon counts.
+    x = 1e-2 * layer_input(*shape)
+    theirs = torch.nn.BatchNorm2d(3)
+    expected = theirs(channels_first(x))
+
+    @nnx.jit
+    def run(norm, x):
+        return norm(x, use_running_average=False)
+
+    for images in (x, Placement().put_batch({"x": x})["x"]):
+        norm = layers.BatchNorm(3, dtype=FLOAT32, rngs=nnx.Rngs(0))
+        np.testing.assert_allclose(run(norm, images), channels_last(expected), atol=1e-5)
+        np.testing.assert_allclose(norm.mean[...], theirs.running_mean, rtol=1e-5)
+        np.testing.assert_allclose(norm.var[...], theirs.running_var, rtol=1e-6)
+
+
+def test_dropout_takes_whole_channels():
+    classifier = layers.Classifier(200, 2, dropout=0.25, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    read = classifier(jnp.ones((8, 3, 4, 200)), train=True, rngs=nnx.Rngs(dropout=0)).inputs
+    theirs = torch.nn.Dropout2d(0.25)(torch.ones(8, 200, 3, 4))
+    for x in (np.asarray(read), channels_last(theirs)):
+        assert np.all(x == x[:, :1, :1])
+        np.testing.assert_allclose(np.unique(x), [0, 1 / 0.75], rtol=1e-6)
+        np.testing.assert_allclose(x.mean(), 1, atol=0.05)
+
+
+def test_gelu_is_exact():
+    compare_layer(attention.gelu, functional.gelu, 3 * layer_input(1, 8, 8, 8), atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-6])
+def test_layer_norm(epsilon):
+    norm = attention.LayerNorm(8, epsilon=epsilon, dtype=FLOAT32, rngs=nnx.Rngs(0))
+
+    def theirs(x):
+        return functional.layer_norm(x.permute(0, 2, 3, 1), (8,), eps=epsilon).permute(0, 3, 1, 2)
+
+    # So little variance that the epsilon counts.
+    compare_layer(norm, theirs, 1e-3 * layer_input(2, 3, 4, 8), rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_first_block_of_a_dilated_stage_has_half_the_dilation():
+    def dilations(name, modules):
+        net = nnx.eval_shape(lambda: models.create(name, num_classes=2, width=4, rngs=nnx.Rngs(0)))
+        return [[block.conv2.conv.kernel_dilation for block in stage] for stage in modules(net)]
+
+    def theirs(name):
+        stages = [getattr(network(name, 4).backbone, f"layer{i}") for i in (1, 2, 3, 4)]
+        return [[block.conv2.dilation[0] for block in stage] for stage in stages]
+
+    found = dilations("pspnet_r50", lambda net: net.backbone.stages)
+    assert found == theirs("pspnet_r50") == [[1] * 3, [1] * 4, [1] + 5 * [2], [2, 4, 4]]
