@@ -96,16 +96,16 @@ def ours_with(theirs, name, width=8):
 class SegFormer(torch_transformers.SegFormer):
     """As `torch_networks` has it: channels first."""
 
-    def forward(self, images):
-        maps = super().forward(images.permute(0, 2, 3, 1))
+    def forward(self, x):
+        maps = super().forward(x.permute(0, 2, 3, 1))
         return {name: x.permute(0, 3, 1, 2) for name, x in maps.items()}
 
 
 class Swin(torch_transformers.Swin):
     """As the backbones of `torch_networks` are: channels first, a list."""
 
-    def forward(self, images):
-        maps = super().forward(images.permute(0, 2, 3, 1))
+    def forward(self, x):  # pyright: ignore[reportIncompatibleMethodOverride]
+        maps = super().forward(x.permute(0, 2, 3, 1))
         return [x.permute(0, 3, 1, 2) for x in maps.values()]
 
 
@@ -342,6 +342,7 @@ def test_depthwise_convolution(stride, dilation):
     conv = layers.DepthwiseConv(
         4, 3, stride=stride, dilation=dilation, bias=True, dtype=FLOAT32, rngs=nnx.Rngs(0)
     )
+    assert conv.bias is not None
     conv.kernel[...], conv.bias[...] = kernel, bias
     theirs = torch.nn.Conv2d(4, 4, 3, stride=stride, padding=dilation, dilation=dilation, groups=4)
     theirs.weight.data, theirs.bias.data = (
