@@ -96,13 +96,13 @@ def export(
             (directory / DESCRIPTION).write_text(text + "\n")
             directory.rename(target)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{output}: cannot be written: {error}") from error
     return exports
 
 
 def _check_formats(formats: Sequence[str], size: Size) -> None:
     if not formats:
-        raise UserError(f"no format: {nearest('', FORMATS)}")
+        raise UserError(f"no format is named: {nearest('', FORMATS)}")
     for name in formats:
         if name not in FORMATS:
             raise UserError(f'unknown format "{name}": {nearest(name, FORMATS)}')
