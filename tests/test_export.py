@@ -19,6 +19,7 @@ from kdjax.deployment.labelling import ANY, Size
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import saved
+from kdjax.models.layers import resize
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZE = Size(32, 48)
@@ -118,6 +119,19 @@ def test_networks_that_compute_with_their_images_size_are_recognised(name, expec
         return predictor(zeros, images)
 
     assert labelling.takes_any_size(label) is expected
+
+
+def test_tensorflow_lite_repeats_a_pooled_image_right(tmp_path):
+    # Written as an interpolation, the converted file gave other numbers.
+    def enlarged(images):
+        pooled = jnp.mean(images.astype(jnp.float32), axis=(1, 2), keepdims=True)
+        return resize(jnp.tile(pooled, (1, 1, 1, 4)), SIZE)
+
+    path = tmp_path / "resize.tflite"
+    formats.FORMATS["tflite"].write(enlarged, SIZE, path)
+    images = random_images(1, *SIZE)
+    found = formats.FORMATS["tflite"].read(path)(images)
+    np.testing.assert_allclose(found, enlarged(images), rtol=1e-5)
 
 
 def refuse(source, output, names, size=ANY):

@@ -1,6 +1,5 @@
 """Records to batches: prepared sets, stateless augmentation and input pipelines.
 
-`sets` finds and prepares data sets, `pipeline` turns them into batches of NumPy arrays. This is the
-only room that imports TensorFlow, and it does so in its submodules: importing `kdjax.data` itself
-costs nothing.
+`sets` finds and prepares data sets, `pipeline` turns them into batches of NumPy arrays. Its
+submodules import TensorFlow; importing `kdjax.data` itself costs nothing.
 """

@@ -85,7 +85,9 @@ def compare(
             raise UserError(
                 f"it labels images {images.shape} by {found.shape} instead of {expected.shape}"
             )
-        wrong = int(np.sum(_behind(net, preprocessing, images, found) > TIE))
+        # The scores are computed only where they are needed: they take another compilation.
+        same = np.array_equal(found, expected)
+        wrong = 0 if same else int(np.sum(_behind(net, preprocessing, images, found) > TIE))
         if wrong:
             raise UserError(
                 f"{wrong} of {found.size} labels are not the network's, by more than rounding"
