@@ -24,6 +24,7 @@ def randomised(name):
                 *((module.mean, -1, 1), (module.var, 0.5, 2)),
                 *((module.scale, 0.5, 1.5), (module.bias, -1, 1)),
             ):
+                assert variable is not None
                 drawn = generator.uniform(low, high, variable.shape)
                 variable[...] = jnp.asarray(drawn, jnp.float32)
     return net

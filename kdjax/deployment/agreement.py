@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
-from kdjax.deployment.labelling import ANY, Label, Size, labelling
+from kdjax.deployment.labelling import ANY, Images, Label, Labels, Size, labelling
 from kdjax.errors import UserError
 from kdjax.models.layers import resize
 from kdjax.models.preprocessing import Preprocessing
@@ -53,6 +53,8 @@ def random_images(size: Size) -> list[UInt8[np.ndarray, "B H W 3"]]:
     generator = np.random.default_rng(0)
     batches = []
     for count, (height, width) in zip((2, 1), sizes, strict=True):
+        assert height is not None
+        assert width is not None
         patches = generator.integers(0, 256, (count, -(-height // 16), -(-width // 16), 3))
         images = patches.repeat(16, 1).repeat(16, 2)[:, :height, :width]
         images[0] += generator.integers(-64, 65, images[0].shape)
@@ -102,11 +104,13 @@ def compare(
 def _behind(
     net: Segmenter,
     preprocessing: Preprocessing,
-    images: UInt8[Array, "B H W 3"],
-    labels: Int[Array, "B H W"],
+    images: Images,
+    labels: Labels,
 ) -> Float[Array, "B H W"]:
     """How far the labels' scores are behind the best, as a part of the image's largest score."""
-    scores = resize(net(preprocessing(images)).logits.astype(jnp.float32), images.shape[1:3])
+    scores = resize(
+        net(preprocessing(jnp.asarray(images))).logits.astype(jnp.float32), images.shape[1:3]
+    )
     # A label that is no class has no score.
     chosen = jnp.sum(jax.nn.one_hot(labels, scores.shape[-1]) * scores, axis=-1)
     known = (labels >= 0) & (labels < scores.shape[-1])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import export
 from jaxtyping import Array, Int, UInt8
@@ -13,7 +14,10 @@ from kdjax.evaluation.evaluator import Predictor
 from kdjax.models.preprocessing import Preprocessing
 from kdjax.models.segmenter import Segmenter
 
-Label = Callable[[UInt8[Array, "B H W 3"]], Int[Array, "B H W"]]
+# JAX traces it; what is loaded from a file takes and returns NumPy arrays.
+Images = UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"]
+Labels = Int[Array, "B H W"] | Int[np.ndarray, "B H W"]
+Label = Callable[[Images], Labels]
 
 
 class Size(NamedTuple):
