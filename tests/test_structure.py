@@ -10,7 +10,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A room may import itself and what stands before it. Side buildings stand on `errors` and on what
 # is named here.
 FLOORS = ("losses", "models", "evaluation", "distillation", "training")
-SIDE_BUILDINGS = {"data": set(), "reporting": set(), "interop": {"models"}}
+SIDE_BUILDINGS = {
+    "data": set(),
+    "reporting": set(),
+    "interop": {"models"},
+    "deployment": {"models", "evaluation"},
+}
 
 
 def imported_rooms(path):
@@ -53,7 +58,8 @@ def test_losses_need_jax_alone():
 
 def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
     loaded = loaded_by(
-        "import kdjax.training.loop, kdjax.training.checkpoints, kdjax.evaluation, kdjax.interop"
+        "import kdjax.training.loop, kdjax.training.checkpoints, kdjax.evaluation, kdjax.interop, "
+        "kdjax.deployment"
     )
     assert not loaded & {
         *("tensorflow", "torch", "tensorflow_datasets", "tensorboardX", "matplotlib"),

@@ -262,6 +262,9 @@ def resize(x: Float[Array, "B H W C"], size: tuple[int, ...]) -> Float[Array, "B
     """Resizes bilinearly, half-pixel centres, no antialiasing (torch's align_corners=False)."""
     if x.shape[1:3] == tuple(size):
         return x
+    # A pooled image: nothing to interpolate, and TensorFlow Lite gets the general way wrong for it.
+    if x.shape[1:3] == (1, 1):
+        return jnp.broadcast_to(x, (x.shape[0], *size, x.shape[3]))
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method="bilinear", antialias=False)
 
 

@@ -1,0 +1,245 @@
+"""Exports: what other programs load labels images as the network does, or nothing is written."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kdjax import deployment, models
+from kdjax.deployment import agreement, formats, labelling
+from kdjax.deployment.labelling import ANY, Size
+from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import Predictor
+from kdjax.models import saved
+from kdjax.models.layers import ConvNorm, resize
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SIZE = Size(32, 48)
+CLASSES = 5
+
+
+def described(name):
+    return saved.NetworkInfo(
+        name=name,
+        num_classes=CLASSES,
+        width=4,
+        auxiliary=True,
+        class_names=tuple("abcde"),
+        palette=((0, 0, 0),) * CLASSES,
+    )
+
+
+@pytest.fixture(scope="module")
+def net():
+    net = models.create("tiny", num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
+    generator = np.random.default_rng(0)
+    for _, module in nnx.iter_modules(net):
+        if isinstance(module, nnx.BatchNorm):
+            module.var[...] = jnp.asarray(generator.uniform(0.5, 2, module.var.shape), jnp.float32)
+    return net
+
+
+@pytest.fixture(scope="module")
+def source(net, tmp_path_factory):
+    """A finished workdir: the student lies in a folder of it."""
+    workdir = tmp_path_factory.mktemp("run")
+    saved.save(workdir / "student", described("tiny"), nnx.state(net))
+    return str(workdir)
+
+
+def random_images(*shape):
+    return np.random.default_rng(2).integers(0, 256, (*shape, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, folded):
+    output = tmp_path / "new" / "export"
+    exports = deployment.export(
+        source, str(output), list(formats.FORMATS), size=SIZE, folded=folded
+    )
+    assert [export.format for export in exports] == list(formats.FORMATS)
+    assert {path.name for path in output.iterdir()} == {
+        *(export.file for export in exports),
+        "export.json",
+    }
+    assert list(output.parent.iterdir()) == [output]
+    graphdef, state = nnx.split(net)
+    predictor = Predictor(graphdef, described("tiny").preprocessing)
+    for export in exports:
+        chosen = formats.FORMATS[export.format]
+        label = chosen.read(output / export.file)
+        # Batches and sizes that were not tried when it was written.
+        shapes = [(3, 41, 50), (1, 33, 32)] if chosen.flexible else [(3, *SIZE)]
+        for shape in shapes:
+            images = random_images(*shape)
+            expected = np.asarray(predictor(state, images))
+            found = np.asarray(label(images))
+            assert found.dtype == np.int32
+            assert len(np.unique(expected)) > 1
+            assert np.mean(found == expected) > 0.999
+        assert export.size == (ANY if chosen.flexible else SIZE)
+        assert export.agreement.agreeing > 0.999 * export.agreement.pixels
+
+    described_by = json.loads((output / "export.json").read_text())
+    assert described_by["class_names"] == list("abcde")
+    assert described_by["batch_norm_folded"] is folded
+    assert described_by["exports"]["tflite"]["input_shape"] == [1, 32, 48, 3]
+    assert described_by["exports"]["stablehlo"]["input_shape"] == [None, None, None, 3]
+
+
+def test_the_auxiliary_head_is_not_written(net, source, tmp_path):
+    (export,) = deployment.export(source, str(tmp_path / "a"), ["stablehlo"])
+    without = models.create("tiny", num_classes=CLASSES, width=4, auxiliary=False, rngs=nnx.Rngs(0))
+    label = labelling.labelling(without, described("tiny").preprocessing)
+    path = tmp_path / "b"
+    formats.FORMATS["stablehlo"].write(label, ANY, path)
+    assert abs(export.bytes - path.stat().st_size) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("tiny", True), ("pspnet_r18", False), ("segformer_b0", False)]
+)
+def test_networks_that_compute_with_their_images_size_are_recognised(name, expected):
+    net = nnx.eval_shape(
+        lambda: models.create(name, num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
+    )
+    graphdef, state = nnx.split(net)
+    predictor = Predictor(graphdef, described(name).preprocessing)
+
+    def label(images):
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+        return predictor(zeros, images)
+
+    assert labelling.takes_any_size(label) is expected
+
+
+def test_tensorflow_lite_repeats_a_pooled_image_right(tmp_path):
+    # As PSPNet does. Written as an interpolation, the converted file gave other numbers.
+    branch = ConvNorm(3, 8, 1, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+    def enlarged(images):
+        pooled = jnp.mean(images.astype(jnp.float32), axis=(1, 2), keepdims=True)
+        return resize(branch(pooled, train=False), SIZE)
+
+    path = tmp_path / "resize.tflite"
+    formats.FORMATS["tflite"].write(enlarged, SIZE, path)
+    images = random_images(1, *SIZE)
+    found = formats.FORMATS["tflite"].read(path)(images)
+    np.testing.assert_allclose(found, enlarged(images), rtol=1e-5)
+
+
+def refuse(source, output, names, size=ANY):
+    with pytest.raises(UserError) as error:
+        deployment.export(str(source), str(output), names, size=size)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_network_that_needs_a_size_says_so_and_takes_the_given_one(tmp_path):
+    net = models.create("pspnet_r18", num_classes=CLASSES, width=2, rngs=nnx.Rngs(0))
+    info = described("pspnet_r18")
+    saved.save(tmp_path / "net", dataclasses.replace(info, width=2), nnx.state(net))
+    output = tmp_path / "export"
+    assert refuse(tmp_path / "net", output, ["stablehlo"]) == (
+        "pspnet_r18 cannot be exported for images of any size, since it computes with their size: "
+        "give --height and --width"
+    )
+    assert not output.exists()
+    (export,) = deployment.export(str(tmp_path / "net"), str(output), ["stablehlo"], size=SIZE)
+    assert export.size == SIZE
+
+
+def test_labels_that_are_wrong_are_an_error_and_nothing_stays(net, source, tmp_path, monkeypatch):
+    right = formats.FORMATS["stablehlo"]
+
+    def read_wrong(path):
+        label = right.read(path)
+        return lambda images: np.asarray(label(images)) * 0 + 3
+
+    monkeypatch.setitem(formats.FORMATS, "stablehlo", right._replace(read=read_wrong))
+    message = refuse(source, tmp_path / "export", ["stablehlo"])
+    assert message.startswith("stablehlo: nothing is written, since ")
+    assert message.endswith("labels are not the network's, by more than rounding")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_ties_may_differ(net):
+    preprocessing = described("tiny").preprocessing
+    label = labelling.labelling(net, preprocessing)
+    images = random_images(1, 32, 48)
+    # Two equal classes: either label is right, a third one is not.
+    twins = nnx.clone(net)
+    conv = twins.head.classifier.conv
+    conv.kernel[...] = conv.kernel[...].at[..., 1].set(conv.kernel[..., 0])
+    conv.bias[...] = jnp.asarray([9.0, 9.0, 0.0, 0.0, 0.0])
+    found = agreement.compare(lambda x: label(x) * 0 + 1, twins, preprocessing, [images])
+    assert found == (32 * 48, 0, 1)
+    for wrong in (2, -1, CLASSES):
+        with pytest.raises(UserError, match="1536 of 1536 labels are not"):
+            agreement.compare(lambda x, w=wrong: label(x) * 0 + w, twins, preprocessing, [images])
+    with pytest.raises(UserError, match=r"by \(1, 32\) instead of \(1, 32, 48\)"):
+        agreement.compare(lambda x: label(x)[..., 0], net, preprocessing, [images])
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):
+    output = tmp_path / "export"
+    assert refuse(tmp_path, output, ["stablehlo"]).startswith(
+        f"{tmp_path}: no network checkpoint here"
+    )
+    assert refuse(source, output, ["tflit"]) == 'unknown format "tflit": did you mean "tflite"?'
+    assert refuse(source, output, []) == (
+        "no format is named: there are: stablehlo, savedmodel, tflite"
+    )
+    assert refuse(source, output, ["stablehlo", "tflite"]) == (
+        "tflite takes images of one size: give --height and --width"
+    )
+    assert refuse(source, "gs://bucket/export", ["stablehlo"]) == (
+        "gs://bucket/export: exports are written to a local directory"
+    )
+    assert not list(tmp_path.iterdir())
+
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    assert refuse(source, full, ["stablehlo"]) == f"{full}: exists already; name a new directory"
+    inside = full / "file" / "export"
+    message = refuse(source, inside, ["stablehlo"])
+    assert message.startswith(f"{inside}: cannot be written: ")
+    assert str(full / "file") in message
+
+
+# The command in a process of its own, which knows the tiny network.
+COMMAND = """
+import runpy, conftest
+runpy.run_module("kdjax.export", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_command_says_what_it_wrote(source, tmp_path):
+    def run(*arguments):
+        flags = [f"--source={source}", f"--output={tmp_path / 'export'}", "--format=stablehlo"]
+        return subprocess.run(
+            [sys.executable, "-c", COMMAND, *flags, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": "tests:."},
+        )
+
+    half = run("--height=32")
+    assert (half.returncode, half.stderr) == (
+        2,
+        "kdjax.export: error: --height and --width go together: give both or neither\n",
+    )
+    whole = run("--fold_batch_norm")
+    assert whole.returncode == 0, whole.stderr
+    assert "student.stablehlo: images of any size" in whole.stdout
+    assert "labels agree" in whole.stdout

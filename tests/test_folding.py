@@ -1,0 +1,71 @@
+"""Batch norm folded into convolutions: the same scores from every family of networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kdjax import models
+from kdjax.models import folding
+from kdjax.models.layers import ConvNorm
+
+# Every head and every kind of backbone; depthwise convolutions in two of them.
+NAMES = ["tiny", "pspnet_r18", "deeplabv3plus_mbv2", "upernet_r18b", "fcn_hr18s", "segformer_b0"]
+
+
+def randomised(name):
+    """A network whose norms have statistics, scales and biases as after training."""
+    net = models.create(name, num_classes=5, width=4, auxiliary=True, rngs=nnx.Rngs(0))
+    generator = np.random.default_rng(0)
+    for _, module in nnx.iter_modules(net):
+        if isinstance(module, nnx.BatchNorm):
+            for variable, low, high in (
+                *((module.mean, -1, 1), (module.var, 0.5, 2)),
+                *((module.scale, 0.5, 1.5), (module.bias, -1, 1)),
+            ):
+                assert variable is not None
+                drawn = generator.uniform(low, high, variable.shape)
+                variable[...] = jnp.asarray(drawn, jnp.float32)
+    return net
+
+
+@jax.jit
+def scores(net, images):
+    output = net(images)
+    return output.logits, output.aux_logits
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folded_network_gives_the_same_scores_and_has_no_batch_norm(name):
+    net = randomised(name)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(net)))
+    folded = folding.fold_batch_norm(net)
+    images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 33, 47, 3), np.float32))
+    for expected, found in zip(scores(net, images), scores(folded, images), strict=True):
+        if expected is not None:
+            error = np.abs(found - expected).max() / np.abs(expected).max()
+            assert error < 1e-5
+    assert not jax.tree.leaves(nnx.state(folded, nnx.BatchStat))
+    # The network that was given is as it was.
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(net)), before)
+
+
+def test_a_bias_before_the_norm_is_folded_too():
+    module = ConvNorm(3, 4, 3, activation=None, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    module.conv.bias = nnx.Param(jnp.arange(4.0))
+    module.conv.use_bias = True
+    module.norm.mean[...] = jnp.full(4, 0.5)
+    net = nnx.Dict(only=module)
+    x = jnp.ones((1, 5, 5, 3))
+    folded = folding.fold_batch_norm(net)
+    expected = module(x, train=False)
+    np.testing.assert_allclose(folded.only(x, train=False), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_folding_twice_changes_nothing_more_and_training_is_refused():
+    folded = folding.fold_batch_norm(randomised("tiny"))
+    again = folding.fold_batch_norm(folded)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(folded), nnx.state(again))
+    with pytest.raises(ValueError, match="cannot be trained"):
+        folded(jnp.ones((1, 32, 32, 3)), train=True, rngs=nnx.Rngs(0))
