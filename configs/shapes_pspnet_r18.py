@@ -2,7 +2,7 @@
 
     python -m kdjax.compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
 
-Half an hour on two CPU cores. Results: docs/results/shapes.md.
+Results: docs/results/shapes.md.
 """
 
 from kdjax import recipes
