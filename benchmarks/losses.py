@@ -240,22 +240,25 @@ def peak_of_allocations(call):
 
 def measure(case, backward, rounds):
     ours, our_memory = prepare_jax(case, backward)
-    first = ours()
-    theirs, their_memory = None, math.nan
-    if case.theirs is not None:
-        theirs, their_memory = prepare_torch(case, backward)
-        value = first[0] if backward else first
-        np.testing.assert_allclose(value, theirs().numpy(), rtol=1e-3, err_msg=case.name)
 
     def seconds(call):
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
 
-    # Few rounds where one takes long.
     once = seconds(ours)
-    rounds = max(3, min(rounds, int(20 / once))) if once < 20 else 1
-    times = [(seconds(ours), seconds(theirs) if theirs else math.nan) for _ in range(rounds)]
+    theirs, their_memory = None, math.nan
+    if case.theirs is not None:
+        theirs, their_memory = prepare_torch(case, backward)
+        first = ours()
+        value = first[0] if backward else first
+        np.testing.assert_allclose(value, theirs().numpy(), rtol=1e-3, err_msg=case.name)
+
+    times = [(once, math.nan)]
+    # Few rounds where one takes long; a call of more than 20 s is its own warm-up.
+    if once < 20 or theirs:
+        rounds = max(3, min(rounds, int(20 / once)))
+        times = [(seconds(ours), seconds(theirs) if theirs else math.nan) for _ in range(rounds)]
     our_time, their_time = (1e3 * statistics.median(x) for x in zip(*times, strict=True))
     size = " x ".join(map(str, case.size))
     what = "forward and backward" if backward else "forward"
