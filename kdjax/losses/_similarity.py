@@ -158,11 +158,34 @@ def _table_distance(student, teacher):
     if pixels * (d + e) <= d * d + d * e + e * e:
         table_s, table_t = (_table(x, x) for x in (student, teacher))
         return jnp.mean(jnp.square(table_s - table_t), axis=(-2, -1))
+    return _gram_distance(student, teacher) / float(pixels) ** 2
+
+
+@jax.custom_vjp
+def _gram_distance(student, teacher):
+    """`|S S' - T T'|^2` from matrices of channels by channels."""
+    return _gram_distance_forward(student, teacher)[0]
+
+
+def _gram_distance_forward(student, teacher):
     within_s, within_t, across = (
-        jnp.sum(jnp.square(einsum("...id,...ie->...de", x, y)), axis=(-2, -1))
+        einsum("...id,...ie->...de", x, y)
         for x, y in ((student, student), (teacher, teacher), (student, teacher))
     )
-    return (within_s + within_t - 2.0 * across) / float(pixels) ** 2
+    s, t, both = (jnp.sum(jnp.square(x), axis=(-2, -1)) for x in (within_s, within_t, across))
+    return s + t - 2.0 * both, (student, teacher, within_s, across)
+
+
+def _gram_distance_backward(residuals, cotangent):
+    # By hand, because automatic differentiation makes three products of channels by pixels out of
+    # these two, and turns each around.
+    student, teacher, within_s, across = residuals
+    slope = 4.0 * cotangent[..., None, None]
+    gradient = einsum("...id,...de->...ie", student, slope * within_s)
+    return gradient - einsum("...ie,...de->...id", teacher, slope * across), None
+
+
+_gram_distance.defvjp(_gram_distance_forward, _gram_distance_backward)
 
 
 # Entries of one image's table that exist at a time.
