@@ -59,6 +59,9 @@ def test_adapter_only_where_channels_differ_and_it_learns():
     )
     adapters = terms.init_adapters(resolved, jax.random.key(0))
     assert jax.tree.map(jnp.shape, adapters) == {"other": (6, 9)}
+    two = resolve(**{name: config.term("nfd", student="stage4", teacher="stage4") for name in "ab"})
+    first, second = terms.init_adapters(two, jax.random.key(0)).values()
+    assert not np.allclose(first, second)
 
     def total(adapters):
         found = values(resolved, output(STUDENT), output(TEACHER, seed=1), adapters)
@@ -174,6 +177,45 @@ def test_ignored_pixels_do_not_count_where_a_loss_reads_labels():
     found = losses.gap_weighted_kl(ours.logits, theirs.logits, small, gap="total_variation")
     expected = float(found.sum() / (small != 255).sum())
     assert float(values(resolved, ours, theirs)["gap"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_isda_is_the_mean_over_the_labelled_pixels_at_the_labels_size():
+    (term,) = resolve(isda=config.term("isda_cross_entropy", strength=2.0))
+    ours = output(STUDENT)
+    covariance = terms.update_statistics((term,), terms.init_statistics((term,), 3), ours, LABELS)[
+        "logits_diagonal"
+    ].covariance
+    classifier, small = ours.classifiers["logits"], label_maps.nearest(LABELS, (5, 6))
+    logits = losses.isda_logits(
+        classifier.inputs, classifier.kernel, classifier.bias, small, covariance, strength=1.0
+    )
+    pixels = losses.upsampled_cross_entropy(logits, LABELS)
+    expected = float(pixels.sum() / (LABELS != 255).sum())
+    assert float(values((term,), ours, None)["isda"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_skd_pools_half_the_map_unless_told_otherwise():
+    resolved = resolve(half=config.term("skd_pairwise"), two=config.term("skd_pairwise", window=2))
+    ours, theirs = output(STUDENT), output(TEACHER, seed=1)
+    found = values(resolved, ours, theirs)
+    for name, window in (("half", None), ("two", 2)):
+        heads = (ours.features["head"], theirs.features["head"])
+        expected = losses.skd_pairwise(*heads, window=window).mean()
+        assert float(found[name]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found["half"]) != pytest.approx(float(found["two"]), rel=1e-3)
+
+
+def test_nfd_logs_the_share_of_dead_channels():
+    resolved = resolve(head=config.term("nfd"))
+    ours, theirs = output(STUDENT), output(TEACHER, seed=1)
+    features = theirs.features | {"head": theirs.features["head"].at[0, ..., :2].set(3.0)}
+    found = values(resolved, ours, theirs.replace(features=features))
+    assert float(found["head/dead_student_channels"]) == 0.0
+    assert float(found["head/dead_teacher_channels"]) == 2 / 8
+    loss, parts, _ = Objective(1.0, 0.0, resolved)(ours, theirs, LABELS, {}, {}, HALF)
+    assert parts.keys() > {"head", "head/dead_student_channels", "head/dead_teacher_channels"}
+    expected = float(parts["cross_entropy"] + 3.0 * parts["head"])
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
 def test_augmentation_grows_from_the_plain_loss_with_progress():

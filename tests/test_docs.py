@@ -16,6 +16,7 @@ INDEX = (METHODS / "README.md").read_text()
 OTHERS = {
     "ClassStatistics",
     "cross_entropy",
+    "dead_channels",
     "isda_logits",
     "upsampled_cross_entropy",
     "valid_mean",

@@ -90,6 +90,14 @@ def test_a_step_trains_student_and_adapters_and_logs_every_term(one_step):
         lambda a, b: bool(jnp.any(a != b)), one_step.state.params, one_step.after.params
     )
     assert jax.tree.all(moved)
+    # Batch norm's running statistics and the class statistics go with the step as well.
+    for before, after in (
+        (one_step.state.model_state, one_step.after.model_state),
+        (one_step.state.statistics, one_step.after.statistics),
+    ):
+        unequal = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, after)
+        assert any(jax.tree.leaves(unequal))
+    assert float(one_step.metrics["learning_rate"]) == pytest.approx(0.01)
     assert set(one_step.metrics) == {
         "loss",
         "cross_entropy",
@@ -138,6 +146,21 @@ def test_accumulation_averages_the_micro_batches():
     parts, accumulated = jax.jit(step)(state, teacher, batch)
     assert_close(metrics, accumulated, rtol=1e-4, atol=1e-6)
     assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-6)
+    # Statistics see every micro-batch, one after the other.
+    seen, twice = (state.statistics["logits_diagonal"].count for state in (whole, parts))
+    np.testing.assert_array_equal(twice, 2 * seen)
+    assert any(
+        not np.allclose(a, b)
+        for a, b in zip(*map(jax.tree.leaves, (whole.model_state, parts.model_state)), strict=True)
+    )
+
+
+def test_the_augmentation_grows_with_the_share_of_steps_done():
+    step, state, teacher = setup(dropout=False)
+    batch = make_batch()
+    done = [state.replace(step=jnp.array(steps)) for steps in (0, STEPS // 2, STEPS)]
+    start, half, end = (jax.jit(step)(s, teacher, batch)[1]["augmented"] for s in done)
+    assert float(start) < float(half) < float(end)
 
 
 def test_moving_average_of_the_weights():
@@ -154,7 +177,10 @@ def optimize(changes, steps=3):
     settings = configuration.default().optimizer
     settings.update({"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0} | changes)
     optimizer = make_optimizer(settings, STEPS)
-    params = {"backbone": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "head": jnp.ones(2)}
+    params = {
+        "backbone": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+        **{name: jnp.ones(2) for name in ("head", "auxiliary_head", "adapters")},
+    }
     state = optimizer.init(params)
     for _ in range(steps):
         gradients = jax.tree.map(jnp.ones_like, params)
@@ -175,7 +201,8 @@ def test_sgd_is_pytorchs_with_poly_decay():
 
 def test_head_multiplier_mask_of_decay_and_clipping():
     plain, faster = optimize({}, 1), optimize({"head_multiplier": 10.0}, 1)
-    np.testing.assert_allclose(1 - faster["head"], 10 * (1 - plain["head"]), rtol=1e-5)
+    for name in ("head", "auxiliary_head", "adapters"):
+        np.testing.assert_allclose(1 - faster[name], 10 * (1 - plain[name]), rtol=1e-5)
     np.testing.assert_array_equal(faster["backbone"]["kernel"], plain["backbone"]["kernel"])
     masked = optimize({"weight_decay": 0.5, "decay_norm_and_bias": False}, 1)
     assert float(masked["backbone"]["kernel"][0, 0]) == pytest.approx(1 - 0.1 * 1.5)

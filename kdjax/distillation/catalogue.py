@@ -50,6 +50,7 @@ class Loss:
         differ.
       classes: whether it is defined on class scores alone.
       augments: whether it needs the statistics of the student's features in each class.
+      diagnostics: numbers to log beside the value, by name, from the same inputs and options.
     """
 
     value: Callable[..., Float[Array, ""]]
@@ -58,6 +59,7 @@ class Loss:
     adapts: bool = True
     classes: bool = False
     augments: bool = False
+    diagnostics: Callable[..., dict[str, Float[Array, ""]]] = lambda inputs, **options: {}
 
 
 def _maps(function: Callable[..., Array]) -> Callable[..., Float[Array, ""]]:
@@ -67,6 +69,15 @@ def _maps(function: Callable[..., Array]) -> Callable[..., Float[Array, ""]]:
         return jnp.mean(function(inputs.student, inputs.teacher, **options))
 
     return value
+
+
+def _dead_channels(inputs: Inputs, **options: Any) -> dict[str, Float[Array, ""]]:
+    """The share of NFD's channels that do not vary, in each network."""
+    assert inputs.teacher is not None
+    return {
+        f"dead_{side}_channels": jnp.mean(losses.dead_channels(features, **options))
+        for side, features in (("student", inputs.student), ("teacher", inputs.teacher))
+    }
 
 
 def _gap_weighted_kl(inputs: Inputs, **options: Any) -> Float[Array, ""]:
@@ -133,7 +144,11 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         # Hinton et al. 2015 per pixel; weight 1 on the per-pixel mean, as CIRKD.
         "pixelwise_kl": Loss(_maps(losses.pixelwise_kl), {"weight": 1.0, "temperature": 1.0}),
         # Liu et al. 2022. The weight is not known; peers give a plain distance 1 to 10.
-        "nfd": Loss(_maps(losses.nfd), {**_HEAD, "weight": 3.0, "axes": "space", "eps": 1e-5}),
+        "nfd": Loss(
+            _maps(losses.nfd),
+            {**_HEAD, "weight": 3.0, "axes": "space", "eps": 1e-5},
+            diagnostics=_dead_channels,
+        ),
         # Shan 2019, both halves. The weights are not known; CIRKD gives SKD's table 10.
         "pfs": Loss(
             _maps(losses.pfs),

@@ -33,7 +33,7 @@ class Objective:
         statistics: distillation_terms.Statistics,
         progress: Float[Array, ""],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], distillation_terms.Statistics]:
-        """Returns the loss; every part of it, unweighted, by name; and the class statistics.
+        """Returns the loss; its parts, unweighted, and diagnostics by name; the class statistics.
 
         Args:
           student: the student's output on the batch.

@@ -201,9 +201,9 @@ def _check_options(
 ) -> None:
     """Traces the term on maps of 2 x 2 pixels: a wrong option is found before anything runs."""
 
-    def trace() -> Float[Array, ""]:
+    def trace() -> dict[str, Float[Array, ""]]:
         key = jax.random.key(0)
-        return _value(
+        return _measure(
             term,
             init_adapters((term,), key).get(term.name),
             init_statistics((term,), student["logits"].channels),
@@ -290,7 +290,9 @@ def values(
     labels: Int[Array, "B H W"],
     progress: Float[Array, ""],
 ) -> dict[str, Float[Array, ""]]:
-    """Returns the unweighted value of every term, by name.
+    """Returns the unweighted value of every term, by name, and its diagnostics.
+
+    A diagnostic is a number that is only logged; its name is that of the term, a slash and its own.
 
     Args:
       terms: the terms.
@@ -301,15 +303,15 @@ def values(
       labels: train ids at the images' size.
       progress: share of the run that is done, 0 to 1.
     """
-    return {
-        term.name: _value(
+    found: dict[str, Float[Array, ""]] = {}
+    for term in terms:
+        found |= _measure(
             term, adapters.get(term.name), statistics, student, teacher, labels, progress
         )
-        for term in terms
-    }
+    return found
 
 
-def _value(
+def _measure(
     term: Term,
     adapter: Float[Array, "S T"] | None,
     statistics: Statistics,
@@ -317,7 +319,7 @@ def _value(
     teacher: SegmentationOutput | None,
     labels: Int[Array, "B H W"],
     progress: Float[Array, ""],
-) -> Float[Array, ""]:
+) -> dict[str, Float[Array, ""]]:
     ours, theirs = _read(student, term.student), None
     size = ours.shape[1:3]
     if term.teacher is not None:
@@ -343,7 +345,11 @@ def _value(
         progress=progress,
     )
     options = {key: value for key, value in term.options.items() if key != "covariance"}
-    return LOSSES[term.loss].value(inputs, **options)
+    loss = LOSSES[term.loss]
+    found = {term.name: loss.value(inputs, **options)}
+    for name, value in loss.diagnostics(inputs, **options).items():
+        found[f"{term.name}/{name}"] = value
+    return found
 
 
 def _read(output: SegmentationOutput, name: str) -> Float[Array, "B h w C"]:

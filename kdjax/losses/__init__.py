@@ -8,7 +8,7 @@ function is traced.
 
 from kdjax.losses._augmented import fakd_cwd, fakd_kl, isda_cross_entropy, isda_logits
 from kdjax.losses._cross_entropy import cross_entropy, upsampled_cross_entropy, valid_mean
-from kdjax.losses._features import nfd
+from kdjax.losses._features import dead_channels, nfd
 from kdjax.losses._logits import cwd, gap_weighted_kl, pixelwise_kl
 from kdjax.losses._similarity import pfs, skd_pairwise
 from kdjax.losses._statistics import ClassStatistics
@@ -17,6 +17,7 @@ __all__ = [
     "ClassStatistics",
     "cross_entropy",
     "cwd",
+    "dead_channels",
     "fakd_cwd",
     "fakd_kl",
     "gap_weighted_kl",

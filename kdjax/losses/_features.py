@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses._checks import check_option, check_positive, check_same_shape
+from kdjax.losses._checks import check_map, check_option, check_positive, check_same_shape
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
 
 def nfd(
@@ -54,20 +54,64 @@ def nfd(
         whole batch. PKD in mmrazor is half of `"batch_space"` up to the unbiased variance.
     """
     check_same_shape(student, teacher)
-    check_option("axes", axes, ("space", "batch_space", "channel", "all"))
     check_positive("eps", eps)
-    over = {
-        "space": (-3, -2),
-        "batch_space": tuple(range(student.ndim - 1)),
-        "channel": (-1,),
-        "all": (-3, -2, -1),
-    }[axes]
+    over = _over(axes, student.ndim)
     teacher = jax.lax.stop_gradient(teacher)
     difference = _normalize(student, over, eps) - _normalize(teacher, over, eps)
     return jnp.mean(jnp.square(difference), axis=(-3, -2))
 
 
+def dead_channels(
+    features: Float[Array, "*batch H W C"],
+    *,
+    axes: Literal["space", "batch_space", "channel", "all"] = "space",
+    eps: float = 1e-5,
+) -> Bool[Array, ...]:
+    """Marks what `nfd` cannot normalize: channels that hardly vary over an image.
+
+    Where the variance is at most `eps`, it is `eps` that `nfd` divides by. A teacher's dead channel
+    then teaches nothing and only adds a constant, about 1, to the loss; a student's receives a
+    gradient of the order of `1 / sqrt(eps)`. Beside `nfd` of the same arrays under `jit` this costs
+    next to nothing, as both read the same variances.
+
+    Args:
+        features: `[..., H, W, C]`, any floating type.
+        axes: As in `nfd`: what is normalized together, and so is dead or alive together.
+        eps: As in `nfd`.
+
+    Returns:
+        bool, one value for each mean that `nfd` takes: `[..., C]` for `"space"`, `[C]` for
+        `"batch_space"`, `[..., H, W]` for `"channel"`, `[...]` for `"all"`.
+
+    Raises:
+        TypeError: If the features are not floating point.
+        ValueError: If `axes` is unknown or `eps` is not positive.
+    """
+    check_map("features", features)
+    check_positive("eps", eps)
+    over = _over(axes, features.ndim)
+    _, variance = _moments(jax.lax.stop_gradient(features), over)
+    return jnp.squeeze(variance, over) <= eps
+
+
+def _over(axes, ndim):
+    options = {
+        "space": (-3, -2),
+        "batch_space": tuple(range(ndim - 1)),
+        "channel": (-1,),
+        "all": (-3, -2, -1),
+    }
+    check_option("axes", axes, tuple(options))
+    return options[axes]
+
+
 def _normalize(features, axes, eps):
+    centred, variance = _moments(features, axes)
+    return centred * jax.lax.rsqrt(variance + eps)
+
+
+def _moments(features, axes):
+    """The features around their mean, and the variance, which keeps `axes`."""
     features = features.astype(jnp.float32)
     # Counted from one of its own values, a constant channel is exactly 0 however large it is, and
     # a small variation around a large level keeps its digits.
@@ -76,5 +120,4 @@ def _normalize(features, axes, eps):
         origin = jax.lax.index_in_dim(origin, 0, axis)
     centred = features - jax.lax.stop_gradient(origin)
     centred -= jnp.mean(centred, axes, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + eps)
+    return centred, jnp.mean(jnp.square(centred), axes, keepdims=True)

@@ -17,7 +17,7 @@ from kdjax.reporting.results import MethodResult, Report, plain_student
 
 _PICTURE_SIDE = 512  # pixels; larger pictures are reduced, so that the file stays easy to send
 
-# What a training step logs beside its loss terms.
+# What every training step logs beside its loss terms.
 _DIAGNOSTICS = ("train/learning_rate", "train/gradient_norm", "train/images_per_second")
 
 _TITLES = {"val/miou": "mIoU on val (%)", "train/images_per_second": "images/s"}
@@ -48,7 +48,7 @@ def _render(report: Report) -> str:
         method_table=tables.method_table(report),
         run_table=tables.run_table(report),
         curves=_charts(methods, ["val/miou", *_loss_terms(report)], colors),
-        diagnostics=_charts(methods, _DIAGNOSTICS, colors),
+        diagnostics=_charts(methods, [*_DIAGNOSTICS, *_term_diagnostics(report)], colors),
         class_charts=_class_charts(report.class_names, methods, colors),
         legend=zip(
             [*report.class_names, "ignored"],
@@ -95,9 +95,19 @@ def _best_taught(methods: Sequence[MethodResult]) -> MethodResult | None:
 
 
 def _loss_terms(report: Report) -> list[str]:
-    """The loss and its terms, by the names and in the order in which the runs log them."""
+    """The loss and its terms."""
+    return [n for n in _logged(report) if n.count("/") == 1 and n not in _DIAGNOSTICS]
+
+
+def _term_diagnostics(report: Report) -> list[str]:
+    """What terms log beside their values, as `train/nfd/dead_teacher_channels`."""
+    return [name for name in _logged(report) if name.count("/") > 1]
+
+
+def _logged(report: Report) -> list[str]:
+    """The names of what training steps log, in the order in which the runs do."""
     names = dict.fromkeys(name for run in report.runs for record in run.history for name in record)
-    return [name for name in names if name.startswith("train/") and name not in _DIAGNOSTICS]
+    return [name for name in names if name.startswith("train/")]
 
 
 def _charts(
@@ -113,7 +123,9 @@ def _charts(
             if (seeds := result.series(name))
         }
         if series:
-            title = _TITLES.get(name, name.removeprefix("train/").replace("_", " "))
+            title = _TITLES.get(
+                name, name.removeprefix("train/").replace("/", ": ").replace("_", " ")
+            )
             charts.append((title, figures.svg(figures.curves(series, title, colors))))
     return charts
 

@@ -267,3 +267,23 @@ def test_no_bias_is_a_bias_of_zero():
     rest = (teacher, truth, covariance)
     with_zero = losses.fakd_kl(features, kernel, 0 * bias, *rest, strength=1.0)
     close(losses.fakd_kl(features, kernel, None, *rest, strength=1.0), with_zero, 1e-6)
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_a_label_that_is_no_class_is_not_augmented(bound):
+    features, kernel, bias, teacher, truth, covariance = problem(0)
+    truth = np.full_like(truth, CLASSES + 3)
+    values = fakd_kl((features, kernel, bias, teacher, truth, covariance), bound, 2.0)
+    close(values, losses.pixelwise_kl(features @ kernel + bias, teacher))
+
+
+def test_a_large_level_of_the_scores_costs_no_digits():
+    features, kernel, bias, *rest = problem(0)
+    # Multiples of 1/16, to which 2^12 can be added without rounding.
+    features, kernel = np.round(4 * features) / 4, np.round(4 * kernel) / 4
+    for function in (losses.fakd_kl, losses.fakd_cwd):
+        zero, level = (
+            evaluate(function, (features, kernel, np.full_like(bias, shift), *rest), strength=1.0)
+            for shift in (0.0, 4096.0)
+        )
+        close(level[0], zero[0], 1e-6)

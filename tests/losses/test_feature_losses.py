@@ -84,3 +84,42 @@ def test_a_small_variation_around_a_large_level_keeps_its_digits():
     # Multiples of 2^-8 can be added to 2^12 without rounding.
     student = np.round(student * 256) / 256
     close(losses.nfd(student + 4096, teacher), losses.nfd(student, teacher), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [("space", (2, 6)), ("batch_space", (6,)), ("channel", (2, 4, 5)), ("all", (2,))],
+)
+def test_dead_is_what_varies_less_than_eps(axes, shape):
+    alive = normal(0)
+    assert losses.dead_channels(alive, axes=axes).shape == shape
+    assert not losses.dead_channels(alive, axes=axes).any()
+    # Standard deviations of 0.9 and 1.1 times the root of eps, around any level.
+    for scale, dead in ((0.9e-2, True), (1.1e-2, False)):
+        over = {"space": (1, 2), "batch_space": (0, 1, 2), "channel": 3, "all": (1, 2, 3)}[axes]
+        small = 7 + scale * alive / alive.std(over, keepdims=True)
+        assert np.all(losses.dead_channels(small, axes=axes, eps=1e-4) == dead)
+
+
+def test_dead_channels_are_marked_one_by_one():
+    features = normal(0)
+    features[0, ..., 2], features[1, ..., 5] = 0.0, 1e4 / 3
+    expected = np.zeros((2, 6), bool)
+    expected[0, 2] = expected[1, 5] = True
+    np.testing.assert_array_equal(losses.dead_channels(features), expected)
+
+
+def test_dead_channels_beside_nfd_read_its_variances():
+    def flops(function):
+        maps = [jax.ShapeDtypeStruct((2, 16, 16, 32), np.float32)] * 2
+        return jax.jit(jax.value_and_grad(function, has_aux=True)).lower(*maps).compile()
+
+    def alone(student, teacher):
+        return losses.nfd(student, teacher).mean(), ()
+
+    def watched(student, teacher):
+        dead = [losses.dead_channels(x).mean() for x in (student, teacher)]
+        return losses.nfd(student, teacher).mean(), dead
+
+    plain, both = (flops(f).cost_analysis()["flops"] for f in (alone, watched))
+    assert both < 1.02 * plain

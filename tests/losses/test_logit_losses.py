@@ -145,6 +145,15 @@ def test_cwd_keeps_its_digits_when_one_map_is_peaked_and_the_other_flat():
         close(losses.cwd(student, teacher, temperature=1.0), expected, 1e-6)
 
 
+def test_long_rows_are_summed_without_losing_digits():
+    student, teacher = normal(0, (1, 2, 8192, 1)), normal(1, (1, 2, 8192, 1))
+    close(
+        losses.cwd(student, teacher, temperature=1.0),
+        reference.cwd(np.float64(student), np.float64(teacher), 1.0),
+        3e-7,
+    )
+
+
 def test_a_small_divergence_keeps_its_digits():
     teacher = normal(0, (1, 64, 64, 2))
     student = teacher + normal(1, (1, 64, 64, 2), scale=0.1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.programs import float32_arrays, parse, reads
 from kdjax import losses
 
 
@@ -73,3 +74,8 @@ def test_half_precision_is_reduced_without_a_float32_copy(loss):
     compiled = compile_gradient(lambda *arguments: loss(*arguments).mean(), half, half, *labels)
     copy = 4 * half.size / 1e6
     assert megabytes(compiled) < copy / 2
+    program, entry = parse(compiled.as_text())
+    assert float32_arrays(program, entry, half.size) == 0
+    # The maxima, the sums, the gradient; and what the two networks give to the true class.
+    passes = 4 if loss is losses.gap_weighted_kl else 3
+    assert [reads(program, entry, argument) for argument in (0, 1)] == [passes, passes]

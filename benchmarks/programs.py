@@ -1,0 +1,213 @@
+"""What the compiled losses look like: memory, float32 copies of the inputs, passes over them.
+
+    python -m benchmarks.programs                        all, about two minutes on two cores
+    python -m benchmarks.programs --only cwd,pfs         losses whose name contains one of these
+
+Prints Markdown. The programs are compiled for JAX's default back end and not run. "Forward" is the
+mean of the loss, "both" that with its gradient by the first input. The columns:
+
+copy: megabytes of the first input in float32, to compare with.
+f32, bf16: megabytes of temporaries, by the compiler's own account, with inputs of that type: what a
+program needs beside its inputs and results.
+arrays: how often the bfloat16 program writes a float32 array of at least as many elements as the
+first input. An instruction inside a fusion writes nothing down and does not count.
+reads: how many instructions of the bfloat16 program have the first input among their operands, and
+how many the teacher's scores or features, where there are any. A loop counts once.
+"""
+
+import argparse
+import functools
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import losses
+
+CHANNELS = 128  # of the features that FAKD moves
+SIZES = [(4, 65, 65, 21), (4, 64, 128, 19), (4, 64, 64, 150)]
+# One image of many pixels: a 512 x 1024 crop at stride 8, and a 2048 x 4096 image.
+LARGE = [(1, 64, 128, 512), (1, 256, 512, 64)]
+
+# These name or view a buffer that exists already.
+VIEWS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "optimization-barrier")
+
+
+class Case(NamedTuple):
+    name: str
+    size: tuple[int, ...]
+    loss: Callable[..., Any]
+    # Shapes of the floating-point arguments, and of the labels where the loss reads them; `loss`
+    # takes them in this order.
+    maps: tuple[tuple[int, ...], ...]
+    labels: tuple[int, ...] | None = None
+
+
+class Instruction(NamedTuple):
+    name: str
+    shape: str
+    operation: str
+    operands: tuple[str, ...]
+    calls: tuple[str, ...]
+
+
+Program = Mapping[str, list[Instruction]]
+
+
+def cases(size: tuple[int, ...]) -> list[Case]:
+    *pixels, classes = size
+    batch, height, width = pixels
+    features, full = (*pixels, CHANNELS), (batch, 8 * height, 8 * width)
+    head = ((CHANNELS, classes), (classes,), (classes, CHANNELS))
+    pair = (size, size)
+
+    def apart(logits, labels):
+        resized = jax.image.resize(logits, (*labels.shape, classes), "bilinear", antialias=False)
+        return losses.cross_entropy(resized, labels)
+
+    def augmented(function):
+        def loss(features, teacher, kernel, bias, covariance, labels):
+            return function(features, kernel, bias, teacher, labels, covariance, strength=2.0)
+
+        return loss
+
+    kl, cwd = augmented(losses.fakd_kl), augmented(losses.fakd_cwd)
+    return [
+        Case("cwd", size, losses.cwd, pair),
+        Case("pixelwise_kl", size, losses.pixelwise_kl, pair),
+        Case("gap_weighted_kl", size, losses.gap_weighted_kl, pair, tuple(pixels)),
+        Case("fakd_kl", size, kl, (features, size, *head), tuple(pixels)),
+        Case("fakd_cwd", size, cwd, (features, size, *head), tuple(pixels)),
+        Case("nfd", size, losses.nfd, pair),
+        *similarities(size),
+        Case("cross_entropy", size, losses.cross_entropy, (size,), tuple(pixels)),
+        Case("upsampled_cross_entropy, x8", size, losses.upsampled_cross_entropy, (size,), full),
+        Case("resizing and cross_entropy apart, x8", size, apart, (size,), full),
+    ]
+
+
+def similarities(size: tuple[int, ...]) -> list[Case]:
+    softmax = functools.partial(losses.pfs, similarity="softmax")
+    pair = (size, size)
+    return [
+        Case("pfs, cosine", size, losses.pfs, pair),
+        Case("pfs, softmax", size, softmax, pair),
+    ]
+
+
+def compile_case(case: Case, dtype: Any, backward: bool) -> Any:
+    def mean(*arguments):
+        return jnp.mean(case.loss(*arguments))
+
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape in case.maps]
+    if case.labels is not None:
+        arguments.append(jax.ShapeDtypeStruct(case.labels, jnp.int32))
+    return jax.jit(jax.value_and_grad(mean) if backward else mean).lower(*arguments).compile()
+
+
+def parse(text: str) -> tuple[Program, str]:
+    """The computations of an HLO module by name, and the name of the entry."""
+    program: dict[str, list[Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
+            current = header[2]
+            program[current] = []
+            entry = current if header[1] else entry
+        # The shape of a tuple stands in brackets and holds spaces.
+        elif found := re.match(r"  (?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
+            name, shape, operation, rest = found.groups()
+            arguments, _, attributes = rest.partition("), ")
+            calls = re.findall(r"(?:calls|to_apply|body|condition)=%([\w.-]+)", attributes)
+            operands = re.findall(r"%([\w.-]+)", arguments)
+            if operation == "parameter":
+                operands = [arguments.rstrip(")")]
+            instruction = Instruction(name, shape, operation, tuple(operands), tuple(calls))
+            program[current].append(instruction)
+    return program, entry
+
+
+def executed(program: Program, computation: str) -> Iterator[Instruction]:
+    """The instructions that run one after the other; those inside fusions are not among them."""
+    for instruction in program[computation]:
+        yield instruction
+        if instruction.operation in ("while", "call", "conditional"):
+            for called in instruction.calls:
+                yield from executed(program, called)
+
+
+def float32_arrays(program: Program, entry: str, elements: int) -> int:
+    """Buffers of float32 with at least so many elements."""
+    return sum(
+        math.prod(map(int, filter(None, dimensions.split(",")))) >= elements
+        for instruction in executed(program, entry)
+        if instruction.operation not in (*VIEWS, "while", "call", "conditional")
+        for dimensions in re.findall(r"f32\[([\d,]*)\]", instruction.shape)
+    )
+
+
+def reads(program: Program, computation: str, argument: int) -> int:
+    """How many instructions read an argument of the program."""
+    names: set[str] = set()
+    count = 0
+    for instruction in program[computation]:
+        if instruction.operation == "parameter":
+            if instruction.operands == (str(argument),):
+                names.add(instruction.name)
+            continue
+        positions = [i for i, operand in enumerate(instruction.operands) if operand in names]
+        if not positions:
+            continue
+        if instruction.operation in VIEWS:
+            names.add(instruction.name)
+        elif instruction.operation == "call":
+            count += sum(reads(program, instruction.calls[0], position) for position in positions)
+        else:
+            count += 1
+    return count
+
+
+def measure(case: Case) -> list[str]:
+    temporaries, arrays, passes = [], [], []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for backward in (False, True):
+            compiled = compile_case(case, dtype, backward)
+            memory = compiled.memory_analysis()
+            temporaries.append(f"{memory.temp_size_in_bytes / 1e6:.1f}")
+            if dtype == jnp.bfloat16:
+                program, entry = parse(compiled.as_text())
+                arrays.append(str(float32_arrays(program, entry, math.prod(case.maps[0]))))
+                of_each = (reads(program, entry, i) for i in range(min(2, len(case.maps))))
+                passes.append(" and ".join(map(str, of_each)))
+    size = " x ".join(map(str, case.size))
+    copy = f"{4 * math.prod(case.maps[0]) / 1e6:.1f}"
+    return [case.name, size, copy, *temporaries, *arrays, *passes]
+
+
+HEADER = """\
+| loss | size | copy | f32: forward | both | bf16: forward | both | arrays: forward | both \
+| reads: forward | both |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default="", help="parts of names, with commas between")
+    flags = parser.parse_args()
+
+    every = [case for size in SIZES for case in cases(size)]
+    every += [case for size in LARGE for case in similarities(size)]
+    wanted = flags.only.split(",")
+    print(f"`{' '.join(['python -m benchmarks.programs', *sys.argv[1:]])}`\n")
+    print(f"JAX {jax.__version__}, compiled for {jax.devices()[0].device_kind}.\n\n{HEADER}")
+    for case in sorted(every, key=lambda case: case.name):
+        if any(part in case.name for part in wanted):
+            print("|", " | ".join(measure(case)), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
