@@ -11,7 +11,7 @@ from kdjax import command
 from kdjax import config as configuration
 from kdjax.errors import UserError
 from kdjax.experiments import environment, reports
-from kdjax.experiments.comparison import TEACHER, compare, in_order
+from kdjax.experiments.comparison import PLAIN, TEACHER, compare, in_order
 from kdjax.experiments.images import Images
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.report import write_report
@@ -36,8 +36,10 @@ def main(argv: list[str]) -> None:
     runs = compare(config, _WORKDIR.value, seeds)
 
     panels = {TEACHER: config.teacher.checkpoint or str(runs[0].student)}
-    for name, _ in in_order(config.compare.methods):
-        panels[name] = str(Workdir(_WORKDIR.value).path / name / f"seed{seeds[0]}")
+    for name, terms in in_order(config.compare.methods):
+        panels[name if terms else PLAIN] = str(
+            Workdir(_WORKDIR.value).path / name / f"seed{seeds[0]}"
+        )
     report = reports.make_report(
         config,
         Images(config.data),

@@ -177,6 +177,11 @@ def test_ignored_pixels_do_not_count_where_a_loss_reads_labels():
     found = losses.gap_weighted_kl(ours.logits, theirs.logits, small, gap="total_variation")
     expected = float(found.sum() / (small != 255).sum())
     assert float(values(resolved, ours, theirs)["gap"]) == pytest.approx(expected, rel=1e-5)
+    # At the start FAKD is the plain divergence, over the labelled pixels.
+    pixels = losses.pixelwise_kl(ours.logits, theirs.logits)
+    expected = float(pixels.sum(where=small != 255) / (small != 255).sum())
+    start = values(resolved, ours, theirs, progress=jnp.array(0.0))["fakd"]
+    assert float(start) == pytest.approx(expected, rel=1e-5)
 
 
 def test_isda_is_the_mean_over_the_labelled_pixels_at_the_labels_size():
@@ -232,6 +237,41 @@ def test_augmentation_grows_from_the_plain_loss_with_progress():
     assert float(start["fakd_cwd"]) == pytest.approx(float(start["cwd"]), rel=1e-5)
     assert float(start["fakd_cwd"]) < float(half["fakd_cwd"]) < float(end["fakd_cwd"])
     assert float(end["full"]) != float(end["fakd_cwd"])
+
+
+def test_an_auxiliary_head_is_augmented_through_its_own_classifier():
+    kernel, bias = jax.random.normal(jax.random.key(7), (6, 3)), jnp.arange(3.0)
+
+    def auxiliary(specs, seed):
+        whole = output(specs, seed=seed)
+        features = jax.random.normal(jax.random.key(seed + 9), (2, 5, 6, 6))
+        classifier = Classification(features @ kernel + bias, features, kernel, bias)
+        return whole.replace(
+            aux_logits=classifier.logits,
+            classifiers={**whole.classifiers, "aux_logits": classifier},
+        )
+
+    specs = {"aux_head": FeatureSpec(6, 8), "aux_logits": FeatureSpec(3, 8)}
+    resolved = terms.resolve(
+        {"t": config.term("fakd_kl", student="aux_logits", teacher="aux_logits")},
+        STUDENT | specs,
+        TEACHER | specs,
+    )
+    ours, theirs = auxiliary(STUDENT, 0), auxiliary(TEACHER, 1)
+    classifier = ours.classifiers["aux_logits"]
+    small = label_maps.nearest(LABELS, (5, 6))
+    statistics = losses.ClassStatistics.zeros(3, 6).update(classifier.inputs, small)
+    pixels = losses.fakd_kl(
+        classifier.inputs,
+        kernel,
+        bias,
+        theirs.aux_logits,
+        small,
+        statistics.covariance,
+        strength=0.5,
+    )
+    expected = float(pixels.sum() / (small != 255).sum())
+    assert float(values(resolved, ours, theirs)["t"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_terms_on_the_same_features_share_their_statistics():

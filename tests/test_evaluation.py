@@ -1,12 +1,17 @@
 """The confusion matrix and the scores from it, against plain NumPy."""
 
+import unittest.mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from kdjax import models
 from kdjax.evaluation import evaluator, metrics
 from kdjax.evaluation.metrics import Scores, confusion_matrix
+from kdjax.models.preprocessing import IMAGENET
 
 RNG = np.random.default_rng(0)
 
@@ -61,9 +66,11 @@ def batches(labels, size):
         }
 
 
-@pytest.mark.parametrize("limit", [np.iinfo(np.int32).max, 200])
-def test_every_image_counts_once_also_past_the_device_counters_range(monkeypatch, limit):
+@pytest.mark.parametrize(("limit", "counters"), [(np.iinfo(np.int32).max, 1), (200, 2)])
+def test_every_image_counts_once_also_past_the_device_counters_range(monkeypatch, limit, counters):
     monkeypatch.setattr(evaluator, "MAX_COUNT", limit)
+    fresh = unittest.mock.Mock(wraps=evaluator._zeros)
+    monkeypatch.setattr(evaluator, "_zeros", fresh)
     labels = RNG.choice([0, 1, 2, 255], (7, 5, 6)).astype(np.uint8)
     ours, theirs = RNG.integers(0, 3, (2, *labels.shape))
     scores = evaluator.evaluate(
@@ -73,6 +80,19 @@ def test_every_image_counts_once_also_past_the_device_counters_range(monkeypatch
     valid = labels != 255
     assert scores.agreement == pytest.approx((ours == theirs)[valid].mean())
     assert scores.confusion.dtype == np.int64
+    assert fresh.call_count == counters
+
+
+def test_a_prediction_is_the_class_of_the_scores_resized_to_the_image():
+    net = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(0))
+    images = RNG.integers(0, 256, (2, 16, 24, 3), np.uint8)
+    logits = net(IMAGENET(images)).logits
+    expected = jnp.argmax(jax.image.resize(logits, (2, 16, 24, 3), "bilinear"), axis=-1)
+    found = evaluator.Predictor(nnx.graphdef(net), IMAGENET)(nnx.state(net), images)
+    assert len(np.unique(expected)) > 1
+    assert (found == expected).mean() > 0.99
+    blocks = jnp.argmax(logits, axis=-1).repeat(8, axis=1).repeat(8, axis=2)
+    assert (blocks == expected).mean() < 0.98
 
 
 def test_confusion_matrix_of_a_sharded_batch():

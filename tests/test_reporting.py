@@ -183,13 +183,13 @@ class TestConsole:
         assert lines[0].startswith("cwd: step 110/200, loss 1.2500, 210.0 images/s, 00:0")
         assert lines[0].endswith("left")
         assert lines[-1] == (
-            "cwd: step 200, val miou 54.32 %, val pixel accuracy 90.00 %, val loss 0.5"
+            "cwd: step 200, val mIoU 54.32 %, val pixel accuracy 90.00 %, val loss 0.5"
         )
 
     def test_a_terminal_gets_a_bar_and_the_evaluation_on_a_line_of_its_own(self):
         text = self.drive(Terminal())
         assert "200/200, loss 1.2500, 210.0 images/s" in text
-        assert "\rcwd: step 200, val miou 54.32 %" in text
+        assert "\rcwd: step 200, val mIoU 54.32 %" in text
         assert text.count("\n") == 2
 
 
@@ -326,6 +326,7 @@ class TestReport:
         assert "51.00 ± 1.41" in page
         assert "+20.87" in page
         assert "standard deviation" in page
+        assert "“vs plain” counts points of mIoU" in page
 
     def test_one_run(self, tmp_path):
         write_report(tmp_path / "report.html", report([run("student", "plain", 0, 0.4321)]))
@@ -363,6 +364,23 @@ class TestReport:
     def test_charts_of_every_term_that_was_logged(self, page):
         titles = re.findall(r'aria-label="([^"]*)"', page)
         assert titles[:4] == ["mIoU on val (%)", "loss", "cwd", "teacher"]
+
+    def test_what_a_term_logs_beside_its_value_stands_with_the_diagnostics(self, tmp_path):
+        history = [
+            {"step": s, "train/loss": 1.0, "train/nfd": 1.0, "train/nfd/dead_teacher_channels": 0.1}
+            for s in (1, 2)
+        ]
+        write_report(tmp_path / "r.html", report([run("nfd", "taught", 0, 0.4, history=history)]))
+        training, _, diagnostics = (tmp_path / "r.html").read_text().partition("How this was made")
+        assert 'aria-label="nfd: dead teacher channels"' not in training
+        assert 'aria-label="nfd: dead teacher channels"' in diagnostics
+
+    def test_the_legend_only_has_what_the_labels_show(self, page, tmp_path):
+        assert "</i>ignored" in page
+        image, label = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)
+        example = Example(image=image, label=label, predictions={})
+        write_report(tmp_path / "r.html", report([run("a", "plain", 0, 0.4)], examples=[example]))
+        assert "</i>ignored" not in (tmp_path / "r.html").read_text()
 
     def test_many_classes_without_pictures_or_history(self, tmp_path):
         names = [f"class {index}" for index in range(19)]

@@ -34,15 +34,14 @@ def make_batch(size=8):
     }
 
 
-def setup(*, accumulate=1, ema_decay=0.0, dropout=True, **changes):
+def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
     """A taught student with an adapter, all as small as it gets."""
     config = configuration.default()
     config.optimizer.update(changes)
     student = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(0))
     teacher = models.create("tiny", num_classes=3, width=8, rngs=nnx.Rngs(1))
-    if not dropout:
-        for head in (student.head, student.auxiliary_head):
-            head.classifier.dropout.rate = 0.0
+    for head in (student.head, student.auxiliary_head):
+        head.classifier.dropout.rate = dropout
     terms = distillation_terms.resolve(
         {
             "logits_cwd": configuration.term("cwd"),
@@ -140,9 +139,9 @@ def test_accumulation_averages_the_micro_batches():
     half = make_batch(4)
     # Micro-batches take every second example, so both of these are `half`.
     batch = {key: np.repeat(value, 2, axis=0) for key, value in half.items()}
-    step, state, teacher = setup(dropout=False)
+    step, state, teacher = setup(dropout=0.0)
     whole, metrics = jax.jit(step)(state, teacher, half)
-    step, state, teacher = setup(dropout=False, accumulate=2)
+    step, state, teacher = setup(dropout=0.0, accumulate=2)
     parts, accumulated = jax.jit(step)(state, teacher, batch)
     assert_close(metrics, accumulated, rtol=1e-4, atol=1e-6)
     assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-6)
@@ -155,8 +154,22 @@ def test_accumulation_averages_the_micro_batches():
     )
 
 
+def test_every_micro_batch_and_step_draws_its_own_dropout():
+    half = make_batch(4)
+    batch = {key: np.repeat(value, 2, axis=0) for key, value in half.items()}
+    step, state, teacher = setup(dropout=0.9)
+    accumulate, *_ = setup(dropout=0.9, accumulate=2)
+
+    one = jax.jit(step)
+    first, later = (one(state.replace(step=jnp.array(done)), teacher, half)[1] for done in (0, 1))
+    assert float(first["cross_entropy"]) != float(later["cross_entropy"])
+    both = jax.jit(accumulate)(state, teacher, batch)[1]
+    # Were the same units dropped in both micro-batches, this would be the first.
+    assert float(both["gradient_norm"]) != pytest.approx(float(first["gradient_norm"]), rel=1e-3)
+
+
 def test_the_augmentation_grows_with_the_share_of_steps_done():
-    step, state, teacher = setup(dropout=False)
+    step, state, teacher = setup(dropout=0.0)
     batch = make_batch()
     done = [state.replace(step=jnp.array(steps)) for steps in (0, STEPS // 2, STEPS)]
     start, half, end = (jax.jit(step)(s, teacher, batch)[1]["augmented"] for s in done)
@@ -169,6 +182,8 @@ def test_moving_average_of_the_weights():
     start, new = state.params["student"], after.params["student"]
     expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start, new)
     assert_close(after.ema[0], expected, rtol=1e-6, atol=1e-7)
+    running = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, state.model_state, after.model_state)
+    assert_close(after.ema[1], running, rtol=1e-6, atol=1e-7)
     averaged = nnx.to_pure_dict(nnx.filter_state(after.student(), nnx.Param))
     jax.tree.map(np.testing.assert_array_equal, averaged, nnx.to_pure_dict(after.ema[0]))
 

@@ -50,11 +50,7 @@ def _render(report: Report) -> str:
         curves=_charts(methods, ["val/miou", *_loss_terms(report)], colors),
         diagnostics=_charts(methods, [*_DIAGNOSTICS, *_term_diagnostics(report)], colors),
         class_charts=_class_charts(report.class_names, methods, colors),
-        legend=zip(
-            [*report.class_names, "ignored"],
-            map(_css_color, [*report.palette, figures.IGNORED_GREY]),
-            strict=True,
-        ),
+        legend=_legend(report),
         examples=[
             {
                 "image": _photograph(example.image),
@@ -92,6 +88,15 @@ def _best_taught(methods: Sequence[MethodResult]) -> MethodResult | None:
     """Of those that have a result: a run may have diverged."""
     taught = [r for r in methods if r.role == "taught" and not math.isnan(r.miou)]
     return max(taught, key=lambda result: result.miou, default=None)
+
+
+def _legend(report: Report) -> list[tuple[str, str]]:
+    """Name and CSS colour of every class, and of what is ignored where a label has such pixels."""
+    colors = list(zip(report.class_names, map(_css_color, report.palette), strict=True))
+    classes = len(report.class_names)
+    if any((example.label >= classes).any() for example in report.examples):
+        colors.append(("ignored", _css_color(figures.IGNORED_GREY)))
+    return colors
 
 
 def _loss_terms(report: Report) -> list[str]:

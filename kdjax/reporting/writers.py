@@ -237,10 +237,11 @@ def _json_line(step: int, values: Mapping[str, float]) -> str:
 
 
 def _in_words(values: Mapping[str, float]) -> str:
-    """`val miou 54.21 %, val pixel accuracy 91.30 %`."""
+    """`val mIoU 54.21 %, val pixel accuracy 91.30 %`."""
     words = []
     for key, value in values.items():
         share = key.rpartition("/")[2] in _SHARES
         number = f"{100 * value:.2f} %" if share else f"{value:.4g}"
-        words.append(f"{key.replace('/', ' ').replace('_', ' ')} {number}")
+        name = key.replace("/", " ").replace("_", " ").replace("miou", "mIoU")
+        words.append(f"{name} {number}")
     return ", ".join(words)

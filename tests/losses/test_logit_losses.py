@@ -68,6 +68,15 @@ def test_the_probability_gap_only_opens_where_the_teacher_is_ahead(seed):
     np.testing.assert_array_equal(values > 0, ahead[1] > ahead[0])
 
 
+@pytest.mark.parametrize("gap", ["probability", "cross_entropy"])
+@pytest.mark.parametrize("wrong", [6, 200])
+def test_a_label_that_is_no_class_has_no_gap(gap, wrong):
+    truth = TRUTH.copy()
+    truth[0, 1, 2] = wrong
+    values = losses.gap_weighted_kl(normal(0), normal(1), truth, gap=gap)
+    np.testing.assert_array_equal(np.argwhere(np.isnan(values)), [[0, 1, 2]])
+
+
 @few
 @given(seeds, temperatures)
 def test_pixelwise_kl_ignores_a_shift_of_all_classes(seed, temperature):
