@@ -70,6 +70,7 @@ def test_every_array_finds_its_place_in_its_layout(weights):
     )
     np.testing.assert_array_equal(stem.norm.scale[...], weights["backbone.stem.7.weight"])
     np.testing.assert_array_equal(stem.norm.var[...], weights["backbone.stem.7.running_var"])
+    assert net.auxiliary_head is not None
     np.testing.assert_array_equal(
         net.auxiliary_head.classifier.conv.bias[...], weights["auxiliary_head.conv_seg.bias"]
     )
