@@ -23,7 +23,7 @@ from flax import nnx
 
 from kdjax import command, interop
 from kdjax.errors import UserError
-from kdjax.models import saved
+from kdjax.models import Segmenter, saved
 from kdjax.models.preprocessing import Preprocessing
 
 _SOURCE = flags.DEFINE_string("source", None, "The checkpoint file.", required=True)
@@ -61,8 +61,15 @@ def main(argv: list[str]) -> None:
             preprocessing=_preprocessing(interop.preprocessing(origin)),
             source=f"{origin}, {os.path.basename(_SOURCE.value)}",
         )
-        net = info.create(dtype="float32", rngs=nnx.Rngs(_SEED.value))
+
+        def create() -> Segmenter:
+            return info.create(dtype="float32", rngs=nnx.Rngs(_SEED.value))
+
+        # Only what keeps some of its initial values needs them; they take as much as the file.
+        keeps = _NEW_CLASSIFIER.value or origin == interop.IMAGENET
+        net = create() if keeps else nnx.eval_shape(create)
         interop.load(net, weights, new_classifier=_NEW_CLASSIFIER.value)
+        del weights
         if _BGR.value:
             interop.red_first(net)
     except UserError as error:

@@ -26,10 +26,17 @@ class InPlaceABN(nn.BatchNorm2d):
         super().__init__(channels)
         self.slope = slope
 
-    def forward(self, x):
+    def forward(self, input):
         weight = self.weight.abs() + self.eps
         x = functional.batch_norm(
-            x, self.running_mean, self.running_var, weight, self.bias, self.training, 0.1, self.eps
+            input,
+            self.running_mean,
+            self.running_var,
+            weight,
+            self.bias,
+            self.training,
+            0.1,
+            self.eps,
         )
         return functional.leaky_relu(x, self.slope)
 
