@@ -1,4 +1,4 @@
-"""Writes docs/networks.md: parameters, operations and features of every named network.
+"""Writes docs/networks.md: parameters, operations and features of the named networks.
 
     python -m docs.networks            writes the page
     python -m docs.networks --check    compares parameters and features with it (seconds a network)
@@ -22,6 +22,7 @@ from jax.extend.core import jaxprs_in_params
 
 from kdjax import models
 from kdjax.models import layers
+from kdjax.models.registry import FIXED
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 SIZE = (512, 1024)
@@ -29,25 +30,35 @@ CLASSES = 19
 COLUMNS = ("stage1", "stage2", "stage3", "stage4", "head", "aux_head")
 HEAD = f"""# Networks
 
-Every network by name, as `models.create(name, num_classes={CLASSES})` builds it. Parameters are in
+The networks by name, as `models.create(name, num_classes={CLASSES})` builds them. Parameters are in
 millions and include the auxiliary head; where mmsegmentation has the network, it has exactly as
 many ([next to mmsegmentation](results/parity.md)). Multiply-adds, in billions, are those of one
 prediction on {SIZE[0]} x {SIZE[1]}: of its convolutions and matrix products, without the auxiliary
 head. One multiply-add is two floating-point operations. Features are channels / stride; `logits`
 and `aux_logits` have the strides of `head` and `aux_head`.
 
-A backbone goes with every head: `pspnet_swin_t`, `upernet_mit_b0` and the like exist though no
-project has them. A new backbone is one file that maps images to `stage1` to `stage4`, and one line
-in `kdjax/models/registry.py`; so is a new head.
+A backbone goes with every head: `pspnet_swin_t`, `upernet_mit_b0` and the like exist too, though no
+project has them and this table does not. A new backbone is one file that maps images to `stage1`
+to `stage4`, and one line in `kdjax/models/registry.py`; so is a new head.
 
-Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with the channels of its
-CVPR 2022 paper (`@cirkd`) or those of its later code (`@cirkdv2`), and TorchDistiller's.
+Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with the heads'
+channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), and TorchDistiller's.
 
     python -m docs.networks
 
 | network | parameters | multiply-adds | {" | ".join(COLUMNS)} |
 | --- | ---: | ---: |{" --- |" * len(COLUMNS)}
 """
+
+
+# What some project has; other backbones than ResNets and MobileNetV2 are shown with one head.
+LISTED = [
+    name
+    for name in models.NETWORKS
+    if not name.endswith(tuple(f"_{backbone}" for backbone in FIXED))
+    or name.startswith(("fcn_hr", "segformer"))
+    or name == "upernet_swin_t"
+]
 
 
 def build(name: str) -> models.Segmenter:
@@ -117,11 +128,15 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
         page = committed()
-        wrong = [name for name in models.NETWORKS if page.get(name) != described(build(name))]
-        if wrong or page.keys() != models.NETWORKS.keys():
+        wrong = [name for name in LISTED if page.get(name) != described(build(name))]
+        if wrong or page.keys() != set(LISTED):
             sys.exit(f"docs/networks.md is old: {', '.join(wrong) or 'other names'}")
         return
-    PAGE.write_text(HEAD + "".join(row(name) for name in models.NETWORKS))
+    rows = []
+    for name in LISTED:
+        rows.append(row(name))
+        print(rows[-1], end="", flush=True)
+    PAGE.write_text(HEAD + "".join(rows))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Their layers are ours with other settings: a stem twice as wide, dilation in more places, pyramids
 that align corners. A name ends with "@" and the project. CIRKD changed the channels of its heads
-later: "@cirkd" is what its CVPR 2022 paper used, "@cirkdv2" what came after.
+later: "@cirkd" has those of its first code, "@cirkdv2" those of its code for CIRKDv2.
 Sources: github.com/winycg/CIRKD (models/) and github.com/irfanICMLL/TorchDistiller
 (SemSeg-distill/networks/pspnet.py).
 """
