@@ -73,7 +73,8 @@ def test_the_index_has_every_loss_with_its_defaults(name):
 
 def test_the_table_of_networks_is_that_of_the_code():
     table = networks.committed()
-    assert table.keys() == set(networks.LISTED)
+    # conftest.py registers a network for the tests.
+    assert table.keys() == set(networks.LISTED) - {"tiny"}
     # A few of them; `python -m docs.networks --check` compares all.
     for name in ("pspnet_r18", "deeplabv3_r18@cirkdv2", "upernet_swin_t"):
         assert table[name] == networks.described(networks.build(name))
