@@ -1,6 +1,6 @@
 """Every network next to mmsegmentation's, with the same random weights and images.
 
-    python -m benchmarks.parity --mmseg-python PATH                  all, about fifteen minutes
+    python -m benchmarks.parity --mmseg-python PATH                  all
     python -m benchmarks.parity --mmseg-python PATH --only pspnet_r18,fcn_hr18s
 
 PATH is the Python of an environment with mmsegmentation 1.2 and its PyTorch; kdjax is not needed
@@ -36,14 +36,9 @@ D8 = "80k_cityscapes-512x1024.py"
 CONFIGS = {
     **{
         f"{head}_r{depth}": f"{head}/{head}_r{depth}-d8_4xb2-{D8}"
-        for head in ("pspnet", "deeplabv3", "fcn", "deeplabv3plus")
-        for depth in (18, 50, 101)
-    },
-    **{
-        f"{head}_r18b": f"{head}/{head}_r18b-d8_4xb2-{D8}"
+        for depth in ("18", "50", "101", "18b", "50b", "101b")
         for head in ("pspnet", "deeplabv3", "fcn", "deeplabv3plus")
     },
-    "pspnet_r50b": f"pspnet/pspnet_r50b-d8_4xb2-{D8}",
     **{
         f"{head}_mbv2": f"mobilenet_v2/mobilenet-v2-d8_{head}_4xb2-{D8}"
         for head in ("pspnet", "deeplabv3", "fcn", "deeplabv3plus")

@@ -3,9 +3,15 @@
 python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --output DIR
 
 FILE is a `.pth` file (which needs PyTorch) or a `.safetensors` file: a network of mmsegmentation, a
-torchvision FCN or DeepLabV3 (`--model deeplabv3_resnet101`), or a ResNet that classifies images,
-which becomes the backbone under fresh heads (`--model pspnet_r18b`). The result is what
-`config.teacher.checkpoint` and `config.student.checkpoint` take.
+torchvision FCN or DeepLabV3 (`--model deeplabv3_resnet101`), a SegFormer of HuggingFace's
+(`segformer_linear_b0`), a student or teacher of CIRKD (`deeplabv3_r18@cirkd`) or TorchDistiller
+(`pspnet_r18@torchdistiller`), or a ResNet that classifies images, which becomes the backbone under
+fresh heads (`pspnet_r18b`). The result is what `config.teacher.checkpoint` and
+`config.student.checkpoint` take.
+
+Images are normalised as the project does it, ImageNet's mean and deviation or the mean alone; a
+file that was trained otherwise needs --mean and --std (in units of 8-bit pixels, red first), and
+--bgr where its images had blue first. What is written reads images with red first.
 """
 
 import os
@@ -17,7 +23,8 @@ from flax import nnx
 
 from kdjax import command, interop
 from kdjax.errors import UserError
-from kdjax.models import saved
+from kdjax.models import Segmenter, saved
+from kdjax.models.preprocessing import Preprocessing
 
 _SOURCE = flags.DEFINE_string("source", None, "The checkpoint file.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "The network, as pspnet_r101.", required=True)
@@ -28,6 +35,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where the checkpoint is written."
 _NEW_CLASSIFIER = flags.DEFINE_bool(
     "new_classifier", False, "Start classifiers anew where their number of classes differs."
 )
+_MEAN = flags.DEFINE_list("mean", None, "Three numbers, as 123.675,116.28,103.53.")
+_STD = flags.DEFINE_list("std", None, "Three numbers, as 58.395,57.12,57.375.")
+_BGR = flags.DEFINE_bool("bgr", False, "The file's network reads images with blue first.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seeds what starts anew.")
 
 
@@ -38,6 +48,9 @@ def main(argv: list[str]) -> None:
     count = _NUM_CLASSES.value
     class_names, palette = _classes(meta, count)
     try:
+        origin = interop.origin(weights)
+        if _BGR.value and origin in interop.BLUE_FIRST:
+            raise UserError(f"--bgr: weights of {origin} are always turned to red first")
         info = saved.NetworkInfo(
             name=_MODEL.value,
             num_classes=count,
@@ -45,14 +58,41 @@ def main(argv: list[str]) -> None:
             auxiliary=interop.has_auxiliary_head(weights),
             class_names=class_names,
             palette=palette,
-            source=f"{interop.origin(weights)}, {os.path.basename(_SOURCE.value)}",
+            preprocessing=_preprocessing(interop.preprocessing(origin)),
+            source=f"{origin}, {os.path.basename(_SOURCE.value)}",
         )
-        net = info.create(dtype="float32", rngs=nnx.Rngs(_SEED.value))
+
+        def create() -> Segmenter:
+            return info.create(dtype="float32", rngs=nnx.Rngs(_SEED.value))
+
+        # Only what keeps some of its initial values needs them; they take as much as the file.
+        keeps = _NEW_CLASSIFIER.value or origin == interop.IMAGENET
+        net = create() if keeps else nnx.eval_shape(create)
         interop.load(net, weights, new_classifier=_NEW_CLASSIFIER.value)
+        del weights
+        if _BGR.value:
+            interop.red_first(net)
     except UserError as error:
         raise UserError(f"{_SOURCE.value}: {error}") from error
     info = saved.save(_OUTPUT.value, info, nnx.state(net))
     print(f"{info.name} with {count} classes is in {_OUTPUT.value} (weights {info.fingerprint})")
+
+
+def _preprocessing(usual: Preprocessing) -> Preprocessing:
+    """The project's normalisation, or what the flags say instead."""
+    changes = {}
+    for flag in (_MEAN, _STD):
+        if flag.value is not None:
+            try:
+                red, green, blue = map(float, flag.value)
+            except ValueError as error:
+                raise UserError(
+                    f"--{flag.name} is {','.join(flag.value)}; it takes three numbers, red first"
+                ) from error
+            changes[flag.name] = (red, green, blue)
+    if 0 in changes.get("std", ()):
+        raise UserError("--std holds a 0, and images are divided by it")
+    return usual._replace(**changes)
 
 
 def _classes(

@@ -11,7 +11,7 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.errors import UserError
-from kdjax.models import attention, segformer, swin
+from kdjax.models import attention, mix_transformer, swin
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -179,10 +179,10 @@ def test_drop_path_rates_rise_over_all_blocks():
 
 @pytest.mark.parametrize("backbone", ["segformer", "swin"])
 def test_training_has_gradients_everywhere_and_drops_paths(backbone, monkeypatch):
-    monkeypatch.setitem(segformer.SIZES, "b0", (2, (1, 1, 1, 1)))
+    monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))
     monkeypatch.setattr(swin, "DEPTHS", (1, 2, 1, 1))
     create = {
-        "segformer": partial(segformer.MixTransformer, "b0"),
+        "segformer": partial(mix_transformer.MixTransformer, "b0"),
         "swin": swin.SwinTransformer,
     }[backbone]
     graphdef, params = nnx.split(create(width=4, dtype=FLOAT32, rngs=nnx.Rngs(0)))
@@ -205,7 +205,9 @@ def test_training_has_gradients_everywhere_and_drops_paths(backbone, monkeypatch
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     nets = [
-        segformer.MixTransformer("b0", width=2, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)),
+        mix_transformer.MixTransformer(
+            "b0", width=2, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)
+        ),
         swin.SwinTransformer(width=2, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)),
     ]
     images = jnp.ones((1, 33, 40, 3), "bfloat16")
@@ -262,10 +264,10 @@ def huggingface_weights(head_channels, channels, num_classes):
 
 
 def test_huggingface_weights_find_their_place(monkeypatch):
-    monkeypatch.setitem(segformer.SIZES, "b0", (2, (1, 1, 1, 1)))
+    monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))
     weights = huggingface_weights(2, 16, 5)
     net = models.create("segformer_linear_b0", num_classes=5, width=4, rngs=nnx.Rngs(0))
-    interop.from_mmseg(net, interop.segformer_to_mmseg(weights))
+    interop.load(net, weights)
 
     block = "segformer.encoder.block.2.0"
     queries, keys, values = np.split(

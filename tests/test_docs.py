@@ -3,8 +3,10 @@
 import pathlib
 import re
 
+import jax
 import pytest
 
+from docs import networks
 from kdjax import losses
 from kdjax.distillation.catalogue import LOSSES
 
@@ -68,3 +70,26 @@ def test_the_index_has_every_loss_with_its_defaults(name):
     assert maps == defaults.get("student", "logits")
     if "temperature" in defaults:
         assert float(temperature.split()[0]) == defaults["temperature"]
+
+
+def test_the_table_of_networks_is_that_of_the_code():
+    table = networks.committed()
+    # conftest.py registers a network for the tests.
+    assert table.keys() == set(networks.LISTED) - {"tiny"}
+    # A few of them; `python -m docs.networks --check` compares all.
+    for name in ("pspnet_r18", "deeplabv3_r18@cirkdv2", "upernet_swin_t"):
+        assert table[name] == networks.described(networks.build(name))
+
+
+def test_multiply_adds_are_those_of_a_convolution_and_a_product():
+    def program(x, kernel, matrix):
+        def convolve(x):
+            return jax.lax.conv_general_dilated(
+                x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        return jax.jit(convolve)(x) @ matrix
+
+    shapes = [(1, 8, 6, 3), (3, 3, 3, 5), (5, 7)]
+    traced = jax.make_jaxpr(program)(*(jax.ShapeDtypeStruct(s, "float32") for s in shapes))
+    assert networks.counted(traced.jaxpr) == 4 * 3 * 5 * 27 + 4 * 3 * 7 * 5

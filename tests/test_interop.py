@@ -15,6 +15,7 @@ from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.interop import mmseg
 from kdjax.models import saved
+from kdjax.models.preprocessing import IMAGENET
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -70,9 +71,10 @@ def test_every_array_finds_its_place_in_its_layout(weights):
     )
     np.testing.assert_array_equal(stem.norm.scale[...], weights["backbone.stem.7.weight"])
     np.testing.assert_array_equal(stem.norm.var[...], weights["backbone.stem.7.running_var"])
-    np.testing.assert_array_equal(
-        net.auxiliary_head.classifier.conv.bias[...], weights["auxiliary_head.conv_seg.bias"]
-    )
+    assert net.auxiliary_head is not None
+    bias = net.auxiliary_head.classifier.conv.bias
+    assert bias is not None
+    np.testing.assert_array_equal(bias[...], weights["auxiliary_head.conv_seg.bias"])
 
 
 def test_nesting_prefixes_counters_and_half_precision(weights):
@@ -297,6 +299,38 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     assert (info.name, info.num_classes, info.auxiliary) == ("pspnet_r18", 5, False)
     assert info.source == "mmsegmentation, net.safetensors"
     assert len(info.class_names) == len(set(info.palette)) == 5
+
+
+def test_convert_records_what_the_images_were(tmp_path):
+    file = tmp_path / "net.safetensors"
+    weights = random_weights(abstract("fcn_hr18s", width=64))
+    safetensors.numpy.save_file(weights, file)
+    arguments = (f"--source={file}", f"--output={tmp_path / 'net'}", "--model=fcn_hr18s")
+    arguments += ("--num_classes=5", "--bgr", "--mean=3,2,1")
+    run = convert(*arguments)
+    assert run.returncode == 0, run.stderr
+    net, info = saved.load(tmp_path / "net")
+    assert info.preprocessing == IMAGENET._replace(mean=(3.0, 2.0, 1.0))
+    first = weights["backbone.conv1.weight"]
+    np.testing.assert_array_equal(interop.to_mmseg(net)["backbone.conv1.weight"], first[:, ::-1])
+    run = convert(*arguments, "--std=1,2")
+    assert run.returncode == 2
+    assert "--std is 1,2; it takes three numbers, red first" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["pspnet_r18", "pspnet_r18b", "fcn_hr18s", "pspnet_mbv2", "segformer_b0", "fcn_swin_t"]
+)
+def test_every_backbone_can_be_turned_to_red_first(name):
+    net = abstract(name)
+    weights = random_weights(net)
+    interop.from_mmseg(net, weights)
+    interop.red_first(net)
+    found = interop.to_mmseg(net)
+    changed = {key for key, value in weights.items() if not np.array_equal(found[key], value)}
+    assert len(changed) == 1
+    (key,) = changed
+    np.testing.assert_array_equal(found[key], weights[key][:, ::-1])
 
 
 def test_a_mistake_in_convert_is_one_line(tmp_path):

@@ -315,6 +315,12 @@ def test_max_pooling_is_in_floor_mode(size):
     compare_layer(jax.jit(layers.max_pool), pool, layer_input(2, *size, 3), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (8, 5)])
+def test_max_pooling_in_ceil_mode(size):
+    pool = torch.nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+    compare_layer(partial(layers.max_pool, ceil=True), pool, layer_input(2, *size, 3), rtol=1e-6)
+
+
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])
 def test_adaptive_pooling_where_the_bins_do_not_divide_the_map_or_outnumber_it(bins):
     compare_layer(
@@ -330,6 +336,16 @@ def test_resizing_has_half_pixel_centres_and_no_antialiasing(size):
     compare_layer(
         partial(layers.resize, size=size),
         partial(functional.interpolate, size=size, mode="bilinear", align_corners=False),
+        layer_input(2, 13, 17, 3),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("size", [(29, 40), (6, 5), (1, 17)])
+def test_resizing_that_aligns_corners(size):
+    compare_layer(
+        partial(layers.resize, size=size, align_corners=True),
+        partial(functional.interpolate, size=size, mode="bilinear", align_corners=True),
         layer_input(2, 13, 17, 3),
         atol=1e-5,
     )

@@ -1,13 +1,19 @@
 """Weights from and to PyTorch projects, as dicts of NumPy arrays; torch only reads files."""
 
+from kdjax.interop.channel_order import red_first as red_first
+from kdjax.interop.cirkd import from_cirkd as from_cirkd
 from kdjax.interop.files import Checkpoint as Checkpoint
 from kdjax.interop.files import read as read
 from kdjax.interop.huggingface import segformer_to_mmseg as segformer_to_mmseg
 from kdjax.interop.mmseg import from_backbone as from_backbone
 from kdjax.interop.mmseg import from_mmseg as from_mmseg
 from kdjax.interop.mmseg import to_mmseg as to_mmseg
+from kdjax.interop.origins import BLUE_FIRST as BLUE_FIRST
+from kdjax.interop.origins import IMAGENET as IMAGENET
 from kdjax.interop.origins import has_auxiliary_head as has_auxiliary_head
 from kdjax.interop.origins import load as load
 from kdjax.interop.origins import origin as origin
+from kdjax.interop.origins import preprocessing as preprocessing
+from kdjax.interop.torchdistiller import from_torchdistiller as from_torchdistiller
 from kdjax.interop.torchvision import from_timm as from_timm
 from kdjax.interop.torchvision import from_torchvision as from_torchvision

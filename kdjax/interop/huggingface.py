@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from kdjax.errors import UserError
+from kdjax.interop.renaming import renamed, reversed_stages
 
 _BLOCK = r"segformer\.encoder\.block\.(\d+)\.(\d+)"
 _BLOCK_NAME = r"backbone.layers.\1.1.\2"
@@ -54,8 +55,8 @@ def segformer_to_mmseg(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.nda
         if re.fullmatch(CONVOLUTIONS, name):
             array = array[..., None, None]
         if name == "decode_head.linear_fuse.weight":
-            array = np.concatenate(np.array_split(array, 4, axis=1)[::-1], axis=1)
-        weights[_renamed(name)] = array
+            array = reversed_stages(array)
+        weights[renamed(name, RULES, "HuggingFace's SegFormer")] = array
     return weights
 
 
@@ -73,11 +74,3 @@ def _fused(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             [weights.pop(part) for part in parts]
         )
     return weights
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in RULES:
-        renamed, count = re.subn(rf"^{pattern}", replacement, name)
-        if count:
-            return renamed
-    raise UserError(f'the weights hold "{name}", which is no part of HuggingFace\'s SegFormer')

@@ -115,7 +115,7 @@ def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         array = np.asarray(value)
         if array.dtype == object or not jnp.issubdtype(array.dtype, jnp.number):
             raise UserError(f'the weights hold "{name}", which is no array of numbers')
-        arrays[name.removeprefix("module.")] = array.astype(np.float32)
+        arrays[name.removeprefix("module.")] = array.astype(np.float32, copy=False)
     return arrays
 
 

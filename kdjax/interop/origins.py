@@ -4,33 +4,67 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kdjax.errors import UserError
-from kdjax.interop.mmseg import from_mmseg
+from kdjax.interop.cirkd import from_cirkd
+from kdjax.interop.huggingface import segformer_to_mmseg
+from kdjax.interop.mmseg import from_mmseg, weights_of
+from kdjax.interop.torchdistiller import from_torchdistiller
 from kdjax.interop.torchvision import from_timm, from_torchvision
 from kdjax.models import Segmenter
+from kdjax.models.preprocessing import IMAGENET as IMAGENET_PREPROCESSING
+from kdjax.models.preprocessing import MEAN_ONLY, Preprocessing
 
 MMSEG = "mmsegmentation"
 TORCHVISION = "torchvision"
+HUGGINGFACE = "HuggingFace"
+CIRKD = "CIRKD"
+TORCHDISTILLER = "TorchDistiller"
 IMAGENET = "an image classifier"
+
+# What weights of each origin have beside others: the beginnings of some of their names. The first
+# row that fits counts.
+MARKS = {
+    HUGGINGFACE: {"segformer", "decode_head"},
+    MMSEG: {"decode_head"},
+    TORCHVISION: {"backbone", "classifier"},
+    CIRKD: {"pretrained", "head"},
+    TORCHDISTILLER: {"pspmodule", "head"},
+    IMAGENET: {"layer1", "layer4"},
+}
+
+# Projects whose images have blue first; reading their weights turns that around.
+BLUE_FIRST = (CIRKD, TORCHDISTILLER)
 
 
 def origin(names: Iterable[str]) -> str:
-    """Returns `MMSEG`, `TORCHVISION` or `IMAGENET` (a ResNet alone, of whichever project).
+    """Returns where weights of these names come from, a key of `MARKS`.
+
+    `IMAGENET` is a ResNet alone, of whichever project.
 
     Raises:
       UserError: where the names are none of these.
     """
     names = [name.removeprefix("module.") for name in names]
     prefixes = {name.partition(".")[0] for name in names}
-    if "decode_head" in prefixes:
-        return MMSEG
-    if {"backbone", "classifier"} <= prefixes:
-        return TORCHVISION
-    if {"layer1", "layer4"} <= prefixes:
-        return IMAGENET
+    for project, marks in MARKS.items():
+        if marks <= prefixes:
+            return project
+    # CIRKD's SegFormer has neither head nor backbone in its names.
+    if {"patch_embed1", "linear_pred"} <= prefixes:
+        return CIRKD
     raise UserError(
         f"weights named {', '.join(names[:3])} and so on are not known; known are those of "
-        "mmsegmentation, torchvision's FCN and DeepLabV3, and ResNets of torchvision and timm"
+        "mmsegmentation, torchvision's FCN and DeepLabV3, HuggingFace's SegFormer, CIRKD, "
+        "TorchDistiller, and ResNets of torchvision and timm"
     )
+
+
+def preprocessing(project: str) -> Preprocessing:
+    """Returns how a project prepares images; the order of the channels is always RGB here."""
+    return MEAN_ONLY if project in BLUE_FIRST else IMAGENET_PREPROCESSING
+
+
+# What auxiliary heads are called.
+AUXILIARY = ("auxiliary_head.", "aux_classifier.", "auxlayer.", "dsn.")
 
 
 def has_auxiliary_head(names: Iterable[str]) -> bool:
@@ -38,7 +72,20 @@ def has_auxiliary_head(names: Iterable[str]) -> bool:
     names = list(names)
     if origin(names) == IMAGENET:
         return True
-    return any("auxiliary_head." in name or "aux_classifier." in name for name in names)
+    return any(part in name for name in names for part in AUXILIARY)
+
+
+def _from_huggingface(net: Segmenter, weights: Mapping[str, Any], *, new_classifier: bool) -> None:
+    from_mmseg(net, segformer_to_mmseg(weights_of(weights)), new_classifier=new_classifier)
+
+
+READERS = {
+    MMSEG: from_mmseg,
+    TORCHVISION: from_torchvision,
+    HUGGINGFACE: _from_huggingface,
+    CIRKD: from_cirkd,
+    TORCHDISTILLER: from_torchdistiller,
+}
 
 
 def load(net: Segmenter, weights: Mapping[str, Any], *, new_classifier: bool = False) -> None:
@@ -55,7 +102,5 @@ def load(net: Segmenter, weights: Mapping[str, Any], *, new_classifier: bool = F
     source = origin(weights)
     if source == IMAGENET:
         from_timm(net, weights)
-    elif source == TORCHVISION:
-        from_torchvision(net, weights, new_classifier=new_classifier)
     else:
-        from_mmseg(net, weights, new_classifier=new_classifier)
+        READERS[source](net, weights, new_classifier=new_classifier)

@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from kdjax.interop.mmseg import from_backbone, from_mmseg, weights_of
+from kdjax.interop.renaming import pooled_image_first
 from kdjax.models import Segmenter
 
 # torchvision's prefix and mmsegmentation's, for heads in which the place in a Sequential tells all.
@@ -52,8 +51,7 @@ def from_torchvision(
         renamed[name] = value
     project = "decode_head.bottleneck.conv.weight"
     if project in renamed:
-        # torchvision's pyramid ends with the pooled image, ours begins with it.
-        renamed[project] = np.roll(renamed[project], renamed[project].shape[1] // 5, axis=1)
+        renamed[project] = pooled_image_first(renamed[project])
     from_mmseg(net, renamed, new_classifier=new_classifier)
 
 

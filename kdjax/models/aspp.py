@@ -1,11 +1,10 @@
-"""The atrous pyramid head of DeepLabV3 (Chen et al., 2017), as mmsegmentation's ASPPHead."""
+"""The atrous pyramid of DeepLabV3 (Chen et al., 2017), as in mmsegmentation's ASPPHead."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Classifier, ConvNorm, SeparableConvNorm
-from kdjax.models.outputs import Classification, FeatureSpec
+from kdjax.models.layers import ConvNorm, SeparableConvNorm
 
 
 class AtrousPyramid(nnx.Module):
@@ -51,27 +50,3 @@ class AtrousPyramid(nnx.Module):
         maps = [jnp.broadcast_to(pooled, (*x.shape[:3], pooled.shape[3]))]
         maps += [branch(x, train=train) for branch in self.atrous]
         return self.bottleneck(jnp.concatenate(maps, axis=-1), train=train)
-
-
-class ASPPHead(nnx.Module):
-    """The atrous pyramid on the last stage, and the classifier."""
-
-    def __init__(
-        self,
-        specs: dict[str, FeatureSpec],
-        channels: int,
-        num_classes: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.channels, self.stride = channels, specs["stage4"].stride
-        self.pyramid = AtrousPyramid(specs["stage4"].channels, channels, dtype=dtype, rngs=rngs)
-        self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
-
-    def __call__(
-        self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Classification, Float[Array, "B h w D"]]:
-        """Returns the class scores and the map that the classifier reads (before its dropout)."""
-        x = self.pyramid(features["stage4"], train=train)
-        return self.classifier(x, train=train, rngs=rngs), x

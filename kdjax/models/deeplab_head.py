@@ -1,18 +1,19 @@
-"""The head of torchvision's DeepLabV3, which differs from mmsegmentation's."""
+"""The head of torchvision's and CIRKD's DeepLabV3, which differs from mmsegmentation's."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.aspp import AtrousPyramid
-from kdjax.models.layers import Classifier, ConvNorm
-from kdjax.models.outputs import Classification, FeatureSpec
+from kdjax.models.head import Head
+from kdjax.models.layers import ConvNorm
+from kdjax.models.outputs import FeatureSpec
 
 
-class DeepLabHead(nnx.Module):
+class DeepLabHead(Head):
     """The atrous pyramid with a 1x1 bottleneck, one more 3x3 convolution, and the classifier.
 
-    As torchvision's class of that name. `channels` are mmsegmentation's; it has half of them.
+    As torchvision's class of that name, which has no dropout before the classifier; CIRKD's has.
     """
 
     def __init__(
@@ -21,23 +22,21 @@ class DeepLabHead(nnx.Module):
         channels: int,
         num_classes: int,
         *,
+        dropout: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        channels //= 2
-        self.channels, self.stride = channels, specs["stage4"].stride
-        self.pyramid = AtrousPyramid(
-            specs["stage4"].channels, channels, bottleneck=1, dtype=dtype, rngs=rngs
-        )
+        last = specs["stage4"]
+        self.pyramid = AtrousPyramid(last.channels, channels, bottleneck=1, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.5)
         self.refine = ConvNorm(channels, channels, 3, dtype=dtype, rngs=rngs)
-        self.classifier = Classifier(channels, num_classes, dropout=0.0, dtype=dtype, rngs=rngs)
+        super().__init__(
+            channels, last.stride, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
+        )
 
-    def __call__(
+    def read(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Classification, Float[Array, "B h w D"]]:
-        """Returns the class scores and the map that the classifier reads."""
+    ) -> Float[Array, "B h w D"]:
         x = self.pyramid(features["stage4"], train=train)
         x = self.dropout(x, deterministic=not train, rngs=rngs)
-        x = self.refine(x, train=train)
-        return self.classifier(x, train=train, rngs=rngs), x
+        return self.refine(x, train=train)

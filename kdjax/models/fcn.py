@@ -1,16 +1,18 @@
 """Plain convolutional heads (Long et al., CVPR 2015), as mmsegmentation's FCNHead."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Classifier, ConvNorm, resize
-from kdjax.models.outputs import Classification, FeatureSpec
+from kdjax.models.head import Head
+from kdjax.models.layers import ConvNorm, resize
+from kdjax.models.outputs import FeatureSpec
 
 
-class FCNHead(nnx.Module):
+class FCNHead(Head):
     """Convolutions in a row and the classifier.
 
     Args:
@@ -22,6 +24,7 @@ class FCNHead(nnx.Module):
       num_convs: how many convolutions.
       size: of their kernels.
       concat_input: whether one more convolution reads the input beside the result.
+      activation: behind every batch norm.
       dropout: before the classifier.
       dtype: compute dtype; parameters are float32.
       rngs: source of the initial parameters.
@@ -37,28 +40,26 @@ class FCNHead(nnx.Module):
         num_convs: int = 1,
         size: int = 3,
         concat_input: bool = False,
+        activation: Callable[[Array], Array] = nnx.relu,
         dropout: float = 0.1,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.sources = tuple(sources)
-        self.channels, self.stride = channels, specs[self.sources[0]].stride
         in_channels = sum(specs[name].channels for name in self.sources)
+        conv = partial(ConvNorm, activation=activation, dtype=dtype, rngs=rngs)
         self.convs = nnx.List([])
         for index in range(num_convs):
             read = channels if index else in_channels
-            self.convs.append(ConvNorm(read, channels, size, dtype=dtype, rngs=rngs))
-        self.merge = (
-            ConvNorm(in_channels + channels, channels, size, dtype=dtype, rngs=rngs)
-            if concat_input
-            else None
-        )
-        self.classifier = Classifier(channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs)
+            self.convs.append(conv(read, channels, size))
+        self.merge = conv(in_channels + channels, channels, size) if concat_input else None
+        stride = specs[self.sources[0]].stride
+        super().__init__(channels, stride, num_classes, dropout=dropout, dtype=dtype, rngs=rngs)
 
-    def __call__(
+    def read(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Classification, Float[Array, "B h w D"]]:
-        """Returns the class scores and the map that the classifier reads (before its dropout)."""
+    ) -> Float[Array, "B h w D"]:
+        del rngs
         size = features[self.sources[0]].shape[1:3]
         inputs = jnp.concatenate([resize(features[name], size) for name in self.sources], axis=-1)
         x = inputs
@@ -66,4 +67,4 @@ class FCNHead(nnx.Module):
             x = conv(x, train=train)
         if self.merge is not None:
             x = self.merge(jnp.concatenate([inputs, x], axis=-1), train=train)
-        return self.classifier(x, train=train, rngs=rngs), x
+        return x

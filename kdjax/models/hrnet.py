@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.layers import ConvNorm, resize, scaled
-from kdjax.models.outputs import FeatureSpec
+from kdjax.models.outputs import FeatureSpec, stage_specs
 from kdjax.models.resnet import BasicBlock, Bottleneck
 
 
@@ -155,9 +155,7 @@ class HRNet(nnx.Module):
     @property
     def feature_specs(self) -> dict[str, FeatureSpec]:
         """The maps that a call returns, by name."""
-        return {
-            f"stage{i + 1}": FeatureSpec(c, 4 * 2**i) for i, c in enumerate(self.branch_channels)
-        }
+        return stage_specs(self.branch_channels)
 
     def __call__(
         self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None

@@ -57,6 +57,7 @@ class Conv(nnx.Conv):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         bias: bool = False,
         kernel_init: nnx.Initializer = he_normal,
         dtype: jnp.dtype,
@@ -70,6 +71,7 @@ class Conv(nnx.Conv):
             strides=stride,
             kernel_dilation=dilation,
             padding=((padding, padding), (padding, padding)),
+            feature_group_count=groups,
             use_bias=bias,
             kernel_init=kernel_init,
             dtype=dtype,
@@ -77,39 +79,16 @@ class Conv(nnx.Conv):
         )
 
 
-class DepthwiseConv(nnx.Conv):
+class DepthwiseConv(Conv):
     """A square convolution of each channel by itself, as the sum of shifted products.
 
     Padded as `Conv`. XLA fuses the sum; its own grouped convolution took ten times longer and more
     on the CPU.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        size: int,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        bias: bool = False,
-        kernel_init: nnx.Initializer = he_normal,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, channels: int, size: int, *, dilation: int = 1, **options: Any):
         self.reach = dilation * (size - 1) // 2
-        super().__init__(
-            channels,
-            channels,
-            (size, size),
-            strides=stride,
-            kernel_dilation=dilation,
-            padding=self.reach,
-            feature_group_count=channels,
-            use_bias=bias,
-            kernel_init=kernel_init,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        super().__init__(channels, channels, size, dilation=dilation, groups=channels, **options)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "B H W C"]
@@ -258,26 +237,51 @@ class Classifier(nnx.Module):
         return Classification(self.conv(x), x, kernel[0, 0], bias[...])
 
 
-def resize(x: Float[Array, "B H W C"], size: tuple[int, ...]) -> Float[Array, "B h w C"]:
-    """Resizes bilinearly, half-pixel centres, no antialiasing (torch's align_corners=False)."""
+def resize(
+    x: Float[Array, "B H W C"], size: tuple[int, ...], *, align_corners: bool = False
+) -> Float[Array, "B h w C"]:
+    """Resizes bilinearly without antialiasing, as PyTorch.
+
+    Args:
+      x: the map.
+      size: height and width of the result.
+      align_corners: put the centres of the corner pixels on each other, else the corners of the
+        images.
+    """
     if x.shape[1:3] == tuple(size):
         return x
     # A pooled image: nothing to interpolate, and TensorFlow Lite gets the general way wrong for it.
     if x.shape[1:3] == (1, 1):
         return jnp.broadcast_to(x, (x.shape[0], *size, x.shape[3]))
+    if align_corners:
+        rows, columns = map(aligned_matrix, x.shape[1:3], size)
+        x = jnp.einsum("nh,bhwc->bnwc", jnp.asarray(rows, x.dtype), x)
+        return jnp.einsum("mw,bnwc->bnmc", jnp.asarray(columns, x.dtype), x)
     return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method="bilinear", antialias=False)
 
 
-def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+def aligned_matrix(size: int, wanted: int) -> np.ndarray:
+    """Returns the weights [wanted, size] of an interpolation that aligns corners."""
+    positions = np.arange(wanted) * ((size - 1) / max(wanted - 1, 1))
+    distances = np.abs(positions[:, None] - np.arange(size))
+    return np.maximum(1 - distances, 0).astype(np.float32)
+
+
+def max_pool(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Array, "B h w C"]:
     """Max-pools 3x3 with stride 2 and padding 1, as the maximum of shifted strided slices.
 
     The gradient of XLA's own window reduction is a select-and-scatter, which runs on one thread
     on the CPU and took six times longer there.
+
+    Args:
+      x: the map.
+      ceil: let the last window of an even side hang over (PyTorch's ceil_mode), so that 8 becomes
+        5 and not 4.
     """
     for axis in (1, 2):
-        length = (x.shape[axis] - 1) // 2 + 1
+        length = x.shape[axis] // 2 + 1 if ceil else (x.shape[axis] - 1) // 2 + 1
         padding = [(0, 0)] * 4
-        padding[axis] = (1, 1)
+        padding[axis] = (1, 2 if ceil else 1)
         padded = jnp.pad(x, padding, constant_values=-jnp.inf)
         taps = [
             jax.lax.slice_in_dim(padded, start, start + 2 * length - 1, 2, axis)

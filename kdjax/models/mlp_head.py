@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Classifier, Conv, ConvNorm, resize
-from kdjax.models.outputs import Classification, FeatureSpec
-
-STAGES = ("stage1", "stage2", "stage3", "stage4")
+from kdjax.models.head import Head
+from kdjax.models.layers import Conv, ConvNorm, resize
+from kdjax.models.outputs import STAGES, FeatureSpec
 
 
 class NormedProjection(ConvNorm):
@@ -31,7 +30,7 @@ class LinearProjection(nnx.Module):
         return self.conv(x)
 
 
-class MLPHead(nnx.Module):
+class MLPHead(Head):
     """Projects each stage, resizes to the first one's map, concatenates, fuses, classifies.
 
     Args:
@@ -39,6 +38,7 @@ class MLPHead(nnx.Module):
       channels: of the projections and of the fused map.
       num_classes: K.
       projection: builds what projects a stage, before the resizing.
+      dropout: before the classifier.
       dtype: compute dtype; parameters are float32.
       rngs: source of the initial parameters.
     """
@@ -50,10 +50,10 @@ class MLPHead(nnx.Module):
         num_classes: int,
         *,
         projection: Callable[..., NormedProjection | LinearProjection] = NormedProjection,
+        dropout: float = 0.1,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.channels, self.stride = channels, specs[STAGES[0]].stride
         self.projections = nnx.List(
             [
                 projection(specs[stage].channels, channels, dtype=dtype, rngs=rngs)
@@ -61,16 +61,16 @@ class MLPHead(nnx.Module):
             ]
         )
         self.fuse = ConvNorm(len(STAGES) * channels, channels, 1, dtype=dtype, rngs=rngs)
-        self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
+        stride = specs[STAGES[0]].stride
+        super().__init__(channels, stride, num_classes, dropout=dropout, dtype=dtype, rngs=rngs)
 
-    def __call__(
+    def read(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Classification, Float[Array, "B h w D"]]:
-        """Returns the class scores and the map that the classifier reads (before its dropout)."""
+    ) -> Float[Array, "B h w D"]:
+        del rngs
         size = features[STAGES[0]].shape[1:3]
         maps = [
             resize(projection(features[stage], train=train), size)
             for projection, stage in zip(self.projections, STAGES, strict=True)
         ]
-        x = self.fuse(jnp.concatenate(maps, axis=-1), train=train)
-        return self.classifier(x, train=train, rngs=rngs), x
+        return self.fuse(jnp.concatenate(maps, axis=-1), train=train)

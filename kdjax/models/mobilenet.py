@@ -63,16 +63,27 @@ class MobileNetV2(nnx.Module):
 
     Args:
       width: 64 is the published network; all channels scale with it.
-      dilated: output stride 8 (only the first block of a layer dilates, as in mmsegmentation's
-        mobilenet-v2-d8), else 32.
+      dilated: output stride 8, else 32.
+      dilate_all: whether all blocks of a dilated layer dilate, and the first of a layer that does
+        no longer stride by half; else only the first dilates, as in mmsegmentation's d8.
       dtype: compute dtype; parameters are float32.
       rngs: source of the initial parameters.
     """
 
-    def __init__(self, *, width: int = 64, dilated: bool = True, dtype: jnp.dtype, rngs: nnx.Rngs):
-        strides, dilations = (1, 2, 2, 2, 1, 2, 1), (1,) * 7
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        dilated: bool = True,
+        dilate_all: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        strides, first_dilations, dilations = (1, 2, 2, 2, 1, 2, 1), (1,) * 7, (1,) * 7
         if dilated:
-            strides, dilations = (1, 2, 2, 1, 1, 1, 1), (1, 1, 1, 2, 2, 4, 4)
+            strides, first_dilations = (1, 2, 2, 1, 1, 1, 1), (1, 1, 1, 2, 2, 4, 4)
+            if dilate_all:
+                first_dilations, dilations = (1, 1, 1, 1, 2, 2, 4), first_dilations
         channels, total_stride = scaled(32, width), 2
         self.entry = ConvNorm(
             3, channels, 3, stride=2, activation=jax.nn.relu6, dtype=dtype, rngs=rngs
@@ -89,7 +100,7 @@ class MobileNetV2(nnx.Module):
                         scaled(published, width),
                         expansion=expansion,
                         stride=strides[index] if first else 1,
-                        dilation=dilations[index] if first else 1,
+                        dilation=first_dilations[index] if first else dilations[index],
                         dtype=dtype,
                         rngs=rngs,
                     )

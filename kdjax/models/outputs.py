@@ -1,5 +1,6 @@
 """What every network returns, and how it declares its features."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from flax import struct
@@ -11,6 +12,15 @@ class FeatureSpec(NamedTuple):
 
     channels: int
     stride: int
+
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+
+def stage_specs(channels: Sequence[int]) -> dict[str, FeatureSpec]:
+    """Declares four stages of these channels, with strides 4, 8, 16 and 32."""
+    strides = (4, 8, 16, 32)
+    return {name: FeatureSpec(*spec) for name, *spec in zip(STAGES, channels, strides, strict=True)}
 
 
 @struct.dataclass

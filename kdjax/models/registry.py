@@ -1,6 +1,7 @@
 """Networks by name: a head, an underscore, a backbone.
 
-Channels are those of mmsegmentation's published configs, in times of the width.
+Channels are those of mmsegmentation's published configs, in times of the width. A backbone that
+maps images to "stage1" to "stage4" goes with every head: it is one file and one line here.
 """
 
 from collections.abc import Callable
@@ -11,17 +12,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.errors import UserError
-from kdjax.models.aspp import ASPPHead
+from kdjax.models.aspp import AtrousPyramid
+from kdjax.models.combine import combine
 from kdjax.models.deeplab_head import DeepLabHead
+from kdjax.models.distillers import DISTILLERS
 from kdjax.models.fcn import FCNHead
+from kdjax.models.head import PyramidHead
 from kdjax.models.hrnet import PLANS, HRNet
+from kdjax.models.mix_transformer import SIZES, MixTransformer
 from kdjax.models.mobilenet import MobileNetV2
-from kdjax.models.psp import PSPHead
+from kdjax.models.psp import PyramidPooling
 from kdjax.models.resnet import DEPTHS, ResNet
-from kdjax.models.segformer import SIZES, segformer, segformer_linear
+from kdjax.models.segformer import segformer, segformer_linear
 from kdjax.models.segmenter import Segmenter
 from kdjax.models.separable_aspp import SeparableASPPHead
-from kdjax.models.swin import upernet_swin_t
+from kdjax.models.swin import SwinTransformer
 from kdjax.models.upernet import UPerHead
 from kdjax.suggest import nearest
 
@@ -31,7 +36,7 @@ class Family(NamedTuple):
 
     Attributes:
       head: builds it from (specs, channels, num_classes, dtype=, rngs=).
-      dilated: whether it reads a backbone of output stride 8, else of 32.
+      dilated: whether it reads a backbone of output stride 8, where that can dilate, else of 32.
       narrow: whether shallow backbones get a quarter of the channels.
     """
 
@@ -41,49 +46,33 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "pspnet": Family(PSPHead),
-    "deeplabv3": Family(ASPPHead),
+    "pspnet": Family(partial(PyramidHead, PyramidPooling)),
+    "deeplabv3": Family(partial(PyramidHead, AtrousPyramid)),
     "deeplabv3plus": Family(SeparableASPPHead),
     "fcn": Family(partial(FCNHead, sources=("stage4",), num_convs=2, concat_input=True)),
     "upernet": Family(UPerHead, dilated=False, narrow=False),
 }
 
-# Under torchvision's own names, as "fcn_resnet50".
-TORCHVISION = {
-    "fcn": Family(partial(FCNHead, sources=("stage4",))),
-    "deeplabv3": Family(DeepLabHead),
-}
-
-# "b" after the depth is torchvision's stem, as in mmsegmentation's names.
-BACKBONES: dict[str, Callable[..., Any]] = {
+# Backbones that can dilate. "b" after the depth is torchvision's stem, as mmsegmentation has it.
+DILATABLE: dict[str, Callable[..., Any]] = {
     **{f"r{depth}": partial(ResNet, depth) for depth in DEPTHS},
-    **{f"r{depth}b": partial(ResNet, depth, deep_stem=False) for depth in DEPTHS},
+    **{f"r{depth}b": partial(ResNet, depth, stem="plain") for depth in DEPTHS},
     "mbv2": MobileNetV2,
+}
+# Backbones whose strides are fixed.
+FIXED: dict[str, Callable[..., Any]] = {
+    **{f"hr{plan}": partial(HRNet, plan) for plan in PLANS},
+    **{f"mit_{size}": partial(MixTransformer, size) for size in SIZES},
+    "swin_t": SwinTransformer,
 }
 SHALLOW = ("r18", "r34", "r18b", "r34b")
 
 
-def _combined(
-    family: Family,
-    backbone_name: str,
-    *,
-    num_classes: int,
-    width: int,
-    auxiliary: bool,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-) -> Segmenter:
+def _network(family: Family, name: str) -> Callable[..., Segmenter]:
     """A family's head on a backbone, with half of its channels in the auxiliary head."""
-    backbone = BACKBONES[backbone_name](width=width, dilated=family.dilated, dtype=dtype, rngs=rngs)
-    specs = backbone.feature_specs
-    channels = (2 if family.narrow and backbone_name in SHALLOW else 8) * width
-    head = family.head(specs, channels, num_classes, dtype=dtype, rngs=rngs)
-    auxiliary_head = None
-    if auxiliary:
-        auxiliary_head = FCNHead(
-            specs, channels // 2, num_classes, sources=("stage3",), dtype=dtype, rngs=rngs
-        )
-    return Segmenter(backbone, head, auxiliary_head, num_classes=num_classes, dtype=dtype)
+    backbone = FIXED.get(name) or partial(DILATABLE[name], dilated=family.dilated)
+    channels = 2 if family.narrow and name in SHALLOW else 8
+    return partial(combine, backbone, family.head, channels, channels // 2)
 
 
 def _fcn_hrnet(
@@ -114,19 +103,21 @@ def _fcn_hrnet(
 
 
 NETWORKS: dict[str, Callable[..., Segmenter]] = {
-    f"{family}_{backbone}": partial(_combined, FAMILIES[family], backbone)
+    f"{family}_{backbone}": _network(FAMILIES[family], backbone)
     for family in FAMILIES
-    for backbone in BACKBONES
-}
-NETWORKS |= {
-    f"{family}_resnet{depth}": partial(_combined, TORCHVISION[family], f"r{depth}b")
-    for family in TORCHVISION
-    for depth in (50, 101)
+    for backbone in (*DILATABLE, *FIXED)
 }
 NETWORKS |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
 NETWORKS |= {f"segformer_{size}": partial(segformer, size) for size in SIZES}
 NETWORKS |= {f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES}
-NETWORKS["upernet_swin_t"] = upernet_swin_t
+# torchvision's, under its own names.
+for _depth in (50, 101):
+    _plain = partial(ResNet, _depth, stem="plain")
+    NETWORKS[f"fcn_resnet{_depth}"] = partial(
+        combine, _plain, partial(FCNHead, sources=("stage4",)), 8, 4
+    )
+    NETWORKS[f"deeplabv3_resnet{_depth}"] = partial(combine, _plain, DeepLabHead, 4, 4)
+NETWORKS |= DISTILLERS
 
 
 def create(
@@ -146,8 +137,8 @@ def create(
       rngs: source of the initial parameters.
       width: channels of the first stage, an even number; 64 is the published network and all other
         widths scale with it.
-      auxiliary: whether to build the auxiliary head, which only training reads; HRNet and SegFormer
-        have none.
+      auxiliary: whether to build the auxiliary head, which only training reads; `fcn_hr*`,
+        SegFormer and CIRKD's MobileNetV2 have none.
       dtype: compute dtype, "float32" or "bfloat16".
 
     Raises:

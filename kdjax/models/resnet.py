@@ -1,9 +1,11 @@
-"""ResNet with the deep or the plain stem (He et al. 2016; deep stem: He et al. 2019).
+"""ResNet with one of three stems (He et al. 2016; deep stem: He et al. 2019).
 
-As mmsegmentation's ResNetV1c and ResNet. Dilated, it has output stride 8: stages 3 and 4 keep the
+By default as mmsegmentation's ResNetV1c. Dilated, it has output stride 8: stages 3 and 4 keep the
 resolution of stage 2 and dilate by 2 and 4 instead, the first block of each with half that
 dilation ("contract dilation").
 """
+
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +16,7 @@ from kdjax.models.outputs import FeatureSpec
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions; only the first strides and dilates."""
+    """Two 3x3 convolutions; the first strides and dilates, the second may dilate."""
 
     expansion = 1
 
@@ -25,13 +27,22 @@ class BasicBlock(nnx.Module):
         *,
         stride: int,
         dilation: int,
+        second_dilation: int = 1,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.conv1 = ConvNorm(
             in_channels, channels, 3, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
         )
-        self.conv2 = ConvNorm(channels, channels, 3, activation=None, dtype=dtype, rngs=rngs)
+        self.conv2 = ConvNorm(
+            channels,
+            channels,
+            3,
+            dilation=second_dilation,
+            activation=None,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.downsample = _downsample(in_channels, channels, stride, dtype, rngs)
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
@@ -94,8 +105,12 @@ class ResNet(nnx.Module):
     Args:
       depth: 18, 34, 50 or 101.
       width: channels of the first stage; 64 is the published network.
-      deep_stem: begin with three 3x3 convolutions (v1c), else with one of 7x7 (torchvision).
+      stem: "deep" begins with three 3x3 convolutions (v1c), "wide" with three of which the last
+        has twice the channels (v1s), "plain" with one of 7x7 (torchvision).
       dilated: output stride 8, else 32.
+      contract: whether the first block of a dilated stage has half the dilation.
+      dilate_second: whether the second convolution of a `BasicBlock` dilates as its stage.
+      ceil_pool: whether the max-pooling is in ceil mode.
       dtype: compute dtype; parameters are float32.
       rngs: source of the initial parameters.
     """
@@ -105,43 +120,50 @@ class ResNet(nnx.Module):
         depth: int,
         *,
         width: int = 64,
-        deep_stem: bool = True,
+        stem: Literal["deep", "wide", "plain"] = "deep",
         dilated: bool = True,
+        contract: bool = True,
+        dilate_second: bool = False,
+        ceil_pool: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         block, counts = DEPTHS[depth]
-        half = width // 2
-        if deep_stem:
+        channels = 2 * width if stem == "wide" else width
+        if stem == "plain":
+            self.conv1 = ConvNorm(3, channels, 7, stride=2, dtype=dtype, rngs=rngs)
+        else:
+            half = channels // 2
             self.stem = nnx.List(
                 [
                     ConvNorm(3, half, 3, stride=2, dtype=dtype, rngs=rngs),
                     ConvNorm(half, half, 3, dtype=dtype, rngs=rngs),
-                    ConvNorm(half, width, 3, dtype=dtype, rngs=rngs),
+                    ConvNorm(half, channels, 3, dtype=dtype, rngs=rngs),
                 ]
             )
-        else:
-            self.conv1 = ConvNorm(3, width, 7, stride=2, dtype=dtype, rngs=rngs)
-        self.deep_stem = deep_stem
+        self.deep_stem, self.ceil_pool = stem != "plain", ceil_pool
         strides, dilations = (1, 2, 2, 2), (1, 1, 1, 1)
         if dilated:
             strides, dilations = (1, 2, 1, 1), (1, 1, 2, 4)
         self.stages = nnx.List([])
         self.specs: dict[str, FeatureSpec] = {}
-        channels, total_stride = width, 4
+        total_stride = 4
         for index, count in enumerate(counts):
-            blocks = nnx.List([])
+            blocks, dilation = nnx.List([]), dilations[index]
+            second = {}
+            if dilate_second and block is BasicBlock:
+                second = {"second_dilation": dilation}
             for position in range(count):
                 first = position == 0
-                dilation = dilations[index]
                 blocks.append(
                     block(
                         channels,
                         width * 2**index,
                         stride=strides[index] if first else 1,
-                        dilation=max(1, dilation // 2) if first else dilation,
+                        dilation=max(1, dilation // 2) if first and contract else dilation,
                         dtype=dtype,
                         rngs=rngs,
+                        **second,
                     )
                 )
                 channels = width * 2**index * block.expansion
@@ -161,7 +183,7 @@ class ResNet(nnx.Module):
         x = images
         for conv in self.stem if self.deep_stem else (self.conv1,):
             x = conv(x, train=train)
-        x = max_pool(x)
+        x = max_pool(x, ceil=self.ceil_pool)
         features = {}
         for index, blocks in enumerate(self.stages):
             for block in blocks:

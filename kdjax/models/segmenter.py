@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.outputs import Classification, FeatureSpec, SegmentationOutput
+from kdjax.models.head import Head
+from kdjax.models.outputs import FeatureSpec, SegmentationOutput
 
 
 class Backbone(Protocol):
@@ -18,22 +19,6 @@ class Backbone(Protocol):
     def __call__(  # noqa: D102
         self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
     ) -> dict[str, Float[Array, "B h w C"]]: ...
-
-
-class Head(Protocol):
-    """Maps a backbone's features to class scores and to the map that its classifier reads.
-
-    Attributes:
-      channels: of the map that the classifier reads.
-      stride: of that map and of the scores.
-    """
-
-    channels: int
-    stride: int
-
-    def __call__(  # noqa: D102
-        self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Classification, Float[Array, "B h w D"]]: ...
 
 
 class Segmenter(nnx.Module):

@@ -5,11 +5,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.aspp import AtrousPyramid
-from kdjax.models.layers import Classifier, ConvNorm, SeparableConvNorm, resize
-from kdjax.models.outputs import Classification, FeatureSpec
+from kdjax.models.head import Head
+from kdjax.models.layers import ConvNorm, SeparableConvNorm, resize
+from kdjax.models.outputs import FeatureSpec
 
 
-class SeparableASPPHead(nnx.Module):
+class SeparableASPPHead(Head):
     """The pyramid on the last stage, refined beside the first stage at its resolution.
 
     As mmsegmentation's DepthwiseSeparableASPPHead. The first stage enters through 3/32 of the
@@ -25,7 +26,6 @@ class SeparableASPPHead(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.channels, self.stride = channels, specs["stage1"].stride
         self.pyramid = AtrousPyramid(
             specs["stage4"].channels, channels, separable=True, dtype=dtype, rngs=rngs
         )
@@ -37,15 +37,15 @@ class SeparableASPPHead(nnx.Module):
                 SeparableConvNorm(channels, channels, dtype=dtype, rngs=rngs),
             ]
         )
-        self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
+        super().__init__(channels, specs["stage1"].stride, num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(
+    def read(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Classification, Float[Array, "B h w D"]]:
-        """Returns the class scores and the map that the classifier reads (before its dropout)."""
+    ) -> Float[Array, "B h w D"]:
+        del rngs
         x = self.pyramid(features["stage4"], train=train)
         fine = self.fine(features["stage1"], train=train)
         x = jnp.concatenate([resize(x, fine.shape[1:3]), fine], axis=-1)
         for conv in self.decoder:
             x = conv(x, train=train)
-        return self.classifier(x, train=train, rngs=rngs), x
+        return x

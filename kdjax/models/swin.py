@@ -18,10 +18,7 @@ from kdjax.models.attention import (
     linear_normal,
     split_heads,
 )
-from kdjax.models.fcn import FCNHead
-from kdjax.models.outputs import FeatureSpec
-from kdjax.models.segmenter import Segmenter
-from kdjax.models.upernet import UPerHead
+from kdjax.models.outputs import FeatureSpec, stage_specs
 
 WINDOW = 7
 SHIFT = WINDOW // 2
@@ -229,10 +226,7 @@ class SwinTransformer(nnx.Module):
     @property
     def feature_specs(self) -> dict[str, FeatureSpec]:
         """The maps that a call returns, by name."""
-        return {
-            f"stage{i + 1}": FeatureSpec(channels, 4 * 2**i)
-            for i, channels in enumerate(self.stage_channels)
-        }
+        return stage_specs(self.stage_channels)
 
     def __call__(
         self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
@@ -257,18 +251,3 @@ def _stage(
             for i, rate in enumerate(drop_paths)
         ]
     )
-
-
-def upernet_swin_t(
-    *, num_classes: int, width: int, auxiliary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> Segmenter:
-    """Builds UPerNet on Swin-T: eight times the width in the head, four in the auxiliary one."""
-    backbone = SwinTransformer(width=width, dtype=dtype, rngs=rngs)
-    specs = backbone.feature_specs
-    head = UPerHead(specs, 8 * width, num_classes, dtype=dtype, rngs=rngs)
-    auxiliary_head = None
-    if auxiliary:
-        auxiliary_head = FCNHead(
-            specs, 4 * width, num_classes, sources=("stage3",), dtype=dtype, rngs=rngs
-        )
-    return Segmenter(backbone, head, auxiliary_head, num_classes=num_classes, dtype=dtype)

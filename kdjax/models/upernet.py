@@ -4,14 +4,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Classifier, ConvNorm, resize
-from kdjax.models.outputs import Classification, FeatureSpec
+from kdjax.models.head import Head
+from kdjax.models.layers import ConvNorm, resize
+from kdjax.models.outputs import STAGES, FeatureSpec
 from kdjax.models.psp import PyramidPooling
 
-STAGES = ("stage1", "stage2", "stage3", "stage4")
 
-
-class UPerHead(nnx.Module):
+class UPerHead(Head):
     """Pyramid pooling on the last stage, a feature pyramid over all four, and the classifier."""
 
     def __init__(
@@ -23,7 +22,6 @@ class UPerHead(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.channels, self.stride = channels, specs["stage1"].stride
         self.pyramid = PyramidPooling(specs["stage4"].channels, channels, dtype=dtype, rngs=rngs)
         self.laterals, self.smoothers = nnx.List([]), nnx.List([])
         for name in STAGES[:-1]:
@@ -32,12 +30,12 @@ class UPerHead(nnx.Module):
             )
             self.smoothers.append(ConvNorm(channels, channels, 3, dtype=dtype, rngs=rngs))
         self.fusion = ConvNorm(len(STAGES) * channels, channels, 3, dtype=dtype, rngs=rngs)
-        self.classifier = Classifier(channels, num_classes, dtype=dtype, rngs=rngs)
+        super().__init__(channels, specs["stage1"].stride, num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(
+    def read(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
-    ) -> tuple[Classification, Float[Array, "B h w D"]]:
-        """Returns the class scores and the map that the classifier reads (before its dropout)."""
+    ) -> Float[Array, "B h w D"]:
+        del rngs
         size = features["stage1"].shape[1:3]
         x = self.pyramid(features["stage4"], train=train)
         maps = [resize(x, size)]
@@ -48,5 +46,4 @@ class UPerHead(nnx.Module):
             level = lateral(features[name], train=train)
             x = level + resize(x, level.shape[1:3])
             maps.append(resize(smoother(x, train=train), size))
-        x = self.fusion(jnp.concatenate(maps[::-1], axis=-1), train=train)
-        return self.classifier(x, train=train, rngs=rngs), x
+        return self.fusion(jnp.concatenate(maps[::-1], axis=-1), train=train)

@@ -1,0 +1,143 @@
+"""Writes docs/networks.md: parameters, operations and features of the named networks.
+
+    python -m docs.networks            writes the page
+    python -m docs.networks --check    compares parameters and features with it (seconds a network)
+
+Nothing is computed: networks are built and run on shapes alone. Multiply-adds are those of the
+convolutions and matrix products that tracing a prediction finds, on one image of 512 x 1024;
+normalisations, activations and resizing are not counted, and neither is the auxiliary head.
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+from kdjax import models
+from kdjax.models import layers
+from kdjax.models.registry import FIXED
+
+PAGE = pathlib.Path(__file__).with_suffix(".md")
+SIZE = (512, 1024)
+CLASSES = 19
+COLUMNS = ("stage1", "stage2", "stage3", "stage4", "head", "aux_head")
+HEAD = f"""# Networks
+
+The networks by name, as `models.create(name, num_classes={CLASSES})` builds them. Parameters are in
+millions and include the auxiliary head; where mmsegmentation has the network, it has exactly as
+many ([next to mmsegmentation](results/parity.md)). Multiply-adds, in billions, are those of one
+prediction on {SIZE[0]} x {SIZE[1]}: of its convolutions and matrix products, without the auxiliary
+head. One multiply-add is two floating-point operations. Features are channels / stride; `logits`
+and `aux_logits` have the strides of `head` and `aux_head`.
+
+A backbone goes with every head: `pspnet_swin_t`, `upernet_mit_b0` and the like exist too, though no
+project has them and this table does not. A new backbone is one file that maps images to `stage1`
+to `stage4`, and one line in `kdjax/models/registry.py`; so is a new head.
+
+Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with the heads'
+channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), and TorchDistiller's.
+
+    python -m docs.networks
+
+| network | parameters | multiply-adds | {" | ".join(COLUMNS)} |
+| --- | ---: | ---: |{" --- |" * len(COLUMNS)}
+"""
+
+
+# What some project has; other backbones than ResNets and MobileNetV2 are shown with one head.
+LISTED = [
+    name
+    for name in models.NETWORKS
+    if not name.endswith(tuple(f"_{backbone}" for backbone in FIXED))
+    or name.startswith(("fcn_hr", "segformer"))
+    or name == "upernet_swin_t"
+]
+
+
+def build(name: str) -> models.Segmenter:
+    """The network without any weights."""
+    return nnx.eval_shape(lambda: models.create(name, num_classes=CLASSES, rngs=nnx.Rngs(0)))
+
+
+def described(net: models.Segmenter) -> tuple[str, list[str]]:
+    """Parameters in millions, and the cells of the features."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
+    specs = net.feature_specs
+    cells = [f"{specs[key].channels} / {specs[key].stride}" for key in COLUMNS if key in specs]
+    return f"{count / 1e6:.2f}", cells + [""] * (len(COLUMNS) - len(cells))
+
+
+def multiply_adds(net: models.Segmenter) -> int:
+    """Those of one prediction."""
+    net.auxiliary_head = None
+    images = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
+    graphdef, state = nnx.split(net)
+    # Depthwise convolutions are sums of products here, which no primitive tells from others.
+    with mock.patch.object(layers.DepthwiseConv, "__call__", nnx.Conv.__call__):
+        traced = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x).logits)(
+            state, images
+        )
+    return counted(traced.jaxpr)
+
+
+def counted(jaxpr: Any) -> int:
+    """Multiply-adds of the convolutions and matrix products in a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        inputs = [variable.aval.shape for variable in equation.invars]
+        size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        if equation.primitive.name == "conv_general_dilated":
+            # Every output sums over a kernel [h, w, in, out].
+            total += size * math.prod(inputs[1][:-1])
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += size * math.prod(inputs[0][axis] for axis in contracted)
+        for inner in jaxprs_in_params(equation.params):
+            total += counted(inner)
+    return total
+
+
+def row(name: str) -> str:
+    """A line of the table."""
+    net = build(name)
+    parameters, cells = described(net)
+    billions = f"{multiply_adds(net) / 1e9:.1f}"
+    return f"| `{name}` | {parameters} | {billions} | {' | '.join(cells)} |\n"
+
+
+def committed() -> dict[str, tuple[str, list[str]]]:
+    """Parameters and features of the page as it stands, by name."""
+    found = {}
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("| `"):
+            name, parameters, _, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            found[name.strip("`")] = (parameters, cells)
+    return found
+
+
+def main() -> None:
+    """Writes or checks the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        page = committed()
+        wrong = [name for name in LISTED if page.get(name) != described(build(name))]
+        if wrong or page.keys() != set(LISTED):
+            sys.exit(f"docs/networks.md is old: {', '.join(wrong) or 'other names'}")
+        return
+    rows = []
+    for name in LISTED:
+        rows.append(row(name))
+        print(rows[-1], end="", flush=True)
+    PAGE.write_text(HEAD + "".join(rows))
+
+
+if __name__ == "__main__":
+    main()

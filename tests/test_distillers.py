@@ -1,0 +1,189 @@
+"""CIRKD's and TorchDistiller's networks: maps next to PyTorch's, weights, refusals."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kdjax import interop, models
+from kdjax.errors import UserError
+from kdjax.models import mix_transformer
+from kdjax.models.preprocessing import MEAN_ONLY
+
+CLASSES, WIDTH = 5, 4
+
+
+def abstract(name, **settings):
+    settings = {"num_classes": CLASSES, "width": WIDTH, **settings}
+    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **settings))
+
+
+def references():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    import torch_distillers as theirs
+
+    torch.manual_seed(0)
+    psp, deeplab = theirs.CirkdPSPHead, theirs.CirkdDeepLabHead
+    return torch, {
+        "pspnet_r18@cirkd": lambda: theirs.CirkdResNet(psp, WIDTH, CLASSES),
+        "deeplabv3_r18@cirkd": lambda: theirs.CirkdResNet(deeplab, WIDTH, CLASSES),
+        "deeplabv3_r18@cirkdv2": lambda: theirs.CirkdResNet(deeplab, WIDTH, CLASSES, 8),
+        "pspnet_mbv2@cirkd": lambda: theirs.CirkdMobileNet(psp, 16, CLASSES),
+        "pspnet_r18@torchdistiller": lambda: theirs.TorchDistillerPSPNet(WIDTH, CLASSES),
+    }
+
+
+def weights_of(net):
+    return {f"module.{name}": value.numpy() for name, value in net.state_dict().items()}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pspnet_r18@cirkd", "deeplabv3_r18@cirkd", "deeplabv3_r18@cirkdv2"),
+        *("pspnet_mbv2@cirkd", "pspnet_r18@torchdistiller"),
+    ],
+)
+def test_maps_are_pytorchs(name):
+    torch, built = references()
+    theirs = built[name]()
+    # An even size, where ceil mode counts.
+    images = torch.randn(1, 3, 64, 98)
+    with torch.no_grad():
+        expected = theirs(images)
+    net = abstract(name, width=16 if "mbv2" in name else WIDTH, auxiliary="mbv2" not in name)
+    interop.load(net, weights_of(theirs))
+    # What reads blue first there reads red first here.
+    output = net(jnp.asarray(images.flip(1).permute(0, 2, 3, 1).numpy()))
+    found = {"logits": output.logits, "aux_logits": output.aux_logits}
+    for key, value in expected.items():
+        scale = float(value.abs().max())
+        np.testing.assert_allclose(
+            found[key] / scale, value.permute(0, 2, 3, 1) / scale, atol=2e-5, err_msg=key
+        )
+
+
+@pytest.mark.torch
+def test_training_is_pytorchs_too():
+    torch, built = references()
+    theirs = built["pspnet_r18@torchdistiller"]()
+    net = abstract("pspnet_r18@torchdistiller")
+    interop.load(net, weights_of(theirs))
+    for _, module in nnx.iter_modules(net):
+        if isinstance(module, nnx.Dropout):
+            module.rate = 0.0
+    images = torch.randn(4, 3, 64, 66)
+    expected = theirs.train()(images)
+    output = net(jnp.asarray(images.flip(1).permute(0, 2, 3, 1).numpy()), train=True)
+    for key in ("logits", "aux_logits"):
+        value = expected[key].detach()
+        scale = float(value.abs().max())
+        np.testing.assert_allclose(
+            getattr(output, key) / scale, value.permute(0, 2, 3, 1) / scale, atol=1e-4, err_msg=key
+        )
+
+
+def test_heads_have_their_channels():
+    def head(name):
+        return abstract(name, width=64, num_classes=19).feature_specs["head"].channels
+
+    channels = {
+        "pspnet_r18@cirkd": 128,
+        "pspnet_r101@cirkd": 512,
+        "pspnet_r101b@cirkdv2": 256,
+        "deeplabv3_mbv2@cirkd": 128,
+        "deeplabv3_r18@cirkdv2": 512,
+        "segformer_b0@cirkd": 256,
+        "pspnet_r18@torchdistiller": 128,
+    }
+    assert {name: head(name) for name in channels} == channels
+    assert "pspnet_r18@cirkdv2" not in models.NETWORKS
+
+
+def segformer_weights(channels, decoder):
+    """Random weights with the names of CIRKD's SegFormer, one block in each stage."""
+    rng = np.random.default_rng(0)
+    weights = {}
+
+    def add(name, *shape):
+        weights[f"{name}.weight"] = rng.standard_normal(shape, np.float32)
+        weights[f"{name}.bias"] = rng.standard_normal(shape[:1], np.float32)
+
+    before = 3
+    for i, (c, reduction) in enumerate(zip(channels, (8, 4, 2, 1), strict=True), 1):
+        size, block = 7 if i == 1 else 3, f"block{i}.0"
+        add(f"patch_embed{i}.proj", c, before, size, size)
+        for norm in (f"patch_embed{i}.norm", f"{block}.norm1", f"{block}.norm2", f"norm{i}"):
+            add(norm, c)
+        add(f"{block}.attn.q", c, c)
+        add(f"{block}.attn.kv", 2 * c, c)
+        add(f"{block}.attn.proj", c, c)
+        if reduction > 1:
+            add(f"{block}.attn.sr", c, c, reduction, reduction)
+            add(f"{block}.attn.norm", c)
+        add(f"{block}.mlp.fc1", 4 * c, c)
+        add(f"{block}.mlp.dwconv.dwconv", 4 * c, 1, 3, 3)
+        add(f"{block}.mlp.fc2", c, 4 * c)
+        add(f"linear_c{i}.proj", decoder, c)
+        before = c
+    add("linear_fuse.0", decoder, 4 * decoder, 1, 1)
+    add("linear_fuse.1", decoder)
+    weights["linear_fuse.1.running_mean"] = rng.standard_normal(decoder, np.float32)
+    weights["linear_fuse.1.running_var"] = 1 + rng.random(decoder, np.float32)
+    add("linear_pred", CLASSES, decoder, 1, 1)
+    return weights
+
+
+def test_segformer_finds_its_place(monkeypatch):
+    monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))
+    weights = segformer_weights((2, 4, 10, 16), 16)
+    net = abstract("segformer_b0@cirkd")
+    interop.load(net, weights)
+
+    attention = net.backbone.stages[2].blocks[0].attention
+    queries, keys_values = np.split(np.asarray(attention.in_projection.kernel[...]), [10], axis=1)
+    np.testing.assert_array_equal(queries.T, weights["block3.0.attn.q.weight"])
+    np.testing.assert_array_equal(keys_values.T, weights["block3.0.attn.kv.weight"])
+    block = net.backbone.stages[0].blocks[0]
+    norms = (block.norm1, block.attention.reduction.norm, net.backbone.stages[0].embedding.norm)
+    assert [norm.epsilon for norm in norms] == [1e-6, 1e-5, 1e-5]
+
+    # The head by hand: linear maps, concatenated from the last stage to the first.
+    rng = np.random.default_rng(1)
+    stages = [rng.standard_normal((1, 2, 3, c), np.float32) for c in (2, 4, 10, 16)]
+    maps = [
+        x @ weights[f"linear_c{i}.proj.weight"].T + weights[f"linear_c{i}.proj.bias"]
+        for i, x in enumerate(stages, 1)
+    ]
+    x = np.concatenate(maps[::-1], -1) @ weights["linear_fuse.0.weight"][:, :, 0, 0].T
+    x = x + weights["linear_fuse.0.bias"] - weights["linear_fuse.1.running_mean"]
+    x = x / np.sqrt(weights["linear_fuse.1.running_var"] + 1e-5)
+    x = np.maximum(x * weights["linear_fuse.1.weight"] + weights["linear_fuse.1.bias"], 0)
+    expected = x @ weights["linear_pred.weight"][:, :, 0, 0].T + weights["linear_pred.bias"]
+    features = {f"stage{i}": jnp.asarray(x) for i, x in enumerate(stages, 1)}
+    scores, _ = net.head(features, train=False, rngs=None)
+    np.testing.assert_allclose(scores.logits, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        # UPerNet and a MobileNetV3 of CIRKD's.
+        (["pretrained.conv1.weight", "head.ppm_conv.0.0.weight"], '"head.ppm_conv.0.0.weight"'),
+        (["head.classifier.weight", "pretrained.blocks.0.a.weight"], '"pretrained.blocks.0.a'),
+        (["pspmodule.stages.0.1.weight", "head.weight", "esp.weight"], '"esp.weight"'),
+    ],
+)
+def test_other_networks_are_refused_in_one_line(names, message):
+    with pytest.raises(UserError, match=f"hold {message}.*which is no part of") as error:
+        interop.load(abstract("pspnet_r18@cirkd"), {name: np.zeros(2) for name in names})
+    assert "\n" not in str(error.value)
+
+
+def test_images_are_those_of_the_project():
+    names = ["pretrained.conv1.weight", "head.classifier.weight"]
+    assert interop.preprocessing(interop.origin(names)) == MEAN_ONLY
+    names = ["module.pspmodule.stages.0.1.weight", "module.head.weight", "module.layer1.a"]
+    assert interop.preprocessing(interop.origin(names)) == MEAN_ONLY
+    assert interop.preprocessing(interop.origin(["decode_head.a"])) != MEAN_ONLY
