@@ -3,9 +3,10 @@
 python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --output DIR
 
 FILE is a `.pth` file (which needs PyTorch) or a `.safetensors` file: a network of mmsegmentation, a
-torchvision FCN or DeepLabV3 (`--model deeplabv3_resnet101`), or a ResNet that classifies images,
-which becomes the backbone under fresh heads (`--model pspnet_r18b`). The result is what
-`config.teacher.checkpoint` and `config.student.checkpoint` take.
+torchvision FCN or DeepLabV3 (`--model deeplabv3_resnet101`), or a ResNet, MobileNetV2 or Mix
+Transformer that classifies images, which becomes the backbone under fresh heads (`--model
+pspnet_r18`). The result is what `config.teacher.checkpoint`, `config.student.checkpoint` and (the
+backbone alone, whatever the classes) `config.student.backbone` take.
 """
 
 import os

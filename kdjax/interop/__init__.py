@@ -1,5 +1,6 @@
 """Weights from and to PyTorch projects, as dicts of NumPy arrays; torch only reads files."""
 
+from kdjax.interop.classifiers import from_classifier as from_classifier
 from kdjax.interop.files import Checkpoint as Checkpoint
 from kdjax.interop.files import read as read
 from kdjax.interop.huggingface import segformer_to_mmseg as segformer_to_mmseg

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kdjax.errors import UserError
+from kdjax.interop.classifiers import from_classifier, is_classifier
 from kdjax.interop.mmseg import from_mmseg
-from kdjax.interop.torchvision import from_timm, from_torchvision
+from kdjax.interop.torchvision import from_torchvision
 from kdjax.models import Segmenter
 
 MMSEG = "mmsegmentation"
@@ -14,7 +15,7 @@ IMAGENET = "an image classifier"
 
 
 def origin(names: Iterable[str]) -> str:
-    """Returns `MMSEG`, `TORCHVISION` or `IMAGENET` (a ResNet alone, of whichever project).
+    """Returns `MMSEG`, `TORCHVISION` or `IMAGENET` (of whichever project).
 
     Raises:
       UserError: where the names are none of these.
@@ -25,11 +26,12 @@ def origin(names: Iterable[str]) -> str:
         return MMSEG
     if {"backbone", "classifier"} <= prefixes:
         return TORCHVISION
-    if {"layer1", "layer4"} <= prefixes:
+    if is_classifier(names):
         return IMAGENET
     raise UserError(
         f"weights named {', '.join(names[:3])} and so on are not known; known are those of "
-        "mmsegmentation, torchvision's FCN and DeepLabV3, and ResNets of torchvision and timm"
+        "mmsegmentation, torchvision's FCN and DeepLabV3, and ResNet, MobileNetV2 and Mix "
+        "Transformer backbones of torchvision, timm and OpenMMLab"
     )
 
 
@@ -54,7 +56,7 @@ def load(net: Segmenter, weights: Mapping[str, Any], *, new_classifier: bool = F
     """
     source = origin(weights)
     if source == IMAGENET:
-        from_timm(net, weights)
+        from_classifier(net, weights)
     elif source == TORCHVISION:
         from_torchvision(net, weights, new_classifier=new_classifier)
     else:
