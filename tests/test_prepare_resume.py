@@ -111,6 +111,8 @@ def test_what_was_left_out_is_remembered_and_never_forgiven(source, tmp_path, mo
         stop_at(patch, "4")
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path, skip_damaged=True)
+    with pytest.raises(UserError, match=r"0\.png cannot be read"):
+        prepare(source, tmp_path)
     dataset = prepare(source, tmp_path, skip_damaged=True)
     assert dataset.splits == {"train": IMAGES - 1}
     (line,) = dataset.skipped
@@ -125,7 +127,7 @@ KILLED = """
     convert = builder._convert
     def slow(self, pair):
         if pair.name == "5":
-            print("half", flush=True)
+            print("half", file=sys.__stdout__, flush=True)
             time.sleep(600)
         return convert(self, pair)
     builder._convert = slow
