@@ -175,6 +175,8 @@ def filled(shapes):
 
     def fill(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.startswith(("opt_state", "statistics", "step")):
+            return np.zeros(leaf.shape, leaf.dtype)
         if "kernel" in name or "adapters" in name:
             return 0.1 * generator.standard_normal(leaf.shape, np.float32)
         one = name.startswith(("params", "model_state", "backbone", "head", "auxiliary_head"))

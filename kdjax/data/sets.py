@@ -205,7 +205,10 @@ def _write(
         shutil.rmtree(staging)
     except (OSError, RuntimeError) as error:
         # array_record says so in the text of a RuntimeError.
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        if any(
+            getattr(error, "errno", None) == code or os.strerror(code) in str(error)
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        ):
             raise UserError(
                 f"no space left for {directory}; make room, or name another --data_dir"
             ) from error
