@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.splits import SplitDict
 
 from kdjax.data._tensorflow import tf
 from kdjax.data.tree import File
@@ -39,7 +40,7 @@ def state_of(files: Iterable[File]) -> str:
     return digest.hexdigest()
 
 
-def serialized(example: dict[str, bytes | str]) -> bytes:
+def serialized(example: Mapping[str, bytes | str]) -> bytes:
     """An example as a record: the same bytes in every process, which protobuf does not promise."""
     features = {
         key: tf.train.Feature(
@@ -61,7 +62,9 @@ def read_note(notes: pathlib.Path, shard: str) -> Note | None:
         return None
 
 
-def write_shard(path: pathlib.Path, examples: Iterable[dict[str, bytes | str]]) -> tuple[int, int]:
+def write_shard(
+    path: pathlib.Path, examples: Iterable[Mapping[str, bytes | str]]
+) -> tuple[int, int]:
     """Writes records to a file that has its name when it is complete; returns number and bytes."""
     part = path.with_name(f"{path.name}.part")
     writer = ArrayRecordWriter(os.fspath(part), "group_size:1")
@@ -85,7 +88,7 @@ def write_note(notes: pathlib.Path, shard: str, note: Note) -> None:
     part.rename(notes / f"{shard}.json")
 
 
-def describe(builder: tfds.core.DatasetBuilder, splits: dict[str, Sequence[Note]]) -> None:
+def describe(builder: tfds.core.DatasetBuilder, splits: Mapping[str, Sequence[Note]]) -> None:
     """Writes what TFDS has to know to open the records of `builder`."""
     infos = [
         tfds.core.SplitInfo(
@@ -96,7 +99,7 @@ def describe(builder: tfds.core.DatasetBuilder, splits: dict[str, Sequence[Note]
         )
         for split, notes in splits.items()
     ]
-    builder.info.set_splits(tfds.core.splits.SplitDict(infos))
+    builder.info.set_splits(SplitDict(infos))
     builder.info.write_to_directory(builder.data_path)
 
 

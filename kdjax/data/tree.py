@@ -159,7 +159,7 @@ class _Place(abc.ABC):
     def state(self, path: str) -> str: ...
 
     def file(self, path: str) -> File:
-        read, state = (functools.partial(method, path) for method in (self.read, self.state))
+        read, state = functools.partial(self.read, path), functools.partial(self.state, path)
         return File(self.where(path), read, state)
 
 
