@@ -67,7 +67,9 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         """What was left out so far, and why, a line each."""
         return sorted(self._skipped)
 
-    def download_and_prepare(self, **kwargs) -> None:
+    def download_and_prepare(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, **kwargs
+    ) -> None:
         """Writes all records; shards that an interrupted call has finished are kept."""
         del kwargs
         self.data_path.mkdir(parents=True, exist_ok=True)
