@@ -62,7 +62,8 @@ def default() -> Config:
 
     config.student = ConfigDict(network("pspnet_r18"))
     config.student.auxiliary = True
-    config.student.checkpoint = ""  # weights to start from
+    config.student.checkpoint = ""  # weights to start from, of the whole network
+    config.student.backbone = ""  # or of its backbone alone, from any network that has the same
 
     config.teacher = ConfigDict(network())
     config.teacher.checkpoint = ""  # a network checkpoint, or the workdir of a finished run
@@ -184,6 +185,11 @@ def validate(config: Config) -> None:
     for key, value in pairs.items():
         if len(value) != 2 or min(value) <= 0:
             raise UserError(f"config.{key} is {value}; it must be two positive numbers")
+    if config.student.checkpoint and config.student.backbone:
+        raise UserError(
+            "config.student.checkpoint and config.student.backbone are both set; the former "
+            "brings a backbone with it, so leave one of them empty"
+        )
     low, high = config.data.scale_range
     if low > high:
         raise UserError(f"config.data.scale_range is {low, high}; the first must not be larger")

@@ -5,9 +5,10 @@ python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --out
 FILE is a `.pth` file (which needs PyTorch) or a `.safetensors` file: a network of mmsegmentation, a
 torchvision FCN or DeepLabV3 (`--model deeplabv3_resnet101`), a SegFormer of HuggingFace's
 (`segformer_linear_b0`), a student or teacher of CIRKD (`deeplabv3_r18@cirkd`) or TorchDistiller
-(`pspnet_r18@torchdistiller`), or a ResNet that classifies images, which becomes the backbone under
-fresh heads (`pspnet_r18b`). The result is what `config.teacher.checkpoint` and
-`config.student.checkpoint` take.
+(`pspnet_r18@torchdistiller`), or a ResNet, MobileNetV2 or Mix Transformer that classifies images,
+which becomes the backbone under fresh heads (`pspnet_r18b`). The result is what
+`config.teacher.checkpoint`, `config.student.checkpoint` and (the backbone alone, whatever the
+classes) `config.student.backbone` take.
 
 Images are normalised as the project does it, ImageNet's mean and deviation or the mean alone; a
 file that was trained otherwise needs --mean and --std (in units of 8-bit pixels, red first), and

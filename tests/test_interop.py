@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -275,6 +276,46 @@ def test_an_image_classifier_becomes_the_backbone_and_the_heads_stay(kind):
             given[key] = value
     interop.load(net, given)
     assert_same(interop.to_mmseg(net), expected)
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "OpenMMLab"])
+def test_a_mobilenet_that_classifies_becomes_the_backbone(kind):
+    net = models.create("pspnet_mbv2", num_classes=5, width=4, rngs=nnx.Rngs(0))
+    before, weights = interop.to_mmseg(net), random_weights(net)
+    wanted = {key: value for key, value in weights.items() if key.startswith("backbone.")}
+    extra = {
+        "backbone.conv2.conv.weight": "features.18.0.weight",
+        "head.fc.bias": "classifier.1.bias",
+    }
+    given = {}
+    number, counted = 0, {}
+    for key, value in wanted.items():
+        block = re.fullmatch(r"backbone\.layer(\d)\.(\d+)\.conv\.(\d)\.(conv|bn)\.(\w+)", key)
+        if kind == "torchvision" and block:
+            layer, index, place, part, leaf = block.groups()
+            number = counted.setdefault((int(layer), int(index)), len(counted) + 1)
+            inner = ["conv", "bn"].index(part)
+            last = "1" if number == 1 else "2"
+            tail = f"{int(last) + inner}" if place == last else f"{place}.{inner}"
+            key = f"features.{number}.conv.{tail}.{leaf}"
+        elif kind == "torchvision":
+            key = key.replace("backbone.conv1.conv", "features.0.0")
+            key = key.replace("backbone.conv1.bn", "features.0.1")
+        given[key] = value
+    given |= {(k if kind == "OpenMMLab" else v): np.zeros(3) for k, v in extra.items()}
+    assert "features.17.conv.3.running_var" in given or kind == "OpenMMLab"
+    assert interop.origin(given) == "an image classifier"
+    assert interop.has_auxiliary_head(given)
+    interop.load(net, given)
+    assert_same(interop.to_mmseg(net), before | wanted)
+
+
+def test_a_mix_transformer_alone_becomes_the_backbone():
+    net = models.create("segformer_b0", num_classes=5, width=16, rngs=nnx.Rngs(0))
+    before, weights = interop.to_mmseg(net), random_weights(net)
+    wanted = {key: value for key, value in weights.items() if key.startswith("backbone.")}
+    interop.load(net, {key.removeprefix("backbone."): value for key, value in wanted.items()})
+    assert_same(interop.to_mmseg(net), before | wanted)
 
 
 def test_weights_of_unknown_origin():

@@ -147,7 +147,7 @@ def _pair_up(source: pathlib.Path, split: str) -> list[Pair]:
 
 
 def _file(path: pathlib.Path) -> File:
-    return File(str(path), path.read_bytes)
+    return File.on_disk(path)
 
 
 def _by_name(root: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from kdjax.data import shards
 from kdjax.data.builder import SegmentationBuilder, encode_png
 from kdjax.data.classes import ClassTable
 from kdjax.data.originals import DamagedFile, Photo, read_photo
@@ -66,18 +67,48 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         """What was left out so far, and why, a line each."""
         return sorted(self._skipped)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager
-        return {split: self._generate_examples(split) for split in self._pairs}
+    def download_and_prepare(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, **kwargs
+    ) -> None:
+        """Writes all records; shards that an interrupted call has finished are kept."""
+        del kwargs
+        self.data_path.mkdir(parents=True, exist_ok=True)
+        described = {split: self._write_split(split) for split in self._pairs}
+        shards.describe(self, described)
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        number = -1
-        for number, example in enumerate(
-            self.each(self._convert, self._pairs[split], f"writing {split}")
-        ):
-            yield number, example
-        if number < 0:
+    def _write_split(self, split: str) -> list[shards.Note]:
+        pairs, size = self._pairs[split], shards.SHARD_SIZE
+        template = shards.template(self, split)
+        count = -(-len(pairs) // size)
+        written = []
+        for number in range(count):
+            path = pathlib.Path(template.sharded_filepath(shard_index=number, num_shards=count))
+            part = f"writing {split}, {number + 1} of {count}"
+            written.append(self._write_shard(path, pairs[number * size :][:size], part))
+        if not any(note.examples for note in written):
             raise UserError(f"no image of split {split} can be read: {self.skipped[0]}")
+        return written
+
+    def _write_shard(self, path: pathlib.Path, pairs: Sequence[Pair], what: str) -> shards.Note:
+        notes = pathlib.Path(self.data_path).parents[1] / shards.NOTES
+        made_from = shards.state_of(file for pair in pairs for file in (pair.image, pair.label))
+        note = shards.read_note(notes, path.name)
+        usable = note and note.made_from == made_from and path.is_file()
+        if note and usable and (self._skip_damaged or not note.skipped):
+            self._skipped |= set(note.skipped)
+            return note
+        before, self._skipped = self._skipped, set()
+        examples, num_bytes = shards.write_shard(path, self.each(self._convert, pairs, what))
+        note = shards.Note(made_from, examples, num_bytes, self.skipped)
+        self._skipped |= before
+        shards.write_note(notes, path.name, note)
+        return note
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        raise NotImplementedError("download_and_prepare writes the records")
+
+    def _generate_examples(self, *args, **kwargs):
+        raise NotImplementedError("download_and_prepare writes the records")
 
     def _convert(self, pair: Pair) -> dict[str, bytes | str]:
         photo, label = self.read(pair)

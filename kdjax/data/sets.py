@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from tensorflow_datasets.core import registered
 
 from kdjax.data import builder as builders
+from kdjax.data import shards
 from kdjax.data._tensorflow import tf
 from kdjax.data.records import Records
 from kdjax.errors import UserError
@@ -129,8 +130,10 @@ def prepare(
 ) -> PreparedSet:
     """Makes the records of `name` in `data_dir`, or opens them where that was done before.
 
-    A set takes its place in `data_dir` by one rename when it is complete; whatever fails before
-    leaves nothing behind. A second process that prepares the same set waits for the first.
+    A set takes its place in `data_dir` by one rename when it is complete. Whatever ends it before
+    leaves at most finished shards, in a hidden folder, from which the next call continues if it has
+    the same source and options; files that changed since are converted anew. A second process that
+    prepares the same set says so, and waits for the first.
 
     Args:
         name: which data set.
@@ -159,7 +162,7 @@ def prepare(
     if builder_class.NEEDS_SOURCE:
         options["skip_damaged"] = skip_damaged
     directory = _directory(builder_class, data_dir)
-    with _lock(directory.parent):
+    with _lock(directory.parent, report):
         if not (directory / _RECEIPT).is_file():
             _write(builder_class, options, directory, made_from, report)
         elif (before := _receipt(directory)["made_from"]) != made_from:
@@ -178,14 +181,16 @@ def _write(
     report: Callable[[str], None],
 ) -> None:
     staging = directory.parent / ".incomplete"
-    # Either may have been left by a process that was killed; only a receipt makes a set complete.
-    for leftover in (staging, directory):
-        shutil.rmtree(leftover, ignore_errors=True)
+    # May have been left by a process that was killed; only a receipt makes a set complete.
+    shutil.rmtree(directory, ignore_errors=True)
+    begun = _begin(staging, {"version": directory.name, **made_from})
     tfds.disable_progress_bar()
     try:
         builder = builder_class(data_dir=staging, file_format="array_record", **options)
         for line in builder.findings:
             report(line)
+        if begun:
+            report(f"continues: {begun} shards of an interrupted preparation are there")
         # TFDS announces the folder that it writes to, which is not where the set will be.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
@@ -197,15 +202,37 @@ def _write(
         }
         (written / _RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
         written.rename(directory)
+        shutil.rmtree(staging)
     except (OSError, RuntimeError) as error:
         # array_record says so in the text of a RuntimeError.
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        if any(
+            getattr(error, "errno", None) == code or os.strerror(code) in str(error)
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        ):
             raise UserError(
                 f"no space left for {directory}; make room, or name another --data_dir"
             ) from error
         raise
     finally:
+        # What is finished of it, the next call takes over.
+        if not _finished_shards(staging):
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _begin(staging: pathlib.Path, made_from: dict[str, Any]) -> int:
+    """Makes the folder of a preparation; returns how many shards an earlier one has left there."""
+    note = staging / _RECEIPT
+    begun = _finished_shards(staging)
+    if not begun or not note.is_file() or json.loads(note.read_text()) != made_from:
         shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        note.write_text(json.dumps(made_from))
+        return 0
+    return begun
+
+
+def _finished_shards(staging: pathlib.Path) -> int:
+    return len(list((staging / shards.NOTES).glob("*.json")))
 
 
 def _open(directory: pathlib.Path) -> PreparedSet:
@@ -275,7 +302,7 @@ def _directory(
 
 
 @contextlib.contextmanager
-def _lock(directory: pathlib.Path) -> Iterator[None]:
+def _lock(directory: pathlib.Path, report: Callable[[str], None]) -> Iterator[None]:
     """Lets one process at a time work in `directory`, which is made where it is missing."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -283,7 +310,11 @@ def _lock(directory: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to data_dir: {directory}: {error.strerror}") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"another process is preparing {directory}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

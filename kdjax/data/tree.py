@@ -25,13 +25,27 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
-    """A file in a folder or an archive; as a string, where it lies."""
+    """A file in a folder or an archive; as a string, where it lies.
+
+    `state` gives words that change when the file does, without reading it.
+    """
 
     where: str
     read: Callable[[], bytes] = dataclasses.field(repr=False, compare=False)
+    state: Callable[[], str] = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def on_disk(cls, path: pathlib.Path) -> "File":
+        """The file at `path`."""
+        return cls(str(path), path.read_bytes, functools.partial(_state_on_disk, path))
 
     def __str__(self) -> str:
         return self.where
+
+
+def _state_on_disk(path: pathlib.Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +155,12 @@ class _Place(abc.ABC):
     @abc.abstractmethod
     def read(self, path: str) -> bytes: ...
 
+    @abc.abstractmethod
+    def state(self, path: str) -> str: ...
+
     def file(self, path: str) -> File:
-        return File(self.where(path), functools.partial(self.read, path))
+        read, state = functools.partial(self.read, path), functools.partial(self.state, path)
+        return File(self.where(path), read, state)
 
 
 class _Folder(_Place):
@@ -155,6 +173,9 @@ class _Folder(_Place):
 
     def read(self, path: str) -> bytes:
         return (self._root / path).read_bytes()
+
+    def state(self, path: str) -> str:
+        return _state_on_disk(self._root / path)
 
 
 def _walk(root: pathlib.Path) -> Iterator[str]:
@@ -207,6 +228,9 @@ class _Zip(_Archive):
     def read(self, path: str) -> bytes:
         return self._zip.read(self._members[path])
 
+    def state(self, path: str) -> str:
+        return f"{self._members[path].file_size} {self._members[path].CRC}"
+
 
 class _Tar(_Archive):
     def __init__(self, path: pathlib.Path):
@@ -224,6 +248,9 @@ class _Tar(_Archive):
         offset, size = self._members[path]
         # Unlike seek and read, safe in several threads.
         return os.pread(self._file.fileno(), size, offset)
+
+    def state(self, path: str) -> str:
+        return f"{self._members[path]} {_state_on_disk(self._path)}"
 
 
 def _open_archive(path: pathlib.Path) -> _Archive:

@@ -64,7 +64,7 @@ def _teacher_config(config: Config) -> Config:
     with teacher.unlocked():
         for key in ("name", "width", "dtype"):
             teacher.student[key] = config.teacher[key]
-        teacher.student.checkpoint = ""
+        teacher.student.checkpoint = teacher.student.backbone = ""
         teacher.teacher.name = ""
         teacher.terms = ConfigDict()
         teacher.steps = config.compare.teacher_steps

@@ -1,6 +1,5 @@
 """One run from its config to its report: trains a teacher, a plain student or a taught one."""
 
-import dataclasses
 import time
 from typing import Any
 
@@ -17,9 +16,9 @@ from kdjax.evaluation.metrics import Scores
 from kdjax.experiments import environment
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network, predict_examples
+from kdjax.experiments.students import make_student
 from kdjax.experiments.workdir import Workdir
-from kdjax.models import create, saved
-from kdjax.models.saved import NetworkInfo
+from kdjax.models import saved
 from kdjax.reporting import figures, writers
 from kdjax.reporting.results import Role
 from kdjax.training import optimizer as optimizers
@@ -57,7 +56,7 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
     placement = Placement()
     placement.check_batch_size("data.batch_size", config.data.batch_size)
     placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
-    student, info = _make_student(config, images)
+    student, info = make_student(config, images)
     teacher = _load_teacher(config)
     terms = _resolve_terms(config, student, teacher)
     evaluation = _Evaluation(config, images, placement, _comparable(teacher, images))
@@ -152,41 +151,6 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
             f"{label}: {split} mIoU {100 * value.miou:.2f} %, "
             f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
         )
-
-
-def _make_student(config: Config, images: Images) -> tuple[nnx.Module, NetworkInfo]:
-    """The network to train, fresh or from a checkpoint."""
-    info = NetworkInfo(
-        name=config.student.name,
-        num_classes=images.num_classes,
-        width=config.student.width,
-        auxiliary=config.student.auxiliary,
-        class_names=tuple(images.class_names),
-        palette=tuple(tuple(int(value) for value in color) for color in images.palette),
-        source=f"trained by kdjax from seed {config.seed}",
-    )
-    if not config.student.checkpoint:
-        net = create(
-            info.name,
-            num_classes=info.num_classes,
-            width=info.width,
-            auxiliary=info.auxiliary,
-            dtype=config.student.dtype,
-            rngs=nnx.Rngs(config.seed),
-        )
-        return net, info
-    net, start = saved.load(config.student.checkpoint, dtype=config.student.dtype)
-    for key in ("name", "num_classes", "width", "auxiliary"):
-        if getattr(start, key) != getattr(info, key):
-            raise UserError(
-                f"config.student.checkpoint {config.student.checkpoint} has {key} "
-                f"{getattr(start, key)!r}; this run needs {getattr(info, key)!r}"
-            )
-    return net, dataclasses.replace(
-        info,
-        preprocessing=start.preprocessing,
-        source=f"{info.source}, from {config.student.checkpoint} ({start.fingerprint})",
-    )
 
 
 def _load_teacher(config: Config) -> Network | None:

@@ -2,6 +2,7 @@
 
 from kdjax.interop.channel_order import red_first as red_first
 from kdjax.interop.cirkd import from_cirkd as from_cirkd
+from kdjax.interop.classifiers import from_classifier as from_classifier
 from kdjax.interop.files import Checkpoint as Checkpoint
 from kdjax.interop.files import read as read
 from kdjax.interop.huggingface import segformer_to_mmseg as segformer_to_mmseg

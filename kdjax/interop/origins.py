@@ -5,10 +5,11 @@ from typing import Any
 
 from kdjax.errors import UserError
 from kdjax.interop.cirkd import from_cirkd
+from kdjax.interop.classifiers import from_classifier, is_classifier
 from kdjax.interop.huggingface import segformer_to_mmseg
 from kdjax.interop.mmseg import from_mmseg, weights_of
 from kdjax.interop.torchdistiller import from_torchdistiller
-from kdjax.interop.torchvision import from_timm, from_torchvision
+from kdjax.interop.torchvision import from_torchvision
 from kdjax.models import Segmenter
 from kdjax.models.preprocessing import IMAGENET as IMAGENET_PREPROCESSING
 from kdjax.models.preprocessing import MEAN_ONLY, Preprocessing
@@ -28,7 +29,6 @@ MARKS = {
     TORCHVISION: {"backbone", "classifier"},
     CIRKD: {"pretrained", "head"},
     TORCHDISTILLER: {"pspmodule", "head"},
-    IMAGENET: {"layer1", "layer4"},
 }
 
 # Projects whose images have blue first; reading their weights turns that around.
@@ -36,9 +36,9 @@ BLUE_FIRST = (CIRKD, TORCHDISTILLER)
 
 
 def origin(names: Iterable[str]) -> str:
-    """Returns where weights of these names come from, a key of `MARKS`.
+    """Returns where weights of these names come from: a key of `MARKS`, or `IMAGENET`.
 
-    `IMAGENET` is a ResNet alone, of whichever project.
+    `IMAGENET` is a backbone alone, of whichever project.
 
     Raises:
       UserError: where the names are none of these.
@@ -51,10 +51,13 @@ def origin(names: Iterable[str]) -> str:
     # CIRKD's SegFormer has neither head nor backbone in its names.
     if {"patch_embed1", "linear_pred"} <= prefixes:
         return CIRKD
+    if is_classifier(names):
+        return IMAGENET
     raise UserError(
         f"weights named {', '.join(names[:3])} and so on are not known; known are those of "
         "mmsegmentation, torchvision's FCN and DeepLabV3, HuggingFace's SegFormer, CIRKD, "
-        "TorchDistiller, and ResNets of torchvision and timm"
+        "TorchDistiller, and ResNet, MobileNetV2 and Mix Transformer backbones of torchvision, "
+        "timm and OpenMMLab"
     )
 
 
@@ -101,6 +104,6 @@ def load(net: Segmenter, weights: Mapping[str, Any], *, new_classifier: bool = F
     """
     source = origin(weights)
     if source == IMAGENET:
-        from_timm(net, weights)
+        from_classifier(net, weights)
     else:
         READERS[source](net, weights, new_classifier=new_classifier)

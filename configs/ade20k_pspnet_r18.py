@@ -1,0 +1,14 @@
+"""ADE20K: PSPNet-R18, plain.
+
+    python -m kdjax.train --config configs/ade20k_pspnet_r18.py --workdir runs/ade20k_pspnet_r18
+
+Backbone, schedule and source: docs/recipes.md. With kdjax.compare, beside all four methods.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("ade20k", "pspnet_r101_r18")

@@ -1,0 +1,15 @@
+"""ADE20K: SegFormer-B4 teaches SegFormer-B0 by PFS (Shan 2019, our reading).
+
+    python -m kdjax.train --config configs/ade20k_segformer_b4_b0_pfs.py \\
+        --workdir runs/ade20k_segformer_b4_b0_pfs
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("ade20k", "segformer_b4_b0", "pfs")

@@ -1,0 +1,15 @@
+"""Cityscapes: DeepLabV3-R101 teaches DeepLabV3-R18 by CWD (Shu et al. 2021).
+
+    python -m kdjax.train --config configs/cityscapes_deeplabv3_r101_r18_cwd.py \\
+        --workdir runs/cityscapes_deeplabv3_r101_r18_cwd
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("cityscapes", "deeplabv3_r101_r18", "cwd")

@@ -1,0 +1,15 @@
+"""Cityscapes: PSPNet-R101 teaches PSPNet-MobileNetV2 by CWD (Shu et al. 2021).
+
+    python -m kdjax.train --config configs/cityscapes_pspnet_r101_mbv2_cwd.py \\
+        --workdir runs/cityscapes_pspnet_r101_mbv2_cwd
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("cityscapes", "pspnet_r101_mbv2", "cwd")

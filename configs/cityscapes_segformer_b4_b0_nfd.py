@@ -1,0 +1,15 @@
+"""Cityscapes: SegFormer-B4 teaches SegFormer-B0 by NFD (Liu et al. 2022, our reading).
+
+    python -m kdjax.train --config configs/cityscapes_segformer_b4_b0_nfd.py \\
+        --workdir runs/cityscapes_segformer_b4_b0_nfd
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("cityscapes", "segformer_b4_b0", "nfd")

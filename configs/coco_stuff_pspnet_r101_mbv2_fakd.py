@@ -1,0 +1,15 @@
+"""COCO-Stuff: PSPNet-R101 teaches PSPNet-MobileNetV2 by FAKD (Yuan et al. 2022, our reading).
+
+    python -m kdjax.train --config configs/coco_stuff_pspnet_r101_mbv2_fakd.py \\
+        --workdir runs/coco_stuff_pspnet_r101_mbv2_fakd
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("coco_stuff", "pspnet_r101_mbv2", "fakd")

@@ -1,0 +1,15 @@
+"""Pascal Context: DeepLabV3-R101 teaches DeepLabV3-R18 by NFD (Liu et al. 2022, our reading).
+
+    python -m kdjax.train --config configs/pascal_context_deeplabv3_r101_r18_nfd.py \\
+        --workdir runs/pascal_context_deeplabv3_r101_r18_nfd
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("pascal_context", "deeplabv3_r101_r18", "nfd")

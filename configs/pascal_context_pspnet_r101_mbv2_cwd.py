@@ -1,0 +1,15 @@
+"""Pascal Context: PSPNet-R101 teaches PSPNet-MobileNetV2 by CWD (Shu et al. 2021).
+
+    python -m kdjax.train --config configs/pascal_context_pspnet_r101_mbv2_cwd.py \\
+        --workdir runs/pascal_context_pspnet_r101_mbv2_cwd
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("pascal_context", "pspnet_r101_mbv2", "cwd")

@@ -1,0 +1,15 @@
+"""Pascal Context: SegFormer-B4, the teacher of the recipes pascal_context_segformer_b4_b0.
+
+    python -m kdjax.train --config configs/pascal_context_segformer_b4.py \\
+        --workdir teachers/pascal_context_segformer_b4
+
+mmsegmentation publishes none for this set. Backbone, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published_teacher("pascal_context", "segformer_b4_b0")

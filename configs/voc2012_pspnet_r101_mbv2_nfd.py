@@ -1,0 +1,15 @@
+"""VOC 2012: PSPNet-R101 teaches PSPNet-MobileNetV2 by NFD (Liu et al. 2022, our reading).
+
+    python -m kdjax.train --config configs/voc2012_pspnet_r101_mbv2_nfd.py \\
+        --workdir runs/voc2012_pspnet_r101_mbv2_nfd
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("voc2012", "pspnet_r101_mbv2", "nfd")

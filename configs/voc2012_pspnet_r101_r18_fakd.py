@@ -1,0 +1,15 @@
+"""VOC 2012: PSPNet-R101 teaches PSPNet-R18 by FAKD (Yuan et al. 2022, our reading).
+
+    python -m kdjax.train --config configs/voc2012_pspnet_r101_r18_fakd.py \\
+        --workdir runs/voc2012_pspnet_r101_r18_fakd
+
+Teacher, schedule and source: docs/recipes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    return recipes.published("voc2012", "pspnet_r101_r18", "fakd")

@@ -1,0 +1,10 @@
+"""What the files in `configs/` share: data sets with networks and schedules, and the methods."""
+
+from kdjax.recipes.methods import METHODS as METHODS
+from kdjax.recipes.methods import methods as methods
+from kdjax.recipes.methods import teach as teach
+from kdjax.recipes.published import published as published
+from kdjax.recipes.published import published_teacher as published_teacher
+from kdjax.recipes.small import camvid as camvid
+from kdjax.recipes.small import shapes as shapes
+from kdjax.recipes.small import teacher_of as teacher_of

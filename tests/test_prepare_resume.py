@@ -1,0 +1,183 @@
+"""Preparing that was stopped: continued shard by shard, and the same to the last byte."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdjax.data import sets, shards
+from kdjax.errors import UserError
+
+IMAGES = 7
+
+
+@pytest.fixture
+def source(tmp_path):
+    generator = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / "source" / kind / "train").mkdir(parents=True)
+    for number in range(IMAGES):
+        image = generator.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / f"source/images/train/{number}.png")
+        Image.fromarray(image[..., 0] % 3).save(tmp_path / f"source/labels/train/{number}.png")
+    return tmp_path / "source"
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_SIZE", 2)
+
+
+def prepare(source, data_dir, **options):
+    return sets.prepare("folder", data_dir, source=source, **options)
+
+
+def contents(dataset):
+    return {path.name: path.read_bytes() for path in dataset.directory.iterdir()}
+
+
+def stop_at(monkeypatch, name, error=KeyboardInterrupt):
+    """Makes the conversion of one image fail; returns the names of those converted."""
+    builder, converted = sets._builder_class("folder"), []
+    convert = builder._convert
+
+    def stops(self, pair):
+        if pair.name == name:
+            raise error
+        converted.append(pair.name)
+        return convert(self, pair)
+
+    monkeypatch.setattr(builder, "_convert", stops)
+    return converted
+
+
+def interrupted(source, data_dir, monkeypatch, name="4", error=KeyboardInterrupt):
+    with monkeypatch.context() as patch:
+        stop_at(patch, name, error)
+        with pytest.raises((KeyboardInterrupt, UserError)):
+            prepare(source, data_dir)
+    assert not sets.is_prepared("folder", data_dir)
+
+
+def test_what_is_finished_is_not_done_again_and_every_byte_is_the_same(
+    source, tmp_path, monkeypatch
+):
+    whole = contents(prepare(source, tmp_path / "whole"))
+    interrupted(source, tmp_path / "data", monkeypatch)
+    converted, lines = stop_at(monkeypatch, None), []
+    dataset = prepare(source, tmp_path / "data", report=lines.append)
+    assert sorted(converted) == ["4", "5", "6"]
+    assert lines == ["continues: 2 shards of an interrupted preparation are there"]
+    assert contents(dataset) == whole
+    assert len([name for name in whole if "array_record" in name]) == 4
+    assert sorted(os.listdir(tmp_path / "data" / "folder")) == [".lock", "1.0.0"]
+
+
+def test_a_full_disk_loses_no_finished_shard(source, tmp_path, monkeypatch):
+    interrupted(source, tmp_path, monkeypatch, error=OSError(28, "No space left on device"))
+    converted = stop_at(monkeypatch, None)
+    assert prepare(source, tmp_path).splits == {"train": IMAGES}
+    assert "0" not in converted
+
+
+def test_a_file_that_changed_is_converted_anew(source, tmp_path, monkeypatch):
+    interrupted(source, tmp_path / "data", monkeypatch)
+    Image.new("RGB", (8, 6), (9, 8, 7)).save(source / "images/train/1.png")
+    converted = stop_at(monkeypatch, None)
+    dataset = prepare(source, tmp_path / "data")
+    assert sorted(converted) == ["0", "1", "4", "5", "6"]
+    assert contents(dataset) == contents(prepare(source, tmp_path / "whole"))
+
+
+def test_other_options_begin_anew(source, tmp_path, monkeypatch):
+    interrupted(source, tmp_path, monkeypatch)
+    converted = stop_at(monkeypatch, None)
+    prepare(source, tmp_path, ignore=[2])
+    assert len(converted) == IMAGES
+
+
+def test_what_was_left_out_is_remembered_and_never_forgiven(source, tmp_path, monkeypatch):
+    (source / "images/train/0.png").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        stop_at(patch, "4")
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path, skip_damaged=True)
+    with pytest.raises(UserError, match=r"0\.png cannot be read"):
+        prepare(source, tmp_path)
+    dataset = prepare(source, tmp_path, skip_damaged=True)
+    assert dataset.splits == {"train": IMAGES - 1}
+    (line,) = dataset.skipped
+    assert "0.png" in line
+
+
+KILLED = """
+    import sys, time
+    from kdjax.data import sets, shards
+    shards.SHARD_SIZE = 2
+    builder = sets._builder_class("folder")
+    convert = builder._convert
+    def slow(self, pair):
+        if pair.name == "5":
+            print("half", file=sys.__stdout__, flush=True)
+            time.sleep(600)
+        return convert(self, pair)
+    builder._convert = slow
+    sets.prepare("folder", sys.argv[2], source=sys.argv[1])
+"""
+
+
+def test_a_killed_process_is_continued(source, tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(source), str(tmp_path / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "half\n"
+        lines = []
+        # Meanwhile, a second one says that it waits.
+        second = threading.Thread(
+            target=lambda: prepare(source, tmp_path / "data", report=lines.append)
+        )
+        second.start()
+        while not lines:
+            time.sleep(0.01)
+        assert "another process is preparing" in lines[0]
+        process.send_signal(signal.SIGKILL)
+        second.join()
+    assert lines[1] == "continues: 2 shards of an interrupted preparation are there"
+    dataset = sets.open_set("folder", tmp_path / "data")
+    assert contents(dataset) == contents(prepare(source, tmp_path / "whole"))
+
+
+def test_a_record_is_the_same_in_every_process():
+    example = {"image": b"1", "label": b"2", "name": "three"}
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(shards.serialized, (example,)) == shards.serialized(example)
+
+
+def test_a_folder_without_room_is_refused_in_one_line(source, tmp_path):
+    def limit():
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+
+    command = [sys.executable, "-m", "kdjax.prepare", "folder", "--source", str(source)]
+    run = subprocess.run(
+        [*command, "--data_dir", str(tmp_path / "data")],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+        cwd=os.path.dirname(os.path.dirname(__file__)),
+    )
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.count("\n") == 1
+    assert not sets.is_prepared("folder", tmp_path / "data")
+    assert json.loads(json.dumps(run.stdout)) == ""

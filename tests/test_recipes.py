@@ -1,0 +1,238 @@
+"""The recipes of published sets: names, sources, and two real steps of training.
+
+A step runs on a copy of its networks with one block a stage and few channels, on made-up images:
+compiling the true depth of every recipe would take most of an hour. Each method with each pair of
+networks takes its steps on one of the sets, and plain PSPNet-R18 on every set. The others differ
+from one of these in numbers alone, which is checked, so that their programs differ in constants.
+"""
+
+import functools
+import json
+import pathlib
+import re
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kdjax import config as configuration
+from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation.objective import Objective
+from kdjax.models import create, mobilenet, resnet, segformer
+from kdjax.models.preprocessing import IMAGENET
+from kdjax.recipes import METHODS
+from kdjax.recipes.published import COMPARED, PAIRS, SCHEDULES, published
+from kdjax.training import optimizer as optimizers
+from kdjax.training.state import create_state
+from kdjax.training.step import Side, make_train_step
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CLASSES = 3
+SIZE = 64
+
+
+def leaf(data, pair, method):
+    """The file that a recipe has by the rule of names."""
+    return f"{data}_{PAIRS[pair].student}" if method == "plain" else f"{data}_{pair}_{method}"
+
+
+RECIPES = {
+    leaf(data, pair, method): (data, pair, method)
+    for data in SCHEDULES
+    for pair in PAIRS
+    for method in COMPARED
+}
+TEACHERS = ("voc2012_segformer_b4", "pascal_context_segformer_b4", "coco_stuff_segformer_b4")
+ORDER = list(RECIPES)
+
+
+def stepped(stem):
+    """Whether a recipe takes its steps, or another like it does."""
+    data, pair, method = RECIPES[stem]
+    turn = list(PAIRS).index(pair) + COMPARED.index(method)
+    plain_everywhere = method == "plain" and pair == "pspnet_r101_r18"
+    return plain_everywhere or list(SCHEDULES)[turn % len(SCHEDULES)] == data
+
+
+def get_config(stem):
+    return runpy.run_path(str(ROOT / "configs" / f"{stem}.py"))["get_config"]()
+
+
+@pytest.mark.parametrize("stem", ORDER)
+def test_a_recipe_is_what_its_name_says(stem):
+    data, pair, method = RECIPES[stem]
+    config = get_config(stem)
+    configuration.validate(config)
+    networks, schedule = PAIRS[pair], SCHEDULES[data]
+    assert config.data.name == data
+    assert config.data.train_split == schedule.train_split
+    assert config.student.name == networks.student
+    assert config.teacher.name == networks.teacher
+    assert config.teacher.checkpoint == f"teachers/{data}_{networks.teacher}"
+    assert config.student.width == config.teacher.width == 64
+    assert config.data.batch_size == schedule.batch_size
+    assert {name: term.loss for name, term in config.terms.items()} == {
+        name: term["loss"] for name, term in METHODS[method].items()
+    }
+    assert set(config.compare.methods) == (set(COMPARED) if method == "plain" else set())
+
+
+def test_every_published_leaf_is_a_recipe():
+    stems = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    found = {stem for stem in stems if stem.startswith(tuple(f"{data}_" for data in SCHEDULES))}
+    assert found == {*RECIPES, *TEACHERS}
+    assert len(RECIPES) == 100
+
+
+@pytest.mark.parametrize("stem", TEACHERS)
+def test_a_teacher_that_is_not_published_has_a_recipe(stem):
+    config = get_config(stem)
+    configuration.validate(config)
+    assert f"{config.data.name}_{config.student.name}" == stem
+    assert not config.terms
+    students = [get_config(name) for name in RECIPES if name.startswith(f"{stem}_b0_")]
+    assert {student.teacher.checkpoint for student in students} == {f"teachers/{stem}"}
+
+
+def test_weights_are_changed_only_where_they_were_published():
+    assert dict(get_config("cityscapes_pspnet_r101_r18_cwd").terms.cwd)["weight"] == 5.0
+    assert get_config("ade20k_pspnet_r18").compare.methods.cwd.cwd.weight == 10.0
+    # After the others were made, since they start from the same entry.
+    assert published("voc2012", "pspnet_r101_r18", "cwd").terms.cwd.temperature == 4.0
+
+
+def test_the_table_of_recipes_is_complete():
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    for data in SCHEDULES:
+        for pair in PAIRS:
+            assert f"`{leaf(data, pair, 'plain')}`" in text
+            assert f"`{data}_{pair}_*`" in text
+    for stem in TEACHERS:
+        assert f"`{stem}`" in text
+    assert not re.search(r"\bpretrained/(?!r18|mbv2|mit_b0|mit_b4)\w", text)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Networks with one block a stage."""
+    for depth, (block, _) in list(resnet.DEPTHS.items()):
+        monkeypatch.setitem(resnet.DEPTHS, depth, (block, (1, 1, 1, 1)))
+    for size, (divisor, _) in list(segformer.SIZES.items()):
+        monkeypatch.setitem(segformer.SIZES, size, (divisor, (1, 1, 1, 1)))
+    layers = tuple((expansion, channels, 1) for expansion, channels, _ in mobilenet.LAYERS)
+    monkeypatch.setattr(mobilenet, "LAYERS", layers)
+
+
+def prepared_step(config):
+    """The step of a recipe on narrow networks, and what it starts from."""
+    width = 16 if config.student.name.startswith("segformer") else 4
+    make = functools.partial(create, num_classes=CLASSES, width=width)
+    student = make(config.student.name, auxiliary=config.student.auxiliary, rngs=nnx.Rngs(0))
+    teacher = make(config.teacher.name, rngs=nnx.Rngs(1)) if config.terms else None
+    teacher_def, teacher_state = nnx.split(teacher) if teacher else (None, None)
+    terms = distillation_terms.resolve(
+        config.terms, student.feature_specs, teacher.feature_specs if teacher else {}
+    )
+    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
+    graphdef, state = create_state(
+        student,
+        distillation_terms.init_adapters(terms, jax.random.key(0)),
+        distillation_terms.init_statistics(terms, CLASSES),
+        optimizer,
+        ema=False,
+    )
+    step = make_train_step(
+        Side(graphdef, IMAGENET),
+        teacher_def and Side(teacher_def, IMAGENET),
+        Objective(config.loss.cross_entropy, config.loss.auxiliary, terms),
+        optimizer,
+        optimizers.learning_rate_schedule(config.optimizer, config.steps),
+        steps=config.steps,
+        seed=config.seed,
+    )
+    return step, state, teacher_state
+
+
+def abstract_step(config):
+    """As `prepared_step`, with shapes in place of arrays: initialising takes longer than a step."""
+    found = []
+
+    def make():
+        step, *states = prepared_step(config)
+        found.append(step)
+        return states
+
+    states = jax.eval_shape(make)
+    return found[0], *states
+
+
+def filled(shapes):
+    """Arrays of these shapes: small random kernels, scales and variances of 1, zeros."""
+    generator = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.startswith(("opt_state", "statistics", "step")):
+            return np.zeros(leaf.shape, leaf.dtype)
+        if "kernel" in name or "adapters" in name:
+            return 0.1 * generator.standard_normal(leaf.shape, np.float32)
+        one = name.startswith(("params", "model_state", "backbone", "head", "auxiliary_head"))
+        one = one and re.search("scale|var", name)
+        return np.full(leaf.shape, 1 if one else 0, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def batch():
+    generator = np.random.default_rng(0)
+    label = np.repeat(np.arange(SIZE) * CLASSES // SIZE, SIZE).reshape(SIZE, SIZE)
+    label[:2] = 255
+    image = label[..., None] % 5 * 50 + generator.integers(0, 50, (2, SIZE, SIZE, 3))
+    return {
+        "image": jnp.asarray(image, jnp.uint8),
+        "label": jnp.asarray(np.stack([label, label.T]), jnp.int32),
+    }
+
+
+@pytest.mark.parametrize("stem", [stem for stem in ORDER if stepped(stem)])
+def test_a_recipe_takes_two_steps(stem, shallow):
+    config = get_config(stem)
+    step, *shapes = abstract_step(config)
+    before, teacher_state = map(filled, shapes)
+    step, state = jax.jit(step), before
+    for number in (1, 2):
+        state, metrics = step(state, teacher_state, batch())
+        assert all(np.isfinite(value) for value in metrics.values()), metrics
+        assert int(state.step) == number
+    assert {*config.terms} <= metrics.keys()
+    assert ("auxiliary_cross_entropy" in metrics) == (config.loss.auxiliary > 0)
+    # Warm-up moves so little that what is 1 stays 1 in float32.
+    pairs = zip(jax.tree.leaves(before.params), jax.tree.leaves(state.params), strict=True)
+    moved = [bool(jnp.any(old != new)) for old, new in pairs]
+    assert sum(moved) > 0.5 * len(moved)
+
+
+def structure(config):
+    """All of a config that shapes its program: names and options, not numbers or the set's name."""
+    named_by_set = ("data.name", "data.train_split", "teacher.checkpoint")
+    flat = json.loads(config.to_json_best_effort())
+
+    def walk(path, node):
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from walk(f"{path}.{key}".lstrip("."), value)
+        elif path not in named_by_set:
+            yield path, node if isinstance(node, str | bool) else type(node)
+
+    return dict(walk("", flat))
+
+
+@pytest.mark.parametrize("stem", [stem for stem in ORDER if stepped(stem)])
+def test_the_others_differ_from_one_that_was_stepped_in_numbers_alone(stem):
+    _, pair, method = RECIPES[stem]
+    expected = structure(get_config(stem))
+    for data in SCHEDULES:
+        assert structure(get_config(leaf(data, pair, method))) == expected
