@@ -276,7 +276,8 @@ def run_loop(directory, *, first_step=0, steps=4, poison=-1):
             state,
             jax.device_put(teacher, placement.replicated),
             step,
-            iter(all_batches[first_step:]),
+            map(placement.put_batch, all_batches[first_step:]),
+            batch_size=8,
             first_step=first_step,
             steps=steps,
             log_every=2,
@@ -301,7 +302,8 @@ def finished(tmp_path_factory):
 def test_the_loop_logs_means_and_keeps_the_latest_and_the_best(finished):
     directory, _, log = finished
     assert [step for step, _ in log.lines] == [2, 4, 6]
-    assert "train/images_per_second" in log.lines[0][1]
+    assert log.lines[0][1]["train/images_per_second"] > 0
+    assert 0 < log.lines[0][1]["train/input_wait"] < 1
     checkpoints = Checkpoints(directory, {"teacher": "abc"})
     assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
     assert sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) == [2, 6]
