@@ -117,6 +117,23 @@ def test_the_teacher_is_frozen_and_has_no_optimizer_state(one_step):
     assert shapes == trained
 
 
+def test_the_teacher_may_see_the_clean_view_and_needs_no_labels():
+    step, state, teacher = setup()
+    step, batch = jax.jit(step), make_batch()
+    _, same = step(state, teacher, batch | {"clean": batch["image"]})
+    _, clean = step(state, teacher, batch | {"clean": make_batch()["image"]})
+    assert clean["cross_entropy"] == same["cross_entropy"]
+    for term in ("logits_cwd", "head_cwd"):
+        assert clean[term] != same[term]
+    # Images without labels: the terms that read none go on as before.
+    unlabelled = batch | {"clean": batch["image"], "label": np.full_like(batch["label"], 255)}
+    after, metrics = step(state, teacher, unlabelled)
+    for part in ("cross_entropy", "auxiliary_cross_entropy", "augmented"):
+        assert metrics[part] == 0
+    assert metrics["logits_cwd"] == same["logits_cwd"] > 0
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+
+
 def test_eight_devices_compute_what_one_does():
     step, state, teacher = setup()
     batch = make_batch()
