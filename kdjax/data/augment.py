@@ -40,19 +40,13 @@ def augment(
     )
     corner = corners[_first_varied(label, scaled, corners, options)]
     crop = {
-        "image": _sample_image(image, scaled, corner, options.crop_size),
-        "label": _sample_label(label, scaled, corner, options.crop_size),
+        "image": _sample_image(image, scaled, corner, options.crop_size, draws.mirrored),
+        "label": _sample_label(label, scaled, corner, options.crop_size, draws.mirrored),
     }
     if options.clean_view:
         crop["clean"] = crop["image"]
     if options.photometric:
         crop["image"] = distort(crop["image"], draws)
-    if options.flip:
-        crop = tf.cond(
-            draws.mirrored,
-            lambda: {key: tf.reverse(value, [1]) for key, value in crop.items()},
-            lambda: crop,
-        )
     return _pad(crop, options.crop_size)
 
 
@@ -64,7 +58,7 @@ def _first_varied(
         return tf.constant(0)
 
     def filled(index: tf.Tensor) -> tf.Tensor:
-        crop = _sample_label(label, scaled, corners[index], options.crop_size)
+        crop = _sample_label(label, scaled, corners[index], options.crop_size, tf.constant(False))
         counts = tf.raw_ops.Bincount(
             arr=tf.cast(crop, tf.int32), size=LABEL_PADDING, weights=tf.constant([], tf.float32)
         )
@@ -76,39 +70,57 @@ def _first_varied(
     return index
 
 
+def _targets(
+    scaled: tf.Tensor, corner: tf.Tensor, crop_size: tuple[int, int], mirrored: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The rows and columns of the scaled example that a crop shows; a mirrored one from the right.
+
+    Taking them in that order costs nothing, unlike turning the pixels around.
+    """
+    end = tf.minimum(corner + crop_size, scaled)
+    rows, columns = tf.range(corner[0], end[0]), tf.range(corner[1], end[1])
+    return rows, tf.where(mirrored, tf.reverse(columns, [0]), columns)
+
+
 def _sample_label(
-    label: tf.Tensor, scaled: tf.Tensor, corner: tf.Tensor, crop_size: tuple[int, int]
+    label: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    crop_size: tuple[int, int],
+    mirrored: tf.Tensor,
 ) -> tf.Tensor:
     """The crop at `corner` of the label scaled to `scaled`.
 
     A pixel takes the label in which its centre falls: floor((i + 1/2) * source / scaled), here in
     integers. This is the nearest neighbour of the point that `_sample_image` interpolates at.
     """
-    for axis in (0, 1):
-        end = tf.minimum(corner[axis] + crop_size[axis], scaled[axis])
-        target = tf.range(corner[axis], end)
+    for axis, target in enumerate(_targets(scaled, corner, crop_size, mirrored)):
         source = (2 * target + 1) * tf.shape(label)[axis] // (2 * scaled[axis])
         label = tf.gather(label, source, axis=axis)
     return label
 
 
 def _sample_image(
-    image: tf.Tensor, scaled: tf.Tensor, corner: tf.Tensor, crop_size: tuple[int, int]
+    image: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    crop_size: tuple[int, int],
+    mirrored: tf.Tensor,
 ) -> tf.Tensor:
     """The crop at `corner` of the image scaled bilinearly to `scaled`, in integers.
 
     Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing.
     """
-    size, count = tf.shape(image), tf.minimum(scaled - corner, crop_size)
-    top, bottom, down = _neighbours(size[0], scaled[0], corner[0], count[0])
-    left, right, across = _neighbours(size[1], scaled[1], corner[1], count[1])
+    size, (rows, columns) = tf.shape(image), _targets(scaled, corner, crop_size, mirrored)
+    top, bottom, down = _neighbours(size[0], scaled[0], rows)
+    left, right, across = _neighbours(size[1], scaled[1], columns)
     # Columns that the crop does not touch are not blended.
-    first_column = left[0]
-    image = image[:, first_column : right[-1] + 1]
-    rows = _blend(tf.gather(image, top), tf.gather(image, bottom), down[:, None, None])
+    first_column = tf.reduce_min(left)
+    image = image[:, first_column : tf.reduce_max(right) + 1]
+    blended = _blend(tf.gather(image, top), tf.gather(image, bottom), down[:, None, None])
     pixels = _blend(
-        tf.gather(rows, left - first_column, axis=1),
-        tf.gather(rows, right - first_column, axis=1),
+        tf.gather(blended, left - first_column, axis=1),
+        tf.gather(blended, right - first_column, axis=1),
         across[:, None],
     )
     half = 1 << (2 * WEIGHT_BITS - 1)
@@ -116,10 +128,10 @@ def _sample_image(
 
 
 def _neighbours(
-    size: tf.Tensor, scaled: tf.Tensor, start: tf.Tensor, count: tf.Tensor
+    size: tf.Tensor, scaled: tf.Tensor, target: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Of `count` pixels from `start` along an axis: the two that each lies between, and where."""
-    place = (2 * tf.range(start, start + count) + 1) * size - scaled  # in parts of 2 * scaled
+    """Of the scaled pixels `target` along an axis: the two that each lies between, and where."""
+    place = (2 * target + 1) * size - scaled  # in parts of 2 * scaled
     low = place // (2 * scaled)
     part = place - low * 2 * scaled
     weight = (part * (1 << WEIGHT_BITS) + scaled) // (2 * scaled)
@@ -167,16 +179,22 @@ def _apply_if(
 
 def _pad(crop: dict[str, tf.Tensor], crop_size: tuple[int, int]) -> dict[str, tf.Tensor]:
     missing = crop_size - tf.shape(crop["label"])
+    padded = tf.cond(tf.reduce_any(missing > 0), lambda: _padded(crop, missing), lambda: crop)
+    return {
+        key: tf.ensure_shape(value, crop_size if key == "label" else [*crop_size, 3])
+        for key, value in padded.items()
+    }
+
+
+def _padded(crop: dict[str, tf.Tensor], missing: tf.Tensor) -> dict[str, tf.Tensor]:
     below, right = [0, missing[0]], [0, missing[1]]
     inside = tf.pad(tf.ones_like(crop["label"], tf.bool), [below, right])
     inside = tf.expand_dims(inside, -1)
     padded = {}
     for key, value in crop.items():
         if key == "label":
-            value = tf.pad(value, [below, right], constant_values=LABEL_PADDING)
-            padded[key] = tf.ensure_shape(value, crop_size)
+            padded[key] = tf.pad(value, [below, right], constant_values=LABEL_PADDING)
         else:
             value = tf.pad(value, [below, right, [0, 0]])
-            value = tf.where(inside, value, tf.constant(IMAGE_PADDING, tf.uint8))
-            padded[key] = tf.ensure_shape(value, [*crop_size, 3])
+            padded[key] = tf.where(inside, value, tf.constant(IMAGE_PADDING, tf.uint8))
     return padded
