@@ -36,6 +36,32 @@ def term(loss: str, **values: Any) -> dict[str, Any]:
     return {**distillation_terms.defaults(loss), **values}
 
 
+def extra_set(
+    name: str,
+    *,
+    data_dir: str = "data",
+    split: str = "train",
+    weight: int = 1,
+    labelled: bool = True,
+) -> dict[str, Any]:
+    """A further set to train on, an entry of `config.data.mixture`.
+
+    Args:
+      name: the data set.
+      data_dir: where it is prepared.
+      split: which of its splits.
+      weight: how many of its examples come for every `config.data.weight` of the main set.
+      labelled: False to leave its labels out of account; its classes may then be others.
+    """
+    return {
+        "name": name,
+        "data_dir": data_dir,
+        "split": split,
+        "weight": weight,
+        "labelled": labelled,
+    }
+
+
 def default() -> Config:
     """Every key with its default. Locked: an unknown key is an error that names the nearest."""
     config: Config = ConfigDict()
@@ -59,6 +85,10 @@ def default() -> Config:
     config.data.max_class_share = 0.75  # of a crop; 1.0 accepts every crop
     config.data.flip = True
     config.data.photometric = True
+    config.data.cache = "auto"  # of decoded examples: "none", "host" or "device" memory
+    config.data.eval_pad_to = 1  # pads whole images to a multiple of this; 1 leaves them exact
+    config.data.weight = 1  # of this set in a mixture
+    config.data.mixture = ConfigDict()  # label -> extra_set(...), trained on beside this set
 
     config.student = ConfigDict(network("pspnet_r18"))
     config.student.auxiliary = True
@@ -67,6 +97,7 @@ def default() -> Config:
 
     config.teacher = ConfigDict(network())
     config.teacher.checkpoint = ""  # a network checkpoint, or the workdir of a finished run
+    config.teacher.view = "student"  # of a crop: what the student sees, or "clean" colours
     config.teacher.min_miou = 0.0  # refuse a teacher below this on the validation split
 
     config.terms = ConfigDict()  # name -> term(...)
@@ -168,15 +199,27 @@ def validate(config: Config) -> None:
         "eval_every": config.eval_every,
         "data.batch_size": config.data.batch_size,
         "data.eval_batch_size": config.data.eval_batch_size,
+        "data.eval_pad_to": config.data.eval_pad_to,
+        "data.weight": config.data.weight,
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "optimizer.accumulate": config.optimizer.accumulate,
     }
+    for label, entry in config.data.mixture.items():
+        wanted = extra_set("")
+        if set(entry) != set(wanted):
+            raise UserError(
+                f"config.data.mixture.{label} holds {', '.join(entry) or 'nothing'}; it must hold "
+                f"{', '.join(wanted)}, as kdjax.config.extra_set makes it"
+            )
+        positive[f"data.mixture.{label}.weight"] = entry.weight
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"config.{key} is {value}; it must be positive")
     choices = {
         "export": (config.export, ("last", "best")),
         "optimizer.name": (config.optimizer.name, ("sgd", "adamw")),
+        "data.cache": (config.data.cache, ("none", "host", "device", "auto")),
+        "teacher.view": (config.teacher.view, ("student", "clean")),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:

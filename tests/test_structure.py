@@ -67,6 +67,14 @@ def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
     }
 
 
+def test_examples_in_memory_need_no_tensorflow():
+    loaded = loaded_by(
+        "import kdjax.data.held, kdjax.data.device_batches, kdjax.data.device_augment, "
+        "kdjax.data.evaluation_plan, kdjax.experiments.feeding"
+    )
+    assert not loaded & {"tensorflow", "tensorflow_datasets", "array_record"}
+
+
 def test_datasets_is_no_package():
     # It would hide another well-known `datasets` from everything that runs from the root.
     assert not list((ROOT / "datasets").rglob("__init__.py"))

@@ -117,6 +117,23 @@ def test_the_teacher_is_frozen_and_has_no_optimizer_state(one_step):
     assert shapes == trained
 
 
+def test_the_teacher_may_see_the_clean_view_and_needs_no_labels():
+    step, state, teacher = setup()
+    step, batch = jax.jit(step), make_batch()
+    _, same = step(state, teacher, batch | {"clean": batch["image"]})
+    _, clean = step(state, teacher, batch | {"clean": make_batch()["image"]})
+    assert clean["cross_entropy"] == same["cross_entropy"]
+    for term in ("logits_cwd", "head_cwd"):
+        assert clean[term] != same[term]
+    # Images without labels: the terms that read none go on as before.
+    unlabelled = batch | {"clean": batch["image"], "label": np.full_like(batch["label"], 255)}
+    after, metrics = step(state, teacher, unlabelled)
+    for part in ("cross_entropy", "auxiliary_cross_entropy", "augmented"):
+        assert metrics[part] == 0
+    assert metrics["logits_cwd"] == same["logits_cwd"] > 0
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+
+
 def test_eight_devices_compute_what_one_does():
     step, state, teacher = setup()
     batch = make_batch()
@@ -276,7 +293,8 @@ def run_loop(directory, *, first_step=0, steps=4, poison=-1):
             state,
             jax.device_put(teacher, placement.replicated),
             step,
-            iter(all_batches[first_step:]),
+            map(placement.put_batch, all_batches[first_step:]),
+            batch_size=8,
             first_step=first_step,
             steps=steps,
             log_every=2,
@@ -301,7 +319,8 @@ def finished(tmp_path_factory):
 def test_the_loop_logs_means_and_keeps_the_latest_and_the_best(finished):
     directory, _, log = finished
     assert [step for step, _ in log.lines] == [2, 4, 6]
-    assert "train/images_per_second" in log.lines[0][1]
+    assert log.lines[0][1]["train/images_per_second"] > 0
+    assert 0 < log.lines[0][1]["train/input_wait"] < 1
     checkpoints = Checkpoints(directory, {"teacher": "abc"})
     assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
     assert sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) == [2, 6]

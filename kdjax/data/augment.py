@@ -1,45 +1,21 @@
-"""The field's training augmentations of one example, as pure functions of a seed.
+"""The field's training augmentations of one example in tf.data, as pure functions of its draws."""
 
-Nothing here draws from a global generator: an example's random numbers come all at once from its
-seed, so what happens to it depends neither on threads nor on what came before.
-"""
-
-import dataclasses
 from collections.abc import Callable
 
 from kdjax.data._tensorflow import tf
-from kdjax.data.builder import IGNORE_LABEL
-
-# The rounded ImageNet mean: what normalisation on the device turns into (almost) 0.
-IMAGE_PADDING = (124, 116, 104)
-# How many crops are tried for one that no class fills; the next one is taken as it is.
-_CROP_TRIES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentOptions:
-    """What training does to an example.
-
-    Attributes:
-        crop_size: height and width of the crop, in pixels. Where the scaled image is smaller, it
-            is padded below and on the right.
-        scale_range: bounds of the random factor by which the image is scaled first.
-        max_class_share: a crop is drawn again while one class covers more than this share of its
-            labelled pixels, ten times at most; 1 takes the first.
-        flip: mirror every other example, left to right.
-        photometric: change brightness, contrast, saturation and hue.
-    """
-
-    crop_size: tuple[int, int]
-    scale_range: tuple[float, float] = (0.5, 2.0)
-    max_class_share: float = 0.75
-    flip: bool = True
-    photometric: bool = True
+from kdjax.data.augmentation import (
+    CROP_TRIES,
+    IMAGE_PADDING,
+    LABEL_PADDING,
+    WEIGHT_BITS,
+    AugmentOptions,
+    Draws,
+)
 
 
 def augment(
-    image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor, options: AugmentOptions
-) -> tuple[tf.Tensor, tf.Tensor]:
+    image: tf.Tensor, label: tf.Tensor, draws: Draws, options: AugmentOptions
+) -> dict[str, tf.Tensor]:
     """Scales, crops, flips and distorts one example; for use inside a `tf.function`.
 
     The result is that of scaling the whole image bilinearly and the whole label to the nearest
@@ -48,37 +24,30 @@ def augment(
     Args:
         image: uint8 `[H, W, 3]`.
         label: uint8 `[H, W]`.
-        seed: int64 `[2]`, all that the result depends on beside the example and the options.
+        draws: the example's numbers, without an axis `[B]`.
         options: what to do.
 
     Returns:
-        The image, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; the label, uint8 `[h, w]`, padded
-        with 255.
+        `image`, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; `label`, uint8 `[h, w]`, padded
+        with 255; with `options.clean_view` also `clean`, the image in its own colours.
     """
-    draws = _CROP_TRIES + 1
-    scale, flip, corners, distortions = tf.split(
-        tf.random.stateless_uniform([2 + 2 * draws + 9], seed, alg="philox"), [1, 1, 2 * draws, 9]
-    )
-    low, high = options.scale_range
-    factor = low + (high - low) * scale[0]
     size = tf.cast(tf.shape(label), tf.float32)
-    scaled = tf.maximum(tf.cast(tf.round(size * factor), tf.int32), 1)
+    scaled = tf.maximum(tf.cast(tf.round(size * draws.scale), tf.int32), 1)
     room = tf.maximum(scaled - options.crop_size, 0) + 1
-    corners = tf.cast(tf.reshape(corners, [draws, 2]) * tf.cast(room, tf.float32), tf.int32)
-
+    corners = tf.minimum(
+        tf.cast(draws.corners * tf.cast(room, tf.float32), tf.int32),
+        room - 1,  # a number just below 1 may round to it
+    )
     corner = corners[_first_varied(label, scaled, corners, options)]
-    pixels = _sample_image(image, scaled, corner, options.crop_size)
+    crop = {
+        "image": _sample_image(image, scaled, corner, options.crop_size, draws.mirrored),
+        "label": _sample_label(label, scaled, corner, options.crop_size, draws.mirrored),
+    }
+    if options.clean_view:
+        crop["clean"] = crop["image"]
     if options.photometric:
-        pixels = _distort(pixels, distortions)
-    image = tf.cast(tf.round(pixels), tf.uint8)
-    label = _sample_label(label, scaled, corner, options.crop_size)
-    if options.flip:
-        image, label = tf.cond(
-            flip[0] < 0.5,
-            lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])),
-            lambda: (image, label),
-        )
-    return _pad(image, label, options.crop_size)
+        crop["image"] = distort(crop["image"], draws)
+    return _pad(crop, options.crop_size)
 
 
 def _first_varied(
@@ -89,97 +58,143 @@ def _first_varied(
         return tf.constant(0)
 
     def filled(index: tf.Tensor) -> tf.Tensor:
-        crop = _sample_label(label, scaled, corners[index], options.crop_size)
+        crop = _sample_label(label, scaled, corners[index], options.crop_size, tf.constant(False))
         counts = tf.raw_ops.Bincount(
-            arr=tf.cast(crop, tf.int32), size=IGNORE_LABEL, weights=tf.constant([], tf.float32)
+            arr=tf.cast(crop, tf.int32), size=LABEL_PADDING, weights=tf.constant([], tf.float32)
         )
         return tf.reduce_max(counts) >= options.max_class_share * tf.reduce_sum(counts)
 
-    last = len(corners) - 1
     (index,) = tf.while_loop(
-        lambda index: (index < last) & filled(index), lambda index: (index + 1,), (0,)
+        lambda index: (index < CROP_TRIES) & filled(index), lambda index: (index + 1,), (0,)
     )
     return index
 
 
+def _targets(
+    scaled: tf.Tensor, corner: tf.Tensor, crop_size: tuple[int, int], mirrored: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The rows and columns of the scaled example that a crop shows; a mirrored one from the right.
+
+    Taking them in that order costs nothing, unlike turning the pixels around.
+    """
+    end = tf.minimum(corner + crop_size, scaled)
+    rows, columns = tf.range(corner[0], end[0]), tf.range(corner[1], end[1])
+    return rows, tf.where(mirrored, tf.reverse(columns, [0]), columns)
+
+
 def _sample_label(
-    label: tf.Tensor, scaled: tf.Tensor, corner: tf.Tensor, crop_size: tuple[int, int]
+    label: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    crop_size: tuple[int, int],
+    mirrored: tf.Tensor,
 ) -> tf.Tensor:
     """The crop at `corner` of the label scaled to `scaled`.
 
     A pixel takes the label in which its centre falls: floor((i + 1/2) * source / scaled), here in
     integers. This is the nearest neighbour of the point that `_sample_image` interpolates at.
     """
-    for axis in (0, 1):
-        end = tf.minimum(corner[axis] + crop_size[axis], scaled[axis])
-        target = tf.range(corner[axis], end)
+    for axis, target in enumerate(_targets(scaled, corner, crop_size, mirrored)):
         source = (2 * target + 1) * tf.shape(label)[axis] // (2 * scaled[axis])
         label = tf.gather(label, source, axis=axis)
     return label
 
 
 def _sample_image(
-    image: tf.Tensor, scaled: tf.Tensor, corner: tf.Tensor, crop_size: tuple[int, int]
+    image: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    crop_size: tuple[int, int],
+    mirrored: tf.Tensor,
 ) -> tf.Tensor:
-    """The crop at `corner` of the image scaled bilinearly to `scaled`, float32 in 0..255.
+    """The crop at `corner` of the image scaled bilinearly to `scaled`, in integers.
 
     Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing.
     """
-    return tf.raw_ops.ScaleAndTranslate(
-        images=image[None],
-        size=tf.minimum(scaled - corner, crop_size),
-        scale=tf.cast(scaled / tf.shape(image)[:2], tf.float32),
-        translation=-tf.cast(corner, tf.float32),
-        kernel_type="triangle",
-        antialias=False,
-    )[0]
+    size, (rows, columns) = tf.shape(image), _targets(scaled, corner, crop_size, mirrored)
+    top, bottom, down = _neighbours(size[0], scaled[0], rows)
+    left, right, across = _neighbours(size[1], scaled[1], columns)
+    # Columns that the crop does not touch are not blended.
+    first_column = tf.reduce_min(left)
+    image = image[:, first_column : tf.reduce_max(right) + 1]
+    blended = _blend(tf.gather(image, top), tf.gather(image, bottom), down[:, None, None])
+    pixels = _blend(
+        tf.gather(blended, left - first_column, axis=1),
+        tf.gather(blended, right - first_column, axis=1),
+        across[:, None],
+    )
+    half = 1 << (2 * WEIGHT_BITS - 1)
+    return tf.cast(tf.bitwise.right_shift(pixels + half, 2 * WEIGHT_BITS), tf.uint8)
 
 
-def _pad(
-    image: tf.Tensor, label: tf.Tensor, crop_size: tuple[int, int]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    missing = crop_size - tf.shape(label)
-    below, right = [0, missing[0]], [0, missing[1]]
-    label = tf.pad(label, [below, right], constant_values=IGNORE_LABEL)
-    inside = tf.pad(tf.ones(tf.shape(image)[:2], tf.bool), [below, right])
-    image = tf.pad(image, [below, right, [0, 0]])
-    image = tf.where(tf.expand_dims(inside, 2), image, tf.constant(IMAGE_PADDING, tf.uint8))
-    return tf.ensure_shape(image, [*crop_size, 3]), tf.ensure_shape(label, crop_size)
+def _neighbours(
+    size: tf.Tensor, scaled: tf.Tensor, target: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Of the scaled pixels `target` along an axis: the two that each lies between, and where."""
+    place = (2 * target + 1) * size - scaled  # in parts of 2 * scaled
+    low = place // (2 * scaled)
+    part = place - low * 2 * scaled
+    weight = (part * (1 << WEIGHT_BITS) + scaled) // (2 * scaled)
+    return tf.maximum(low, 0), tf.minimum(low + 1, size - 1), weight
 
 
-def _distort(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """Photometric distortion as mmsegmentation's; four coins, four amounts and the order's coin."""
+def _blend(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    low, high = tf.cast(low, tf.int32), tf.cast(high, tf.int32)
+    return low * (1 << WEIGHT_BITS) + (high - low) * weight
 
-    def between(low: float, high: float, number: tf.Tensor) -> tf.Tensor:
-        return low + (high - low) * number
+
+def distort(image: tf.Tensor, draws: Draws) -> tf.Tensor:
+    """Photometric distortion as mmsegmentation's, rounded once at the end: uint8 `[h, w, 3]`."""
 
     def contrast(image: tf.Tensor) -> tf.Tensor:
-        return _clip(image * between(0.5, 1.5, numbers[5]))
+        return tf.clip_by_value(image * draws.contrast, 0, 255)
 
-    contrasted, contrast_first = numbers[1] < 0.5, numbers[8] < 0.5
-    image = _apply_if(
-        numbers[0] < 0.5, lambda image: _clip(image + between(-32, 32, numbers[4])), image
+    contrasted = tf.not_equal(draws.contrast, 1)
+    result = tf.clip_by_value(tf.cast(image, tf.float32) + draws.brightness, 0, 255)
+    result = _apply_if(contrasted & draws.contrast_first, contrast, result)
+    result = _apply_if(
+        tf.not_equal(draws.saturation, 1), lambda image: _saturate(image, draws.saturation), result
     )
-    image = _apply_if(contrasted & contrast_first, contrast, image)
-    image = _apply_if(
-        numbers[2] < 0.5,
-        lambda image: tf.image.adjust_saturation(image, between(0.5, 1.5, numbers[6])),
-        image,
+    result = _apply_if(
+        tf.not_equal(draws.hue, 0), lambda image: tf.image.adjust_hue(image, draws.hue), result
     )
-    # 18 of OpenCV's 180 steps around the circle of hues.
-    image = _apply_if(
-        numbers[3] < 0.5,
-        lambda image: tf.image.adjust_hue(image, between(-0.1, 0.1, numbers[7])),
-        image,
-    )
-    return _apply_if(contrasted & tf.logical_not(contrast_first), contrast, image)
+    result = _apply_if(contrasted & tf.logical_not(draws.contrast_first), contrast, result)
+    return tf.cast(tf.round(result), tf.uint8)
 
 
-def _clip(image: tf.Tensor) -> tf.Tensor:
-    return tf.clip_by_value(image, 0, 255)
+def _saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Scales the saturation of HSV, at most to 1, which leaves hue and value as they are."""
+    red, green, blue = tf.unstack(image, axis=-1)
+    value = tf.maximum(tf.maximum(red, green), blue)
+    chroma = value - tf.minimum(tf.minimum(red, green), blue)
+    factor = tf.minimum(factor, tf.math.divide_no_nan(value, chroma))
+    return tf.stack([value - (value - plane) * factor for plane in (red, green, blue)], axis=-1)
 
 
 def _apply_if(
     condition: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor
 ) -> tf.Tensor:
     return tf.cond(condition, lambda: function(image), lambda: image)
+
+
+def _pad(crop: dict[str, tf.Tensor], crop_size: tuple[int, int]) -> dict[str, tf.Tensor]:
+    missing = crop_size - tf.shape(crop["label"])
+    padded = tf.cond(tf.reduce_any(missing > 0), lambda: _padded(crop, missing), lambda: crop)
+    return {
+        key: tf.ensure_shape(value, crop_size if key == "label" else [*crop_size, 3])
+        for key, value in padded.items()
+    }
+
+
+def _padded(crop: dict[str, tf.Tensor], missing: tf.Tensor) -> dict[str, tf.Tensor]:
+    below, right = [0, missing[0]], [0, missing[1]]
+    inside = tf.pad(tf.ones_like(crop["label"], tf.bool), [below, right])
+    inside = tf.expand_dims(inside, -1)
+    padded = {}
+    for key, value in crop.items():
+        if key == "label":
+            padded[key] = tf.pad(value, [below, right], constant_values=LABEL_PADDING)
+        else:
+            value = tf.pad(value, [below, right, [0, 0]])
+            padded[key] = tf.where(inside, value, tf.constant(IMAGE_PADDING, tf.uint8))
+    return padded

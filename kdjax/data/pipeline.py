@@ -1,28 +1,29 @@
 """Prepared sets to batches of NumPy arrays, for training and for evaluation.
 
-A training batch is a function of the records, the options, the seed and the step alone. Nothing is
+A training batch is a function of the examples, the options, the seed and the step alone. Nothing is
 shuffled through a buffer: position `step * batch_size + k` of an endless sequence of epochs names
-its example by arithmetic, so any step can be had without the ones before it.
+its example by arithmetic, so any step can be had without the ones before it, and any part of a
+batch without the rest.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Int64
 
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import AugmentOptions, augment
-from kdjax.data.builder import IGNORE_LABEL
-from kdjax.data.records import decode
+from kdjax.data.augment import augment
+from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.evaluation_plan import EvalBatch, plan
+from kdjax.data.order import example_indices
+from kdjax.data.records import Source
 from kdjax.data.sets import PreparedSet
+from kdjax.data.share import rows_of_process
 from kdjax.errors import UserError
 
 
 def train_batches(
-    dataset: PreparedSet,
-    split: str,
+    source: Source,
     *,
     batch_size: int,
     seed: int,
@@ -30,6 +31,8 @@ def train_batches(
     options: AugmentOptions,
     start_step: int = 0,
     num_threads: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batches of steps `start_step` to `num_steps - 1`, in order.
 
@@ -37,35 +40,41 @@ def train_batches(
     of a batch. Starting late costs nothing: batch 137 is the same whether 136 came before or not.
 
     Args:
-        dataset: an open set.
-        split: which of its splits.
-        batch_size: examples in a batch, B.
+        source: the examples, such as `PreparedSet.records(split)`.
+        batch_size: examples in a batch of all processes together, B.
         seed: not negative; chooses the order of the examples and what augmentation does to them.
         num_steps: the step before which to stop, counted from 0 and not from `start_step`.
         options: the augmentations; their crop size is the size of the batch's images.
         start_step: the first step.
         num_threads: threads that decode and augment; None leaves the number to tf.data.
+        process_index: which process this is. It reads, decodes and augments its own rows alone;
+            those of all processes, one after the other, are the batch of a single one.
+        process_count: n, how many processes share a batch.
 
     Returns:
-        An iterator of `image`, uint8 `[B, h, w, 3]`, and `label`, uint8 `[B, h, w]`.
+        An iterator of `image`, uint8 `[B / n, h, w, 3]`, and `label`, uint8 `[B / n, h, w]`; with
+        `options.clean_view` also `clean`, like `image`.
 
     Raises:
-        UserError: the set has no such split.
+        UserError: the processes cannot share a batch evenly.
     """
-    records = dataset.records(split)
+    rows = rows_of_process(batch_size, process_index, process_count)
+    form = draw(options, seed, rows)
 
-    def locate(positions: np.ndarray) -> np.ndarray:
-        return example_indices(positions, len(records), seed)
+    def locate(positions: np.ndarray) -> list[np.ndarray]:
+        indices = example_indices(positions, seed, source.lengths, source.weights)
+        return [indices, *draw(options, seed, positions)]
 
-    def fetch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-        return records.fetch(tf.numpy_function(locate, [positions], tf.int64)), positions
+    def fetch(step: tf.Tensor) -> tuple[Any, Draws]:
+        positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        types = [tf.as_dtype(value.dtype) for value in (np.array(0), *form)]
+        indices, *numbers = tf.numpy_function(locate, [positions], types)
+        draws = [tf.ensure_shape(new, old.shape) for new, old in zip(numbers, form, strict=True)]
+        return source.fetch(tf.ensure_shape(indices, [len(rows)])), Draws(*draws)
 
-    def load(record: tf.Tensor, position: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = decode(record)
-        seeds = tf.stack([tf.constant(seed, tf.int64), position])
-        image, label = augment(example["image"], example["label"], seeds, options)
-        return {"image": image, "label": label}
+    def load(fetched: Any, draws: Draws) -> dict[str, tf.Tensor]:
+        example = source.decode(fetched)
+        return augment(example["image"], example["label"], draws, options)
 
     batches = (
         tf.data.Dataset.range(start_step, num_steps)
@@ -73,53 +82,81 @@ def train_batches(
         .prefetch(2)
         .unbatch()
         .map(load, num_parallel_calls=num_threads or tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size, drop_remainder=True)
+        .batch(len(rows), drop_remainder=True)
         .prefetch(2)
         .with_options(_options(num_threads))
     )
     return cast(Iterator[dict[str, np.ndarray]], batches.as_numpy_iterator())
 
 
-def example_indices(
-    positions: Int64[np.ndarray, "B"], num_examples: int, seed: int
-) -> Int64[np.ndarray, "B"]:
-    """Which examples stand at `positions` of the endless sequence of shuffled epochs."""
-    epochs, places = np.divmod(positions, num_examples)
-    return np.array(
-        [_epoch_order(num_examples, seed, int(e))[p] for e, p in zip(epochs, places, strict=True)]
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(num_examples: int, seed: int, epoch: int) -> Int64[np.ndarray, "N"]:
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
-
-
 def eval_batches(
-    dataset: PreparedSet, split: str, *, batch_size: int, indices: Sequence[int] | None = None
+    dataset: PreparedSet,
+    split: str,
+    *,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+    pad_to: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields whole images at their own size, each exactly once, in batches of one size.
+    """Yields whole images, each exactly once on one process, in batches of one size.
 
     Images of the same height and width share batches. A batch that stays incomplete is filled up
-    with blank images, so that all batches of a size have one shape.
+    with blank images, so that all batches of a size have one shape, and all processes run the same
+    number of batches.
 
     Args:
         dataset: an open set.
         split: which of its splits.
-        batch_size: images in a batch, B.
+        batch_size: images in a batch of all processes together, B.
         indices: take these images of the split only.
+        pad_to: pad images below and on the right, to a height and a width that are multiples of
+            this, so that fewer shapes are compiled. What a network says near the padding changes,
+            and everywhere where it pools globally (PSPNet); 1 pads nothing.
+        process_index: which process this is; it reads its own rows alone.
+        process_count: n, how many processes share a batch.
 
-    Yields:
-        `image`, uint8 `[B, H, W, 3]`; `label`, uint8 `[B, H, W]`; `valid`, bool `[B]`, False where
-        an image only fills up, whose label is 255 throughout; `index`, int32 `[B]`, the place of
-        the image in the split, and -1 where it only fills up.
+    Returns:
+        An iterator of `image`, uint8 `[B / n, H, W, 3]`, padded with `IMAGE_PADDING`; `label`,
+        uint8 `[B / n, H, W]`, padded with 255; `size`, int32 `[B / n, 2]`, the image's own height
+        and width, 0 where it only fills up; `valid`, bool `[B / n]`, False where an image only
+        fills up, whose label is 255 throughout; `index`, int32 `[B / n]`, the place of the image
+        in the split, and -1 where it only fills up.
 
     Raises:
-        UserError: the set has no such split.
+        UserError: the set has no such split, or the processes cannot share a batch evenly.
     """
     records = dataset.records(split)
     indices = range(len(records)) if indices is None else indices
-    return _group_by_size(indices, records.decoded(indices), batch_size)
+    sizes = records.sizes(indices)
+    batches = plan(
+        zip(indices, sizes, strict=True),
+        batch_size,
+        pad_to=pad_to,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    own = [index for batch in batches for index in batch.indices if index >= 0]
+    examples = records.decoded(own)
+    return (_eval_batch(batch, examples) for batch in batches)
+
+
+def _eval_batch(batch: EvalBatch, examples: Iterator[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Fills a planned batch with the next of its examples."""
+    rows = len(batch.indices)
+    arrays = {
+        "image": np.full((rows, *batch.size, 3), IMAGE_PADDING, np.uint8),
+        "label": np.full((rows, *batch.size), LABEL_PADDING, np.uint8),
+        "size": np.zeros((rows, 2), np.int32),
+        "valid": np.array(batch.indices) >= 0,
+        "index": np.array(batch.indices, np.int32),
+    }
+    for row in np.flatnonzero(arrays["valid"]):
+        example = next(examples)
+        height, width = arrays["size"][row] = example["label"].shape
+        arrays["image"][row, :height, :width] = example["image"]
+        arrays["label"][row, :height, :width] = example["label"]
+    return arrays
 
 
 def example_names(dataset: PreparedSet, split: str) -> list[str]:
@@ -129,34 +166,6 @@ def example_names(dataset: PreparedSet, split: str) -> list[str]:
         UserError: the set has no such split.
     """
     return dataset.records(split).names()
-
-
-def _group_by_size(
-    indices: Sequence[int], examples: Iterator[dict[str, Any]], batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    groups: dict[tuple[int, int], list[tuple[int, dict[str, Any]]]] = {}
-    for index, example in zip(indices, examples, strict=True):
-        group = groups.setdefault(example["label"].shape, [])
-        group.append((index, example))
-        if len(group) == batch_size:
-            yield _stack(groups.pop(example["label"].shape), batch_size)
-    for group in groups.values():
-        yield _stack(group, batch_size)
-
-
-def _stack(group: list[tuple[int, dict[str, Any]]], batch_size: int) -> dict[str, np.ndarray]:
-    height, width = group[0][1]["label"].shape
-    batch = {
-        "image": np.zeros((batch_size, height, width, 3), np.uint8),
-        "label": np.full((batch_size, height, width), IGNORE_LABEL, np.uint8),
-        "valid": np.arange(batch_size) < len(group),
-        "index": np.full(batch_size, -1, np.int32),
-    }
-    for row, (index, example) in enumerate(group):
-        batch["image"][row] = example["image"]
-        batch["label"][row] = example["label"]
-        batch["index"][row] = index
-    return batch
 
 
 def load_examples(dataset: PreparedSet, split: str, indices: Sequence[int]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Random access to the records of a prepared split, and their decoding."""
 
+import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -12,17 +13,50 @@ _SCHEMA = {key: tf.io.FixedLenFeature([], tf.string) for key in ("image", "label
 _READ_SIZE = 32  # records fetched by one call when many are read in a row
 
 
+class Source(Protocol):
+    """Examples that training reads by index: one split, a mixture, or what memory holds.
+
+    Attributes:
+        lengths: number of examples of each set in it; indices count through all of them.
+        weights: how many of the examples in a row come from each set.
+    """
+
+    @property
+    def lengths(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def weights(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    def fetch(self, indices: tf.Tensor) -> Any:
+        """Reads, within a graph, int64 `[B]`: tensors with an axis `[B]`."""
+
+    def decode(self, fetched: Any) -> dict[str, tf.Tensor]:
+        """One of those as `image` uint8 `[H, W, 3]` and `label` uint8 `[H, W]`."""
+        ...
+
+
 class Records:
     """Serialized examples of one split, by index. Safe to read from several threads at once."""
 
     def __init__(self, files: Sequence[str], length: int):
         """Looks into array_record `files`, which hold `length` records together."""
         self._source = ArrayRecordDataSource(list(files))
+        self._sizes: dict[int, tuple[int, int]] = {}
         if len(self._source) != length:
             raise ValueError(f"{files} hold {len(self._source)} records instead of {length}")
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """As `Source` has it."""
+        return (len(self),)
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """As `Source` has it."""
+        return (1,)
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """The records at `indices`, in that order."""
@@ -36,6 +70,10 @@ class Records:
 
         return tf.ensure_shape(tf.numpy_function(read, [indices], tf.string), [None])
 
+    def decode(self, fetched: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Decodes one of those that `fetch` read; see the function of this name."""
+        return decode(fetched)
+
     def names(self) -> list[str]:
         """The names of all examples, without decoding their images."""
         schema = {"name": _SCHEMA["name"]}
@@ -46,6 +84,16 @@ class Records:
                 name.decode() for name in tf.io.parse_example(records, schema)["name"].numpy()
             ]
         return names
+
+    def sizes(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """Height and width of examples, from the headers of their labels; read once each."""
+        unknown = sorted(set(indices) - self._sizes.keys())
+        for start in range(0, len(unknown), _READ_SIZE):
+            chunk = unknown[start : start + _READ_SIZE]
+            schema = {"label": _SCHEMA["label"]}
+            labels = tf.io.parse_example(self.read(chunk), schema)["label"].numpy()
+            self._sizes |= {i: _png_size(png) for i, png in zip(chunk, labels, strict=True)}
+        return [self._sizes[index] for index in indices]
 
     def decoded(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Examples at `indices`, in that order, decoded in parallel: `decode`'s, as NumPy."""
@@ -58,6 +106,12 @@ class Records:
             .prefetch(4)
         )
         return cast(Iterator[dict[str, Any]], examples.as_numpy_iterator())
+
+
+def _png_size(png: bytes) -> tuple[int, int]:
+    """Height and width: the first chunk of a PNG file begins with both, after 16 bytes."""
+    width, height = struct.unpack(">II", png[16:24])
+    return height, width
 
 
 def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:

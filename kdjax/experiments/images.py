@@ -1,14 +1,22 @@
 """The images of a run: its data set, in the batches that training and evaluation take."""
 
+import functools
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from kdjax.config import Config
+from kdjax.data import device_batches
+from kdjax.data.augmentation import AugmentOptions
 from kdjax.errors import UserError
+from kdjax.experiments import caching
 
+# Examples whose size is looked at to know what all of them take.
+SIZE_SAMPLE = 64
 PANEL_EXAMPLES = 4
 
 Batch = Mapping[str, np.ndarray]
@@ -46,25 +54,80 @@ class Images:
         """K, without the ignore label."""
         return len(self.class_names)
 
-    def train_batches(self, *, first_step: int, steps: int, seed: int) -> Iterator[Batch]:
-        """The batches of the steps from `first_step` on."""
-        from kdjax.data import augment, pipeline
+    @functools.cached_property
+    def _source(self) -> Any:
+        """The training examples of all sets, labels of the others checked against the main one."""
+        from kdjax.data import mixture
 
         config = self._config
+        parts = [mixture.Part(self._set.records(config.train_split), config.weight)]
+        for label, entry in config.mixture.items():
+            extra = open_mixed(label, entry, self.class_names)
+            parts.append(mixture.Part(extra.records(entry.split), entry.weight, entry.labelled))
+        return mixture.Mixture(parts)
+
+    @functools.cached_property
+    def cache(self) -> caching.Choice:
+        """Where the decoded training examples are kept."""
+        return caching.choose(
+            self._config.cache,
+            len(self._source),
+            self._source.sample_sizes(SIZE_SAMPLE),
+            device_bytes=caching.device_bytes(),
+            host_bytes=caching.host_bytes(),
+        )
+
+    @functools.cached_property
+    def held(self) -> Any:
+        """The training examples in host memory, decoded once: a `kdjax.data.held.HeldExamples`."""
+        from kdjax.data import held
+
+        source = self._source
+        return held.HeldExamples(source.decoded(), source.lengths, source.weights)
+
+    def augment_options(self, *, clean_view: bool = False) -> AugmentOptions:
+        """What the config does to a training example."""
+        config = self._config
+        return AugmentOptions(
+            crop_size=tuple(config.crop_size),
+            scale_range=tuple(config.scale_range),
+            max_class_share=config.max_class_share,
+            flip=config.flip,
+            photometric=config.photometric,
+            clean_view=clean_view,
+        )
+
+    def train_batches(
+        self, *, first_step: int, steps: int, seed: int, clean_view: bool = False
+    ) -> Iterator[Batch]:
+        """This process's rows of the batches of the steps from `first_step` on."""
+        from kdjax.data import pipeline
+
         return pipeline.train_batches(
-            self._set,
-            config.train_split,
-            batch_size=config.batch_size,
+            self._source if self.cache.place == "none" else self.held,
+            batch_size=self._config.batch_size,
             seed=seed,
             start_step=first_step,
             num_steps=steps,
-            options=augment.AugmentOptions(
-                crop_size=tuple(config.crop_size),
-                scale_range=tuple(config.scale_range),
-                max_class_share=config.max_class_share,
-                flip=config.flip,
-                photometric=config.photometric,
-            ),
+            options=self.augment_options(clean_view=clean_view),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def index_batches(
+        self, *, first_step: int, steps: int, seed: int, clean_view: bool = False
+    ) -> Iterator[Mapping[str, Any]]:
+        """As `train_batches`, for examples that lie on the devices: their indices and draws."""
+        return device_batches.index_batches(
+            self._source.lengths,
+            self._source.weights,
+            batch_size=self._config.batch_size,
+            seed=seed,
+            start_step=first_step,
+            num_steps=steps,
+            options=self.augment_options(clean_view=clean_view),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def eval_batches(self, split: str, *, group: str | None = None) -> Iterator[Batch]:
@@ -82,7 +145,13 @@ class Images:
                     f'{len(names)} names in {split}, as "{names[0]}"'
                 )
         return pipeline.eval_batches(
-            self._set, split, batch_size=self._config.eval_batch_size, indices=indices
+            self._set,
+            split,
+            batch_size=self._config.eval_batch_size,
+            indices=indices,
+            pad_to=self._config.eval_pad_to,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def panel_examples(self) -> list[dict[str, Any]]:
@@ -93,3 +162,38 @@ class Images:
         count = self._set.splits[split]
         indices = np.unique(np.linspace(0, count - 1, PANEL_EXAMPLES).astype(int))
         return pipeline.load_examples(self._set, split, indices.tolist())
+
+
+def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> Any:
+    """Opens a further set of a mixture.
+
+    Args:
+      label: its key in `config.data.mixture`.
+      entry: as `kdjax.config.extra_set` makes it.
+      class_names: those of the main set.
+
+    Raises:
+      UserError: when it is not prepared, has no such split, or labels other classes.
+    """
+    from kdjax.data import sets
+
+    where = f"config.data.mixture.{label}"
+    extra = sets.open_set(entry.name, entry.data_dir)
+    if entry.split not in extra.splits:
+        raise UserError(
+            f'{where}.split is "{entry.split}"; {entry.name} in {entry.data_dir} has '
+            f"{', '.join(extra.splits)}"
+        )
+    if entry.labelled and tuple(extra.class_names) != tuple(class_names):
+        differing = next(
+            f'class {index} is "{theirs}" there and "{ours}" in the main set'
+            for index, (ours, theirs) in enumerate(
+                itertools.zip_longest(class_names, extra.class_names, fillvalue="none")
+            )
+            if ours != theirs
+        )
+        raise UserError(
+            f"{where}: its labels mean other classes ({differing}); set {where}.labelled to False "
+            "to train on its images alone"
+        )
+    return extra

@@ -14,6 +14,7 @@ from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, evaluate
 from kdjax.evaluation.metrics import Scores
 from kdjax.experiments import environment
+from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network, predict_examples
 from kdjax.experiments.students import make_student
@@ -60,6 +61,7 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
     teacher = _load_teacher(config)
     terms = _resolve_terms(config, student, teacher)
     evaluation = _Evaluation(config, images, placement, _comparable(teacher, images))
+    print(f"{label}: cache {images.cache.place}: {images.cache.reason}")
     for term in terms:
         print(f"{label}: term {term.describe()}")
     evaluation.check_teacher(label)
@@ -107,13 +109,22 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
         accumulate=config.optimizer.accumulate,
         ema_decay=config.optimizer.ema_decay,
     )
+    training = feed(
+        images,
+        placement,
+        first_step=first_step or 0,
+        steps=config.steps,
+        seed=config.seed,
+        clean_view=teacher is not None and config.teacher.view == "clean",
+    )
     started = time.perf_counter()
     try:
         state = fit(
             state,
             teacher and jax.device_put(teacher.state, placement.replicated),
-            train_step,
-            images.train_batches(first_step=first_step or 0, steps=config.steps, seed=config.seed),
+            training.attach(train_step),
+            training.batches,
+            batch_size=config.data.batch_size,
             first_step=first_step or 0,
             steps=config.steps,
             log_every=config.log_every,

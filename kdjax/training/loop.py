@@ -13,7 +13,7 @@ from kdjax.errors import UserError
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
-from kdjax.training.step import Metrics, TrainStep
+from kdjax.training.step import Batch, Metrics, TrainStep
 
 # Steps that may be under way on the device before the host looks at their metrics.
 IN_FLIGHT = 2
@@ -33,8 +33,9 @@ def fit(
     state: TrainState,
     teacher_state: Any,
     train_step: TrainStep,
-    batches: Iterator[Mapping[str, np.ndarray]],
+    batches: Iterator[Batch],
     *,
+    batch_size: int,
     first_step: int,
     steps: int,
     log_every: int,
@@ -53,13 +54,15 @@ def fit(
       state: the state after `first_step` steps; its buffers are given up.
       teacher_state: the frozen teacher, or None.
       train_step: as `kdjax.training.step.make_train_step` returns it.
-      batches: the batches of the steps from `first_step` on.
+      batches: those of the steps from `first_step` on, on the devices.
+      batch_size: images in a batch of all processes together, for the rate.
       first_step: steps that were done before.
       steps: steps in all.
       log_every: steps between two log lines, each the mean over the steps since the last.
       eval_every: steps between two evaluations.
       placement: where arrays live.
-      log: takes `train/...` values.
+      log: takes `train/...` values; `input_wait` is the share of the time that the host waited for
+        a batch.
       evaluate: called with the step and the state; returns the mIoU.
       checkpoints: where the state is saved.
 
@@ -79,20 +82,26 @@ def fit(
             step, metrics = pending.popleft()
             window.append(_finite(step, metrics, checkpoints))
 
-    images, since = 0, time.perf_counter()
+    images, waited, since = 0, 0.0, time.perf_counter()
     for step in range(first_step + 1, steps + 1):
-        batch = placement.put_batch(next(batches))
-        images += batch["image"].shape[0]
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        images += batch_size
         state, metrics = step_fn(state, teacher_state, batch)
         pending.append((step, metrics))
         settle(IN_FLIGHT)
         if step % log_every == 0 or step == steps:
             settle(0)
             means = {f"train/{key}": float(np.mean([m[key] for m in window])) for key in metrics}
-            rate = images / (time.perf_counter() - since)
-            log.scalars(step, means | {"train/images_per_second": rate})
+            passed = time.perf_counter() - since
+            speed = {
+                "train/images_per_second": images / passed,
+                "train/input_wait": waited / passed,
+            }
+            log.scalars(step, means | speed)
             window.clear()
-            images, since = 0, time.perf_counter()
+            images, waited, since = 0, 0.0, time.perf_counter()
         if step % eval_every == 0 or step == steps:
             settle(0)
             started = time.perf_counter()

@@ -1,6 +1,7 @@
 """Where arrays live: one mesh over all devices, batches split over it, the rest on every device."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,10 @@ class Placement:
     """
 
     def __init__(self) -> None:
-        self.mesh: Mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+        # A process's devices stand together, so that its rows of a batch do too. The order means
+        # nothing to collectives over one axis of all devices.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        self.mesh = Mesh(np.array(devices), ("data",), (AxisType.Auto,))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.batch = NamedSharding(self.mesh, PartitionSpec("data"))
 
@@ -28,9 +32,22 @@ class Placement:
                 f"config.{key} is {size}; it must be a multiple of the {self.mesh.size} devices"
             )
 
-    def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Places the arrays of this process's share of a batch [B, ...] on its devices."""
-        return {
-            key: jax.make_array_from_process_local_data(self.batch, value)
-            for key, value in batch.items()
-        }
+    def put_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Places a batch on the devices, of which this process gives its rows.
+
+        Args:
+          batch: arrays or trees of arrays `[B / n, ...]`; the rows of the n processes, one after
+            the other, are the batch.
+        """
+        return jax.tree.map(
+            lambda value: jax.make_array_from_process_local_data(self.batch, value), dict(batch)
+        )
+
+    def replicate(self, tree: Any) -> Any:
+        """Places arrays, the same on every process, on every device."""
+        return jax.tree.map(
+            lambda value: jax.make_array_from_process_local_data(
+                self.replicated, value, np.shape(value)
+            ),
+            tree,
+        )

@@ -16,7 +16,7 @@ from kdjax.models import SegmentationOutput
 from kdjax.models.preprocessing import Preprocessing
 from kdjax.training.state import TrainState
 
-Batch = dict[str, Array]
+Batch = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
 # What a forward pass changes beside the gradients: running statistics, and those of the classes.
 Moving = tuple[nnx.State, Statistics]
@@ -45,6 +45,9 @@ def make_train_step(
 ) -> TrainStep:
     """Returns `train_step(state, teacher_state, batch) -> (state, metrics)`, not yet jitted.
 
+    A batch holds `image` [B, H, W, 3] and `label` [B, H, W], both uint8. Where it holds `clean`
+    too, the teacher sees that instead of `image`.
+
     Args:
       student: the network that is trained.
       teacher: the frozen network, where a term reads it.
@@ -65,7 +68,7 @@ def make_train_step(
         if teacher is not None:
             # Outside the differentiated function: no activation of the teacher is kept.
             theirs = nnx.merge(teacher.graphdef, teacher_state)(
-                teacher.preprocessing(batch["image"])
+                teacher.preprocessing(batch.get("clean", batch["image"]))
             )
         images = student.preprocessing(batch["image"])
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)

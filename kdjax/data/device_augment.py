@@ -1,0 +1,202 @@
+"""The augmentations of `augment` in JAX, for examples that lie in the memory of the device.
+
+Corners, labels and scaled pixels are computed in the same integers, so that without photometric
+distortion the crops are those of `augment`, bit for bit. Colours are computed in float32 in another
+order, so that a level may be rounded to its neighbour.
+"""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from kdjax.data.augmentation import (
+    CROP_TRIES,
+    IMAGE_PADDING,
+    LABEL_PADDING,
+    WEIGHT_BITS,
+    AugmentOptions,
+    Draws,
+)
+
+
+class Held(TypedDict):
+    """Examples on the device, padded below and on the right to a common size.
+
+    `image` [N, H, W, 3] and `label` [N, H, W], both uint8; `size` [N, 2] int32, the height and
+    width that each example has without its padding.
+    """
+
+    image: UInt8[Array, "N H W 3"]
+    label: UInt8[Array, "N H W"]
+    size: Int[Array, "N 2"]
+
+
+def augment_batch(
+    held: Held, indices: Int[Array, "B"], draws: Draws, options: AugmentOptions
+) -> dict[str, UInt8[Array, "B ..."]]:
+    """Scales, crops, flips and distorts examples; for use under `jax.jit`.
+
+    Args:
+        held: the examples, on every device.
+        indices: which of them.
+        draws: their numbers, with an axis `[B]`.
+        options: what to do.
+
+    Returns:
+        `image` [B, h, w, 3], `label` [B, h, w] and, with `options.clean_view`, `clean`: as
+        `kdjax.data.augment.augment` returns them.
+    """
+    return jax.vmap(lambda index, numbers: _augment(held, index, numbers, options))(indices, draws)
+
+
+def _augment(
+    held: Held, index: Int[Array, ""], draws: Draws, options: AugmentOptions
+) -> dict[str, Array]:
+    size = held["size"][index]
+    scaled = jnp.maximum(jnp.round(size.astype(jnp.float32) * draws.scale).astype(jnp.int32), 1)
+    room = jnp.maximum(scaled - jnp.array(options.crop_size), 0) + 1
+    corners = jnp.minimum((draws.corners * room.astype(jnp.float32)).astype(jnp.int32), room - 1)
+
+    def label_at(corner: Int[Array, "2"]) -> UInt8[Array, "h w"]:
+        return _sample_label(held["label"], index, size, scaled, corner, options.crop_size)
+
+    corner = corners[_first_varied(label_at, corners, options)]
+    inside = _inside(scaled, corner, options.crop_size)
+    crop = {
+        "image": _sample_image(held["image"], index, size, scaled, corner, options.crop_size),
+        "label": label_at(corner),
+    }
+    if options.clean_view:
+        crop["clean"] = crop["image"]
+    if options.photometric:
+        crop["image"] = distort(crop["image"], draws)
+    if options.flip:
+        # What an example does not cover stays on the right, so that it is moved and not reversed.
+        width = jnp.minimum(scaled[1] - corner[1], options.crop_size[1])
+        columns = jnp.arange(options.crop_size[1])
+        columns = jnp.where(draws.mirrored, (width - 1 - columns) % options.crop_size[1], columns)
+        crop = {key: value[:, columns] for key, value in crop.items()}
+    return {
+        key: jnp.where(inside, value, LABEL_PADDING)
+        if key == "label"
+        else jnp.where(inside[..., None], value, jnp.array(IMAGE_PADDING, jnp.uint8))
+        for key, value in crop.items()
+    }
+
+
+def _first_varied(label_at, corners: Int[Array, "T 2"], options: AugmentOptions) -> Int[Array, ""]:
+    """Index of the first corner whose crop no class fills, or of the last corner."""
+    if options.max_class_share >= 1:
+        return jnp.zeros((), jnp.int32)
+
+    def filled(index: Int[Array, ""]) -> Bool[Array, ""]:
+        # Compared and added up rather than scattered into bins: devices do that faster by far.
+        crop = label_at(corners[index])[..., None]
+        counts = jnp.sum(crop == jnp.arange(LABEL_PADDING, dtype=jnp.uint8), (0, 1), jnp.float32)
+        return jnp.max(counts) >= options.max_class_share * jnp.sum(counts)
+
+    return jax.lax.while_loop(
+        lambda index: (index < CROP_TRIES) & filled(index),
+        lambda index: index + 1,
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def _inside(
+    scaled: Int[Array, "2"], corner: Int[Array, "2"], crop_size: tuple[int, int]
+) -> Bool[Array, "h w"]:
+    rows, columns = (jnp.arange(crop_size[axis]) + corner[axis] < scaled[axis] for axis in (0, 1))
+    return rows[:, None] & columns
+
+
+def _sample_label(
+    labels: UInt8[Array, "N H W"],
+    index: Int[Array, ""],
+    size: Int[Array, "2"],
+    scaled: Int[Array, "2"],
+    corner: Int[Array, "2"],
+    crop_size: tuple[int, int],
+) -> UInt8[Array, "h w"]:
+    """The crop at `corner` of a label scaled to `scaled`, 255 outside."""
+    rows, columns = (
+        jnp.minimum(
+            (2 * (jnp.arange(crop_size[axis]) + corner[axis]) + 1)
+            * size[axis]
+            // (2 * scaled[axis]),
+            size[axis] - 1,
+        )
+        for axis in (0, 1)
+    )
+    inside = _inside(scaled, corner, crop_size)
+    return jnp.where(inside, labels[index, rows][:, columns], LABEL_PADDING)
+
+
+def _sample_image(
+    images: UInt8[Array, "N H W 3"],
+    index: Int[Array, ""],
+    size: Int[Array, "2"],
+    scaled: Int[Array, "2"],
+    corner: Int[Array, "2"],
+    crop_size: tuple[int, int],
+) -> UInt8[Array, "h w 3"]:
+    """The crop at `corner` of an image scaled bilinearly to `scaled`; anything outside."""
+
+    def neighbours(axis: int) -> tuple[Array, Array, Array]:
+        target = jnp.arange(crop_size[axis]) + corner[axis]
+        place = (2 * target + 1) * size[axis] - scaled[axis]  # in parts of 2 * scaled
+        low = place // (2 * scaled[axis])
+        part = place - low * 2 * scaled[axis]
+        weight = (part * (1 << WEIGHT_BITS) + scaled[axis]) // (2 * scaled[axis])
+        last = size[axis] - 1
+        return jnp.clip(low, 0, last), jnp.clip(low + 1, 0, last), weight
+
+    def blend(low: Array, high: Array, weight: Array) -> Int[Array, "..."]:
+        low, high = low.astype(jnp.int32), high.astype(jnp.int32)
+        return low * (1 << WEIGHT_BITS) + (high - low) * weight
+
+    top, bottom, down = neighbours(0)
+    left, right, across = neighbours(1)
+    rows = blend(images[index, top], images[index, bottom], down[:, None, None])
+    pixels = blend(rows[:, left], rows[:, right], across[:, None])
+    half = 1 << (2 * WEIGHT_BITS - 1)
+    return ((pixels + half) >> (2 * WEIGHT_BITS)).astype(jnp.uint8)
+
+
+def distort(image: UInt8[Array, "h w 3"], draws: Draws) -> UInt8[Array, "h w 3"]:
+    """Photometric distortion as mmsegmentation's, rounded once at the end."""
+
+    def contrast(image: Float[Array, "h w 3"], wanted: Bool[Array, ""]) -> Float[Array, "h w 3"]:
+        return jnp.where(wanted, jnp.clip(image * draws.contrast, 0, 255), image)
+
+    result = jnp.clip(image.astype(jnp.float32) + draws.brightness, 0, 255)
+    result = contrast(result, draws.contrast_first)
+    result = jnp.where(draws.saturation != 1, _saturate(result, draws.saturation), result)
+    result = jnp.where(draws.hue != 0, _turn_hue(result, draws.hue), result)
+    result = contrast(result, ~draws.contrast_first)
+    return jnp.round(result).astype(jnp.uint8)
+
+
+def _saturate(image: Float[Array, "h w 3"], factor: Float[Array, ""]) -> Float[Array, "h w 3"]:
+    """Scales the saturation of HSV, at most to 1, which leaves hue and value as they are."""
+    value = jnp.max(image, -1, keepdims=True)
+    chroma = value - jnp.min(image, -1, keepdims=True)
+    factor = jnp.minimum(factor, jnp.where(chroma > 0, value / jnp.maximum(chroma, 1e-6), 0))
+    return value - (value - image) * factor
+
+
+def _turn_hue(image: Float[Array, "h w 3"], turns: Float[Array, ""]) -> Float[Array, "h w 3"]:
+    """Moves the hue of HSV around its circle and leaves saturation and value as they are."""
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    value, least = jnp.max(image, -1), jnp.min(image, -1)
+    chroma = value - least
+    # In sixths of the circle, from red over green and blue.
+    hue = jnp.where(
+        value == red,
+        green - blue,
+        jnp.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
+    )
+    hue = (hue / jnp.maximum(chroma, 1e-6) + 6 * turns) % 6
+    shares = jnp.stack([abs(hue - 3) - 1, 2 - abs(hue - 2), 2 - abs(hue - 4)], -1)
+    return least[..., None] + chroma[..., None] * jnp.clip(shares, 0, 1)

@@ -1,0 +1,79 @@
+"""Decoded examples in memory: a small set that is read once, or arrays that a user has."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+class HeldExamples:
+    """Examples as NumPy arrays, by index; a `Source` of the pipeline, and of the device's cache.
+
+    Needs no TensorFlow, except to be read by the pipeline.
+    """
+
+    def __init__(
+        self,
+        examples: Iterable[Mapping[str, np.ndarray]],
+        lengths: Sequence[int] | None = None,
+        weights: Sequence[int] = (1,),
+    ):
+        """Takes `image`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`, of every example.
+
+        Args:
+            examples: of all sets, one set after the other.
+            lengths: number of examples of each set; None where there is one set.
+            weights: how many of the examples in a row come from each set.
+
+        Raises:
+            ValueError: an example has another form.
+        """
+        self._images: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        for number, example in enumerate(examples):
+            image, label = example["image"], example["label"]
+            if image.shape != (*label.shape, 3) or not image.dtype == label.dtype == np.uint8:
+                raise ValueError(
+                    f"example {number}: image {image.dtype} {image.shape} and label {label.dtype} "
+                    f"{label.shape}; they must be uint8, [H, W, 3] and [H, W]"
+                )
+            self._images.append(image)
+            self._labels.append(label)
+        self.lengths = tuple(lengths or (len(self._images),))
+        self.weights = tuple(weights)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def fetch(self, indices: "tf.Tensor") -> "tf.Tensor":
+        """The indices: there is nothing to read."""
+        return indices
+
+    def decode(self, fetched: "tf.Tensor") -> "dict[str, tf.Tensor]":
+        """The example at an index, within a graph."""
+        from kdjax.data._tensorflow import tf
+
+        def look_up(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self._images[index], self._labels[index]
+
+        image, label = tf.numpy_function(look_up, [fetched], [tf.uint8, tf.uint8])
+        return {
+            "image": tf.ensure_shape(image, [None, None, 3]),
+            "label": tf.ensure_shape(label, [None, None]),
+        }
+
+    def padded(self) -> dict[str, Any]:
+        """All examples in three arrays, as `kdjax.data.device_augment.Held` describes them."""
+        sizes = np.array([label.shape for label in self._labels], np.int32)
+        height, width = sizes.max(0)
+        images = np.empty((len(self), height, width, 3), np.uint8)
+        images[:] = IMAGE_PADDING
+        labels = np.full((len(self), height, width), LABEL_PADDING, np.uint8)
+        for row, (h, w) in enumerate(sizes):
+            images[row, :h, :w], labels[row, :h, :w] = self._images[row], self._labels[row]
+        return {"image": images, "label": labels, "size": sizes}

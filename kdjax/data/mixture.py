@@ -1,0 +1,80 @@
+"""Several splits, of one data set or of several, read as one source with a fixed share each."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdjax.data._tensorflow import tf
+from kdjax.data.augmentation import LABEL_PADDING
+from kdjax.data.records import Records, decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A split in a mixture.
+
+    Attributes:
+        records: its examples.
+        weight: how many of every `sum of weights` examples in a row come from it.
+        labelled: False where its labels are not used: they become 255 throughout, so that only
+            losses that read no label learn from its images.
+    """
+
+    records: Records
+    weight: int = 1
+    labelled: bool = True
+
+
+class Mixture:
+    """A `Source` over the examples of several parts, one part after the other."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self._parts = tuple(parts)
+        self.lengths = tuple(len(part.records) for part in parts)
+        self.weights = tuple(part.weight for part in parts)
+        self._ends = np.cumsum(self.lengths)
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Reads, within a graph: int64 `[B]` to serialized examples and whether labels count."""
+
+        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            members = np.searchsorted(self._ends, indices, "right")
+            records = np.empty(len(indices), object)
+            for member in np.unique(members):
+                part, rows = self._parts[member], np.flatnonzero(members == member)
+                begin = self._ends[member] - self.lengths[member]
+                records[rows] = part.records.read((indices[rows] - begin).tolist())
+            return records, np.array([self._parts[member].labelled for member in members])
+
+        records, labelled = tf.numpy_function(read, [indices], [tf.string, tf.bool])
+        return tf.ensure_shape(records, [None]), tf.ensure_shape(labelled, [None])
+
+    def decode(self, fetched: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Decodes one of those that `fetch` read: `image` and `label`."""
+        record, labelled = fetched
+        example = decode(record)
+        label = tf.where(labelled, example["label"], tf.constant(LABEL_PADDING, tf.uint8))
+        return {"image": example["image"], "label": label}
+
+    def decoded(self) -> Iterator[dict[str, Any]]:
+        """All examples in the order of their indices, decoded in parallel, as NumPy."""
+        for part in self._parts:
+            for example in part.records.decoded(range(len(part.records))):
+                label = example["label"]
+                if not part.labelled:
+                    label = np.full_like(label, LABEL_PADDING)
+                yield {"image": example["image"], "label": label}
+
+    def sample_sizes(self, count: int) -> list[tuple[int, int]]:
+        """Height and width of up to about `count` examples, spread over each part in turn."""
+        sizes = []
+        for part in self._parts:
+            share = max(count * len(part.records) // len(self), 1)
+            places = np.unique(np.linspace(0, len(part.records) - 1, share).astype(int))
+            sizes += part.records.sizes(places.tolist())
+        return sizes

@@ -1,0 +1,150 @@
+"""Examples on the device: the same batches as those that tf.data streams, without TensorFlow."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from kdjax.data import pipeline
+from kdjax.data._tensorflow import tf
+from kdjax.data.augment import augment
+from kdjax.data.augmentation import AugmentOptions, Draws, draw
+from kdjax.data.device_augment import augment_batch
+from kdjax.data.device_batches import index_batches
+from kdjax.data.held import HeldExamples
+from kdjax.training.prefetch import prefetch
+from kdjax.training.sharding import Placement
+
+FULL = AugmentOptions((16, 24), clean_view=True)
+SIZES = [(20, 30), (41, 17), (9, 50), (64, 64), (20, 30), (33, 33), (12, 80), (50, 26)]
+GEOMETRY = ("label", "clean")
+
+
+@pytest.fixture(scope="module")
+def held():
+    """Examples of many sizes, with smooth and rough places and few enough classes to be redrawn."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for height, width in SIZES:
+        image = rng.integers(0, 256, (height, width, 3))
+        image[:, : width // 2] = image[:1, :1]
+        label = np.where(np.arange(width) < width // 2, 1, rng.integers(0, 5, (height, width)))
+        label[:, -2:] = 255
+        examples.append({"image": image.astype(np.uint8), "label": label.astype(np.uint8)})
+    return HeldExamples(examples)
+
+
+@functools.cache
+def on_device(options):
+    return jax.jit(functools.partial(augment_batch, options=options))
+
+
+def both(held, options, seed, count=8):
+    """The batch of `count` examples by tf.data, and by the device."""
+    arrays = held.padded()
+    draws = draw(options, seed, range(count))
+    indices = np.arange(count, dtype=np.int32) % len(held)
+    found = on_device(options)(arrays, indices, draws)
+    crops = []
+    for row, index in enumerate(indices):
+        height, width = arrays["size"][index]
+        crops.append(
+            augment(
+                tf.constant(arrays["image"][index, :height, :width]),
+                tf.constant(arrays["label"][index, :height, :width]),
+                Draws(*(tf.constant(value[row]) for value in draws)),
+                options,
+            )
+        )
+    streamed = {key: np.stack([crop[key].numpy() for crop in crops]) for key in crops[0]}
+    return streamed, jax.device_get(found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"photometric": False},
+        {"photometric": False, "flip": False, "max_class_share": 1},
+        {"photometric": False, "scale_range": (1, 1), "crop_size": (70, 100)},
+        {"photometric": False, "max_class_share": 0.3},
+    ],
+)
+def test_geometry_is_that_of_the_stream_bit_for_bit(held, changes):
+    options = AugmentOptions(**{"crop_size": (16, 24), **changes})
+    for seed in range(6):
+        streamed, found = both(held, options, seed)
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(found[key], streamed[key])
+
+
+def test_colours_are_those_of_the_stream_within_a_level(held):
+    differing = []
+    for seed in range(20):
+        streamed, found = both(held, FULL, seed)
+        for key in GEOMETRY:
+            np.testing.assert_array_equal(found[key], streamed[key])
+        apart = np.abs(found["image"].astype(int) - streamed["image"])
+        assert apart.max() <= 1
+        assert (streamed["image"] != streamed["clean"]).any()
+        differing.append((apart > 0).mean())
+    assert np.mean(differing) < 1e-3
+
+
+def test_batches_from_the_device_are_those_of_the_pipeline(held):
+    settings = {"batch_size": 8, "seed": 3, "num_steps": 30, "options": FULL, "start_step": 7}
+    streamed = list(pipeline.train_batches(held, **settings))
+    placement = Placement()
+    arrays = placement.replicate(held.padded())
+    batches = index_batches(held.lengths, held.weights, **settings)
+    step = on_device(FULL)
+    count = 0
+    for expected, batch in zip(streamed, prefetch(batches, placement.put_batch), strict=True):
+        found = step(arrays, batch["indices"], batch["draws"])
+        assert found["image"].sharding.is_equivalent_to(placement.batch, 4)
+        for key in GEOMETRY:
+            np.testing.assert_array_equal(found[key], expected[key])
+        assert np.abs(np.asarray(found["image"], int) - expected["image"]).max() <= 1
+        count += 1
+    assert count == 23
+
+
+def test_no_image_travels_between_devices(held):
+    placement = Placement()
+    arrays = placement.replicate(held.padded())
+    (batch,) = index_batches(
+        held.lengths, held.weights, batch_size=8, seed=0, num_steps=1, options=FULL
+    )
+    batch = placement.put_batch(batch)
+    compiled = on_device(FULL).lower(arrays, batch["indices"], batch["draws"]).compile()
+    text = compiled.as_text()
+    # Devices only agree on whether any example needs another crop.
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+    assert "collective-permute" not in text
+
+
+def test_processes_share_what_travels(held):
+    settings = {"batch_size": 8, "seed": 3, "num_steps": 3, "options": FULL}
+    whole = list(index_batches(held.lengths, (1,), **settings))
+    shares = [
+        list(index_batches(held.lengths, (1,), process_index=i, process_count=2, **settings))
+        for i in range(2)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        jax.tree.map(np.testing.assert_array_equal, joined, batch)
+
+
+def test_arrays_of_another_form_are_named():
+    image, label = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 6), np.uint8)
+    with pytest.raises(ValueError, match=r"example 0: image uint8 \(4, 5, 3\) and label uint8"):
+        HeldExamples([{"image": image, "label": label}])
+
+
+def test_batches_are_placed_ahead_of_the_step():
+    placed = []
+    batches = prefetch(range(5), lambda batch: placed.append(batch) or batch, ahead=2)
+    assert next(batches) == 0
+    assert placed == [0, 1, 2]
+    assert list(batches) == [1, 2, 3, 4]
