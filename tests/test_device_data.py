@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.data import pipeline
+from kdjax.data import pipeline, tiles
 from kdjax.data._tensorflow import tf
 from kdjax.data.augment import augment
 from kdjax.data.augmentation import AugmentOptions, Draws, draw
@@ -51,7 +51,7 @@ def both(held, options, seed, count=8):
         height, width = arrays["size"][index]
         crops.append(
             augment(
-                tf.constant(arrays["image"][index, :height, :width]),
+                functools.partial(tiles.cut, tf.constant(arrays["image"][index, :height, :width])),
                 tf.constant(arrays["label"][index, :height, :width]),
                 Draws(*(tf.constant(value[row]) for value in draws)),
                 options,

@@ -11,18 +11,19 @@ from kdjax.data.augmentation import (
     AugmentOptions,
     Draws,
 )
+from kdjax.data.tiles import Read
 
 
 def augment(
-    image: tf.Tensor, label: tf.Tensor, draws: Draws, options: AugmentOptions
+    read: Read, label: tf.Tensor, draws: Draws, options: AugmentOptions
 ) -> dict[str, tf.Tensor]:
     """Scales, crops, flips and distorts one example; for use inside a `tf.function`.
 
     The result is that of scaling the whole image bilinearly and the whole label to the nearest
-    pixel, and cropping after that; but only pixels of the crop are ever computed.
+    pixel, and cropping after that; but only pixels of the crop are ever decoded and computed.
 
     Args:
-        image: uint8 `[H, W, 3]`.
+        read: decodes a window of the image, uint8 `[H, W, 3]`; called once.
         label: uint8 `[H, W]`.
         draws: the example's numbers, without an axis `[B]`.
         options: what to do.
@@ -38,11 +39,9 @@ def augment(
         tf.cast(draws.corners * tf.cast(room, tf.float32), tf.int32),
         room - 1,  # a number just below 1 may round to it
     )
-    corner = corners[_first_varied(label, scaled, corners, options)]
-    crop = {
-        "image": _sample_image(image, scaled, corner, options.crop_size, draws.mirrored),
-        "label": _sample_label(label, scaled, corner, options.crop_size, draws.mirrored),
-    }
+    corner, crop_label = _first_varied(label, scaled, corners, draws.mirrored, options)
+    targets = _targets(scaled, corner, options.crop_size, draws.mirrored)
+    crop = {"image": _sample_image(read, tf.shape(label), scaled, targets), "label": crop_label}
     if options.clean_view:
         crop["clean"] = crop["image"]
     if options.photometric:
@@ -51,23 +50,34 @@ def augment(
 
 
 def _first_varied(
-    label: tf.Tensor, scaled: tf.Tensor, corners: tf.Tensor, options: AugmentOptions
-) -> tf.Tensor:
-    """Index of the first corner whose crop no class fills, or of the last corner."""
-    if options.max_class_share >= 1:
-        return tf.constant(0)
+    label: tf.Tensor,
+    scaled: tf.Tensor,
+    corners: tf.Tensor,
+    mirrored: tf.Tensor,
+    options: AugmentOptions,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The first corner whose crop no class fills, or the last corner; and the crop of the label."""
 
-    def filled(index: tf.Tensor) -> tf.Tensor:
-        crop = _sample_label(label, scaled, corners[index], options.crop_size, tf.constant(False))
+    def crop_at(index: tf.Tensor) -> tf.Tensor:
+        targets = _targets(scaled, corners[index], options.crop_size, mirrored)
+        return _sample_label(label, scaled, targets)
+
+    first = tf.constant(0)
+    if options.max_class_share >= 1:
+        return corners[first], crop_at(first)
+
+    def filled(crop: tf.Tensor) -> tf.Tensor:
         counts = tf.raw_ops.Bincount(
             arr=tf.cast(crop, tf.int32), size=LABEL_PADDING, weights=tf.constant([], tf.float32)
         )
         return tf.reduce_max(counts) >= options.max_class_share * tf.reduce_sum(counts)
 
-    (index,) = tf.while_loop(
-        lambda index: (index < CROP_TRIES) & filled(index), lambda index: (index + 1,), (0,)
+    index, crop = tf.while_loop(
+        lambda index, crop: (index < CROP_TRIES) & filled(crop),
+        lambda index, crop: (index + 1, crop_at(index + 1)),
+        (first, crop_at(first)),
     )
-    return index
+    return corners[index], crop
 
 
 def _targets(
@@ -83,45 +93,34 @@ def _targets(
 
 
 def _sample_label(
-    label: tf.Tensor,
-    scaled: tf.Tensor,
-    corner: tf.Tensor,
-    crop_size: tuple[int, int],
-    mirrored: tf.Tensor,
+    label: tf.Tensor, scaled: tf.Tensor, targets: tuple[tf.Tensor, tf.Tensor]
 ) -> tf.Tensor:
-    """The crop at `corner` of the label scaled to `scaled`.
+    """The rows and columns `targets` of the label scaled to `scaled`.
 
     A pixel takes the label in which its centre falls: floor((i + 1/2) * source / scaled), here in
     integers. This is the nearest neighbour of the point that `_sample_image` interpolates at.
     """
-    for axis, target in enumerate(_targets(scaled, corner, crop_size, mirrored)):
+    for axis, target in enumerate(targets):
         source = (2 * target + 1) * tf.shape(label)[axis] // (2 * scaled[axis])
         label = tf.gather(label, source, axis=axis)
     return label
 
 
 def _sample_image(
-    image: tf.Tensor,
-    scaled: tf.Tensor,
-    corner: tf.Tensor,
-    crop_size: tuple[int, int],
-    mirrored: tf.Tensor,
+    read: Read, size: tf.Tensor, scaled: tf.Tensor, targets: tuple[tf.Tensor, tf.Tensor]
 ) -> tf.Tensor:
-    """The crop at `corner` of the image scaled bilinearly to `scaled`, in integers.
+    """The rows and columns `targets` of the image scaled bilinearly to `scaled`, in integers.
 
     Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing.
     """
-    size, (rows, columns) = tf.shape(image), _targets(scaled, corner, crop_size, mirrored)
-    top, bottom, down = _neighbours(size[0], scaled[0], rows)
-    left, right, across = _neighbours(size[1], scaled[1], columns)
-    # Columns that the crop does not touch are not blended.
-    first_column = tf.reduce_min(left)
-    image = image[:, first_column : tf.reduce_max(right) + 1]
+    top, bottom, down = _neighbours(size[0], scaled[0], targets[0])
+    left, right, across = _neighbours(size[1], scaled[1], targets[1])
+    begin = tf.stack([top[0], tf.reduce_min(left)])
+    image = read(begin, tf.stack([bottom[-1], tf.reduce_max(right)]) + 1)
+    top, bottom, left, right = top - begin[0], bottom - begin[0], left - begin[1], right - begin[1]
     blended = _blend(tf.gather(image, top), tf.gather(image, bottom), down[:, None, None])
     pixels = _blend(
-        tf.gather(blended, left - first_column, axis=1),
-        tf.gather(blended, right - first_column, axis=1),
-        across[:, None],
+        tf.gather(blended, left, axis=1), tf.gather(blended, right, axis=1), across[:, None]
     )
     half = 1 << (2 * WEIGHT_BITS - 1)
     return tf.cast(tf.bitwise.right_shift(pixels + half, 2 * WEIGHT_BITS), tf.uint8)
