@@ -5,8 +5,9 @@
     python -m benchmarks.losses --only cwd,pfs           losses whose name contains one of these
 
 Prints a Markdown table. Both sides run on the CPU in float32 with the same inputs and the cores
-that the process may use, in turn, after a warm-up. A time is the median over the rounds; the ratio is kdjax's time by
-PyTorch's in the same round, as median and quartiles, so that below 1 kdjax is faster.
+that the process may use (`taskset -c 0` for one), in turn, after a warm-up. A time is the median
+over the rounds; the ratio is kdjax's time by PyTorch's in the same round, as median and quartiles,
+so that below 1 kdjax is faster.
 
 Memory is what a call needs beside its inputs, its results included. For kdjax it is the temporary
 and output memory of the compiled program. For PyTorch it is the highest sum of what its CPU
@@ -278,8 +279,9 @@ def measure(case, backward, rounds):
 def machine():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+    cores = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
     return (
-        f"{cpu}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores; Python {platform.python_version()}, "
+        f"{cpu}, {cores}; Python {platform.python_version()}, "
         f"JAX {jax.__version__}, PyTorch {torch.__version__} "
         f"({torch.get_num_threads()} threads); load {os.getloadavg()[0]:.1f} at the start."
     )
