@@ -24,12 +24,21 @@ from kdjax.reporting.results import Role
 from kdjax.training.assembly import assemble_state, assemble_step
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import fit
+from kdjax.training.profiling import Profile
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
 from kdjax.training.step import Side
 
 
-def train(config: Config, workdir: str, *, label: str, method: str, role: Role) -> None:
+def train(
+    config: Config,
+    workdir: str,
+    *,
+    label: str,
+    method: str,
+    role: Role,
+    profiled_steps: tuple[int, int] | None = None,
+) -> None:
     """Trains the student of a config, or continues where an earlier call stopped.
 
     A finished run is left as it is. Afterwards the workdir holds the student as a network
@@ -41,6 +50,7 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
       label: what the progress lines begin with.
       method: what the run is called in tables.
       role: what it is there for.
+      profiled_steps: the first and the last step to trace into `profile/`.
 
     Raises:
       UserError: for a mistake in the config, the data or the workdir; nothing is written then.
@@ -52,6 +62,7 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
         print(f"{label}: already done in {files.path}")
         return
 
+    profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
     images = Images(config.data)
     placement = Placement()
     placement.check_batch_size("data.batch_size", config.data.batch_size)
@@ -122,12 +133,15 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
             log=log,
             evaluate=evaluate_state,
             checkpoints=checkpoints,
+            profile=profile,
         )
         seconds = time.perf_counter() - started
         if config.export == "best" and checkpoints.best_step is not None:
             state = checkpoints.restore(checkpoints.best_step, state)
         scores = evaluation.final_scores(predictor, state.student())
     finally:
+        if profile:
+            profile.close()
         log.close()
         checkpoints.close()
     saved.save(files.student, info, state.student())

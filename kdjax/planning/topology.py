@@ -12,9 +12,17 @@ from jax.experimental import topologies
 from kdjax.errors import UserError
 from kdjax.planning import chips
 from kdjax.planning.chips import Chip
-from kdjax.suggest import nearest
 
 LOCAL = "local"
+
+# Tells libtpu what a TPU machine's metadata server would, and that it may share this machine: it
+# compiles, and touches no TPU.
+_NO_MACHINE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +64,8 @@ def find(name: str) -> Topology:
     generation, _, shape = name.partition(":")
     if generation not in chips.TPUS or not shape:
         raise UserError(
-            f'--topology is "{name}": give {LOCAL}, or a TPU and its shape as v5e:4x4; '
-            f"{nearest(generation, chips.TPUS)}"
+            f'--topology is "{name}": give {LOCAL}, or a TPU ({", ".join(chips.TPUS)}) and its '
+            "shape, as v5e:4x4"
         )
     chip = chips.TPUS[generation]
     if shape not in chip.shapes:
@@ -81,8 +89,8 @@ def _describe(chip: Chip, shape: str) -> Sequence[Any]:
             "compiling for a TPU needs its compiler, libtpu: pip install 'kdjax[tpu]' (on any "
             "machine with Linux; no TPU is needed)"
         )
-    # Nothing is asked of a TPU machine's metadata server, which is not there.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in _NO_MACHINE.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {}
     if shape == "1x1":
         options["chips_per_host_bounds"] = (1, 1, 1)
