@@ -3,8 +3,8 @@
 python -m kdjax.plan --config configs/X.py --topology v5e:4x4 [--search_batch] [--json FILE]
 
 Compiles the config's step from shapes alone: no data, no weights, no accelerator. TPUs need
-`pip install "kdjax[tpu]"`; `--topology local` takes the devices of this machine. Times are bounds:
-no step is faster, and a real one is slower.
+`pip install "kdjax[tpu]"`; `--topology local` takes the devices of this machine. Times are those of
+a chip at its peak, which no real step reaches.
 """
 
 import json
@@ -67,9 +67,7 @@ def _largest(config: Config, found: Topology, plan: Plan, classes: int) -> table
 
     def fits(count: int) -> bool:
         if count not in plans:
-            plans[count] = make_plan(
-                config, found, num_classes=classes, batch_size=count * unit
-            )
+            plans[count] = make_plan(config, found, num_classes=classes, batch_size=count * unit)
         return bool(plans[count].fits(found.chip))
 
     best = search.largest(fits, max(1, plan.batch_size // unit))

@@ -5,7 +5,7 @@ launch/kubernetes.py tpu --name kdjax --image IMAGE --processes 4 --chips 4 \
     --accelerator tpu-v5-lite-podslice --topology 4x4 -- --config configs/X.py --workdir gs://B/RUN
 launch/kubernetes.py gpu --name kdjax --image IMAGE --processes 2 --chips 8 -- --config ...
 
-`--dry-run` prints the manifest. The cluster needs JobSet (https://jobset.sigs.k8s.io), 0.6 or newer.
+`--dry-run` prints the manifest. The cluster needs JobSet 0.6 or newer, https://jobset.sigs.k8s.io.
 Standard library only, so that it runs wherever kubectl does.
 """
 
@@ -26,7 +26,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     own, train = argv, []
     if "--" in argv:
         own, train = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Trains on Kubernetes.")
     parser.add_argument("kind", choices=("tpu", "gpu"))
     parser.add_argument("--name", required=True, help="of the JobSet")
     parser.add_argument("--image", required=True, help="built from launch/Dockerfile.*")

@@ -77,6 +77,7 @@ attempt() {
     sleep 1
   done
   kill -KILL "${children[@]}" 2>/dev/null || true
+  wait || true
   return "$failed"
 }
 

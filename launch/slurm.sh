@@ -36,9 +36,9 @@ if [[ $dry_run ]]; then
   exit
 fi
 
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 "${command[@]}" &
 step=$!
-trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 
 # A trapped signal ends `wait`; the tasks are then still saving.
 ended() {

@@ -1,4 +1,4 @@
-"""From a compiled step to its plan: memory, work, traffic, and the least time that it can take."""
+"""From a compiled step to its plan: memory, work, traffic, and its time at the chip's peak."""
 
 import dataclasses
 from typing import Any
@@ -15,11 +15,12 @@ from kdjax.planning.topology import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least seconds that each resource needs for a step, if nothing else slowed it down.
+    """The seconds that each resource needs for a step at its peak.
 
     Attributes:
-      compute: for the multiplications at the chip's peak.
-      memory: for the bytes moved at its memory's bandwidth.
+      compute: for the multiplications.
+      memory: for the bytes that XLA counts, some of which never leave the chip: an estimate, where
+        the other two are bounds.
       interconnect: for the collectives over its links.
     """
 
@@ -29,7 +30,7 @@ class Roofline:
 
     @property
     def step(self) -> float:
-        """All three at once: no step is faster."""
+        """All three at once."""
         return max(dataclasses.astuple(self))
 
     @property
@@ -49,7 +50,8 @@ class Plan:
       refusal: why the compiler refused; empty where it did not.
       work: multiplications and additions of all devices.
       compiler_flops: XLA's count on one device, the bodies of loops once; None if refused.
-      bytes_moved: between one device's memory and its units, the bodies of loops once.
+      bytes_moved: read and written by one device's operations by XLA's count, which takes the
+        bodies of loops once, and what stays in memory on the chip as well.
       collectives: of one device.
       roofline: None where the program was refused or the chip's peak is not known.
     """
@@ -91,9 +93,7 @@ def make_plan(config: Config, topology: Topology, *, num_classes: int, batch_siz
     Raises:
       UserError: as `kdjax.planning.program.make_program`.
     """
-    program = make_program(
-        config, topology.devices, num_classes=num_classes, batch_size=batch_size
-    )
+    program = make_program(config, topology.devices, num_classes=num_classes, batch_size=batch_size)
     try:
         compiled = program.compile()
     except DoesNotFit as error:

@@ -55,18 +55,22 @@ def _inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
                 yield part
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _dot(equation: core.JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    return 2 * math.prod(out) * math.prod(left[i] for i in contracted)
 
 
 def _convolution(equation: core.JaxprEqn) -> int:
     """Without the products with padding, and with the zeros between dilated rows."""
     params = equation.params
     numbers = params["dimension_numbers"]
-    image, kernel = (variable.aval.shape for variable in equation.invars)
-    out = equation.outvars[0].aval.shape
+    image, kernel = map(_shape, equation.invars)
+    out = _shape(equation.outvars[0])
     pairs = math.prod(
         _pairs(image[i], kernel[k], out[o], *window)
         for i, k, o, *window in zip(

@@ -35,7 +35,7 @@ def as_text(
         "Memory of a device": _memory(topology, plan),
         "Work of a step": _work(topology, plan),
         "Collectives of a step, on each device": _collectives(plan),
-        "Time of a step, at the least": _time(topology, plan, price),
+        "Time of a step, at the chip's peak": _time(topology, plan, price),
     }
     if largest:
         sections["Largest batch that fits"] = _largest(topology, largest)
@@ -97,7 +97,9 @@ def _plan_json(topology: Topology, plan: Plan) -> dict[str, Any]:
 def _title(config: Config, topology: Topology, plan: Plan) -> str:
     student = config.student.name
     pair = f"{config.teacher.name} teaches {student}" if plan.work.teacher else student
-    terms = f" by {', '.join(entry.loss for entry in config.terms.values())}" if config.terms else ""
+    terms = (
+        f" by {', '.join(entry.loss for entry in config.terms.values())}" if config.terms else ""
+    )
     return f"{pair}{terms}, {topology.name}"
 
 
@@ -134,7 +136,7 @@ def _work(topology: Topology, plan: Plan) -> list[tuple[str, str]]:
     if plan.compiler_flops is not None and plan.bytes_moved is not None:
         rows.append(("by XLA's count (*)", _tera(plan.compiler_flops)))
         rows.append(("memory traffic of a device (*)", _bytes(plan.bytes_moved)))
-        rows.append(("(*)", "takes the body of a loop once"))
+        rows.append(("(*)", "bodies of loops once; traffic that stays on the chip too"))
     return rows
 
 
