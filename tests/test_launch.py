@@ -126,7 +126,9 @@ def test_slurm_requeues_after_preemption_and_death_only(tmp_path, status, restar
 
 
 def test_slurm_hands_the_signal_on_and_waits_until_all_is_saved(tmp_path):
-    pretend(tmp_path, "srun", 'kill -TERM $PPID; sleep 1; echo saved >>"$CALLS"; exit 75')
+    pretend(
+        tmp_path, "srun", 'sleep 0.5; kill -TERM $PPID; sleep 1; echo saved >>"$CALLS"; exit 75'
+    )
     for name in ("scontrol", "scancel"):
         pretend(tmp_path, name, f'echo "{name} $*" >>"$CALLS"')
     run = launch(

@@ -128,13 +128,13 @@ def _memory(topology: Topology, plan: Plan) -> list[tuple[str, str]]:
 
 
 def _work(topology: Topology, plan: Plan) -> list[tuple[str, str]]:
-    rows = [("student, forward", _tera(plan.work.student))]
+    rows = [("student, forward", _work_of(plan.work.student))]
     if plan.work.teacher:
-        rows = [("teacher, forward", _tera(plan.work.teacher)), *rows]
-    rows.append(("everything", _tera(plan.work.step)))
-    rows.append(("everything, on a device", _tera(plan.work.step / len(topology.devices))))
+        rows = [("teacher, forward", _work_of(plan.work.teacher)), *rows]
+    rows.append(("everything", _work_of(plan.work.step)))
+    rows.append(("everything, on a device", _work_of(plan.work.step / len(topology.devices))))
     if plan.compiler_flops is not None and plan.bytes_moved is not None:
-        rows.append(("by XLA's count (*)", _tera(plan.compiler_flops)))
+        rows.append(("by XLA's count (*)", _work_of(plan.compiler_flops)))
         rows.append(("memory traffic of a device (*)", _bytes(plan.bytes_moved)))
         rows.append(("(*)", "bodies of loops once; traffic that stays on the chip too"))
     return rows
@@ -188,8 +188,9 @@ def _bytes(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def _tera(operations: float) -> str:
-    return f"{operations / 1e12:,.3f} TFLOP"
+def _work_of(operations: float) -> str:
+    unit, name = (1e12, "TFLOP") if operations >= 1e11 else (1e9, "GFLOP")
+    return f"{operations / unit:,.3f} {name}"
 
 
 def _ms(seconds: float) -> str:
