@@ -120,6 +120,8 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
         "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct(size, np.uint8),
     }
+    if teacher is not None and config.teacher.view == "clean":
+        batch["clean"] = batch["image"]
     read = {term.teacher for term in terms if term.teacher}
     work = Work(
         teacher=_teacher_work(teacher, read, batch["image"]) if teacher else 0,
