@@ -8,7 +8,6 @@ of ADE20K (JPEG to crops of 512 x 512), through kdjax and through the DataLoader
 second count the processor time of all threads and workers, so that they hold on a busy machine too.
 """
 
-import functools
 import os
 import pathlib
 import statistics
@@ -29,7 +28,7 @@ from kdjax.data.augment import augment, distort
 from kdjax.data.augmentation import AugmentOptions, Draws, draw
 from kdjax.data.held import HeldExamples
 from kdjax.data.records import Records, Source, decode
-from kdjax.data.tiles import cut
+from kdjax.data.tiles import whole
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", 1)
@@ -128,9 +127,8 @@ def stages(records: Records, options: AugmentOptions) -> dict[str, float]:
     def augmented(chosen: AugmentOptions) -> Callable[[Any, Draws], Any]:
         @tf.function(reduce_retracing=True)
         def run(example: Any, draws: Draws) -> Any:
-            return augment(
-                functools.partial(cut, example["image"]), example["label"], draws, chosen
-            )
+            window = whole(example["image"])
+            return augment(lambda begin, end: window, example["label"], draws, chosen)
 
         return run
 

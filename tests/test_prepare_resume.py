@@ -156,7 +156,7 @@ def test_a_killed_process_is_continued(source, tmp_path):
 
 
 def test_a_record_is_the_same_in_every_process():
-    example = {"image": b"1", "label": b"2", "name": "three"}
+    example = {"image": b"1", "label": b"2", "name": [b"three", b"four"]}
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(shards.serialized, (example,)) == shards.serialized(example)
 

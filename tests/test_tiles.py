@@ -38,13 +38,11 @@ def test_a_window_is_decoded_from_the_tiles_it_touches(shape):
         }
         # What must not be decoded cannot be.
         readable = [tile if n in touched else b"no image" for n, tile in enumerate(encoded)]
-        window = tiles.decode(
-            tf.constant(readable),
-            tf.constant(shape),
-            tf.constant([top, left], tf.int32),
-            tf.constant([bottom + 1, right + 1], tf.int32),
-        )
-        np.testing.assert_array_equal(window, image[top : bottom + 1, left : right + 1])
+        ends = tf.constant([[top, left], [bottom + 1, right + 1]], tf.int32)
+        window = tiles.decode(tf.constant(readable), tf.constant(shape), *ends)
+        assert len(window.tiles) == len(touched)
+        found = tiles.pixels(window, *ends)
+        np.testing.assert_array_equal(found, image[top : bottom + 1, left : right + 1])
 
 
 @pytest.fixture

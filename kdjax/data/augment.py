@@ -1,6 +1,10 @@
-"""The field's training augmentations of one example in tf.data, as pure functions of its draws."""
+"""The field's training augmentations of one example in tf.data, as pure functions of its draws.
 
-from collections.abc import Callable
+Pixels are computed by XLA, which does in one pass what would be ten in TensorFlow's operations. It
+compiles for each shape: crops are of one shape, and what they are taken from is filled up to few.
+"""
+
+import functools
 
 from kdjax.data._tensorflow import tf
 from kdjax.data.augmentation import (
@@ -13,6 +17,8 @@ from kdjax.data.augmentation import (
 )
 from kdjax.data.tiles import Read
 
+_compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
+
 
 def augment(
     read: Read, label: tf.Tensor, draws: Draws, options: AugmentOptions
@@ -20,10 +26,11 @@ def augment(
     """Scales, crops, flips and distorts one example; for use inside a `tf.function`.
 
     The result is that of scaling the whole image bilinearly and the whole label to the nearest
-    pixel, and cropping after that; but only pixels of the crop are ever decoded and computed.
+    pixel, and cropping after that; but only pixels of the crop are ever computed, and of an image
+    in tiles only those of the crop are decoded.
 
     Args:
-        read: decodes a window of the image, uint8 `[H, W, 3]`; called once.
+        read: decodes a window of the image; called once.
         label: uint8 `[H, W]`.
         draws: the example's numbers, without an axis `[B]`.
         options: what to do.
@@ -32,21 +39,39 @@ def augment(
         `image`, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; `label`, uint8 `[h, w]`, padded
         with 255; with `options.clean_view` also `clean`, the image in its own colours.
     """
-    size = tf.cast(tf.shape(label), tf.float32)
-    scaled = tf.maximum(tf.cast(tf.round(size * draws.scale), tf.int32), 1)
+    size = tf.shape(label)
+    scaled = tf.cast(tf.round(tf.cast(size, tf.float32) * draws.scale), tf.int32)
+    scaled = tf.maximum(scaled, 1)
     room = tf.maximum(scaled - options.crop_size, 0) + 1
     corners = tf.minimum(
         tf.cast(draws.corners * tf.cast(room, tf.float32), tf.int32),
         room - 1,  # a number just below 1 may round to it
     )
     corner, crop_label = _first_varied(label, scaled, corners, draws.mirrored, options)
-    targets = _targets(scaled, corner, options.crop_size, draws.mirrored)
-    crop = {"image": _sample_image(read, tf.shape(label), scaled, targets), "label": crop_label}
+    ends = tf.stack([corner, tf.minimum(corner + options.crop_size, scaled) - 1])
+    low, high, _ = _neighbours(size, scaled, ends)
+    window = read(low[0], high[1] + 1)
+    image = _sample_image(
+        _filled_up(window.tiles),
+        tf.shape(window.tiles)[1:3],
+        window.per_row,
+        window.corner,
+        size,
+        scaled,
+        corner,
+        draws.mirrored,
+        options.crop_size,
+    )
+    crop = {"image": distort(image, draws) if options.photometric else image}
     if options.clean_view:
-        crop["clean"] = crop["image"]
-    if options.photometric:
-        crop["image"] = distort(crop["image"], draws)
-    return _pad(crop, options.crop_size)
+        crop["clean"] = image
+    covered = scaled - corner
+    crop = tf.cond(
+        tf.reduce_any(covered < options.crop_size),
+        lambda: {key: _padded(value, covered) for key, value in crop.items()},
+        lambda: crop,
+    )
+    return {**crop, "label": crop_label}
 
 
 def _first_varied(
@@ -57,18 +82,23 @@ def _first_varied(
     options: AugmentOptions,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The first corner whose crop no class fills, or the last corner; and the crop of the label."""
+    pixels = _filled_up(label)
 
     def crop_at(index: tf.Tensor) -> tf.Tensor:
-        targets = _targets(scaled, corners[index], options.crop_size, mirrored)
-        return _sample_label(label, scaled, targets)
+        return _sample_label(
+            pixels, tf.shape(label), scaled, corners[index], mirrored, options.crop_size
+        )
 
     first = tf.constant(0)
     if options.max_class_share >= 1:
         return corners[first], crop_at(first)
 
     def filled(crop: tf.Tensor) -> tf.Tensor:
-        counts = tf.raw_ops.Bincount(
-            arr=tf.cast(crop, tf.int32), size=LABEL_PADDING, weights=tf.constant([], tf.float32)
+        # Labels that are ignored are beyond the bins, and not counted.
+        counts = tf.raw_ops.DenseBincount(
+            input=tf.cast(tf.reshape(crop, [-1]), tf.int32),
+            size=LABEL_PADDING,
+            weights=tf.constant([], tf.float32),
         )
         return tf.reduce_max(counts) >= options.max_class_share * tf.reduce_sum(counts)
 
@@ -80,50 +110,84 @@ def _first_varied(
     return corners[index], crop
 
 
+def _filled_up(pixels: tf.Tensor) -> tf.Tensor:
+    """The values in one dimension, and zeros up to a power of two, so that few lengths occur."""
+    size = tf.size(pixels)
+    lengths = tf.constant([1 << bits for bits in range(31)])
+    missing = lengths[tf.searchsorted(lengths, size[None])[0]] - size
+    return tf.concat([tf.reshape(pixels, [-1]), tf.zeros([missing], pixels.dtype)], 0)
+
+
 def _targets(
-    scaled: tf.Tensor, corner: tf.Tensor, crop_size: tuple[int, int], mirrored: tf.Tensor
+    scaled: tf.Tensor, corner: tf.Tensor, mirrored: tf.Tensor, crop_size: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The rows and columns of the scaled example that a crop shows; a mirrored one from the right.
 
-    Taking them in that order costs nothing, unlike turning the pixels around.
+    Those beyond the example are its last. Taking columns in that order costs nothing, unlike
+    turning the pixels around.
     """
-    end = tf.minimum(corner + crop_size, scaled)
-    rows, columns = tf.range(corner[0], end[0]), tf.range(corner[1], end[1])
-    return rows, tf.where(mirrored, tf.reverse(columns, [0]), columns)
+    last = tf.minimum(corner + crop_size, scaled) - 1
+    rows, columns = (tf.minimum(corner[a] + tf.range(crop_size[a]), last[a]) for a in (0, 1))
+    return rows, tf.where(mirrored, last[1] + corner[1] - columns, columns)
 
 
+@_compiled
 def _sample_label(
-    label: tf.Tensor, scaled: tf.Tensor, targets: tuple[tf.Tensor, tf.Tensor]
+    pixels: tf.Tensor,
+    size: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    mirrored: tf.Tensor,
+    crop_size: tuple[int, int],
 ) -> tf.Tensor:
-    """The rows and columns `targets` of the label scaled to `scaled`.
+    """The crop at `corner` of the label scaled to `scaled`, padded with 255.
 
     A pixel takes the label in which its centre falls: floor((i + 1/2) * source / scaled), here in
     integers. This is the nearest neighbour of the point that `_sample_image` interpolates at.
     """
-    for axis, target in enumerate(targets):
-        source = (2 * target + 1) * tf.shape(label)[axis] // (2 * scaled[axis])
-        label = tf.gather(label, source, axis=axis)
-    return label
+    targets = _targets(scaled, corner, mirrored, crop_size)
+    rows, columns = (
+        (2 * target + 1) * size[axis] // (2 * scaled[axis]) for axis, target in enumerate(targets)
+    )
+    crop = tf.gather(pixels, rows[:, None] * size[1] + columns)
+    return tf.where(_inside(scaled - corner, crop_size), crop, tf.constant(LABEL_PADDING, tf.uint8))
 
 
+@_compiled
 def _sample_image(
-    read: Read, size: tf.Tensor, scaled: tf.Tensor, targets: tuple[tf.Tensor, tf.Tensor]
+    pixels: tf.Tensor,
+    tile: tf.Tensor,
+    per_row: tf.Tensor,
+    window_corner: tf.Tensor,
+    size: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    mirrored: tf.Tensor,
+    crop_size: tuple[int, int],
 ) -> tf.Tensor:
-    """The rows and columns `targets` of the image scaled bilinearly to `scaled`, in integers.
+    """The crop at `corner` of the image scaled bilinearly to `scaled`, in integers.
 
     Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing.
     """
-    top, bottom, down = _neighbours(size[0], scaled[0], targets[0])
-    left, right, across = _neighbours(size[1], scaled[1], targets[1])
-    begin = tf.stack([top[0], tf.reduce_min(left)])
-    image = read(begin, tf.stack([bottom[-1], tf.reduce_max(right)]) + 1)
-    top, bottom, left, right = top - begin[0], bottom - begin[0], left - begin[1], right - begin[1]
-    blended = _blend(tf.gather(image, top), tf.gather(image, bottom), down[:, None, None])
-    pixels = _blend(
-        tf.gather(blended, left, axis=1), tf.gather(blended, right, axis=1), across[:, None]
+    rows, columns = _targets(scaled, corner, mirrored, crop_size)
+    top, bottom, down = _neighbours(size[0], scaled[0], rows)
+    left, right, across = _neighbours(size[1], scaled[1], columns)
+    tile_size = tile[0] * tile[1] * 3
+
+    def at(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
+        row, column = row - window_corner[0], column - window_corner[1]
+        before = (row // tile[0]) * per_row * tile_size + (row % tile[0]) * tile[1] * 3
+        within = (column // tile[1]) * tile_size + (column % tile[1]) * 3
+        places = before[:, None, None] + within[:, None] + tf.range(3)
+        return tf.cast(tf.gather(pixels, places), tf.int32)
+
+    blended = _blend(
+        _blend(at(top, left), at(bottom, left), down[:, None, None]),
+        _blend(at(top, right), at(bottom, right), down[:, None, None]),
+        across[:, None],
     )
     half = 1 << (2 * WEIGHT_BITS - 1)
-    return tf.cast(tf.bitwise.right_shift(pixels + half, 2 * WEIGHT_BITS), tf.uint8)
+    return tf.cast(tf.bitwise.right_shift(blended + half, 2 * WEIGHT_BITS), tf.uint8)
 
 
 def _neighbours(
@@ -138,62 +202,69 @@ def _neighbours(
 
 
 def _blend(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    low, high = tf.cast(low, tf.int32), tf.cast(high, tf.int32)
     return low * (1 << WEIGHT_BITS) + (high - low) * weight
 
 
 def distort(image: tf.Tensor, draws: Draws) -> tf.Tensor:
     """Photometric distortion as mmsegmentation's, rounded once at the end: uint8 `[h, w, 3]`."""
+    tinted = tf.not_equal(draws.saturation, 1) | tf.not_equal(draws.hue, 0)
+    shaded = tf.not_equal(draws.contrast, 1) | tf.not_equal(draws.brightness, 0)
+    return tf.switch_case(
+        tf.where(tinted, 2, tf.cast(shaded, tf.int32)),
+        [
+            lambda: image,
+            lambda: _distort(image, draws, tinted=False),
+            lambda: _distort(image, draws, tinted=True),
+        ],
+    )
 
-    def contrast(image: tf.Tensor) -> tf.Tensor:
-        return tf.clip_by_value(image * draws.contrast, 0, 255)
 
+@_compiled
+def _distort(image: tf.Tensor, draws: Draws, tinted: bool) -> tf.Tensor:
+    def contrast(planes: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+        return tf.where(wanted, tf.clip_by_value(planes * draws.contrast, 0, 255), planes)
+
+    planes = tf.cast(tf.transpose(image, [2, 0, 1]), tf.float32)
+    planes = tf.clip_by_value(planes + draws.brightness, 0, 255)
     contrasted = tf.not_equal(draws.contrast, 1)
-    result = tf.clip_by_value(tf.cast(image, tf.float32) + draws.brightness, 0, 255)
-    result = _apply_if(contrasted & draws.contrast_first, contrast, result)
-    result = _apply_if(
-        tf.not_equal(draws.saturation, 1), lambda image: _saturate(image, draws.saturation), result
-    )
-    result = _apply_if(
-        tf.not_equal(draws.hue, 0), lambda image: tf.image.adjust_hue(image, draws.hue), result
-    )
-    result = _apply_if(contrasted & tf.logical_not(draws.contrast_first), contrast, result)
-    return tf.cast(tf.round(result), tf.uint8)
+    planes = contrast(planes, contrasted & draws.contrast_first)
+    if tinted:
+        planes = _tint(planes, draws)
+    planes = contrast(planes, contrasted & tf.logical_not(draws.contrast_first))
+    return tf.cast(tf.transpose(tf.round(planes), [1, 2, 0]), tf.uint8)
 
 
-def _saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Scales the saturation of HSV, at most to 1, which leaves hue and value as they are."""
-    red, green, blue = tf.unstack(image, axis=-1)
+def _tint(planes: tf.Tensor, draws: Draws) -> tf.Tensor:
+    """Turns the hue of HSV, and scales its saturation, at most to 1; the value stays.
+
+    A plane is `value - chroma * clip(min(k, 4 - k), 0, 1)` with `k = (n + hue) mod 6`, the hue in
+    sixths of its circle and n = 5, 3, 1 for red, green, blue. Here all is multiplied by the chroma,
+    which may be 0.
+    """
+    red, green, blue = tf.unstack(planes)
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
-    factor = tf.minimum(factor, tf.math.divide_no_nan(value, chroma))
-    return tf.stack([value - (value - plane) * factor for plane in (red, green, blue)], axis=-1)
+    hue = tf.where(
+        value == red,
+        green - blue,
+        tf.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
+    )
+    hue += 6 * draws.hue * chroma
+    hue = tf.where(hue < 0, hue + 6 * chroma, hue)
+    k = tf.constant([5.0, 3.0, 1.0])[:, None, None] * chroma + hue
+    k = tf.where(k >= 6 * chroma, k - 6 * chroma, k)
+    below = tf.clip_by_value(tf.minimum(k, 4 * chroma - k), 0, chroma)
+    below = tf.where(tf.equal(draws.hue, 0), value - planes, below)
+    return value - below * tf.minimum(draws.saturation, tf.math.divide_no_nan(value, chroma))
 
 
-def _apply_if(
-    condition: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor
-) -> tf.Tensor:
-    return tf.cond(condition, lambda: function(image), lambda: image)
+def _inside(covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
+    """Where the crop shows the example, which covers so many of its rows and columns."""
+    rows, columns = (tf.range(crop_size[axis]) < covered[axis] for axis in (0, 1))
+    return rows[:, None] & columns
 
 
-def _pad(crop: dict[str, tf.Tensor], crop_size: tuple[int, int]) -> dict[str, tf.Tensor]:
-    missing = crop_size - tf.shape(crop["label"])
-    padded = tf.cond(tf.reduce_any(missing > 0), lambda: _padded(crop, missing), lambda: crop)
-    return {
-        key: tf.ensure_shape(value, crop_size if key == "label" else [*crop_size, 3])
-        for key, value in padded.items()
-    }
-
-
-def _padded(crop: dict[str, tf.Tensor], missing: tf.Tensor) -> dict[str, tf.Tensor]:
-    below, right = [0, missing[0]], [0, missing[1]]
-    inside = tf.pad(tf.ones_like(crop["label"], tf.bool), [below, right])
-    inside = tf.expand_dims(inside, -1)
-    padded = {}
-    for key, value in crop.items():
-        if key == "label":
-            padded[key] = tf.pad(value, [below, right], constant_values=LABEL_PADDING)
-        else:
-            value = tf.pad(value, [below, right, [0, 0]])
-            padded[key] = tf.where(inside, value, tf.constant(IMAGE_PADDING, tf.uint8))
-    return padded
+@_compiled
+def _padded(image: tf.Tensor, covered: tf.Tensor) -> tf.Tensor:
+    inside = _inside(covered, (image.shape[0], image.shape[1]))
+    return tf.where(inside[..., None], image, tf.constant(IMAGE_PADDING, tf.uint8))

@@ -58,14 +58,15 @@ class HeldExamples:
 
     def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, Read]":
         """As `Source` has it: TensorFlow copies the label, and of the image only the window."""
+        from kdjax.data import tiles
         from kdjax.data._tensorflow import tf
 
         def cut(index: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
             return self._images[index][begin[0] : end[0], begin[1] : end[1]]
 
-        def read(begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-            window = tf.numpy_function(cut, [fetched, begin, end], tf.uint8)
-            return tf.ensure_shape(window, [None, None, 3])
+        def read(begin: tf.Tensor, end: tf.Tensor) -> tiles.Window:
+            image = tf.numpy_function(cut, [fetched, begin, end], tf.uint8)
+            return tiles.whole(tf.ensure_shape(image, [None, None, 3]))._replace(corner=begin)
 
         label = tf.numpy_function(lambda index: self._labels[index], [fetched], tf.uint8)
         return tf.ensure_shape(label, [None, None]), read

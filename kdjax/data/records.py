@@ -124,7 +124,8 @@ def _png_size(png: bytes) -> tuple[int, int]:
 def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
     name, label, read = _opened(record)
-    return {"image": read(tf.zeros(2, tf.int32), tf.shape(label)), "label": label, "name": name}
+    everything = tf.zeros(2, tf.int32), tf.shape(label)
+    return {"image": tiles.pixels(read(*everything), *everything), "label": label, "name": name}
 
 
 def _opened(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tiles.Read]:

@@ -1,6 +1,7 @@
 """Images as a file or as PNG tiles, and windows of them, decoded from the tiles they touch."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -8,11 +9,32 @@ from jaxtyping import UInt8
 from kdjax.data._tensorflow import tf
 from kdjax.data.builder import encode_png
 
-# Decodes a window of an image: from `begin` to before `end`, each int32 `[2]`, a row and a column.
-Read = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
 # Height and width. Smaller tiles decode less beside the window, but cost more calls and more bytes.
 TILE = (128, 256)
+
+
+class Window(NamedTuple):
+    """A part of an image, in tiles that lie side by side.
+
+    Attributes:
+        tiles: uint8 `[n, h, w, 3]`, row by row.
+        per_row: how many tiles lie in a row, int32.
+        corner: row and column of the image at which the first tile begins, int32 `[2]`.
+    """
+
+    tiles: tf.Tensor
+    per_row: tf.Tensor
+    corner: tf.Tensor
+
+
+# Decodes a part of an image that holds all from `begin` to before `end`, each int32 `[2]`, a row
+# and a column.
+Read = Callable[[tf.Tensor, tf.Tensor], Window]
+
+
+def whole(image: tf.Tensor) -> Window:
+    """An image `[H, W, 3]` in one tile."""
+    return Window(image[None], tf.constant(1), tf.zeros(2, tf.int32))
 
 
 def encode(pixels: UInt8[np.ndarray, "H W 3"]) -> list[bytes]:
@@ -29,12 +51,7 @@ def encode(pixels: UInt8[np.ndarray, "H W 3"]) -> list[bytes]:
     ]
 
 
-def cut(image: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    """A window of pixels `[H, W, 3]`, as `Read` says."""
-    return image[begin[0] : end[0], begin[1] : end[1]]
-
-
-def decode(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+def decode(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> Window:
     """Decodes a window of an image.
 
     Args:
@@ -42,31 +59,35 @@ def decode(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor
         size: height and width of the image, int32 `[2]`.
         begin: the window's first row and column, int32 `[2]`.
         end: the row and the column after its last.
-
-    Returns:
-        uint8 `[h, w, 3]`.
     """
 
-    def from_whole() -> tf.Tensor:
+    def from_file() -> Window:
         image = tf.io.decode_image(encoded[0], channels=3, expand_animations=False)
-        return cut(tf.ensure_shape(image, [None, None, 3]), begin, end)
+        return whole(tf.ensure_shape(image, [None, None, 3]))
 
     window = tf.cond(
-        tf.size(encoded) > 1, lambda: _from_tiles(encoded, size, begin, end), from_whole
+        tf.size(encoded) > 1, lambda: _from_tiles(encoded, size, begin, end), from_file
     )
-    return tf.ensure_shape(window, [None, None, 3])
+    return window._replace(tiles=tf.ensure_shape(window.tiles, [None, None, None, 3]))
 
 
-def _from_tiles(tiles: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    per_row = -(-size[1] // TILE[1])
+def _from_tiles(tiles: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> Window:
     first, last = begin // TILE, (end - 1) // TILE
-    numbers = tf.range(first[0], last[0] + 1)[:, None] * per_row + tf.range(first[1], last[1] + 1)
+    rows, columns = tf.range(first[0], last[0] + 1), tf.range(first[1], last[1] + 1)
+    numbers = rows[:, None] * -(-size[1] // TILE[1]) + columns
     decoded = tf.map_fn(
         lambda tile: tf.ensure_shape(tf.io.decode_png(tile, channels=3), [*TILE, 3]),
         tf.gather(tiles, tf.reshape(numbers, [-1])),
         fn_output_signature=tf.TensorSpec([*TILE, 3], tf.uint8),
     )
-    rows, columns = tf.unstack(tf.shape(numbers))
-    grid = tf.transpose(tf.reshape(decoded, [rows, columns, *TILE, 3]), [0, 2, 1, 3, 4])
-    pixels = tf.reshape(grid, [rows * TILE[0], columns * TILE[1], 3])
-    return cut(pixels, begin - first * TILE, end - first * TILE)
+    return Window(decoded, tf.size(columns), first * TILE)
+
+
+def pixels(window: Window, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    """What lies from `begin` to before `end`, as decoded: uint8 `[h, w, 3]`."""
+    count, height, width, _ = tf.unstack(tf.shape(window.tiles))
+    grid = [count // window.per_row, window.per_row, height, width * 3]
+    joined = tf.transpose(tf.reshape(window.tiles, grid), [0, 2, 1, 3])
+    image = tf.reshape(joined, [grid[0] * height, grid[1] * width, 3])
+    begin, end = begin - window.corner, end - window.corner
+    return image[begin[0] : end[0], begin[1] : end[1]]
