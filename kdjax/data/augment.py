@@ -15,7 +15,7 @@ from kdjax.data.augmentation import (
     AugmentOptions,
     Draws,
 )
-from kdjax.data.tiles import Read
+from kdjax.data.tiles import Read, Window
 
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 
@@ -51,17 +51,7 @@ def augment(
     ends = tf.stack([corner, tf.minimum(corner + options.crop_size, scaled) - 1])
     low, high, _ = _neighbours(size, scaled, ends)
     window = read(low[0], high[1] + 1)
-    image = _sample_image(
-        _filled_up(window.tiles),
-        tf.shape(window.tiles)[1:3],
-        window.per_row,
-        window.corner,
-        size,
-        scaled,
-        corner,
-        draws.mirrored,
-        options.crop_size,
-    )
+    image = _sample_image(window, size, scaled, corner, draws.mirrored, options.crop_size)
     crop = {"image": distort(image, draws) if options.photometric else image}
     if options.clean_view:
         crop["clean"] = image
@@ -131,7 +121,6 @@ def _targets(
     return rows, tf.where(mirrored, last[1] + corner[1] - columns, columns)
 
 
-@_compiled
 def _sample_label(
     pixels: tf.Tensor,
     size: tf.Tensor,
@@ -145,20 +134,38 @@ def _sample_label(
     A pixel takes the label in which its centre falls: floor((i + 1/2) * source / scaled), here in
     integers. This is the nearest neighbour of the point that `_sample_image` interpolates at.
     """
+    rows, columns = _label_places(size, scaled, corner, mirrored, crop_size)
+    return _gather_label(pixels, rows, columns, scaled - corner)
+
+
+# Places are compiled apart from what is done with them: together, XLA would compute them, and their
+# divisions, for each pixel anew.
+@_compiled
+def _label_places(
+    size: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    mirrored: tf.Tensor,
+    crop_size: tuple[int, int],
+) -> tuple[tf.Tensor, tf.Tensor]:
     targets = _targets(scaled, corner, mirrored, crop_size)
     rows, columns = (
         (2 * target + 1) * size[axis] // (2 * scaled[axis]) for axis, target in enumerate(targets)
     )
-    crop = tf.gather(pixels, rows[:, None] * size[1] + columns)
-    return tf.where(_inside(scaled - corner, crop_size), crop, tf.constant(LABEL_PADDING, tf.uint8))
+    return rows * size[1], columns
 
 
 @_compiled
+def _gather_label(
+    pixels: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, covered: tf.Tensor
+) -> tf.Tensor:
+    crop = tf.gather(pixels, rows[:, None] + columns)
+    inside = _inside(covered, crop.shape.as_list())
+    return tf.where(inside, crop, tf.constant(LABEL_PADDING, tf.uint8))
+
+
 def _sample_image(
-    pixels: tf.Tensor,
-    tile: tf.Tensor,
-    per_row: tf.Tensor,
-    window_corner: tf.Tensor,
+    window: Window,
     size: tf.Tensor,
     scaled: tf.Tensor,
     corner: tf.Tensor,
@@ -169,16 +176,51 @@ def _sample_image(
 
     Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing.
     """
+    tile = tf.shape(window.tiles)[1:3]
+    layout = tile, window.per_row, window.corner
+    places = _image_places(layout, size, scaled, corner, mirrored, crop_size)
+    return _interpolate(_filled_up(window.tiles), *places)
+
+
+@_compiled
+def _image_places(
+    layout: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+    size: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    mirrored: tf.Tensor,
+    crop_size: tuple[int, int],
+) -> tuple[tf.Tensor, ...]:
+    """For both axes: where the two neighbours of each target lie in a window, and their weight."""
+    tile, per_row, window_corner = layout
     rows, columns = _targets(scaled, corner, mirrored, crop_size)
     top, bottom, down = _neighbours(size[0], scaled[0], rows)
     left, right, across = _neighbours(size[1], scaled[1], columns)
     tile_size = tile[0] * tile[1] * 3
 
+    def down_to(row: tf.Tensor) -> tf.Tensor:
+        row -= window_corner[0]
+        return row // tile[0] * per_row * tile_size + row % tile[0] * tile[1] * 3
+
+    def across_to(column: tf.Tensor) -> tf.Tensor:
+        column -= window_corner[1]
+        return column // tile[1] * tile_size + column % tile[1] * 3
+
+    return down_to(top), down_to(bottom), down, across_to(left), across_to(right), across
+
+
+@_compiled
+def _interpolate(
+    pixels: tf.Tensor,
+    top: tf.Tensor,
+    bottom: tf.Tensor,
+    down: tf.Tensor,
+    left: tf.Tensor,
+    right: tf.Tensor,
+    across: tf.Tensor,
+) -> tf.Tensor:
     def at(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
-        row, column = row - window_corner[0], column - window_corner[1]
-        before = (row // tile[0]) * per_row * tile_size + (row % tile[0]) * tile[1] * 3
-        within = (column // tile[1]) * tile_size + (column % tile[1]) * 3
-        places = before[:, None, None] + within[:, None] + tf.range(3)
+        places = row[:, None, None] + (column[:, None] + tf.range(3))
         return tf.cast(tf.gather(pixels, places), tf.int32)
 
     blended = _blend(

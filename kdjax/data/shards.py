@@ -65,7 +65,8 @@ def write_shard(
 ) -> tuple[int, int]:
     """Writes records to a file that has its name when it is complete; returns number and bytes."""
     part = path.with_name(f"{path.name}.part")
-    writer = ArrayRecordWriter(os.fspath(part), "group_size:1")
+    # Each record for itself, to be read alone; PNG and JPEG are compressed already.
+    writer = ArrayRecordWriter(os.fspath(part), "group_size:1,uncompressed")
     count = num_bytes = 0
     try:
         for example in examples:
