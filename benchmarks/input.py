@@ -13,7 +13,7 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2  # pyright: ignore[reportMissingImports]
@@ -24,8 +24,9 @@ from absl import app, flags
 from benchmarks import input_torch, made_up
 from kdjax.data import pipeline
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import augment, distort
+from kdjax.data.augment import augment
 from kdjax.data.augmentation import AugmentOptions, Draws, draw
+from kdjax.data.distortion import distort
 from kdjax.data.held import HeldExamples
 from kdjax.data.records import Records, Source, decode
 from kdjax.data.tiles import whole
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 
 def compare(
-    kind: str, paths: list[made_up.Pair], sources: dict[str, Source], options: AugmentOptions
+    kind: str, paths: list[made_up.Pair], sources: Mapping[str, Source], options: AugmentOptions
 ) -> None:
     """Prints the rates, and their ratios to PyTorch's of the same round."""
     settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0, "num_steps": 10**9}

@@ -9,8 +9,9 @@ from PIL import Image
 
 from kdjax.data import pipeline, sets, tiles
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import augment, distort
+from kdjax.data.augment import augment
 from kdjax.data.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.distortion import distort
 from kdjax.data.order import example_indices
 from kdjax.errors import UserError
 

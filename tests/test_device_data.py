@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.data import pipeline, tiles
+from kdjax.data import pipeline
 from kdjax.data._tensorflow import tf
 from kdjax.data.augment import augment
 from kdjax.data.augmentation import AugmentOptions, Draws, draw

@@ -15,6 +15,7 @@ from kdjax.data.augmentation import (
     AugmentOptions,
     Draws,
 )
+from kdjax.data.distortion import distort
 from kdjax.data.tiles import Read, Window
 
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
@@ -58,7 +59,7 @@ def augment(
     covered = scaled - corner
     crop = tf.cond(
         tf.reduce_any(covered < options.crop_size),
-        lambda: {key: _padded(value, covered) for key, value in crop.items()},
+        lambda: {key: _padded(value, covered, options.crop_size) for key, value in crop.items()},
         lambda: crop,
     )
     return {**crop, "label": crop_label}
@@ -135,7 +136,7 @@ def _sample_label(
     integers. This is the nearest neighbour of the point that `_sample_image` interpolates at.
     """
     rows, columns = _label_places(size, scaled, corner, mirrored, crop_size)
-    return _gather_label(pixels, rows, columns, scaled - corner)
+    return _gather_label(pixels, rows, columns, scaled - corner, crop_size)
 
 
 # Places are compiled apart from what is done with them: together, XLA would compute them, and their
@@ -157,11 +158,14 @@ def _label_places(
 
 @_compiled
 def _gather_label(
-    pixels: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, covered: tf.Tensor
+    pixels: tf.Tensor,
+    rows: tf.Tensor,
+    columns: tf.Tensor,
+    covered: tf.Tensor,
+    crop_size: tuple[int, int],
 ) -> tf.Tensor:
     crop = tf.gather(pixels, rows[:, None] + columns)
-    inside = _inside(covered, crop.shape.as_list())
-    return tf.where(inside, crop, tf.constant(LABEL_PADDING, tf.uint8))
+    return tf.where(_inside(covered, crop_size), crop, tf.constant(LABEL_PADDING, tf.uint8))
 
 
 def _sample_image(
@@ -200,11 +204,11 @@ def _image_places(
 
     def down_to(row: tf.Tensor) -> tf.Tensor:
         row -= window_corner[0]
-        return row // tile[0] * per_row * tile_size + row % tile[0] * tile[1] * 3
+        return row // tile[0] * per_row * tile_size + tf.math.floormod(row, tile[0]) * tile[1] * 3
 
     def across_to(column: tf.Tensor) -> tf.Tensor:
         column -= window_corner[1]
-        return column // tile[1] * tile_size + column % tile[1] * 3
+        return column // tile[1] * tile_size + tf.math.floormod(column, tile[1]) * 3
 
     return down_to(top), down_to(bottom), down, across_to(left), across_to(right), across
 
@@ -247,59 +251,6 @@ def _blend(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     return low * (1 << WEIGHT_BITS) + (high - low) * weight
 
 
-def distort(image: tf.Tensor, draws: Draws) -> tf.Tensor:
-    """Photometric distortion as mmsegmentation's, rounded once at the end: uint8 `[h, w, 3]`."""
-    tinted = tf.not_equal(draws.saturation, 1) | tf.not_equal(draws.hue, 0)
-    shaded = tf.not_equal(draws.contrast, 1) | tf.not_equal(draws.brightness, 0)
-    return tf.switch_case(
-        tf.where(tinted, 2, tf.cast(shaded, tf.int32)),
-        [
-            lambda: image,
-            lambda: _distort(image, draws, tinted=False),
-            lambda: _distort(image, draws, tinted=True),
-        ],
-    )
-
-
-@_compiled
-def _distort(image: tf.Tensor, draws: Draws, tinted: bool) -> tf.Tensor:
-    def contrast(planes: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
-        return tf.where(wanted, tf.clip_by_value(planes * draws.contrast, 0, 255), planes)
-
-    planes = tf.cast(tf.transpose(image, [2, 0, 1]), tf.float32)
-    planes = tf.clip_by_value(planes + draws.brightness, 0, 255)
-    contrasted = tf.not_equal(draws.contrast, 1)
-    planes = contrast(planes, contrasted & draws.contrast_first)
-    if tinted:
-        planes = _tint(planes, draws)
-    planes = contrast(planes, contrasted & tf.logical_not(draws.contrast_first))
-    return tf.cast(tf.transpose(tf.round(planes), [1, 2, 0]), tf.uint8)
-
-
-def _tint(planes: tf.Tensor, draws: Draws) -> tf.Tensor:
-    """Turns the hue of HSV, and scales its saturation, at most to 1; the value stays.
-
-    A plane is `value - chroma * clip(min(k, 4 - k), 0, 1)` with `k = (n + hue) mod 6`, the hue in
-    sixths of its circle and n = 5, 3, 1 for red, green, blue. Here all is multiplied by the chroma,
-    which may be 0.
-    """
-    red, green, blue = tf.unstack(planes)
-    value = tf.maximum(tf.maximum(red, green), blue)
-    chroma = value - tf.minimum(tf.minimum(red, green), blue)
-    hue = tf.where(
-        value == red,
-        green - blue,
-        tf.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
-    )
-    hue += 6 * draws.hue * chroma
-    hue = tf.where(hue < 0, hue + 6 * chroma, hue)
-    k = tf.constant([5.0, 3.0, 1.0])[:, None, None] * chroma + hue
-    k = tf.where(k >= 6 * chroma, k - 6 * chroma, k)
-    below = tf.clip_by_value(tf.minimum(k, 4 * chroma - k), 0, chroma)
-    below = tf.where(tf.equal(draws.hue, 0), value - planes, below)
-    return value - below * tf.minimum(draws.saturation, tf.math.divide_no_nan(value, chroma))
-
-
 def _inside(covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
     """Where the crop shows the example, which covers so many of its rows and columns."""
     rows, columns = (tf.range(crop_size[axis]) < covered[axis] for axis in (0, 1))
@@ -307,6 +258,6 @@ def _inside(covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
 
 
 @_compiled
-def _padded(image: tf.Tensor, covered: tf.Tensor) -> tf.Tensor:
-    inside = _inside(covered, (image.shape[0], image.shape[1]))
-    return tf.where(inside[..., None], image, tf.constant(IMAGE_PADDING, tf.uint8))
+def _padded(image: tf.Tensor, covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
+    inside = tf.expand_dims(_inside(covered, crop_size), -1)
+    return tf.where(inside, image, tf.constant(IMAGE_PADDING, tf.uint8))
