@@ -386,8 +386,8 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     assert run.stderr.count("\n") == 1
     start = f"kdjax.convert: error: {file}: the weights are not this network's; missing: "
     assert run.stderr.startswith(start)
-    assert "decode_head.aspp_modules.0.conv.weight" in run.stderr
-    assert "unexpected: decode_head.psp_modules.0.1.conv.weight" in run.stderr
+    assert "decode_head.aspp_modules." in run.stderr
+    assert "; unexpected: decode_head.psp_modules." in run.stderr
     assert not (tmp_path / "other").exists()
 
 
