@@ -44,8 +44,7 @@ def plan(
     rows = rows_of_process(batch_size, process_index, process_count)
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in images:
-        padded = (-(-height // pad_to) * pad_to, -(-width // pad_to) * pad_to)
-        groups.setdefault(padded, []).append(index)
+        groups.setdefault(_padded(height, width, pad_to), []).append(index)
     batches = []
     for size, members in groups.items():
         for start in range(0, len(members), batch_size):
@@ -53,3 +52,12 @@ def plan(
             chunk = [*chunk, *[-1] * (batch_size - len(chunk))]
             batches.append(EvalBatch(size, tuple(chunk[rows.start : rows.stop])))
     return batches
+
+
+def count_shapes(sizes: Iterable[tuple[int, int]], pad_to: int) -> int:
+    """How many sizes are left of these when they are padded as `plan` does."""
+    return len({_padded(height, width, pad_to) for height, width in sizes})
+
+
+def _padded(height: int, width: int, pad_to: int) -> tuple[int, int]:
+    return -(-height // pad_to) * pad_to, -(-width // pad_to) * pad_to

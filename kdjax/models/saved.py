@@ -22,6 +22,7 @@ from kdjax.models.registry import create
 from kdjax.models.segmenter import Segmenter
 
 FORMAT = 1
+CHANNEL_ORDER = "RGB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class NetworkInfo:
       class_names: a name per class.
       palette: an RGB colour per class.
       preprocessing: how pixels become its input.
+      channel_order: of the images that it reads and of `preprocessing`: "RGB", for all of kdjax.
       source: where the weights come from, in words.
       fingerprint: hash of the weights; set when they are saved.
     """
@@ -47,6 +49,7 @@ class NetworkInfo:
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, ...], ...]
     preprocessing: Preprocessing = IMAGENET
+    channel_order: str = CHANNEL_ORDER
     source: str = ""
     fingerprint: str = ""
 
@@ -132,6 +135,10 @@ def _read_info(path: epath.Path) -> NetworkInfo:
         values = json.loads(path.read_text())
         if values.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of kdjax")
+        if values.get("channel_order", CHANNEL_ORDER) != CHANNEL_ORDER:
+            raise UserError(
+                f"{path}: channel_order is not {CHANNEL_ORDER}, which all networks read"
+            )
         values["preprocessing"] = Preprocessing(*map(tuple, values["preprocessing"]))
         values["class_names"] = tuple(values["class_names"])
         values["palette"] = tuple(map(tuple, values["palette"]))
