@@ -7,6 +7,7 @@ DIR/parameters/     parameters and running statistics, by Orbax
 import dataclasses
 import hashlib
 import json
+import textwrap
 from typing import Any
 
 import jax
@@ -21,8 +22,9 @@ from kdjax.models.preprocessing import IMAGENET, Preprocessing
 from kdjax.models.registry import create
 from kdjax.models.segmenter import Segmenter
 
-FORMAT = 1
+FORMAT = 2  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
+MAX_REASON = 160  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +123,9 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
                 (directory / "parameters").resolve(), nnx.to_pure_dict(abstract)
             )
     except Exception as error:
-        raise UserError(
-            f"{directory}: the network checkpoint is damaged: {str(error).splitlines()[0]}"
-        ) from error
+        # Orbax may name every array of the tree in one line.
+        reason = textwrap.shorten(str(error).partition("\n")[0], MAX_REASON, placeholder=" ...")
+        raise UserError(f"{directory}: the network checkpoint is damaged: {reason}") from error
     if fingerprint(values) != info.fingerprint:
         raise UserError(f"{directory}: the weights are not those that network.json describes")
     nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.asarray, values))
