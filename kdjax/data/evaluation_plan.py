@@ -24,6 +24,7 @@ def plan(
     batch_size: int,
     *,
     pad_to: int = 1,
+    exact_below: tuple[int, int] = (0, 0),
     process_index: int = 0,
     process_count: int = 1,
 ) -> list[EvalBatch]:
@@ -35,6 +36,7 @@ def plan(
         images: index, and height and width, of every image of all processes.
         batch_size: images in a batch of all processes together, B.
         pad_to: height and width are padded up to a multiple of this; 1 leaves them.
+        exact_below: a height and a width below these are left in any case.
         process_index: which process this is.
         process_count: how many share the batches.
 
@@ -43,9 +45,12 @@ def plan(
     """
     rows = rows_of_process(batch_size, process_index, process_count)
     groups: dict[tuple[int, int], list[int]] = {}
-    for index, (height, width) in images:
-        padded = (-(-height // pad_to) * pad_to, -(-width // pad_to) * pad_to)
-        groups.setdefault(padded, []).append(index)
+    for index, size in images:
+        height, width = (
+            side if side < least else -(-side // pad_to) * pad_to
+            for side, least in zip(size, exact_below, strict=True)
+        )
+        groups.setdefault((height, width), []).append(index)
     batches = []
     for size, members in groups.items():
         for start in range(0, len(members), batch_size):
