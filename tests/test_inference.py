@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from kdjax import models
+from kdjax.data.evaluation_plan import plan
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import Inference, class_scores, scaled
@@ -125,12 +126,12 @@ def test_scales_and_mirror_images_are_averaged_as_probabilities(slide):
     images = whole_images(*sizes)
     batch, extents = padded(images, 16, 20) if slide else padded(images, 13, 19)
     found = np.asarray(class_scores(softened, jnp.asarray(batch), extents, inference))
+    expected = [views_reference(softened, image, inference) for image in images]
     for row, image in enumerate(images):
-        expected = views_reference(softened, image, inference)
         inside = found[row, : len(image), : image.shape[1]]
-        np.testing.assert_allclose(inside, expected, atol=2e-6)
+        np.testing.assert_allclose(inside, expected[row], atol=2e-6)
     plain = class_scores(softened, jnp.asarray(images[-1][None]), None, Inference(*windows))
-    assert (np.argmax(plain[0], -1) != np.argmax(expected, -1)).any()
+    assert (np.argmax(plain[0], -1) != np.argmax(expected[-1], -1)).any()
 
 
 def test_a_sharded_padded_batch_gives_what_each_image_gives_alone():
@@ -152,6 +153,17 @@ def test_a_sharded_padded_batch_gives_what_each_image_gives_alone():
     alone = predictor(nnx.state(net), images[1][None])
     assert len(np.unique(alone)) > 1
     assert (found[1, :32, :33] == alone[0]).mean() > 0.998  # but for ties of rounding
+
+
+def test_images_that_a_window_does_not_fit_into_are_not_padded():
+    sizes = [(30, 40), (33, 40), (30, 15), (31, 15), (31, 16)]
+    batches = plan(enumerate(sizes), 4, pad_to=16, exact_below=(16, 16))
+    assert {batch.size: batch.indices for batch in batches} == {
+        (32, 48): (0, -1, -1, -1),
+        (48, 48): (1, -1, -1, -1),
+        (32, 15): (2, 3, -1, -1),
+        (32, 16): (4, -1, -1, -1),
+    }
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.333, 1.75), (0.75,)])

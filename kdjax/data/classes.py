@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from kdjax.data.builder import IGNORE_LABEL
 from kdjax.data.tree import File
 from kdjax.errors import UserError
 
@@ -40,6 +39,9 @@ class ClassTable:
 
     def ids(self, *, ignored: Iterable[int] = ()) -> dict[int, int]:
         """Class id of each label value, 255 of the `ignored` ones."""
+        # Here and not above: the tables must not need TFDS, as `kdjax.predict` does not.
+        from kdjax.data.builder import IGNORE_LABEL
+
         classes = {label: number for number, label in enumerate(self.labels)}
         return {**dict.fromkeys(ignored, IGNORE_LABEL), **classes}
 

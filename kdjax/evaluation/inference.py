@@ -77,7 +77,7 @@ def scaled(size: Any, scale: float) -> Any:
 def class_scores(
     look: Look,
     images: UInt8[Array, "B H W 3"],
-    sizes: Int[Array, "B 2"] | None,
+    sizes: Int[Array, "B 2"] | np.ndarray | None,
     inference: Inference,
 ) -> Float[Array, "B H W K"]:
     """Scores of every pixel: logits for a single view, else the mean probabilities of the views.
@@ -94,18 +94,19 @@ def class_scores(
       inference: the views.
     """
     height, width = images.shape[1:3]
+    own: Any = sizes
     if sizes is None or inference.window is None:
-        sizes = np.broadcast_to(np.array([height, width], np.int32), (images.shape[0], 2))
+        own = np.broadcast_to(np.array([height, width], np.int32), (images.shape[0], 2))
     views = list(itertools.product(inference.scales, (False, True) if inference.flip else (False,)))
     total: Any = None
     for scale, mirrored in views:
-        view, extents = _view(images, sizes, scale=scale)
+        view, extents = _view(images, own, scale=scale)
         if inference.window is None or inference.stride is None:
             scores = _mirror(look(_mirror(view, mirrored=mirrored)), mirrored=mirrored)
         else:
             scores = _slide(look, view, extents, inference.window, inference.stride, mirrored)
         if scale != 1:
-            scores = _resize(scores, extents, sizes, room=(height, width))
+            scores = _resize(scores, extents, own, room=(height, width))
         if len(views) == 1:
             return scores
         total = _add_softmax(total, scores, share=1 / len(views))

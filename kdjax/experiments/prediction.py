@@ -169,14 +169,15 @@ def label_images(
     numbers = _numbers(len(palette), values)
     colors = full_palette(palette)
     colors[numbers] = palette
+    started = time.perf_counter()
+    sizes, damaged = _sizes(files)
     batches = plan(
-        enumerate(upright_size(one.image) for one in files),
+        sizes,
         batch_size,
         pad_to=pad_to,
         exact_below=network.predictor.inference.exact_below,
     )
-    timing, damaged = Timing(), []
-    started = time.perf_counter()
+    timing = Timing()
     timed = _Timed(network, placement, timing)
 
     def write(one: Files, image: np.ndarray, label: np.ndarray) -> None:
@@ -188,14 +189,14 @@ def label_images(
         write_atomically(pathlib.Path(output) / "legend.png", legend)
         with ThreadPoolExecutor(_THREADS) as pool:
             writing: list[Future[None]] = []
-            for batch, (images, sizes, errors) in _read_ahead(pool, files, batches):
+            for batch, (images, extents, errors) in _read_ahead(pool, files, batches):
                 damaged += errors
-                labels = timed(images, sizes)
+                labels = timed(images, extents)
                 for written in writing:  # of the batch before, so that few wait in memory
                     written.result()
                 writing = []
-                for row in np.flatnonzero(sizes.all(axis=1)):
-                    height, width = sizes[row]
+                for row in np.flatnonzero(extents.all(axis=1)):
+                    height, width = extents[row]
                     pixels = images[row, :height, :width], labels[row, :height, :width]
                     writing.append(pool.submit(write, files[batch.indices[row]], *pixels))
             for written in writing:
@@ -206,6 +207,18 @@ def label_images(
     if damaged:
         raise UserError(f"{len(damaged)} of {len(files)} images were left out: {damaged[0]}")
     return timing
+
+
+def _sizes(
+    files: Sequence[Files],
+) -> tuple[list[tuple[int, tuple[int, int]]], list[UserError]]:
+    """Index and size of every image that can be opened, and what is wrong with the others."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        opened = [pool.submit(upright_size, one.image) for one in files]
+    errors = [reading.exception() for reading in opened]
+    damaged = [error for error in errors if isinstance(error, UserError)]
+    known = [index for index, error in enumerate(errors) if not isinstance(error, UserError)]
+    return [(index, opened[index].result()) for index in known], damaged
 
 
 def _numbers(num_classes: int, values: Sequence[int] | None) -> np.ndarray:
