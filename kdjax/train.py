@@ -1,6 +1,8 @@
 """Trains one network: a teacher, a plain student, or (with terms in its config) a taught one.
 
 python -m kdjax.train --config configs/X.py --workdir DIR [--config.key=value ...]
+
+`--profile 20:25` traces these steps into DIR/profile, for TensorBoard and https://ui.perfetto.dev.
 """
 
 from absl import flags
@@ -12,17 +14,20 @@ from kdjax.experiments.images import Images
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.report import write_report
+from kdjax.training import profiling
 
 _CONFIG = configuration.define_flag()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is written; one that is there is continued.", required=True
 )
+_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace, as 20:25.")
 
 
 def main(argv: list[str]) -> None:
     """Trains, or continues, and writes the report."""
     del argv
     config = configuration.from_flag(_CONFIG)
+    profiled = profiling.steps_of(_PROFILE.value, config.steps) if _PROFILE.value else None
     environment.enable_compilation_cache()
     files = Workdir(_WORKDIR.value)
     method = " + ".join(config.terms) if config.terms else "plain student"
@@ -32,6 +37,7 @@ def main(argv: list[str]) -> None:
         label="train",
         method=method,
         role="taught" if config.terms else "plain",
+        profiled_steps=profiled,
     )
     panels = {"student": str(files.student)}
     if config.terms:

@@ -14,8 +14,16 @@ import jax  # noqa: E402  reads the variables above
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+import pytest  # noqa: E402
 import tiny  # noqa: E402
 
 from kdjax.models import NETWORKS  # noqa: E402
 
 NETWORKS["tiny"] = tiny.create
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Gives their memory back after every file; those of the whole suite take gigabytes."""
+    yield
+    jax.clear_caches()

@@ -161,20 +161,23 @@ def test_a_record_is_the_same_in_every_process():
         assert pool.apply(shards.serialized, (example,)) == shards.serialized(example)
 
 
+# Runs Python where no file grows beyond 200 bytes, and a write fails as it does on a full disk.
+WITHOUT_ROOM = """
+import os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def test_a_folder_without_room_is_refused_in_one_line(source, tmp_path):
-    def limit():
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-
-    command = [sys.executable, "-m", "kdjax.prepare", "folder", "--source", str(source)]
+    python = [sys.executable, "-c", WITHOUT_ROOM]
+    command = [*python, "-m", "kdjax.prepare", "folder", "--source", str(source)]
     run = subprocess.run(
         [*command, "--data_dir", str(tmp_path / "data")],
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=limit,
         cwd=os.path.dirname(os.path.dirname(__file__)),
     )
     assert run.returncode == 2, run.stderr

@@ -207,9 +207,7 @@ def test_a_recipe_takes_two_steps(stem, shallow):
     config = get_config(stem)
     step, *shapes = abstract_step(config)
     before, teacher_state = map(filled, shapes)
-    # Two steps take less than a tenth of a second; optimising them takes longer than they do.
-    step = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
-    state = before
+    step, state = jax.jit(step), before
     for number in (1, 2):
         state, metrics = step(state, teacher_state, batch())
         assert all(np.isfinite(value) for value in metrics.values()), metrics

@@ -266,7 +266,7 @@ class Recorder:
         self.lines.append((step, dict(values)))
 
 
-def run_loop(directory, *, first_step=0, steps=4, poison=-1):
+def run_loop(directory, *, first_step=0, steps=4, poison=-1, profile=None):
     plain, fresh, teacher = setup()
     placement = Placement()
     checkpoints = Checkpoints(directory, {"teacher": "abc"})
@@ -303,6 +303,7 @@ def run_loop(directory, *, first_step=0, steps=4, poison=-1):
             log=log,
             evaluate=lambda step, state: {2: 0.9, 4: 0.5, 6: 0.7}.get(step, 0.1),
             checkpoints=checkpoints,
+            profile=profile,
         )
     finally:
         checkpoints.close()

@@ -9,7 +9,6 @@ from flax import nnx
 
 from kdjax.config import Config
 from kdjax.distillation import terms as distillation_terms
-from kdjax.distillation.objective import Objective
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, evaluate
 from kdjax.evaluation.metrics import Scores
@@ -22,15 +21,24 @@ from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
 from kdjax.reporting import figures, writers
 from kdjax.reporting.results import Role
-from kdjax.training import optimizer as optimizers
+from kdjax.training.assembly import assemble_state, assemble_step
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import fit
+from kdjax.training.profiling import Profile
 from kdjax.training.sharding import Placement
-from kdjax.training.state import TrainState, create_state
-from kdjax.training.step import Side, make_train_step
+from kdjax.training.state import TrainState
+from kdjax.training.step import Side
 
 
-def train(config: Config, workdir: str, *, label: str, method: str, role: Role) -> None:
+def train(
+    config: Config,
+    workdir: str,
+    *,
+    label: str,
+    method: str,
+    role: Role,
+    profiled_steps: tuple[int, int] | None = None,
+) -> None:
     """Trains the student of a config, or continues where an earlier call stopped.
 
     A finished run is left as it is. Afterwards the workdir holds the student as a network
@@ -42,6 +50,7 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
       label: what the progress lines begin with.
       method: what the run is called in tables.
       role: what it is there for.
+      profiled_steps: the first and the last step to trace into `profile/`.
 
     Raises:
       UserError: for a mistake in the config, the data or the workdir; nothing is written then.
@@ -53,6 +62,7 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
         print(f"{label}: already done in {files.path}")
         return
 
+    profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
     images = Images(config.data)
     placement = Placement()
     placement.check_batch_size("data.batch_size", config.data.batch_size)
@@ -67,12 +77,7 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
     evaluation.check_teacher(label)
     files.claim(config)
 
-    adapters = distillation_terms.init_adapters(terms, jax.random.key(config.seed))
-    statistics = distillation_terms.init_statistics(terms, info.num_classes)
-    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    graphdef, state = create_state(
-        student, adapters, statistics, optimizer, ema=config.optimizer.ema_decay > 0
-    )
+    graphdef, state = assemble_state(config, student, terms, info.num_classes)
     state = jax.device_put(state, placement.replicated)
     checkpoints = Checkpoints(
         files.checkpoints,
@@ -98,16 +103,11 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
         log.images(step, evaluation.pictures(predictor, weights))
         return scores.miou
 
-    train_step = make_train_step(
+    train_step = assemble_step(
+        config,
         Side(graphdef, info.preprocessing),
         teacher and Side(teacher.graphdef, teacher.info.preprocessing),
-        Objective(config.loss.cross_entropy, config.loss.auxiliary, terms),
-        optimizer,
-        optimizers.learning_rate_schedule(config.optimizer, config.steps),
-        steps=config.steps,
-        seed=config.seed,
-        accumulate=config.optimizer.accumulate,
-        ema_decay=config.optimizer.ema_decay,
+        terms,
     )
     training = feed(
         images,
@@ -133,12 +133,15 @@ def train(config: Config, workdir: str, *, label: str, method: str, role: Role) 
             log=log,
             evaluate=evaluate_state,
             checkpoints=checkpoints,
+            profile=profile,
         )
         seconds = time.perf_counter() - started
         if config.export == "best" and checkpoints.best_step is not None:
             state = checkpoints.restore(checkpoints.best_step, state)
         scores = evaluation.final_scores(predictor, state.student())
     finally:
+        if profile:
+            profile.close()
         log.close()
         checkpoints.close()
     saved.save(files.student, info, state.student())

@@ -39,6 +39,7 @@ class Workdir:
         self.result = self.path / "result.json"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
         self.checkpoints = self.path / "checkpoints"
         self.student = self.path / "student"
         self.report = self.path / "report.html"

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdjax.errors import UserError
 from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.profiling import Profile
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
 from kdjax.training.step import Batch, Metrics, TrainStep
@@ -44,6 +45,7 @@ def fit(
     log: Log,
     evaluate: Callable[[int, TrainState], float],
     checkpoints: Checkpoints,
+    profile: Profile | None = None,
 ) -> TrainState:
     """Trains from `first_step` to `steps` and returns the last state.
 
@@ -65,6 +67,7 @@ def fit(
         a batch.
       evaluate: called with the step and the state; returns the mIoU.
       checkpoints: where the state is saved.
+      profile: traces some of the steps.
 
     Raises:
       Diverged: at the first step with a metric that is not finite, naming step and metric.
@@ -84,12 +87,16 @@ def fit(
 
     images, waited, since = 0, 0.0, time.perf_counter()
     for step in range(first_step + 1, steps + 1):
+        if profile:
+            profile.begin(step)
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
         images += batch_size
         state, metrics = step_fn(state, teacher_state, batch)
         pending.append((step, metrics))
+        if profile:
+            profile.end(step, metrics)
         settle(IN_FLIGHT)
         if step % log_every == 0 or step == steps:
             settle(0)

@@ -1,6 +1,6 @@
 """Where arrays live: one mesh over all devices, batches split over it, the rest on every device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,17 +11,19 @@ from kdjax.errors import UserError
 
 
 class Placement:
-    """A mesh with one axis, `data`, over all devices, and the placement of arrays on it.
+    """A mesh with one axis, `data`, over `devices` (all, by default), and arrays' places on it.
 
     The axis type is Auto on purpose: under Explicit axes, confusion counts, class statistics and
     dropout masks of a batch-sharded array are sharding errors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Sequence[Any] | None = None) -> None:
         # A process's devices stand together, so that its rows of a batch do too. The order means
         # nothing to collectives over one axis of all devices.
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-        self.mesh = Mesh(np.array(devices), ("data",), (AxisType.Auto,))
+        ordered = sorted(
+            devices or jax.devices(), key=lambda device: (device.process_index, device.id)
+        )
+        self.mesh = Mesh(np.array(ordered), ("data",), (AxisType.Auto,))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.batch = NamedSharding(self.mesh, PartitionSpec("data"))
 

@@ -1,0 +1,47 @@
+"""Prints the table of docs/scale.md from plans.
+
+python -m docs.scale plans/*.json
+
+Each file is what `python -m kdjax.plan --json` wrote.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+HEADER = (
+    *("Terms", "Slice", "Images a chip", "Memory of a chip", "Compute", "Memory traffic"),
+    *("Collectives", "Sent by a chip", "Images/s", "Limit"),
+)
+
+
+def row(plan: dict[str, Any]) -> list[str]:
+    """The cells of one plan."""
+    terms = " + ".join(term["loss"] for term in plan["config"]["terms"].values())
+    a_chip = plan["batch_size"] // plan["devices"]
+    start = [terms, plan["topology"], f"{a_chip}"]
+    times = plan["roofline"]
+    if times is None:
+        return [*start, "does not fit", *["–"] * (len(HEADER) - 4)]
+    sent = sum(found["sent_bytes"] for found in plan["collectives"])
+    return [
+        *start,
+        f"{plan['needed'] / 2**30:.2f} of {plan['chip']['memory'] / 2**30:.0f} GiB",
+        *(f"{1000 * times[kind]:.2f} ms" for kind in ("compute", "memory", "interconnect")),
+        f"{sent / 1e6:.1f} MB",
+        f"{plan['images_per_second']:,.0f}",
+        times["limit"],
+    ]
+
+
+def main(paths: list[str]) -> None:
+    """Prints a row for each file."""
+    plans = [json.loads(pathlib.Path(path).read_text()) for path in paths]
+    rows = [list(HEADER), ["---", "---", *["---:"] * (len(HEADER) - 3), "---"], *map(row, plans)]
+    for cells in rows:
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

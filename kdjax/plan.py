@@ -1,0 +1,78 @@
+"""Plans a training step for hardware that is not here: memory, work, traffic, time and cost.
+
+python -m kdjax.plan --config configs/X.py --topology v5e:4x4 [--search_batch] [--json FILE]
+
+Compiles the config's step from shapes alone: no data, no weights, no accelerator. TPUs need
+`pip install "kdjax[tpu]"`; `--topology local` takes the devices of this machine. Times are those of
+a chip at its peak, which no real step reaches.
+"""
+
+import json
+import pathlib
+
+import jax
+from absl import flags
+
+from kdjax import command
+from kdjax import config as configuration
+from kdjax.config import Config
+from kdjax.errors import UserError
+from kdjax.planning import search, tables, topology
+from kdjax.planning.estimate import Plan, make_plan
+from kdjax.planning.program import known_classes
+from kdjax.planning.topology import Topology
+
+_CONFIG = configuration.define_flag()
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, 'A slice as v5e:4x4, or "local" for the devices of this machine.'
+)
+_CLASSES = flags.DEFINE_integer(
+    "num_classes", None, "Classes of the data, where its name does not say.", lower_bound=1
+)
+_PRICE = flags.DEFINE_float("price_per_chip_hour", None, "For the cost of steps.", lower_bound=0)
+_SEARCH = flags.DEFINE_bool("search_batch", False, "Search the largest batch that fits.")
+_JSON = flags.DEFINE_string("json", None, "A file to write the plan to.")
+
+
+def main(argv: list[str]) -> None:
+    """Prints the plan and writes it as JSON."""
+    del argv
+    config = configuration.from_flag(_CONFIG)
+    if _TOPOLOGY.value is None:
+        raise UserError("--topology is missing, as in --topology v5e:4x4 or --topology local")
+    output = pathlib.Path(_JSON.value) if _JSON.value else None
+    if output and not output.parent.is_dir():
+        raise UserError(f"--json {output}: there is no folder {output.parent}")
+    if _TOPOLOGY.value != topology.LOCAL:
+        # What is attached here is not asked, and not needed.
+        jax.config.update("jax_platforms", "cpu")
+    found = topology.find(_TOPOLOGY.value)
+    if _SEARCH.value and found.chip is None:
+        raise UserError(
+            f"--search_batch: the memory of {found.devices[0].device_kind} is not in the chip table"
+        )
+    classes = _CLASSES.value or known_classes(config.data.name)
+    plan = make_plan(config, found, num_classes=classes, batch_size=config.data.batch_size)
+    largest = _largest(config, found, plan, classes) if _SEARCH.value else None
+    told = (config, found, plan, _PRICE.value, largest)
+    if output:
+        output.write_text(json.dumps(tables.as_json(*told), indent=1) + "\n")
+    print(tables.as_text(*told))
+
+
+def _largest(config: Config, found: Topology, plan: Plan, classes: int) -> tables.Largest:
+    """Compiles batches until the largest is known, each a whole number of images a device."""
+    unit = len(found.devices) * config.optimizer.accumulate
+    plans = {plan.batch_size // unit: plan} if plan.batch_size % unit == 0 else {}
+
+    def fits(count: int) -> bool:
+        if count not in plans:
+            plans[count] = make_plan(config, found, num_classes=classes, batch_size=count * unit)
+        return bool(plans[count].fits(found.chip))
+
+    best = search.largest(fits, max(1, plan.batch_size // unit))
+    return tables.Largest(plans.get(best), len(plans))
+
+
+if __name__ == "__main__":
+    command.run(main)

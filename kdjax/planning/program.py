@@ -1,0 +1,211 @@
+"""A config's training step on devices that need not exist: shapes in place of arrays."""
+
+import csv
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from kdjax.config import Config
+from kdjax.distillation import terms as distillation_terms
+from kdjax.errors import UserError
+from kdjax.models import create
+from kdjax.models.preprocessing import IMAGENET
+from kdjax.planning import flops
+from kdjax.training.assembly import assemble_state, assemble_step
+from kdjax.training.sharding import Placement
+from kdjax.training.state import TrainState
+from kdjax.training.step import Batch, Side, TrainStep
+
+
+class DoesNotFit(Exception):
+    """The compiler found no room for the program in the device's memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Multiplications and additions of one step on all devices.
+
+    Attributes:
+      teacher: of the teacher's forward pass, as far as terms read it.
+      student: of the student's forward pass.
+      step: of everything.
+    """
+
+    teacher: int
+    student: int
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The step of a config, and what it is called with: `jax.ShapeDtypeStruct` with shardings."""
+
+    step: TrainStep
+    state: TrainState
+    teacher_state: Any
+    batch: Batch
+    placement: Placement
+    work: Work
+
+    def compile(self) -> jax.stages.Compiled:
+        """Compiles the step as the training loop calls it.
+
+        Raises:
+          DoesNotFit: with the compiler's reason.
+        """
+        replicated = self.placement.replicated
+        jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(replicated, replicated))
+        lowered = jitted.lower(self.state, self.teacher_state, self.batch)
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines()[0]
+                raise DoesNotFit(reason) from error
+            raise
+
+    def held(self) -> dict[str, int]:
+        """Bytes on each device of what stays there between two steps, by kind."""
+        state = self.state
+        kinds = {
+            "parameters": state.params,
+            "running statistics": state.model_state,
+            "optimizer": state.opt_state,
+            "class statistics": state.statistics,
+            "moving average": state.ema,
+            "teacher": self.teacher_state,
+            "batch": self.batch,
+        }
+        return {kind: _device_bytes(tree) for kind, tree in kinds.items()}
+
+
+def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: int) -> Program:
+    """Puts together the step of `config` for `devices`, as `kdjax.experiments.run` does.
+
+    Args:
+      config: as `kdjax.config.default` makes it.
+      devices: attached, or those of a topology.
+      num_classes: of the data.
+      batch_size: of all devices together.
+
+    Raises:
+      UserError: for a batch that cannot be split over the devices, an unnamed teacher, or terms
+        that do not go with the networks.
+    """
+    placement = Placement(devices)
+    placement.check_batch_size("data.batch_size", batch_size)
+    student = _abstract(config.student, num_classes, config.student.auxiliary)
+    teacher = _teacher(config, num_classes)
+    terms = distillation_terms.resolve(
+        config.terms, student.feature_specs, teacher.feature_specs if teacher else {}
+    )
+    graphdef, weights = nnx.split(student)
+    state = jax.eval_shape(
+        lambda weights: assemble_state(config, nnx.merge(graphdef, weights), terms, num_classes)[1],
+        weights,
+    )
+    teacher_side, teacher_state = None, None
+    if teacher is not None:
+        teacher_graphdef, teacher_state = nnx.split(teacher)
+        teacher_side = Side(teacher_graphdef, IMAGENET)
+    step = assemble_step(config, Side(graphdef, IMAGENET), teacher_side, terms)
+    size = (batch_size, *config.data.crop_size)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct(size, np.uint8),
+    }
+    if teacher is not None and config.teacher.view == "clean":
+        batch["clean"] = batch["image"]
+    read = {term.teacher for term in terms if term.teacher}
+    work = Work(
+        teacher=_teacher_work(teacher, read, batch["image"]) if teacher else 0,
+        student=_student_work(student, batch["image"]),
+        step=flops.count(step, state, teacher_state, batch),
+    )
+    return Program(
+        step=step,
+        state=_placed(state, placement.replicated),
+        teacher_state=_placed(teacher_state, placement.replicated),
+        batch=_placed(batch, placement.batch),
+        placement=placement,
+        work=work,
+    )
+
+
+def known_classes(name: str) -> int:
+    """The number of classes of a data set, from its table in `datasets/`.
+
+    Raises:
+      UserError: when its classes depend on its files, as those of `folder`.
+    """
+    root = pathlib.Path(__file__).resolve().parents[2] / "datasets"
+    table = pathlib.Path(os.environ.get("KDJAX_DATASETS", root)) / name / "classes.csv"
+    if not table.is_file():
+        raise UserError(f"how many classes has data set {name}? No table says: give --num_classes")
+    lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
+    return len(list(csv.DictReader(lines)))
+
+
+def _teacher(config: Config, num_classes: int) -> Any:
+    if not distillation_terms.need_teacher(config.terms):
+        return None
+    if not config.teacher.name:
+        raise UserError(
+            "config.terms need a teacher: name its network, as config.teacher.name = pspnet_r101"
+        )
+    # Converted teachers bring their auxiliary head. Nothing computes it, but it takes memory.
+    return _abstract(config.teacher, num_classes, True)
+
+
+def _abstract(network: Any, num_classes: int, auxiliary: bool) -> Any:
+    return nnx.eval_shape(
+        lambda: create(
+            network.name,
+            num_classes=num_classes,
+            width=network.width,
+            auxiliary=auxiliary,
+            dtype=network.dtype,
+            rngs=nnx.Rngs(0),
+        )
+    )
+
+
+def _teacher_work(teacher: Any, read: set[str], images: jax.ShapeDtypeStruct) -> int:
+    graphdef, state = nnx.split(teacher)
+
+    def forward(state: Any, images: jax.Array) -> list[Any]:
+        output = nnx.merge(graphdef, state)(IMAGENET(images))
+        maps = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
+        return [maps[name] for name in sorted(read)]
+
+    return flops.count(forward, state, images)
+
+
+def _student_work(student: Any, images: jax.ShapeDtypeStruct) -> int:
+    graphdef, state = nnx.split(student)
+
+    def forward(state: Any, images: jax.Array) -> list[Any]:
+        net = nnx.merge(graphdef, state, copy=True)
+        output = net(IMAGENET(images), train=True, rngs=nnx.Rngs(dropout=0))
+        return [output.logits, output.aux_logits]
+
+    return flops.count(forward, state, images)
+
+
+def _placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def _device_bytes(tree: Mapping[str, Any] | Any) -> int:
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Trains with several processes on this machine, and continues when they are preempted or killed.
+#
+#   launch/local.sh --processes 2 [--restarts 10] [--port 8476] [--dry-run] \
+#       -- --config configs/X.py --workdir DIR
+#
+# For GPUs, give each process its own: CUDA_VISIBLE_DEVICES is set to the process's number where
+# --gpus is given. Without it, all processes see all devices, as CPUs do.
+set -euo pipefail
+
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+
+processes=1 restarts=10 port=8476 gpus='' dry_run=''
+while (($#)); do
+  case $1 in
+    --processes) processes=$2; shift 2 ;;
+    --restarts) restarts=$2; shift 2 ;;
+    --port) port=$2; shift 2 ;;
+    --gpus) gpus=1; shift ;;
+    --dry-run) dry_run=1; shift ;;
+    --) shift; break ;;
+    *) usage ;;
+  esac
+done
+(($#)) || usage
+
+# Prints a process's command, or becomes it.
+process() {
+  local id=$1 command
+  shift
+  command=("${PYTHON:-python}" -m kdjax.train "$@" --coordinator "localhost:$port"
+    --num_processes "$processes" --process_id "$id")
+  [[ -z $gpus ]] || command=(env "CUDA_VISIBLE_DEVICES=$id" "${command[@]}")
+  if [[ $dry_run ]]; then
+    printf '%q ' "${command[@]}"
+    echo '&'
+  else
+    exec "${command[@]}"
+  fi
+}
+
+if [[ $dry_run ]]; then
+  for ((id = 0; id < processes; id++)); do process "$id" "$@"; done
+  echo "# stop them all when one fails; again on status 75 or a signal, at most $restarts times"
+  exit
+fi
+
+# Seconds that the others have once one has failed.
+grace=${KDJAX_GRACE:-90}
+stopping=''
+children=()
+trap 'stopping=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
+
+alive() { kill -0 "${children[@]}" 2>/dev/null; }
+
+# Runs all processes to their end. The status is that of the first that failed.
+attempt() {
+  local id status ended failed=0
+  children=()
+  for ((id = 0; id < processes; id++)); do
+    process "$id" "$@" &
+    children+=($!)
+  done
+  while ((!failed)); do
+    status=0 ended=''
+    wait -n -p ended || status=$?
+    # `wait` also ends by a signal that was passed on: the processes are then still saving.
+    if [[ ${ended:-} ]]; then
+      failed=$status
+    elif ! alive; then
+      break
+    fi
+  done
+  # The others notice within a minute; one that does not is killed.
+  for ((second = 0; second < grace; second++)); do
+    alive || break
+    sleep 1
+  done
+  kill -KILL "${children[@]}" 2>/dev/null || true
+  wait || true
+  return "$failed"
+}
+
+for ((restart = 0; ; restart++)); do
+  status=0
+  attempt "$@" || status=$?
+  if [[ $stopping ]] || ((status != 75 && status <= 128 || restart >= restarts)); then
+    exit "$status"
+  fi
+  echo "launch/local.sh: status $status, continuing (restart $((restart + 1)) of $restarts)" >&2
+done

@@ -1,0 +1,260 @@
+"""The launch scripts: what they would do, and what they do with programs that only pretend."""
+
+import os
+import pathlib
+import shutil
+import stat
+import subprocess
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LAUNCH = ROOT / "launch"
+TRAIN = ["--config", "configs/X.py", "--workdir", "runs/a b"]
+TPU = ["--name", "kdjax", "--zone", "us-west4-a", "--type", "v5litepod-16"]
+
+
+def launch(script, *arguments, **environment):
+    return subprocess.run(
+        [str(LAUNCH / script), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        env=os.environ | environment,
+    )
+
+
+def pretend(directory, name, body):
+    """Puts a program of this name before all others of that name."""
+    path = directory / name
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def calls(directory):
+    return (directory / "calls").read_text().splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_has_nothing_to_say():
+    scripts = [*map(str, LAUNCH.glob("*.sh"))]
+    run = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
+    assert len(scripts) == 3
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("script", ["local.sh", "slurm.sh", "tpu.sh"])
+def test_without_arguments_the_usage_is_shown(script):
+    run = launch(script)
+    assert run.returncode == 2
+    assert "--config configs/X.py --workdir" in run.stderr
+
+
+def test_local_prints_every_process():
+    run = launch("local.sh", "--processes", "2", "--gpus", "--dry-run", "--", *TRAIN)
+    assert run.returncode == 0, run.stderr
+    first, second, note = run.stdout.splitlines()
+    for number, line in enumerate((first, second)):
+        assert line.startswith(f"env CUDA_VISIBLE_DEVICES={number} python -m kdjax.train ")
+        assert line.endswith(f"--num_processes 2 --process_id {number} &")
+        assert r"--workdir runs/a\ b --coordinator localhost:8476" in line
+    assert "status 75" in note
+
+
+# Process 0 of every attempt ends as told; process 1 only when it is stopped.
+PROCESSES = """
+id=${*: -1}
+if [ "$id" = 1 ]; then exec sleep 60; fi
+echo attempt >>"$CALLS"
+status=$(sed -n "$(grep -c . "$CALLS")p" "$STATUSES")
+sleep 0.2
+if [ "$status" = killed ]; then kill -KILL $$; fi
+exit "$status"
+"""
+
+
+@pytest.mark.parametrize(
+    ("statuses", "attempts", "last"),
+    [(["75", "killed", "0"], 3, 0), (["2"], 1, 2), (["75", "1", "0"], 2, 1), (["75"] * 4, 3, 75)],
+)
+def test_local_continues_after_preemption_and_death_only(tmp_path, statuses, attempts, last):
+    (tmp_path / "statuses").write_text("\n".join(statuses))
+    # A process that succeeds has no other to wait for.
+    processes = "1" if statuses[-1] == "0" and last == 0 else "2"
+    run = launch(
+        *("local.sh", "--processes", processes, "--restarts", "2", "--", *TRAIN),
+        PYTHON=str(pretend(tmp_path, "python", PROCESSES)),
+        CALLS=str(tmp_path / "calls"),
+        STATUSES=str(tmp_path / "statuses"),
+        KDJAX_GRACE="1",
+    )
+    assert run.returncode == last, run.stderr
+    assert len(calls(tmp_path)) == attempts
+
+
+def test_slurm_prints_the_step_and_what_follows():
+    run = launch("slurm.sh", "--dry-run", *TRAIN)
+    assert run.returncode == 0, run.stderr
+    command, *notes = run.stdout.splitlines()
+    assert command == (
+        r"srun --kill-on-bad-exit=1 python -m kdjax.train "
+        r"--config configs/X.py --workdir runs/a\ b "
+    )
+    assert "SIGTERM" in notes[0]
+    assert "scontrol requeue" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [("75", "0", True), ("137", "3", True), ("75", "100", False), ("2", "0", False)],
+)
+def test_slurm_requeues_after_preemption_and_death_only(tmp_path, status, restarts, requeued):
+    pretend(tmp_path, "srun", f'echo "srun $*" >>"$CALLS"; exit {status}')
+    pretend(tmp_path, "scontrol", 'echo "scontrol $*" >>"$CALLS"')
+    run = launch(
+        *("slurm.sh", *TRAIN),
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        CALLS=str(tmp_path / "calls"),
+        SLURM_JOB_ID="7",
+        SLURM_RESTART_COUNT=restarts,
+    )
+    assert run.returncode == int(status)
+    assert ("scontrol requeue 7" in calls(tmp_path)) == requeued
+
+
+def test_slurm_hands_the_signal_on_and_waits_until_all_is_saved(tmp_path):
+    pretend(
+        tmp_path, "srun", 'sleep 0.5; kill -TERM $PPID; sleep 1; echo saved >>"$CALLS"; exit 75'
+    )
+    for name in ("scontrol", "scancel"):
+        pretend(tmp_path, name, f'echo "{name} $*" >>"$CALLS"')
+    run = launch(
+        *("slurm.sh", *TRAIN),
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        CALLS=str(tmp_path / "calls"),
+        SLURM_JOB_ID="7",
+    )
+    assert run.returncode == 75
+    assert calls(tmp_path) == ["scancel --signal=TERM 7", "saved", "scontrol requeue 7"]
+
+
+def test_tpu_prints_all_its_commands():
+    run = launch("tpu.sh", *TPU, "--spot", "--delete", "--dry-run", "--", *TRAIN)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    create, archive, copy, install, start, follow, status, note, delete = lines
+    assert "queued-resources create kdjax" in create
+    assert "--runtime-version v2-alpha-tpuv5-lite --spot" in create
+    assert archive.startswith("git archive")
+    assert "tpu-vm scp" in copy
+    assert "requirements.txt" in install
+    assert "--worker all" in start
+    assert r"--workdir runs/a\\ b" in start
+    assert "tail" in follow
+    assert "cat\\ kdjax/status" in status
+    assert note.startswith("# again on status 75")
+    assert "queued-resources delete kdjax" in delete
+
+
+# A slice that is there after it was created; the training ends with the next of the statuses, and
+# "gone" is a preemption of the slice in its midst.
+GCLOUD = """
+echo "$*" >>"$CALLS"
+cd "$(dirname "$CALLS")"
+case $* in
+  *'queued-resources describe'*) cat state 2>/dev/null || exit 1 ;;
+  *'queued-resources create'*) echo ACTIVE >state ;;
+  *'queued-resources delete'*) rm -f state ;;
+  *'kill -0 $(cat kdjax/pid)'*) exit 1 ;;
+  *'cat kdjax/status'*)
+    status=$(head -1 statuses)
+    sed -i 1d statuses
+    if [ "$status" = gone ]; then echo SUSPENDED >state; exit 255; fi
+    echo "$status" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("statuses", "created", "started", "last"),
+    [(["0"], 1, 1, 0), (["gone", "75", "0"], 2, 3, 0), (["2", "0"], 1, 1, 2)],
+)
+def test_tpu_resumes_after_preemption_only(tmp_path, statuses, created, started, last):
+    (tmp_path / "statuses").write_text("".join(f"{status}\n" for status in statuses))
+    pretend(tmp_path, "gcloud", GCLOUD)
+    run = launch(
+        *("tpu.sh", *TPU, "--", *TRAIN),
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        CALLS=str(tmp_path / "calls"),
+        KDJAX_POLL="0.1",
+    )
+    assert run.returncode == last, run.stderr
+    found = (tmp_path / "calls").read_text()
+    assert found.count("queued-resources create") == created
+    assert found.count("nohup sh -c") == started
+
+
+def jobset(kind, *options):
+    arguments = ["--name", "kdjax", "--image", "registry/kdjax:1", "--processes", "4"]
+    run = launch("kubernetes.py", kind, *arguments, *options, "--dry-run", "--", *TRAIN)
+    assert run.returncode == 0, run.stderr
+    assert "$" not in run.stdout.replace("$(PROCESS_ID)", "")
+    return yaml.safe_load(run.stdout)
+
+
+def test_kubernetes_renders_a_jobset_for_gpus():
+    manifest = jobset("gpu", "--chips", "8")
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert manifest["metadata"]["name"] == "kdjax"
+    assert job["parallelism"] == job["completions"] == 4
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    assert container["args"] == [
+        *TRAIN,
+        *("--coordinator", "kdjax-workers-0-0.kdjax:8476"),
+        *("--num_processes", "4", "--process_id", "$(PROCESS_ID)"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["tpu", "gpu"])
+def test_kubernetes_stops_on_a_mistake_and_restarts_on_the_rest(kind):
+    manifest = jobset(
+        *(kind, "--chips", "4", "--accelerator", "tpu-v5-lite-podslice", "--topology", "4x4")
+    )
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    disruption, mistake = job["podFailurePolicy"]["rules"]
+    assert disruption["action"] == "Count"
+    assert mistake["onExitCodes"] == {
+        "containerName": container["name"],
+        "operator": "In",
+        "values": [1, 2],
+    }
+    policy = manifest["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 100
+    assert policy["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert job["backoffLimit"] == 0
+
+
+def test_kubernetes_names_what_is_missing():
+    run = launch(
+        *("kubernetes.py", "tpu", "--name", "kdjax", "--image", "i", "--processes", "4"),
+        *("--chips", "4", "--dry-run", "--", *TRAIN),
+    )
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].endswith("error: tpu needs --accelerator and --topology")
+
+
+@pytest.mark.parametrize("name", ["cuda", "tpu"])
+def test_images_hold_what_the_project_was_tested_with(name):
+    text = (LAUNCH / f"Dockerfile.{name}").read_text()
+    (line,) = [
+        line
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line.startswith("jax>=")
+    ]
+    assert line.removeprefix("jax") in text
+    assert text.rstrip().endswith('ENTRYPOINT ["python", "-m", "kdjax.train"]')
