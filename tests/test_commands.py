@@ -29,14 +29,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
             ["predict", "--images=x", "--output=y", "--window=4,4"],
             "kdjax.predict: error: --window is for sliding windows; add --mode slide",
         ),
-        (
-            ["predict", "--images=x", "--output=y", "--mode=slide", "--window=4"],
-            "kdjax.predict: error: --window is '4'; give height and width, as 512,1024",
-        ),
-        (
-            ["predict", "--images=x", "--output=y", "--scales=0.5,big"],
-            "kdjax.predict: error: --scales is '0.5,big'; give numbers, as 0.5,1.0",
-        ),
         (["compare"], "kdjax.compare: error: --config is missing"),
         (["evaluate"], "kdjax.evaluate: error: .*: no run here .config.json is missing"),
     ],

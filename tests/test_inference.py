@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from flax import nnx
 
-from kdjax import models
+from kdjax import inference_flags, models
 from kdjax.data.evaluation_plan import plan
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
@@ -188,3 +190,38 @@ def test_padding_is_left_to_images_that_fill_a_window_at_every_scale(scales, sid
 def test_what_makes_no_sense_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         Inference(**options)
+
+
+def flags_of(*arguments, crop_size=(64, 96)):
+    """What a command line of these flags asks for."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(["predict", *arguments])
+        return inference_flags.from_flags(crop_size), inference_flags.pad_to(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inference", "pad_to"),
+    [
+        ((), Inference(), 1),
+        (("--flip", "--scales=0.5,1", "--pad_to=8"), Inference(scales=(0.5, 1), flip=True), 8),
+        (("--mode=slide",), Inference((64, 96), (42, 64)), 64),
+        (("--mode=slide", "--window=9,3", "--pad_to=1"), Inference((9, 3), (6, 2)), 1),
+        (("--mode=slide", "--stride=5,96"), Inference((64, 96), (5, 96)), 64),
+    ],
+)
+def test_flags(arguments, inference, pad_to):
+    assert flags_of(*arguments) == (inference, pad_to)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stride=4,4"], "--stride is for sliding windows; add --mode slide"),
+        (["--mode=slide", "--window=4"], "--window is '4'; give height and width, as 512,1024"),
+        (["--mode=slide"], "--window is missing: .* give height,width"),
+        (["--scales=0.5,big"], "--scales is '0.5,big'; give numbers, as 0.5,1.0"),
+    ],
+)
+def test_flags_that_make_no_sense(arguments, message):
+    with pytest.raises(UserError, match=message):
+        flags_of(*arguments, crop_size=None)
