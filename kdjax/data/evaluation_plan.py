@@ -46,11 +46,7 @@ def plan(
     rows = rows_of_process(batch_size, process_index, process_count)
     groups: dict[tuple[int, int], list[int]] = {}
     for index, size in images:
-        height, width = (
-            side if side < least else -(-side // pad_to) * pad_to
-            for side, least in zip(size, exact_below, strict=True)
-        )
-        groups.setdefault((height, width), []).append(index)
+        groups.setdefault(_padded(size, pad_to, exact_below), []).append(index)
     batches = []
     for size, members in groups.items():
         for start in range(0, len(members), batch_size):
@@ -58,3 +54,18 @@ def plan(
             chunk = [*chunk, *[-1] * (batch_size - len(chunk))]
             batches.append(EvalBatch(size, tuple(chunk[rows.start : rows.stop])))
     return batches
+
+
+def count_shapes(sizes: Iterable[tuple[int, int]], pad_to: int) -> int:
+    """How many sizes are left of these when they are padded as `plan` does."""
+    return len({_padded(size, pad_to) for size in sizes})
+
+
+def _padded(
+    size: tuple[int, int], pad_to: int, exact_below: tuple[int, int] = (0, 0)
+) -> tuple[int, int]:
+    height, width = (
+        side if side < least else -(-side // pad_to) * pad_to
+        for side, least in zip(size, exact_below, strict=True)
+    )
+    return height, width

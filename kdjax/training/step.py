@@ -56,7 +56,8 @@ def make_train_step(
       learning_rate: the schedule inside `optimizer`, for the log.
       steps: length of the run.
       seed: of dropout.
-      accumulate: micro-batches whose gradients are averaged before one update.
+      accumulate: micro-batches whose gradients are averaged before one update. Each is that of its
+        own losses, means over its own labelled pixels: batch norm and such means see less at once.
       ema_decay: of the moving average of the weights; 0 for none.
     """
 
