@@ -14,8 +14,8 @@ from kdjax.experiments import environment, reports
 from kdjax.experiments.comparison import PLAIN, TEACHER, compare, in_order
 from kdjax.experiments.images import Images
 from kdjax.experiments.workdir import Workdir
-from kdjax.reporting.report import write_report
-from kdjax.reporting.tables import text_table
+from kdjax.reporting.report import write_report, write_results
+from kdjax.reporting.tables import note, text_table
 
 _CONFIG = configuration.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -28,7 +28,7 @@ _SEEDS = flags.DEFINE_list("seeds", None, "Seeds, as 0,1,2; by default those of 
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing, prints the table and writes the report."""
+    """Trains what is missing, prints the tables and writes the report."""
     del argv
     config = configuration.from_flag(_CONFIG)
     environment.enable_compilation_cache()
@@ -54,10 +54,12 @@ def main(argv: list[str]) -> None:
     )
     path = Workdir(_WORKDIR.value).report
     write_report(path, report)
+    write_results(path.parent, report)
     for split in [report.split, *(f"{report.split}/{group}" for group in config.data.test_groups)]:
         scores = dataclasses.replace(report, runs=[run.summary(split) for run in runs])
         print(f"\n{split}\n{text_table(scores)}")
-    print(f"\nreport: {path}")
+    print(f"\n{note(report)}")
+    print(f"report: {path}, with results.md and results.csv beside it")
 
 
 def _integers(values: list[str]) -> tuple[int, ...]:
