@@ -28,7 +28,7 @@ METHODS = (
 def get_config() -> Config:
     """Returns the config."""
     config = recipes.camvid()
-    config.steps = 300
+    config.steps = 400
     config.data.crop_size = (128, 160)
     config.compare.learning_rates = (0.1, 0.2, 0.4)
     config.compare.weight_factors = (0.3, 1.0, 3.0)

@@ -14,8 +14,8 @@ from kdjax.experiments import environment, reports
 from kdjax.experiments.comparison import TEACHER, compare
 from kdjax.experiments.images import Images
 from kdjax.experiments.workdir import Workdir
-from kdjax.reporting.report import write_report
-from kdjax.reporting.tables import text_table
+from kdjax.reporting.report import write_report, write_results
+from kdjax.reporting.tables import note, text_table
 
 _CONFIG = configuration.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -31,7 +31,7 @@ _PARALLEL = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing, prints the table and writes the report."""
+    """Trains what is missing, prints the tables and writes the report."""
     del argv
     config = configuration.from_flag(_CONFIG)
     environment.enable_compilation_cache()
@@ -55,12 +55,14 @@ def main(argv: list[str]) -> None:
     )
     path = Workdir(_WORKDIR.value).report
     write_report(path, report)
+    write_results(path.parent, report)
     for split in [report.split, *(f"{report.split}/{group}" for group in config.data.test_groups)]:
         scores = dataclasses.replace(report, runs=[run.summary(split) for run in runs])
         print(f"\n{split}\n{text_table(scores)}")
+    print(f"\n{note(report)}")
     if comparison.notes:
         print("\n" + "\n".join(comparison.notes))
-    print(f"\nreport: {path}")
+    print(f"\nreport: {path}, with results.md and results.csv beside it")
 
 
 def _integers(values: list[str]) -> tuple[int, ...]:

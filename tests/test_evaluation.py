@@ -52,7 +52,7 @@ def test_a_split_without_labels_scores_nan():
 class Fixed:
     """Stands for a network: its weights are the predictions."""
 
-    def __call__(self, state, images):
+    def __call__(self, state, images, sizes):
         return jnp.asarray(state)[images[:, 0, 0, 0]]
 
 
@@ -64,6 +64,7 @@ def batches(labels, size):
         yield {
             "image": images.astype(np.uint8),
             "label": np.where(filled[:, None, None], labels[index], 255).astype(np.uint8),
+            "size": np.full((size, 2), labels.shape[1:], np.int32),
         }
 
 

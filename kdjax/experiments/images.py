@@ -135,8 +135,22 @@ class Images:
             process_count=jax.process_count(),
         )
 
-    def eval_batches(self, split: str, *, group: str | None = None) -> Iterator[Batch]:
-        """Every image of a split, or of those whose names a group's expression finds."""
+    def eval_batches(
+        self,
+        split: str,
+        *,
+        group: str | None = None,
+        pad_to: int | None = None,
+        exact_below: tuple[int, int] = (0, 0),
+    ) -> Iterator[Batch]:
+        """Every image of a split, or of those whose names a group's expression finds.
+
+        Args:
+          split: which split.
+          group: a name in `config.data.test_groups`.
+          pad_to: as `kdjax.data.pipeline.eval_batches` takes it; None for `eval_pad_to`.
+          exact_below: likewise.
+        """
         from kdjax.data import pipeline
 
         indices = None
@@ -154,7 +168,8 @@ class Images:
             split,
             batch_size=self._config.eval_batch_size,
             indices=indices,
-            pad_to=self._config.eval_pad_to,
+            pad_to=self._config.eval_pad_to if pad_to is None else pad_to,
+            exact_below=exact_below,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
