@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax.config import Config
+from kdjax.config import Config, default
 from kdjax.errors import UserError
 from kdjax.experiments import jobs, tuning
 from kdjax.experiments.jobs import Job
@@ -211,4 +211,4 @@ def _title(config: Config) -> Callable[[str], str]:
 
 def _forget_comparison(run: Config) -> None:
     """Leaves out what only a comparison reads, so that more methods or seeds may join later."""
-    run.compare = ConfigDict()
+    run.compare = default().compare

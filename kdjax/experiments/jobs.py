@@ -11,6 +11,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -95,15 +96,20 @@ def run(jobs: Sequence[Job], parallel: int = 1) -> None:
         shares.put(share)
     children: set[subprocess.Popen[str]] = set()
 
+    stopped = threading.Event()
+
     def stop(signum: int, frame: Any) -> None:
         """Hands on what asks this process to stop: each run saves what it has."""
         del frame
+        stopped.set()
         for child in list(children):
             child.send_signal(signum)
 
     def start(job: Job) -> int:
         share = shares.get()
         try:
+            if stopped.is_set():
+                return -signal.SIGTERM
             with subprocess.Popen(
                 [sys.executable, "-m", "kdjax.experiments.jobs"],
                 stdin=subprocess.PIPE,
@@ -123,6 +129,8 @@ def run(jobs: Sequence[Job], parallel: int = 1) -> None:
             statuses = list(pool.map(start, missing))
     finally:
         signal.signal(signal.SIGTERM, before)
+    if stopped.is_set():
+        raise UserError("asked to stop; the runs under way were asked too")
     failed = [job.label for job, status in zip(missing, statuses, strict=True) if status]
     if failed:
         raise UserError(
