@@ -41,8 +41,7 @@ def augment(
         with 255; with `options.clean_view` also `clean`, the image in its own colours.
     """
     size = tf.shape(label)
-    scaled = tf.cast(tf.round(tf.cast(size, tf.float32) * draws.scale), tf.int32)
-    scaled = tf.maximum(scaled, 1)
+    scaled = _scaled_size(size, draws.scale, options)
     room = tf.maximum(scaled - options.crop_size, 0) + 1
     corners = tf.minimum(
         tf.cast(draws.corners * tf.cast(room, tf.float32), tf.int32),
@@ -63,6 +62,20 @@ def augment(
         lambda: crop,
     )
     return {**crop, "label": crop_label}
+
+
+def _scaled_size(size: tf.Tensor, scale: tf.Tensor, options: AugmentOptions) -> tf.Tensor:
+    """Height and width after scaling, in integers where sizes are divided."""
+    if not options.base_size:
+        scaled = tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32)
+        return tf.maximum(scaled, 1)
+    long, short = tf.reduce_max(size), tf.reduce_min(size)
+    to_long, to_short = (
+        tf.maximum(tf.cast(side * scale, tf.int32), 1) for side in options.base_size
+    )
+    long_binds = to_long * short < to_short * long
+    target, side = tf.where(long_binds, to_long, to_short), tf.where(long_binds, long, short)
+    return tf.maximum((2 * size * target + side) // (2 * side), 1)
 
 
 def _first_varied(

@@ -40,7 +40,8 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
     mean; the pairs are converted on all cores.
     """
 
-    # Whether images are turned as their camera noted; their labels have to be upright then.
+    # Whether images are turned as their camera noted (EXIF). Labels of a user's photos are drawn on
+    # what viewers show; those of published sets belong to the pixels as they are stored.
     UPRIGHT: ClassVar[bool] = False
 
     def __init__(self, *, source: str, skip_damaged: bool = False, tiles: bool = False, **kwargs):

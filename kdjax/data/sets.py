@@ -24,6 +24,7 @@ from tensorflow_datasets.core import registered
 from kdjax.data import builder as builders
 from kdjax.data import shards
 from kdjax.data._tensorflow import tf
+from kdjax.data.classes import builders_root
 from kdjax.data.records import Records
 from kdjax.errors import UserError
 
@@ -320,14 +321,8 @@ def _lock(directory: pathlib.Path, report: Callable[[str], None]) -> Iterator[No
         yield
 
 
-def _builders_root() -> pathlib.Path:
-    """The folder of builders: `datasets/` of the checkout, or what KDJAX_DATASETS names."""
-    default = pathlib.Path(__file__).resolve().parents[2] / "datasets"
-    return pathlib.Path(os.environ.get("KDJAX_DATASETS", default))
-
-
 def _builder_class(name: str) -> type[builders.SegmentationBuilder]:
-    root = _builders_root()
+    root = builders_root()
     if not root.is_dir():
         raise UserError(
             f"no folder of data set builders at {root}; set KDJAX_DATASETS to the `datasets` "

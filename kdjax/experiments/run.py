@@ -74,6 +74,8 @@ def train(
     print(f"{label}: cache {images.cache.place}: {images.cache.reason}")
     for term in terms:
         print(f"{label}: term {term.describe()}")
+    for split in filter(None, (config.data.val_split, config.data.test_split)):
+        print(f"{label}: {images.describe_evaluation(split)}")
     evaluation.check_teacher(label)
     files.claim(config)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kdjax.reporting import figures, tables
 from kdjax.reporting.files import write_atomically
-from kdjax.reporting.results import MethodResult, Report, plain_student
+from kdjax.reporting.results import MethodResult, Report, plain_student, teacher_of
 
 _PICTURE_SIDE = 512  # pixels; larger pictures are reduced, so that the file stays easy to send
 
@@ -38,13 +38,15 @@ def write_report(path: epath.PathLike, report: Report) -> None:
 
 def _render(report: Report) -> str:
     methods = report.methods()
-    teacher = next((result.method for result in methods if result.role == "teacher"), None)
-    colors = figures.method_colors([result.method for result in methods], teacher)
+    teacher = teacher_of(methods)
+    colors = figures.method_colors(
+        [result.method for result in methods], teacher and teacher.method
+    )
     return _TEMPLATES.get_template("report.html").render(
         report=report,
         headline=_headline(report, methods),
         key_results=_key_results(methods),
-        several_seeds=any(len(result.runs) > 1 for result in methods),
+        note=tables.note(report),
         method_table=tables.method_table(report),
         run_table=tables.run_table(report),
         curves=_charts(methods, ["val/miou", *_loss_terms(report)], colors),
@@ -65,6 +67,17 @@ def _render(report: Report) -> str:
     )
 
 
+def write_results(directory: epath.PathLike, report: Report) -> None:
+    """Writes the table of methods as `results.md` and, with unrounded numbers, `results.csv`."""
+    directory = epath.Path(directory)
+    text = f"# {report.title}\n\n{report.subtitle}. Measured on {report.split}.\n\n"
+    text += tables.markdown_table(report) + "\n"
+    if note := tables.note(report):
+        text += f"\n{note}\n"
+    write_atomically(directory / "results.md", text)
+    write_atomically(directory / "results.csv", tables.csv_table(report))
+
+
 def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
     """The result in one sentence."""
     plain, best = plain_student(methods), _best_taught(methods)
@@ -79,8 +92,7 @@ def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
 
 def _key_results(methods: Sequence[MethodResult]) -> list[MethodResult]:
     """The teacher, the plain student and the best taught one, as far as they are there."""
-    teacher = next((result for result in methods if result.role == "teacher"), None)
-    results = (teacher, plain_student(methods), _best_taught(methods))
+    results = (teacher_of(methods), plain_student(methods), _best_taught(methods))
     return [result for result in results if result is not None]
 
 
