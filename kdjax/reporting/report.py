@@ -59,6 +59,7 @@ def _render(report: Report) -> str:
         run_table=tables.run_table(report),
         interval_charts=_interval_charts(report, methods, colors),
         curves=[*_learning_curves(methods, colors), *([] if many else terms)],
+        losses_folded=many,
         diagnostics=[
             *(terms if many else []),
             *_charts(methods, [*_DIAGNOSTICS, *_term_diagnostics(report)], colors),
