@@ -130,6 +130,12 @@ def default() -> Config:
     config.compare.seeds = (0,)
     config.compare.teacher_steps = 1000
     config.compare.teacher_learning_rate = 0.01
+    # What is tried on the validation split first, and taken for all seeds: by the plain student,
+    config.compare.learning_rates = ()  # () for that of config.optimizer
+    config.compare.weight_decays = ()
+    # and at its choice by every method, as factors of all of its terms' weights.
+    config.compare.weight_factors = ()
+    config.compare.tuning_seeds = (1000,)  # not those that are reported
     return config.lock()
 
 
@@ -229,6 +235,9 @@ def validate(config: Config) -> None:
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f'config.{key} is "{value}"; it must be {" or ".join(allowed)}')
+    for key in ("learning_rates", "weight_factors"):
+        if any(value <= 0 for value in config.compare[key]):
+            raise UserError(f"config.compare.{key} is {config.compare[key]}; all must be positive")
     pairs = {key: config.data[key] for key in ("crop_size", "scale_range", "base_size")}
     if not pairs["base_size"]:
         del pairs["base_size"]

@@ -75,7 +75,7 @@ def comparison(tmp_path_factory):
 
 
 def test_a_comparison_ends_in_a_table_and_a_report(config, comparison, capsys):
-    runs = compare(config, str(comparison), (0,))
+    runs = compare(config, str(comparison), (0,)).runs
     assert [run.path.relative_to(comparison).as_posix() for run in runs] == [
         "teacher",
         "plain/seed0",

@@ -63,7 +63,6 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
         optimizer,
         learning_rate_schedule(config.optimizer, STEPS),
         steps=STEPS,
-        seed=0,
         accumulate=accumulate,
         ema_decay=ema_decay,
     )
