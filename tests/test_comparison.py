@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import signal
+import threading
+import time
 
 import pytest
 from ml_collections import ConfigDict
@@ -193,3 +196,41 @@ def test_a_run_survives_the_way_to_another_process(config):
     assert configuration.to_json(again.config) == configuration.to_json(config)
     assert again.files.path == run.files.path
     assert (again.label, again.method, again.role) == (run.label, run.method, run.role)
+
+
+def pretender(tmp_path, monkeypatch, script):
+    """A program in the place of Python that notes each start, with its cores, and runs `script`."""
+    path, notes = tmp_path / "python", tmp_path / "notes"
+    path.write_text(f'#!/bin/sh\ncat > /dev/null\necho "${jobs.CORES}" >> {notes}\n{script}\n')
+    path.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
+    return notes
+
+
+def four_jobs(config, tmp_path):
+    return [
+        jobs.Job(config, Workdir(tmp_path / name), name, name, "plain")
+        for name in ("one", "two", "three", "four")
+    ]
+
+
+def test_runs_at_once_that_fail_are_named(config, tmp_path, monkeypatch):
+    notes = pretender(tmp_path, monkeypatch, "exit 2")
+    with pytest.raises(UserError, match=r"4 of 4 runs did not end well: one, two, three, four"):
+        jobs.run(four_jobs(config, tmp_path), parallel=2)
+    assert set(notes.read_text().split()) == {"4", "5"}
+
+
+def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(config, tmp_path, monkeypatch):
+    notes = pretender(tmp_path, monkeypatch, "exec sleep 60")
+
+    def stop():
+        while not notes.exists() or len(notes.read_text().split()) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(UserError, match="asked to stop"):
+        jobs.run(four_jobs(config, tmp_path), parallel=2)
+    assert len(notes.read_text().split()) == 2
