@@ -163,7 +163,7 @@ def _teacher_job(config: Config, root: Workdir) -> Job | None:
         for key in ("name", "width", "dtype"):
             teacher.student[key] = config.teacher[key]
         teacher.student.checkpoint = teacher.student.backbone = ""
-        teacher.teacher.name = ""
+        teacher.teacher.name = teacher.teacher.cache = ""
         teacher.terms = ConfigDict()
         teacher.steps = config.compare.teacher_steps
         teacher.optimizer.learning_rate = config.compare.teacher_learning_rate
@@ -186,6 +186,8 @@ def _student_job(
     with student.unlocked():
         student.terms = terms.copy_and_resolve_references()
         student.teacher.checkpoint = teacher if terms else ""
+        if not terms:
+            student.teacher.cache = ""
         student.seed = seed
         setting.apply(student)
         _forget_comparison(student)

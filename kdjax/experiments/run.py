@@ -17,6 +17,7 @@ from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network, predict_examples
 from kdjax.experiments.students import make_student
+from kdjax.experiments.teacher_cache import TeacherCache
 from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
 from kdjax.reporting import figures, writers
@@ -70,6 +71,9 @@ def train(
     student, info = make_student(config, images)
     teacher = _load_teacher(config)
     terms = _resolve_terms(config, student, teacher)
+    cache = None
+    if teacher and config.teacher.cache:
+        cache = TeacherCache(config, images, teacher, terms)
     evaluation = _Evaluation(config, images, placement, _comparable(teacher, images))
     print(f"{label}: cache {images.cache.place}: {images.cache.reason}")
     for term in terms:
@@ -78,6 +82,7 @@ def train(
         print(f"{label}: {images.describe_evaluation(split)}")
     evaluation.check_teacher(label)
     files.claim(config)
+    scores = cache and cache.open(label)
 
     graphdef, state = assemble_state(config, student, terms, info.num_classes)
     state = jax.device_put(state, placement.replicated)
@@ -105,10 +110,12 @@ def train(
         log.images(step, evaluation.pictures(predictor, weights))
         return scores.miou
 
+    # Beside kept scores, only evaluation runs the teacher.
+    live = None if scores else teacher
     train_step = assemble_step(
         config,
         Side(graphdef, info.preprocessing),
-        teacher and Side(teacher.graphdef, teacher.info.preprocessing),
+        live and Side(live.graphdef, live.info.preprocessing),
         terms,
     )
     training = feed(
@@ -117,13 +124,14 @@ def train(
         first_step=first_step or 0,
         steps=config.steps,
         seed=config.seed,
-        clean_view=teacher is not None and config.teacher.view == "clean",
+        clean_view=live is not None and config.teacher.view == "clean",
+        scores=scores,
     )
     started = time.perf_counter()
     try:
         state = fit(
             state,
-            teacher and jax.device_put(teacher.state, placement.replicated),
+            live and jax.device_put(live.state, placement.replicated),
             training.attach(train_step),
             training.batches,
             batch_size=config.data.batch_size,
