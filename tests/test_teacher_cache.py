@@ -244,10 +244,6 @@ def test_a_cached_run_learns_what_the_live_teacher_teaches(config, tmp_path, cap
     config.teacher.cache = ""
     live = losses_of(config, tmp_path / "live")
     np.testing.assert_allclose(cached, live, rtol=2e-3)
-    # The colours that the student sees are others, or a clean view would mean nothing.
-    config.teacher.view = "student"
-    seen = losses_of(config, tmp_path / "seen")
-    assert (np.abs(seen[0] - live[0]) > 0.01 * live[0])[:2].all()
 
 
 def test_a_cached_run_continues(config, tmp_path, monkeypatch):
@@ -307,7 +303,7 @@ def test_a_cache_of_something_else_is_refused(config, data_dirs, teachers, tmp_p
     )
     fails('cwd.resize is "student", but', **{"terms.cwd.resize": "student"})
     more = configuration.extra_set("folder", data_dir=data_dirs["varied"], labelled=False)
-    fails(r"train_split alone; .* mixture\.more", **{"data.mixture.more": more})
+    fails(r"train_split alone; .*data\.mixture\.more", **{"data.mixture.more": more})
 
 
 def test_nothing_is_written_for_a_cache_that_is_refused(config, teachers, tmp_path):

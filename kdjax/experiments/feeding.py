@@ -53,7 +53,7 @@ def feed(
     With `scores` of the teacher, batches hold `cached`, those of their images, as
     `kdjax.training.step.make_train_step` takes them; of the files only these are read.
     """
-    span = {"first_step": first_step, "steps": steps, "seed": seed}
+    span: dict[str, Any] = {"first_step": first_step, "steps": steps, "seed": seed}
     views = {"clean_view": clean_view, "place": scores is not None}
     if images.cache.place != "device":
         batches = _with_scores(images.train_batches(**span, **views), "index", scores)
