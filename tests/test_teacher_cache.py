@@ -357,3 +357,27 @@ def test_a_disk_that_is_too_small_is_named(config, monkeypatch):
     monkeypatch.setattr(score_files, "num_bytes", lambda *args: 2**60)
     with pytest.raises(UserError, match=r"takes 1099511627776 MiB; its disk has \d+. Set"):
         cache.open("test")
+
+
+def test_the_leading_process_makes_it_and_the_others_wait(config, monkeypatch):
+    cache, _ = opened(config)
+    process, waits = [1], []
+    monkeypatch.setattr(jax, "process_index", lambda: process[0])
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.sync_global_devices",
+        lambda name: waits.append(score_files.describe(cache._path) is not None),
+    )
+    with pytest.raises(UserError, match="left no cache here; it must be on a disk that all"):
+        cache.open("test")
+    process[0] = 0
+    cache.open("test")
+    process[0] = 1
+    cache.open("test")
+    assert waits == [False, True, True]
+    # A leader that fails lets the others go on, to their own error.
+    monkeypatch.setattr(TeacherCache, "_complete", lambda self: False)
+    monkeypatch.setattr(TeacherCache, "_make", lambda self, label: 1 / 0)
+    process[0] = 0
+    with pytest.raises(ZeroDivisionError):
+        cache.open("test")
+    assert len(waits) == 4
