@@ -3,19 +3,25 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from kdjax.errors import UserError
+from kdjax import processes
+from kdjax.errors import Preempted, UserError
+
+# "Try again": launchers start the command once more, and it continues.
+PREEMPTED = os.EX_TEMPFAIL
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags, calls `main` with the remaining arguments, and exits.
 
-    Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax.
+    Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax, 75
+    when it was asked to stop and has saved what it had done.
     """
     name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
     # Libraries report their progress at level INFO; what a user needs, kdjax prints itself.
@@ -26,10 +32,17 @@ def run(main: Callable[[list[str]], None]) -> None:
         try:
             main(argv)
         except UserError as error:
-            _fail(name, str(error))
+            _print_error(name, str(error))
+            processes.leave(2)
+        except Preempted as error:
+            print(f"{name}: stopped as asked: {error}", file=sys.stderr)
+            sys.exit(PREEMPTED)
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted", file=sys.stderr)
-            sys.exit(130)
+            processes.leave(130)
+        except Exception:
+            traceback.print_exc()
+            processes.leave(1, maybe_lost=True)
 
     app.run(guarded, flags_parser=lambda argv: _parse(name, argv))
 
@@ -47,5 +60,9 @@ def _parse(name: str, argv: list[str]) -> list[str]:
 
 
 def _fail(name: str, message: str) -> NoReturn:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    _print_error(name, message)
     sys.exit(2)
+
+
+def _print_error(name: str, message: str) -> None:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)

@@ -7,7 +7,7 @@ import dataclasses
 
 from absl import flags
 
-from kdjax import command
+from kdjax import command, processes
 from kdjax import config as configuration
 from kdjax.errors import UserError
 from kdjax.experiments import environment, reports
@@ -25,15 +25,19 @@ _WORKDIR = flags.DEFINE_string(
     required=True,
 )
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds, as 0,1,2; by default those of the config.")
+_PROCESSES = processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
     """Trains what is missing, prints the table and writes the report."""
     del argv
     config = configuration.from_flag(_CONFIG)
+    processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     seeds = config.compare.seeds if _SEEDS.value is None else _integers(_SEEDS.value)
     runs = compare(config, _WORKDIR.value, seeds)
+    if not processes.leads():
+        return
 
     panels = {TEACHER: config.teacher.checkpoint or str(runs[0].student)}
     for name, terms in in_order(config.compare.methods):

@@ -4,10 +4,9 @@ import json
 import pathlib
 import runpy
 
-import numpy as np
 import pytest
+import tiny_run
 from ml_collections import ConfigDict
-from PIL import Image
 
 from kdjax import config as configuration
 from kdjax.data import sets
@@ -28,18 +27,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for split, count in {"train": 9, "val": 3, "test": 3}.items():
-        for kind in ("images", "labels"):
-            (source / kind / split).mkdir(parents=True)
-        for index in range(count):
-            label = np.zeros((24, 32), np.uint8)
-            label[:, 16:] = 1 + index % 2
-            label[0] = 255
-            image = np.stack([label * 60] * 3, -1) + generator.integers(0, 60, (24, 32, 3))
-            name = f"{'b' if index else 'a'}{index}.png"
-            Image.fromarray(image.astype(np.uint8)).save(source / "images" / split / name)
-            Image.fromarray(label).save(source / "labels" / split / name)
+    tiny_run.write_images(source)
     sets.prepare("folder", target, source=source)
     return target
 
