@@ -1,5 +1,6 @@
 """Runs a command: a mistake of the user becomes one line on stderr and exit status 2."""
 
+import errno
 import logging
 import os
 import sys
@@ -15,6 +16,8 @@ from kdjax.errors import Preempted, UserError
 
 # "Try again": launchers start the command once more, and it continues.
 PREEMPTED = os.EX_TEMPFAIL
+# What a disk says that is full or may not be written to.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -24,8 +27,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     when it was asked to stop and has saved what it had done.
     """
     name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    # Libraries report their progress at level INFO; what a user needs, kdjax prints itself.
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # Libraries report progress and failures with tracebacks; what a user needs, kdjax prints.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
 
     def guarded(argv: list[str]) -> None:
@@ -40,7 +43,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted", file=sys.stderr)
             processes.leave(130)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK:
+                _print_error(name, f"{error.filename or '--workdir'}: {error.strerror}")
+                processes.leave(2)
             traceback.print_exc()
             processes.leave(1, maybe_lost=True)
 

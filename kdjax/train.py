@@ -9,6 +9,7 @@ from absl import flags
 
 from kdjax import command, processes
 from kdjax import config as configuration
+from kdjax.distillation.terms import need_teacher
 from kdjax.experiments import environment, reports
 from kdjax.experiments.images import Images
 from kdjax.experiments.run import train
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     if not processes.leads():
         return
     panels = {"student": str(files.student)}
-    if config.terms:
+    if need_teacher(config.terms):
         panels = {"teacher": config.teacher.checkpoint, **panels}
     report = reports.make_report(
         config,

@@ -91,7 +91,9 @@ def steps(method, placement, *, start=None, groups=1):
     step, state, teacher_state = program(method, groups)
     state, teacher_state = placement.put_state((start or state, teacher_state))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(step, out_shardings=(shardings, placement.replicated))
+    # Not XLA's level 0, as in other tests: there skd_pairwise has gradients that are not finite.
+    level = {"xla_backend_optimization_level": 1}
+    step = jax.jit(step, out_shardings=(shardings, placement.replicated), compiler_options=level)
     for batch in list(batches())[int(state.step) :]:
         state, metrics = step(state, teacher_state, placement.put_batch(batch))
         yield float(metrics["loss"]), state.opt_state[0], state
@@ -120,15 +122,16 @@ def distance(tree, other):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_mesh_computes_what_one_device_does(method):
     for name, sizes in MESHES.items():
-        run = steps(method, Placement(sizes))
+        run = list(steps(method, Placement(sizes)))
         for step, (mine, theirs) in enumerate(zip(run, reference(method), strict=True), start=1):
             where = f"{method} on {name}, step {step}"
             assert mine[0] == pytest.approx(theirs[0], rel=1e-5), where
             assert distance(mine[1], theirs[1]) < 1e-5, where
+        state, expected = run[-1][2], reference(method)[-1][2]
         for part in ("params", "model_state", "ema"):
-            assert distance(getattr(mine[2], part), getattr(theirs[2], part)) < 1e-5, (name, part)
-        if theirs[2].statistics:
-            assert distance(mine[2].statistics, theirs[2].statistics) < 1e-5, name
+            assert distance(getattr(state, part), getattr(expected, part)) < 1e-5, (name, part)
+        if expected.statistics:
+            assert distance(state.statistics, expected.statistics) < 1e-5, name
 
 
 def test_memory_of_what_lasts_falls_by_the_fsdp_factor():
