@@ -14,8 +14,6 @@ from absl import logging as absl_logging
 from kdjax import processes
 from kdjax.errors import Preempted, UserError
 
-# "Try again": launchers start the command once more, and it continues.
-PREEMPTED = os.EX_TEMPFAIL
 # What a disk says that is full or may not be written to.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -24,7 +22,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags, calls `main` with the remaining arguments, and exits.
 
     Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax, 75
-    when it was asked to stop and has saved what it had done.
+    when it is to be started again: it was asked to stop and has saved what it had done, or another
+    process of the run died.
     """
     name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
     # Libraries report progress and failures with tracebacks; what a user needs, kdjax prints.
@@ -34,12 +33,13 @@ def run(main: Callable[[list[str]], None]) -> None:
     def guarded(argv: list[str]) -> None:
         try:
             main(argv)
+            processes.part()
         except UserError as error:
             _print_error(name, str(error))
             processes.leave(2)
         except Preempted as error:
             print(f"{name}: stopped as asked: {error}", file=sys.stderr)
-            sys.exit(PREEMPTED)
+            processes.leave(processes.AGAIN)
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted", file=sys.stderr)
             processes.leave(130)
@@ -47,8 +47,9 @@ def run(main: Callable[[list[str]], None]) -> None:
             if isinstance(error, OSError) and error.errno in _DISK:
                 _print_error(name, f"{error.filename or '--workdir'}: {error.strerror}")
                 processes.leave(2)
+            processes.wait_for_verdict()
             traceback.print_exc()
-            processes.leave(1, maybe_lost=True)
+            processes.leave(1)
 
     app.run(guarded, flags_parser=lambda argv: _parse(name, argv))
 

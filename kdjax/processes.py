@@ -4,19 +4,31 @@ import glob
 import importlib.util
 import os
 import sys
+import threading
 import time
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 from absl import flags
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from kdjax.errors import UserError
 
-# A process that was not heard of for so long is taken for dead, and JAX ends the others.
+# "Try again": launchers start the command once more, and it continues.
+AGAIN = os.EX_TEMPFAIL
+# A process that was not heard of for so long is taken for dead.
 HEARTBEAT_SECONDS = 25
-# From a failed collective to that verdict.
-VERDICT_SECONDS = HEARTBEAT_SECONDS + 10
+# Between two questions which processes are alive.
+WATCH_SECONDS = 3
+# From a collective that failed to the answer that a process is dead.
+VERDICT_SECONDS = HEARTBEAT_SECONDS + 3 * WATCH_SECONDS
+# What a process has to come to the same end as one that failed.
+GRACE_SECONDS = 10
+# What the processes have to come to the end of their work, when one has: it may write a report.
+END_SECONDS = 3600
+
+_parting = threading.Event()
 
 
 class Flags(NamedTuple):
@@ -63,12 +75,15 @@ def join(asked: Flags) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from kdjax.training.interruption.
     jax.config.update("jax_enable_preemption_service", False)
+    # Else JAX itself aborts the processes that outlive another one, before they can say why.
+    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run do not find each other: {error}") from error
+    threading.Thread(target=_watch, daemon=True).start()
 
 
 def leads() -> bool:
@@ -87,27 +102,68 @@ def wait_for_all(point: str) -> None:
     multihost_utils.sync_global_devices(point)
 
 
-def leave(status: int, *, maybe_lost: bool = False) -> NoReturn:
-    """Ends this process after an error.
+def leave(status: int) -> NoReturn:
+    """Ends this process, with the others where they come to their end too.
 
-    Among several it ends at once, so that JAX misses its heartbeat and ends the others, naming it;
-    a regular exit would wait for them.
-
-    Args:
-      status: its exit status.
-      maybe_lost: the error may come of another process that ended. JAX then says which, and ends
-        this one; it is given the time for that.
+    Where they do not, because the error is this process's alone, they notice its absence.
     """
     if not jax.distributed.is_initialized():
         sys.exit(status)
-    if maybe_lost:
-        print(
-            f"process {jax.process_index()} of {jax.process_count()} cannot go on; if another one "
-            f"ended, JAX names it within {VERDICT_SECONDS} seconds, from 0, as a task",
-            file=sys.stderr,
-            flush=True,
-        )
+    if part(END_SECONDS if status in (0, AGAIN) else GRACE_SECONDS):
+        sys.exit(status)
+    _end(status)
+
+
+def part(seconds: float = END_SECONDS) -> bool:
+    """Leaves the run, once all have come to this point; says whether they did within `seconds`."""
+    if not jax.distributed.is_initialized():
+        return True
+    client = distributed.global_state.client
+    # From here on it is no news that another process is gone.
+    _parting.set()
+    try:
+        client.wait_at_barrier("kdjax: part", int(1000 * seconds))
+    except RuntimeError:
+        return False
+    # Process 0 goes last: the others could not part from a service that is gone.
+    while leads() and len(client.get_live_nodes(_everyone())) > 1:
+        time.sleep(0.1)
+    jax.distributed.shutdown()
+    return True
+
+
+def wait_for_verdict() -> None:
+    """After an error that may come of another process's end: ends this one, if it does."""
+    if jax.distributed.is_initialized():
         time.sleep(VERDICT_SECONDS)
+
+
+def _watch() -> None:
+    """Ends this process when another one is dead. When process 0 is, JAX itself does."""
+    client = distributed.global_state.client
+    while not _parting.is_set():
+        try:
+            alive = client.get_live_nodes(_everyone())
+        # The service is gone, with process 0.
+        except RuntimeError:
+            return
+        dead = ", ".join(str(index) for index in _everyone() if index not in alive)
+        if dead and not _parting.is_set():
+            print(
+                f"process {distributed.global_state.process_id} of {len(_everyone())} stops: "
+                f"process {dead} ended; the same command continues from the last checkpoint",
+                file=sys.stderr,
+            )
+            _end(AGAIN)
+        time.sleep(WATCH_SECONDS)
+
+
+def _everyone() -> list[int]:
+    return list(range(distributed.global_state.num_processes))
+
+
+def _end(status: int) -> NoReturn:
+    """Ends this process at once: a regular exit waits for collectives that others never enter."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
