@@ -1,6 +1,7 @@
 """Several processes of JAX: together they do what one does, and end together."""
 
 import json
+import os
 import pathlib
 import signal
 import socket
@@ -186,3 +187,51 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
     assert [status for status, _, _ in ended] == [0] * 4, ended
     assert "continues after step 2" in ended[0][1]
     assert_same(tmp_path, alone)
+
+
+WAITING = """
+import sys, time
+sys.argv[1:] = [f"--coordinator=localhost:{sys.argv[1]}", "--num_processes=2", *sys.argv[2:]]
+from kdjax import command, processes
+FLAGS = processes.define_flags()
+def main(argv):
+    processes.join(FLAGS)
+    print("joined", flush=True)
+    time.sleep(100)
+command.run(main)
+"""
+
+
+def wait(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", WAITING, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_when_the_first_process_is_killed_jax_ends_the_other():
+    port = free_port()
+    children = [wait(port, f"--process_id={index}") for index in range(2)]
+    assert [child.stdout.readline() for child in children] == ["joined\n"] * 2
+    children[0].kill()
+    _, (status, _, errors) = finish(children)
+    # More than 128 for a shell, so that launchers try again.
+    assert status == -signal.SIGABRT
+    assert "the leader task was preempted/died" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--coordinator, --num_processes and --process_id go together: give all or none"),
+        (["--process_id=2"], "--process_id is 2; --num_processes 2 has 0 to 1"),
+    ],
+)
+def test_flags_of_processes_that_make_no_sense(arguments, message):
+    ((status, _, errors),) = finish([wait(1, *arguments)])
+    assert (status, errors.count("\n")) == (2, 1)
+    assert errors.endswith(f"error: {message}\n")

@@ -57,6 +57,17 @@ def write_images(source: pathlib.Path) -> None:
             Image.fromarray(label).save(source / "labels" / split / name)
 
 
+def environment(*, devices: int, pause: float) -> dict[str, str]:
+    """The variables that a process of the training needs; `start` says what the arguments mean."""
+    return {
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TINY_PAUSE": str(pause),
+    }
+
+
 def start(
     data: pathlib.Path,
     workdir: pathlib.Path,
@@ -74,19 +85,12 @@ def start(
       pause: seconds between two batches, so that one can come in between.
     """
     command = [sys.executable, __file__, "--config", __file__, "--workdir", str(workdir)]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TINY_PAUSE": str(pause),
-    }
     return subprocess.Popen(
         [*command, "--config.data.data_dir", str(data), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | environment(devices=devices, pause=pause),
     )
 
 
