@@ -83,14 +83,21 @@ def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path
     def said(text):
         return lambda: log.exists() and text in log.read_text()
 
+    def start_again():
+        wait_until(lambda: "JobState=PENDING" in slurm("scontrol", "show", "job", job), log)
+        # Slurm itself lets a job wait for two minutes.
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+
     wait_until(logged(2), log)
     # As when a job of more importance takes its place.
     slurm("scontrol", "requeue", job)
+    start_again()
     wait_until(said("train: continues after step"), log)
     wait_until(logged(6), log)
     # As two minutes before the time limit.
     slurm("scancel", "--batch", "--signal=TERM", job)
     wait_until(said("requeued after 1 restarts"), log)
+    start_again()
     wait_until((workdir / "result.json").exists, log)
     wait_until(lambda: "JobState=COMPLETED" in slurm("scontrol", "show", "job", job), log)
     text = log.read_text()

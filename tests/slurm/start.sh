@@ -35,6 +35,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 ReturnToService=2
+SchedulerParameters=sched_interval=1
 KillWait=60
 NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
 PartitionName=tests Nodes=$host Default=YES State=UP
