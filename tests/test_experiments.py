@@ -1,8 +1,10 @@
 """Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
 
 import json
+import os
 import pathlib
 import runpy
+import subprocess
 
 import pytest
 import tiny_run
@@ -174,6 +176,7 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     assert "continues after step 2" in capsys.readouterr().out
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "train/loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in logged if line.get("val/seconds", 0) > 0] == [2, 4]
 
 
 def test_a_diverged_run_stops_without_a_result(config, tmp_path):
@@ -188,6 +191,26 @@ def test_a_path_that_cannot_be_written(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --workdir"):
         run(config, tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody may write to, not even root: it is a mount where root asks."""
+    path = tmp_path / "read_only"
+    path.mkdir()
+    mounted = os.geteuid() == 0
+    if not mounted:
+        path.chmod(0o555)
+    elif subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", path]).returncode:
+        pytest.skip("root may not mount here, and could write to any other folder")
+    yield path
+    if mounted:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_workdir_on_a_read_only_path(config, read_only):
+    with pytest.raises(UserError, match=r"cannot write to --workdir .*: (Read-only|Permission)"):
+        run(config, read_only / "run")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

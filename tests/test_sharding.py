@@ -202,6 +202,20 @@ def test_batch_norm_per_device():
         norm(jnp.asarray(x[:3]), use_running_average=False)
 
 
+@pytest.mark.parametrize(("groups", "asks"), [(1, True), (8, False)])
+def test_batch_norm_per_device_asks_no_other_device(groups, asks):
+    norm = BatchNorm(2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    group_batch_norm(nnx.List([norm]), groups)
+    graphdef, weights = nnx.split(norm)
+
+    @jax.jit
+    def normalized(weights, x):
+        return nnx.merge(graphdef, weights, copy=True)(x, use_running_average=False)
+
+    batch = Placement().put_batch({"x": np.zeros((8, 4, 4, 2), np.float32)})["x"]
+    assert ("all-reduce" in normalized.lower(weights, batch).compile().as_text()) == asks
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 import types
 
 import jax
@@ -24,6 +25,7 @@ from kdjax.errors import Preempted, UserError
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.checksum import checksum
+from kdjax.training.clock import Clock
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import Diverged, fit
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -357,6 +359,13 @@ def test_the_loop_logs_means_and_keeps_the_latest_and_the_best(finished):
     assert [step for step, _ in log.lines] == [2, 4, 6]
     assert log.lines[0][1]["train/images_per_second"] > 0
     assert 0 < log.lines[0][1]["train/input_wait"] < 1
+    assert log.lines[0][1]["train/step_seconds"] > 0
+    # Nothing is saved before the first line.
+    assert (
+        log.lines[0][1]["train/checkpoint_seconds"]
+        == 0
+        < log.lines[1][1]["train/checkpoint_seconds"]
+    )
     checkpoints = Checkpoints(directory, {"teacher": "abc"})
     assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
     assert sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) == [2, 4, 6]
@@ -480,6 +489,43 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(tmp_path):
     _, log = run_loop(tmp_path, steps=4)
     assert (log.remarks, log.lines[-1][0]) == ([], 4)
     assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_a_clock_that_jumps_changes_nothing(finished, tmp_path, monkeypatch):
+    """The time of day goes back by a day before every second batch, and forward again after it."""
+    day, real = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: real() + day[0])
+
+    def jump(step):
+        day[0] = -86400.0 * (step % 2)
+
+    run_loop(tmp_path, steps=3, before_batch=jump)
+    continued, log = run_loop(tmp_path, steps=6, before_batch=jump)
+    jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
+    assert Checkpoints(tmp_path, {"teacher": "abc"}).latest_step == 6
+    for _, values in log.lines:
+        assert 0 < values["train/step_seconds"] < 3600
+
+
+def test_what_the_time_of_a_step_goes_into(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock(batch_size=8)
+    for _ in range(2):
+        with clock.waiting():
+            now[0] += 0.5
+        now[0] += 1.5
+        clock.steps += 1
+    with clock.saving():
+        now[0] += 10
+    with clock.paused():
+        now[0] += 100
+    assert clock.read() == {
+        "train/images_per_second": 4.0,
+        "train/step_seconds": 2.0,
+        "train/input_wait": 0.25,
+        "train/checkpoint_seconds": 10.0,
+    }
 
 
 def test_a_checksum_knows_arrays_and_not_their_places():
