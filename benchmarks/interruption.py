@@ -2,10 +2,10 @@
 
 python -m benchmarks.interruption --kills 30 --terms 10
 
-Half of the kill -9 and SIGTERM come at a random time after the process's first step, every fourth
-while a checkpoint is being written, and every fourth between its start and its first step. Then the
-same command is given again. A run that is finished is compared, and another begins. The network is
-that of the tests.
+Half of the kill -9 and SIGTERM come at a random time after a random number of the process's steps,
+every fourth then waits until a checkpoint is being written, and every fourth comes between the
+process's start and its first step. Then the same command is given again. A run that is finished is
+compared, and another begins. The network is that of the tests.
 """
 
 import argparse
@@ -36,6 +36,8 @@ STEPS = 300
 CHECKPOINT_EVERY = 5
 # Between two batches, so that there are moments to come in between.
 PAUSE = 0.02  # seconds
+# At most, before an interruption.
+MORE_STEPS = 30
 MOMENTS = ("stepping", "saving", "stepping", "starting")
 
 
@@ -109,8 +111,11 @@ def _interrupt(
     else:
         while child.poll() is None and _logged(workdir) in before:
             time.sleep(0.01)
+        target = _newest(workdir) + generator.randint(1, MORE_STEPS)
+        while child.poll() is None and _logged(workdir) < target:
+            time.sleep(0.01)
         if moment == "stepping":
-            time.sleep(generator.uniform(0, 2))
+            time.sleep(generator.uniform(0, 5 * PAUSE))
         while moment == "saving" and child.poll() is None and not _saving(workdir):
             time.sleep(0.001)
     child.send_signal(kind)
