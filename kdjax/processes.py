@@ -118,7 +118,7 @@ def part(seconds: float = END_SECONDS) -> bool:
     """Leaves the run, once all have come to this point; says whether they did within `seconds`."""
     if not jax.distributed.is_initialized():
         return True
-    client = distributed.global_state.client
+    client = _service()
     # From here on it is no news that another process is gone.
     _parting.set()
     try:
@@ -140,7 +140,7 @@ def wait_for_verdict() -> None:
 
 def _watch() -> None:
     """Ends this process when another one is dead. When process 0 is, JAX itself does."""
-    client = distributed.global_state.client
+    client = _service()
     while not _parting.is_set():
         try:
             alive = client.get_live_nodes(_everyone())
@@ -156,6 +156,11 @@ def _watch() -> None:
             )
             _end(AGAIN)
         time.sleep(WATCH_SECONDS)
+
+
+def _service() -> Any:
+    """The client of JAX's coordination service, which public functions do not ask for the dead."""
+    return distributed.global_state.client
 
 
 def _everyone() -> list[int]:
