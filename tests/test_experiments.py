@@ -1,15 +1,16 @@
 """Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
 
 import json
+import os
 import pathlib
 import runpy
+import subprocess
 
-import numpy as np
 import pytest
+import tiny_run
 from absl import flags
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
-from PIL import Image
 
 from kdjax import config as configuration
 from kdjax.data import sets
@@ -30,18 +31,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for split, count in {"train": 9, "val": 3, "test": 3}.items():
-        for kind in ("images", "labels"):
-            (source / kind / split).mkdir(parents=True)
-        for index in range(count):
-            label = np.zeros((24, 32), np.uint8)
-            label[:, 16:] = 1 + index % 2
-            label[0] = 255
-            image = np.stack([label * 60] * 3, -1) + generator.integers(0, 60, (24, 32, 3))
-            name = f"{'b' if index else 'a'}{index}.png"
-            Image.fromarray(image.astype(np.uint8)).save(source / "images" / split / name)
-            Image.fromarray(label).save(source / "labels" / split / name)
+    tiny_run.write_images(source)
     sets.prepare("folder", target, source=source)
     return target
 
@@ -208,6 +198,7 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     assert "continues after step 2" in capsys.readouterr().out
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "train/loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in logged if line.get("val/seconds", 0) > 0] == [2, 4]
 
 
 def test_a_diverged_run_stops_without_a_result(config, tmp_path):
@@ -222,6 +213,26 @@ def test_a_path_that_cannot_be_written(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --workdir"):
         run(config, tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody may write to, not even root: it is a mount where root asks."""
+    path = tmp_path / "read_only"
+    path.mkdir()
+    mounted = os.geteuid() == 0
+    if not mounted:
+        path.chmod(0o555)
+    elif subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", path]).returncode:
+        pytest.skip("root may not mount here, and could write to any other folder")
+    yield path
+    if mounted:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_workdir_on_a_read_only_path(config, read_only):
+    with pytest.raises(UserError, match=r"cannot write to --workdir .*: (Read-only|Permission)"):
+        run(config, read_only / "run")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from kdjax import processes
 from kdjax.config import Config, default
 from kdjax.errors import UserError
 from kdjax.experiments import jobs, tuning
@@ -142,7 +143,8 @@ def _tune(config: Config, root: Workdir, checkpoint: str, parallel: int) -> list
 
 
 def _write_choices(root: Workdir, choices: Sequence[Choice]) -> None:
-    if tuned := [choice for choice in choices if choice.scores]:
+    tuned = [choice for choice in choices if choice.scores]
+    if tuned and processes.leads():
         write_atomically(root.path / "tuning.json", tuning.to_json(tuned))
 
 

@@ -1,0 +1,120 @@
+"""How good the student of a run is, in scores and in pictures."""
+
+import numpy as np
+from flax import nnx
+
+from kdjax import processes
+from kdjax.config import Config
+from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import Predictor, evaluate
+from kdjax.evaluation.metrics import Scores
+from kdjax.experiments.images import Images
+from kdjax.experiments.networks import Network, predict_examples
+from kdjax.reporting import figures
+from kdjax.training.interruption import Interruption
+from kdjax.training.sharding import Placement
+
+
+class Scoring:
+    """Scores and pictures of a student beside its teacher; every process must ask for them.
+
+    Args:
+      config: that of the run.
+      images: what is predicted.
+      placement: where arrays live.
+      teacher: None where there is none that predicts these classes.
+      interruption: may stop an evaluation between two batches.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        images: Images,
+        placement: Placement,
+        teacher: Network | None,
+        interruption: Interruption,
+    ):
+        self._config = config
+        self._images = images
+        self._placement = placement
+        self._teacher = teacher
+        self._interruption = interruption
+        self._examples = images.panel_examples()
+        self._taught = teacher and self._label_maps(teacher.predictor, teacher.state)
+
+    def scores(
+        self,
+        predictor: Predictor,
+        state: nnx.State,
+        split: str,
+        *,
+        group: str | None = None,
+        agreement: bool = False,
+    ) -> Scores:
+        """Scores on a split, or on one group of it.
+
+        Raises:
+          Preempted: when the run is to stop.
+        """
+        reference = None
+        if agreement and self._teacher:
+            reference = (self._teacher.predictor, self._teacher.state)
+        return evaluate(
+            predictor,
+            state,
+            self._interruption.stop_between(self._images.eval_batches(split, group=group)),
+            self._images.num_classes,
+            self._placement.put_batch,
+            reference=reference,
+        )
+
+    def final_scores(self, predictor: Predictor, state: nnx.State) -> dict[str, Scores]:
+        """Scores with agreement by split, and by group of the test split as "test/group"."""
+        data = self._config.data
+        found = {
+            split: self.scores(predictor, state, split, agreement=True)
+            for split in (data.val_split, data.test_split)
+            if split
+        }
+        if data.test_split:
+            for group in data.test_groups:
+                found[f"{data.test_split}/{group}"] = self.scores(
+                    predictor, state, data.test_split, group=group, agreement=True
+                )
+        return found
+
+    def check_teacher(self, label: str) -> None:
+        """Evaluates the teacher before anything is learned from it, and prints its mIoU."""
+        teacher, config = self._teacher, self._config
+        if teacher is None:
+            return
+        scores = self.scores(teacher.predictor, teacher.state, config.data.val_split)
+        processes.say(
+            f"{label}: teacher {teacher.info.name} (width {teacher.info.width}, weights "
+            f"{teacher.info.fingerprint}) has {config.data.val_split} mIoU "
+            f"{100 * scores.miou:.2f} %"
+        )
+        if not scores.miou >= config.teacher.min_miou:
+            raise UserError(
+                f"the teacher's mIoU is {scores.miou:.4f}, below config.teacher.min_miou "
+                f"{config.teacher.min_miou}: are these its classes and its weights?"
+            )
+
+    def pictures(self, predictor: Predictor, state: nnx.State) -> dict[str, np.ndarray]:
+        """Image, label, teacher and student of a few examples, side by side."""
+        students = self._label_maps(predictor, state)
+        pictures = {}
+        for index, (example, student) in enumerate(zip(self._examples, students, strict=True)):
+            predictions = {"student": student}
+            if self._taught:
+                predictions = {"teacher": self._taught[index], **predictions}
+            pictures[f"val/{example['name']}"] = figures.panel_image(
+                example["image"], example["label"], predictions, self._images.palette
+            )
+        return pictures
+
+    def _label_maps(self, predictor: Predictor, state: nnx.State) -> list[np.ndarray]:
+        def predict(images: np.ndarray) -> np.ndarray:
+            return self._placement.fetch(predictor(state, self._placement.put_images(images)))
+
+        return predict_examples(predict, self._examples, self._config.data.eval_batch_size)
