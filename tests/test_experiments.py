@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import runpy
 import subprocess
 
@@ -21,7 +22,7 @@ from kdjax.experiments.images import Images
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.report import write_report
-from kdjax.reporting.tables import text_table
+from kdjax.reporting.tables import csv_table, text_table
 from kdjax.training.loop import Diverged
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -106,6 +107,20 @@ def test_what_is_done_is_not_done_again(config, comparison, capsys):
     compare(config, str(comparison), (0,))
     assert {p: p.stat().st_mtime_ns for p in comparison.rglob("result.json")} == before
     assert capsys.readouterr().out.count("already done") == 3
+
+
+def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
+    config.teacher.checkpoint = str(comparison / "teacher")
+    with config.unlocked():
+        del config.compare.methods["cwd"]
+    runs = compare(config, str(tmp_path), (0,)).runs
+    assert [run.path.name for run in runs] == ["teacher", "seed0"]
+    given, trained = (run.summary("test") for run in (runs[0], Workdir(comparison / "teacher")))
+    assert (given.miou, given.parameters) == (trained.miou, trained.parameters)
+    report = reports.make_report(config, Images(config.data), runs, {}, title="", subtitle="")
+    assert re.search(r"^teacher .* –  +–$", text_table(report), re.MULTILINE)
+    write_report(tmp_path / "report.html", report)
+    assert csv_table(report).splitlines()[1].endswith(",,")
 
 
 def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config, comparison):

@@ -1,5 +1,8 @@
 """How good the student of a run is, in scores and in pictures."""
 
+import json
+
+import jax
 import numpy as np
 from flax import nnx
 
@@ -8,9 +11,12 @@ from kdjax.config import Config
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, evaluate
 from kdjax.evaluation.metrics import Scores
+from kdjax.experiments import environment
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network, predict_examples
+from kdjax.experiments.workdir import Workdir
 from kdjax.reporting import figures
+from kdjax.reporting.results import Role
 from kdjax.training.interruption import Interruption
 from kdjax.training.sharding import Placement
 
@@ -118,3 +124,47 @@ class Scoring:
             return self._placement.fetch(predictor(state, self._placement.put_images(images)))
 
         return predict_examples(predict, self._examples, self._config.data.eval_batch_size)
+
+
+def score_given(config: Config, files: Workdir, checkpoint: str, role: Role) -> None:
+    """Writes the scores of a network that no run of the comparison trained, as a run's result.
+
+    Nothing is done where they are there, or where it scores other classes than those of the data.
+
+    Args:
+      config: says on what it is scored.
+      files: where the result is written.
+      checkpoint: the network checkpoint, or the workdir of a finished run.
+      role: what it is there for, and what it is called in tables.
+    """
+    images, placement = Images(config.data), Placement(config.mesh)
+    network = Network.load(checkpoint, dtype=config.teacher.dtype)
+    origin = [checkpoint, network.info.fingerprint]
+    if network.info.num_classes != images.num_classes:
+        return
+    if files.result.exists() and json.loads(files.result.read_text())["weights"] == origin:
+        return
+    scoring = Scoring(config, images, placement, None, Interruption())
+    scores = scoring.final_scores(network.predictor, placement.put_state(network.state))
+    if processes.leads():
+        files.write_result(
+            {
+                "role": role,
+                "method": role,
+                "seed": config.seed,
+                "steps": None,
+                "learning_rate": None,
+                "parameters": _count_parameters(network),
+                "seconds": None,
+                "images_per_second": None,
+                "weights": origin,
+                "scores": {split: value.as_dict() for split, value in scores.items()},
+                "versions": environment.versions(),
+            }
+        )
+    processes.wait_for_all(f"end of {files.path}")
+
+
+def _count_parameters(network: Network) -> int:
+    parameters = nnx.merge(network.graphdef, network.state)
+    return sum(x.size for x in jax.tree.leaves(nnx.state(parameters, nnx.Param)))

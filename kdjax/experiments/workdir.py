@@ -122,7 +122,7 @@ class Workdir:
             pixel_accuracy=scores["pixel_accuracy"],
             agreement=scores["agreement"],
             class_iou=[math.nan if value is None else value for value in scores["iou"]],
-            history=read_metrics(self.metrics),
+            history=read_metrics(self.metrics) if self.metrics.exists() else (),
         )
 
 
