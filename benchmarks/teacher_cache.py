@@ -104,7 +104,7 @@ def step_call(
     scores: ScoreFiles | None = None,
 ) -> Callable[[], Any]:
     """A call that runs one training step on a batch that stays on the device."""
-    placement = Placement()
+    placement = Placement(config.mesh)
     student, info = make_student(config, images)
     graphdef, state = assemble_state(config, student, terms, info.num_classes)
     source = feed(images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores)
@@ -115,8 +115,8 @@ def step_call(
         terms,
     )
     step = jax.jit(source.attach(step), donate_argnums=0)
-    states = [jax.device_put(state, placement.replicated)]
-    frozen = teacher and jax.device_put(teacher.state, placement.replicated)
+    states = [placement.put_state(state)]
+    frozen = teacher and placement.put_state(teacher.state)
     batch = next(iter(source.batches))
 
     def call() -> None:

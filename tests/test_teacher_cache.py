@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from kdjax import config as configuration
-from kdjax import models
+from kdjax import models, processes
 from kdjax.data import sets
 from kdjax.distillation import terms as distillation_terms
 from kdjax.errors import UserError
@@ -362,10 +362,11 @@ def test_a_disk_that_is_too_small_is_named(config, monkeypatch):
 def test_the_leading_process_makes_it_and_the_others_wait(config, monkeypatch):
     cache, _ = opened(config)
     process, waits = [1], []
-    monkeypatch.setattr(jax, "process_index", lambda: process[0])
+    monkeypatch.setattr(processes, "leads", lambda: process[0] == 0)
     monkeypatch.setattr(
-        "jax.experimental.multihost_utils.sync_global_devices",
-        lambda name: waits.append(score_files.describe(cache._path) is not None),
+        processes,
+        "wait_for_work",
+        lambda point: waits.append(score_files.describe(cache._path) is not None),
     )
     with pytest.raises(UserError, match="left no cache here; it must be on a disk that all"):
         cache.open("test")

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import pathlib
 import shutil
 import time
@@ -11,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 
+from kdjax import processes
 from kdjax.config import Config
 from kdjax.distillation.terms import Term
 from kdjax.errors import UserError
@@ -48,7 +49,7 @@ class TeacherCache:
             )
         _check_terms(terms)
         self._path = pathlib.Path(config.teacher.cache)
-        self._images, self._teacher = images, teacher
+        self._config, self._images, self._teacher = config, images, teacher
         self._split = config.data.train_split
         self._num_classes = teacher.info.num_classes
         self._keep = config.teacher.cache_classes
@@ -87,10 +88,10 @@ class TeacherCache:
           UserError: it cannot be written, or is damaged.
         """
         try:
-            if jax.process_index() == 0 and not self._complete():
+            if processes.leads() and not self._complete():
                 self._make(label)
         finally:
-            multihost_utils.sync_global_devices("kdjax teacher cache")
+            processes.wait_for_work("teacher cache")
         if not self._complete():
             raise UserError(
                 f"config.teacher.cache {self._path}: the leading process left no cache here; it "
@@ -98,7 +99,7 @@ class TeacherCache:
             )
         files = ScoreFiles(self._path, self._num_classes, self._keep)
         kept = f"the {self._keep} highest scores" if self._keep else "all scores"
-        print(
+        processes.say(
             f"{label}: teacher cache {self._path}: {kept} of each cell, "
             f"{files.num_bytes / 2**20:.1f} MiB; of whole images at scale 1, in their own colours"
         )
@@ -157,14 +158,17 @@ class TeacherCache:
             raise UserError(
                 f"cannot write config.teacher.cache {self._path}: {error.strerror}"
             ) from error
-        print(f"{label}: teacher cache made in {time.perf_counter() - started:.1f} s")
+        processes.say(f"{label}: teacher cache made in {time.perf_counter() - started:.1f} s")
 
     def _map_sizes(self) -> np.ndarray:
         """Height and width of the teacher's scores of every training image, int32 [N, 2]."""
         images = self._images.sizes(self._split)
+        state = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._teacher.state
+        )
         shapes = {
             size: jax.eval_shape(
-                self._scores, self._teacher.state, jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
+                self._scores, state, jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
             ).shape[1:3]
             for size in set(images)
         }
@@ -176,11 +180,16 @@ class TeacherCache:
 
     def _maps(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Index and compact scores of every training image."""
-        placement = Placement(jax.local_devices())
-        state = jax.device_put(self._teacher.state, placement.replicated)
+        settings, devices = self._config, jax.local_devices()
+        # The batches of evaluation, on as many devices as divide them.
+        count = math.gcd(settings.data.eval_batch_size, len(devices))
+        placement = Placement(devices=devices[:count])
+        # Those of the run may be split over the devices of all processes.
+        whole = Network.load(settings.teacher.checkpoint, dtype=settings.teacher.dtype).state
+        state = placement.replicate(whole)
         forward = jax.jit(lambda state, pixels: compact(self._scores(state, pixels), self._keep))
         for batch in self._images.whole_images(self._split):
-            pixels = jax.device_put(batch["image"], placement.batch)
+            pixels = placement.put_images(batch["image"])
             found = jax.device_get(forward(state, pixels))
             for row in np.flatnonzero(batch["valid"]):
                 yield batch["index"][row], {name: value[row] for name, value in found.items()}
@@ -209,4 +218,4 @@ def _told(maps: Iterator[Any], count: int, label: str) -> Iterator[Any]:
         yield item
         if done in marks:
             passed = time.perf_counter() - started
-            print(f"{label}: teacher cache: {done} of {count} images, {passed:.0f} s", flush=True)
+            processes.say(f"{label}: teacher cache: {done} of {count} images, {passed:.0f} s")
