@@ -127,7 +127,6 @@ def step_call(
             optimizer,
             optimizers.learning_rate_schedule(config.optimizer, config.steps),
             steps=config.steps,
-            seed=0,
         ),
         donate_argnums=0,
     )

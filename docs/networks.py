@@ -42,7 +42,8 @@ project has them and this table does not. A new backbone is one file that maps i
 to `stage4`, and one line in `kdjax/models/registry.py`; so is a new head.
 
 Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with the heads'
-channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), and TorchDistiller's.
+channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), TorchDistiller's, and
+SegFormer as its authors published it (`@nvlabs`).
 
     python -m docs.networks
 

@@ -1,6 +1,6 @@
 """Compares methods: trains a teacher once, then the plain student and each method over its seeds.
 
-python -m kdjax.compare --config configs/X.py --workdir DIR [--seeds 0,1,2]
+python -m kdjax.compare --config configs/X.py --workdir DIR [--seeds 0,1,2] [--parallel 4]
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from kdjax import command, processes
 from kdjax import config as configuration
 from kdjax.errors import UserError
 from kdjax.experiments import environment, reports
-from kdjax.experiments.comparison import PLAIN, TEACHER, compare, in_order
+from kdjax.experiments.comparison import TEACHER, compare
 from kdjax.experiments.images import Images
 from kdjax.experiments.workdir import Workdir
-from kdjax.reporting.report import write_report
-from kdjax.reporting.tables import text_table
+from kdjax.reporting.report import write_report, write_results
+from kdjax.reporting.tables import note, text_table
 
 _CONFIG = configuration.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -25,25 +25,26 @@ _WORKDIR = flags.DEFINE_string(
     required=True,
 )
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds, as 0,1,2; by default those of the config.")
+_PARALLEL = flags.DEFINE_integer(
+    "parallel", 1, "Runs at once, each with its share of the accelerators, or else of the cores.", 1
+)
 _PROCESSES = processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing, prints the table and writes the report."""
+    """Trains what is missing, prints the tables and writes the report."""
     del argv
     config = configuration.from_flag(_CONFIG)
     processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     seeds = config.compare.seeds if _SEEDS.value is None else _integers(_SEEDS.value)
-    runs = compare(config, _WORKDIR.value, seeds)
+    comparison = compare(config, _WORKDIR.value, seeds, _PARALLEL.value)
     if not processes.leads():
         return
+    runs = comparison.runs
 
     panels = {TEACHER: config.teacher.checkpoint or str(runs[0].student)}
-    for name, terms in in_order(config.compare.methods):
-        panels[name if terms else PLAIN] = str(
-            Workdir(_WORKDIR.value).path / name / f"seed{seeds[0]}"
-        )
+    panels |= {name: str(files.student) for name, files in comparison.students.items()}
     report = reports.make_report(
         config,
         Images(config.data),
@@ -58,10 +59,14 @@ def main(argv: list[str]) -> None:
     )
     path = Workdir(_WORKDIR.value).report
     write_report(path, report)
+    write_results(path.parent, report)
     for split in [report.split, *(f"{report.split}/{group}" for group in config.data.test_groups)]:
         scores = dataclasses.replace(report, runs=[run.summary(split) for run in runs])
         print(f"\n{split}\n{text_table(scores)}")
-    print(f"\nreport: {path}")
+    print(f"\n{note(report)}")
+    if comparison.notes:
+        print("\n" + "\n".join(comparison.notes))
+    print(f"\nreport: {path}, with results.md and results.csv beside it")
 
 
 def _integers(values: list[str]) -> tuple[int, ...]:

@@ -83,6 +83,9 @@ def default() -> Config:
     config.data.eval_batch_size = 16
     config.data.crop_size = (96, 96)
     config.data.scale_range = (0.5, 2.0)
+    # Long and short side of what is scaled, as (2048, 512) in mmsegmentation's configs; () for each
+    # image's own size.
+    config.data.base_size = ()
     config.data.max_class_share = 0.75  # of a crop; 1.0 accepts every crop
     config.data.flip = True
     config.data.photometric = True
@@ -124,7 +127,9 @@ def default() -> Config:
     config.optimizer.decay_norm_and_bias = True  # as PyTorch's SGD does
     config.optimizer.gradient_clip = 0.0  # global norm; 0 for none
     config.optimizer.head_multiplier = 1.0  # learning rate of heads and adapters
-    config.optimizer.accumulate = 1  # micro-batches per step
+    # Micro-batches per step. Their gradients count alike, each that of its own mean over labelled
+    # pixels: where some have more ignored pixels, these count less than in one large batch.
+    config.optimizer.accumulate = 1
     config.optimizer.ema_decay = 0.0  # 0 for no moving average
 
     config.compare = ConfigDict()
@@ -132,6 +137,12 @@ def default() -> Config:
     config.compare.seeds = (0,)
     config.compare.teacher_steps = 1000
     config.compare.teacher_learning_rate = 0.01
+    # What is tried on the validation split first, and taken for all seeds: by the plain student,
+    config.compare.learning_rates = ()  # () for that of config.optimizer
+    config.compare.weight_decays = ()
+    # and at its choice by every method, as factors of all of its terms' weights.
+    config.compare.weight_factors = ()
+    config.compare.tuning_seeds = (1000,)  # not those that are reported
     return config.lock()
 
 
@@ -232,10 +243,17 @@ def validate(config: Config) -> None:
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f'config.{key} is "{value}"; it must be {" or ".join(allowed)}')
-    pairs = {"data.crop_size": config.data.crop_size, "data.scale_range": config.data.scale_range}
+    for key in ("learning_rates", "weight_factors"):
+        if any(value <= 0 for value in config.compare[key]):
+            raise UserError(f"config.compare.{key} is {config.compare[key]}; all must be positive")
+    pairs = {key: config.data[key] for key in ("crop_size", "scale_range", "base_size")}
+    if not pairs["base_size"]:
+        del pairs["base_size"]
     for key, value in pairs.items():
         if len(value) != 2 or min(value) <= 0:
-            raise UserError(f"config.{key} is {value}; it must be two positive numbers")
+            raise UserError(f"config.data.{key} is {value}; it must be two positive numbers")
+    if config.data.base_size and config.data.base_size[0] < config.data.base_size[1]:
+        raise UserError(f"config.data.base_size is {config.data.base_size}; the long side is first")
     if config.student.checkpoint and config.student.backbone:
         raise UserError(
             "config.student.checkpoint and config.student.backbone are both set; the former "

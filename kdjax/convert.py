@@ -4,11 +4,12 @@ python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --out
 
 FILE is a `.pth` file (which needs PyTorch) or a `.safetensors` file: a network of mmsegmentation, a
 torchvision FCN or DeepLabV3 (`--model deeplabv3_resnet101`), a SegFormer of HuggingFace's
-(`segformer_linear_b0`), a student or teacher of CIRKD (`deeplabv3_r18@cirkd`) or TorchDistiller
-(`pspnet_r18@torchdistiller`), or a ResNet, MobileNetV2 or Mix Transformer that classifies images,
-which becomes the backbone under fresh heads (`pspnet_r18b`). The result is what
-`config.teacher.checkpoint`, `config.student.checkpoint` and (the backbone alone, whatever the
-classes) `config.student.backbone` take.
+(`segformer_linear_b0`) or of its authors (`segformer_b0@nvlabs`), a student or teacher of CIRKD
+(`deeplabv3_r18@cirkd`) or TorchDistiller (`pspnet_r18@torchdistiller`), or a ResNet, MobileNetV2 or
+Mix Transformer that classifies images, which becomes the backbone under fresh heads
+(`pspnet_r18b`). Where a distiller left its student and more in one file, the student is taken. The
+result is what `config.teacher.checkpoint`, `config.student.checkpoint` and (the backbone alone,
+whatever the classes) `config.student.backbone` take.
 
 Images are normalised as the project does it, ImageNet's mean and deviation or the mean alone; a
 file that was trained otherwise needs --mean and --std (in units of 8-bit pixels, red first), and
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> None:
         origin = interop.origin(weights)
         if _BGR.value and origin in interop.BLUE_FIRST:
             raise UserError(f"--bgr: weights of {origin} are always turned to red first")
+        turned = ", blue first there" if _BGR.value or origin in interop.BLUE_FIRST else ""
         info = saved.NetworkInfo(
             name=_MODEL.value,
             num_classes=count,
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> None:
             class_names=class_names,
             palette=palette,
             preprocessing=_preprocessing(interop.preprocessing(origin)),
-            source=f"{origin}, {os.path.basename(_SOURCE.value)}",
+            source=f"{origin}, {os.path.basename(_SOURCE.value)}{turned}",
         )
 
         def create() -> Segmenter:

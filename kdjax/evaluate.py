@@ -1,11 +1,12 @@
-"""Evaluates the student of a finished run, or any network checkpoint, on whole images.
+"""Evaluates the student of a finished run, or any network checkpoint.
 
 python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
+    [--mode slide --window 512,512 --stride 341,341] [--scales 0.5,1.0 --flip]
 """
 
 from absl import flags
 
-from kdjax import command, processes
+from kdjax import command, inference_flags, processes
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.experiments import environment
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> None:
     config = Workdir(_WORKDIR.value).read_config()
     images = Images(config.data)
     split = _SPLIT.value or config.data.val_split
-    network = Network.load(_CHECKPOINT.value or _WORKDIR.value)
+    inference = inference_flags.from_flags(config.data.crop_size)
+    network = Network.load(_CHECKPOINT.value or _WORKDIR.value, inference=inference)
     if network.info.num_classes != images.num_classes:
         raise UserError(
             f"the network scores {network.info.num_classes} classes, the data set has "
@@ -45,7 +47,11 @@ def main(argv: list[str]) -> None:
     scores = evaluate(
         network.predictor,
         placement.put_state(network.state),
-        images.eval_batches(split),
+        images.eval_batches(
+            split,
+            pad_to=inference_flags.pad_to(config.data.eval_pad_to),
+            exact_below=inference.exact_below,
+        ),
         images.num_classes,
         placement.put_batch,
     )
@@ -56,6 +62,7 @@ def main(argv: list[str]) -> None:
         f"{split}: mIoU {100 * scores.miou:.2f} %, "
         f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %"
     )
+    print(f"shapes compiled: {len(network.predictor.shapes)}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def join(asked: Flags) -> None:
 
 def leads() -> bool:
     """Whether this process is the one that writes logs and reports."""
-    return jax.process_index() == 0
+    # Without the others there is no need to ask JAX, which would take the devices.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def say(line: str) -> None:

@@ -25,6 +25,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
             ["train", "--config=configs/none.py"],
             "kdjax.train: error: configs/none.py: no such config file",
         ),
+        (
+            ["predict", "--images=x", "--output=y", "--window=4,4"],
+            "kdjax.predict: error: --window is for sliding windows; add --mode slide",
+        ),
         (["compare"], "kdjax.compare: error: --config is missing"),
         (["evaluate"], "kdjax.evaluate: error: .*: no run here .config.json is missing"),
     ],

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdjax.data import pipeline, sets
+from kdjax.data import pipeline, sets, tiles
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import augment, distort
+from kdjax.data.augment import augment
 from kdjax.data.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.distortion import distort
 from kdjax.data.order import example_indices
 from kdjax.errors import UserError
 
@@ -56,7 +57,11 @@ def compiled(chosen):
         tf.TensorSpec([None, None], tf.uint8),
         Draws(*(tf.TensorSpec(value.shape, value.dtype) for value in numbers(chosen, 0))),
     ]
-    return tf.function(functools.partial(augment, options=chosen), signature)
+
+    def run(image, label, draws):
+        return augment(lambda begin, end: tiles.whole(image), label, draws, chosen)
+
+    return tf.function(run, signature)
 
 
 def find_crop(whole, crop):
@@ -121,6 +126,27 @@ def test_a_scaled_crop_is_a_window_of_the_scaled_example(scale, shape):
         # Rounded to whole numbers; a place between two pixels is known to 1 / 2048, half of which
         # in both directions is at most an eighth of a level.
         np.testing.assert_allclose(crop, expected, atol=0.5 + 255 / 2048)
+
+
+def mmcv_size(height, width, base_size, ratio):
+    """How mmcv's RandomResize computes the new height and width, keeping the ratio."""
+    long, short = (int(side * ratio) for side in base_size)
+    factor = min(long / max(height, width), short / min(height, width))
+    return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.77, 1.0, 1.9])
+@pytest.mark.parametrize("shape", [(37, 50), (50, 37), (12, 96), (40, 40)])
+@pytest.mark.parametrize("base_size", [(160, 40), (52, 52)])
+def test_scales_are_of_the_base_size(base_size, shape, ratio):
+    image, label = noise(*shape)
+    height, width = mmcv_size(*shape, base_size, ratio)
+    scaled, scaled_label = numpy_bilinear(image, height, width), numpy_nearest(label, height, width)
+    chosen = options(base_size=base_size, scale_range=(ratio, ratio), crop_size=(110, 310))
+    crop, crop_label = run(image, label, 0, chosen)
+    np.testing.assert_array_equal(crop_label[:height, :width], scaled_label)
+    assert (crop_label != 255).sum() == height * width
+    np.testing.assert_allclose(crop[:height, :width], scaled, atol=0.5 + 255 / 2048)
 
 
 def test_scales_fill_their_range():

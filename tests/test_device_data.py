@@ -51,7 +51,7 @@ def both(held, options, seed, count=8):
         height, width = arrays["size"][index]
         crops.append(
             augment(
-                tf.constant(arrays["image"][index, :height, :width]),
+                held.decode(index)[1],
                 tf.constant(arrays["label"][index, :height, :width]),
                 Draws(*(tf.constant(value[row]) for value in draws)),
                 options,
@@ -68,6 +68,8 @@ def both(held, options, seed, count=8):
         {"photometric": False, "flip": False, "max_class_share": 1},
         {"photometric": False, "scale_range": (1, 1), "crop_size": (70, 100)},
         {"photometric": False, "max_class_share": 0.3},
+        {"photometric": False, "base_size": (90, 30)},
+        {"photometric": False, "base_size": (45, 45)},
     ],
 )
 def test_geometry_is_that_of_the_stream_bit_for_bit(held, changes):

@@ -8,7 +8,7 @@ from flax import nnx
 from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.models import mix_transformer
-from kdjax.models.preprocessing import MEAN_ONLY
+from kdjax.models.preprocessing import IMAGENET, MEAN_ONLY
 
 CLASSES, WIDTH = 5, 4
 
@@ -133,6 +133,61 @@ def segformer_weights(channels, decoder):
     weights["linear_fuse.1.running_var"] = 1 + rng.random(decoder, np.float32)
     add("linear_pred", CLASSES, decoder, 1, 1)
     return weights
+
+
+def authors_names(weights):
+    """As the authors' mmsegmentation names them, with the classifier that it never uses."""
+    heads = {"linear_fuse.0": "linear_fuse.conv", "linear_fuse.1": "linear_fuse.bn"}
+    named = {"decode_head.conv_seg.weight": np.zeros((CLASSES, 128, 1, 1))}
+    for name, value in weights.items():
+        for theirs, ours in heads.items():
+            name = name.replace(theirs, ours)
+        part = "decode_head" if name.startswith("linear_") else "backbone"
+        named[f"{part}.{name}"] = value
+    return named
+
+
+def test_segformer_of_its_authors(monkeypatch):
+    monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))
+    weights = segformer_weights((2, 4, 10, 16), 16)
+    del weights["linear_fuse.0.bias"]
+    cirkd, net = abstract("segformer_b0@cirkd"), abstract("segformer_b0@nvlabs")
+    interop.load(cirkd, weights)
+    named = authors_names(weights)
+    assert interop.origin(named) == "SegFormer's authors"
+    assert interop.preprocessing(interop.origin(named)) == IMAGENET
+    assert not interop.has_auxiliary_head(named)
+    interop.load(net, named)
+    found, expected = interop.to_mmseg(net), interop.to_mmseg(cirkd)
+    # CIRKD trained on images with blue first.
+    first = "backbone.layers.0.0.projection.weight"
+    expected[first] = expected[first][:, ::-1]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    dropouts = [m for _, m in nnx.iter_modules(net.head) if isinstance(m, nnx.Dropout)]
+    assert [dropout.rate for dropout in dropouts] == [0.1]
+    norm = net.backbone.stages[0].embedding.norm
+    assert (norm.epsilon, net.backbone.stages[0].blocks[0].norm1.epsilon) == (1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_mix_transformer_of_its_authors_becomes_the_backbone(monkeypatch, prefix):
+    monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))
+    weights = segformer_weights((2, 4, 10, 16), 16)
+    del weights["linear_fuse.0.bias"]
+    whole = abstract("segformer_b0@nvlabs")
+    interop.load(whole, authors_names(weights))
+    given = {f"{prefix}{k}": v for k, v in weights.items() if not k.startswith("linear_")}
+    given |= {} if prefix else {"head.weight": np.zeros((9, 16)), "head.bias": np.zeros(9)}
+    assert interop.origin(given) == "an image classifier"
+    net = models.create("segformer_b0", num_classes=CLASSES, width=WIDTH, rngs=nnx.Rngs(0))
+    before = interop.to_mmseg(net)
+    interop.load(net, given)
+    found, expected = interop.to_mmseg(net), interop.to_mmseg(whole)
+    for name, value in found.items():
+        wanted = expected if name.startswith("backbone.") else before
+        np.testing.assert_array_equal(value, wanted[name], err_msg=name)
 
 
 def test_segformer_finds_its_place(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from kdjax import models
+from kdjax.data.augmentation import IMAGE_PADDING
 from kdjax.evaluation import evaluator, metrics
 from kdjax.evaluation.metrics import Scores, confusion_matrix
 from kdjax.models.preprocessing import IMAGENET
@@ -51,7 +52,7 @@ def test_a_split_without_labels_scores_nan():
 class Fixed:
     """Stands for a network: its weights are the predictions."""
 
-    def __call__(self, state, images):
+    def __call__(self, state, images, sizes):
         return jnp.asarray(state)[images[:, 0, 0, 0]]
 
 
@@ -63,6 +64,7 @@ def batches(labels, size):
         yield {
             "image": images.astype(np.uint8),
             "label": np.where(filled[:, None, None], labels[index], 255).astype(np.uint8),
+            "size": np.full((size, 2), labels.shape[1:], np.int32),
         }
 
 
@@ -103,3 +105,19 @@ def test_confusion_matrix_of_a_sharded_batch():
     arrays = jax.device_put((predictions, labels), sharding)
     found = jax.jit(metrics.confusion_matrix, static_argnums=2)(*arrays, 2)
     np.testing.assert_array_equal(found, reference_confusion(predictions, labels, 2))
+
+
+def test_padding_changes_nothing_far_from_it():
+    """Of a network that sees 30 pixels to a side; one that pools globally changes everywhere."""
+    net = models.create("tiny", num_classes=5, width=4, rngs=nnx.Rngs(0))
+    image = RNG.integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
+    padded = np.full((1, 96, 128, 3), IMAGE_PADDING, np.uint8)
+    padded[:, :64, :64] = image
+
+    def scores(images):
+        logits = net(IMAGENET(jnp.asarray(images))).logits
+        return evaluator.resize(logits, images.shape[1:3])
+
+    exact, near = scores(image), scores(padded)[:, :64, :64]
+    np.testing.assert_allclose(near[:, :32, :32], exact[:, :32, :32], atol=1e-5)
+    assert np.abs(near - exact).max() > 1e-3

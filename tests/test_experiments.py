@@ -8,12 +8,14 @@ import subprocess
 
 import pytest
 import tiny_run
+from absl import flags
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.errors import UserError
-from kdjax.experiments import reports
+from kdjax.experiments import environment, reports
 from kdjax.experiments.comparison import compare
 from kdjax.experiments.images import Images
 from kdjax.experiments.run import train
@@ -63,7 +65,7 @@ def comparison(tmp_path_factory):
 
 
 def test_a_comparison_ends_in_a_table_and_a_report(config, comparison, capsys):
-    runs = compare(config, str(comparison), (0,))
+    runs = compare(config, str(comparison), (0,)).runs
     assert [run.path.relative_to(comparison).as_posix() for run in runs] == [
         "teacher",
         "plain/seed0",
@@ -114,6 +116,26 @@ def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config
     size = sum(p.stat().st_size for p in (comparison / "cwd" / "seed0" / "student").rglob("*"))
     teacher = sum(p.stat().st_size for p in (comparison / "teacher" / "student").rglob("*"))
     assert size < teacher
+
+
+def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
+    comparison, capsys, monkeypatch
+):
+    from kdjax import evaluate  # here, since its flags have the names of other commands' flags
+
+    monkeypatch.setattr(environment, "enable_compilation_cache", lambda: None)
+    workdir = comparison / "cwd" / "seed0"
+    said = {}
+    for mode in (["--mode=whole"], ["--mode=slide", "--window=16,16", "--scales=1,1.5"]):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["evaluate", f"--workdir={workdir}", "--split=test", *mode])
+            evaluate.main([])
+        said[mode[0]] = capsys.readouterr().out.splitlines()
+    expected = json.loads((workdir / "result.json").read_text())["scores"]["test"]["miou"]
+    whole, slide = said.values()
+    assert whole[-2].startswith(f"test: mIoU {100 * expected:.2f} %, pixel accuracy")
+    assert [len(lines) for lines in said.values()] == [5, 5]  # three classes
+    assert whole[-1] == slide[-1] == "shapes compiled: 1"
 
 
 def run(config, workdir):

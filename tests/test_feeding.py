@@ -148,6 +148,30 @@ def test_a_mixture_that_cannot_be(config, data_dirs):
         configuration.validate(config)
 
 
+def test_the_shapes_of_an_evaluation_are_counted(config, monkeypatch):
+    images = Images(config.data)
+    line = "evaluation of val: 10 images of 2 shapes, each compiled once"
+    assert images.describe_evaluation("val") == line
+    monkeypatch.setattr("kdjax.experiments.images.MANY_SHAPES", 1)
+    assert images.describe_evaluation("val") == (
+        f"{line}; config.data.eval_pad_to=64 would make them 1, at scores that are not those of "
+        "exact sizes"
+    )
+    config.data.eval_pad_to = 7
+    assert "10 images of 1 shapes" in Images(config.data).describe_evaluation("val")
+
+
+def test_the_base_size_reaches_the_crops(config):
+    config.data.cache = "none"
+    config.data.update({"scale_range": (1, 1), "base_size": (12, 10), "crop_size": (16, 16)})
+    (batch,) = batches(Images(config.data), 1)
+    inside = batch["label"] != 255
+    assert inside.any(2).sum() == 8 * 10
+    config.data.base_size = (10, 12)
+    with pytest.raises(UserError, match=r"base_size is \(10, 12\); the long side is first"):
+        configuration.validate(config)
+
+
 MIB, GIB = 2**20, 2**30
 
 
@@ -177,6 +201,7 @@ def test_what_auto_chooses_and_says(wanted, device, host, place, reason):
         ("data.cache", "gpu", 'data.cache is "gpu"; it must be none or host or device or auto'),
         ("teacher.view", "dirty", 'teacher.view is "dirty"; it must be student or clean'),
         ("data.eval_pad_to", 0, "data.eval_pad_to is 0; it must be positive"),
+        ("data.base_size", (512,), r"data.base_size is \(512,\); it must be two positive numbers"),
     ],
 )
 def test_choices_that_are_none(config, key, value, message):

@@ -1,10 +1,12 @@
 """Weights from and to PyTorch projects: names, layouts, and everything that can be wrong."""
 
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -89,6 +91,42 @@ def test_nesting_prefixes_counters_and_half_precision(weights):
     found = interop.to_mmseg(net)
     assert_same(found, {name: half[f"module.{name}"].astype(np.float32) for name in weights})
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("student", "others"),
+    [
+        ("student.", ("teacher.", "distill_losses.")),
+        ("architecture.model.", ("distiller.teacher.", "distiller.align.")),
+        ("architecture.", ("teacher.", "distiller.connectors.")),
+    ],
+)
+@pytest.mark.parametrize("parallel", ["", "module."])
+def test_the_student_is_taken_out_of_a_distillers_file(weights, student, others, parallel):
+    given = {f"{parallel}{student}{name}": value for name, value in weights.items()}
+    for other in others:
+        given |= {f"{parallel}{other}{name}": value + 1 for name, value in weights.items()}
+    assert interop.origin(given) == "mmsegmentation"
+    net = abstract("pspnet_r18")
+    interop.load(net, given)
+    assert_same(interop.to_mmseg(net), weights)
+    # The teacher's auxiliary head is not the student's.
+    alone = {name: given[name] for name in given if f"{student}auxiliary_head" not in name}
+    assert interop.has_auxiliary_head(given)
+    assert not interop.has_auxiliary_head(alone)
+
+
+def test_loading_makes_no_second_copy_of_the_weights():
+    net = abstract("pspnet_r18", width=32)
+    weights = random_weights(net)
+    size = sum(value.nbytes for value in weights.values())
+    largest = max(value.nbytes for value in weights.values())
+    tracemalloc.start()
+    interop.load(net, weights)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # One array at a time is laid out anew, before JAX takes it over.
+    assert peak < 2 * largest + 2e6 < size
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_loaded(weights):
@@ -339,7 +377,18 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     assert_same(interop.to_mmseg(net), weights)
     assert (info.name, info.num_classes, info.auxiliary) == ("pspnet_r18", 5, False)
     assert info.source == "mmsegmentation, net.safetensors"
+    assert json.loads((output / "network.json").read_text())["channel_order"] == "RGB"
     assert len(info.class_names) == len(set(info.palette)) == 5
+    run = convert(
+        arguments[0], f"--output={tmp_path / 'other'}", "--model=deeplabv3_r18", "--num_classes=5"
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    start = f"kdjax.convert: error: {file}: the weights are not this network's; missing: "
+    assert run.stderr.startswith(start)
+    assert "decode_head.aspp_modules." in run.stderr
+    assert "; unexpected: decode_head.psp_modules." in run.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_convert_records_what_the_images_were(tmp_path):
@@ -352,6 +401,8 @@ def test_convert_records_what_the_images_were(tmp_path):
     assert run.returncode == 0, run.stderr
     net, info = saved.load(tmp_path / "net")
     assert info.preprocessing == IMAGENET._replace(mean=(3.0, 2.0, 1.0))
+    assert info.channel_order == "RGB"
+    assert info.source == "mmsegmentation, net.safetensors, blue first there"
     first = weights["backbone.conv1.weight"]
     np.testing.assert_array_equal(interop.to_mmseg(net)["backbone.conv1.weight"], first[:, ::-1])
     run = convert(*arguments, "--std=1,2")

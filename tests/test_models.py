@@ -137,3 +137,17 @@ def test_damaged_or_missing_network_is_one_clear_line(tmp_path):
     description.write_text(text[:50])
     with pytest.raises(UserError, match=r"network.json: damaged"):
         saved.load(tmp_path / "net")
+    description.write_text(json.dumps(json.loads(text) | {"format": 1}))
+    with pytest.raises(UserError, match="written by another version of kdjax"):
+        saved.load(tmp_path / "net")
+
+
+def test_parameters_of_another_network_are_one_short_line(tmp_path):
+    saved.save(tmp_path / "net", INFO, nnx.state(tiny()))
+    description = tmp_path / "net" / "network.json"
+    other = json.loads(description.read_text()) | {"name": "segformer_b0", "width": 32}
+    description.write_text(json.dumps(other))
+    with pytest.raises(UserError, match="the network checkpoint is damaged: ") as error:
+        saved.load(tmp_path / "net")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(tmp_path)) + 300

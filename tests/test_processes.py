@@ -34,10 +34,11 @@ def eval_batches(process_index, process_count, batch_size=4):
                 images[row] = np.random.default_rng(index).integers(0, 3, images[row].shape)
                 labels[row] = images[row, ..., 0]
                 labels[row, 0] = (labels[row, 0] + 1) % 3
-        yield {"image": images, "label": labels}
+        sizes = np.full((len(labels), 2), batch.size, np.int32)
+        yield {"image": images, "label": labels, "size": sizes}
 
 
-def red(state, images):
+def red(state, images, sizes):
     """Stands for a network: it says what the red channel holds."""
     return images[..., 0].astype(jnp.int32)
 

@@ -156,7 +156,6 @@ def prepared_step(config):
         optimizer,
         optimizers.learning_rate_schedule(config.optimizer, config.steps),
         steps=config.steps,
-        seed=config.seed,
     )
     return step, state, teacher_state
 

@@ -1,5 +1,6 @@
 """The reporting room: writers, figures, tables and the HTML report."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -7,51 +8,14 @@ import re
 
 import numpy as np
 import pytest
+from made_up_results import PALETTE, report, run
 
 from kdjax.errors import UserError
 from kdjax.reporting import figures, writers
 from kdjax.reporting.files import write_atomically
-from kdjax.reporting.report import write_report
-from kdjax.reporting.results import Example, Report, RunSummary
-from kdjax.reporting.tables import markdown_table, text_table
-
-PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
-
-
-def run(method, role, seed, miou, **changes):
-    history = [{"step": s, "train/loss": 2.0 / s, f"train/{method}": 1.0} for s in range(1, 251)]
-    history += [{"step": 250, "val/miou": miou, "val/pixel_accuracy": 0.9}]
-    values = {
-        "steps": 250,
-        "learning_rate": 0.05,
-        "pixel_accuracy": 0.75,
-        "class_iou": [0.9, 0.3, float("nan")],
-        "parameters": 812_345,
-        "seconds": 64.6,
-        "images_per_second": 123.4,
-        "agreement": None if role == "teacher" else 0.8,
-        "history": history,
-    }
-    return RunSummary(method=method, role=role, seed=seed, miou=miou, **{**values, **changes})
-
-
-def report(runs, **changes):
-    rng = np.random.default_rng(0)
-    label = rng.integers(0, 3, (12, 16)).astype(np.uint8)
-    label[0] = 255
-    image = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
-    values = {
-        "title": "A <title>",
-        "subtitle": "made up",
-        "split": "val",
-        "class_names": ["sky", "<script>alert(1)</script>", "$\\frac$ & 道"],
-        "palette": PALETTE,
-        "examples": [Example(image=image, label=label, predictions={"cwd": label})],
-        "config": "weight: <3>",
-        "versions": {"jax": "0.10.2"},
-        "command": "python -m kdjax.compare",
-    }
-    return Report(runs=runs, **{**values, **changes})
+from kdjax.reporting.report import write_report, write_results
+from kdjax.reporting.results import Example
+from kdjax.reporting.tables import csv_table, markdown_table, method_table, note, text_table
 
 
 @pytest.fixture(scope="module")
@@ -288,26 +252,29 @@ class TestFigures:
         assert all(f">{name}</text>" in element for name in names)
 
     def test_colors_stay_with_their_method(self):
-        colors = figures.method_colors(["teacher", "plain", "cwd"], "teacher")
-        assert list(colors.values()) == [figures.TEACHER_COLOR, *figures.COLORS[:2]]
+        colors = figures.method_colors(["teacher", "plain", "cwd", "nfd"], "teacher", "plain")
+        assert list(colors.values()) == [figures.TEACHER_COLOR, figures.INK, *figures.COLORS[:2]]
 
 
 class TestTables:
     def test_markdown(self, comparison):
         assert markdown_table(comparison).splitlines() == [
-            "| Method | mIoU % | vs plain | Pixel acc. % | Agreement % | Seeds | Parameters "
-            "| Images/s | Time |",
-            "| --- |" + " ---: |" * 8,
-            "| teacher | 62.87 | +20.87 | 75.00 | – | 1 | 13.1 M | 123.4 | 1:02:03 |",
-            "| plain | 42.00 ± 2.83 | – | 75.00 | 80.00 | 2 | 812 k | 123.4 | 0:01:05 |",
-            "| cwd | 51.00 ± 1.41 | +9.00 | 75.00 | 80.00 | 2 | 812 k | 123.4 | 0:01:05 |",
+            "| Method | mIoU % | vs plain | Gap closed % | Pixel acc. % | Agreement % | Seeds "
+            "| Parameters | Images/s | Time |",
+            "| --- |" + " ---: |" * 9,
+            "| teacher | 62.87 | +20.87 | – | 75.00 | – | 1 | 13.1 M | 123.4 | 1:02:03 |",
+            "| plain | 42.00 ± 2.83 | – | – | 75.00 | 80.00 | 2 | 812 k | 123.4 | 0:01:05 |",
+            # The differences are 10 and 8 points: 9 ± 12.706 * 1, as t's quantile is with one
+            # degree of freedom. Two seeds do not tell the gap of 20.87 ± 25.4 from zero.
+            "| cwd | 51.00 ± 1.41 | +9.00 [-3.71, +21.71] | 43 | 75.00 | 80.00 | 2 | 812 k "
+            "| 123.4 | 0:01:05 |",
         ]
 
     def test_text_is_aligned(self, comparison):
         lines = text_table(comparison).splitlines()
         assert len({len(line) for line in lines}) == 1
-        assert lines[2].startswith("teacher         62.87    +20.87")
-        assert lines[4].startswith("cwd      51.00 ± 1.41     +9.00")
+        assert lines[2].startswith("teacher         62.87                 +20.87")
+        assert lines[4].startswith("cwd      51.00 ± 1.41  +9.00 [-3.71, +21.71]            43")
 
     def test_columns_without_a_number_are_left_out(self):
         table = markdown_table(report([run("big|net", "teacher", 0, 0.6)]))
@@ -319,14 +286,55 @@ class TestTables:
         runs = [run("plain", "plain", 0, 0.4), run("cwd", "taught", 0, float("nan"))]
         assert "| cwd | – | 75.00 |" in markdown_table(report(runs))
 
+    def test_csv_has_unrounded_numbers(self, comparison):
+        teacher, _, cwd = csv.DictReader(io.StringIO(csv_table(comparison)))
+        assert float(cwd["vs_plain"]) == pytest.approx(0.09)
+        assert float(cwd["vs_plain_low"]) == pytest.approx(0.09 - 0.127062, abs=1e-6)
+        assert float(cwd["gap_closed"]) == pytest.approx(0.09 / 0.2087)
+        assert cwd["gap_closed_low"] == teacher["vs_plain_low"] == teacher["agreement"] == ""
+        assert teacher["miou"] == "0.6287"
+        assert teacher["seconds"] == "3723.0"
+
+    def test_rows_are_sorted_by_numbers_and_not_by_their_text(self, comparison):
+        table = method_table(comparison)
+        parameters = table.header.index("Parameters")
+        assert [row[parameters] for row in table.keys] == [13_100_000, 812_345, 812_345]
+        assert table.keys[1][table.header.index("vs plain")] == ""
+
+    def test_a_single_seed_has_no_interval_and_says_so(self):
+        runs = [run("plain", "plain", 0, 0.4), run("cwd", "taught", 0, 0.5)]
+        assert "| cwd | 50.00 | +10.00 |" in markdown_table(report(runs))
+        assert "One seed each" in note(report(runs))
+        assert "bracket" not in note(report(runs))
+
+    def test_only_seeds_that_both_have_are_compared(self):
+        runs = [run("plain", "plain", seed, miou) for seed, miou in enumerate((0.4, 0.44, 0.9))]
+        runs += [run("cwd", "taught", seed, miou) for seed, miou in enumerate((0.5, 0.52))]
+        assert "+9.00 [-3.71, +21.71]" in markdown_table(report(runs))
+
 
 class TestReport:
     def test_comparison(self, page):
-        assert "cwd gains 9.00 points of mIoU over the plain student" in page
+        assert "cwd gains 9.00 points of mIoU over the plain student, with an interval that" in page
         assert "51.00 ± 1.41" in page
         assert "+20.87" in page
         assert "standard deviation" in page
         assert "“vs plain” counts points of mIoU" in page
+
+    def test_every_heading_sorts_and_every_cell_has_its_key(self, page):
+        tables = re.findall(r"<thead>.*?</table>", page, re.S)
+        assert len(tables) == 3
+        for table in tables:
+            rows = re.findall(r"<tr class.*?</tr>", table)
+            assert {row.count("data-key=") for row in rows} == {table.count("<button>")}
+        assert 'data-key="13100000.0">13.1 M' in page
+
+    def test_markdown_and_csv_stand_beside_it(self, comparison, tmp_path):
+        write_results(tmp_path, comparison)
+        text = (tmp_path / "results.md").read_text()
+        assert markdown_table(comparison) in text
+        assert "Student's t" in text
+        assert (tmp_path / "results.csv").read_text() == csv_table(comparison)
 
     def test_one_run(self, tmp_path):
         write_report(tmp_path / "report.html", report([run("student", "plain", 0, 0.4321)]))
@@ -342,8 +350,8 @@ class TestReport:
         assert "One seed each" in html
 
     def test_names_are_escaped(self, page):
-        assert "<script" not in page
-        assert page.count(">&lt;script&gt;alert(1)&lt;/script&gt;</text>") == 1  # the bars
+        assert page.count("<script") == 1  # ours
+        assert page.count(">&lt;script&gt;alert(1)&lt;/script&gt;</th>") == 1  # the heat map
         assert page.count("</i>&lt;script&gt;alert(1)&lt;/script&gt;") == 1  # the legend
         assert "<title>A &lt;title&gt;</title>" in page
         assert "weight: &lt;3&gt;" in page
@@ -363,7 +371,8 @@ class TestReport:
 
     def test_charts_of_every_term_that_was_logged(self, page):
         titles = re.findall(r'aria-label="([^"]*)"', page)
-        assert titles[:4] == ["mIoU on val (%)", "loss", "cwd", "teacher"]
+        assert titles[1].startswith("Gain over the plain student")
+        assert titles[2:6] == ["mIoU on val (%)", "loss", "cwd", "teacher"]
 
     def test_what_a_term_logs_beside_its_value_stands_with_the_diagnostics(self, tmp_path):
         history = [

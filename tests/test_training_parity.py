@@ -276,7 +276,6 @@ def test_twenty_steps_of_channel_wise_distillation():
             optimizer,
             learning_rate_schedule(settings, STEPS),
             steps=STEPS,
-            seed=0,
         )
     )
     errors = []

@@ -29,6 +29,9 @@ class AugmentOptions:
         crop_size: height and width of the crop, in pixels. Where the scaled image is smaller, it
             is padded below and on the right.
         scale_range: bounds of the random factor by which the image is scaled first.
+        base_size: what the factor is of: the long and the short side of a box, in pixels, that the
+            image is made as large as fits into, as mmsegmentation's `RandomResize(scale=base_size)`
+            does; empty for each image's own size.
         max_class_share: a crop is drawn again while one class covers more than this share of its
             labelled pixels, ten times at most; 1 takes the first.
         flip: mirror every other example, left to right.
@@ -38,6 +41,7 @@ class AugmentOptions:
 
     crop_size: tuple[int, int]
     scale_range: tuple[float, float] = (0.5, 2.0)
+    base_size: tuple[int, int] | tuple[()] = ()
     max_class_share: float = 0.75
     flip: bool = True
     photometric: bool = True
@@ -50,7 +54,7 @@ class Draws(NamedTuple):
     All are final: a factor of 1 and an amount of 0 mean that nothing is done.
 
     Attributes:
-        scale: float32, the factor by which height and width are scaled.
+        scale: float32, the factor by which height and width, or the base size, are scaled.
         corners: float32 `[..., 11, 2]` in 0..1, places of the crop in the room that there is, in
             the order in which they are tried.
         mirrored: bool.

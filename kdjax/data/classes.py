@@ -2,13 +2,13 @@
 
 import csv
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from kdjax.data.builder import IGNORE_LABEL
 from kdjax.data.tree import File
 from kdjax.errors import UserError
 
@@ -39,8 +39,29 @@ class ClassTable:
 
     def ids(self, *, ignored: Iterable[int] = ()) -> dict[int, int]:
         """Class id of each label value, 255 of the `ignored` ones."""
+        # Here and not above: the tables must not need TFDS, as `kdjax.predict` does not.
+        from kdjax.data.builder import IGNORE_LABEL
+
         classes = {label: number for number, label in enumerate(self.labels)}
         return {**dict.fromkeys(ignored, IGNORE_LABEL), **classes}
+
+
+def builders_root() -> pathlib.Path:
+    """The folder of builders: `datasets/` of the checkout, or what KDJAX_DATASETS names."""
+    default = pathlib.Path(__file__).resolve().parents[2] / "datasets"
+    return pathlib.Path(os.environ.get("KDJAX_DATASETS", default))
+
+
+def original_labels(name: str) -> list[int]:
+    """The value that stands for each class of a data set in its original labels.
+
+    Raises:
+        UserError: no such set, or its labels have class ids already.
+    """
+    tables = {path.parent.name: path for path in sorted(builders_root().glob("*/classes.csv"))}
+    if name not in tables:
+        raise UserError(f"{name!r} has no original ids; data sets that do: {', '.join(tables)}")
+    return ClassTable.read(tables[name]).labels
 
 
 def read_table(path: pathlib.Path) -> list[dict[str, str]]:

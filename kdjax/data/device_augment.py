@@ -55,7 +55,7 @@ def _augment(
     held: Held, index: Int[Array, ""], draws: Draws, options: AugmentOptions
 ) -> dict[str, Array]:
     size = held["size"][index]
-    scaled = jnp.maximum(jnp.round(size.astype(jnp.float32) * draws.scale).astype(jnp.int32), 1)
+    scaled = _scaled_size(size, draws.scale, options)
     room = jnp.maximum(scaled - jnp.array(options.crop_size), 0) + 1
     corners = jnp.minimum((draws.corners * room.astype(jnp.float32)).astype(jnp.int32), room - 1)
 
@@ -84,6 +84,21 @@ def _augment(
         else jnp.where(inside[..., None], value, jnp.array(IMAGE_PADDING, jnp.uint8))
         for key, value in crop.items()
     }
+
+
+def _scaled_size(
+    size: Int[Array, "2"], scale: Float[Array, ""], options: AugmentOptions
+) -> Int[Array, "2"]:
+    """Height and width after scaling, in integers where sizes are divided."""
+    if not options.base_size:
+        return jnp.maximum(jnp.round(size.astype(jnp.float32) * scale).astype(jnp.int32), 1)
+    long, short = jnp.max(size), jnp.min(size)
+    to_long, to_short = (
+        jnp.maximum((side * scale).astype(jnp.int32), 1) for side in options.base_size
+    )
+    long_binds = to_long * short < to_short * long
+    target, side = jnp.where(long_binds, to_long, to_short), jnp.where(long_binds, long, short)
+    return jnp.maximum((2 * size * target + side) // (2 * side), 1)
 
 
 def _first_varied(label_at, corners: Int[Array, "T 2"], options: AugmentOptions) -> Int[Array, ""]:

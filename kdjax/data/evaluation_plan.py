@@ -24,6 +24,7 @@ def plan(
     batch_size: int,
     *,
     pad_to: int = 1,
+    exact_below: tuple[int, int] = (0, 0),
     process_index: int = 0,
     process_count: int = 1,
 ) -> list[EvalBatch]:
@@ -35,6 +36,7 @@ def plan(
         images: index, and height and width, of every image of all processes.
         batch_size: images in a batch of all processes together, B.
         pad_to: height and width are padded up to a multiple of this; 1 leaves them.
+        exact_below: a height and a width below these are left in any case.
         process_index: which process this is.
         process_count: how many share the batches.
 
@@ -43,9 +45,8 @@ def plan(
     """
     rows = rows_of_process(batch_size, process_index, process_count)
     groups: dict[tuple[int, int], list[int]] = {}
-    for index, (height, width) in images:
-        padded = (-(-height // pad_to) * pad_to, -(-width // pad_to) * pad_to)
-        groups.setdefault(padded, []).append(index)
+    for index, size in images:
+        groups.setdefault(_padded(size, pad_to, exact_below), []).append(index)
     batches = []
     for size, members in groups.items():
         for start in range(0, len(members), batch_size):
@@ -53,3 +54,18 @@ def plan(
             chunk = [*chunk, *[-1] * (batch_size - len(chunk))]
             batches.append(EvalBatch(size, tuple(chunk[rows.start : rows.stop])))
     return batches
+
+
+def count_shapes(sizes: Iterable[tuple[int, int]], pad_to: int) -> int:
+    """How many sizes are left of these when they are padded as `plan` does."""
+    return len({_padded(size, pad_to) for size in sizes})
+
+
+def _padded(
+    size: tuple[int, int], pad_to: int, exact_below: tuple[int, int] = (0, 0)
+) -> tuple[int, int]:
+    height, width = (
+        side if side < least else -(-side // pad_to) * pad_to
+        for side, least in zip(size, exact_below, strict=True)
+    )
+    return height, width

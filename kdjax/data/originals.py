@@ -9,7 +9,6 @@ import scipy.io
 from jaxtyping import UInt8, UInt16
 from PIL import ExifTags, Image, ImageOps
 
-from kdjax.data.builder import encode_png
 from kdjax.data.tree import File
 from kdjax.errors import UserError
 
@@ -37,7 +36,18 @@ class Photo:
 
     def encode(self) -> bytes:
         """The file itself, byte by byte, or a PNG of the pixels."""
+        # Here and not above: reading images must not need TFDS, as `kdjax.predict` does not.
+        from kdjax.data.builder import encode_png
+
         return self.original or encode_png(np.asarray(self.pixels))
+
+    def encode_tiles(self) -> list[bytes]:
+        """PNG tiles of the pixels; of a JPEG, which decodes fast, the file itself."""
+        if self.original and self.pixels.format == "JPEG":
+            return [self.original]
+        from kdjax.data import tiles
+
+        return tiles.encode(np.asarray(self.pixels))
 
 
 def read_photo(file: File, *, upright: bool = False) -> Photo:

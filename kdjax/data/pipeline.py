@@ -73,8 +73,8 @@ def train_batches(
         return source.fetch(tf.ensure_shape(indices, [len(rows)])), Draws(*draws)
 
     def load(fetched: Any, draws: Draws) -> dict[str, tf.Tensor]:
-        example = source.decode(fetched)
-        return augment(example["image"], example["label"], draws, options)
+        label, read = source.decode(fetched)
+        return augment(read, label, draws, options)
 
     batches = (
         tf.data.Dataset.range(start_step, num_steps)
@@ -96,6 +96,7 @@ def eval_batches(
     batch_size: int,
     indices: Sequence[int] | None = None,
     pad_to: int = 1,
+    exact_below: tuple[int, int] = (0, 0),
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -113,6 +114,8 @@ def eval_batches(
         pad_to: pad images below and on the right, to a height and a width that are multiples of
             this, so that fewer shapes are compiled. What a network says near the padding changes,
             and everywhere where it pools globally (PSPNet); 1 pads nothing.
+        exact_below: leave a height and a width below these as they are, as `Inference.exact_below`
+            of sliding windows, which padding then does not change.
         process_index: which process this is; it reads its own rows alone.
         process_count: n, how many processes share a batch.
 
@@ -133,6 +136,7 @@ def eval_batches(
         zip(indices, sizes, strict=True),
         batch_size,
         pad_to=pad_to,
+        exact_below=exact_below,
         process_index=process_index,
         process_count=process_count,
     )

@@ -1,5 +1,6 @@
-"""Whole-image evaluation: predictions at the labels' size, counted on the device."""
+"""Evaluation: predictions at the labels' size, counted on the device."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
+from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.evaluation.metrics import Scores, confusion_matrix
 from kdjax.models.layers import resize
 from kdjax.models.preprocessing import Preprocessing
@@ -22,26 +24,52 @@ class Predictor:
     Args:
       graphdef: the network's structure.
       preprocessing: how pixels become its input.
+      inference: what it is shown of an image; whole images by default.
+
+    Attributes:
+      inference: as given.
+      shapes: what the network was compiled for, in order; with sliding windows mostly one.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, preprocessing: Preprocessing):
-        def predict(state: Any, images: UInt8[Array, "B H W 3"]) -> Int[Array, "B H W"]:
-            logits = nnx.merge(graphdef, state)(preprocessing(images)).logits
-            logits = resize(logits.astype(jnp.float32), images.shape[1:3])
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        preprocessing: Preprocessing,
+        inference: Inference = WHOLE,
+    ):
+        self.inference = inference
+        self.shapes: list[tuple[int, ...]] = []
+        shapes = self.shapes
 
-        self._predict: Callable[..., Array] = jax.jit(predict)
+        def look(state: Any, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
+            shapes.append(pixels.shape)  # tracing comes here once for each shape
+            logits = nnx.merge(graphdef, state)(preprocessing(pixels)).logits
+            return resize(logits.astype(jnp.float32), pixels.shape[1:3])
+
+        def best(scores: Float[Array, "B H W K"]) -> Int[Array, "B H W"]:
+            return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+        self._look: Callable[..., Array] = jax.jit(look)
+        self._best: Callable[..., Array] = jax.jit(best)
+        self._whole: Callable[..., Array] = jax.jit(lambda *args: best(look(*args)))
 
     def __call__(
-        self, state: Any, images: UInt8[Array, "B H W 3"] | np.ndarray
+        self,
+        state: Any,
+        images: UInt8[Array, "B H W 3"] | np.ndarray,
+        sizes: Int[Array, "B 2"] | np.ndarray | None = None,
     ) -> Int[Array, "B H W"]:
         """Returns the class of every pixel, at the images' own size.
 
         Args:
           state: parameters and running statistics, as `nnx.state(net)` holds them.
-          images: 8-bit RGB images of one size.
+          images: 8-bit RGB images of one size, or padded to one below and on the right.
+          sizes: height and width of each without its padding, which sliding windows then avoid.
         """
-        return self._predict(state, images)
+        if self.inference == WHOLE:
+            return self._whole(state, images)
+        look = functools.partial(self._look, state)
+        return self._best(class_scores(look, jnp.asarray(images), sizes, self.inference))
 
 
 def evaluate(
@@ -58,8 +86,8 @@ def evaluate(
     Args:
       predictor: the network.
       state: its weights.
-      batches: each `image` [B, H, W, 3] uint8 and `label` [B, H, W]; a blank filler image has the
-        label 255 everywhere.
+      batches: each `image` [B, H, W, 3] uint8, `label` [B, H, W] and `size` [B, 2], the image's
+        own height and width; a blank filler image has the label 255 everywhere.
       num_classes: K.
       put: places a batch on the devices.
       reference: the teacher and its weights, for the agreement.
@@ -73,9 +101,11 @@ def evaluate(
             agreeing += int(totals["agreeing"])
             totals, counted = _zeros(num_classes), 0
         counted += batch["label"].size
-        arrays = put({key: batch[key] for key in ("image", "label")})
-        predictions = predictor(state, arrays["image"])
-        theirs = reference[0](reference[1], arrays["image"]) if reference else predictions
+        arrays = put({key: batch[key] for key in ("image", "label", "size")})
+        predictions = predictor(state, arrays["image"], arrays["size"])
+        theirs = predictions
+        if reference:
+            theirs = reference[0](reference[1], arrays["image"], arrays["size"])
         totals = _count(totals, predictions, theirs, arrays["label"])
     confusion += np.asarray(totals["confusion"], np.int64)
     agreeing += int(totals["agreeing"])

@@ -1,65 +1,165 @@
 """Methods side by side: one teacher, and every method of a config over its seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax.config import Config
+from kdjax import processes
+from kdjax.config import Config, default
 from kdjax.errors import UserError
-from kdjax.experiments.run import train
+from kdjax.experiments import jobs, tuning
+from kdjax.experiments.jobs import Job
+from kdjax.experiments.tuning import Choice, Setting
 from kdjax.experiments.workdir import Workdir
+from kdjax.reporting.files import write_atomically
 
 TEACHER = "teacher"
 PLAIN = "plain student"
 
 
-def compare(config: Config, workdir: str, seeds: Sequence[int]) -> list[Workdir]:
-    """Trains what is missing of a comparison and returns the workdirs of all its runs.
+class Comparison(NamedTuple):
+    """What a comparison came to.
 
-    Layout: `teacher/` and `<method>/seed<N>/` in the workdir, each a workdir of `kdjax.train`. A
-    method is a name in `config.compare.methods` with its terms; one without terms is the plain
-    student. Students differ in nothing but their terms and their seed.
+    Attributes:
+      runs: the workdirs of the finished runs: the teacher's, if it was trained, then by seed.
+      students: of each method the workdir of its first finished seed, the plain student first.
+      choices: what was tried on validation.
+      notes: lines on what was tried, and on runs that diverged.
+    """
+
+    runs: list[Workdir]
+    students: dict[str, Workdir]
+    choices: list[Choice]
+    notes: list[str]
+
+
+def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 1) -> Comparison:
+    """Tunes and trains what is missing of a comparison.
+
+    Layout: `teacher/`, `tuning/<method>/<setting>/seed<N>/` and `<method>/seed<N>/` in the workdir,
+    each a workdir of `kdjax.train`, and `tuning.json`. A method is a name in
+    `config.compare.methods` with its terms; one without terms is the plain student. Students differ
+    in nothing but their terms, the weights of these, and their seed. The validation split picks,
+    and only runs with a picked setting see the test split.
+
+    Args:
+      config: as `kdjax.config.default` makes it.
+      workdir: where everything is written.
+      seeds: those of the runs that are reported.
+      parallel: how many runs to have at once; see `kdjax.experiments.jobs`.
 
     Raises:
       UserError: for a mistake in the config, or a workdir of another comparison.
     """
+    _check(config, seeds)
     root = Workdir(workdir)
-    if not config.compare.methods:
-        raise UserError("config.compare.methods is empty; name a method, as {'plain': {}}")
-    if not seeds:
-        raise UserError("--seeds is empty; name a seed, as --seeds 0,1,2")
-    runs = []
+    teacher = _teacher_job(config, root)
     checkpoint = config.teacher.checkpoint
-    if not checkpoint:
-        if not config.teacher.name:
-            raise UserError(
-                "config.teacher names neither a checkpoint nor a network to train as the teacher"
-            )
-        files = Workdir(root.path / TEACHER)
-        train(_teacher_config(config), str(files.path), label=TEACHER, method=TEACHER, role=TEACHER)
-        checkpoint = str(files.student)
-        runs.append(files)
-    for seed in seeds:
-        for name, terms in in_order(config.compare.methods):
-            files = Workdir(root.path / name / f"seed{seed}")
-            train(
-                _student_config(config, terms, checkpoint, seed),
-                str(files.path),
-                label=f"{name}, seed {seed}",
-                method=name if terms else PLAIN,
-                role="taught" if terms else "plain",
-            )
-            runs.append(files)
-    return runs
+    if teacher:
+        jobs.run([teacher])
+        if teacher.files.diverged.exists():
+            raise UserError(teacher.files.why_diverged())
+        checkpoint = str(teacher.files.student)
+    choices = _tune(config, root, checkpoint, parallel)
+    _write_choices(root, choices)
+    settings = {choice.method: choice.best() for choice in choices}
+
+    order = [name for name, _ in in_order(config.compare.methods) if settings[name]]
+    students = [
+        _student_job(config, root, name, setting, checkpoint, seed)
+        for seed in seeds
+        for name in order
+        if (setting := settings[name])
+    ]
+    jobs.run(students, parallel)
+    finished = [job for job in students if job.files.result.exists()]
+    first = {job.method: job.files for job in reversed(finished)}
+    return Comparison(
+        runs=[job.files for job in ([teacher] if teacher else []) + finished],
+        students={name: first[name] for name in map(_title(config), order) if name in first},
+        choices=choices,
+        notes=_notes(choices, students),
+    )
 
 
 def in_order(methods: Config) -> list[tuple[str, Config]]:
     """Methods and their terms, the plain student first: every other is measured against it."""
-    return sorted(methods.items(), key=lambda method: len(method[1]))
+    return sorted(methods.items(), key=lambda method: len(method[1]) > 0)
 
 
-def _teacher_config(config: Config) -> Config:
+def _check(config: Config, seeds: Sequence[int]) -> None:
+    if not config.compare.methods:
+        raise UserError("config.compare.methods is empty; name a method, as {'plain': {}}")
+    if not seeds:
+        raise UserError("--seeds is empty; name a seed, as --seeds 0,1,2")
+    tries = [*config.compare.learning_rates, *config.compare.weight_decays]
+    if tries and all(len(terms) for terms in config.compare.methods.values()):
+        raise UserError(
+            "config.compare.learning_rates and weight_decays are tried by the plain student; add "
+            "'plain': {} to config.compare.methods"
+        )
+    if not config.teacher.checkpoint and not config.teacher.name:
+        raise UserError(
+            "config.teacher names neither a checkpoint nor a network to train as the teacher"
+        )
+
+
+def _tune(config: Config, root: Workdir, checkpoint: str, parallel: int) -> list[Choice]:
+    """The choices of the plain student, if there is one, and then of the methods."""
+    methods = in_order(config.compare.methods)
+    plain = [name for name, terms in methods if not terms]
+    taught = [name for name, terms in methods if terms]
+    untuned = Setting(config.optimizer.learning_rate, config.optimizer.weight_decay)
+
+    def tune(names: Sequence[str], settings: Sequence[Setting]) -> list[Choice]:
+        found = {
+            name: [
+                [
+                    _student_job(config, root, name, setting, checkpoint, seed, settings)
+                    for seed in config.compare.tuning_seeds
+                ]
+                for setting in settings
+            ]
+            for name in names
+        }
+        if len(settings) == 1:
+            return [Choice(name, settings, ()) for name in names]
+        jobs.run([job for rows in found.values() for row in rows for job in row], parallel)
+        return [
+            Choice(
+                name,
+                settings,
+                [[job.files.miou(config.data.val_split) for job in row] for row in rows],
+            )
+            for name, rows in found.items()
+        ]
+
+    choices = tune(plain, tuning.plain_settings(config))
+    chosen = choices[0].best() if choices else untuned
+    if chosen is None:
+        raise UserError(f"{choices[0].describe()}; try lower config.compare.learning_rates")
+    return choices + tune(taught, tuning.method_settings(config, chosen))
+
+
+def _write_choices(root: Workdir, choices: Sequence[Choice]) -> None:
+    tuned = [choice for choice in choices if choice.scores]
+    if tuned and processes.leads():
+        write_atomically(root.path / "tuning.json", tuning.to_json(tuned))
+
+
+def _notes(choices: Sequence[Choice], students: Sequence[Job]) -> list[str]:
+    notes = [choice.describe() for choice in choices if choice.scores]
+    for job in students:
+        if job.files.diverged.exists():
+            notes.append(f"{job.label}: {job.files.why_diverged()}")
+    return notes
+
+
+def _teacher_job(config: Config, root: Workdir) -> Job | None:
     """The teacher's own training: the students' recipe with its network, steps and rate."""
+    if config.teacher.checkpoint:
+        return None
     teacher = config.copy_and_resolve_references()
     with teacher.unlocked():
         for key in ("name", "width", "dtype"):
@@ -69,15 +169,48 @@ def _teacher_config(config: Config) -> Config:
         teacher.terms = ConfigDict()
         teacher.steps = config.compare.teacher_steps
         teacher.optimizer.learning_rate = config.compare.teacher_learning_rate
-        teacher.compare.methods = ConfigDict()
-    return teacher
+        _forget_comparison(teacher)
+    return Job(teacher, Workdir(root.path / TEACHER), TEACHER, TEACHER, TEACHER)
 
 
-def _student_config(config: Config, terms: Config, teacher: str, seed: int) -> Config:
+def _student_job(
+    config: Config,
+    root: Workdir,
+    name: str,
+    setting: Setting,
+    teacher: str,
+    seed: int,
+    among: Sequence[Setting] = (),
+) -> Job:
+    """A run of a method; one of those that choose among settings leaves the test split alone."""
+    terms = config.compare.methods[name]
     student = config.copy_and_resolve_references()
     with student.unlocked():
         student.terms = terms.copy_and_resolve_references()
         student.teacher.checkpoint = teacher if terms else ""
         student.seed = seed
-        student.compare.methods = ConfigDict()
-    return student
+        setting.apply(student)
+        _forget_comparison(student)
+        if among:
+            student.data.test_split = ""
+    place, label = name, f"{name}, seed {seed}"
+    if among:
+        place = f"tuning/{name}/{tuning.name(setting, among)}"
+        label = f"{name}, {tuning.name(setting, among)}, seed {seed}"
+    return Job(
+        student,
+        Workdir(root.path / place / f"seed{seed}"),
+        label,
+        _title(config)(name),
+        "taught" if terms else "plain",
+    )
+
+
+def _title(config: Config) -> Callable[[str], str]:
+    """What a method is called in tables."""
+    return lambda name: name if config.compare.methods[name] else PLAIN
+
+
+def _forget_comparison(run: Config) -> None:
+    """Leaves out what only a comparison reads, so that more methods or seeds may join later."""
+    run.compare = default().compare

@@ -12,12 +12,16 @@ import numpy as np
 from kdjax.config import Config
 from kdjax.data import device_batches
 from kdjax.data.augmentation import AugmentOptions
+from kdjax.data.evaluation_plan import count_shapes
 from kdjax.errors import UserError
 from kdjax.experiments import caching
 
 # Examples whose size is looked at to know what all of them take.
 SIZE_SAMPLE = 64
 PANEL_EXAMPLES = 4
+# From so many shapes of whole images on, compiling may take longer than evaluating.
+MANY_SHAPES = 16
+PAD_TO = 64  # what is recommended then
 
 Batch = Mapping[str, np.ndarray]
 
@@ -91,6 +95,7 @@ class Images:
         return AugmentOptions(
             crop_size=tuple(config.crop_size),
             scale_range=tuple(config.scale_range),
+            base_size=tuple(config.base_size),
             max_class_share=config.max_class_share,
             flip=config.flip,
             photometric=config.photometric,
@@ -130,8 +135,22 @@ class Images:
             process_count=jax.process_count(),
         )
 
-    def eval_batches(self, split: str, *, group: str | None = None) -> Iterator[Batch]:
-        """Every image of a split, or of those whose names a group's expression finds."""
+    def eval_batches(
+        self,
+        split: str,
+        *,
+        group: str | None = None,
+        pad_to: int | None = None,
+        exact_below: tuple[int, int] = (0, 0),
+    ) -> Iterator[Batch]:
+        """Every image of a split, or of those whose names a group's expression finds.
+
+        Args:
+          split: which split.
+          group: a name in `config.data.test_groups`.
+          pad_to: as `kdjax.data.pipeline.eval_batches` takes it; None for `eval_pad_to`.
+          exact_below: likewise.
+        """
         from kdjax.data import pipeline
 
         indices = None
@@ -149,9 +168,23 @@ class Images:
             split,
             batch_size=self._config.eval_batch_size,
             indices=indices,
-            pad_to=self._config.eval_pad_to,
+            pad_to=self._config.eval_pad_to if pad_to is None else pad_to,
+            exact_below=exact_below,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+        )
+
+    def describe_evaluation(self, split: str) -> str:
+        """A line on the shapes that evaluating a split compiles, and what would make them fewer."""
+        sizes = self._set.records(split).sizes(range(self._set.splits[split]))
+        shapes = count_shapes(sizes, self._config.eval_pad_to)
+        line = f"evaluation of {split}: {len(sizes)} images of {shapes} shapes, each compiled once"
+        fewer = count_shapes(sizes, PAD_TO)
+        if shapes <= MANY_SHAPES or fewer >= shapes:
+            return line
+        return (
+            f"{line}; config.data.eval_pad_to={PAD_TO} would make them {fewer}, at scores that are "
+            "not those of exact sizes"
         )
 
     def panel_examples(self) -> list[dict[str, Any]]:

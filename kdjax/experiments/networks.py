@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from kdjax.evaluation.evaluator import Predictor
+from kdjax.evaluation.inference import WHOLE, Inference
 from kdjax.models import saved
 from kdjax.models.saved import NetworkInfo
 
@@ -22,11 +23,11 @@ class Network:
     predictor: Predictor
 
     @classmethod
-    def load(cls, path: str, *, dtype: str = "float32") -> "Network":
+    def load(cls, path: str, *, dtype: str = "float32", inference: Inference = WHOLE) -> "Network":
         """Reads a network checkpoint, or the student of a finished workdir."""
         net, info = saved.load(path, dtype=dtype)
         graphdef, state = nnx.split(net)
-        return cls(info, graphdef, state, Predictor(graphdef, info.preprocessing))
+        return cls(info, graphdef, state, Predictor(graphdef, info.preprocessing, inference))
 
 
 def predict_examples(

@@ -82,6 +82,8 @@ def train(
     processes.say(f"{label}: cache {images.cache.place}: {images.cache.reason}")
     for term in terms:
         processes.say(f"{label}: term {term.describe()}")
+    for split in filter(None, (config.data.val_split, config.data.test_split)):
+        processes.say(f"{label}: {images.describe_evaluation(split)}")
     scoring.check_teacher(label)
     files.claim(config)
 

@@ -38,6 +38,7 @@ class Workdir:
         self.path = epath.Path(path)
         self.config = self.path / "config.json"
         self.result = self.path / "result.json"
+        self.diverged = self.path / "diverged.json"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
@@ -90,6 +91,20 @@ class Workdir:
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes what the run came to; a workdir with a result is a finished one."""
         write_atomically(self.result, json.dumps(result, indent=2) + "\n")
+
+    def note_divergence(self, reason: str) -> None:
+        """Writes why the run ended without a result."""
+        write_atomically(self.diverged, json.dumps({"reason": reason}, indent=2) + "\n")
+
+    def why_diverged(self) -> str:
+        """The reason that `note_divergence` wrote."""
+        return json.loads(self.diverged.read_text())["reason"]
+
+    def miou(self, split: str) -> float:
+        """MIoU of the finished run; NaN where it diverged."""
+        if self.diverged.exists():
+            return math.nan
+        return json.loads(self.result.read_text())["scores"][split]["miou"]
 
     def median_rate(self) -> float:
         """Images per second, the median of what the run logged."""

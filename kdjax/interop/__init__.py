@@ -9,6 +9,7 @@ from kdjax.interop.huggingface import segformer_to_mmseg as segformer_to_mmseg
 from kdjax.interop.mmseg import from_backbone as from_backbone
 from kdjax.interop.mmseg import from_mmseg as from_mmseg
 from kdjax.interop.mmseg import to_mmseg as to_mmseg
+from kdjax.interop.nvlabs import from_nvlabs as from_nvlabs
 from kdjax.interop.origins import BLUE_FIRST as BLUE_FIRST
 from kdjax.interop.origins import IMAGENET as IMAGENET
 from kdjax.interop.origins import has_auxiliary_head as has_auxiliary_head

@@ -6,15 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.errors import UserError
 from kdjax.interop.channel_order import red_first
 from kdjax.interop.mmseg import from_mmseg, weights_of
-from kdjax.interop.renaming import (
-    pooled_image_first,
-    renamed,
-    reversed_stages,
-    without_bias,
-)
+from kdjax.interop.nvlabs import segformer_to_mmseg
+from kdjax.interop.renaming import pooled_image_first, renamed
 from kdjax.models import Segmenter
 
 PROJECT = "CIRKD's PSPNet, DeepLabV3 or SegFormer"
@@ -60,8 +55,6 @@ _STEM = [
 _PLAIN_STEM = [(r"pretrained\.(conv1|bn1)\.", r"backbone.\1.")]
 _STAGES = [(r"pretrained\.(layer[1-4])\.", r"backbone.\1.")]
 
-SEGFORMER_BLOCK = r"block(\d)\.(\d+)"
-
 
 def from_cirkd(
     net: Segmenter, state_dict: Mapping[str, Any], *, new_classifier: bool = False
@@ -81,7 +74,8 @@ def from_cirkd(
         MobileViT); otherwise as `from_mmseg`, in mmsegmentation's names.
     """
     weights = weights_of(state_dict)
-    weights = _segformer(weights) if "linear_pred.weight" in weights else _convolutional(weights)
+    segformer = "linear_pred.weight" in weights
+    weights = segformer_to_mmseg(weights) if segformer else _convolutional(weights)
     from_mmseg(net, weights, new_classifier=new_classifier)
     red_first(net)
 
@@ -117,51 +111,3 @@ def _mobilenet(name: str) -> str | None:
 
 # Blocks of each of MobileNetV2's layers.
 MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
-
-
-def _segformer(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    weights = _fused(without_bias(weights, "linear_fuse.0", "linear_fuse.1"))
-    found = {}
-    for name, array in weights.items():
-        if re.fullmatch(r".*\.mlp\.fc[12]\.weight|linear_c\d\.proj\.weight", name):
-            array = array[..., None, None]
-        if name == "linear_fuse.0.weight":
-            array = reversed_stages(array)
-        # Stages count from 1 there.
-        counted = re.sub(
-            r"^(patch_embed|block|norm|linear_c)(\d)", lambda m: f"{m[1]}{int(m[2]) - 1}", name
-        )
-        found[renamed(counted, SEGFORMER, PROJECT)] = array
-    return found
-
-
-def _fused(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Joins the queries with what holds keys and values."""
-    joined = {}
-    for name, array in weights.items():
-        if ".attn.kv." in name:
-            query = name.replace(".kv.", ".q.")
-            if query not in weights:
-                raise UserError(f"the weights lack {query}")
-            joined[name.replace("kv.", "in_proj_")] = np.concatenate([weights[query], array])
-        elif ".attn.q." not in name:
-            joined[name] = array
-    return joined
-
-
-_BLOCK = r"backbone.layers.\1.1.\2"
-SEGFORMER = [
-    (r"patch_embed(\d)\.proj\.", r"backbone.layers.\1.0.projection."),
-    (r"patch_embed(\d)\.norm\.", r"backbone.layers.\1.0.norm."),
-    (rf"{SEGFORMER_BLOCK}\.norm([12])\.", rf"{_BLOCK}.norm\3."),
-    (rf"{SEGFORMER_BLOCK}\.attn\.in_proj_", rf"{_BLOCK}.attn.attn.in_proj_"),
-    (rf"{SEGFORMER_BLOCK}\.attn\.proj\.", rf"{_BLOCK}.attn.attn.out_proj."),
-    (rf"{SEGFORMER_BLOCK}\.attn\.(sr|norm)\.", rf"{_BLOCK}.attn.\3."),
-    (rf"{SEGFORMER_BLOCK}\.mlp\.fc1\.", rf"{_BLOCK}.ffn.layers.0."),
-    (rf"{SEGFORMER_BLOCK}\.mlp\.dwconv\.dwconv\.", rf"{_BLOCK}.ffn.layers.1."),
-    (rf"{SEGFORMER_BLOCK}\.mlp\.fc2\.", rf"{_BLOCK}.ffn.layers.4."),
-    (r"norm(\d)\.", r"backbone.layers.\1.2."),
-    (r"linear_c(\d)\.proj\.", r"decode_head.convs.\1.conv."),
-    *_sequential("linear_fuse", "decode_head.fusion_conv"),
-    (r"linear_pred\.", "decode_head.conv_seg."),
-]

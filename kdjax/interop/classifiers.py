@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdjax.interop.mmseg import from_backbone, weights_of
+from kdjax.interop.nvlabs import segformer_to_mmseg
 from kdjax.interop.torchvision import from_timm
 from kdjax.models import Segmenter
 from kdjax.models.mobilenet import LAYERS
@@ -19,8 +20,10 @@ def is_classifier(names: list[str]) -> bool:
     """Whether the names are those of an image classifier or of a backbone alone."""
     prefixes = {name.partition(".")[0] for name in names}
     resnet, torchvision, mit = {"layer1", "layer4"}, {"features", "classifier"}, {"layers"}
+    nvlabs = {"patch_embed1", "block1"}
     openmmlab = "backbone" in prefixes <= {"backbone", "head", "neck"}
-    return resnet <= prefixes or torchvision == prefixes or mit == prefixes or openmmlab
+    whole = torchvision == prefixes or mit == prefixes or openmmlab
+    return whole or resnet <= prefixes or nvlabs <= prefixes
 
 
 def from_classifier(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
@@ -29,8 +32,8 @@ def from_classifier(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
     Args:
       net: on the same backbone as the classifier.
       state_dict: arrays as for `from_mmseg`: a ResNet of torchvision, timm or OpenMMLab, a
-        MobileNetV2 of torchvision or OpenMMLab, or SegFormer's Mix Transformer as OpenMMLab
-        publishes it.
+        MobileNetV2 of torchvision or OpenMMLab, or SegFormer's Mix Transformer as its authors or
+        OpenMMLab publish it.
 
     Raises:
       UserError: as `from_mmseg`, in mmsegmentation's names.
@@ -41,6 +44,9 @@ def from_classifier(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
     weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
     # A ResNet's bottlenecks have a `conv2` too, but below its layers.
     kept = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIERS)}
+    if "patch_embed1.proj.weight" in kept:
+        whole = segformer_to_mmseg(kept).items()
+        kept = {name.removeprefix("backbone."): value for name, value in whole}
     if "layers.0.0.projection.weight" in kept:
         from_backbone(net, kept)
     else:

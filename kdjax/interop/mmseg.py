@@ -10,6 +10,7 @@ from flax import nnx
 
 from kdjax.errors import UserError
 from kdjax.interop import attention_names, names
+from kdjax.interop.wrappers import unwrapped
 from kdjax.models import Segmenter
 
 RULES = [*names.RULES, *attention_names.RULES]
@@ -39,7 +40,8 @@ def from_mmseg(
     Args:
       net: a network of `kdjax.models`; also an abstract one, of `nnx.eval_shape`.
       state_dict: NumPy arrays (or what NumPy can read) by name, or a checkpoint that holds them as
-        "state_dict"; names may begin with "module.". Half precision becomes float32.
+        "state_dict"; names may begin with "module.", and of a distiller's file, the student is
+        taken ("student.", "architecture."). Half precision becomes float32.
       new_classifier: leave the classifiers as they are where their number of classes differs.
 
     Raises:
@@ -109,13 +111,13 @@ def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     inner = state_dict.get("state_dict", state_dict)
     arrays = {}
-    for name, value in inner.items():
+    for name, own_name in unwrapped(inner).items():
         if name.endswith(("num_batches_tracked", *attention_names.BUFFERS)):
             continue
-        array = np.asarray(value)
+        array = np.asarray(inner[name])
         if array.dtype == object or not jnp.issubdtype(array.dtype, jnp.number):
             raise UserError(f'the weights hold "{name}", which is no array of numbers')
-        arrays[name.removeprefix("module.")] = array.astype(np.float32, copy=False)
+        arrays[own_name] = array.astype(np.float32, copy=False)
     return arrays
 
 

@@ -8,8 +8,10 @@ from kdjax.interop.cirkd import from_cirkd
 from kdjax.interop.classifiers import from_classifier, is_classifier
 from kdjax.interop.huggingface import segformer_to_mmseg
 from kdjax.interop.mmseg import from_mmseg, weights_of
+from kdjax.interop.nvlabs import from_nvlabs
 from kdjax.interop.torchdistiller import from_torchdistiller
 from kdjax.interop.torchvision import from_torchvision
+from kdjax.interop.wrappers import unwrapped
 from kdjax.models import Segmenter
 from kdjax.models.preprocessing import IMAGENET as IMAGENET_PREPROCESSING
 from kdjax.models.preprocessing import MEAN_ONLY, Preprocessing
@@ -19,6 +21,7 @@ TORCHVISION = "torchvision"
 HUGGINGFACE = "HuggingFace"
 CIRKD = "CIRKD"
 TORCHDISTILLER = "TorchDistiller"
+NVLABS = "SegFormer's authors"
 IMAGENET = "an image classifier"
 
 # What weights of each origin have beside others: the beginnings of some of their names. The first
@@ -36,15 +39,18 @@ BLUE_FIRST = (CIRKD, TORCHDISTILLER)
 
 
 def origin(names: Iterable[str]) -> str:
-    """Returns where weights of these names come from: a key of `MARKS`, or `IMAGENET`.
+    """Returns where weights of these names come from: a key of `READERS`, or `IMAGENET`.
 
     `IMAGENET` is a backbone alone, of whichever project.
 
     Raises:
       UserError: where the names are none of these.
     """
-    names = [name.removeprefix("module.") for name in names]
+    names = list(unwrapped(names).values())
     prefixes = {name.partition(".")[0] for name in names}
+    # They have mmsegmentation's parts, and a head of their own.
+    if "decode_head.linear_pred.weight" in names:
+        return NVLABS
     for project, marks in MARKS.items():
         if marks <= prefixes:
             return project
@@ -55,9 +61,9 @@ def origin(names: Iterable[str]) -> str:
         return IMAGENET
     raise UserError(
         f"weights named {', '.join(names[:3])} and so on are not known; known are those of "
-        "mmsegmentation, torchvision's FCN and DeepLabV3, HuggingFace's SegFormer, CIRKD, "
-        "TorchDistiller, and ResNet, MobileNetV2 and Mix Transformer backbones of torchvision, "
-        "timm and OpenMMLab"
+        "mmsegmentation, torchvision's FCN and DeepLabV3, SegFormer of HuggingFace and of its "
+        "authors, CIRKD, TorchDistiller, and ResNet, MobileNetV2 and Mix Transformer backbones of "
+        "torchvision, timm, OpenMMLab and SegFormer's authors"
     )
 
 
@@ -72,7 +78,7 @@ AUXILIARY = ("auxiliary_head.", "aux_classifier.", "auxlayer.", "dsn.")
 
 def has_auxiliary_head(names: Iterable[str]) -> bool:
     """Whether a network needs its auxiliary head to take the weights of these names."""
-    names = list(names)
+    names = list(unwrapped(names).values())
     if origin(names) == IMAGENET:
         return True
     return any(part in name for name in names for part in AUXILIARY)
@@ -88,6 +94,7 @@ READERS = {
     HUGGINGFACE: _from_huggingface,
     CIRKD: from_cirkd,
     TORCHDISTILLER: from_torchdistiller,
+    NVLABS: from_nvlabs,
 }
 
 

@@ -23,7 +23,7 @@ from kdjax.models.mix_transformer import SIZES, MixTransformer
 from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.psp import PyramidPooling
 from kdjax.models.resnet import DEPTHS, ResNet
-from kdjax.models.segformer import segformer, segformer_linear
+from kdjax.models.segformer import segformer, segformer_linear, segformer_nvlabs
 from kdjax.models.segmenter import Segmenter
 from kdjax.models.separable_aspp import SeparableASPPHead
 from kdjax.models.swin import SwinTransformer
@@ -110,6 +110,7 @@ NETWORKS: dict[str, Callable[..., Segmenter]] = {
 NETWORKS |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
 NETWORKS |= {f"segformer_{size}": partial(segformer, size) for size in SIZES}
 NETWORKS |= {f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES}
+NETWORKS |= {f"segformer_{size}@nvlabs": partial(segformer_nvlabs, size) for size in SIZES}
 # torchvision's, under its own names.
 for _depth in (50, 101):
     _plain = partial(ResNet, _depth, stem="plain")

@@ -7,6 +7,7 @@ DIR/parameters/     parameters and running statistics, by Orbax
 import dataclasses
 import hashlib
 import json
+import textwrap
 from typing import Any
 
 import jax
@@ -22,7 +23,9 @@ from kdjax.models.preprocessing import IMAGENET, Preprocessing
 from kdjax.models.registry import create
 from kdjax.models.segmenter import Segmenter
 
-FORMAT = 1
+FORMAT = 2  # of network.json and of how parameters are named
+CHANNEL_ORDER = "RGB"
+MAX_REASON = 160  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class NetworkInfo:
       class_names: a name per class.
       palette: an RGB colour per class.
       preprocessing: how pixels become its input.
+      channel_order: of the images that it reads and of `preprocessing`: "RGB", for all of kdjax.
       source: where the weights come from, in words.
       fingerprint: hash of the weights; set when they are saved.
     """
@@ -48,6 +52,7 @@ class NetworkInfo:
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, ...], ...]
     preprocessing: Preprocessing = IMAGENET
+    channel_order: str = CHANNEL_ORDER
     source: str = ""
     fingerprint: str = ""
 
@@ -121,9 +126,9 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
                 (directory / "parameters").resolve(), nnx.to_pure_dict(abstract)
             )
     except Exception as error:
-        raise UserError(
-            f"{directory}: the network checkpoint is damaged: {str(error).splitlines()[0]}"
-        ) from error
+        # Orbax may name every array of the tree in one line.
+        reason = textwrap.shorten(str(error).partition("\n")[0], MAX_REASON, placeholder=" ...")
+        raise UserError(f"{directory}: the network checkpoint is damaged: {reason}") from error
     if fingerprint(values) != info.fingerprint:
         raise UserError(f"{directory}: the weights are not those that network.json describes")
     nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.asarray, values))
@@ -146,6 +151,10 @@ def _read_info(path: epath.Path) -> NetworkInfo:
         values = json.loads(path.read_text())
         if values.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of kdjax")
+        if values.get("channel_order", CHANNEL_ORDER) != CHANNEL_ORDER:
+            raise UserError(
+                f"{path}: channel_order is not {CHANNEL_ORDER}, which all networks read"
+            )
         values["preprocessing"] = Preprocessing(*map(tuple, values["preprocessing"]))
         values["class_names"] = tuple(values["class_names"])
         values["palette"] = tuple(map(tuple, values["palette"]))

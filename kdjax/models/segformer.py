@@ -1,4 +1,4 @@
-"""SegFormer (Xie et al., NeurIPS 2021) as three projects build it."""
+"""SegFormer (Xie et al., NeurIPS 2021) as four projects build it."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def _linear(
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
 ) -> Segmenter:
-    """The authors' SegFormer: linear projections, and a wider head from B2 on."""
+    """SegFormer with linear projections, and a wider head from B2 on."""
     backbone = MixTransformer(size, width=width, **layer_norms, dtype=dtype, rngs=rngs)
     head = MLPHead(
         backbone.feature_specs,
@@ -56,10 +56,23 @@ def segformer_linear(size: str, *, auxiliary: bool, **settings: Any) -> Segmente
     return _linear(size, {"epsilon": 1e-5}, {}, **settings)
 
 
-def segformer_cirkd(size: str, *, auxiliary: bool, **settings: Any) -> Segmenter:
-    """Builds CIRKD's SegFormer: the authors' two epsilons, and no dropout in the head.
+# Of the authors' layer norms, those behind a convolution have PyTorch's own epsilon.
+AUTHORS_NORMS = {"epsilon": 1e-6, "conv_epsilon": 1e-5}
+
+
+def segformer_nvlabs(size: str, *, auxiliary: bool, **settings: Any) -> Segmenter:
+    """Builds the authors' own SegFormer.
 
     It has no auxiliary head, whatever `auxiliary` says.
     """
     del auxiliary
-    return _linear(size, {"epsilon": 1e-6, "conv_epsilon": 1e-5}, {"dropout": 0.0}, **settings)
+    return _linear(size, AUTHORS_NORMS, {}, **settings)
+
+
+def segformer_cirkd(size: str, *, auxiliary: bool, **settings: Any) -> Segmenter:
+    """Builds CIRKD's SegFormer: that of the authors without dropout in the head.
+
+    It has no auxiliary head, whatever `auxiliary` says.
+    """
+    del auxiliary
+    return _linear(size, AUTHORS_NORMS, {"dropout": 0.0}, **settings)

@@ -27,6 +27,8 @@ class Schedule(NamedTuple):
       min_learning_rate: at the end.
       weight_decay: of all parameters.
       train_split: what is trained on.
+      base_size: long and short side of what is scaled; empty for the images' own, which on
+        Cityscapes are mmsegmentation's (2048, 1024).
     """
 
     steps: int
@@ -36,15 +38,24 @@ class Schedule(NamedTuple):
     min_learning_rate: float = 1e-4
     weight_decay: float = 5e-4
     train_split: str = "train"
+    base_size: tuple[int, int] | tuple[()] = ()
 
 
 SCHEDULES = {
     "cityscapes": Schedule(80_000, 8, (512, 1024)),
-    "voc2012": Schedule(40_000, 16, (512, 512), train_split="train_aug"),
-    "ade20k": Schedule(80_000, 16, (512, 512)),
-    "pascal_context": Schedule(80_000, 16, (480, 480), learning_rate=0.004, weight_decay=1e-4),
+    "voc2012": Schedule(40_000, 16, (512, 512), train_split="train_aug", base_size=(2048, 512)),
+    "ade20k": Schedule(80_000, 16, (512, 512), base_size=(2048, 512)),
+    "pascal_context": Schedule(
+        80_000, 16, (480, 480), learning_rate=0.004, weight_decay=1e-4, base_size=(520, 520)
+    ),
     "coco_stuff": Schedule(
-        80_000, 16, (512, 512), learning_rate=0.02, min_learning_rate=0.0, weight_decay=1e-4
+        80_000,
+        16,
+        (512, 512),
+        learning_rate=0.02,
+        min_learning_rate=0.0,
+        weight_decay=1e-4,
+        base_size=(2048, 512),
     ),
 }
 
@@ -125,6 +136,7 @@ def _schedule(data: str, pair: str) -> Config:
     config.data.train_split = schedule.train_split
     config.data.batch_size = config.data.eval_batch_size = schedule.batch_size
     config.data.crop_size = schedule.crop_size
+    config.data.base_size = schedule.base_size
     config.optimizer.learning_rate = schedule.learning_rate
     config.optimizer.min_learning_rate = schedule.min_learning_rate
     config.optimizer.weight_decay = schedule.weight_decay

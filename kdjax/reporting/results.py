@@ -139,6 +139,11 @@ class MethodResult:
         return math.nan if None in values else statistics.fmean(values)
 
 
+def teacher_of(methods: Sequence[MethodResult]) -> MethodResult | None:
+    """The teacher, where its own scores are known."""
+    return next((result for result in methods if result.role == "teacher"), None)
+
+
 def plain_student(methods: Sequence[MethodResult]) -> MethodResult | None:
     """The student that gains are counted from."""
     return next((result for result in methods if result.role == "plain"), None)

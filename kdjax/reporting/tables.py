@@ -1,59 +1,100 @@
-"""The table of methods: for the terminal, for Markdown, and as cells for the HTML report."""
+"""The table of methods: for the terminal, Markdown, CSV, and as cells for the HTML report."""
 
+import csv
 import dataclasses
 import datetime
+import io
 import math
 from collections.abc import Sequence
 
-from kdjax.reporting.results import MethodResult, Report, RunSummary, plain_student
+from kdjax.reporting.intervals import LEVEL, Estimate, gain, gap_closed
+from kdjax.reporting.results import (
+    MethodResult,
+    Report,
+    RunSummary,
+    plain_student,
+    teacher_of,
+)
 
 _NONE = "–"
+
+Cell = tuple[str, float | str]
+"""What a reader sees, and what rows are sorted by."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells as text; `rows[i]` is about a network of role `roles[i]`."""
+    """Cells as text; `rows[i]` is about a network of role `roles[i]`, `keys` sort its rows."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    keys: Sequence[Sequence[float | str]]
     roles: Sequence[str]
 
 
 def method_table(report: Report) -> Table:
-    """One row per method: mean over its seeds, and the standard deviation of mIoU."""
+    """One row per method: mean over its seeds, standard deviation, gain with its interval."""
     methods = report.methods()
-    plain = plain_student(methods)
+    plain, teacher = plain_student(methods), teacher_of(methods)
 
-    def cells(result: MethodResult) -> dict[str, str]:
-        gain = math.nan if plain is None or result is plain else result.miou - plain.miou
+    def cells(result: MethodResult) -> dict[str, Cell]:
+        miou = _percent(result.miou)
+        above, closed = gain(result, plain), gap_closed(result, plain, teacher)
         return {
-            "Method": result.method,
-            "mIoU %": _percent(result.miou) + _deviation(result.miou_deviation),
-            "vs plain": _percent(gain, "+"),
+            "Method": (result.method, result.method),
+            "mIoU %": (miou[0] + _deviation(result.miou_deviation), miou[1]),
+            "vs plain": _estimate(above, "+.2f"),
+            "Gap closed %": _estimate(closed, ".0f"),
             "Pixel acc. %": _percent(result.mean("pixel_accuracy")),
             "Agreement %": _percent(result.mean("agreement")),
-            "Seeds": str(len(result.runs)),
+            "Seeds": (str(len(result.runs)), len(result.runs)),
             "Parameters": _count(result.mean("parameters")),
-            "Images/s": f"{result.mean('images_per_second'):,.1f}",
+            "Images/s": _rate(result.mean("images_per_second")),
             "Time": _duration(result.mean("seconds")),
         }
 
     return _table([cells(result) for result in methods], [result.role for result in methods])
 
 
+def note(report: Report) -> str:
+    """What the numbers of the table of methods mean, in sentences; empty for a single row."""
+    methods = report.methods()
+    if len(methods) < 2:
+        return ""
+    plain, teacher = plain_student(methods), teacher_of(methods)
+    said = []
+    if any(len(result.runs) > 1 for result in methods):
+        said.append("Means over the seeds; ± is the standard deviation between them.")
+    else:
+        said.append("One seed each: how much of a difference is chance cannot be told from this.")
+    if plain:
+        said.append("“vs plain” counts points of mIoU.")
+    if any(gain(result, plain).low is not None for result in methods):
+        said.append(
+            f"In brackets, the {LEVEL:.0%} confidence interval of its mean (Student's t on the "
+            "differences by seed)."
+        )
+    if any(gap_closed(result, plain, teacher).low is not None for result in methods):
+        said.append(
+            "“Gap closed” is the share of the way from the plain student to this teacher, with "
+            "Fieller's interval; none where the gap cannot be told from zero."
+        )
+    return " ".join(said)
+
+
 def run_table(report: Report) -> Table:
     """One row per run, with what its training was given."""
 
-    def cells(run: RunSummary) -> dict[str, str]:
+    def cells(run: RunSummary) -> dict[str, Cell]:
         return {
-            "Method": run.method,
-            "Seed": str(run.seed),
-            "Steps": f"{run.steps:,}",
-            "Learning rate": f"{run.learning_rate:g}",
+            "Method": (run.method, run.method),
+            "Seed": (str(run.seed), run.seed),
+            "Steps": (f"{run.steps:,}", run.steps),
+            "Learning rate": (f"{run.learning_rate:g}", run.learning_rate),
             "mIoU %": _percent(run.miou),
             "Pixel acc. %": _percent(run.pixel_accuracy),
             "Agreement %": _percent(run.agreement),
-            "Images/s": f"{run.images_per_second:,.1f}",
+            "Images/s": _rate(run.images_per_second),
             "Time": _duration(run.seconds),
         }
 
@@ -82,28 +123,65 @@ def markdown_table(report: Report) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (table.header, rule, *rows))
 
 
-def _table(rows: Sequence[dict[str, str]], roles: Sequence[str]) -> Table:
+def csv_table(report: Report) -> str:
+    """The table of methods with unrounded numbers: shares of one, seconds; empty where unknown."""
+    methods = report.methods()
+    plain, teacher = plain_student(methods), teacher_of(methods)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fields = ("pixel_accuracy", "agreement", "parameters", "images_per_second", "seconds")
+    intervals = [f"{name}{end}" for name in ("vs_plain", "gap_closed") for end in _ENDS]
+    writer.writerow(["method", "role", "seeds", "miou", "miou_deviation", *intervals, *fields])
+    for result in methods:
+        numbers = [result.miou, result.miou_deviation]
+        numbers += [*gain(result, plain), *gap_closed(result, plain, teacher)]
+        numbers += [result.mean(field) for field in fields]
+        known = ["" if x is None or math.isnan(x) else repr(float(x)) for x in numbers]
+        writer.writerow([result.method, result.role, len(result.runs), *known])
+    return text.getvalue()
+
+
+_ENDS = ("", "_low", "_high")
+
+
+def _table(rows: Sequence[dict[str, Cell]], roles: Sequence[str]) -> Table:
     """Without the columns that nothing has been measured for."""
-    header = [name for name in rows[0] if any(row[name] != _NONE for row in rows)]
-    return Table(header, [[row[name] for name in header] for row in rows], roles)
+    header = [name for name in rows[0] if any(row[name][0] != _NONE for row in rows)]
+    texts, keys = ([[row[name][part] for name in header] for row in rows] for part in (0, 1))
+    return Table(header, [[str(text) for text in row] for row in texts], keys, roles)
 
 
-def _percent(share: float | None, sign: str = "") -> str:
-    return _NONE if share is None or math.isnan(share) else f"{100 * share:{sign}.2f}"
+def _percent(share: float | None) -> Cell:
+    if share is None or math.isnan(share):
+        return _NONE, ""
+    return f"{100 * share:.2f}", share
+
+
+def _estimate(estimate: Estimate, form: str) -> Cell:
+    """In percent or points, `+9.00 [+7.1, +10.9]`."""
+    value, *ends = estimate
+    if math.isnan(value):
+        return _NONE, ""
+    texts = [f"{100 * number:{form}}" for number in (value, *ends) if number is not None]
+    return texts[0] + (f" [{texts[1]}, {texts[2]}]" if len(texts) > 1 else ""), value
 
 
 def _deviation(share: float | None) -> str:
     return "" if share is None or math.isnan(share) else f" ± {100 * share:.2f}"
 
 
-def _count(number: float) -> str:
+def _rate(number: float) -> Cell:
+    return f"{number:,.1f}", number
+
+
+def _count(number: float) -> Cell:
     """A number of parameters, to three digits."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.0f}"
+            return f"{number / size:.3g}{unit}", number
+    return f"{number:.0f}", number
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float) -> Cell:
     """`h:mm:ss`."""
-    return str(datetime.timedelta(seconds=round(seconds)))
+    return str(datetime.timedelta(seconds=round(seconds))), seconds

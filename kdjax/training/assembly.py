@@ -23,6 +23,7 @@ def assemble_state(
         distillation_terms.init_statistics(terms, num_classes),
         optimizers.make_optimizer(config.optimizer, config.steps),
         ema=config.optimizer.ema_decay > 0,
+        seed=config.seed,
     )
 
 
@@ -37,7 +38,6 @@ def assemble_step(
         optimizers.make_optimizer(config.optimizer, config.steps),
         optimizers.learning_rate_schedule(config.optimizer, config.steps),
         steps=config.steps,
-        seed=config.seed,
         accumulate=config.optimizer.accumulate,
         ema_decay=config.optimizer.ema_decay,
     )

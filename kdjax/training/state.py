@@ -17,6 +17,7 @@ class TrainState:
 
     Attributes:
       step: number of steps done.
+      seed: of dropout. Here, and not in the program, so that runs of any seed are one program.
       params: {"student": parameters, "adapters": by term name}, all trained together.
       model_state: the student's running statistics.
       opt_state: the optimizer's.
@@ -25,6 +26,7 @@ class TrainState:
     """
 
     step: Int[Array, ""]
+    seed: Int[Array, ""]
     params: dict[str, Any]
     model_state: nnx.State
     opt_state: optax.OptState
@@ -44,12 +46,14 @@ def create_state(
     optimizer: optax.GradientTransformation,
     *,
     ema: bool,
+    seed: int = 0,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Splits a student into its structure and the initial state of its training."""
     graphdef, student_params, model_state = nnx.split(student, nnx.Param, ...)
     params = {"student": student_params, "adapters": adapters}
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.int32),
         params=params,
         model_state=model_state,
         opt_state=optimizer.init(params),

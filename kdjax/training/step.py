@@ -39,7 +39,6 @@ def make_train_step(
     learning_rate: optax.Schedule,
     *,
     steps: int,
-    seed: int,
     accumulate: int = 1,
     ema_decay: float = 0.0,
 ) -> TrainStep:
@@ -55,8 +54,8 @@ def make_train_step(
       optimizer: applied to the student's parameters and the adapters.
       learning_rate: the schedule inside `optimizer`, for the log.
       steps: length of the run.
-      seed: of dropout.
-      accumulate: micro-batches whose gradients are averaged before one update.
+      accumulate: micro-batches whose gradients are averaged before one update. Each is that of its
+        own losses, means over its own labelled pixels: batch norm and such means see less at once.
       ema_decay: of the moving average of the weights; 0 for none.
     """
 
@@ -71,7 +70,7 @@ def make_train_step(
                 teacher.preprocessing(batch.get("clean", batch["image"]))
             )
         images = student.preprocessing(batch["image"])
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), index)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), index)
 
         def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], tuple[Moving, Metrics]]:
             # Batch statistics change inside: without a copy, flax refuses the outer trace's.
@@ -121,7 +120,9 @@ def make_train_step(
             ema = jax.tree.map(lambda a, x: ema_decay * a + (1 - ema_decay) * x, ema, new)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        state = TrainState(state.step + 1, params, model_state, opt_state, statistics, ema)
+        state = TrainState(
+            state.step + 1, state.seed, params, model_state, opt_state, statistics, ema
+        )
         return state, metrics
 
     return train_step

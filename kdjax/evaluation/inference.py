@@ -1,0 +1,240 @@
+"""How a network looks at images: whole, in sliding windows, at several scales, mirrored.
+
+All of it as mmsegmentation 1.2.2 does it. Windows: `EncoderDecoder.slide_inference`; the last ones
+are shifted inward, scores are summed and divided by how many windows saw the pixel. Scales and
+mirror images: `SegTTAModel.merge_preds`; the scores of each view are resized to the image, and the
+means of their softmax over the classes are compared.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from kdjax.errors import UserError
+
+_STEPS = 1000  # scales are multiples of 1 / 1000, so that host and device round alike
+
+Look = Callable[[Float[Array, "B H W 3"]], Float[Array, "B H W K"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """What a network is shown of an image, and how its scores are merged.
+
+    Attributes:
+      window: height and width of sliding windows, in pixels; None shows whole images. A window is
+        cut down to an image that is smaller.
+      stride: rows and columns between neighbouring windows; None with whole images.
+      scales: the network sees the image at each of these sizes.
+      flip: at each scale it also sees the mirror image.
+    """
+
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.window is None) != (self.stride is None):
+            raise UserError("a window and its stride go together: give both or neither")
+        for window, stride in zip(self.window or (), self.stride or (), strict=True):
+            if not 0 < stride <= window:
+                raise UserError(
+                    f"the stride is {self.stride} and the window {self.window}; a stride must be "
+                    "positive and not above the window, or pixels are left out"
+                )
+        for scale in self.scales:
+            if not (scale > 0 and abs(scale * _STEPS - round(scale * _STEPS)) < 1e-6):
+                raise UserError(f"scale {scale:g}: must be positive, with at most three decimals")
+        if not self.scales or len(set(self.scales)) < len(self.scales):
+            raise UserError(f"scales are {self.scales}; name at least one, and each once")
+
+    @property
+    def exact_below(self) -> tuple[int, int]:
+        """Height and width from which on padding changes nothing: every view fills a window."""
+        if self.window is None:
+            return 0, 0
+        steps = round(min(self.scales) * _STEPS)
+        height, width = (-(-(_STEPS * side - _STEPS // 2) // steps) for side in self.window)
+        return height, width
+
+
+WHOLE = Inference()
+
+
+def scaled(size: Any, scale: float) -> Any:
+    """A side, or an array of sides, at a scale: rounded to whole pixels, halves up."""
+    return (2 * size * round(scale * _STEPS) + _STEPS) // (2 * _STEPS)
+
+
+def class_scores(
+    look: Look,
+    images: UInt8[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"] | np.ndarray | None,
+    inference: Inference,
+) -> Float[Array, "B H W K"]:
+    """Scores of every pixel: logits for a single view, else the mean probabilities of the views.
+
+    A sequence of compiled programs, of which `look` is the one that takes long to compile: all
+    windows, at all scales and of all images that are not smaller than one, have one shape.
+
+    Args:
+      look: the network, as a compiled function from pixels to logits of the same size.
+      images: at the top left of their arrays.
+      sizes: height and width of each image; None where they fill their arrays. Windows stay inside
+        them, so that padding changes nothing from `inference.exact_below` on; whole images are
+        shown with their padding.
+      inference: the views.
+    """
+    height, width = images.shape[1:3]
+    own: Any = sizes
+    if sizes is None or inference.window is None:
+        own = np.broadcast_to(np.array([height, width], np.int32), (images.shape[0], 2))
+    views = list(itertools.product(inference.scales, (False, True) if inference.flip else (False,)))
+    total: Any = None
+    for scale, mirrored in views:
+        view, extents = _view(images, own, scale=scale)
+        if inference.window is None or inference.stride is None:
+            scores = _mirror(look(_mirror(view, mirrored=mirrored)), mirrored=mirrored)
+        else:
+            scores = _slide(look, view, extents, inference.window, inference.stride, mirrored)
+        if scale != 1:
+            scores = _resize(scores, extents, own, room=(height, width))
+        if len(views) == 1:
+            return scores
+        total = _add_softmax(total, scores, share=1 / len(views))
+    return total
+
+
+def _slide(
+    look: Look,
+    images: Float[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    mirrored: bool,
+) -> Float[Array, "B H W K"]:
+    """Mean scores of the windows that see a pixel, one window of every image at a time."""
+    batch, *room = images.shape[:3]
+    shape = min(window[0], room[0]), min(window[1], room[1])
+    grid = tuple(int(_windows(room[i] - shape[i], stride[i])) for i in range(2))
+    sums = None
+    for place in np.ndindex(*grid):
+        windows = _Windows(shape, stride, mirrored)
+        index = np.array(place, np.int32)
+        scores = look(_cut(images, sizes, index, windows=windows))
+        if sums is None:
+            sums = tuple(
+                jnp.zeros((batch, *room, channels), device=images.sharding)
+                for channels in (scores.shape[-1], 1)
+            )
+        sums = _add(sums, scores, sizes, index, windows=windows)
+    return _mean(sums)
+
+
+class _Windows(NamedTuple):
+    """What places windows: their height and width, the stride, on the mirror image or not."""
+
+    shape: tuple[int, int]
+    stride: tuple[int, int]
+    mirrored: bool
+
+    def locate(self, sizes: Array, index: Array) -> tuple[Array, Array]:
+        """Top left of a window in each image [B, 2], and whether an image has it [B]."""
+        last = jnp.maximum(sizes - jnp.array(self.shape), 0)  # where the last one begins
+        start = jnp.minimum(index * jnp.array(self.stride), last)
+        if self.mirrored:
+            start = start.at[:, 1].set(last[:, 1] - start[:, 1])
+        return start, jnp.all(index < _windows(last, jnp.array(self.stride)), axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="windows")
+def _cut(images: Array, sizes: Array, index: Array, *, windows: _Windows) -> Array:
+    """A window of every image [B, h, w, 3], as the network is to see it."""
+    start, _ = windows.locate(sizes, index)
+    cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), (*windows.shape, 3)))
+    return _mirror(cut(images, start), mirrored=windows.mirrored)
+
+
+@functools.partial(jax.jit, static_argnames="windows", donate_argnums=0)
+def _add(
+    sums: tuple[Array, ...], scores: Array, sizes: Array, index: Array, *, windows: _Windows
+) -> tuple[Array, ...]:
+    """Adds a window's scores [B, h, w, K], and one to how often its pixels were seen."""
+    start, seen = windows.locate(sizes, index)
+
+    def add_at(total: Array, values: Array, at: Array) -> Array:
+        old = jax.lax.dynamic_slice(total, (*at, 0), values.shape)
+        return jax.lax.dynamic_update_slice(total, old + values, (*at, 0))
+
+    # The arrays may have room for more windows than an image has.
+    scores = jnp.where(seen[:, None, None, None], scores, 0)
+    times = jnp.broadcast_to(seen[:, None, None, None], (*scores.shape[:3], 1))
+    added = _mirror(scores, mirrored=windows.mirrored), times.astype(jnp.float32)
+    return tuple(jax.vmap(add_at)(*pair, start) for pair in zip(sums, added, strict=True))
+
+
+@jax.jit
+def _mean(sums: tuple[Array, Array]) -> Array:
+    return sums[0] / jnp.maximum(sums[1], 1)
+
+
+@functools.partial(jax.jit, static_argnames="mirrored")
+def _mirror(x: Array, *, mirrored: bool) -> Array:
+    return x[:, :, ::-1] if mirrored else x
+
+
+@functools.partial(jax.jit, static_argnames="share")
+def _add_softmax(total: Array | None, scores: Array, *, share: float) -> Array:
+    probabilities = share * jax.nn.softmax(scores)
+    return probabilities if total is None else total + probabilities
+
+
+@functools.partial(jax.jit, static_argnames="scale")
+def _view(images: Array, sizes: Array, *, scale: float) -> tuple[Array, Array]:
+    """Pixels as float32 at a scale, and the sizes of the images there."""
+    if scale == 1:
+        return images.astype(jnp.float32), sizes
+    extents = scaled(sizes, scale)
+    room = scaled(images.shape[1], scale), scaled(images.shape[2], scale)
+    return _resize(images.astype(jnp.float32), sizes, extents, room=room), extents
+
+
+def _windows(last: Any, stride: Any) -> Any:
+    """How many windows it takes for the last one to begin at `last`."""
+    return (last + stride - 1) // stride + 1
+
+
+@functools.partial(jax.jit, static_argnames="room")
+def _resize(
+    x: Float[Array, "B H W C"],
+    sizes: Int[Array, "B 2"],
+    wanted: Int[Array, "B 2"],
+    *,
+    room: tuple[int, int],
+) -> Float[Array, "B h w C"]:
+    """Resizes each image from its own size to a wanted one, bilinearly without antialiasing.
+
+    What lies beyond `sizes` has no influence; what lies beyond `wanted` repeats the border.
+    """
+    rows, columns = (
+        jax.vmap(_weights, (0, 0, None, None))(sizes[:, i], wanted[:, i], x.shape[1 + i], room[i])
+        for i in range(2)
+    )
+    exact = jax.lax.Precision.HIGHEST
+    x = jnp.einsum("bnh,bhwc->bnwc", rows, x, precision=exact)
+    return jnp.einsum("bmw,bnwc->bnmc", columns, x, precision=exact)
+
+
+def _weights(size: Array, wanted: Array, length: int, room: int) -> Float[Array, "room length"]:
+    """Interpolation from `size` of `length` places to `wanted` of `room`."""
+    positions = (jnp.arange(room) + 0.5) * (size / jnp.maximum(wanted, 1)) - 0.5
+    positions = jnp.clip(positions, 0, jnp.maximum(size - 1, 0))
+    return jnp.maximum(1 - jnp.abs(positions[:, None] - jnp.arange(length)), 0)

@@ -1,0 +1,60 @@
+"""Labels images with a finished student, or any network checkpoint.
+
+python -m kdjax.predict --workdir DIR --images 'photos/**/*.jpg' --output DIR
+
+Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png` and `legend.png`, and says
+how long it took. Photos are turned as their camera noted. Without TensorFlow.
+"""
+
+from absl import flags
+
+from kdjax import command, inference_flags
+from kdjax.data.classes import original_labels
+from kdjax.experiments import environment
+from kdjax.experiments.networks import Network
+from kdjax.experiments.prediction import find_images, label_images
+from kdjax.experiments.workdir import Workdir
+from kdjax.training.sharding import Placement
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "A workdir of kdjax.train, or a network checkpoint.", required=True
+)
+_IMAGES = flags.DEFINE_string(
+    "images", None, "A pattern in quotes; ** stands for any folders.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to write to.", required=True)
+_IDS = flags.DEFINE_string(
+    "ids", None, "Write the original ids of this data set, as cityscapes, not class numbers."
+)
+_OPACITY = flags.DEFINE_float(
+    "opacity", 0.5, "Of the colours over the image.", lower_bound=0, upper_bound=1
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Images labelled at once; by default one on every device.", lower_bound=1
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
+
+
+def main(argv: list[str]) -> None:
+    """Writes the pictures and prints the time."""
+    del argv
+    files = Workdir(_WORKDIR.value)
+    crop_size = files.read_config().data.crop_size if files.config.exists() else None
+    inference = inference_flags.from_flags(crop_size)
+    values = None if _IDS.value is None else original_labels(_IDS.value)
+    found = find_images(_IMAGES.value, _OUTPUT.value, overwrite=_OVERWRITE.value)
+    environment.enable_compilation_cache()
+    timing = label_images(
+        Network.load(_WORKDIR.value, inference=inference),
+        found,
+        _OUTPUT.value,
+        batch_size=_BATCH_SIZE.value or Placement().mesh.size,
+        pad_to=inference_flags.pad_to(1),
+        values=values,
+        opacity=_OPACITY.value,
+    )
+    print(timing)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,236 @@
+"""Tuning on validation, runs that diverge, and several runs at once."""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+
+import pytest
+from ml_collections import ConfigDict
+
+from kdjax import config as configuration
+from kdjax.errors import Preempted, UserError
+from kdjax.experiments import jobs, tuning
+from kdjax.experiments.comparison import compare
+from kdjax.experiments.tuning import Choice, Setting
+from kdjax.experiments.workdir import Workdir
+
+NAN = math.nan
+RATES = [Setting(rate, 5e-4) for rate in (0.1, 0.2, 0.4)]
+
+
+class Trained:
+    """Stands for training: notes every run, and finishes it with a score of its settings."""
+
+    def __init__(self, score):
+        self.score, self.configs = score, {}
+
+    def __call__(self, config, workdir, *, label, method, role):
+        files = Workdir(workdir)
+        files.claim(config)
+        if files.result.exists():
+            return
+        assert label not in self.configs
+        self.configs[label] = config
+        splits = [name for name in (config.data.val_split, config.data.test_split) if name]
+        miou = self.score(config)
+        if math.isnan(miou):
+            raise jobs.Diverged("the run diverged: loss is nan at step 3")
+        files.student.mkdir(parents=True)
+        files.write_result({"scores": {split: {"miou": miou} for split in splits}})
+
+
+@pytest.fixture
+def config():
+    config = configuration.default()
+    config.data.test_split = "test"
+    config.teacher.name = "tiny"
+    config.optimizer.learning_rate = 0.05
+    config.compare.learning_rates = (0.1, 0.2, 0.4)
+    config.compare.weight_decays = (0.0, 5e-4)
+    config.compare.weight_factors = (0.5, 1.0, 2.0)
+    config.compare.tuning_seeds = (7, 8)
+    terms = {"cwd": configuration.term("cwd", schedule="linear", final_weight=1.0)}
+    with config.unlocked():
+        config.compare.methods = ConfigDict(
+            {"cwd": terms, "plain": {}, "nfd": {"nfd": configuration.term("nfd")}}
+        )
+    return config
+
+
+def score(config):
+    """Best at a rate of 0.2 without decay, and with the halved weight of CWD."""
+    far = abs(math.log2(config.optimizer.learning_rate / 0.2)) + config.optimizer.weight_decay
+    if "cwd" in config.terms:
+        far += abs(config.terms.cwd.weight - 1.5)
+    return 0.5 - 0.1 * far + 0.001 * config.seed
+
+
+def test_validation_picks_for_the_plain_student_and_then_for_each_method(
+    config, tmp_path, monkeypatch
+):
+    train = Trained(score)
+    monkeypatch.setattr(jobs, "train", train)
+    comparison = compare(config, str(tmp_path), (0, 1))
+    tuned = {label: run for label, run in train.configs.items() if run.seed in (7, 8)}
+    assert len(tuned) == 2 * (3 * 2 + 3 + 3)
+    assert not any(run.data.test_split for run in tuned.values())
+    # Every method gets the plain student's choice, and as many runs as any other.
+    taught = [run for run in tuned.values() if run.terms]
+    assert {(r.optimizer.learning_rate, r.optimizer.weight_decay) for r in taught} == {(0.2, 0.0)}
+    final = {label: run for label, run in train.configs.items() if run.seed in (0, 1)}
+    assert set(final) == {
+        "teacher",
+        *(f"{name}, seed {seed}" for name in ("plain", "cwd", "nfd") for seed in (0, 1)),
+    }
+    assert all(run.data.test_split for run in final.values())
+    assert final["teacher"].optimizer.learning_rate == config.compare.teacher_learning_rate
+    cwd = final["cwd, seed 1"]
+    assert (cwd.terms.cwd.weight, cwd.terms.cwd.final_weight) == (1.5, 0.5)
+    assert final["nfd, seed 0"].terms.nfd.weight == 1.5  # of equal scores the first
+    assert comparison.notes[0].endswith(
+        "taken: lr0.2_decay0 (at the end of what was tried of weight_decay)"
+    )
+    assert list(comparison.students) == ["plain student", "cwd", "nfd"]
+    written = json.loads((tmp_path / "tuning.json").read_text())
+    assert [entry["method"] for entry in written] == ["plain", "cwd", "nfd"]
+    assert written[0]["taken"]["learning_rate"] == 0.2
+    # All is done: nothing runs again, and another seed adds its own runs alone.
+    compare(config, str(tmp_path), (0, 1, 2))
+    assert len(train.configs) == 1 + 24 + 3 * 3
+
+
+def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
+    for key in ("learning_rates", "weight_decays", "weight_factors"):
+        config.compare[key] = ()
+    train = Trained(score)
+    monkeypatch.setattr(jobs, "train", train)
+    comparison = compare(config, str(tmp_path), (0,))
+    assert len(train.configs) == 4
+    assert train.configs["cwd, seed 0"].optimizer.learning_rate == 0.05
+    assert not comparison.notes
+    assert not (tmp_path / "tuning.json").exists()
+
+
+def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypatch):
+    def breaks(run):
+        nfd = "nfd" in run.terms and (run.terms.nfd.weight < 2 or run.seed == 1)
+        return NAN if nfd else score(run)
+
+    train = Trained(breaks)
+    monkeypatch.setattr(jobs, "train", train)
+    comparison = compare(config, str(tmp_path), (0, 1))
+    assert train.configs["nfd, seed 0"].terms.nfd.weight == 3.0
+    assert [run.path.name for run in comparison.runs if "nfd" in str(run.path)] == ["seed0"]
+    assert comparison.notes[-1] == "nfd, seed 1: the run diverged: loss is nan at step 3"
+    assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-2]
+    before = len(train.configs)
+    assert compare(config, str(tmp_path), (0, 1)).notes == comparison.notes
+    assert len(train.configs) == before
+
+
+def test_a_method_that_diverges_at_every_weight_is_left_out(config, tmp_path, monkeypatch):
+    train = Trained(lambda run: NAN if "nfd" in run.terms else score(run))
+    monkeypatch.setattr(jobs, "train", train)
+    comparison = compare(config, str(tmp_path), (0,))
+    assert list(comparison.students) == ["plain student", "cwd"]
+    assert comparison.notes[-1].endswith("all diverged")
+
+
+def test_a_plain_student_that_always_diverges_ends_it(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "train", Trained(lambda run: NAN if run.seed > 1 else 0.1))
+    with pytest.raises(UserError, match=r"all diverged; try lower config.compare.learning_rates"):
+        compare(config, str(tmp_path), (0,))
+
+
+def test_a_grid_needs_the_plain_student(config, tmp_path):
+    with config.unlocked():
+        del config.compare.methods["plain"]
+    with pytest.raises(UserError, match=r"'plain': \{\}"):
+        compare(config, str(tmp_path), (0,))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([[0.1, 0.3], [0.25, 0.25], [0.2, 0.2]], 1),
+        ([[0.9, NAN], [0.1, 0.1], [0.2, 0.2]], 2),
+        ([[0.2], [0.2], [0.1]], 0),
+        ([[NAN], [NAN], [NAN]], None),
+    ],
+)
+def test_the_choice_is_the_highest_mean_of_settings_that_hold(scores, best):
+    found = Choice("plain", RATES, scores).best()
+    assert found == (None if best is None else RATES[best])
+
+
+def test_a_choice_at_the_end_of_what_was_tried_says_so():
+    assert Choice("plain", RATES, [[0.1], [0.2], [0.1]]).edges() == []
+    assert Choice("plain", RATES, [[0.3], [0.2], [0.1]]).edges() == ["learning_rate"]
+    assert tuning.name(RATES[1], RATES) == "lr0.2"
+
+
+def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):
+    cores = os.sched_getaffinity(0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
+    shares = jobs._shares(2)
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4,5", "6,7"]
+    given = [set(share[jobs.CORES].split(",")) for share in shares]
+    assert set.union(*given) == set(map(str, cores))
+    assert len(cores) == 1 or not set.intersection(*given)
+    with pytest.raises(UserError, match="--parallel is 6, but there are 5 GPUs"):
+        jobs._shares(6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(jobs, "_tpu_chips", lambda: ["0", "1"])
+    shares = jobs._shares(2)
+    assert [share["TPU_VISIBLE_CHIPS"] for share in shares] == ["0", "1"]
+    assert shares[0]["TPU_PROCESS_BOUNDS"] == "1,1,1"
+
+
+def test_a_run_survives_the_way_to_another_process(config):
+    run = jobs.Job(config, Workdir("/some/where"), "cwd, seed 3", "cwd", "taught")
+    again = jobs.Job.from_json(run.to_json())
+    assert configuration.to_json(again.config) == configuration.to_json(config)
+    assert again.files.path == run.files.path
+    assert (again.label, again.method, again.role) == (run.label, run.method, run.role)
+
+
+def pretender(tmp_path, monkeypatch, script):
+    """A program in the place of Python that notes each start, with its cores, and runs `script`."""
+    path, notes = tmp_path / "python", tmp_path / "notes"
+    path.write_text(f'#!/bin/sh\ncat > /dev/null\necho "${jobs.CORES}" >> {notes}\n{script}\n')
+    path.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
+    return notes
+
+
+def four_jobs(config, tmp_path):
+    return [
+        jobs.Job(config, Workdir(tmp_path / name), name, name, "plain")
+        for name in ("one", "two", "three", "four")
+    ]
+
+
+def test_runs_at_once_that_fail_are_named(config, tmp_path, monkeypatch):
+    notes = pretender(tmp_path, monkeypatch, "exit 2")
+    with pytest.raises(UserError, match=r"4 of 4 runs did not end well: one, two, three, four"):
+        jobs.run(four_jobs(config, tmp_path), parallel=2)
+    assert set(notes.read_text().split()) == {"4", "5"}
+
+
+def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(config, tmp_path, monkeypatch):
+    notes = pretender(tmp_path, monkeypatch, "exec sleep 60")
+
+    def stop():
+        while not notes.exists() or len(notes.read_text().split()) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Preempted, match="have saved"):
+        jobs.run(four_jobs(config, tmp_path), parallel=2)
+    assert len(notes.read_text().split()) == 2
