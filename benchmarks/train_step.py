@@ -65,8 +65,10 @@ METHODS = flags.DEFINE_list(
 )
 ROUNDS = flags.DEFINE_integer("rounds", 20, "Turns of each, after the first, which compiles.", 1)
 STEPS = flags.DEFINE_integer("steps_per_turn", None, "10 on a GPU, else 1, where not given.", 1)
-CHECKED_STEPS = 5
-TOLERANCE = 1e-3
+# How far a loss may be off, relative to itself, in the first steps: rounding grows with each.
+TOLERANCES = (1e-4, 1e-3, 1e-2)
+# A fresh classifier's scores are next to nothing; a teacher has something to say.
+TEACHER_SCALE = 30
 STEPS_ALONE = 3
 PLAIN = "plain, teacher unread"
 
@@ -84,7 +86,9 @@ def main(argv: list[str]) -> None:
     name, first = next(iter(works.items()))
     if not torch_side.supports(first):
         raise UserError(f"benchmarks/torch has no {name}; begin --methods with one that it has")
-    print(f"{describe(plain)}\n\n{check(first)}\n\n{take_turns({PLAIN: plain, **works}, on_gpu)}")
+    print(describe(plain), flush=True)
+    print(f"\n{check(first)}", flush=True)
+    print(f"\n{take_turns({PLAIN: plain, **works}, on_gpu)}", flush=True)
     print(f"\n{compare_alone(name, first, on_gpu)}\n\n{versions()}")
 
 
@@ -116,23 +120,29 @@ def check(work: Work) -> str:
     """Holds the losses of the first steps in float32 against each other.
 
     Raises:
-      AssertionError: where one differs by more than `TOLERANCE`.
+      AssertionError: where one differs by more than its step's tolerance.
     """
     work = dataclasses.replace(work, dtype="float32")
-    batches = [work.batch(seed) for seed in range(CHECKED_STEPS)]
+    batches = [work.batch(seed) for seed in range(len(TOLERANCES))]
+    # GPUs would multiply in TF32.
     torch.backends.cudnn.allow_tf32 = False
-    with jax.default_matmul_precision("float32"):
+    precise = "float32" if jax.default_backend() == "gpu" else None
+    with jax.default_matmul_precision(precise):
         ours, theirs = same_weights(work, batches)
-        errors = {}
-        for batch in batches:
-            expected, found = theirs.step(batch), ours.step(batch)
-            for name, value in expected.items():
-                error = abs(float(found[name]) / float(value) - 1)
-                errors[name] = max(errors.get(name, 0.0), error)
+        steps = [differences(ours.step(batch), theirs.step(batch)) for batch in batches]
     torch.backends.cudnn.allow_tf32 = True
-    text = ", ".join(f"{name} {error:.0e}" for name, error in errors.items())
-    assert max(errors.values()) <= TOLERANCE, f"the sides do not compute the same: {text}"
-    return f"Worst relative difference in {CHECKED_STEPS} steps of float32: {text}."
+    worst = [max(found, key=found.__getitem__) for found in steps]
+    text = ", ".join(
+        f"{found[name]:.0e} ({name})" for found, name in zip(steps, worst, strict=True)
+    )
+    for found, name, tolerance in zip(steps, worst, TOLERANCES, strict=True):
+        assert found[name] <= tolerance, f"the sides do not compute the same: {text}"
+    return f"Worst relative difference of a loss in the first steps, in float32: {text}."
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+    """Relative differences of the losses that PyTorch has."""
+    return {name: abs(float(found[name]) / float(value) - 1) for name, value in expected.items()}
 
 
 def same_weights(work: Work, batches: list[Any]) -> tuple[kdjax_side.Side, torch_side.Side]:
@@ -148,6 +158,7 @@ def same_weights(work: Work, batches: list[Any]) -> tuple[kdjax_side.Side, torch
     teacher = theirs.trainer.teacher
     assert teacher is not None
     settle(teacher, batches)
+    teacher.decode_head.conv_seg.weight.data *= TEACHER_SCALE
     weights = {name: value.cpu().numpy() for name, value in teacher.state_dict().items()}
     interop.from_mmseg(ours.teacher, weights)
     ours.start()

@@ -53,7 +53,7 @@ class Execution:
         if device == "cuda":
             # Picks the fastest of cuDNN's algorithms for the one shape that there is.
             torch.backends.cudnn.benchmark = True
-        return cls(device, channels_last=True, bfloat16=bfloat16, compiled=True)
+        return cls(device, channels_last=True, bfloat16=bfloat16, compiled=device == "cuda")
 
 
 def normalise(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
