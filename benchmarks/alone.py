@@ -3,8 +3,7 @@
     python -m benchmarks.alone pytorch|kdjax WORK STEPS
 
 WORK is `Work.to_json()`. Prints one line of JSON: the clock after the first step, and the peak of
-memory in bytes, on a GPU of the arrays, else of the resident process: `peak` of all and `stepping`
-once everything is compiled.
+memory in bytes, on a GPU of the arrays, else of the resident process.
 """
 
 import importlib
@@ -27,25 +26,19 @@ def main() -> None:
     side = importlib.import_module(SIDES[name]).Side(work)
     side.step(batch)
     side.wait()
-    first_step, peak = time.time(), resident_peak()
-    forget_peak()
+    first_step = time.time()
     for _ in range(int(steps)):
         side.step(batch)
     side.wait()
-    stepping = resident_peak()
-    if side.on_gpu:
-        peak = stepping = side.device_peak()
-    found = {"first_step": first_step, "peak": max(peak, stepping), "stepping": stepping}
-    print(json.dumps(found))
-
-
-def forget_peak() -> None:
-    """Lets Linux count the peak of resident memory from now on."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    peak = side.device_peak() if side.on_gpu else resident_peak()
+    print(json.dumps({"first_step": first_step, "peak": peak}))
 
 
 def resident_peak() -> int:
-    """Peak of resident memory since `forget_peak`, in bytes."""
+    """Peak of resident memory in bytes.
+
+    Not `getrusage`'s, which begins with that of the process that started this one.
+    """
     for line in STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

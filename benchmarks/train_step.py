@@ -231,11 +231,8 @@ def compare_alone(name: str, work: Work, on_gpu: bool) -> str:
     """Memory and the time to the first step of each side in a process of its own, as a table."""
     ours, theirs = (alone(side, work) for side in ("kdjax", "pytorch"))
     rows = {"time to the first step, s": [x["seconds"] for x in (ours, theirs)]}
-    if on_gpu:
-        rows["peak of arrays, MiB"] = [x["peak"] / 2**20 for x in (ours, theirs)]
-    else:
-        rows["peak of the process, MiB"] = [x["peak"] / 2**20 for x in (ours, theirs)]
-        rows["that of later steps, MiB"] = [x["stepping"] / 2**20 for x in (ours, theirs)]
+    peak = "peak of arrays, MiB" if on_gpu else "peak of the process, MiB"
+    rows[peak] = [x["peak"] / 2**20 for x in (ours, theirs)]
     lines = [f"| {name}, alone | kdjax | PyTorch | ratio |", "| --- | ---: | ---: | ---: |"]
     lines += [f"| {row} | {a:.1f} | {b:.1f} | {a / b:.2f} |" for row, (a, b) in rows.items()]
     return "\n".join(lines)

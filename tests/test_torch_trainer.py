@@ -63,7 +63,7 @@ def test_the_sides_have_the_same_losses_and_their_steps_are_compared(
     monkeypatch.setattr(
         train_step,
         "alone",
-        lambda side, work: dict.fromkeys(("seconds", "peak", "stepping"), figures[side] * 2**20),
+        lambda side, work: dict.fromkeys(("seconds", "peak"), figures[side] * 2**20),
     )
     train_step.main([])
     printed = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_a_side_alone_tells_its_memory(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["alone", "pytorch", TINY.to_json(), "1"])
     alone.main()
     found = json.loads(capsys.readouterr().out)
-    assert found["peak"] >= found["stepping"] > 2**20
+    assert found["peak"] > 2**20 and found["first_step"] > 0
 
 
 def test_gradients_are_clipped():
