@@ -13,7 +13,7 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2  # pyright: ignore[reportMissingImports]
@@ -24,10 +24,12 @@ from absl import app, flags
 from benchmarks import input_torch, made_up
 from kdjax.data import pipeline
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import augment, distort
+from kdjax.data.augment import augment
 from kdjax.data.augmentation import AugmentOptions, Draws, draw
+from kdjax.data.distortion import distort
 from kdjax.data.held import HeldExamples
-from kdjax.data.records import Records, decode
+from kdjax.data.records import Records, Source, decode
+from kdjax.data.tiles import whole
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", 1)
@@ -50,32 +52,32 @@ def main(argv: list[str]) -> None:
             directory = pathlib.Path(folder) / kind
             paths = made_up.write(directory, kind, COUNT)
             records = made_up.as_records(paths, directory / "examples.array_record")
+            sources = {"kdjax": records}
+            if kind == "cityscapes":
+                tiled = directory / "tiles.array_record"
+                sources["kdjax, --tiles"] = made_up.as_records(paths, tiled, tiled=True)
             options = AugmentOptions(crop_size)
-            compare(kind, paths, records, options)
-            for stage, milliseconds in stages(records, options).items():
-                print(f"    {stage:32} {milliseconds:6.2f} ms of processor time an image")
+            held = HeldExamples(records.decoded(range(len(records))))
+            compare(kind, paths, sources | {"kdjax, cache host": held}, options)
+            for name, source in sources.items():
+                print(f"    milliseconds of processor time an image, {name}:")
+                for stage, milliseconds in stages(source, options).items():
+                    print(f"        {stage:32} {milliseconds:6.2f}")
 
 
-def compare(kind: str, paths: Any, records: Records, options: AugmentOptions) -> None:
+def compare(
+    kind: str, paths: list[made_up.Pair], sources: Mapping[str, Source], options: AugmentOptions
+) -> None:
     """Prints the rates, and their ratios to PyTorch's of the same round."""
-    ours, held = (
-        pipeline.train_batches(
-            source,
-            batch_size=BATCH_SIZE,
-            seed=0,
-            num_steps=10**9,
-            options=options,
-            num_threads=WORKERS.value,
-        )
-        for source in (records, HeldExamples(records.decoded(range(len(records)))))
-    )
+    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0, "num_steps": 10**9}
+    settings |= {"options": options, "num_threads": WORKERS.value}
     theirs = iter(input_torch.loader(paths, options.crop_size, BATCH_SIZE, WORKERS.value))
     workers = [worker.pid for worker in theirs._workers]  # type: ignore[attr-defined]
     turns: dict[str, tuple[Iterator[Any], Callable[[], float]]] = {
         "PyTorch": (theirs, lambda: processor_time(workers)),
-        "kdjax": (ours, time.process_time),
-        "kdjax, cache host": (held, time.process_time),
     }
+    for name, source in sources.items():
+        turns[name] = (pipeline.train_batches(source, **settings), time.process_time)
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
     for _ in range(ROUNDS.value + 1):
         for name, (batches, clock) in turns.items():
@@ -126,12 +128,19 @@ def stages(records: Records, options: AugmentOptions) -> dict[str, float]:
     def augmented(chosen: AugmentOptions) -> Callable[[Any, Draws], Any]:
         @tf.function(reduce_retracing=True)
         def run(example: Any, draws: Draws) -> Any:
-            return augment(example["image"], example["label"], draws, chosen)
+            window = whole(example["image"])
+            return augment(lambda begin, end: window, example["label"], draws, chosen)
 
         return run
 
-    serialized, reading = timed(lambda row: records.read([row])[0], indices)
-    examples, decoding = timed(decode, serialized)
+    @tf.function(reduce_retracing=True)
+    def decoded_crop(record: Any, draws: Draws) -> Any:
+        label, read = records.decode(record)
+        return augment(read, label, draws, plain)
+
+    serialized, reading = timed(lambda row: tf.constant(records.read([row])[0]), indices)
+    _, decoding = timed(decoded_crop, serialized, draws)
+    examples = [decode(record) for record in serialized]
     crops, geometry = timed(augmented(plain), examples, draws)
     _, choosing = timed(augmented(varied), examples, draws)
     images = [crop["image"] for crop in crops]
@@ -140,7 +149,7 @@ def stages(records: Records, options: AugmentOptions) -> dict[str, float]:
     _, batching = timed(tf.stack, batched)
     return {
         "read": reading,
-        "decode": decoding,
+        "decode image and label": decoding - geometry,
         "scale, crop, flip and pad": geometry,
         "look for a crop of several classes": choosing - geometry,
         "colour": colour,

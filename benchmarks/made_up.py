@@ -1,13 +1,16 @@
 """Made-up examples of the sizes of well-known data sets, as files and as records."""
 
+import itertools
 import pathlib
 
 import cv2  # pyright: ignore[reportMissingImports]
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
-from kdjax.data._tensorflow import tf
+from kdjax.data.builder import encode_png
+from kdjax.data.originals import read_photo, read_values
 from kdjax.data.records import Records
+from kdjax.data.shards import write_shard
+from kdjax.data.tree import File
 
 # Height, width and file type of the images.
 SIZES = {"cityscapes": (1024, 2048, ".png"), "ade20k": (512, 683, ".jpg")}
@@ -40,17 +43,19 @@ def write(directory: pathlib.Path, kind: str, count: int) -> list[Pair]:
     return paths
 
 
-def as_records(paths: list[Pair], file: pathlib.Path, repeats: int = 1) -> Records:
-    """Writes the files, unchanged, into a record file, all of them `repeats` times."""
-    writer = ArrayRecordWriter(str(file), "group_size:1")
-    for _ in range(repeats):
-        for image, label in paths:
-            values = {"image": image.read_bytes(), "label": label.read_bytes(), "name": b""}
-            features = {
-                key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-                for key, value in values.items()
-            }
-            example = tf.train.Example(features=tf.train.Features(feature=features))
-            writer.write(example.SerializeToString())
-    writer.close()
-    return Records([str(file)], len(paths) * repeats)
+def as_records(
+    paths: list[Pair], file: pathlib.Path, repeats: int = 1, *, tiled: bool = False
+) -> Records:
+    """Writes the files into a record file as `kdjax.prepare` does, all of them `repeats` times."""
+
+    def converted(image: pathlib.Path, label: pathlib.Path) -> dict[str, bytes | list[bytes]]:
+        photo = read_photo(File.on_disk(image))
+        return {
+            "image": photo.encode_tiles() if tiled else photo.encode(),
+            "label": encode_png(read_values(File.on_disk(label))),
+            "name": image.stem.encode(),
+        }
+
+    examples = [converted(*pair) for pair in paths]
+    count, _ = write_shard(file, itertools.chain.from_iterable([examples] * repeats))
+    return Records([str(file)], count)

@@ -79,10 +79,8 @@ def main(argv: list[str]) -> None:
     if on_gpu != torch.cuda.is_available():
         raise UserError("one of JAX and PyTorch sees a GPU and the other does not: compare alike")
     plain = chosen_work(GPU if on_gpu else CPU)
-    works = {
-        name: dataclasses.replace(plain, terms=terms.to_dict())
-        for name, terms in recipes(METHODS.value).items()
-    }
+    chosen: dict[str, Any] = recipes(METHODS.value).to_dict()
+    works = {name: dataclasses.replace(plain, terms=terms) for name, terms in chosen.items()}
     name, first = next(iter(works.items()))
     if not torch_side.supports(first):
         raise UserError(f"benchmarks/torch has no {name}; begin --methods with one that it has")
@@ -158,7 +156,7 @@ def same_weights(work: Work, batches: list[Any]) -> tuple[kdjax_side.Side, torch
     teacher = theirs.trainer.teacher
     assert teacher is not None
     settle(teacher, batches)
-    teacher.decode_head.conv_seg.weight.data *= TEACHER_SCALE
+    teacher.get_parameter("decode_head.conv_seg.weight").data *= TEACHER_SCALE
     weights = {name: value.cpu().numpy() for name, value in teacher.state_dict().items()}
     interop.from_mmseg(ours.teacher, weights)
     ours.start()

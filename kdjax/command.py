@@ -1,35 +1,55 @@
 """Runs a command: a mistake of the user becomes one line on stderr and exit status 2."""
 
+import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from kdjax.errors import UserError
+from kdjax import processes
+from kdjax.errors import Preempted, UserError
+
+# What a disk says that is full or may not be written to.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags, calls `main` with the remaining arguments, and exits.
 
-    Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax.
+    Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax, 75
+    when it is to be started again: it was asked to stop and has saved what it had done, or another
+    process of the run died.
     """
     name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    # Libraries report their progress at level INFO; what a user needs, kdjax prints itself.
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # Libraries report progress and failures with tracebacks; what a user needs, kdjax prints.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
 
     def guarded(argv: list[str]) -> None:
         try:
             main(argv)
+            processes.part()
         except UserError as error:
-            _fail(name, str(error))
+            _print_error(name, str(error))
+            processes.leave(2)
+        except Preempted as error:
+            print(f"{name}: stopped as asked: {error}", file=sys.stderr)
+            processes.leave(processes.AGAIN)
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted", file=sys.stderr)
-            sys.exit(130)
+            processes.leave(130)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK:
+                _print_error(name, f"{error.filename or '--workdir'}: {error.strerror}")
+                processes.leave(2)
+            processes.wait_for_verdict()
+            traceback.print_exc()
+            processes.leave(1)
 
     app.run(guarded, flags_parser=lambda argv: _parse(name, argv))
 
@@ -47,5 +67,9 @@ def _parse(name: str, argv: list[str]) -> list[str]:
 
 
 def _fail(name: str, message: str) -> NoReturn:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    _print_error(name, message)
     sys.exit(2)
+
+
+def _print_error(name: str, message: str) -> None:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)

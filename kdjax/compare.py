@@ -7,7 +7,7 @@ import dataclasses
 
 from absl import flags
 
-from kdjax import command
+from kdjax import command, processes
 from kdjax import config as configuration
 from kdjax.errors import UserError
 from kdjax.experiments import environment, reports
@@ -28,15 +28,19 @@ _SEEDS = flags.DEFINE_list("seeds", None, "Seeds, as 0,1,2; by default those of 
 _PARALLEL = flags.DEFINE_integer(
     "parallel", 1, "Runs at once, each with its share of the accelerators, or else of the cores.", 1
 )
+_PROCESSES = processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
     """Trains what is missing, prints the tables and writes the report."""
     del argv
     config = configuration.from_flag(_CONFIG)
+    processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     seeds = config.compare.seeds if _SEEDS.value is None else _integers(_SEEDS.value)
     comparison = compare(config, _WORKDIR.value, seeds, _PARALLEL.value)
+    if not processes.leads():
+        return
     runs = comparison.runs
 
     panels = {TEACHER: config.teacher.checkpoint or str(runs[0].student)}

@@ -69,6 +69,7 @@ def default() -> Config:
     config.steps = 1000
     config.log_every = 50
     config.eval_every = 500  # steps; also when a checkpoint is written
+    config.checkpoint_every = 500  # steps; further checkpoints between evaluations, 0 for none
     config.export = "last"  # which weights become the exported student: "last" or "best" on val
 
     config.data = ConfigDict()
@@ -93,8 +94,14 @@ def default() -> Config:
     config.data.weight = 1  # of this set in a mixture
     config.data.mixture = ConfigDict()  # label -> extra_set(...), trained on beside this set
 
+    config.mesh = ConfigDict()  # devices along each axis; -1 for all that remain
+    config.mesh.data = -1  # images of a batch
+    config.mesh.fsdp = 1  # images, and weights and optimizer state with them
+    config.mesh.space = 1  # rows of each image
+
     config.student = ConfigDict(network("pspnet_r18"))
     config.student.auxiliary = True
+    config.student.batch_norm = "global"  # statistics of the whole batch, or "per_device"
     config.student.checkpoint = ""  # weights to start from, of the whole network
     config.student.backbone = ""  # or of its backbone alone, from any network that has the same
 
@@ -228,6 +235,7 @@ def validate(config: Config) -> None:
             raise UserError(f"config.{key} is {value}; it must be positive")
     choices = {
         "export": (config.export, ("last", "best")),
+        "student.batch_norm": (config.student.batch_norm, ("global", "per_device")),
         "optimizer.name": (config.optimizer.name, ("sgd", "adamw")),
         "data.cache": (config.data.cache, ("none", "host", "device", "auto")),
         "teacher.view": (config.teacher.view, ("student", "clean")),
@@ -254,6 +262,10 @@ def validate(config: Config) -> None:
     low, high = config.data.scale_range
     if low > high:
         raise UserError(f"config.data.scale_range is {low, high}; the first must not be larger")
+    if config.checkpoint_every < 0:
+        raise UserError(
+            f"config.checkpoint_every is {config.checkpoint_every}; it must be 0 or more"
+        )
     if not 0 <= config.optimizer.ema_decay < 1:
         raise UserError(f"config.optimizer.ema_decay is {config.optimizer.ema_decay}; use 0 to 1")
     if config.data.batch_size % config.optimizer.accumulate:

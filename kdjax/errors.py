@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user rather than of the program."""
+"""The exceptions that are no faults of the program: mistakes of the user, and being stopped."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     Its message is one line that names what is wrong and what would be right. The commands print it
     without a traceback and exit with status 2.
     """
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and what it had done is saved; its message says where."""

@@ -6,7 +6,7 @@ python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
 
 from absl import flags
 
-from kdjax import command, inference_flags
+from kdjax import command, inference_flags, processes
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.experiments import environment
@@ -24,9 +24,13 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 
 
+_PROCESSES = processes.define_flags()
+
+
 def main(argv: list[str]) -> None:
     """Prints mIoU, pixel accuracy and the IoU of every class."""
     del argv
+    processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     config = Workdir(_WORKDIR.value).read_config()
     images = Images(config.data)
@@ -38,11 +42,11 @@ def main(argv: list[str]) -> None:
             f"the network scores {network.info.num_classes} classes, the data set has "
             f"{images.num_classes}"
         )
-    placement = Placement()
+    placement = Placement(config.mesh)
     placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
     scores = evaluate(
         network.predictor,
-        network.state,
+        placement.put_state(network.state),
         images.eval_batches(
             split,
             pad_to=inference_flags.pad_to(config.data.eval_pad_to),
@@ -53,8 +57,8 @@ def main(argv: list[str]) -> None:
     )
     width = max(map(len, images.class_names))
     for name, iou in zip(images.class_names, scores.iou, strict=True):
-        print(f"{name:{width}}  {100 * iou:6.2f} %")
-    print(
+        processes.say(f"{name:{width}}  {100 * iou:6.2f} %")
+    processes.say(
         f"{split}: mIoU {100 * scores.miou:.2f} %, "
         f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %"
     )

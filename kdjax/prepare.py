@@ -1,6 +1,7 @@
 """Converts a data set's original files to records, once, and prints what came of it.
 
 python -m kdjax.prepare cityscapes --source DIR --data_dir data
+python -m kdjax.prepare cityscapes --source DIR --data_dir data --tiles
 python -m kdjax.prepare folder --source DIR --data_dir data --ignore 11
 python -m kdjax.prepare shapes
 python -m kdjax.prepare cityscapes --data_dir data --verify
@@ -25,6 +26,11 @@ _IGNORE = flags.DEFINE_multi_string(
 )
 _CLASSES = flags.DEFINE_integer(
     "classes", None, "pascal_context: 59 classes, or 60 with background."
+)
+_TILES = flags.DEFINE_bool(
+    "tiles",
+    False,
+    "Hold images that are no JPEG as PNG tiles, without loss: crops decode only those they show.",
 )
 _SKIP_DAMAGED = flags.DEFINE_bool(
     "skip_damaged", False, "Leave damaged files out, and list them, instead of ending at the first."
@@ -62,6 +68,8 @@ def _prepare(name: str) -> sets.PreparedSet:
         options["ignore"] = _label_values(_IGNORE.value)
     if _CLASSES.value is not None:
         options["classes"] = _CLASSES.value
+    if _TILES.value:
+        options["tiles"] = True
     return sets.prepare(
         name,
         _DATA_DIR.value,

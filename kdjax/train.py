@@ -7,8 +7,9 @@ python -m kdjax.train --config configs/X.py --workdir DIR [--config.key=value ..
 
 from absl import flags
 
-from kdjax import command
+from kdjax import command, processes
 from kdjax import config as configuration
+from kdjax.distillation.terms import need_teacher
 from kdjax.experiments import environment, reports
 from kdjax.experiments.images import Images
 from kdjax.experiments.run import train
@@ -21,6 +22,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is written; one that is there is continued.", required=True
 )
 _PROFILE = flags.DEFINE_string("profile", None, "Steps to trace, as 20:25.")
+_PROCESSES = processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -28,6 +30,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = configuration.from_flag(_CONFIG)
     profiled = profiling.steps_of(_PROFILE.value, config.steps) if _PROFILE.value else None
+    processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     files = Workdir(_WORKDIR.value)
     method = " + ".join(config.terms) if config.terms else "plain student"
@@ -39,8 +42,10 @@ def main(argv: list[str]) -> None:
         role="taught" if config.terms else "plain",
         profiled_steps=profiled,
     )
+    if not processes.leads():
+        return
     panels = {"student": str(files.student)}
-    if config.terms:
+    if need_teacher(config.terms):
         panels = {"teacher": config.teacher.checkpoint, **panels}
     report = reports.make_report(
         config,

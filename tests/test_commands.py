@@ -42,3 +42,21 @@ def test_a_mistake_is_one_line(tmp_path, arguments, message):
     (line,) = run.stderr.splitlines()
     assert re.search(message, line), line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [("ENOSPC", "No space left on device"), ("EROFS", "Read-only file system")]
+)
+def test_a_disk_that_takes_nothing_is_one_line(number, said):
+    """Whichever file it is that cannot be written."""
+    code = f"""
+import errno, os, sys
+from kdjax import command
+def main(argv):
+    raise OSError(errno.{number}, os.strerror(errno.{number}), "runs/x/metrics.jsonl")
+sys.argv = ["train"]
+command.run(main)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.stderr == f"kdjax.train: error: runs/x/metrics.jsonl: {said}\n"
+    assert run.returncode == 2

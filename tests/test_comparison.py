@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
-from kdjax.errors import UserError
+from kdjax.errors import Preempted, UserError
 from kdjax.experiments import jobs, tuning
 from kdjax.experiments.comparison import compare
 from kdjax.experiments.tuning import Choice, Setting
@@ -231,6 +231,6 @@ def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(config, tmp_pat
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
-    with pytest.raises(UserError, match="asked to stop"):
+    with pytest.raises(Preempted, match="have saved"):
         jobs.run(four_jobs(config, tmp_path), parallel=2)
     assert len(notes.read_text().split()) == 2

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdjax.data import pipeline, sets
+from kdjax.data import pipeline, sets, tiles
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import augment, distort
+from kdjax.data.augment import augment
 from kdjax.data.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.distortion import distort
 from kdjax.data.order import example_indices
 from kdjax.errors import UserError
 
@@ -56,7 +57,11 @@ def compiled(chosen):
         tf.TensorSpec([None, None], tf.uint8),
         Draws(*(tf.TensorSpec(value.shape, value.dtype) for value in numbers(chosen, 0))),
     ]
-    return tf.function(functools.partial(augment, options=chosen), signature)
+
+    def run(image, label, draws):
+        return augment(lambda begin, end: tiles.whole(image), label, draws, chosen)
+
+    return tf.function(run, signature)
 
 
 def find_crop(whole, crop):

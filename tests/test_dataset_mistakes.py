@@ -39,6 +39,11 @@ def test_a_wrong_folder_is_told_what_it_should_be(name, tmp_path):
     refuses(name, tmp_path / "nowhere", tmp_path, "no folder or archive .*nowhere; --source names")
 
 
+def test_an_archive_of_another_set_is_told_what_it_should_be(tmp_path):
+    source = write_zip(tmp_path / "voc.zip", voc2012())
+    refuses("ade20k", source, tmp_path, r"voc\.zip holds no folder .* --source names")
+
+
 def test_two_copies_are_not_guessed_between(tmp_path):
     files = {f"{copy}/{path}": data for copy in "ab" for path, data in ade20k().items()}
     source = write_tree(tmp_path / "source", files)

@@ -51,7 +51,7 @@ def both(held, options, seed, count=8):
         height, width = arrays["size"][index]
         crops.append(
             augment(
-                tf.constant(arrays["image"][index, :height, :width]),
+                held.decode(index)[1],
                 tf.constant(arrays["label"][index, :height, :width]),
                 Draws(*(tf.constant(value[row]) for value in draws)),
                 options,

@@ -1,24 +1,28 @@
 """Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
 
 import json
+import os
 import pathlib
+import re
 import runpy
+import subprocess
 
-import numpy as np
 import pytest
+import tiny_run
+from absl import flags
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
-from PIL import Image
 
 from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.errors import UserError
-from kdjax.experiments import reports
+from kdjax.experiments import environment, reports
 from kdjax.experiments.comparison import compare
 from kdjax.experiments.images import Images
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.report import write_report
-from kdjax.reporting.tables import text_table
+from kdjax.reporting.tables import csv_table, text_table
 from kdjax.training.loop import Diverged
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,18 +32,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for split, count in {"train": 9, "val": 3, "test": 3}.items():
-        for kind in ("images", "labels"):
-            (source / kind / split).mkdir(parents=True)
-        for index in range(count):
-            label = np.zeros((24, 32), np.uint8)
-            label[:, 16:] = 1 + index % 2
-            label[0] = 255
-            image = np.stack([label * 60] * 3, -1) + generator.integers(0, 60, (24, 32, 3))
-            name = f"{'b' if index else 'a'}{index}.png"
-            Image.fromarray(image.astype(np.uint8)).save(source / "images" / split / name)
-            Image.fromarray(label).save(source / "labels" / split / name)
+    tiny_run.write_images(source)
     sets.prepare("folder", target, source=source)
     return target
 
@@ -116,6 +109,20 @@ def test_what_is_done_is_not_done_again(config, comparison, capsys):
     assert capsys.readouterr().out.count("already done") == 3
 
 
+def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
+    config.teacher.checkpoint = str(comparison / "teacher")
+    with config.unlocked():
+        del config.compare.methods["cwd"]
+    runs = compare(config, str(tmp_path), (0,)).runs
+    assert [run.path.name for run in runs] == ["teacher", "seed0"]
+    given, trained = (run.summary("test") for run in (runs[0], Workdir(comparison / "teacher")))
+    assert (given.miou, given.parameters) == (trained.miou, trained.parameters)
+    report = reports.make_report(config, Images(config.data), runs, {}, title="", subtitle="")
+    assert re.search(r"^teacher .* –  +–$", text_table(report), re.MULTILINE)
+    write_report(tmp_path / "report.html", report)
+    assert csv_table(report).splitlines()[1].endswith(",,")
+
+
 def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config, comparison):
     student = json.loads((comparison / "cwd" / "seed0" / "student" / "network.json").read_text())
     assert (student["width"], student["num_classes"]) == (4, 3)
@@ -124,6 +131,26 @@ def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config
     size = sum(p.stat().st_size for p in (comparison / "cwd" / "seed0" / "student").rglob("*"))
     teacher = sum(p.stat().st_size for p in (comparison / "teacher" / "student").rglob("*"))
     assert size < teacher
+
+
+def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
+    comparison, capsys, monkeypatch
+):
+    from kdjax import evaluate  # here, since its flags have the names of other commands' flags
+
+    monkeypatch.setattr(environment, "enable_compilation_cache", lambda: None)
+    workdir = comparison / "cwd" / "seed0"
+    said = {}
+    for mode in (["--mode=whole"], ["--mode=slide", "--window=16,16", "--scales=1,1.5"]):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["evaluate", f"--workdir={workdir}", "--split=test", *mode])
+            evaluate.main([])
+        said[mode[0]] = capsys.readouterr().out.splitlines()
+    expected = json.loads((workdir / "result.json").read_text())["scores"]["test"]["miou"]
+    whole, slide = said.values()
+    assert whole[-2].startswith(f"test: mIoU {100 * expected:.2f} %, pixel accuracy")
+    assert [len(lines) for lines in said.values()] == [5, 5]  # three classes
+    assert whole[-1] == slide[-1] == "shapes compiled: 1"
 
 
 def run(config, workdir):
@@ -186,6 +213,7 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     assert "continues after step 2" in capsys.readouterr().out
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "train/loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in logged if line.get("val/seconds", 0) > 0] == [2, 4]
 
 
 def test_a_diverged_run_stops_without_a_result(config, tmp_path):
@@ -200,6 +228,26 @@ def test_a_path_that_cannot_be_written(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --workdir"):
         run(config, tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody may write to, not even root: it is a mount where root asks."""
+    path = tmp_path / "read_only"
+    path.mkdir()
+    mounted = os.geteuid() == 0
+    if not mounted:
+        path.chmod(0o555)
+    elif subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", path]).returncode:
+        pytest.skip("root may not mount here, and could write to any other folder")
+    yield path
+    if mounted:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_workdir_on_a_read_only_path(config, read_only):
+    with pytest.raises(UserError, match=r"cannot write to --workdir .*: (Read-only|Permission)"):
+        run(config, read_only / "run")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -192,36 +192,40 @@ def test_what_makes_no_sense_is_refused(options, message):
         Inference(**options)
 
 
-def flags_of(*arguments, crop_size=(64, 96)):
+def flags_of(given, crop_size=(64, 96)):
     """What a command line of these flags asks for."""
-    with flagsaver.flagsaver():
-        flags.FLAGS(["predict", *arguments])
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.as_parsed(**given):
         return inference_flags.from_flags(crop_size), inference_flags.pad_to(1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "inference", "pad_to"),
+    ("given", "inference", "pad_to"),
     [
-        ((), Inference(), 1),
-        (("--flip", "--scales=0.5,1", "--pad_to=8"), Inference(scales=(0.5, 1), flip=True), 8),
-        (("--mode=slide",), Inference((64, 96), (42, 64)), 64),
-        (("--mode=slide", "--window=9,3", "--pad_to=1"), Inference((9, 3), (6, 2)), 1),
-        (("--mode=slide", "--stride=5,96"), Inference((64, 96), (5, 96)), 64),
+        ({}, Inference(), 1),
+        (
+            {"flip": "true", "scales": "0.5,1", "pad_to": "8"},
+            Inference(scales=(0.5, 1), flip=True),
+            8,
+        ),
+        ({"mode": "slide"}, Inference((64, 96), (42, 64)), 64),
+        ({"mode": "slide", "window": "9,3", "pad_to": "1"}, Inference((9, 3), (6, 2)), 1),
+        ({"mode": "slide", "stride": "5,96"}, Inference((64, 96), (5, 96)), 64),
     ],
 )
-def test_flags(arguments, inference, pad_to):
-    assert flags_of(*arguments) == (inference, pad_to)
+def test_flags(given, inference, pad_to):
+    assert flags_of(given) == (inference, pad_to)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
-        (["--stride=4,4"], "--stride is for sliding windows; add --mode slide"),
-        (["--mode=slide", "--window=4"], "--window is '4'; give height and width, as 512,1024"),
-        (["--mode=slide"], "--window is missing: .* give height,width"),
-        (["--scales=0.5,big"], "--scales is '0.5,big'; give numbers, as 0.5,1.0"),
+        ({"stride": "4,4"}, "--stride is for sliding windows; add --mode slide"),
+        ({"mode": "slide", "window": "4"}, "--window is '4'; give height and width, as 512,1024"),
+        ({"mode": "slide"}, "--window is missing: .* give height,width"),
+        ({"scales": "0.5,big"}, "--scales is '0.5,big'; give numbers, as 0.5,1.0"),
     ],
 )
-def test_flags_that_make_no_sense(arguments, message):
+def test_flags_that_make_no_sense(given, message):
     with pytest.raises(UserError, match=message):
-        flags_of(*arguments, crop_size=None)
+        flags_of(given, crop_size=None)

@@ -135,6 +135,42 @@ KILLED = """
 """
 
 
+INTERRUPTED = """
+    import signal, sys
+    from kdjax import command, prepare
+    from kdjax.data import sets, shards
+    shards.SHARD_SIZE = 2
+    builder = sets._builder_class("folder")
+    convert = builder._convert
+    def interrupt(self, pair):
+        if pair.name == "5":
+            signal.raise_signal(signal.SIGINT)
+        return convert(self, pair)
+    builder._convert = interrupt
+    command.run(prepare.main)
+"""
+
+
+def test_an_interrupted_command_says_so_and_is_continued(source, tmp_path):
+    script = tmp_path / "prepare.py"
+    script.write_text(textwrap.dedent(INTERRUPTED))
+    data = tmp_path / "data"
+    stopped = subprocess.run(
+        [sys.executable, str(script), "folder", "--source", str(source), "--data_dir", str(data)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))},
+    )
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr == "\nkdjax.prepare: interrupted\n"
+    assert not sets.is_prepared("folder", data)
+    lines = []
+    dataset = prepare(source, data, report=lines.append)
+    assert lines[0] == "continues: 2 shards of an interrupted preparation are there"
+    assert dataset.splits == {"train": IMAGES}
+
+
 def test_a_killed_process_is_continued(source, tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(source), str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -156,7 +192,7 @@ def test_a_killed_process_is_continued(source, tmp_path):
 
 
 def test_a_record_is_the_same_in_every_process():
-    example = {"image": b"1", "label": b"2", "name": "three"}
+    example = {"image": b"1", "label": b"2", "name": [b"three", b"four"]}
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(shards.serialized, (example,)) == shards.serialized(example)
 

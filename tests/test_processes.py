@@ -1,13 +1,20 @@
-"""Two processes of JAX: together they train on one batch and evaluate each image once."""
+"""Several processes of JAX: together they do what one does, and end together."""
 
+import json
+import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
+import pytest
+import tiny_run
 from jax import numpy as jnp
 
+from kdjax.data import sets
 from kdjax.data.evaluation_plan import plan
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.training.sharding import Placement
@@ -51,10 +58,14 @@ def child(process_index, port):
     print("rows", *np.asarray(order), "confusion", *scores.confusion.ravel())
 
 
-def test_two_processes_do_what_one_does():
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_two_processes_share_batches_and_evaluation():
+    port = free_port()
     code = "import sys, test_processes as t; t.child(int(sys.argv[1]), int(sys.argv[2]))"
     children = [
         subprocess.Popen(
@@ -73,3 +84,155 @@ def test_two_processes_do_what_one_does():
     expected += " " + " ".join(map(str, alone.confusion.ravel()))
     for output, errors in outputs:
         assert output.splitlines()[-1] == expected, errors[-2000:]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("data")
+    tiny_run.write_images(source)
+    sets.prepare("folder", target, source=source)
+    return target
+
+
+def start(data, workdir, count, **options):
+    """Starts a run of `count` processes with four devices in all."""
+    port = free_port()
+    return [
+        tiny_run.start(
+            data,
+            workdir,
+            *(f"--coordinator=localhost:{port}", f"--num_processes={count}"),
+            f"--process_id={index}",
+            devices=4 // count,
+            **options,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(children):
+    """Returns the exit status, the output and the errors of each."""
+    ended = [child.communicate(timeout=240) for child in children]
+    return [(child.returncode, *texts) for child, texts in zip(children, ended, strict=True)]
+
+
+def wait_for_step(workdir, step, children):
+    """Returns when a line of the log says that a step is done."""
+    metrics = workdir / "metrics.jsonl"
+    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+        assert all(child.poll() is None for child in children), finish(children)
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """What one process with all four devices comes to."""
+    workdir = tmp_path_factory.mktemp("alone")
+    child = tiny_run.start(data, workdir, devices=4)
+    ((status, _, errors),) = finish([child])
+    assert status == 0, errors
+    return records(workdir)
+
+
+def records(workdir):
+    """Values of every step by name, without times, and the final confusions by split."""
+    found = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        step = record.pop("step")
+        for key, value in record.items():
+            if not key.endswith(("_second", "seconds", "input_wait")):
+                found[key, step] = value
+    return found, json.loads((workdir / "result.json").read_text())["scores"]
+
+
+def assert_same(workdir, expected):
+    found, scores = records(workdir)
+    assert found.keys() == expected[0].keys()
+    for key, value in expected[0].items():
+        assert found[key] == pytest.approx(value, rel=1e-5), key
+    assert scores == expected[1]
+
+
+def test_two_processes_stop_together_continue_and_do_what_one_does(data, alone, tmp_path):
+    children = start(data, tmp_path, 2, pause=0.5)
+    wait_for_step(tmp_path, 2, children)
+    # One is asked; both save the same step.
+    children[1].send_signal(signal.SIGTERM)
+    for status, _, errors in finish(children):
+        assert status == 75, errors
+        assert "stopped as asked: the checkpoint of step" in errors
+    ended = finish(start(data, tmp_path, 2))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert "continues after step" in ended[0][1]
+    # Only the first process speaks.
+    assert "train:" not in ended[1][1]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    assert_same(tmp_path, alone)
+
+
+def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, alone, tmp_path):
+    children = start(data, tmp_path, 4, pause=0.5)
+    wait_for_step(tmp_path, 3, children)
+    children[2].kill()
+    killed = time.monotonic()
+    ended = finish(children)
+    assert time.monotonic() - killed < 60
+    del ended[2]
+    for status, _, errors in ended:
+        assert status == 75, errors
+        (line,) = [line for line in errors.splitlines() if " of 4 stops: " in line]
+        assert line.endswith("process 2 ended; the same command continues from the last checkpoint")
+        assert "Traceback" not in errors
+    ended = finish(start(data, tmp_path, 4))
+    assert [status for status, _, _ in ended] == [0] * 4, ended
+    assert "continues after step 2" in ended[0][1]
+    assert_same(tmp_path, alone)
+
+
+WAITING = """
+import sys, time
+sys.argv[1:] = [f"--coordinator=localhost:{sys.argv[1]}", "--num_processes=2", *sys.argv[2:]]
+from kdjax import command, processes
+FLAGS = processes.define_flags()
+def main(argv):
+    processes.join(FLAGS)
+    print("joined", flush=True)
+    time.sleep(100)
+command.run(main)
+"""
+
+
+def wait(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", WAITING, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_when_the_first_process_is_killed_jax_ends_the_other():
+    port = free_port()
+    children = [wait(port, f"--process_id={index}") for index in range(2)]
+    assert [child.stdout.readline() for child in children] == ["joined\n"] * 2
+    children[0].kill()
+    _, (status, _, errors) = finish(children)
+    # More than 128 for a shell, so that launchers try again.
+    assert status == -signal.SIGABRT
+    assert "the leader task was preempted/died" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--coordinator, --num_processes and --process_id go together: give all or none"),
+        (["--process_id=2"], "--process_id is 2; --num_processes 2 has 0 to 1"),
+    ],
+)
+def test_flags_of_processes_that_make_no_sense(arguments, message):
+    ((status, _, errors),) = finish([wait(1, *arguments)])
+    assert (status, errors.count("\n")) == (2, 1)
+    assert errors.endswith(f"error: {message}\n")

@@ -8,51 +8,14 @@ import re
 
 import numpy as np
 import pytest
+from made_up_results import PALETTE, report, run
 
 from kdjax.errors import UserError
 from kdjax.reporting import figures, writers
 from kdjax.reporting.files import write_atomically
 from kdjax.reporting.report import write_report, write_results
-from kdjax.reporting.results import Example, Report, RunSummary
+from kdjax.reporting.results import Example
 from kdjax.reporting.tables import csv_table, markdown_table, method_table, note, text_table
-
-PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
-
-
-def run(method, role, seed, miou, **changes):
-    history = [{"step": s, "train/loss": 2.0 / s, f"train/{method}": 1.0} for s in range(1, 251)]
-    history += [{"step": 250, "val/miou": miou, "val/pixel_accuracy": 0.9}]
-    values = {
-        "steps": 250,
-        "learning_rate": 0.05,
-        "pixel_accuracy": 0.75,
-        "class_iou": [0.9, 0.3, float("nan")],
-        "parameters": 812_345,
-        "seconds": 64.6,
-        "images_per_second": 123.4,
-        "agreement": None if role == "teacher" else 0.8,
-        "history": history,
-    }
-    return RunSummary(method=method, role=role, seed=seed, miou=miou, **{**values, **changes})
-
-
-def report(runs, **changes):
-    rng = np.random.default_rng(0)
-    label = rng.integers(0, 3, (12, 16)).astype(np.uint8)
-    label[0] = 255
-    image = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
-    values = {
-        "title": "A <title>",
-        "subtitle": "made up",
-        "split": "val",
-        "class_names": ["sky", "<script>alert(1)</script>", "$\\frac$ & 道"],
-        "palette": PALETTE,
-        "examples": [Example(image=image, label=label, predictions={"cwd": label})],
-        "config": "weight: <3>",
-        "versions": {"jax": "0.10.2"},
-        "command": "python -m kdjax.compare",
-    }
-    return Report(runs=runs, **{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -289,8 +252,8 @@ class TestFigures:
         assert all(f">{name}</text>" in element for name in names)
 
     def test_colors_stay_with_their_method(self):
-        colors = figures.method_colors(["teacher", "plain", "cwd"], "teacher")
-        assert list(colors.values()) == [figures.TEACHER_COLOR, *figures.COLORS[:2]]
+        colors = figures.method_colors(["teacher", "plain", "cwd", "nfd"], "teacher", "plain")
+        assert list(colors.values()) == [figures.TEACHER_COLOR, figures.INK, *figures.COLORS[:2]]
 
 
 class TestTables:
@@ -352,7 +315,7 @@ class TestTables:
 
 class TestReport:
     def test_comparison(self, page):
-        assert "cwd gains 9.00 points of mIoU over the plain student" in page
+        assert "cwd gains 9.00 points of mIoU over the plain student, with an interval that" in page
         assert "51.00 ± 1.41" in page
         assert "+20.87" in page
         assert "standard deviation" in page
@@ -360,7 +323,7 @@ class TestReport:
 
     def test_every_heading_sorts_and_every_cell_has_its_key(self, page):
         tables = re.findall(r"<thead>.*?</table>", page, re.S)
-        assert len(tables) == 2
+        assert len(tables) == 3
         for table in tables:
             rows = re.findall(r"<tr class.*?</tr>", table)
             assert {row.count("data-key=") for row in rows} == {table.count("<button>")}
@@ -388,7 +351,7 @@ class TestReport:
 
     def test_names_are_escaped(self, page):
         assert page.count("<script") == 1  # ours
-        assert page.count(">&lt;script&gt;alert(1)&lt;/script&gt;</text>") == 1  # the bars
+        assert page.count(">&lt;script&gt;alert(1)&lt;/script&gt;</th>") == 1  # the heat map
         assert page.count("</i>&lt;script&gt;alert(1)&lt;/script&gt;") == 1  # the legend
         assert "<title>A &lt;title&gt;</title>" in page
         assert "weight: &lt;3&gt;" in page
@@ -408,7 +371,8 @@ class TestReport:
 
     def test_charts_of_every_term_that_was_logged(self, page):
         titles = re.findall(r'aria-label="([^"]*)"', page)
-        assert titles[:4] == ["mIoU on val (%)", "loss", "cwd", "teacher"]
+        assert titles[1].startswith("Gain over the plain student")
+        assert titles[2:6] == ["mIoU on val (%)", "loss", "cwd", "teacher"]
 
     def test_what_a_term_logs_beside_its_value_stands_with_the_diagnostics(self, tmp_path):
         history = [

@@ -1,6 +1,7 @@
 """The shape of the house: which room may import what."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -79,3 +80,18 @@ def test_examples_in_memory_need_no_tensorflow():
 def test_datasets_is_no_package():
     # It would hide another well-known `datasets` from everything that runs from the root.
     assert not list((ROOT / "datasets").rglob("__init__.py"))
+
+
+def test_flags_for_jax_alone_do_not_end_tensorflow():
+    code = (
+        "import os; from kdjax.data._tensorflow import tf; "
+        "tf.function(lambda: tf.zeros([2]) + 1, jit_compile=True)(); print(os.environ['XLA_FLAGS'])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_no_flag_of_tensorflow=1"},
+    )
+    assert run.stdout.strip() == "--xla_no_flag_of_tensorflow=1", run.stderr

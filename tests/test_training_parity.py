@@ -17,6 +17,7 @@ from kdjax import interop, models
 from kdjax.distillation import terms as distillation_terms
 from kdjax.distillation.objective import Objective
 from kdjax.models import attention, hrnet, layers, swin
+from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
@@ -355,7 +356,7 @@ def test_batch_norm_on_one_device_and_on_eight(shape):
         return norm(x, use_running_average=False)
 
     for images in (x, Placement().put_batch({"x": x})["x"]):
-        norm = layers.BatchNorm(3, dtype=FLOAT32, rngs=nnx.Rngs(0))
+        norm = BatchNorm(3, dtype=FLOAT32, rngs=nnx.Rngs(0))
         np.testing.assert_allclose(run(norm, images), channels_last(expected), atol=1e-5)
         np.testing.assert_allclose(norm.mean[...], theirs.running_mean, rtol=1e-5)
         np.testing.assert_allclose(norm.var[...], theirs.running_var, rtol=1e-6)

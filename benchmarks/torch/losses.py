@@ -51,7 +51,8 @@ def _kl(student, teacher, temperature):
 
 def nfd(student, teacher, labels=None, temperature=None):
     """Liu et al. 2022: squared distance of channels normalised over their pixels."""
-    return functional.mse_loss(*(functional.instance_norm(x) for x in (student, teacher)))
+    student, teacher = (functional.instance_norm(x) for x in (student, teacher))
+    return functional.mse_loss(student, teacher)
 
 
 def pfs(student, teacher, labels=None, temperature=None):

@@ -112,8 +112,8 @@ class ResNet(nn.Module):
         x = self.stem(x) if self.deep_stem else functional.relu(self.bn1(self.conv1(x)))
         x = functional.max_pool2d(x, 3, 2, 1)
         stages = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        for index in range(1, 5):
+            x = self.get_submodule(f"layer{index}")(x)
             stages.append(x)
         return stages
 
@@ -184,9 +184,11 @@ class PSPNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for head in filter(None, (self.decode_head, self.auxiliary_head)):
-            nn.init.normal_(head.conv_seg.weight, std=0.01)
-            nn.init.zeros_(head.conv_seg.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("conv_seg.weight"):
+                nn.init.normal_(parameter, std=0.01)
+            elif name.endswith("conv_seg.bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, images):
         *_, third, last = self.backbone(images)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,10 +100,11 @@ class Trainer:
         self.recipe, self.execution = recipe, execution
         self.dtype = next(student.parameters()).dtype
         layout = torch.channels_last if execution.channels_last else torch.contiguous_format
-        self.student = student.train().to(execution.device, memory_format=layout)
+        place: dict[str, Any] = {"device": execution.device, "memory_format": layout}
+        self.student = student.train().to(**place)
         self.teacher = teacher
         if teacher is not None:
-            self.teacher = teacher.eval().to(execution.device, memory_format=layout)
+            self.teacher = teacher.eval().to(**place)
         self.adapters = nn.ParameterDict(dict(adapters or {})).to(execution.device, self.dtype)
         self.parameters = [*student.parameters(), *self.adapters.parameters()]
         self.optimizer = torch.optim.SGD(

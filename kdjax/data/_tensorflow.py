@@ -12,4 +12,22 @@ import tensorflow as tf
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
+
+def _take_no_flags() -> None:
+    """Compiles something while XLA_FLAGS is not set.
+
+    TensorFlow has an XLA of its own, which reads that variable once, at its first compilation, and
+    ends the process at a flag that only JAX's knows.
+    """
+    flags = os.environ.pop("XLA_FLAGS", None)
+    if flags is None:
+        return
+    try:
+        tf.function(lambda: tf.zeros([1]) + 1, jit_compile=True)()
+    finally:
+        os.environ["XLA_FLAGS"] = flags
+
+
+_take_no_flags()
+
 __all__ = ["tf"]

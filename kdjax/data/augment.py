@@ -1,6 +1,10 @@
-"""The field's training augmentations of one example in tf.data, as pure functions of its draws."""
+"""The field's training augmentations of one example in tf.data, as pure functions of its draws.
 
-from collections.abc import Callable
+Pixels are computed by XLA, which does in one pass what would be ten in TensorFlow's operations. It
+compiles for each shape: crops are of one shape, and what they are taken from is filled up to few.
+"""
+
+import functools
 
 from kdjax.data._tensorflow import tf
 from kdjax.data.augmentation import (
@@ -11,18 +15,23 @@ from kdjax.data.augmentation import (
     AugmentOptions,
     Draws,
 )
+from kdjax.data.distortion import distort
+from kdjax.data.tiles import Read, Window
+
+_compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 
 def augment(
-    image: tf.Tensor, label: tf.Tensor, draws: Draws, options: AugmentOptions
+    read: Read, label: tf.Tensor, draws: Draws, options: AugmentOptions
 ) -> dict[str, tf.Tensor]:
     """Scales, crops, flips and distorts one example; for use inside a `tf.function`.
 
     The result is that of scaling the whole image bilinearly and the whole label to the nearest
-    pixel, and cropping after that; but only pixels of the crop are ever computed.
+    pixel, and cropping after that; but only pixels of the crop are ever computed, and of an image
+    in tiles only those of the crop are decoded.
 
     Args:
-        image: uint8 `[H, W, 3]`.
+        read: decodes a window of the image; called once.
         label: uint8 `[H, W]`.
         draws: the example's numbers, without an axis `[B]`.
         options: what to do.
@@ -31,22 +40,28 @@ def augment(
         `image`, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; `label`, uint8 `[h, w]`, padded
         with 255; with `options.clean_view` also `clean`, the image in its own colours.
     """
-    scaled = _scaled_size(tf.shape(label), draws.scale, options)
+    size = tf.shape(label)
+    scaled = _scaled_size(size, draws.scale, options)
     room = tf.maximum(scaled - options.crop_size, 0) + 1
     corners = tf.minimum(
         tf.cast(draws.corners * tf.cast(room, tf.float32), tf.int32),
         room - 1,  # a number just below 1 may round to it
     )
-    corner = corners[_first_varied(label, scaled, corners, options)]
-    crop = {
-        "image": _sample_image(image, scaled, corner, options.crop_size, draws.mirrored),
-        "label": _sample_label(label, scaled, corner, options.crop_size, draws.mirrored),
-    }
+    corner, crop_label = _first_varied(label, scaled, corners, draws.mirrored, options)
+    ends = tf.stack([corner, tf.minimum(corner + options.crop_size, scaled) - 1])
+    low, high, _ = _neighbours(size, scaled, ends)
+    window = read(low[0], high[1] + 1)
+    image = _sample_image(window, size, scaled, corner, draws.mirrored, options.crop_size)
+    crop = {"image": distort(image, draws) if options.photometric else image}
     if options.clean_view:
-        crop["clean"] = crop["image"]
-    if options.photometric:
-        crop["image"] = distort(crop["image"], draws)
-    return _pad(crop, options.crop_size)
+        crop["clean"] = image
+    covered = scaled - corner
+    crop = tf.cond(
+        tf.reduce_any(covered < options.crop_size),
+        lambda: {key: _padded(value, covered, options.crop_size) for key, value in crop.items()},
+        lambda: crop,
+    )
+    return {**crop, "label": crop_label}
 
 
 def _scaled_size(size: tf.Tensor, scale: tf.Tensor, options: AugmentOptions) -> tf.Tensor:
@@ -64,80 +79,174 @@ def _scaled_size(size: tf.Tensor, scale: tf.Tensor, options: AugmentOptions) -> 
 
 
 def _first_varied(
-    label: tf.Tensor, scaled: tf.Tensor, corners: tf.Tensor, options: AugmentOptions
-) -> tf.Tensor:
-    """Index of the first corner whose crop no class fills, or of the last corner."""
-    if options.max_class_share >= 1:
-        return tf.constant(0)
+    label: tf.Tensor,
+    scaled: tf.Tensor,
+    corners: tf.Tensor,
+    mirrored: tf.Tensor,
+    options: AugmentOptions,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The first corner whose crop no class fills, or the last corner; and the crop of the label."""
+    pixels = _filled_up(label)
 
-    def filled(index: tf.Tensor) -> tf.Tensor:
-        crop = _sample_label(label, scaled, corners[index], options.crop_size, tf.constant(False))
-        counts = tf.raw_ops.Bincount(
-            arr=tf.cast(crop, tf.int32), size=LABEL_PADDING, weights=tf.constant([], tf.float32)
+    def crop_at(index: tf.Tensor) -> tf.Tensor:
+        return _sample_label(
+            pixels, tf.shape(label), scaled, corners[index], mirrored, options.crop_size
+        )
+
+    first = tf.constant(0)
+    if options.max_class_share >= 1:
+        return corners[first], crop_at(first)
+
+    def filled(crop: tf.Tensor) -> tf.Tensor:
+        # Labels that are ignored are beyond the bins, and not counted.
+        counts = tf.raw_ops.DenseBincount(
+            input=tf.cast(tf.reshape(crop, [-1]), tf.int32),
+            size=LABEL_PADDING,
+            weights=tf.constant([], tf.float32),
         )
         return tf.reduce_max(counts) >= options.max_class_share * tf.reduce_sum(counts)
 
-    (index,) = tf.while_loop(
-        lambda index: (index < CROP_TRIES) & filled(index), lambda index: (index + 1,), (0,)
+    index, crop = tf.while_loop(
+        lambda index, crop: (index < CROP_TRIES) & filled(crop),
+        lambda index, crop: (index + 1, crop_at(index + 1)),
+        (first, crop_at(first)),
     )
-    return index
+    return corners[index], crop
+
+
+def _filled_up(pixels: tf.Tensor) -> tf.Tensor:
+    """The values in one dimension, and zeros up to a power of two, so that few lengths occur."""
+    size = tf.size(pixels)
+    lengths = tf.constant([1 << bits for bits in range(31)])
+    missing = lengths[tf.searchsorted(lengths, size[None])[0]] - size
+    return tf.concat([tf.reshape(pixels, [-1]), tf.zeros([missing], pixels.dtype)], 0)
 
 
 def _targets(
-    scaled: tf.Tensor, corner: tf.Tensor, crop_size: tuple[int, int], mirrored: tf.Tensor
+    scaled: tf.Tensor, corner: tf.Tensor, mirrored: tf.Tensor, crop_size: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The rows and columns of the scaled example that a crop shows; a mirrored one from the right.
 
-    Taking them in that order costs nothing, unlike turning the pixels around.
+    Those beyond the example are its last. Taking columns in that order costs nothing, unlike
+    turning the pixels around.
     """
-    end = tf.minimum(corner + crop_size, scaled)
-    rows, columns = tf.range(corner[0], end[0]), tf.range(corner[1], end[1])
-    return rows, tf.where(mirrored, tf.reverse(columns, [0]), columns)
+    last = tf.minimum(corner + crop_size, scaled) - 1
+    rows, columns = (tf.minimum(corner[a] + tf.range(crop_size[a]), last[a]) for a in (0, 1))
+    return rows, tf.where(mirrored, last[1] + corner[1] - columns, columns)
 
 
 def _sample_label(
-    label: tf.Tensor,
+    pixels: tf.Tensor,
+    size: tf.Tensor,
     scaled: tf.Tensor,
     corner: tf.Tensor,
-    crop_size: tuple[int, int],
     mirrored: tf.Tensor,
+    crop_size: tuple[int, int],
 ) -> tf.Tensor:
-    """The crop at `corner` of the label scaled to `scaled`.
+    """The crop at `corner` of the label scaled to `scaled`, padded with 255.
 
     A pixel takes the label in which its centre falls: floor((i + 1/2) * source / scaled), here in
     integers. This is the nearest neighbour of the point that `_sample_image` interpolates at.
     """
-    for axis, target in enumerate(_targets(scaled, corner, crop_size, mirrored)):
-        source = (2 * target + 1) * tf.shape(label)[axis] // (2 * scaled[axis])
-        label = tf.gather(label, source, axis=axis)
-    return label
+    rows, columns = _label_places(size, scaled, corner, mirrored, crop_size)
+    return _gather_label(pixels, rows, columns, scaled - corner, crop_size)
+
+
+# Places are compiled apart from what is done with them: together, XLA would compute them, and their
+# divisions, for each pixel anew.
+@_compiled
+def _label_places(
+    size: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    mirrored: tf.Tensor,
+    crop_size: tuple[int, int],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    targets = _targets(scaled, corner, mirrored, crop_size)
+    rows, columns = (
+        (2 * target + 1) * size[axis] // (2 * scaled[axis]) for axis, target in enumerate(targets)
+    )
+    return rows * size[1], columns
+
+
+@_compiled
+def _gather_label(
+    pixels: tf.Tensor,
+    rows: tf.Tensor,
+    columns: tf.Tensor,
+    covered: tf.Tensor,
+    crop_size: tuple[int, int],
+) -> tf.Tensor:
+    crop = tf.gather(pixels, rows[:, None] + columns)
+    return tf.where(_inside(covered, crop_size), crop, tf.constant(LABEL_PADDING, tf.uint8))
 
 
 def _sample_image(
-    image: tf.Tensor,
+    window: Window,
+    size: tf.Tensor,
     scaled: tf.Tensor,
     corner: tf.Tensor,
-    crop_size: tuple[int, int],
     mirrored: tf.Tensor,
+    crop_size: tuple[int, int],
 ) -> tf.Tensor:
     """The crop at `corner` of the image scaled bilinearly to `scaled`, in integers.
 
     Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing.
     """
-    size, (rows, columns) = tf.shape(image), _targets(scaled, corner, crop_size, mirrored)
+    tile = tf.shape(window.tiles)[1:3]
+    layout = tile, window.per_row, window.corner
+    places = _image_places(layout, size, scaled, corner, mirrored, crop_size)
+    return _interpolate(_filled_up(window.tiles), *places)
+
+
+@_compiled
+def _image_places(
+    layout: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+    size: tf.Tensor,
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    mirrored: tf.Tensor,
+    crop_size: tuple[int, int],
+) -> tuple[tf.Tensor, ...]:
+    """For both axes: where the two neighbours of each target lie in a window, and their weight."""
+    tile, per_row, window_corner = layout
+    rows, columns = _targets(scaled, corner, mirrored, crop_size)
     top, bottom, down = _neighbours(size[0], scaled[0], rows)
     left, right, across = _neighbours(size[1], scaled[1], columns)
-    # Columns that the crop does not touch are not blended.
-    first_column = tf.reduce_min(left)
-    image = image[:, first_column : tf.reduce_max(right) + 1]
-    blended = _blend(tf.gather(image, top), tf.gather(image, bottom), down[:, None, None])
-    pixels = _blend(
-        tf.gather(blended, left - first_column, axis=1),
-        tf.gather(blended, right - first_column, axis=1),
+    tile_size = tile[0] * tile[1] * 3
+
+    def down_to(row: tf.Tensor) -> tf.Tensor:
+        row -= window_corner[0]
+        return row // tile[0] * per_row * tile_size + tf.math.floormod(row, tile[0]) * tile[1] * 3
+
+    def across_to(column: tf.Tensor) -> tf.Tensor:
+        column -= window_corner[1]
+        return column // tile[1] * tile_size + tf.math.floormod(column, tile[1]) * 3
+
+    return down_to(top), down_to(bottom), down, across_to(left), across_to(right), across
+
+
+@_compiled
+def _interpolate(
+    pixels: tf.Tensor,
+    top: tf.Tensor,
+    bottom: tf.Tensor,
+    down: tf.Tensor,
+    left: tf.Tensor,
+    right: tf.Tensor,
+    across: tf.Tensor,
+) -> tf.Tensor:
+    def at(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
+        places = row[:, None, None] + (column[:, None] + tf.range(3))
+        return tf.cast(tf.gather(pixels, places), tf.int32)
+
+    blended = _blend(
+        _blend(at(top, left), at(bottom, left), down[:, None, None]),
+        _blend(at(top, right), at(bottom, right), down[:, None, None]),
         across[:, None],
     )
     half = 1 << (2 * WEIGHT_BITS - 1)
-    return tf.cast(tf.bitwise.right_shift(pixels + half, 2 * WEIGHT_BITS), tf.uint8)
+    return tf.cast(tf.bitwise.right_shift(blended + half, 2 * WEIGHT_BITS), tf.uint8)
 
 
 def _neighbours(
@@ -152,62 +261,16 @@ def _neighbours(
 
 
 def _blend(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    low, high = tf.cast(low, tf.int32), tf.cast(high, tf.int32)
     return low * (1 << WEIGHT_BITS) + (high - low) * weight
 
 
-def distort(image: tf.Tensor, draws: Draws) -> tf.Tensor:
-    """Photometric distortion as mmsegmentation's, rounded once at the end: uint8 `[h, w, 3]`."""
-
-    def contrast(image: tf.Tensor) -> tf.Tensor:
-        return tf.clip_by_value(image * draws.contrast, 0, 255)
-
-    contrasted = tf.not_equal(draws.contrast, 1)
-    result = tf.clip_by_value(tf.cast(image, tf.float32) + draws.brightness, 0, 255)
-    result = _apply_if(contrasted & draws.contrast_first, contrast, result)
-    result = _apply_if(
-        tf.not_equal(draws.saturation, 1), lambda image: _saturate(image, draws.saturation), result
-    )
-    result = _apply_if(
-        tf.not_equal(draws.hue, 0), lambda image: tf.image.adjust_hue(image, draws.hue), result
-    )
-    result = _apply_if(contrasted & tf.logical_not(draws.contrast_first), contrast, result)
-    return tf.cast(tf.round(result), tf.uint8)
+def _inside(covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
+    """Where the crop shows the example, which covers so many of its rows and columns."""
+    rows, columns = (tf.range(crop_size[axis]) < covered[axis] for axis in (0, 1))
+    return rows[:, None] & columns
 
 
-def _saturate(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Scales the saturation of HSV, at most to 1, which leaves hue and value as they are."""
-    red, green, blue = tf.unstack(image, axis=-1)
-    value = tf.maximum(tf.maximum(red, green), blue)
-    chroma = value - tf.minimum(tf.minimum(red, green), blue)
-    factor = tf.minimum(factor, tf.math.divide_no_nan(value, chroma))
-    return tf.stack([value - (value - plane) * factor for plane in (red, green, blue)], axis=-1)
-
-
-def _apply_if(
-    condition: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor
-) -> tf.Tensor:
-    return tf.cond(condition, lambda: function(image), lambda: image)
-
-
-def _pad(crop: dict[str, tf.Tensor], crop_size: tuple[int, int]) -> dict[str, tf.Tensor]:
-    missing = crop_size - tf.shape(crop["label"])
-    padded = tf.cond(tf.reduce_any(missing > 0), lambda: _padded(crop, missing), lambda: crop)
-    return {
-        key: tf.ensure_shape(value, crop_size if key == "label" else [*crop_size, 3])
-        for key, value in padded.items()
-    }
-
-
-def _padded(crop: dict[str, tf.Tensor], missing: tf.Tensor) -> dict[str, tf.Tensor]:
-    below, right = [0, missing[0]], [0, missing[1]]
-    inside = tf.pad(tf.ones_like(crop["label"], tf.bool), [below, right])
-    inside = tf.expand_dims(inside, -1)
-    padded = {}
-    for key, value in crop.items():
-        if key == "label":
-            padded[key] = tf.pad(value, [below, right], constant_values=LABEL_PADDING)
-        else:
-            value = tf.pad(value, [below, right, [0, 0]])
-            padded[key] = tf.where(inside, value, tf.constant(IMAGE_PADDING, tf.uint8))
-    return padded
+@_compiled
+def _padded(image: tf.Tensor, covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
+    inside = tf.expand_dims(_inside(covered, crop_size), -1)
+    return tf.where(inside, image, tf.constant(IMAGE_PADDING, tf.uint8))

@@ -16,9 +16,10 @@ IGNORE_LABEL = 255
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS builder whose records hold an image, its label and its name.
 
-    A record is `image`: PNG or JPEG bytes of an 8-bit RGB image; `label`: PNG bytes of one channel
-    with the class ids 0..K-1, and 255 where the pixel is ignored; `name`: an id for people. A
-    subclass says what its classes are and yields its examples; `sets.prepare` does the rest.
+    A record is `image`: PNG or JPEG bytes of an 8-bit RGB image, or its `tiles`; `label`: PNG bytes
+    of one channel with the class ids 0..K-1, and 255 where the pixel is ignored; `name`: an id for
+    people. A subclass says what its classes are and yields its examples; `sets.prepare` does the
+    rest.
     """
 
     # Counts changes of the records. A set prepared under another version is not opened.
@@ -48,13 +49,18 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """RGB colour of each class."""
         return distinct_colors(len(self.class_names))
 
+    @property
+    def image_feature(self) -> tfds.features.FeatureConnector:
+        """How records hold an image."""
+        return tfds.features.Image(shape=(None, None, 3))
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=type(self).__doc__,
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "image": self.image_feature,
                     "label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
                     "name": tfds.features.Text(),
                 }

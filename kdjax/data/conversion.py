@@ -44,13 +44,15 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
     # what viewers show; those of published sets belong to the pixels as they are stored.
     UPRIGHT: ClassVar[bool] = False
 
-    def __init__(self, *, source: str, skip_damaged: bool = False, **kwargs):
+    def __init__(self, *, source: str, skip_damaged: bool = False, tiles: bool = False, **kwargs):
         """Finds the pairs under `source`, a folder or an archive.
+
+        With `tiles`, records hold images that are no JPEG as PNG tiles, which crops decode in part.
 
         Raises:
             UserError: files are missing, or there are others than expected.
         """
-        self._skip_damaged = skip_damaged
+        self._skip_damaged, self._tiles = skip_damaged, tiles
         self._skipped: set[str] = set()  # splits may share files
         self._pairs = self.find_pairs(pathlib.Path(source))
         super().__init__(**kwargs)
@@ -62,6 +64,12 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
     @abc.abstractmethod
     def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
         """Class ids 0..K-1, and 255 where ignored."""
+
+    @property
+    def image_feature(self) -> tfds.features.FeatureConnector:
+        """A file, or tiles."""
+        image = super().image_feature
+        return tfds.features.Sequence(image) if self._tiles else image
 
     @property
     def skipped(self) -> list[str]:
@@ -111,9 +119,10 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
     def _generate_examples(self, *args, **kwargs):
         raise NotImplementedError("download_and_prepare writes the records")
 
-    def _convert(self, pair: Pair) -> dict[str, bytes | str]:
+    def _convert(self, pair: Pair) -> dict[str, bytes | list[bytes]]:
         photo, label = self.read(pair)
-        return {"image": photo.encode(), "label": encode_png(label), "name": pair.name}
+        image = photo.encode_tiles() if self._tiles else photo.encode()
+        return {"image": image, "label": encode_png(label), "name": pair.name.encode()}
 
     def read(self, pair: Pair) -> tuple[Photo, UInt8[np.ndarray, "H W"]]:
         """Decodes both files.

@@ -10,6 +10,8 @@ from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from kdjax.data.tiles import Read
+
 
 class HeldExamples:
     """Examples as NumPy arrays, by index; a `Source` of the pipeline, and of the device's cache.
@@ -54,18 +56,20 @@ class HeldExamples:
         """The indices: there is nothing to read."""
         return indices
 
-    def decode(self, fetched: "tf.Tensor") -> "dict[str, tf.Tensor]":
-        """The example at an index, within a graph."""
+    def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, Read]":
+        """As `Source` has it: TensorFlow copies the label, and of the image only the window."""
+        from kdjax.data import tiles
         from kdjax.data._tensorflow import tf
 
-        def look_up(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return self._images[index], self._labels[index]
+        def cut(index: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+            return self._images[index][begin[0] : end[0], begin[1] : end[1]]
 
-        image, label = tf.numpy_function(look_up, [fetched], [tf.uint8, tf.uint8])
-        return {
-            "image": tf.ensure_shape(image, [None, None, 3]),
-            "label": tf.ensure_shape(label, [None, None]),
-        }
+        def read(begin: tf.Tensor, end: tf.Tensor) -> tiles.Window:
+            image = tf.numpy_function(cut, [fetched, begin, end], tf.uint8)
+            return tiles.whole(tf.ensure_shape(image, [None, None, 3]))._replace(corner=begin)
+
+        label = tf.numpy_function(lambda index: self._labels[index], [fetched], tf.uint8)
+        return tf.ensure_shape(label, [None, None]), read
 
     def padded(self) -> dict[str, Any]:
         """All examples in three arrays, as `kdjax.data.device_augment.Held` describes them."""

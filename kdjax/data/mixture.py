@@ -8,7 +8,8 @@ import numpy as np
 
 from kdjax.data._tensorflow import tf
 from kdjax.data.augmentation import LABEL_PADDING
-from kdjax.data.records import Records, decode
+from kdjax.data.records import Records
+from kdjax.data.tiles import Read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,12 @@ class Mixture:
         records, labelled = tf.numpy_function(read, [indices], [tf.string, tf.bool])
         return tf.ensure_shape(records, [None]), tf.ensure_shape(labelled, [None])
 
-    def decode(self, fetched: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Decodes one of those that `fetch` read: `image` and `label`."""
+    def decode(self, fetched: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Read]:
+        """As `Source` has it."""
         record, labelled = fetched
-        example = decode(record)
-        label = tf.where(labelled, example["label"], tf.constant(LABEL_PADDING, tf.uint8))
-        return {"image": example["image"], "label": label}
+        # All parts decode alike.
+        label, read = self._parts[0].records.decode(record)
+        return tf.where(labelled, label, tf.constant(LABEL_PADDING, tf.uint8)), read
 
     def decoded(self) -> Iterator[dict[str, Any]]:
         """All examples in the order of their indices, decoded in parallel, as NumPy."""

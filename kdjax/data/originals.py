@@ -41,6 +41,14 @@ class Photo:
 
         return self.original or encode_png(np.asarray(self.pixels))
 
+    def encode_tiles(self) -> list[bytes]:
+        """PNG tiles of the pixels; of a JPEG, which decodes fast, the file itself."""
+        if self.original and self.pixels.format == "JPEG":
+            return [self.original]
+        from kdjax.data import tiles
+
+        return tiles.encode(np.asarray(self.pixels))
+
 
 def read_photo(file: File, *, upright: bool = False) -> Photo:
     """Decodes an image of any kind.

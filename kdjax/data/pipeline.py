@@ -73,8 +73,8 @@ def train_batches(
         return source.fetch(tf.ensure_shape(indices, [len(rows)])), Draws(*draws)
 
     def load(fetched: Any, draws: Draws) -> dict[str, tf.Tensor]:
-        example = source.decode(fetched)
-        return augment(example["image"], example["label"], draws, options)
+        label, read = source.decode(fetched)
+        return augment(read, label, draws, options)
 
     batches = (
         tf.data.Dataset.range(start_step, num_steps)

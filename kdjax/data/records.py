@@ -1,5 +1,6 @@
 """Random access to the records of a prepared split, and their decoding."""
 
+import functools
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
@@ -7,9 +8,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from kdjax.data import tiles
 from kdjax.data._tensorflow import tf
 
-_SCHEMA = {key: tf.io.FixedLenFeature([], tf.string) for key in ("image", "label", "name")}
+_SCHEMA = {
+    "image": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),  # tiles, or a file
+    "label": tf.io.FixedLenFeature([], tf.string),
+    "name": tf.io.FixedLenFeature([], tf.string),
+}
 _READ_SIZE = 32  # records fetched by one call when many are read in a row
 
 
@@ -30,8 +36,8 @@ class Source(Protocol):
     def fetch(self, indices: tf.Tensor) -> Any:
         """Reads, within a graph, int64 `[B]`: tensors with an axis `[B]`."""
 
-    def decode(self, fetched: Any) -> dict[str, tf.Tensor]:
-        """One of those as `image` uint8 `[H, W, 3]` and `label` uint8 `[H, W]`."""
+    def decode(self, fetched: Any) -> tuple[tf.Tensor, tiles.Read]:
+        """Of one of those the label, uint8 `[H, W]`, and what decodes a window of the image."""
         ...
 
 
@@ -70,9 +76,10 @@ class Records:
 
         return tf.ensure_shape(tf.numpy_function(read, [indices], tf.string), [None])
 
-    def decode(self, fetched: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Decodes one of those that `fetch` read; see the function of this name."""
-        return decode(fetched)
+    def decode(self, fetched: tf.Tensor) -> tuple[tf.Tensor, tiles.Read]:
+        """As `Source` has it."""
+        _, label, read = _opened(fetched)
+        return label, read
 
     def names(self) -> list[str]:
         """The names of all examples, without decoding their images."""
@@ -116,11 +123,14 @@ def _png_size(png: bytes) -> tuple[int, int]:
 
 def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
+    name, label, read = _opened(record)
+    everything = tf.zeros(2, tf.int32), tf.shape(label)
+    return {"image": tiles.pixels(read(*everything), *everything), "label": label, "name": name}
+
+
+def _opened(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tiles.Read]:
+    """The name and the label of a serialized example, and what decodes a window of its image."""
     example = tf.io.parse_single_example(record, _SCHEMA)
-    image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
-    label = tf.io.decode_png(example["label"], channels=1)
-    return {
-        "image": tf.ensure_shape(image, [None, None, 3]),
-        "label": label[..., 0],
-        "name": example["name"],
-    }
+    label = tf.io.decode_png(example["label"], channels=1)[..., 0]
+    read = functools.partial(tiles.decode, example["image"], tf.shape(label))
+    return example["name"], label, read

@@ -142,7 +142,8 @@ def prepare(
         source: folder or archive with the original files; None for a set that is made.
         skip_damaged: whether files that cannot be read are left out, instead of ending it all.
         report: called with each line of what was found, before anything is converted.
-        **options: what the builder takes beside its source, such as `ignore` of `folder`.
+        **options: what the builder takes beside its source, such as `ignore` of `folder`; of all
+            that have a source, `tiles`: hold PNG images in tiles, of which a crop decodes a part.
 
     Raises:
         UserError: the source is not what the builder expects, `data_dir` cannot be written to or
@@ -150,8 +151,9 @@ def prepare(
             options.
     """
     builder_class = _builder_class(name)
-    if unknown := sorted(options.keys() - set(builder_class.OPTIONS)):
-        allowed = ", ".join(builder_class.OPTIONS) or "none"
+    takes = (*builder_class.OPTIONS, *(("tiles",) if builder_class.NEEDS_SOURCE else ()))
+    if unknown := sorted(options.keys() - set(takes)):
+        allowed = ", ".join(takes) or "none"
         raise UserError(f"data set {name} takes no option {unknown[0]!r}; it takes: {allowed}")
     if builder_class.NEEDS_SOURCE:
         if source is None:
@@ -286,8 +288,8 @@ def _fingerprint(records: Mapping[str, Records]) -> str:
             # Field by field: a serialized example does not keep the order of its fields.
             example = tf.train.Example.FromString(*records[split].read([index]))
             for key in ("name", "image", "label"):
-                (value,) = example.features.feature[key].bytes_list.value
-                digest.update(hashlib.sha256(value).digest())
+                for value in example.features.feature[key].bytes_list.value:
+                    digest.update(hashlib.sha256(value).digest())
     return digest.hexdigest()[:16]
 
 

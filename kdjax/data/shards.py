@@ -40,13 +40,11 @@ def state_of(files: Iterable[File]) -> str:
     return digest.hexdigest()
 
 
-def serialized(example: Mapping[str, bytes | str]) -> bytes:
+def serialized(example: Mapping[str, bytes | list[bytes]]) -> bytes:
     """An example as a record: the same bytes in every process, which protobuf does not promise."""
     features = {
         key: tf.train.Feature(
-            bytes_list=tf.train.BytesList(
-                value=[value.encode() if isinstance(value, str) else value]
-            )
+            bytes_list=tf.train.BytesList(value=[value] if isinstance(value, bytes) else value)
         )
         for key, value in example.items()
     }
@@ -63,11 +61,12 @@ def read_note(notes: pathlib.Path, shard: str) -> Note | None:
 
 
 def write_shard(
-    path: pathlib.Path, examples: Iterable[Mapping[str, bytes | str]]
+    path: pathlib.Path, examples: Iterable[Mapping[str, bytes | list[bytes]]]
 ) -> tuple[int, int]:
     """Writes records to a file that has its name when it is complete; returns number and bytes."""
     part = path.with_name(f"{path.name}.part")
-    writer = ArrayRecordWriter(os.fspath(part), "group_size:1")
+    # Each record for itself, to be read alone; PNG and JPEG are compressed already.
+    writer = ArrayRecordWriter(os.fspath(part), "group_size:1,uncompressed")
     count = num_bytes = 0
     try:
         for example in examples:

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from kdjax import processes
 from kdjax.config import Config, default
 from kdjax.errors import UserError
 from kdjax.experiments import jobs, tuning
 from kdjax.experiments.jobs import Job
+from kdjax.experiments.scoring import score_given
 from kdjax.experiments.tuning import Choice, Setting
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.files import write_atomically
@@ -21,7 +23,8 @@ class Comparison(NamedTuple):
     """What a comparison came to.
 
     Attributes:
-      runs: the workdirs of the finished runs: the teacher's, if it was trained, then by seed.
+      runs: the workdirs of the finished runs, the teacher's first, then by seed. That of a teacher
+        that was given holds its scores alone, if its classes are those of the data.
       students: of each method the workdir of its first finished seed, the plain student first.
       choices: what was tried on validation.
       notes: lines on what was tried, and on runs that diverged.
@@ -72,10 +75,13 @@ def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 
         if (setting := settings[name])
     ]
     jobs.run(students, parallel)
+    if config.teacher.checkpoint:
+        score_given(config, Workdir(root.path / TEACHER), checkpoint, TEACHER)
     finished = [job for job in students if job.files.result.exists()]
+    runs = [Workdir(root.path / TEACHER), *(job.files for job in finished)]
     first = {job.method: job.files for job in reversed(finished)}
     return Comparison(
-        runs=[job.files for job in ([teacher] if teacher else []) + finished],
+        runs=[files for files in runs if files.result.exists()],
         students={name: first[name] for name in map(_title(config), order) if name in first},
         choices=choices,
         notes=_notes(choices, students),
@@ -142,7 +148,8 @@ def _tune(config: Config, root: Workdir, checkpoint: str, parallel: int) -> list
 
 
 def _write_choices(root: Workdir, choices: Sequence[Choice]) -> None:
-    if tuned := [choice for choice in choices if choice.scores]:
+    tuned = [choice for choice in choices if choice.scores]
+    if tuned and processes.leads():
         write_atomically(root.path / "tuning.json", tuning.to_json(tuned))
 
 

@@ -17,9 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
+import jax
+
 from kdjax import config as configuration
+from kdjax import processes
 from kdjax.config import Config
-from kdjax.errors import UserError
+from kdjax.errors import Preempted, UserError
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.results import Role
@@ -41,10 +44,11 @@ class Job:
 
         Raises:
           UserError: as `train`.
+          Preempted: likewise.
         """
         if self.files.diverged.exists():
             self.files.claim(self.config)
-            print(f"{self.label}: has diverged in {self.files.path}", flush=True)
+            processes.say(f"{self.label}: has diverged in {self.files.path}")
             return
         try:
             train(
@@ -55,8 +59,10 @@ class Job:
                 role=self.role,
             )
         except Diverged as error:
-            self.files.note_divergence(str(error))
-            print(f"{self.label}: {error}", flush=True)
+            if processes.leads():
+                self.files.note_divergence(str(error))
+            processes.say(f"{self.label}: {error}")
+            processes.wait_for_all(f"end of {self.files.path}")
 
     def to_json(self) -> str:
         """All of it, for another process."""
@@ -82,11 +88,14 @@ def run(jobs: Sequence[Job], parallel: int = 1) -> None:
 
     Raises:
       UserError: as `train`; or when there are fewer devices than runs at once.
+      Preempted: when the process was asked to stop; what was done is saved.
     """
     if parallel == 1:
         for job in jobs:
             job.run()
         return
+    if jax.distributed.is_initialized():
+        raise UserError("--parallel is for a single process; these train one run together")
     missing = [job for job in jobs if not job.files.result.exists()]
     for job in jobs:
         if job not in missing:
@@ -130,7 +139,7 @@ def run(jobs: Sequence[Job], parallel: int = 1) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     if stopped.is_set():
-        raise UserError("asked to stop; the runs under way were asked too")
+        raise Preempted("the runs under way have saved what they had done")
     failed = [job.label for job, status in zip(missing, statuses, strict=True) if status]
     if failed:
         raise UserError(

@@ -1,7 +1,7 @@
 """Networks that only predict: teachers and finished students."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,16 @@ class Network:
 
 
 def predict_examples(
-    predictor: Predictor, state: nnx.State, examples: Sequence[dict[str, Any]], batch_size: int
+    predict: Callable[[np.ndarray], Any], examples: Sequence[dict[str, Any]], batch_size: int
 ) -> list[np.ndarray]:
     """Returns the predicted label map [H, W] uint8 of every example.
 
     They travel in batches of the size that evaluation uses, so that nothing is compiled twice.
+
+    Args:
+      predict: class ids [B, H, W] of images [B, H, W, 3].
+      examples: each with `image` and `label`.
+      batch_size: B.
     """
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, example in enumerate(examples):
@@ -46,6 +51,6 @@ def predict_examples(
             chunk = indices[start : start + batch_size]
             batch = np.zeros((batch_size, *size, 3), np.uint8)
             batch[: len(chunk)] = [examples[index]["image"] for index in chunk]
-            found = np.asarray(predictor(state, batch), np.uint8)
+            found = np.asarray(predict(batch), np.uint8)
             predictions |= dict(zip(chunk, found[: len(chunk)], strict=True))
     return [predictions[index] for index in range(len(examples))]

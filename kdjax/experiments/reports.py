@@ -1,5 +1,6 @@
 """The report of one run or of several, from what their workdirs hold."""
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -38,7 +39,9 @@ def make_report(
         network = Network.load(path)
         if network.info.num_classes == images.num_classes:
             predictions[name] = predict_examples(
-                network.predictor, network.state, examples, config.data.eval_batch_size
+                functools.partial(network.predictor, network.state),
+                examples,
+                config.data.eval_batch_size,
             )
     return Report(
         title=title,

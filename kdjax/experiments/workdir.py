@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from kdjax import config as configuration
+from kdjax import processes
 from kdjax.config import Config
 from kdjax.errors import UserError
 from kdjax.reporting.files import write_atomically
@@ -48,6 +49,8 @@ class Workdir:
     def claim(self, config: Config) -> None:
         """Writes the config, or checks that it is the one that the workdir was made with.
 
+        Among several processes all check and the first writes.
+
         Raises:
           UserError: naming the keys that differ; or when the path cannot be written to.
         """
@@ -67,6 +70,8 @@ class Workdir:
                     f"{self.path} holds a run of another config ({listed}{more}); choose another "
                     "--workdir"
                 )
+            return
+        if not processes.leads():
             return
         try:
             write_atomically(self.config, text)
@@ -117,7 +122,7 @@ class Workdir:
             pixel_accuracy=scores["pixel_accuracy"],
             agreement=scores["agreement"],
             class_iou=[math.nan if value is None else value for value in scores["iou"]],
-            history=read_metrics(self.metrics),
+            history=read_metrics(self.metrics) if self.metrics.exists() else (),
         )
 
 

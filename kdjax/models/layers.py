@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.outputs import Classification
 
 
@@ -107,33 +108,6 @@ class DepthwiseConv(Conv):
             shifted = padded[:, top : top + height + 1 : stride, left : left + width + 1 : stride]
             total = total + shifted * self.kernel[row, column, 0]
         return jnp.asarray(total, x.dtype)
-
-
-class BatchNorm(nnx.BatchNorm):
-    """Batch norm with PyTorch's constants and running statistics; its momentum of 0.1 is 0.9 here.
-
-    PyTorch normalises with the variance of the batch, n below the fraction line, and keeps the
-    unbiased one, n - 1 below it, as the running variance. Flax keeps the former, which is a seventh
-    less where eight images are pooled to one pixel each.
-
-    Under jit with a sharded batch the statistics and n are those of the global batch.
-    """
-
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        super().__init__(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
-
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Array, "B H W C"], *, use_running_average: bool
-    ) -> Float[Array, "B H W C"]:
-        """Normalises; with the statistics of the batch it also updates the running ones."""
-        kept = self.momentum * self.var[...]
-        x = super().__call__(x, use_running_average=use_running_average)
-        if not use_running_average:
-            count = math.prod(x.shape[:-1])
-            added = self.var[...] - kept
-            # Of a single value there is no unbiased variance; PyTorch refuses to train on it.
-            self.var[...] = kept + added * (count / max(count - 1, 1))
-        return x
 
 
 class ConvNorm(nnx.Module):

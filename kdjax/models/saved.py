@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax.errors import UserError
 from kdjax.models.preprocessing import IMAGENET, Preprocessing
@@ -78,6 +79,8 @@ def fingerprint(state: Any) -> str:
 def save(path: epath.PathLike, info: NetworkInfo, state: nnx.State) -> NetworkInfo:
     """Writes a network checkpoint, replacing one that is there; returns its info with fingerprint.
 
+    Among several processes one alone writes it, from arrays that it has whole.
+
     Args:
       path: the directory.
       info: what describes the network.
@@ -89,7 +92,7 @@ def save(path: epath.PathLike, info: NetworkInfo, state: nnx.State) -> NetworkIn
     (directory / "network.json").unlink(missing_ok=True)
     state = jax.device_get(state)
     info = dataclasses.replace(info, fingerprint=fingerprint(state))
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save((directory / "parameters").resolve(), nnx.to_pure_dict(state), force=True)
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(info)}, indent=2)
     (directory / "network.json").write_text(text + "\n")
@@ -118,7 +121,7 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
     net = nnx.eval_shape(lambda: info.create(dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(net)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             values = checkpointer.restore(
                 (directory / "parameters").resolve(), nnx.to_pure_dict(abstract)
             )
@@ -130,6 +133,17 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
         raise UserError(f"{directory}: the weights are not those that network.json describes")
     nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.asarray, values))
     return nnx.merge(graphdef, abstract), info
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """One that waits for no other process."""
+    process = jax.process_index()
+    alone = MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"network{process}",
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _read_info(path: epath.Path) -> NetworkInfo:

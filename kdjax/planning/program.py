@@ -15,6 +15,7 @@ from kdjax.config import Config
 from kdjax.distillation import terms as distillation_terms
 from kdjax.errors import UserError
 from kdjax.models import create
+from kdjax.models.batch_norm import group_batch_norm
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.planning import flops
 from kdjax.training.assembly import assemble_state, assemble_step
@@ -59,8 +60,8 @@ class Program:
         Raises:
           DoesNotFit: with the compiler's reason.
         """
-        replicated = self.placement.replicated
-        jitted = jax.jit(self.step, donate_argnums=0, out_shardings=(replicated, replicated))
+        shardings = (self.placement.state_shardings(self.state), self.placement.replicated)
+        jitted = jax.jit(self.step, donate_argnums=0, out_shardings=shardings)
         lowered = jitted.lower(self.state, self.teacher_state, self.batch)
         try:
             return lowered.compile()
@@ -98,9 +99,11 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
       UserError: for a batch that cannot be split over the devices, an unnamed teacher, or terms
         that do not go with the networks.
     """
-    placement = Placement(devices)
+    placement = Placement(config.mesh, devices)
     placement.check_batch_size("data.batch_size", batch_size)
     student = _abstract(config.student, num_classes, config.student.auxiliary)
+    if config.student.batch_norm == "per_device":
+        group_batch_norm(student, placement.batch_shards)
     teacher = _teacher(config, num_classes)
     terms = distillation_terms.resolve(
         config.terms, student.feature_specs, teacher.feature_specs if teacher else {}
@@ -130,9 +133,9 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
     )
     return Program(
         step=step,
-        state=_placed(state, placement.replicated),
-        teacher_state=_placed(teacher_state, placement.replicated),
-        batch=_placed(batch, placement.batch),
+        state=_placed(state, placement.state_shardings(state)),
+        teacher_state=_placed(teacher_state, placement.state_shardings(teacher_state)),
+        batch=_placed(batch, placement.batch_shardings(batch)),
         placement=placement,
         work=work,
     )
@@ -198,9 +201,11 @@ def _student_work(student: Any, images: jax.ShapeDtypeStruct) -> int:
     return flops.count(forward, state, images)
 
 
-def _placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+def _placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
     )
 
 

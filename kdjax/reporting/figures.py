@@ -38,15 +38,16 @@ COLORS = (
     "#6f8a1c",  # olive
 )
 TEACHER_COLOR = "#7d8590"  # grey: the reference, not one of the contestants
+GAIN, LOSS = COLORS[:2]  # better and worse than the plain student
 
 IGNORED_GREY = (128, 128, 128)
 _CURVE_POINTS = 100  # more would not be told apart at the width of a chart
-_WIDTH = 4.6  # inches
+WIDTH = 4.6  # inches
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and the values at them."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.spines.top": False,
@@ -70,20 +71,22 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def method_colors(methods: Iterable[str], teacher: str | None = None) -> dict[str, str]:
-    """A colour for each method, the same in every chart; grey for the teacher."""
+def method_colors(
+    methods: Iterable[str], teacher: str | None = None, plain: str | None = None
+) -> dict[str, str]:
+    """A colour for each method, the same in every chart; grey for the teacher, ink for the plain
+    student where others are compared with it."""
     palette = itertools.cycle(COLORS)
-    return {
-        method: TEACHER_COLOR if method == teacher else next(palette)
-        for method in dict.fromkeys(methods)
-    }
+    references = {teacher: TEACHER_COLOR, plain: INK}
+    return {method: references.get(method) or next(palette) for method in dict.fromkeys(methods)}
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def curves(
     series: Mapping[str, Sequence[Curve]],
     title: str,
     colors: Mapping[str, str] | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Learning curves: each seed as a faint line, the mean of a method's seeds as a strong one.
 
@@ -92,9 +95,10 @@ def curves(
             averaged in equal stretches.
         title: What the values are, with their unit.
         colors: From `method_colors`.
+        limits: Of the values, where several charts are to be compared.
     """
     colors = colors or method_colors(series)
-    figure = Figure(figsize=(_WIDTH, 2.7), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.add_subplot()
     for method, seeds in series.items():
         if len(seeds) > 1:
@@ -106,6 +110,8 @@ def curves(
     axes.set_xlabel("step")
     axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
     axes.set_xlim(left=0)
+    if limits:
+        axes.set_ylim(limits)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -114,7 +120,7 @@ def curves(
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def class_iou_bars(
     iou: Mapping[str, ArrayLike],
     class_names: Sequence[str],
@@ -131,7 +137,7 @@ def class_iou_bars(
     colors = colors or method_colors(iou)
     thickness = 0.8 / len(iou)  # of the room of one class
     room = max(0.24, 0.11 * len(iou) + 0.08)  # inches per class
-    figure = Figure(figsize=(_WIDTH, 0.6 + room * len(class_names)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.6 + room * len(class_names)), layout="constrained")
     axes = figure.add_subplot()
     classes = np.arange(len(class_names))
     for place, (method, values) in enumerate(iou.items()):
@@ -150,7 +156,7 @@ def class_iou_bars(
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element to put into an HTML page.
 
@@ -213,7 +219,7 @@ def panel_image(
     return np.concatenate(list(with_gaps)[1:], axis=1)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def samples(
     examples: Sequence[Mapping[str, Any]], class_names: Sequence[str], palette: np.ndarray
 ) -> Figure:
@@ -226,10 +232,8 @@ def samples(
     """
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(palette)] = palette
-    heights = [_WIDTH / 2 * len(e["label"]) / e["label"].shape[1] for e in examples]
-    figure = Figure(
-        figsize=(_WIDTH, sum(heights)), dpi=160, facecolor="white", layout="constrained"
-    )
+    heights = [WIDTH / 2 * len(e["label"]) / e["label"].shape[1] for e in examples]
+    figure = Figure(figsize=(WIDTH, sum(heights)), dpi=160, facecolor="white", layout="constrained")
     grid = figure.subplots(len(examples), 2, squeeze=False, height_ratios=heights)
     for row, example in zip(grid, examples, strict=True):
         for axes, pixels in zip(row, (example["image"], colors[example["label"]]), strict=True):
@@ -248,7 +252,7 @@ def _legend(figure: Figure, colors: Mapping[str, str], place: str) -> None:
     """Names beside the chart, in rows as long as its width allows."""
     names = list(colors)
     columns = next(
-        n for n in range(len(names), 0, -1) if n == 1 or _legend_width(names, n) <= _WIDTH
+        n for n in range(len(names), 0, -1) if n == 1 or _legend_width(names, n) <= WIDTH
     )
     figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(names) / columns))
     # Matplotlib fills a legend by columns; people read by rows.

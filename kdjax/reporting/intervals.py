@@ -12,6 +12,7 @@ from scipy import stats
 from kdjax.reporting.results import MethodResult
 
 LEVEL = 0.95
+_FENCE = 3  # interquartile ranges beyond the quartiles, where Tukey calls a value far out
 
 
 class Estimate(NamedTuple):
@@ -64,6 +65,19 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, level: float = LEVEL) -
     return (b - root) / a, (b + root) / a
 
 
+def without_far_out(values: np.ndarray) -> np.ndarray:
+    """Those of `values` `[n]` that are known and not far out: one diverged run must set no scale.
+
+    (Tukey, "Exploratory Data Analysis", 1977: beyond the outer fences.)
+    """
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return known
+    first, third = np.percentile(known, [25, 75])
+    fence = _FENCE * (third - first)
+    return known[(first - fence <= known) & (known <= third + fence)]
+
+
 def gain(result: MethodResult, plain: MethodResult | None) -> Estimate:
     """Gain in mIoU over the plain student: the mean over the seeds that both have.
 
@@ -74,7 +88,22 @@ def gain(result: MethodResult, plain: MethodResult | None) -> Estimate:
     ours, theirs = _paired(result, plain)
     if result.role == "teacher" or not len(ours):
         return Estimate(result.miou - plain.miou)
-    return _estimate(float(np.mean(ours - theirs)), *_bounds(mean_interval, ours - theirs))
+    return _mean(ours - theirs)
+
+
+def class_gains(result: MethodResult, plain: MethodResult) -> list[Estimate]:
+    """Gain of each class in IoU, as `gain`; of a class, over the seeds in which both have it."""
+    if result.role == "teacher":
+        return [Estimate(float(value)) for value in result.class_iou - plain.class_iou]
+    ours, theirs = _paired(result, plain, "class_iou")
+    if not len(ours):
+        return [NOTHING] * len(plain.class_iou)
+    return [_mean(column[np.isfinite(column)]) for column in (ours - theirs).T]
+
+
+def seeds_mean(result: MethodResult) -> Estimate:
+    """MIoU of a method, and the interval of its mean over the seeds."""
+    return _mean(np.array([run.miou for run in result.runs]))
 
 
 def gap_closed(
@@ -95,11 +124,27 @@ def gap_closed(
     return _estimate(share, *_bounds(ratio_interval, ours - theirs, gaps))
 
 
-def _paired(result: MethodResult, plain: MethodResult) -> tuple[np.ndarray, np.ndarray]:
-    """The mIoU of each at the seeds that both have, `[n]`."""
-    ours, theirs = ({run.seed: run.miou for run in method.runs} for method in (result, plain))
+def paired_gains(result: MethodResult, plain: MethodResult) -> list[float]:
+    """Gain in mIoU of each seed that both have."""
+    ours, theirs = _paired(result, plain)
+    return (ours - theirs).tolist()
+
+
+def _paired(
+    result: MethodResult, plain: MethodResult, field: str = "miou"
+) -> tuple[np.ndarray, np.ndarray]:
+    """A metric of each at the seeds that both have, `[n]`, or `[n, K]` of one by class."""
+    ours, theirs = (
+        {run.seed: getattr(run, field) for run in method.runs} for method in (result, plain)
+    )
     seeds = [seed for seed in ours if seed in theirs]
     return np.array([ours[seed] for seed in seeds]), np.array([theirs[seed] for seed in seeds])
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    if not len(values):
+        return NOTHING
+    return _estimate(float(np.mean(values)), *_bounds(mean_interval, values))
 
 
 def _bounds(interval: Any, *values: np.ndarray) -> tuple[float, float]:

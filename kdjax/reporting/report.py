@@ -1,24 +1,27 @@
 """The report of a run or of a comparison: one HTML file that needs nothing beside it."""
 
-import base64
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jinja2
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from kdjax.reporting import figures, tables
+from kdjax.reporting import figures, intervals, tables
+from kdjax.reporting.class_gains import heat_map
 from kdjax.reporting.files import write_atomically
+from kdjax.reporting.interval_figure import interval_dots
+from kdjax.reporting.panels import COLORS, NEITHER, ONLY_PLAIN, ONLY_TAUGHT, css_color, panels
 from kdjax.reporting.results import MethodResult, Report, plain_student, teacher_of
 
-_PICTURE_SIDE = 512  # pixels; larger pictures are reduced, so that the file stays easy to send
-
 # What every training step logs beside its loss terms.
-_DIAGNOSTICS = ("train/learning_rate", "train/gradient_norm", "train/images_per_second")
+_DIAGNOSTICS = (
+    "train/learning_rate",
+    "train/gradient_norm",
+    "train/images_per_second",
+    "train/input_wait",
+)
+_MANY = 5  # curves in one chart, from which on they cannot be told apart
 
 _TITLES = {"val/miou": "mIoU on val (%)", "train/images_per_second": "images/s"}
 
@@ -38,10 +41,15 @@ def write_report(path: epath.PathLike, report: Report) -> None:
 
 def _render(report: Report) -> str:
     methods = report.methods()
-    teacher = teacher_of(methods)
+    teacher, plain, best = teacher_of(methods), plain_student(methods), _best_taught(methods)
+    taught = [result.method for result in methods if result.role == "taught"]
     colors = figures.method_colors(
-        [result.method for result in methods], teacher and teacher.method
+        [result.method for result in methods],
+        teacher and teacher.method,
+        plain.method if plain and taught else None,
     )
+    gains, many = heat_map(report), len(methods) > _MANY
+    terms = _charts(methods, _loss_terms(report), colors)
     return _TEMPLATES.get_template("report.html").render(
         report=report,
         headline=_headline(report, methods),
@@ -49,19 +57,29 @@ def _render(report: Report) -> str:
         note=tables.note(report),
         method_table=tables.method_table(report),
         run_table=tables.run_table(report),
-        curves=_charts(methods, ["val/miou", *_loss_terms(report)], colors),
-        diagnostics=_charts(methods, [*_DIAGNOSTICS, *_term_diagnostics(report)], colors),
-        class_charts=_class_charts(report.class_names, methods, colors),
+        interval_charts=_interval_charts(report, methods, colors),
+        curves=[*_learning_curves(methods, colors), *([] if many else terms)],
+        losses_folded=many,
+        diagnostics=[
+            *(terms if many else []),
+            *_charts(methods, [*_DIAGNOSTICS, *_term_diagnostics(report)], colors),
+        ],
+        heat_map=gains,
+        class_charts=[] if gains else _class_charts(report.class_names, methods, colors),
         legend=_legend(report),
+        disagreement_legend=[
+            ("only the taught student is right", COLORS[ONLY_TAUGHT]),
+            ("only the plain student is right", COLORS[ONLY_PLAIN]),
+            ("neither is, in different ways", COLORS[NEITHER]),
+        ],
         examples=[
-            {
-                "image": _photograph(example.image),
-                "label": _label_map(example.label, report.palette),
-                **{
-                    name: _label_map(prediction, report.palette)
-                    for name, prediction in example.predictions.items()
-                },
-            }
+            panels(
+                example,
+                report.palette,
+                plain=plain and plain.method,
+                taught=taught,
+                best=best and best.method,
+            )
             for example in report.examples
         ],
     )
@@ -86,7 +104,9 @@ def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
         return f"{result.method}: {100 * result.miou:.2f} % mIoU on {report.split}"
     gain = 100 * (best.miou - plain.miou)
     if gain > 0:
-        return f"{best.method} gains {gain:.2f} points of mIoU over the plain student"
+        low = intervals.gain(best, plain).low
+        doubt = "" if low is None or low > 0 else ", with an interval that covers zero"
+        return f"{best.method} gains {gain:.2f} points of mIoU over the plain student{doubt}"
     return f"No method gains on the plain student: {best.method} is {-gain:.2f} points below it"
 
 
@@ -104,10 +124,10 @@ def _best_taught(methods: Sequence[MethodResult]) -> MethodResult | None:
 
 def _legend(report: Report) -> list[tuple[str, str]]:
     """Name and CSS colour of every class, and of what is ignored where a label has such pixels."""
-    colors = list(zip(report.class_names, map(_css_color, report.palette), strict=True))
+    colors = list(zip(report.class_names, map(css_color, report.palette), strict=True))
     classes = len(report.class_names)
     if any((example.label >= classes).any() for example in report.examples):
-        colors.append(("ignored", _css_color(figures.IGNORED_GREY)))
+        colors.append(("ignored", css_color(figures.IGNORED_GREY)))
     return colors
 
 
@@ -127,8 +147,54 @@ def _logged(report: Report) -> list[str]:
     return [name for name in names if name.startswith("train/")]
 
 
+def _interval_charts(
+    report: Report, methods: Sequence[MethodResult], colors: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Title and `<svg>` of mIoU and of the gain in it, where there is something to compare."""
+    plain, teacher = plain_student(methods), teacher_of(methods)
+    if plain is None or len(methods) < 2 or math.isnan(plain.miou):
+        return []
+    others = [result for result in methods if result is not plain]
+    mean = {result.method: intervals.seeds_mean(result) for result in methods}
+    gain = {result.method: intervals.gain(result, plain) for result in others}
+    seeds = {result.method: [run.miou for run in result.runs] for result in methods}
+    pairs = {
+        result.method: [] if result is teacher else intervals.paired_gains(result, plain)
+        for result in others
+    }
+    title = f"mIoU on {report.split} (%)"
+    gain_title = "Gain over the plain student (points of mIoU)"
+    return [
+        (title, figures.svg(interval_dots(mean, seeds, title, colors, line_at=plain.miou))),
+        (gain_title, figures.svg(interval_dots(gain, pairs, gain_title, colors, line_at=0.0))),
+    ]
+
+
+def _learning_curves(
+    methods: Sequence[MethodResult], colors: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """MIoU during the training: in one chart, or of each taught student beside the plain one."""
+    plain, name = plain_student(methods), "val/miou"
+    if plain is None or len(methods) <= _MANY:
+        return _charts(methods, [name], colors)
+    students = [result for result in methods if result.role != "teacher"]
+    values = [v for result in students for _, seed in result.series(name) for v in seed]
+    limits = 100 * np.nanmin(values, initial=1), 100 * np.nanmax(values, initial=0)
+    room = 0.05 * (limits[1] - limits[0])
+    charts = []
+    for result in students[1:]:
+        ((title, chart),) = _charts(
+            [plain, result], [name], colors, limits=(limits[0] - room, limits[1] + room)
+        )
+        charts.append((f"{title}: {result.method}", chart))
+    return charts
+
+
 def _charts(
-    methods: Sequence[MethodResult], names: Sequence[str], colors: Mapping[str, str]
+    methods: Sequence[MethodResult],
+    names: Sequence[str],
+    colors: Mapping[str, str],
+    limits: tuple[float, float] | None = None,
 ) -> list[tuple[str, str]]:
     """Title and `<svg>` of each metric that some run has logged."""
     charts = []
@@ -143,7 +209,7 @@ def _charts(
             title = _TITLES.get(
                 name, name.removeprefix("train/").replace("/", ": ").replace("_", " ")
             )
-            charts.append((title, figures.svg(figures.curves(series, title, colors))))
+            charts.append((title, figures.svg(figures.curves(series, title, colors, limits))))
     return charts
 
 
@@ -160,28 +226,3 @@ def _class_charts(
         bars = figures.class_iou_bars(iou, names, colors)
         charts.append((f"IoU of {', '.join(names)}", figures.svg(bars)))
     return charts
-
-
-def _photograph(image: np.ndarray) -> str:
-    """`[H, W, 3]` uint8 as a data URI."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-    return _data_uri(picture, "JPEG", quality=90, subsampling=0)
-
-
-def _label_map(label: np.ndarray, palette: np.ndarray) -> str:
-    """`[H, W]` uint8 as a data URI: a PNG of class numbers with the palette, a few kB."""
-    picture = Image.fromarray(label)
-    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.NEAREST)
-    picture.putpalette(figures.full_palette(palette).tobytes())
-    return _data_uri(picture, "PNG", optimize=True)
-
-
-def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _css_color(rgb: Iterable[int]) -> str:
-    return "#" + bytes(map(int, rgb)).hex()

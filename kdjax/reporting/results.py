@@ -18,7 +18,7 @@ class RunSummary:
     Attributes:
         method: The row of the table that the run belongs to; runs of a method differ in `seed`.
         role: A teacher, a student trained without one, or a taught student.
-        steps: Training steps.
+        steps: Training steps; None for a network that was given, as are the next and the times.
         learning_rate: The highest of the schedule.
         class_iou: `[K]`; NaN where neither labels nor predictions hold the class.
         parameters: Of the network alone, without adapters.
@@ -31,14 +31,14 @@ class RunSummary:
     method: str
     role: Role
     seed: int
-    steps: int
-    learning_rate: float
+    steps: int | None
+    learning_rate: float | None
     miou: float
     pixel_accuracy: float
     class_iou: Sequence[float]
     parameters: int
-    seconds: float
-    images_per_second: float
+    seconds: float | None
+    images_per_second: float | None
     agreement: float | None = None
     history: Sequence[Mapping[str, Any]] = ()
 

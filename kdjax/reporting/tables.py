@@ -89,8 +89,8 @@ def run_table(report: Report) -> Table:
         return {
             "Method": (run.method, run.method),
             "Seed": (str(run.seed), run.seed),
-            "Steps": (f"{run.steps:,}", run.steps),
-            "Learning rate": (f"{run.learning_rate:g}", run.learning_rate),
+            "Steps": _number(run.steps, ","),
+            "Learning rate": _number(run.learning_rate, "g"),
             "mIoU %": _percent(run.miou),
             "Pixel acc. %": _percent(run.pixel_accuracy),
             "Agreement %": _percent(run.agreement),
@@ -170,7 +170,13 @@ def _deviation(share: float | None) -> str:
     return "" if share is None or math.isnan(share) else f" ± {100 * share:.2f}"
 
 
-def _rate(number: float) -> Cell:
+def _number(number: float | None, form: str) -> Cell:
+    return (_NONE, "") if number is None else (f"{number:{form}}", number)
+
+
+def _rate(number: float | None) -> Cell:
+    if number is None or math.isnan(number):
+        return _NONE, ""
     return f"{number:,.1f}", number
 
 
@@ -182,6 +188,8 @@ def _count(number: float) -> Cell:
     return f"{number:.0f}", number
 
 
-def _duration(seconds: float) -> Cell:
+def _duration(seconds: float | None) -> Cell:
     """`h:mm:ss`."""
+    if seconds is None or math.isnan(seconds):
+        return _NONE, ""
     return str(datetime.timedelta(seconds=round(seconds))), seconds

@@ -1,17 +1,27 @@
-"""The checkpoints of a run: its latest state and its best by mIoU, written while it goes on."""
+"""The checkpoints of a run: its latest states and its best by mIoU, written while it goes on."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from kdjax.errors import UserError
+from kdjax.training.checksum import checksum
 from kdjax.training.state import TrainState
 
 BEST_METRIC = "miou"
+# The one before the latest is there for when the latest turns out to be damaged.
+LATEST = 2
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or does not hold what was written."""
 
 
 class Checkpoints:
@@ -21,22 +31,31 @@ class Checkpoints:
       directory: created where it is missing.
       identity: what the checkpoints depend on but do not hold, as the teacher's source and
         fingerprint; a run does not continue from a checkpoint with another identity.
+
+    Raises:
+      UserError: when the directory cannot be written to.
     """
 
     def __init__(self, directory: epath.PathLike, identity: dict[str, Any]):
         self._directory = epath.Path(directory)
-        self._identity = identity
+        # As it comes back from JSON.
+        self._identity = json.loads(json.dumps(identity))
         best = policies.BestN(
             get_metric_fn=_best_metric, n=1, keep_checkpoints_without_metrics=False
         )
-        self._manager = ocp.CheckpointManager(
-            self._directory.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-                best_fn=_best_metric,
-                best_mode="max",
-            ),
-        )
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self._directory.resolve(),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(
+                        [policies.LatestN(LATEST), best]
+                    ),
+                    best_fn=_best_metric,
+                    best_mode="max",
+                    # What a killed process had begun to write.
+                    cleanup_tmp_directories=True,
+                ),
+            )
 
     @property
     def latest_step(self) -> int | None:
@@ -45,64 +64,138 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the checkpoint with the highest mIoU."""
-        return self._manager.best_step()
+        """The step of the checkpoint with the highest mIoU, or None where none has one."""
+        step = self._manager.best_step()
+        return step if step is not None and self.is_scored(step) else None
 
-    def save(self, step: int, state: TrainState, miou: float) -> None:
+    def is_scored(self, step: int) -> bool:
+        """Whether a checkpoint has its mIoU."""
+        return self._manager.metrics(step) is not None
+
+    def save(self, step: int, state: TrainState, miou: float | None = None) -> None:
         """Starts to write a checkpoint; it counts once it is complete.
 
+        One of the same step that has no mIoU is replaced by one that has.
+
         Raises:
-          UserError: when the directory cannot be written to.
+          UserError: when it, or the one before it, cannot be written.
         """
-        try:
+        with self._writing():
+            if step in self._manager.all_steps():
+                if miou is None or self.is_scored(step):
+                    return
+                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_flat(state)),
-                    identity=ocp.args.JsonSave(self._identity),
+                    identity=ocp.args.JsonSave(
+                        {"identity": self._identity, "checksum": checksum(state)}
+                    ),
                 ),
-                metrics={BEST_METRIC: miou},
+                metrics=None if miou is None else {BEST_METRIC: miou},
+                force=True,
             )
-        except OSError as error:
-            raise UserError(f"cannot write {self._directory}: {error.strerror}") from error
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """Reads a checkpoint into the shapes and shardings of `target`.
+        """Reads a checkpoint into the shapes and shardings of `target`, whatever wrote it.
 
         Raises:
-          UserError: when the checkpoint is damaged, or belongs to another teacher.
+          Damaged: when it does not hold what was written.
+          UserError: when it belongs to another teacher or data set.
         """
-        path = self._directory / str(step)
-        flat = _flat(target)
+        path, flat = self._directory / str(step), _flat(target)
         try:
-            identity = self._manager.restore(
+            found = self._manager.restore(
                 step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
             )["identity"]
-            if identity != json.loads(json.dumps(self._identity)):
-                raise UserError(
-                    f"{path} was made with {_differences(identity, self._identity)}; continue "
-                    "with what it was made with, or choose another --workdir"
-                )
+            identity, expected = found["identity"], found["checksum"]
+        # Whatever a damaged file makes the reader say, the way out is the same.
+        except Exception as error:
+            raise Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})") from error
+        if identity != self._identity:
+            raise UserError(
+                f"{path} was made with {_differences(identity, self._identity)}; continue "
+                "with what it was made with, or choose another --workdir"
+            )
+        try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(jax.tree.map(_abstract, flat))
                 ),
             )["state"]
-        except UserError:
-            raise
-        # Whatever a damaged file makes the reader say, the way out is the same.
         except Exception as error:
+            raise Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})") from error
+        state = jax.tree.unflatten(jax.tree.structure(target), [restored[key] for key in flat])
+        if checksum(state) != expected:
+            raise Damaged(f"{path}: this checkpoint is damaged (its checksum is another)")
+        return state
+
+    def restore_latest(self, target: TrainState) -> tuple[int, TrainState, list[str]]:
+        """Reads the newest checkpoint that is whole; damaged ones are moved out of the way.
+
+        Returns:
+          Its step, its state, and a line about each damaged one; step 0 and `target` where there
+          is no checkpoint.
+
+        Raises:
+          UserError: when none of those that there are is whole, or as `restore`.
+        """
+        remarks: list[str] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            state, remark = target, ""
+            try:
+                state = self.restore(step, target)
+            except Damaged as error:
+                remark = str(error)
+            if not _anywhere(bool(remark)):
+                return step, state, remarks
+            remarks.append(remark or f"{self._directory / str(step)}: damaged for another process")
+            self._set_aside(step)
+        if remarks:
             raise UserError(
-                f"{path}: this checkpoint is damaged ({_first_line(error)}); remove that folder "
-                "to continue from the one before it"
-            ) from error
-        return jax.tree.unflatten(jax.tree.structure(target), [restored[key] for key in flat])
+                f"{'; '.join(remarks)}; no other is left. Remove {self._directory} to begin anew"
+            )
+        return 0, target, remarks
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is written.
+
+        Raises:
+          UserError: when it cannot be.
+        """
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            (self._directory / str(step)).rename(self._directory / f"damaged-{step}")
+        _anywhere(False)
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._unwritable(error.strerror or str(error)) from error
+        # TensorStore has no type for a full disk; it says so in words.
+        except ValueError as error:
+            raise self._unwritable(_first_line(error)) from error
+
+    def _unwritable(self, reason: str) -> UserError:
+        steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]
+        kept = f"; the checkpoint of step {max(steps)} is kept" if steps else ""
+        return UserError(f"cannot write {self._directory}: {reason}{kept}")
+
+
+def _anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process; also where all wait for each other."""
+    return bool(multihost_utils.process_allgather(flag).any())
 
 
 def _best_metric(metrics: dict[str, float]) -> float:

@@ -2,15 +2,16 @@
 
 import collections
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from kdjax.errors import UserError
+from kdjax.errors import Preempted, UserError
 from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.clock import Clock
+from kdjax.training.interruption import Interruption
 from kdjax.training.profiling import Profile
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
@@ -41,16 +42,19 @@ def fit(
     steps: int,
     log_every: int,
     eval_every: int,
+    checkpoint_every: int,
     placement: Placement,
     log: Log,
     evaluate: Callable[[int, TrainState], float],
     checkpoints: Checkpoints,
+    interruption: Interruption,
     profile: Profile | None = None,
 ) -> TrainState:
     """Trains from `first_step` to `steps` and returns the last state.
 
     Every `eval_every` steps and at the end, the state is evaluated first and then saved with its
-    mIoU, so that a run that continues never repeats an evaluation.
+    mIoU. A run that continues from a checkpoint of such a step without a mIoU was stopped in that
+    evaluation, and makes it first.
 
     Args:
       state: the state after `first_step` steps; its buffers are given up.
@@ -62,21 +66,26 @@ def fit(
       steps: steps in all.
       log_every: steps between two log lines, each the mean over the steps since the last.
       eval_every: steps between two evaluations.
+      checkpoint_every: steps between two checkpoints, beside those of the evaluations; 0 for none.
       placement: where arrays live.
-      log: takes `train/...` values; `input_wait` is the share of the time that the host waited for
-        a batch.
+      log: takes `train/...` values: `step_seconds` is the time of a step, `input_wait` the share of
+        it that the host waited for a batch, `checkpoint_seconds` what saving has cost since the
+        last line.
       evaluate: called with the step and the state; returns the mIoU.
       checkpoints: where the state is saved.
+      interruption: says when to save and stop.
       profile: traces some of the steps.
 
     Raises:
       Diverged: at the first step with a metric that is not finite, naming step and metric.
+      Preempted: when the run was asked to stop; the state is saved.
     """
     step_fn = jax.jit(
         train_step,
         donate_argnums=0,
-        out_shardings=(placement.replicated, placement.replicated),
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), placement.replicated),
     )
+    clock = Clock(batch_size)
     pending: collections.deque[tuple[int, Metrics]] = collections.deque()
     window: list[dict[str, float]] = []
 
@@ -85,15 +94,36 @@ def fit(
             step, metrics = pending.popleft()
             window.append(_finite(step, metrics, checkpoints))
 
-    images, waited, since = 0, 0.0, time.perf_counter()
+    def save(step: int, miou: float | None = None) -> None:
+        settle(0)
+        with clock.saving():
+            checkpoints.save(step, state, miou)
+
+    def score(step: int) -> None:
+        settle(0)
+        with clock.paused():
+            try:
+                miou = evaluate(step, state)
+            except Preempted:
+                save(step)
+                raise _stopped(step) from None
+        save(step, miou)
+
+    def scored_at(step: int) -> bool:
+        return step > 0 and (step % eval_every == 0 or step == steps)
+
+    if scored_at(first_step) and not checkpoints.is_scored(first_step):
+        score(first_step)
     for step in range(first_step + 1, steps + 1):
+        if interruption.reached():
+            save(step - 1)
+            raise _stopped(step - 1)
         if profile:
             profile.begin(step)
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        images += batch_size
+        with clock.waiting():
+            batch = next(batches)
         state, metrics = step_fn(state, teacher_state, batch)
+        clock.steps += 1
         pending.append((step, metrics))
         if profile:
             profile.end(step, metrics)
@@ -101,21 +131,17 @@ def fit(
         if step % log_every == 0 or step == steps:
             settle(0)
             means = {f"train/{key}": float(np.mean([m[key] for m in window])) for key in metrics}
-            passed = time.perf_counter() - since
-            speed = {
-                "train/images_per_second": images / passed,
-                "train/input_wait": waited / passed,
-            }
-            log.scalars(step, means | speed)
+            log.scalars(step, means | clock.read())
             window.clear()
-            images, waited, since = 0, 0.0, time.perf_counter()
-        if step % eval_every == 0 or step == steps:
-            settle(0)
-            started = time.perf_counter()
-            miou = evaluate(step, state)
-            checkpoints.save(step, state, miou)
-            since += time.perf_counter() - started
+        if scored_at(step):
+            score(step)
+        elif checkpoint_every and step % checkpoint_every == 0:
+            save(step)
     return state
+
+
+def _stopped(step: int) -> Preempted:
+    return Preempted(f"the checkpoint of step {step} is saved; the same command continues from it")
 
 
 def _finite(step: int, metrics: Metrics, checkpoints: Checkpoints) -> dict[str, float]:

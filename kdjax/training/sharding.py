@@ -1,5 +1,6 @@
-"""Where arrays live: one mesh over all devices, batches split over it, the rest on every device."""
+"""Where arrays live: one mesh of devices, batches and crops split over it, weights too if asked."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,30 +10,79 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kdjax.errors import UserError
 
+AXES = ("data", "fsdp", "space")
+# The images of a batch are split over both; over `fsdp` the weights are as well.
+BATCH = ("data", "fsdp")
+# Arrays with fewer elements stay whole on every device: scales and biases, mostly, which together
+# are a hundredth of a network, and would cost a collective each.
+MIN_SPLIT = 2048
+
 
 class Placement:
-    """A mesh with one axis, `data`, over `devices` (all, by default), and arrays' places on it.
+    """A mesh of devices, and the places of arrays on it.
+
+    - Axis `data`: every part has its own images of a batch.
+    - Axis `fsdp`: likewise, and parameters, optimizer state, moving averages, class statistics and
+      teacher are split over it: each array on its largest dimension that can be, small ones not.
+    - Axis `space`: every part has its own rows of each image, for crops too big for one device.
 
     The axis type is Auto on purpose: under Explicit axes, confusion counts, class statistics and
-    dropout masks of a batch-sharded array are sharding errors.
+    dropout masks of a batch-sharded array are sharding errors. XLA derives the place of everything
+    between the inputs and the outputs of a step, and the collectives: it reduces batch norm's sums
+    over all images, gathers weights where they are used, and exchanges the rows that
+    convolutions need from their neighbours.
+
+    Args:
+      sizes: devices along each axis of `AXES`, 1 where left out; one may be -1, for all that
+        remain. By default all devices are on `data`.
+      devices: those of the mesh, by default all.
+
+    Raises:
+      UserError: when the devices cannot be arranged so.
     """
 
-    def __init__(self, devices: Sequence[Any] | None = None) -> None:
-        # A process's devices stand together, so that its rows of a batch do too. The order means
-        # nothing to collectives over one axis of all devices.
-        ordered = sorted(
-            devices or jax.devices(), key=lambda device: (device.process_index, device.id)
-        )
-        self.mesh = Mesh(np.array(ordered), ("data",), (AxisType.Auto,))
+    def __init__(
+        self, sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None
+    ) -> None:
+        devices = jax.devices() if devices is None else devices
+        # A process's devices stand together, so that its images of a batch do too.
+        devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+        shape = _shape(sizes or {"data": -1}, len(devices))
+        per_process = len(devices) // len({device.process_index for device in devices})
+        if per_process % shape[2]:
+            raise UserError(
+                f"config.mesh.space is {shape[2]}; it must divide the {per_process} devices of a "
+                "process, which reads whole images"
+            )
+        self.mesh = Mesh(np.array(devices).reshape(shape), AXES, (AxisType.Auto,) * len(AXES))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.batch = NamedSharding(self.mesh, PartitionSpec("data"))
+        self._replicate = jax.jit(lambda tree: tree, out_shardings=self.replicated)
+
+    @property
+    def batch_shards(self) -> int:
+        """The number of parts that the images of a batch are split into."""
+        return math.prod(self.mesh.shape[axis] for axis in BATCH)
+
+    def describe(self) -> str:
+        """One line for the start of a run: `data 4 x fsdp 2 x space 1, 8 devices`."""
+        sizes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        return f"{sizes}, {self.mesh.size} device{'s' if self.mesh.size > 1 else ''}"
 
     def check_batch_size(self, key: str, size: int) -> None:
-        """Raises a UserError where a batch cannot be split evenly over the devices."""
-        if size % self.mesh.size:
+        """Raises a UserError where the images of a batch cannot be split evenly."""
+        if size % self.batch_shards:
             raise UserError(
-                f"config.{key} is {size}; it must be a multiple of the {self.mesh.size} devices"
+                f"config.{key} is {size}; it must be a multiple of the {self.batch_shards} devices "
+                "along config.mesh.data and config.mesh.fsdp"
             )
+
+    def batch_shardings(self, batch: Any) -> Any:
+        """The places of a batch's arrays [B, ...]; images and labels [B, H, W, ...] by rows too."""
+        return jax.tree.map(lambda leaf: self._of_batch(leaf.shape), batch)
+
+    def state_shardings(self, tree: Any) -> Any:
+        """The places of arrays that last: a sharding for each array, or `jax.ShapeDtypeStruct`."""
+        return jax.tree.map(lambda leaf: self._of_state(leaf.shape), tree)
 
     def put_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Places a batch on the devices, of which this process gives its rows.
@@ -41,15 +91,68 @@ class Placement:
           batch: arrays or trees of arrays `[B / n, ...]`; the rows of the n processes, one after
             the other, are the batch.
         """
-        return jax.tree.map(
-            lambda value: jax.make_array_from_process_local_data(self.batch, value), dict(batch)
-        )
+        processes = jax.process_count()
+
+        def put(value: Any) -> jax.Array:
+            shape = (value.shape[0] * processes, *value.shape[1:])
+            sharding = self._of_batch(shape)
+            return jax.make_array_from_process_local_data(sharding, value, shape)
+
+        return jax.tree.map(put, dict(batch))
+
+    def put_images(self, images: np.ndarray) -> jax.Array:
+        """Places images [B, H, W, 3], which every process has whole, as a batch."""
+        return _put(images, self._of_batch(images.shape))
+
+    def put_state(self, tree: Any) -> Any:
+        """Splits arrays that last, which every process has whole."""
+        return jax.tree.map(_put, tree, self.state_shardings(tree))
 
     def replicate(self, tree: Any) -> Any:
         """Places arrays, the same on every process, on every device."""
-        return jax.tree.map(
-            lambda value: jax.make_array_from_process_local_data(
-                self.replicated, value, np.shape(value)
-            ),
-            tree,
+        return jax.tree.map(lambda value: _put(value, self.replicated), tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """Returns arrays, wherever they are, whole on the host; every process must call this."""
+        if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+            tree = self._replicate(tree)
+        return jax.device_get(tree)
+
+    def _of_batch(self, shape: tuple[int, ...]) -> NamedSharding:
+        # Whole images in evaluation may have rows that cannot be split evenly; they stay whole.
+        rows = len(shape) >= 3 and shape[1] % self.mesh.shape["space"] == 0
+        return NamedSharding(self.mesh, PartitionSpec(BATCH, "space" if rows else None))
+
+    def _of_state(self, shape: tuple[int, ...]) -> NamedSharding:
+        parts = self.mesh.shape["fsdp"]
+        even = [axis for axis, size in enumerate(shape) if size % parts == 0]
+        if parts == 1 or math.prod(shape) < MIN_SPLIT or not even:
+            return self.replicated
+        # The last of equals: output channels, of a square kernel.
+        split = max(even, key=lambda axis: (shape[axis], axis))
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * split, "fsdp"))
+
+
+def _put(value: Any, sharding: NamedSharding) -> jax.Array:
+    """Places an array that every process has whole."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
+    wanted = {axis: sizes.get(axis, 1) for axis in AXES}
+    asked = ", ".join(f"{axis} {size}" for axis, size in wanted.items())
+    open_axes = [axis for axis, size in wanted.items() if size == -1]
+    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in wanted.values()):
+        raise UserError(
+            f"config.mesh has {asked}; sizes must be positive, and one of them may be -1, for all "
+            "devices that remain"
         )
+    fixed = math.prod(size for size in wanted.values() if size != -1)
+    if count % fixed or (not open_axes and fixed != count):
+        raise UserError(f"config.mesh has {asked}, which does not go with {count} devices")
+    for axis in open_axes:
+        wanted[axis] = count // fixed
+    return tuple(wanted.values())

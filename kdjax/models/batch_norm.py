@@ -1,0 +1,61 @@
+"""Batch norm as PyTorch's, over the whole batch or over each device's part of it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch norm with PyTorch's constants and running statistics; its momentum of 0.1 is 0.9 here.
+
+    PyTorch normalises with the variance of the batch, n below the fraction line, and keeps the
+    unbiased one, n - 1 below it, as the running variance. Flax keeps the former, which is a seventh
+    less where eight images are pooled to one pixel each.
+
+    Under jit with a sharded batch the statistics and n are those of the global batch, as SyncBN's.
+    With `groups`, the batch is that many consecutive parts, each with statistics of its own, as on
+    as many devices without SyncBN; the running ones then take the mean over the parts.
+    """
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.groups = 1
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Array, "B H W C"], *, use_running_average: bool
+    ) -> Float[Array, "B H W C"]:
+        """Normalises; with the statistics of the batch it also updates the running ones."""
+        if self.groups > 1 and not use_running_average:
+            return self._normalize_groups(x)
+        kept = self.momentum * self.var[...]
+        x = super().__call__(x, use_running_average=use_running_average)
+        if not use_running_average:
+            count = math.prod(x.shape[:-1])
+            added = self.var[...] - kept
+            # Of a single value there is no unbiased variance; PyTorch refuses to train on it.
+            self.var[...] = kept + added * (count / max(count - 1, 1))
+        return x
+
+    def _normalize_groups(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        if x.shape[0] % self.groups:
+            raise ValueError(f"a batch of {x.shape[0]} cannot be cut into {self.groups} groups")
+        grouped = x.reshape(self.groups, -1, *x.shape[1:]).astype(jnp.float32)
+        mean, var = (f(grouped, axis=(1, 2, 3), keepdims=True) for f in (jnp.mean, jnp.var))
+        count = grouped[0, ..., 0].size
+        for kept, new in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):
+            average = new.mean(0).reshape(-1)
+            kept[...] = self.momentum * kept[...] + (1 - self.momentum) * average
+        assert self.scale is not None
+        assert self.bias is not None
+        normal = (grouped - mean) * jax.lax.rsqrt(var + self.epsilon)
+        return (normal * self.scale[...] + self.bias[...]).reshape(x.shape).astype(x.dtype)
+
+
+def group_batch_norm(net: nnx.Module, groups: int) -> None:
+    """Gives each of `groups` parts of a training batch batch statistics of its own."""
+    for _, module in nnx.iter_modules(net):
+        if isinstance(module, BatchNorm):
+            module.groups = groups

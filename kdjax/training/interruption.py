@@ -1,0 +1,76 @@
+"""Stops a run that is asked to: at a point that all its processes agree on, so that it can save."""
+
+import collections
+import signal
+from collections.abc import Iterable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kdjax.errors import Preempted
+
+Item = TypeVar("Item")
+
+# Several processes read what they agreed on this many points later, so that asking waits for
+# nothing: by then the devices have long answered.
+DELAY = 2
+
+
+class Interruption:
+    """Inside this context, SIGTERM and SIGINT ask the run to stop instead of ending the process.
+
+    A second SIGINT interrupts at once. Among several processes, one that is asked stops all.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._earlier: dict[int, Any] = {}
+        self._answers: collections.deque[jax.Array] = collections.deque()
+        self._alone = jax.process_count() == 1
+        mesh = Mesh(np.array(jax.devices()), ("all",), (AxisType.Auto,))
+        self._flags = NamedSharding(mesh, PartitionSpec("all"))
+        self._any = jax.jit(
+            lambda flags: flags.any(), out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._earlier[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def reached(self) -> bool:
+        """Whether to save and stop here; every process must ask at the same points."""
+        if self._alone:
+            return self._asked
+        mine = np.full(jax.local_device_count(), self._asked)
+        self._answers.append(self._any(jax.make_array_from_process_local_data(self._flags, mine)))
+        return len(self._answers) > DELAY and bool(self._answers.popleft())
+
+    def stop_between(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yields the items.
+
+        Raises:
+          Preempted: in place of the next item, where the run is to stop.
+        """
+        for item in items:
+            if self.reached():
+                raise Preempted("in the middle of an evaluation")
+            yield item
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._asked = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,110 @@
+"""A real Slurm of one machine: launch/slurm.sh trains, is preempted twice, and comes to the end."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+import tiny_run
+
+from kdjax.data import sets
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged")
+MISSING = [name for name in PROGRAMS if not shutil.which(name)]
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} is installed"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may start Slurm's daemons"),
+]
+
+
+@pytest.fixture
+def slurm():
+    """What runs a command of Slurm and returns its output."""
+    # Not pytest's folder: the path of a socket must be short.
+    with tempfile.TemporaryDirectory(prefix="slurm") as directory:
+        subprocess.run([ROOT / "tests/slurm/start.sh", directory], check=True)
+        environment = os.environ | {"SLURM_CONF": f"{directory}/slurm.conf"}
+
+        def command(*arguments, **variables):
+            return subprocess.run(
+                [*map(str, arguments)],
+                check=True,
+                cwd=ROOT,
+                env=environment | variables,
+                stdout=subprocess.PIPE,
+                text=True,
+            ).stdout
+
+        yield command
+        subprocess.run([ROOT / "tests/slurm/stop.sh", directory], check=True)
+
+
+@pytest.fixture
+def python(tmp_path):
+    """An interpreter whose `kdjax.train` knows the network of the tests, and takes its time."""
+    path = tmp_path / "python"
+    path.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tiny_run.__file__} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def wait_until(condition, log, *, seconds=240):
+    started = time.monotonic()
+    while not condition():
+        text = log.read_text() if log.exists() else "it has no log"
+        assert time.monotonic() - started < seconds, text
+        time.sleep(0.2)
+
+
+def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path):
+    tiny_run.write_images(tmp_path / "source")
+    sets.prepare("folder", tmp_path / "data", source=tmp_path / "source")
+    workdir, log = tmp_path / "run", tmp_path / "job.log"
+    job = slurm(
+        *("sbatch", "--parsable", "--ntasks=2", f"--output={log}", "launch/slurm.sh"),
+        *("--config", tiny_run.__file__, "--workdir", workdir),
+        *("--config.data.data_dir", tmp_path / "data", "--config.steps", 12),
+        PYTHON=str(python),
+        **tiny_run.environment(devices=2, pause=0.5),
+    ).strip()
+
+    def logged(step):
+        metrics = workdir / "metrics.jsonl"
+        return lambda: metrics.exists() and f'"step": {step},' in metrics.read_text()
+
+    def said(text):
+        return lambda: log.exists() and text in log.read_text()
+
+    def start_again():
+        wait_until(lambda: "JobState=PENDING" in slurm("scontrol", "show", "job", job), log)
+        # Slurm itself lets a job wait for two minutes.
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    wait_until(logged(2), log)
+    # As when a job of more importance takes its place.
+    slurm("scontrol", "requeue", job)
+    start_again()
+    wait_until(said("train: continues after step"), log)
+    wait_until(logged(6), log)
+    # As two minutes before the time limit.
+    slurm("scancel", "--batch", "--signal=TERM", job)
+    wait_until(said("requeued after 1 restarts"), log)
+    start_again()
+    wait_until((workdir / "result.json").exists, log)
+    wait_until(lambda: "JobState=COMPLETED" in slurm("scontrol", "show", "job", job), log)
+    text = log.read_text()
+    assert "Restarts=2" in slurm("scontrol", "show", "job", job)
+    assert text.count("train: continues after step") == 2
+    # Both tasks say so, both times.
+    assert text.count("stopped as asked: the checkpoint of step") == 4
+    assert "Traceback" not in text
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 13))

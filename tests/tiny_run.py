@@ -1,0 +1,117 @@
+"""A training of seconds, for what happens to whole processes; its config and its command.
+
+python tests/tiny_run.py --config tests/tiny_run.py --config.data.data_dir DATA --workdir DIR
+"""
+
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from kdjax import config as configuration
+from kdjax.models import NETWORKS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS = 10
+
+
+def get_config() -> Any:
+    """Returns the config: class statistics, a moving average, two evaluations."""
+    config = configuration.default()
+    config.steps = STEPS
+    config.log_every = 1
+    config.eval_every = 5
+    config.checkpoint_every = 2
+    config.data.name = "folder"
+    config.data.batch_size = 8
+    config.data.eval_batch_size = 8
+    config.data.crop_size = (16, 16)
+    config.student.update(configuration.network("tiny", width=4))
+    config.student.auxiliary = False
+    config.optimizer.ema_decay = 0.9
+    with config.unlocked():
+        config.terms = ConfigDict({"augmented": configuration.term("isda_cross_entropy")})
+    return config
+
+
+def write_images(source: pathlib.Path) -> None:
+    """Writes a few images of 24 x 32 pixels and their labels, as `kdjax.prepare folder` takes."""
+    generator = np.random.default_rng(0)
+    for split, count in {"train": 9, "val": 3, "test": 3}.items():
+        for kind in ("images", "labels"):
+            (source / kind / split).mkdir(parents=True)
+        for index in range(count):
+            label = np.zeros((24, 32), np.uint8)
+            label[:, 16:] = 1 + index % 2
+            label[0] = 255
+            image = np.stack([label * 60] * 3, -1) + generator.integers(0, 60, (24, 32, 3))
+            name = f"{'b' if index else 'a'}{index}.png"
+            Image.fromarray(image.astype(np.uint8)).save(source / "images" / split / name)
+            Image.fromarray(label).save(source / "labels" / split / name)
+
+
+def environment(*, devices: int, pause: float) -> dict[str, str]:
+    """The variables that a process of the training needs; `start` says what the arguments mean."""
+    return {
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TINY_PAUSE": str(pause),
+    }
+
+
+def start(
+    data: pathlib.Path,
+    workdir: pathlib.Path,
+    *arguments: str,
+    devices: int = 1,
+    pause: float = 0.0,
+) -> subprocess.Popen[str]:
+    """Starts the training.
+
+    Args:
+      data: where the images are prepared.
+      workdir: of the run.
+      *arguments: further flags.
+      devices: of the process.
+      pause: seconds between two batches, so that one can come in between.
+    """
+    command = [sys.executable, __file__, "--config", __file__, "--workdir", str(workdir)]
+    return subprocess.Popen(
+        [*command, "--config.data.data_dir", str(data), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment(devices=devices, pause=pause),
+    )
+
+
+def _main() -> None:
+    import tiny
+
+    from kdjax.experiments.images import Images
+
+    NETWORKS["tiny"] = tiny.create
+    batches = Images.train_batches
+
+    def slowly(self: Images, **options: Any) -> Any:
+        for batch in batches(self, **options):
+            time.sleep(float(os.environ["TINY_PAUSE"]))
+            yield batch
+
+    Images.train_batches = slowly  # type: ignore[method-assign]
+    # The decoded examples stay where `train_batches` hands them out.
+    sys.argv.append("--config.data.cache=none")
+    runpy.run_module("kdjax.train", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()
