@@ -1,10 +1,10 @@
 """The training step next to PyTorch's: speed, memory, time to the first step, price of a method.
 
     python benchmarks/train_step.py
-    python -m benchmarks.train_step --method nfd --student_width 64 --rounds 30
+    python -m benchmarks.train_step --methods nfd,cwd --student_width 64 --rounds 30
 
 PSPNet on a ResNet teaches PSPNet on another, here and in the trainer of `benchmarks/torch` with the
-settings that are best for it. First both take the same batches in float32 from the same weights,
+settings of its `Execution.best`. First both take the same batches in float32 from the same weights,
 and their losses must agree. Then their steps take turns, with the first method, with the others,
 and with the teacher's forward pass and no method; ratios are those of one round. Memory and the
 time to the first step come from a process of their own for each side.
@@ -80,7 +80,8 @@ def main(argv: list[str]) -> None:
         raise UserError("one of JAX and PyTorch sees a GPU and the other does not: compare alike")
     plain = chosen_work(GPU if on_gpu else CPU)
     chosen: dict[str, Any] = recipes(METHODS.value).to_dict()
-    works = {name: dataclasses.replace(plain, terms=terms) for name, terms in chosen.items()}
+    # A ConfigDict sorts its keys; the first is the one that was named first.
+    works = {name: dataclasses.replace(plain, terms=chosen[name]) for name in METHODS.value}
     name, first = next(iter(works.items()))
     if not torch_side.supports(first):
         raise UserError(f"benchmarks/torch has no {name}; begin --methods with one that it has")

@@ -50,7 +50,11 @@ class Execution:
 
     @classmethod
     def best(cls, device: str, bfloat16: bool) -> "Execution":
-        """The fastest on a device: on the CPU measured, on a GPU as PyTorch's guides advise."""
+        """What PyTorch's guides advise for a GPU; on the CPU without `torch.compile`.
+
+        Neither was tried against all others: no GPU was at hand, and on one core of a CPU only
+        the layouts were compared, between which there was no difference.
+        """
         if device == "cuda":
             # Picks the fastest of cuDNN's algorithms for the one shape that there is.
             torch.backends.cudnn.benchmark = True
