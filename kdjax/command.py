@@ -33,7 +33,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     def guarded(argv: list[str]) -> None:
         try:
             main(argv)
-            processes.part()
+            processes.leave(0)
         except UserError as error:
             _print_error(name, str(error))
             processes.leave(2)

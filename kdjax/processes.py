@@ -119,26 +119,24 @@ def leave(status: int) -> NoReturn:
 
     Where they do not, because the error is this process's alone, they notice its absence.
     """
-    if not jax.distributed.is_initialized():
-        sys.exit(status)
-    if part(END_SECONDS if status in (0, AGAIN) else GRACE_SECONDS):
+    if not jax.distributed.is_initialized() or _part(status):
         sys.exit(status)
     _end(status)
 
 
-def part(seconds: float = END_SECONDS) -> bool:
-    """Leaves the run, once all have come to this point; says whether they did within `seconds`."""
-    if not jax.distributed.is_initialized():
-        return True
-    client = _service()
-    # From here on it is no news that another process is gone.
-    _parting.set()
+def _part(status: int) -> bool:
+    """Leaves the run when all have come to this point; says whether they did in good time."""
+    service = _service()
+    seconds = END_SECONDS if status in (0, AGAIN) else GRACE_SECONDS
     try:
-        client.wait_at_barrier("kdjax: part", int(1000 * seconds))
+        service.wait_at_barrier("kdjax: all are here", 1000 * seconds)
+        _parting.set()
+        # Nobody goes before everybody knows that it is no news when others are gone.
+        service.wait_at_barrier("kdjax: all part", 1000 * GRACE_SECONDS)
     except RuntimeError:
         return False
     # Process 0 goes last: the others could not part from a service that is gone.
-    while leads() and len(client.get_live_nodes(_everyone())) > 1:
+    while leads() and len(service.get_live_nodes(_everyone())) > 1:
         time.sleep(0.1)
     jax.distributed.shutdown()
     return True
@@ -152,10 +150,10 @@ def wait_for_verdict() -> None:
 
 def _watch() -> None:
     """Ends this process when another one is dead. When process 0 is, JAX itself does."""
-    client = _service()
+    service = _service()
     while not _parting.is_set():
         try:
-            alive = client.get_live_nodes(_everyone())
+            alive = service.get_live_nodes(_everyone())
         # The service is gone, with process 0.
         except RuntimeError:
             return

@@ -192,20 +192,21 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
 
 WAITING = """
 import sys, time
-sys.argv[1:] = [f"--coordinator=localhost:{sys.argv[1]}", "--num_processes=2", *sys.argv[2:]]
 from kdjax import command, processes
 FLAGS = processes.define_flags()
 def main(argv):
     processes.join(FLAGS)
     print("joined", flush=True)
-    time.sleep(100)
+    time.sleep(float(argv[1]))
 command.run(main)
 """
 
 
-def wait(*arguments):
+def wait(port, seconds, *arguments):
+    """Starts a process that joins others, then has `seconds` of work."""
+    flags = (f"--coordinator=localhost:{port}", *arguments)
     return subprocess.Popen(
-        [sys.executable, "-c", WAITING, *map(str, arguments)],
+        [sys.executable, "-c", WAITING, str(seconds), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -214,10 +215,35 @@ def wait(*arguments):
     )
 
 
+def wait_together(*seconds):
+    """Starts a process for each number of seconds, and returns when they have joined."""
+    port, count = free_port(), f"--num_processes={len(seconds)}"
+    children = [
+        wait(port, work, count, f"--process_id={index}") for index, work in enumerate(seconds)
+    ]
+    assert [child.stdout.readline() for child in children] == ["joined\n"] * len(children)
+    return children
+
+
+def test_processes_wait_for_the_last_one_and_end_together():
+    children = wait_together(0, 4, 0)
+    time.sleep(2)
+    assert [child.poll() for child in children] == [None] * 3
+    for status, _, errors in finish(children):
+        assert status == 0, errors
+        assert "stops" not in errors
+
+
+def test_one_is_killed_while_another_is_at_its_end():
+    children = wait_together(100, 0, 100)
+    children[2].kill()
+    for status, _, errors in finish(children)[:2]:
+        assert status == 75, errors
+        assert errors.count("stops: process 2 ended") == 1
+
+
 def test_when_the_first_process_is_killed_jax_ends_the_other():
-    port = free_port()
-    children = [wait(port, f"--process_id={index}") for index in range(2)]
-    assert [child.stdout.readline() for child in children] == ["joined\n"] * 2
+    children = wait_together(100, 100)
     children[0].kill()
     _, (status, _, errors) = finish(children)
     # More than 128 for a shell, so that launchers try again.
@@ -229,10 +255,13 @@ def test_when_the_first_process_is_killed_jax_ends_the_other():
     ("arguments", "message"),
     [
         ([], "--coordinator, --num_processes and --process_id go together: give all or none"),
-        (["--process_id=2"], "--process_id is 2; --num_processes 2 has 0 to 1"),
+        (
+            ["--num_processes=2", "--process_id=2"],
+            "--process_id is 2; --num_processes 2 has 0 to 1",
+        ),
     ],
 )
 def test_flags_of_processes_that_make_no_sense(arguments, message):
-    ((status, _, errors),) = finish([wait(1, *arguments)])
+    ((status, _, errors),) = finish([wait(1, 0, *arguments)])
     assert (status, errors.count("\n")) == (2, 1)
     assert errors.endswith(f"error: {message}\n")

@@ -28,6 +28,16 @@ torch = pytest.importorskip("torch", reason="compares with PyTorch")
 import torch_networks  # noqa: E402  they need PyTorch
 import torch_transformers  # noqa: E402
 
+from benchmarks.torch.losses import cross_entropy  # noqa: E402
+from benchmarks.torch.trainer import (  # noqa: E402
+    Execution,
+    Recipe,
+    Term,
+    Trainer,
+    normalise,
+    settle,
+)
+
 functional = torch.nn.functional
 pytestmark = pytest.mark.torch
 
@@ -58,14 +68,7 @@ def make_batch(rng, count, height, width):
 
 
 def normalised(images):
-    mean, std = (torch.tensor(x, dtype=torch.float64) for x in IMAGENET)
-    return ((torch.from_numpy(images) - mean) / std).permute(0, 3, 1, 2)
-
-
-def cross_entropy(logits, labels):
-    labels = torch.from_numpy(labels).long()
-    logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
-    return functional.cross_entropy(logits, labels, ignore_index=255)
+    return normalise(torch.from_numpy(images), torch.float64)
 
 
 def network(name, width=8):
@@ -130,20 +133,21 @@ def compare_gradients(theirs, net, *, zero=0):
     batch = make_batch(np.random.default_rng(0), 4, 49, 65)
     theirs = theirs.double().train()
     output = theirs(normalised(batch["image"]))
-    expected_loss = cross_entropy(output["logits"], batch["label"])
+    labels = torch.from_numpy(batch["label"]).long()
+    expected_loss = cross_entropy(output["logits"], labels)
     if "aux_logits" in output:
-        expected_loss = expected_loss + 0.4 * cross_entropy(output["aux_logits"], batch["label"])
+        expected_loss = expected_loss + 0.4 * cross_entropy(output["aux_logits"], labels)
     expected_loss.backward()
 
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
-    images, labels = IMAGENET(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
+    images, our_labels = IMAGENET(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
 
     @jax.jit
     @partial(jax.value_and_grad, has_aux=True)
     def step(params):
         net = nnx.merge(graphdef, params, rest, copy=True)
         output = net(images, train=True)
-        value, _, _ = Objective(1.0, 0.4)(output, None, labels, {}, {}, jnp.zeros(()))
+        value, _, _ = Objective(1.0, 0.4)(output, None, our_labels, {}, {}, jnp.zeros(()))
         return value, nnx.state(net, nnx.Not(nnx.Param))
 
     (value, statistics), gradients = step(params)
@@ -211,43 +215,6 @@ def test_gradients_of_upernet_on_a_short_swin(monkeypatch):
     compare_gradients(theirs, ours_with(theirs, "upernet_swin_t"), zero=2)
 
 
-def taught_by_pytorch(student, teacher, batches):
-    """Trains PyTorch's student in place; returns what each step minimised, by part."""
-    student.double().train()
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    poly = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / STEPS) ** 0.9)
-    for batch in batches:
-        images = normalised(batch["image"])
-        with torch.no_grad():
-            target = torch.softmax(teacher(images)["logits"].flatten(2) / 4, dim=2)
-        output = student(images)
-        scores = torch.log_softmax(output["logits"].flatten(2) / 4, dim=2)
-        parts = {
-            "cross_entropy": cross_entropy(output["logits"], batch["label"]),
-            "auxiliary_cross_entropy": cross_entropy(output["aux_logits"], batch["label"]),
-            "cwd": 4**2 * (target * (target.log() - scores)).sum(2).mean(),
-        }
-        loss = parts["cross_entropy"] + 0.4 * parts["auxiliary_cross_entropy"] + 3 * parts["cwd"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        poly.step()
-        yield {name: x.item() for name, x in {"loss": loss, **parts}.items()}
-
-
-def settle(net, batches):
-    """Sets the running statistics to those of the images; with any others scores explode."""
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # the plain mean over the batches
-    net.train()
-    with torch.no_grad():
-        for batch in batches:
-            net(normalised(batch["image"]))
-    net.eval()
-
-
 def test_twenty_steps_of_channel_wise_distillation():
     rng = np.random.default_rng(1)
     batches = [make_batch(rng, 8, 49, 65) for _ in range(STEPS)]
@@ -279,11 +246,12 @@ def test_twenty_steps_of_channel_wise_distillation():
         )
     )
     errors = []
-    for batch, expected in zip(
-        batches, taught_by_pytorch(theirs, their_teacher, batches), strict=True
-    ):
+    cwd = Term("cwd", "cwd", weight=3.0, temperature=4.0)
+    trainer = Trainer(theirs.double(), their_teacher, Recipe(STEPS, terms=[cwd]), Execution())
+    for batch in batches:
+        expected = trainer.step(batch)
         state, metrics = train_step(state, teacher_state, batch)
-        errors += [abs(float(metrics[name]) / x - 1) for name, x in expected.items()]
+        errors += [abs(float(metrics[name]) / float(x) - 1) for name, x in expected.items()]
     print(f"{STEPS} steps: worst loss {max(errors):.1e}")
     assert max(errors) <= 1e-3
     nnx.update(student, state.student())

@@ -1,39 +1,28 @@
 """The convolutional networks written in PyTorch, with mmsegmentation's names, as small as they go.
 
 They say once more what `kdjax.models` says, so that a comparison needs no mmsegmentation;
-`benchmarks/parity.py` holds kdjax against the real one.
+`benchmarks/parity.py` holds kdjax against the real one. ResNet and PSPNet's head are those that
+`benchmarks/torch` trains.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.torch.networks import (
+    BasicBlock,
+    Bottleneck,
+    ConvModule,
+    FCNHead,
+    PSPHead,
+    ResNet,
+    conv,
+    resize,
+)
+
 
 def scaled(channels, width):
     return max(1, round(channels * width / 64))
-
-
-def norm(channels):
-    return nn.BatchNorm2d(channels)
-
-
-def conv(given, wanted, size, **options):
-    padding = options.get("dilation", 1) * (size // 2)
-    return nn.Conv2d(given, wanted, size, padding=padding, bias=False, **options)
-
-
-def resize(x, size):
-    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-class ConvModule(nn.Module):
-    def __init__(self, given, wanted, size, activation=functional.relu, **options):
-        super().__init__()
-        self.conv, self.bn = conv(given, wanted, size, **options), norm(wanted)
-        self.activation = activation
-
-    def forward(self, x):
-        return self.activation(self.bn(self.conv(x)))
 
 
 class Separable(nn.Module):
@@ -44,67 +33,6 @@ class Separable(nn.Module):
 
     def forward(self, x):
         return self.pointwise_conv(self.depthwise_conv(x))
-
-
-class Residual(nn.Module):
-    def __init__(self, given, channels, expansion, stride=1, dilation=1):
-        super().__init__()
-        plan = [(given, channels, 3, stride, dilation), (channels, channels, 3, 1, 1)]
-        if expansion == 4:
-            plan = [
-                (given, channels, 1, 1, 1),
-                (channels, channels, 3, stride, dilation),
-                (channels, 4 * channels, 1, 1, 1),
-            ]
-        self.count = len(plan)
-        for index, (a, b, size, step, gap) in enumerate(plan, 1):
-            self.add_module(f"conv{index}", conv(a, b, size, stride=step, dilation=gap))
-            self.add_module(f"bn{index}", norm(b))
-        wanted = expansion * channels
-        self.downsample = nn.Identity()
-        if stride > 1 or given != wanted:
-            self.downsample = nn.Sequential(conv(given, wanted, 1, stride=stride), norm(wanted))
-
-    def forward(self, x):
-        shortcut = self.downsample(x)
-        for index in range(1, self.count + 1):
-            x = self.get_submodule(f"bn{index}")(self.get_submodule(f"conv{index}")(x))
-            x = functional.relu(x + shortcut if index == self.count else x)
-        return x
-
-
-class ResNet(nn.Module):
-    def __init__(self, width, counts, expansion, *, deep_stem, dilated):
-        super().__init__()
-        if deep_stem:
-            half = width // 2
-            self.stem = nn.Sequential(
-                *(conv(3, half, 3, stride=2), norm(half), nn.ReLU()),
-                *(conv(half, half, 3), norm(half), nn.ReLU()),
-                *(conv(half, width, 3), norm(width), nn.ReLU()),
-            )
-        else:
-            self.conv1, self.bn1 = conv(3, width, 7, stride=2), norm(width)
-        self.deep_stem = deep_stem
-        given, self.channels = width, []
-        strides, dilations = ((1, 2, 1, 1), (1, 1, 2, 4)) if dilated else ((1, 2, 2, 2), (1,) * 4)
-        for index, count in enumerate(counts):
-            layer = nn.Sequential()
-            for position in range(count):
-                stride, dilation = 1, dilations[index]
-                if position == 0:
-                    stride, dilation = strides[index], max(1, dilation // 2)
-                layer.append(Residual(given, width * 2**index, expansion, stride, dilation))
-                given = width * 2**index * expansion
-            self.add_module(f"layer{index + 1}", layer)
-            self.channels.append(given)
-
-    def forward(self, x):
-        x = self.stem(x) if self.deep_stem else functional.relu(self.bn1(self.conv1(x)))
-        stages = [functional.max_pool2d(x, 3, 2, 1)]
-        for index in range(1, 5):
-            stages.append(self.get_submodule(f"layer{index}")(stages[-1]))
-        return stages[1:]
 
 
 class Inverted(nn.Module):
@@ -155,7 +83,7 @@ class Exchange(nn.Module):
     def __init__(self, channels, blocks):
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(*(Residual(c, c, 1) for _ in range(blocks))) for c in channels
+            nn.Sequential(*(BasicBlock(c, c) for _ in range(blocks))) for c in channels
         )
         self.fuse_layers = nn.ModuleList()
         for i, wanted in enumerate(channels):
@@ -164,11 +92,15 @@ class Exchange(nn.Module):
                 path = nn.Sequential()
                 if j > i:
                     up = nn.Upsample(scale_factor=2 ** (j - i), mode="bilinear")
-                    path = nn.Sequential(conv(given, wanted, 1), norm(wanted), up)
+                    path = nn.Sequential(conv(given, wanted, 1), nn.BatchNorm2d(wanted), up)
                 for step in range(i - j):
                     last = step == i - j - 1
                     to = wanted if last else given
-                    parts = [conv(given, to, 3, stride=2), norm(to), *([] if last else [nn.ReLU()])]
+                    parts = [
+                        conv(given, to, 3, stride=2),
+                        nn.BatchNorm2d(to),
+                        *([] if last else [nn.ReLU()]),
+                    ]
                     path.append(nn.Sequential(*parts))
                 row.append(path)
             self.fuse_layers.append(row)
@@ -187,18 +119,20 @@ class HRNet(nn.Module):
     def __init__(self, width, channels, blocks, modules):
         super().__init__()
         self.channels = channels = [scaled(channels * 2**i, width) for i in range(4)]
-        self.conv1, self.bn1 = conv(3, width, 3, stride=2), norm(width)
-        self.conv2, self.bn2 = conv(width, width, 3, stride=2), norm(width)
+        self.conv1, self.bn1 = conv(3, width, 3, stride=2), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width, 3, stride=2), nn.BatchNorm2d(width)
         self.layer1 = nn.Sequential(
-            *(Residual(4 * width if index else width, width, 4) for index in range(blocks))
+            *(Bottleneck(4 * width if index else width, width) for index in range(blocks))
         )
         given = 4 * width
         for index, count in enumerate(modules, 1):
             to = channels[index]
             transition = nn.ModuleList(nn.Identity() for _ in range(index))
             if index == 1:
-                transition[0] = nn.Sequential(conv(given, channels[0], 3), norm(channels[0]))
-            step = nn.Sequential(conv(given, to, 3, stride=2), norm(to), nn.ReLU())
+                transition[0] = nn.Sequential(
+                    conv(given, channels[0], 3), nn.BatchNorm2d(channels[0])
+                )
+            step = nn.Sequential(conv(given, to, 3, stride=2), nn.BatchNorm2d(to), nn.ReLU())
             transition.append(nn.Sequential(step))
             self.add_module(f"transition{index}", transition)
             stage = nn.Sequential(*(Exchange(channels[: index + 1], blocks) for _ in range(count)))
@@ -214,37 +148,6 @@ class HRNet(nn.Module):
                 maps.append(self.get_submodule(f"transition{index - 1}")[-1](maps[-1]))
             maps = self.get_submodule(f"stage{index}")(maps)
         return maps
-
-
-class FCNHead(nn.Module):
-    def __init__(self, given, channels, classes, count=1, size=3, concat=False):
-        super().__init__()
-        self.convs = nn.Sequential(
-            *(ConvModule(channels if i else given, channels, size) for i in range(count))
-        )
-        if concat:
-            self.conv_cat = ConvModule(given + channels, channels, size)
-        self.concat = concat
-        self.conv_seg = nn.Conv2d(channels, classes, 1)
-
-    def forward(self, x):
-        read = self.convs(x)
-        return self.conv_cat(torch.cat([x, read], 1)) if self.concat else read
-
-
-class PSPHead(nn.Module):
-    def __init__(self, given, channels, classes):
-        super().__init__()
-        self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(bins), ConvModule(given, channels, 1))
-            for bins in (1, 2, 3, 6)
-        )
-        self.bottleneck = ConvModule(given + 4 * channels, channels, 3)
-        self.conv_seg = nn.Conv2d(channels, classes, 1)
-
-    def forward(self, x):
-        pools = [resize(module(x), x.shape[2:]) for module in self.psp_modules]
-        return self.bottleneck(torch.cat([x, *pools], 1))
 
 
 class ASPPHead(nn.Module):
@@ -345,15 +248,9 @@ def create(name, width, classes):
     if backbone_name == "mbv2":
         backbone = MobileNetV2(width)
     else:
-        counts, expansion = {
-            "18": ((2, 2, 2, 2), 1),
-            "50": ((3, 4, 6, 3), 4),
-            "101": ((3, 4, 23, 3), 4),
-        }[backbone_name.strip("rb")]
         backbone = ResNet(
+            int(backbone_name.strip("rb")),
             width,
-            counts,
-            expansion,
             deep_stem=not backbone_name.endswith("b"),
             dilated=family != "upernet",
         )

@@ -4,23 +4,6 @@ import torch
 from torch.nn import functional
 
 
-def channel_wise_divergence(student, teacher, tau):
-    """`ChannelWiseDivergence` of mmrazor, with weight 1."""
-    n, c, h, w = student.shape
-    p = torch.softmax(teacher.reshape(n * c, h * w) / tau, dim=1)
-    log_p, log_q = (
-        torch.log_softmax(x.reshape(n * c, h * w) / tau, dim=1) for x in (teacher, student)
-    )
-    return tau**2 * (p * (log_p - log_q)).sum() / (n * c)
-
-
-def pixelwise_kl(student, teacher, tau):
-    """CIRKD's `CriterionKD`."""
-    rows = [x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) / tau for x in (student, teacher)]
-    log_q, p = torch.log_softmax(rows[0], dim=1), torch.softmax(rows[1], dim=1)
-    return tau**2 * functional.kl_div(log_q, p, reduction="batchmean")
-
-
 def pkd(student, teacher):
     """`PKDLoss` of mmrazor: half the squared error of maps normalized over batch and space."""
 

@@ -1,0 +1,49 @@
+"""One side of `benchmarks.train_step` in a process of its own: time to the first step, memory.
+
+    python -m benchmarks.alone pytorch|kdjax WORK STEPS
+
+WORK is `Work.to_json()`. Prints one line of JSON: the clock after the first step, and the peak of
+memory in bytes, on a GPU of the arrays, else of the resident process.
+"""
+
+import importlib
+import json
+import pathlib
+import sys
+import time
+
+from benchmarks.work import Work
+
+SIDES = {"pytorch": "benchmarks.torch.side", "kdjax": "benchmarks.kdjax_side"}
+STATUS = pathlib.Path("/proc/self/status")
+
+
+def main() -> None:
+    name, text, steps = sys.argv[1:]
+    work = Work.from_json(text)
+    batch = work.batch(0)
+    # Only here, so that the other side's library takes no memory.
+    side = importlib.import_module(SIDES[name]).Side(work)
+    side.step(batch)
+    side.wait()
+    first_step = time.time()
+    for _ in range(int(steps)):
+        side.step(batch)
+    side.wait()
+    peak = side.device_peak() if side.on_gpu else resident_peak()
+    print(json.dumps({"first_step": first_step, "peak": peak}))
+
+
+def resident_peak() -> int:
+    """Peak of resident memory in bytes.
+
+    Not `getrusage`'s, which begins with that of the process that started this one.
+    """
+    for line in STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{STATUS} holds no VmHWM")
+
+
+if __name__ == "__main__":
+    main()

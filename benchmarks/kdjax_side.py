@@ -1,0 +1,89 @@
+"""kdjax's side of `benchmarks.train_step`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.work import Work
+from kdjax import config as configuration
+from kdjax import models
+from kdjax.distillation import terms as distillation_terms
+from kdjax.models.preprocessing import IMAGENET
+from kdjax.training.assembly import assemble_state, assemble_step
+from kdjax.training.step import Side as Network
+
+
+class Side:
+    """A training with fresh weights. Without dropout, so that both sides compute the same."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        self.student = _network(work, work.student_depth, work.student_width, 0)
+        self.teacher = None
+        if work.taught:
+            self.teacher = _network(work, work.teacher_depth, work.teacher_width, 1)
+        self.terms = distillation_terms.resolve(
+            work.terms,
+            self.student.feature_specs,
+            self.teacher.feature_specs if self.teacher else {},
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Begins the training of the networks as they are."""
+        config = configuration.default()
+        config.steps = self.work.steps
+        graphdef, self.state = assemble_state(config, self.student, self.terms, self.work.classes)
+        # The step gives its state's memory back, and the network keeps its own.
+        self.state = jax.tree.map(jnp.copy, self.state)
+        teacher, self.teacher_state = None, None
+        if self.teacher is not None:
+            teacher_graphdef, self.teacher_state = nnx.split(self.teacher)
+            teacher = Network(teacher_graphdef, IMAGENET)
+        train_step = assemble_step(config, Network(graphdef, IMAGENET), teacher, self.terms)
+
+        def with_unread_teacher(state: Any, teacher_state: Any, batch: Any) -> Any:
+            assert teacher is not None
+            maps = nnx.merge(teacher.graphdef, teacher_state)(IMAGENET(batch["image"]))
+            state, metrics = train_step(state, teacher_state, batch)
+            # XLA leaves out what nobody reads.
+            return state, metrics | {"teacher_logits": jnp.mean(maps.logits)}
+
+        unread = teacher is not None and not self.terms
+        self._step = jax.jit(with_unread_teacher if unread else train_step, donate_argnums=0)
+
+    @property
+    def on_gpu(self) -> bool:
+        return jax.default_backend() == "gpu"
+
+    def step(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """One step; returns without waiting for a GPU."""
+        self.state, metrics = self._step(self.state, self.teacher_state, dict(batch))
+        return metrics
+
+    def wait(self) -> None:
+        """Returns when the device has done all steps."""
+        jax.block_until_ready(self.state)
+
+    def device_peak(self) -> int:
+        """Most bytes that arrays took on a GPU at a time."""
+        return (jax.devices()[0].memory_stats() or {})["peak_bytes_in_use"]
+
+
+def _network(work: Work, depth: int, width: int, seed: int) -> models.Segmenter:
+    net = models.create(
+        f"pspnet_r{depth}",
+        num_classes=work.classes,
+        width=width,
+        auxiliary=seed == 0,
+        dtype=work.dtype,
+        rngs=nnx.Rngs(seed),
+    )
+    for _, module in nnx.iter_modules(net):
+        if isinstance(module, nnx.Dropout):
+            module.rate = 0.0
+    return net

@@ -1,0 +1,88 @@
+"""PyTorch's side of `benchmarks.train_step`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from benchmarks.torch.losses import ADAPTED, TAUGHT
+from benchmarks.torch.networks import PSPNet
+from benchmarks.torch.trainer import Execution, Recipe, Term, Trainer
+from benchmarks.work import Work
+
+
+def supports(work: Work) -> bool:
+    """Whether the trainer has all losses of the work."""
+    return all(entry["loss"] in TAUGHT for entry in work.terms.values())
+
+
+class Side:
+    """A training with fresh weights. Without dropout, so that both sides compute the same."""
+
+    def __init__(self, work: Work, execution: Execution | None = None):
+        torch.manual_seed(0)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.execution = execution or Execution.best(device, work.dtype == "bfloat16")
+        student = PSPNet(work.student_depth, work.student_width, work.classes, dropout=0.0)
+        teacher = None
+        if work.taught:
+            teacher = PSPNet(
+                work.teacher_depth, work.teacher_width, work.classes, auxiliary=False, dropout=0.0
+            )
+        terms = [
+            Term(
+                name,
+                entry["loss"],
+                entry["weight"],
+                entry["student"],
+                entry["teacher"],
+                entry.get("temperature", 1.0),
+            )
+            for name, entry in work.terms.items()
+        ]
+        adapters = {}
+        for term in terms:
+            assert teacher is not None
+            given, wanted = student.channels, teacher.channels
+            if term.loss in ADAPTED and term.student == "head" and given != wanted:
+                adapters[term.name] = torch.randn(wanted, given, 1, 1) / given**0.5
+        recipe = Recipe(work.steps, terms=terms)
+        self.trainer = Trainer(student, teacher, recipe, self.execution, adapters)
+
+    def load(
+        self,
+        student: Mapping[str, np.ndarray],
+        teacher: Mapping[str, np.ndarray],
+        adapters: Mapping[str, np.ndarray],
+    ) -> None:
+        """Takes weights by mmsegmentation's names, and adapters [S, T] by term."""
+        assert self.trainer.teacher is not None
+        pairs = (self.trainer.student, student), (self.trainer.teacher, teacher)
+        for net, weights in pairs:
+            # Without the counters of batches that nothing reads.
+            counters = {k: v for k, v in net.state_dict().items() if v.ndim == 0}
+            net.load_state_dict(
+                {**counters, **{name: torch.tensor(value) for name, value in weights.items()}}
+            )
+        with torch.no_grad():
+            for name, value in adapters.items():
+                self.trainer.adapters[name].copy_(torch.tensor(value.T[:, :, None, None]))
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.execution.device == "cuda"
+
+    def step(self, batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """One step; returns without waiting for a GPU."""
+        if self.trainer.teacher is not None and not self.trainer.recipe.terms:
+            self.trainer.teach(self.trainer.put(batch["image"]))
+        return self.trainer.step(batch)
+
+    def wait(self) -> None:
+        """Returns when the device has done all steps."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def device_peak(self) -> int:
+        """Most bytes that arrays took on a GPU at a time."""
+        return torch.cuda.max_memory_allocated()

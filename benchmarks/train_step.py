@@ -1,0 +1,273 @@
+"""The training step next to PyTorch's: speed, memory, time to the first step, price of a method.
+
+    python benchmarks/train_step.py
+    python -m benchmarks.train_step --methods nfd,cwd --student_width 64 --rounds 30
+
+PSPNet on a ResNet teaches PSPNet on another, here and in the trainer of `benchmarks/torch` with the
+settings of its `Execution.best`. First both take the same batches in float32 from the same weights,
+and their losses must agree. Then their steps take turns, with the first method, with the others,
+and with the teacher's forward pass and no method; ratios are those of one round. Memory and the
+time to the first step come from a process of their own for each side.
+
+On a GPU the work is PSPNet-R101 teaching R18 on 8 crops of 512 x 1024 in bfloat16, else a narrow
+pair on small crops in float32. Methods are those of `kdjax.recipes.methods`; the PyTorch trainer
+has some of them, and the price of a method here is measured for all.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Run as a file, Python looks into this file's folder first, where a folder is called `torch` too.
+sys.path[:] = [
+    str(ROOT),
+    *(path for path in sys.path if pathlib.Path(path).resolve() != ROOT / "benchmarks"),
+]
+# On a GPU both libraries live in this process: JAX must not take most of its memory at the start.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax  # noqa: E402  reads the variable above
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from absl import flags  # noqa: E402
+
+from benchmarks import kdjax_side  # noqa: E402
+from benchmarks.torch import side as torch_side  # noqa: E402
+from benchmarks.torch.trainer import Execution, settle  # noqa: E402
+from benchmarks.work import Work  # noqa: E402
+from kdjax import command, interop  # noqa: E402
+from kdjax.errors import UserError  # noqa: E402
+from kdjax.recipes.methods import methods as recipes  # noqa: E402
+
+GPU = Work()
+CPU = dataclasses.replace(
+    GPU, teacher_width=16, student_width=16, crop=(128, 256), batch_size=4, dtype="float32"
+)
+WORK = {
+    "teacher_depth": flags.DEFINE_integer("teacher_depth", None, "18, 34, 50 or 101."),
+    "teacher_width": flags.DEFINE_integer("teacher_width", None, "64 is as published."),
+    "student_depth": flags.DEFINE_integer("student_depth", None, "18, 34, 50 or 101."),
+    "student_width": flags.DEFINE_integer("student_width", None, "64 is as published."),
+    "batch_size": flags.DEFINE_integer("batch_size", None, "Images of a step.", 1),
+    "dtype": flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the networks."),
+}
+CROP = flags.DEFINE_list("crop", None, "Height and width of the images, as 512,1024.")
+METHODS = flags.DEFINE_list(
+    "methods", ["cwd", "pixelwise_kl", "nfd", "pfs"], "What is taught by; memory is the first's."
+)
+ROUNDS = flags.DEFINE_integer("rounds", 20, "Turns of each, after the first, which compiles.", 1)
+STEPS = flags.DEFINE_integer("steps_per_turn", None, "10 on a GPU, else 1, where not given.", 1)
+# How far a loss may be off, relative to itself, in the first steps: rounding grows with each.
+TOLERANCES = (1e-4, 1e-3, 1e-2)
+# A fresh classifier's scores are next to nothing; a teacher has something to say.
+TEACHER_SCALE = 30
+STEPS_ALONE = 3
+PLAIN = "plain, teacher unread"
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu != torch.cuda.is_available():
+        raise UserError("one of JAX and PyTorch sees a GPU and the other does not: compare alike")
+    plain = chosen_work(GPU if on_gpu else CPU)
+    chosen: dict[str, Any] = recipes(METHODS.value).to_dict()
+    # A ConfigDict sorts its keys; the first is the one that was named first.
+    works = {name: dataclasses.replace(plain, terms=chosen[name]) for name in METHODS.value}
+    name, first = next(iter(works.items()))
+    if not torch_side.supports(first):
+        raise UserError(f"benchmarks/torch has no {name}; begin --methods with one that it has")
+    print(describe(plain), flush=True)
+    print(f"\n{check(first)}", flush=True)
+    print(f"\n{take_turns({PLAIN: plain, **works}, on_gpu)}", flush=True)
+    print(f"\n{compare_alone(name, first, on_gpu)}\n\n{versions()}")
+
+
+def chosen_work(default: Work) -> Work:
+    """The work of the device, changed by the flags."""
+    given: dict[str, Any] = {
+        name: flag.value for name, flag in WORK.items() if flag.value is not None
+    }
+    if CROP.value is not None:
+        try:
+            height, width = (int(value) for value in CROP.value)
+        except ValueError as error:
+            raise UserError(
+                f"--crop is {','.join(CROP.value)}; give height,width as in 512,1024"
+            ) from error
+        given["crop"] = (height, width)
+    return dataclasses.replace(default, **given)
+
+
+def describe(work: Work) -> str:
+    height, width = work.crop
+    return (
+        f"PSPNet-R{work.teacher_depth} (width {work.teacher_width}) teaches R{work.student_depth} "
+        f"(width {work.student_width}), {work.batch_size} x {height} x {width}, {work.dtype}."
+    )
+
+
+def check(work: Work) -> str:
+    """Holds the losses of the first steps in float32 against each other.
+
+    Raises:
+      AssertionError: where one differs by more than its step's tolerance.
+    """
+    work = dataclasses.replace(work, dtype="float32")
+    batches = [work.batch(seed) for seed in range(len(TOLERANCES))]
+    # GPUs would multiply in TF32.
+    torch.backends.cudnn.allow_tf32 = False
+    precise = "float32" if jax.default_backend() == "gpu" else None
+    with jax.default_matmul_precision(precise):
+        ours, theirs = same_weights(work, batches)
+        steps = [differences(ours.step(batch), theirs.step(batch)) for batch in batches]
+    torch.backends.cudnn.allow_tf32 = True
+    worst = [max(found, key=found.__getitem__) for found in steps]
+    text = ", ".join(
+        f"{found[name]:.0e} ({name})" for found, name in zip(steps, worst, strict=True)
+    )
+    for found, name, tolerance in zip(steps, worst, TOLERANCES, strict=True):
+        assert found[name] <= tolerance, f"the sides do not compute the same: {text}"
+    return f"Worst relative difference of a loss in the first steps, in float32: {text}."
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+    """Relative differences of the losses that PyTorch has."""
+    return {name: abs(float(found[name]) / float(value) - 1) for name, value in expected.items()}
+
+
+def same_weights(work: Work, batches: list[Any]) -> tuple[kdjax_side.Side, torch_side.Side]:
+    """Both sides with the weights that kdjax drew, and a teacher that knows the batches' scale."""
+    ours = kdjax_side.Side(work)
+    assert ours.teacher is not None
+    theirs = torch_side.Side(work, Execution("cuda" if torch.cuda.is_available() else "cpu"))
+    theirs.load(
+        interop.to_mmseg(ours.student),
+        interop.to_mmseg(ours.teacher),
+        {name: np.asarray(value) for name, value in ours.state.params["adapters"].items()},
+    )
+    teacher = theirs.trainer.teacher
+    assert teacher is not None
+    settle(teacher, batches)
+    teacher.get_parameter("decode_head.conv_seg.weight").data *= TEACHER_SCALE
+    weights = {name: value.cpu().numpy() for name, value in teacher.state_dict().items()}
+    interop.from_mmseg(ours.teacher, weights)
+    ours.start()
+    return ours, theirs
+
+
+def take_turns(works: dict[str, Work], on_gpu: bool) -> str:
+    """Times every step of both sides in turn; returns a table of speeds, ratios and prices."""
+    sides: dict[tuple[str, str], Any] = {}
+    for name, work in works.items():
+        sides["kdjax", name] = kdjax_side.Side(work)
+        if torch_side.supports(work):
+            sides["PyTorch", name] = torch_side.Side(work)
+    batch = works[PLAIN].batch(0)
+    steps = STEPS.value or (10 if on_gpu else 1)
+    # Wall time, and processor time, which on the CPU a busy machine disturbs less.
+    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in sides}
+    for _ in range(ROUNDS.value + 1):
+        for key, side in sides.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            for _ in range(steps):
+                side.step(batch)
+            side.wait()
+            spent = time.perf_counter() - wall, time.process_time() - processor
+            seconds[key].append(spent)
+    # [rounds, clocks], without the round that compiled.
+    times = {key: np.array(found[1:]) for key, found in seconds.items()}
+    images = steps * works[PLAIN].batch_size
+    clock = 0 if on_gpu else 1
+    return table(works, times, images, clock)
+
+
+def table(works: dict[str, Work], times: dict[Any, Any], images: int, clock: int) -> str:
+    """Medians with quartiles; clock 0 is wall time, 1 is processor time."""
+    unit = ("second", "CPU second")[clock]
+    lines = [
+        f"| method | kdjax, images a {unit} | PyTorch | kdjax / PyTorch | price in kdjax "
+        "| in PyTorch |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in works:
+        cells = [name]
+        ours, theirs = times["kdjax", name], times.get(("PyTorch", name))
+        cells.append(spread(images / ours[:, clock], "{:.2f}"))
+        if theirs is None:
+            cells += ["–", "–"]
+        else:
+            cells.append(spread(images / theirs[:, clock], "{:.2f}"))
+            cells.append(spread(theirs[:, clock] / ours[:, clock], "{:.2f}"))
+        for library in ("kdjax", "PyTorch"):
+            found = times.get((library, name))
+            if name == PLAIN or found is None:
+                cells.append("–")
+            else:
+                more = found[:, clock] / times[library, PLAIN][:, clock] - 1
+                cells.append(spread(100 * more, "{:+.1f}") + " %")
+        lines.append(f"| {' | '.join(cells)} |")
+    walls = times["PyTorch", PLAIN][:, 0] / times["kdjax", PLAIN][:, 0]
+    lines.append(f"\nkdjax / PyTorch of {PLAIN} by wall time: {spread(walls, '{:.2f}')}.")
+    return "\n".join(lines)
+
+
+def spread(values: Any, form: str) -> str:
+    """Median and quartiles."""
+    low, middle, high = (form.format(x) for x in np.percentile(values, [25, 50, 75]))
+    return f"{middle} ({low} to {high})"
+
+
+def compare_alone(name: str, work: Work, on_gpu: bool) -> str:
+    """Memory and the time to the first step of each side in a process of its own, as a table."""
+    ours, theirs = (alone(side, work) for side in ("kdjax", "pytorch"))
+    rows = {"time to the first step, s": [x["seconds"] for x in (ours, theirs)]}
+    peak = "peak of arrays, MiB" if on_gpu else "peak of the process, MiB"
+    rows[peak] = [x["peak"] / 2**20 for x in (ours, theirs)]
+    lines = [f"| {name}, alone | kdjax | PyTorch | ratio |", "| --- | ---: | ---: | ---: |"]
+    lines += [f"| {row} | {a:.1f} | {b:.1f} | {a / b:.2f} |" for row, (a, b) in rows.items()]
+    return "\n".join(lines)
+
+
+def alone(side: str, work: Work) -> dict[str, float]:
+    """Runs one side; the time to the first step counts from the start of Python.
+
+    Raises:
+      CalledProcessError: where it fails; it has said why.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        # Whatever was compiled before is compiled again.
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        started = time.time()
+        run = subprocess.run(
+            [sys.executable, "-m", "benchmarks.alone", side, work.to_json(), str(STEPS_ALONE)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    found = json.loads(run.stdout.splitlines()[-1])
+    return {**found, "seconds": found["first_step"] - started}
+
+
+def versions() -> str:
+    return (
+        f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
+        f"cores, {torch.get_num_threads()} threads of PyTorch, Python "
+        f"{platform.python_version()}, JAX {jax.__version__}, PyTorch {torch.__version__}; "
+        f"load {os.getloadavg()[0]:.1f}."
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,59 @@
+"""What two trainers do when they are compared: networks, images, method. Needs NumPy alone."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A training step, said once for both.
+
+    Attributes:
+      teacher_depth, teacher_width: of a PSPNet on ResNet-v1c.
+      student_depth, student_width: likewise; it has an auxiliary head.
+      classes: of the scores.
+      crop: height and width of the images.
+      batch_size: images of a step.
+      dtype: "float32" or "bfloat16", of the networks' arithmetic.
+      steps: length of the poly schedule.
+      taught: whether the teacher's forward pass is part of the step, read or not.
+      terms: config entries of the distillation terms by name, as `kdjax.config.term` makes them.
+    """
+
+    teacher_depth: int = 101
+    teacher_width: int = 64
+    student_depth: int = 18
+    student_width: int = 64
+    classes: int = 19
+    crop: tuple[int, int] = (512, 1024)
+    batch_size: int = 8
+    dtype: str = "bfloat16"
+    steps: int = 40_000
+    taught: bool = True
+    terms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Work":
+        values = json.loads(text)
+        return cls(**values | {"crop": tuple(values["crop"])})
+
+    def batch(self, seed: int) -> dict[str, np.ndarray]:
+        """Noisy uint8 images in a colour per class, and labels with a border that is ignored."""
+        rng = np.random.default_rng(seed)
+        height, width = self.crop
+        cells = rng.integers(0, self.classes, (self.batch_size, -(-height // 16), -(-width // 16)))
+        labels = cells.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
+        colours = np.random.default_rng(0).integers(0, 256, (self.classes, 3))
+        images = colours[labels] + rng.normal(0, 40, (*labels.shape, 3)).astype(np.float32)
+        labels[:, :, :3] = 255
+        return {
+            "image": np.clip(images, 0, 255).astype(np.uint8),
+            "label": labels.astype(np.uint8),
+        }

@@ -1,0 +1,92 @@
+"""The PyTorch trainer of `benchmarks/torch` beside kdjax, as `benchmarks.train_step` runs them."""
+
+import json
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from kdjax.config import term
+from kdjax.recipes.methods import METHODS
+
+pytest.importorskip("torch", reason="compares with PyTorch")
+from benchmarks import alone, train_step
+from benchmarks.torch.networks import PSPNet
+from benchmarks.torch.trainer import Execution, Recipe, Trainer
+from benchmarks.work import Work
+
+pytestmark = pytest.mark.torch
+
+# Every loss of the PyTorch trainer; the heads have other channels, so that two learn adapters.
+TERMS = {
+    "cwd": term("cwd"),
+    "cwd_features": term("cwd", student="head", teacher="head", weight=1.0),
+    "pixelwise_kl": term("pixelwise_kl", temperature=2.0),
+    "gap": term("gap_weighted_kl"),
+    "nfd": term("nfd"),
+    "pfs": term("pfs"),
+}
+TINY = Work(
+    teacher_depth=18,
+    teacher_width=8,
+    student_depth=18,
+    student_width=4,
+    classes=19,
+    crop=(33, 49),
+    batch_size=8,
+    dtype="float32",
+    terms=TERMS,
+)
+FLAGS = [
+    "--methods=every",
+    "--teacher_depth=18",
+    "--teacher_width=8",
+    "--student_width=4",
+    "--crop=33,49",
+    "--batch_size=8",
+    "--rounds=2",
+]
+
+
+@pytest.fixture
+def given_flags():
+    with flagsaver.flagsaver():
+        flags.FLAGS(["train_step", *FLAGS])
+        yield
+
+
+def test_the_sides_have_the_same_losses_and_their_steps_are_compared(
+    given_flags, monkeypatch, capsys
+):
+    monkeypatch.setitem(METHODS, "every", TERMS)
+    figures = {"kdjax": 3.0, "pytorch": 2.0}
+    monkeypatch.setattr(
+        train_step,
+        "alone",
+        lambda side, work: dict.fromkeys(("seconds", "peak"), figures[side] * 2**20),
+    )
+    train_step.main([])
+    printed = capsys.readouterr().out
+    assert "PSPNet-R18 (width 8) teaches R18 (width 4), 8 x 33 x 49, float32." in printed
+    assert "Worst relative difference of a loss in the first steps, in float32: " in printed
+    assert "\n| every | " in printed
+    assert "| peak of the process, MiB | 3.0 | 2.0 | 1.50 |" in printed
+
+
+def test_a_side_alone_tells_its_memory(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["alone", "pytorch", TINY.to_json(), "1"])
+    alone.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["peak"] > 2**20
+    assert found["first_step"] > 0
+
+
+def test_gradients_are_clipped():
+    # The first step without decay moves the weights by the learning rate times the clipped norm.
+    net = PSPNet(18, 4, 19)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    recipe = Recipe(steps=10, learning_rate=0.1, weight_decay=0.0, gradient_clip=1e-3)
+    Trainer(net, None, recipe, Execution()).step(TINY.batch(0))
+    moved = [after - old for after, old in zip(net.parameters(), before, strict=True)]
+    norm = sum(float(x.detach().square().sum()) for x in moved) ** 0.5
+    assert norm == pytest.approx(0.1 * 1e-3, rel=1e-2)
