@@ -108,6 +108,10 @@ def default() -> Config:
     config.teacher = ConfigDict(network())
     config.teacher.checkpoint = ""  # a network checkpoint, or the workdir of a finished run
     config.teacher.view = "student"  # of a crop: what the student sees, or "clean" colours
+    # A directory on disk for the teacher's scores on the whole training images, at scale 1 and in
+    # their own colours. Made at first use; no step runs the teacher then. Empty: it runs.
+    config.teacher.cache = ""
+    config.teacher.cache_classes = 0  # highest scores kept of each cell, beside one for the rest
     config.teacher.min_miou = 0.0  # refuse a teacher below this on the validation split
 
     config.terms = ConfigDict()  # name -> term(...)
@@ -233,6 +237,11 @@ def validate(config: Config) -> None:
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"config.{key} is {value}; it must be positive")
+    if config.teacher.cache_classes < 0:
+        raise UserError(
+            f"config.teacher.cache_classes is {config.teacher.cache_classes}; it must be 0, which "
+            "keeps all, or positive"
+        )
     choices = {
         "export": (config.export, ("last", "best")),
         "student.batch_norm": (config.student.batch_norm, ("global", "per_device")),

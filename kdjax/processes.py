@@ -2,6 +2,7 @@
 
 import glob
 import importlib.util
+import itertools
 import os
 import sys
 import threading
@@ -27,8 +28,12 @@ VERDICT_SECONDS = HEARTBEAT_SECONDS + 3 * WATCH_SECONDS
 GRACE_SECONDS = 10
 # What the processes have to come to the end of their work, when one has: it may write a report.
 END_SECONDS = 3600
+# What one of them has for work that the others wait for.
+WORK_SECONDS = 24 * 3600
 
 _parting = threading.Event()
+# A barrier's name is used once.
+_waits = itertools.count()
 
 
 class Flags(NamedTuple):
@@ -101,6 +106,12 @@ def say(line: str) -> None:
 def wait_for_all(point: str) -> None:
     """Returns when every process has come to `point`."""
     multihost_utils.sync_global_devices(point)
+
+
+def wait_for_work(point: str) -> None:
+    """As `wait_for_all`, where one of them may be at work for hours, and collectives give up."""
+    if jax.distributed.is_initialized():
+        _service().wait_at_barrier(f"kdjax: {point} {next(_waits)}", 1000 * WORK_SECONDS)
 
 
 def leave(status: int) -> NoReturn:

@@ -105,10 +105,20 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
 def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     for key in ("learning_rates", "weight_decays", "weight_factors"):
         config.compare[key] = ()
+    config.teacher.update({"cache": "scores", "cache_classes": 3})
     train = Trained(score)
     monkeypatch.setattr(jobs, "train", train)
     comparison = compare(config, str(tmp_path), (0,))
     assert len(train.configs) == 4
+    # What has no teacher does not change with its cache.
+    caches = {
+        label: tuple(run.teacher[key] for key in ("cache", "cache_classes"))
+        for label, run in train.configs.items()
+    }
+    assert caches == {
+        **dict.fromkeys(("teacher", "plain, seed 0"), ("", 0)),
+        **dict.fromkeys(("cwd, seed 0", "nfd, seed 0"), ("scores", 3)),
+    }
     assert train.configs["cwd, seed 0"].optimizer.learning_rate == 0.05
     assert not comparison.notes
     assert not (tmp_path / "tuning.json").exists()

@@ -301,6 +301,13 @@ def test_a_teacher_must_be_named():
         make_program(config, jax.devices(), num_classes=5, batch_size=8)
 
 
+def test_a_cache_of_the_teacher_cannot_be_planned():
+    config = make_config(cwd=term("cwd"))
+    config.teacher.cache = "scores"
+    with pytest.raises(UserError, match=r"config\.teacher\.cache: the size of its maps depends on"):
+        make_program(config, jax.devices(), num_classes=5, batch_size=8)
+
+
 def plan_command(*flags):
     return subprocess.run(
         [sys.executable, "-m", "kdjax.plan", "--config=configs/camvid_pspnet_r18.py", *flags],

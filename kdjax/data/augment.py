@@ -38,7 +38,9 @@ def augment(
 
     Returns:
         `image`, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; `label`, uint8 `[h, w]`, padded
-        with 255; with `options.clean_view` also `clean`, the image in its own colours.
+        with 255; with `options.clean_view` also `clean`, the image in its own colours; with
+        `options.place` also `place`, int32 `[5]`: height and width of the scaled image, row and
+        column of the crop's corner in it, and whether the crop was mirrored, 0 or 1.
     """
     size = tf.shape(label)
     scaled = _scaled_size(size, draws.scale, options)
@@ -61,7 +63,10 @@ def augment(
         lambda: {key: _padded(value, covered, options.crop_size) for key, value in crop.items()},
         lambda: crop,
     )
-    return {**crop, "label": crop_label}
+    crop["label"] = crop_label
+    if options.place:
+        crop["place"] = tf.concat([scaled, corner, tf.cast(draws.mirrored, tf.int32)[None]], 0)
+    return crop
 
 
 def _scaled_size(size: tf.Tensor, scale: tf.Tensor, options: AugmentOptions) -> tf.Tensor:

@@ -37,6 +37,7 @@ class AugmentOptions:
         flip: mirror every other example, left to right.
         photometric: change brightness, contrast, saturation and hue.
         clean_view: give the crop also as it was before its colours changed.
+        place: say also which example was cropped, and where.
     """
 
     crop_size: tuple[int, int]
@@ -46,6 +47,7 @@ class AugmentOptions:
     flip: bool = True
     photometric: bool = True
     clean_view: bool = False
+    place: bool = False
 
 
 class Draws(NamedTuple):

@@ -35,7 +35,7 @@ class Held(TypedDict):
 
 def augment_batch(
     held: Held, indices: Int[Array, "B"], draws: Draws, options: AugmentOptions
-) -> dict[str, UInt8[Array, "B ..."]]:
+) -> dict[str, Array]:
     """Scales, crops, flips and distorts examples; for use under `jax.jit`.
 
     Args:
@@ -46,9 +46,11 @@ def augment_batch(
 
     Returns:
         `image` [B, h, w, 3], `label` [B, h, w] and, with `options.clean_view`, `clean`: as
-        `kdjax.data.augment.augment` returns them.
+        `kdjax.data.augment.augment` returns them. With `options.place`, `place` [B, 5] likewise,
+        and `index` [B], the indices.
     """
-    return jax.vmap(lambda index, numbers: _augment(held, index, numbers, options))(indices, draws)
+    crops = jax.vmap(lambda index, numbers: _augment(held, index, numbers, options))(indices, draws)
+    return {**crops, "index": indices} if options.place else crops
 
 
 def _augment(
@@ -78,12 +80,15 @@ def _augment(
         columns = jnp.arange(options.crop_size[1])
         columns = jnp.where(draws.mirrored, (width - 1 - columns) % options.crop_size[1], columns)
         crop = {key: value[:, columns] for key, value in crop.items()}
-    return {
+    crop = {
         key: jnp.where(inside, value, LABEL_PADDING)
         if key == "label"
         else jnp.where(inside[..., None], value, jnp.array(IMAGE_PADDING, jnp.uint8))
         for key, value in crop.items()
     }
+    if options.place:
+        crop["place"] = jnp.append(jnp.append(scaled, corner), draws.mirrored.astype(jnp.int32))
+    return crop
 
 
 def _scaled_size(

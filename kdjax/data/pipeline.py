@@ -53,7 +53,9 @@ def train_batches(
 
     Returns:
         An iterator of `image`, uint8 `[B / n, h, w, 3]`, and `label`, uint8 `[B / n, h, w]`; with
-        `options.clean_view` also `clean`, like `image`.
+        `options.clean_view` also `clean`, like `image`; with `options.place` also `place`, int32
+        `[B / n, 5]`, as `augment` describes it, and `index`, int32 `[B / n]`, the examples' numbers
+        in the source.
 
     Raises:
         UserError: the processes cannot share a batch evenly.
@@ -65,16 +67,18 @@ def train_batches(
         indices = example_indices(positions, seed, source.lengths, source.weights)
         return [indices, *draw(options, seed, positions)]
 
-    def fetch(step: tf.Tensor) -> tuple[Any, Draws]:
+    def fetch(step: tf.Tensor) -> tuple[tf.Tensor, Any, Draws]:
         positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
         types = [tf.as_dtype(value.dtype) for value in (np.array(0), *form)]
         indices, *numbers = tf.numpy_function(locate, [positions], types)
         draws = [tf.ensure_shape(new, old.shape) for new, old in zip(numbers, form, strict=True)]
-        return source.fetch(tf.ensure_shape(indices, [len(rows)])), Draws(*draws)
+        indices = tf.ensure_shape(indices, [len(rows)])
+        return indices, source.fetch(indices), Draws(*draws)
 
-    def load(fetched: Any, draws: Draws) -> dict[str, tf.Tensor]:
+    def load(index: tf.Tensor, fetched: Any, draws: Draws) -> dict[str, tf.Tensor]:
         label, read = source.decode(fetched)
-        return augment(read, label, draws, options)
+        crop = augment(read, label, draws, options)
+        return {**crop, "index": tf.cast(index, tf.int32)} if options.place else crop
 
     batches = (
         tf.data.Dataset.range(start_step, num_steps)

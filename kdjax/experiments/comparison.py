@@ -175,6 +175,7 @@ def _teacher_job(config: Config, root: Workdir) -> Job | None:
         teacher.steps = config.compare.teacher_steps
         teacher.optimizer.learning_rate = config.compare.teacher_learning_rate
         _forget_comparison(teacher)
+        _forget_cache(teacher)
     return Job(teacher, Workdir(root.path / TEACHER), TEACHER, TEACHER, TEACHER)
 
 
@@ -196,6 +197,8 @@ def _student_job(
         student.seed = seed
         setting.apply(student)
         _forget_comparison(student)
+        if not terms:
+            _forget_cache(student)
         if among:
             student.data.test_split = ""
     place, label = name, f"{name}, seed {seed}"
@@ -219,3 +222,9 @@ def _title(config: Config) -> Callable[[str], str]:
 def _forget_comparison(run: Config) -> None:
     """Leaves out what only a comparison reads, so that more methods or seeds may join later."""
     run.compare = default().compare
+
+
+def _forget_cache(run: Config) -> None:
+    """Leaves out what a run without a teacher does not read, so that it serves with and without."""
+    for key in ("cache", "cache_classes"):
+        run.teacher[key] = default().teacher[key]

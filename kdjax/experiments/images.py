@@ -89,7 +89,7 @@ class Images:
         source = self._source
         return held.HeldExamples(source.decoded(), source.lengths, source.weights)
 
-    def augment_options(self, *, clean_view: bool = False) -> AugmentOptions:
+    def augment_options(self, *, clean_view: bool = False, place: bool = False) -> AugmentOptions:
         """What the config does to a training example."""
         config = self._config
         return AugmentOptions(
@@ -100,12 +100,20 @@ class Images:
             flip=config.flip,
             photometric=config.photometric,
             clean_view=clean_view,
+            place=place,
         )
 
     def train_batches(
-        self, *, first_step: int, steps: int, seed: int, clean_view: bool = False
+        self, *, first_step: int, steps: int, seed: int, **views: bool
     ) -> Iterator[Batch]:
-        """This process's rows of the batches of the steps from `first_step` on."""
+        """This process's rows of the batches of the steps from `first_step` on.
+
+        Args:
+          first_step: counted from 0.
+          steps: the step before which to stop.
+          seed: of the run.
+          **views: as `augment_options` takes them.
+        """
         from kdjax.data import pipeline
 
         return pipeline.train_batches(
@@ -114,13 +122,13 @@ class Images:
             seed=seed,
             start_step=first_step,
             num_steps=steps,
-            options=self.augment_options(clean_view=clean_view),
+            options=self.augment_options(**views),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
     def index_batches(
-        self, *, first_step: int, steps: int, seed: int, clean_view: bool = False
+        self, *, first_step: int, steps: int, seed: int, **views: bool
     ) -> Iterator[Mapping[str, Any]]:
         """As `train_batches`, for examples that lie on the devices: their indices and draws."""
         return device_batches.index_batches(
@@ -130,7 +138,7 @@ class Images:
             seed=seed,
             start_step=first_step,
             num_steps=steps,
-            options=self.augment_options(clean_view=clean_view),
+            options=self.augment_options(**views),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -174,9 +182,19 @@ class Images:
             process_count=jax.process_count(),
         )
 
+    def whole_images(self, split: str) -> Iterator[Batch]:
+        """Every image of a split at its own size, all of them on this process."""
+        from kdjax.data import pipeline
+
+        return pipeline.eval_batches(self._set, split, batch_size=self._config.eval_batch_size)
+
+    def sizes(self, split: str) -> list[tuple[int, int]]:
+        """Height and width of every image of a split."""
+        return self._set.records(split).sizes(range(self._set.splits[split]))
+
     def describe_evaluation(self, split: str) -> str:
         """A line on the shapes that evaluating a split compiles, and what would make them fewer."""
-        sizes = self._set.records(split).sizes(range(self._set.splits[split]))
+        sizes = self.sizes(split)
         shapes = count_shapes(sizes, self._config.eval_pad_to)
         line = f"evaluation of {split}: {len(sizes)} images of {shapes} shapes, each compiled once"
         fewer = count_shapes(sizes, PAD_TO)

@@ -18,6 +18,7 @@ from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network
 from kdjax.experiments.scoring import Scoring
 from kdjax.experiments.students import make_student
+from kdjax.experiments.teacher_cache import TeacherCache
 from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
 from kdjax.models.batch_norm import group_batch_norm
@@ -76,6 +77,9 @@ def train(
         group_batch_norm(student, placement.batch_shards)
     teacher = _load_teacher(config, placement)
     terms = _resolve_terms(config, student, teacher)
+    cache = None
+    if teacher and config.teacher.cache:
+        cache = TeacherCache(config, images, teacher, terms)
     interruption = Interruption()
     scoring = Scoring(config, images, placement, _comparable(teacher, images), interruption)
     processes.say(f"{label}: mesh {placement.describe()}")
@@ -86,6 +90,7 @@ def train(
         processes.say(f"{label}: {images.describe_evaluation(split)}")
     scoring.check_teacher(label)
     files.claim(config)
+    kept = cache and cache.open(label)
 
     graphdef, state = assemble_state(config, student, terms, info.num_classes)
     state = placement.put_state(state)
@@ -116,10 +121,12 @@ def train(
         log.images(step, pictures)
         return scores.miou
 
+    # Beside kept scores, only evaluation runs the teacher.
+    live = None if kept else teacher
     train_step = assemble_step(
         config,
         Side(graphdef, info.preprocessing),
-        teacher and Side(teacher.graphdef, teacher.info.preprocessing),
+        live and Side(live.graphdef, live.info.preprocessing),
         terms,
     )
     training = feed(
@@ -128,14 +135,15 @@ def train(
         first_step=first_step,
         steps=config.steps,
         seed=config.seed,
-        clean_view=teacher is not None and config.teacher.view == "clean",
+        clean_view=live is not None and config.teacher.view == "clean",
+        scores=kept,
     )
     started = time.perf_counter()
     try:
         with interruption:
             state = fit(
                 state,
-                teacher and teacher.state,
+                live and live.state,
                 training.attach(train_step),
                 training.batches,
                 batch_size=config.data.batch_size,

@@ -96,9 +96,14 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
       batch_size: of all devices together.
 
     Raises:
-      UserError: for a batch that cannot be split over the devices, an unnamed teacher, or terms
-        that do not go with the networks.
+      UserError: for a batch that cannot be split over the devices, an unnamed or cached teacher,
+        or terms that do not go with the networks.
     """
+    if config.teacher.cache:
+        raise UserError(
+            "config.teacher.cache: the size of its maps depends on the images, which a plan does "
+            "not see; leave it empty to plan with the live teacher, or plan without terms"
+        )
     placement = Placement(config.mesh, devices)
     placement.check_batch_size("data.batch_size", batch_size)
     student = _abstract(config.student, num_classes, config.student.auxiliary)

@@ -121,7 +121,8 @@ class Placement:
     def _of_batch(self, shape: tuple[int, ...]) -> NamedSharding:
         # Whole images in evaluation may have rows that cannot be split evenly; they stay whole.
         rows = len(shape) >= 3 and shape[1] % self.mesh.shape["space"] == 0
-        return NamedSharding(self.mesh, PartitionSpec(BATCH, "space" if rows else None))
+        # Numbers of examples [B] have no second axis to name.
+        return NamedSharding(self.mesh, PartitionSpec(BATCH, *(("space",) if rows else ())))
 
     def _of_state(self, shape: tuple[int, ...]) -> NamedSharding:
         parts = self.mesh.shape["fsdp"]

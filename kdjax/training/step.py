@@ -14,6 +14,7 @@ from kdjax.distillation.objective import Objective
 from kdjax.distillation.terms import Statistics
 from kdjax.models import SegmentationOutput
 from kdjax.models.preprocessing import Preprocessing
+from kdjax.training import cached_scores
 from kdjax.training.state import TrainState
 
 Batch = dict[str, Any]
@@ -45,11 +46,13 @@ def make_train_step(
     """Returns `train_step(state, teacher_state, batch) -> (state, metrics)`, not yet jitted.
 
     A batch holds `image` [B, H, W, 3] and `label` [B, H, W], both uint8. Where it holds `clean`
-    too, the teacher sees that instead of `image`.
+    too, the teacher sees that instead of `image`. Where it holds `cached`, no teacher runs: these
+    are its `scores` [B, H', W', K] on the whole images, and the `size` [B, 2] of each without
+    padding; `place` [B, 5] then says where the crops were taken, as `cached_scores.sample` has it.
 
     Args:
       student: the network that is trained.
-      teacher: the frozen network, where a term reads it.
+      teacher: the frozen network, where a term reads it and batches do not hold its scores.
       objective: what is minimised.
       optimizer: applied to the student's parameters and the adapters.
       learning_rate: the schedule inside `optimizer`, for the log.
@@ -77,8 +80,9 @@ def make_train_step(
             net = nnx.merge(student.graphdef, params["student"], model_state, copy=True)
             ours: SegmentationOutput = net(images, train=True, rngs=nnx.Rngs(dropout=key))
             new_model_state = nnx.state(net, nnx.Not(nnx.Param))
+            taught = _cached(batch, ours) if "cached" in batch else theirs
             value, metrics, new_statistics = objective(
-                ours, theirs, batch["label"], params["adapters"], statistics, state.step / steps
+                ours, taught, batch["label"], params["adapters"], statistics, state.step / steps
             )
             return value, ((new_model_state, new_statistics), metrics)
 
@@ -126,6 +130,18 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _cached(batch: Batch, student: SegmentationOutput) -> SegmentationOutput:
+    """The teacher's output on the crops, from its scores on the whole images."""
+    logits = cached_scores.sample(
+        batch["cached"]["scores"],
+        batch["cached"]["size"],
+        batch["place"],
+        crop_size=batch["image"].shape[1:3],
+        grid=student.logits.shape[1:3],
+    )
+    return SegmentationOutput(logits, aux_logits=None, features={}, classifiers={})
 
 
 def _micro_batches(batch: Batch, count: int) -> Batch:

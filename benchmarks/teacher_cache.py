@@ -1,0 +1,143 @@
+"""What a teacher's cached scores take, and what a step costs with them.
+
+    python -m benchmarks.teacher_cache --config configs/camvid_pspnet_r18_cwd.py \\
+        --config.teacher.checkpoint=DIR
+
+Makes the cache with all scores and with the highest of each cell, and prints time and size. Then
+the steps that training runs: the plain student's, the one with the live teacher, and those with
+both caches, each on one batch that stays on the device, interleaved; and apart from these, the time
+to read a batch's scores from the files.
+"""
+
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from kdjax import command
+from kdjax import config as configuration
+from kdjax.distillation import terms as distillation_terms
+from kdjax.experiments.feeding import feed
+from kdjax.experiments.images import Images
+from kdjax.experiments.networks import Network
+from kdjax.experiments.score_files import ScoreFiles
+from kdjax.experiments.students import make_student
+from kdjax.experiments.teacher_cache import TeacherCache
+from kdjax.training.assembly import assemble_state, assemble_step
+from kdjax.training.sharding import Placement
+from kdjax.training.step import Side
+
+CONFIG = configuration.define_flag()
+ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 1)
+KEEP = flags.DEFINE_integer("keep", 3, "Scores of each cell in the smaller cache.", 1)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = configuration.from_flag(CONFIG)
+    images, teacher = Images(config.data), Network.load(config.teacher.checkpoint)
+    offered = nnx.merge(teacher.graphdef, teacher.state).feature_specs
+
+    def terms_of(entries: Any) -> tuple[distillation_terms.Term, ...]:
+        student, _ = make_student(config, images)
+        return distillation_terms.resolve(entries, student.feature_specs, offered)
+
+    terms = terms_of(config.terms)
+    with tempfile.TemporaryDirectory() as folder:
+        calls = {
+            "plain": step_call(config, images, None, ()),
+            "live teacher": step_call(config, images, teacher, terms),
+        }
+        for keep in (0, KEEP.value):
+            name = f"cache, {keep or 'all'} scores"
+            config.teacher.cache = str(pathlib.Path(folder) / str(keep))
+            config.teacher.cache_classes = keep
+            scores = TeacherCache(config, images, teacher, terms).open(name)
+            calls[name] = step_call(config, images, None, terms, scores)
+            print(f"{name}: {1e3 * reading(config, images, scores):.2f} ms to read a batch's\n")
+        seconds = timed(calls)
+
+    print("| step | ms | images/s | ratio to plain |\n| --- | ---: | ---: | ---: |")
+    for name, times in seconds.items():
+        ratios = [a / b for a, b in zip(times, seconds["plain"], strict=True)]
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        median = statistics.median(times)
+        print(
+            f"| {name} | {1e3 * median:.1f} | {config.data.batch_size / median:.0f} "
+            f"| {middle:.2f} ({low:.2f} to {high:.2f}) |"
+        )
+    device = jax.devices()[0]
+    print(
+        f"\n{device.device_kind} x {jax.device_count()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, JAX {jax.__version__}; load {os.getloadavg()[0]:.1f}."
+    )
+
+
+def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of every call in every round but the first."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS.value):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def step_call(
+    config: Any,
+    images: Images,
+    teacher: Network | None,
+    terms: tuple[distillation_terms.Term, ...],
+    scores: ScoreFiles | None = None,
+) -> Callable[[], Any]:
+    """A call that runs one training step on a batch that stays on the device."""
+    placement = Placement(config.mesh)
+    student, info = make_student(config, images)
+    graphdef, state = assemble_state(config, student, terms, info.num_classes)
+    source = feed(images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores)
+    step = assemble_step(
+        config,
+        Side(graphdef, info.preprocessing),
+        teacher and Side(teacher.graphdef, teacher.info.preprocessing),
+        terms,
+    )
+    step = jax.jit(source.attach(step), donate_argnums=0)
+    states = [placement.put_state(state)]
+    frozen = teacher and placement.put_state(teacher.state)
+    batch = next(iter(source.batches))
+
+    def call() -> None:
+        state, metrics = step(states.pop(), frozen, batch)
+        states.append(jax.block_until_ready(state))
+        assert jnp.isfinite(metrics["loss"])
+
+    return call
+
+
+def reading(config: Any, images: Images, scores: ScoreFiles) -> float:
+    """Median seconds to read the scores of a batch, from files that memory holds by then."""
+    generator = np.random.default_rng(0)
+    count, times = len(images.sizes(config.data.train_split)), []
+    for _ in range(50):
+        indices = generator.integers(0, count, config.data.batch_size)
+        started = time.perf_counter()
+        scores.rows(indices)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,221 @@
+"""The cache of a run's teacher: its class scores on the training images, computed once."""
+
+import fcntl
+import json
+import math
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from kdjax import processes
+from kdjax.config import Config
+from kdjax.distillation.terms import Term
+from kdjax.errors import UserError
+from kdjax.experiments import score_files
+from kdjax.experiments.images import Images
+from kdjax.experiments.networks import Network
+from kdjax.experiments.score_files import ScoreFiles
+from kdjax.training.compact_scores import compact
+from kdjax.training.sharding import Placement
+
+FORMAT = 1  # of the files, and of what they mean
+PROGRESS_LINES = 10
+
+
+class TeacherCache:
+    """What `config.teacher.cache` asks for; nothing is written before `open`.
+
+    Args:
+      config: of the run.
+      images: its images.
+      teacher: its teacher.
+      terms: what reads the teacher.
+
+    Raises:
+      UserError: the cache cannot serve the run, or the directory holds another.
+    """
+
+    def __init__(self, config: Config, images: Images, teacher: Network, terms: Sequence[Term]):
+        if "://" in config.teacher.cache:
+            raise UserError(
+                f"config.teacher.cache is {config.teacher.cache}; it is mapped into memory, so it "
+                "must be a directory on a disk"
+            )
+        _check_terms(terms)
+        self._path = pathlib.Path(config.teacher.cache)
+        self._config, self._images, self._teacher = config, images, teacher
+        self._split = config.data.train_split
+        self._num_classes = teacher.info.num_classes
+        self._keep = config.teacher.cache_classes
+        if self._keep >= self._num_classes:
+            raise UserError(
+                f"config.teacher.cache_classes is {self._keep}; the teacher scores "
+                f"{self._num_classes} classes, and 0 keeps all of them"
+            )
+        if config.data.mixture:
+            raise UserError(
+                "config.teacher.cache holds the scores of config.data.train_split alone; leave it "
+                f"empty to train on config.data.mixture.{next(iter(config.data.mixture))} too"
+            )
+        info = teacher.info
+        self._description = {
+            "format": FORMAT,
+            "teacher": f"{info.name} {info.fingerprint} in {config.teacher.dtype}",
+            "preprocessing": [list(values) for values in info.preprocessing],
+            "data": images.fingerprint,
+            "split": self._split,
+            "num_classes": self._num_classes,
+            "cache_classes": self._keep,
+        }
+        self._complete()
+
+    def open(self, label: str) -> ScoreFiles:
+        """Opens the cache, and makes it before where it is missing.
+
+        Of several processes the leading one makes it, on its own devices, while the others wait.
+        Runs at once on one machine make it once.
+
+        Args:
+          label: what the progress lines begin with.
+
+        Raises:
+          UserError: it cannot be written, or is damaged.
+        """
+        try:
+            if processes.leads() and not self._complete():
+                self._make(label)
+        finally:
+            processes.wait_for_work("teacher cache")
+        if not self._complete():
+            raise UserError(
+                f"config.teacher.cache {self._path}: the leading process left no cache here; it "
+                "must be on a disk that all processes share"
+            )
+        files = ScoreFiles(self._path, self._num_classes, self._keep)
+        kept = f"the {self._keep} highest scores" if self._keep else "all scores"
+        processes.say(
+            f"{label}: teacher cache {self._path}: {kept} of each cell, "
+            f"{files.num_bytes / 2**20:.1f} MiB; of whole images at scale 1, in their own colours"
+        )
+        return files
+
+    def _complete(self) -> bool:
+        """Whether the directory holds the cache; raises where it holds something else."""
+        found = score_files.describe(self._path)
+        if found is None:
+            if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
+                raise UserError(
+                    f"config.teacher.cache {self._path} holds something else than a cache; choose "
+                    "a directory that is missing or empty"
+                )
+            return False
+        differing = [
+            f"{key} {found.get(key)} there, {value} now"
+            for key, value in self._description.items()
+            if found.get(key) != json.loads(json.dumps(value))
+        ]
+        if differing:
+            raise UserError(
+                f"config.teacher.cache {self._path} is of another run ({'; '.join(differing)}); "
+                "choose another directory"
+            )
+        return True
+
+    def _make(self, label: str) -> None:
+        sizes = self._map_sizes()
+        needed = score_files.num_bytes(sizes, self._num_classes, self._keep)
+        started = time.perf_counter()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # A file beside the cache, since the cache comes by a rename.
+            with open(self._path.with_name(f".{self._path.name}.lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self._complete():  # another run made it meanwhile
+                    return
+                # Writing to mapped files beyond the disk's end would kill the process.
+                free = shutil.disk_usage(self._path.parent).free
+                if free < needed:
+                    raise UserError(
+                        f"config.teacher.cache {self._path} takes {needed / 2**20:.0f} MiB; its "
+                        f"disk has {free / 2**20:.0f}. Set config.teacher.cache_classes to keep "
+                        "fewer scores"
+                    )
+                score_files.write(
+                    self._path,
+                    self._description,
+                    sizes,
+                    _told(self._maps(), len(sizes), label),
+                    num_classes=self._num_classes,
+                    keep=self._keep,
+                )
+        except OSError as error:
+            raise UserError(
+                f"cannot write config.teacher.cache {self._path}: {error.strerror}"
+            ) from error
+        processes.say(f"{label}: teacher cache made in {time.perf_counter() - started:.1f} s")
+
+    def _map_sizes(self) -> np.ndarray:
+        """Height and width of the teacher's scores of every training image, int32 [N, 2]."""
+        images = self._images.sizes(self._split)
+        state = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._teacher.state
+        )
+        shapes = {
+            size: jax.eval_shape(
+                self._scores, state, jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
+            ).shape[1:3]
+            for size in set(images)
+        }
+        return np.array([shapes[size] for size in images], np.int32)
+
+    def _scores(self, state: nnx.State, pixels: Any) -> jax.Array:
+        teacher = self._teacher
+        return nnx.merge(teacher.graphdef, state)(teacher.info.preprocessing(pixels)).logits
+
+    def _maps(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Index and compact scores of every training image."""
+        settings, devices = self._config, jax.local_devices()
+        # The batches of evaluation, on as many devices as divide them.
+        count = math.gcd(settings.data.eval_batch_size, len(devices))
+        placement = Placement(devices=devices[:count])
+        # Those of the run may be split over the devices of all processes.
+        whole = Network.load(settings.teacher.checkpoint, dtype=settings.teacher.dtype).state
+        state = placement.replicate(whole)
+        forward = jax.jit(lambda state, pixels: compact(self._scores(state, pixels), self._keep))
+        for batch in self._images.whole_images(self._split):
+            pixels = placement.put_images(batch["image"])
+            found = jax.device_get(forward(state, pixels))
+            for row in np.flatnonzero(batch["valid"]):
+                yield batch["index"][row], {name: value[row] for name, value in found.items()}
+
+
+def _check_terms(terms: Sequence[Term]) -> None:
+    for term in terms:
+        where = f"config.terms.{term.name}"
+        if term.teacher not in (None, "logits"):
+            raise UserError(
+                f'{where} reads the teacher\'s "{term.teacher}", but config.teacher.cache keeps '
+                "its class scores (logits) only; leave the cache empty"
+            )
+        if term.teacher and term.resize == "student":
+            raise UserError(
+                f'{where}.resize is "student", but scores from config.teacher.cache come at the '
+                'student\'s size; set it to "teacher", or leave the cache empty'
+            )
+
+
+def _told(maps: Iterator[Any], count: int, label: str) -> Iterator[Any]:
+    """Prints how far it is."""
+    started = time.perf_counter()
+    marks = {-(-count * part // PROGRESS_LINES) for part in range(1, PROGRESS_LINES + 1)}
+    for done, item in enumerate(maps, 1):
+        yield item
+        if done in marks:
+            passed = time.perf_counter() - started
+            processes.say(f"{label}: teacher cache: {done} of {count} images, {passed:.0f} s")
