@@ -89,7 +89,6 @@ def program(method, mesh):
         optimizer,
         optax.constant_schedule(settings.learning_rate),
         steps=STEPS,
-        seed=0,
         ema_decay=0.9,
     )
     placement = Placement(devices=jax.devices()[:1]) if mesh == "one" else Placement(MESHES[mesh])

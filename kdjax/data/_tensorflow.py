@@ -23,7 +23,7 @@ def _take_no_flags() -> None:
     if flags is None:
         return
     try:
-        tf.function(lambda: tf.zeros([1]) + 1, jit_compile=True)()
+        tf.function(lambda: tf.zeros([1]) + 1, autograph=False, jit_compile=True)()
     finally:
         os.environ["XLA_FLAGS"] = flags
 
