@@ -14,10 +14,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from kdjax import config as configuration
 from kdjax.config import network, term
 from kdjax.errors import UserError
-from kdjax.planning import chips, collectives, flops, search, tables, topology
+from kdjax.planning import chips, collectives, search, tables, topology
 from kdjax.planning.estimate import make_plan
 from kdjax.planning.program import known_classes, make_program
 from kdjax.planning.topology import Topology
+from kdjax.training import flops
 
 
 def shape(*sides):

@@ -24,7 +24,16 @@ def comparison():
         [
             run("cwd", "taught", 0, 0.50),
             run("cwd", "taught", 1, 0.52),
-            run("teacher", "teacher", 0, 0.6287, parameters=13_100_000, seconds=3723),
+            run(
+                "teacher",
+                "teacher",
+                0,
+                0.6287,
+                parameters=13_100_000,
+                seconds=3723,
+                step_flops=None,
+                step_bytes=None,
+            ),
             run("plain", "plain", 0, 0.40),
             run("plain", "plain", 1, 0.44),
         ]
@@ -260,14 +269,15 @@ class TestTables:
     def test_markdown(self, comparison):
         assert markdown_table(comparison).splitlines() == [
             "| Method | mIoU % | vs plain | Gap closed % | Pixel acc. % | Agreement % | Seeds "
-            "| Parameters | Images/s | Time |",
-            "| --- |" + " ---: |" * 9,
-            "| teacher | 62.87 | +20.87 | – | 75.00 | – | 1 | 13.1 M | 123.4 | 1:02:03 |",
-            "| plain | 42.00 ± 2.83 | – | – | 75.00 | 80.00 | 2 | 812 k | 123.4 | 0:01:05 |",
+            "| Parameters | FLOP/step | Memory | Images/s | Time |",
+            "| --- |" + " ---: |" * 11,
+            "| teacher | 62.87 | +20.87 | – | 75.00 | – | 1 | 13.1 M | – | – | 123.4 | 1:02:03 |",
+            "| plain | 42.00 ± 2.83 | – | – | 75.00 | 80.00 | 2 | 812 k | 2.5 G | 1.5 GiB | 123.4 "
+            "| 0:01:05 |",
             # The differences are 10 and 8 points: 9 ± 12.706 * 1, as t's quantile is with one
             # degree of freedom. Two seeds do not tell the gap of 20.87 ± 25.4 from zero.
             "| cwd | 51.00 ± 1.41 | +9.00 [-3.71, +21.71] | 43 | 75.00 | 80.00 | 2 | 812 k "
-            "| 123.4 | 0:01:05 |",
+            "| 2.5 G | 1.5 GiB | 123.4 | 0:01:05 |",
         ]
 
     def test_text_is_aligned(self, comparison):

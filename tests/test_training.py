@@ -26,6 +26,7 @@ from kdjax.models.preprocessing import IMAGENET
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.checksum import checksum
 from kdjax.training.clock import Clock
+from kdjax.training.cost import step_cost
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import Diverged, fit
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -365,9 +366,27 @@ def test_the_loop_logs_means_and_keeps_the_latest_and_the_best(finished):
         == 0
         < log.lines[1][1]["train/checkpoint_seconds"]
     )
+    # The cost of the compiled step is said once.
+    assert ["train/step_flops" in values for _, values in log.lines] == [True, False, False]
     checkpoints = Checkpoints(directory, {"teacher": "abc"})
     assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
     assert sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) == [2, 4, 6]
+
+
+def test_the_cost_of_a_step_is_known_before_it_runs_and_compiles_it_once(caplog):
+    def step(state, factors):
+        return state @ factors, jnp.sum(state)
+
+    step_fn = jax.jit(step, donate_argnums=0)
+    state, factors = jnp.zeros((64, 32)), jnp.zeros((32, 32))
+    cost = step_cost(step_fn, state, factors)
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        step_fn(state, factors)
+    assert "compil" not in caplog.text.lower()
+    assert cost["train/step_flops"] == 2 * 64 * 32 * 32
+    # Both arguments and the sum; the new state takes the old one's place.
+    arrays = 4 * (64 * 32 + 32 * 32 + 1)
+    assert arrays <= cost["train/step_bytes"] < arrays + 2 * 4 * 64 * 32
 
 
 def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(finished):

@@ -181,6 +181,7 @@ def train(
                 "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
                 "seconds": seconds,
                 "images_per_second": files.median_rate(),
+                **files.step_cost(),
                 "teacher": teacher and [config.teacher.checkpoint, teacher.info.fingerprint],
                 "scores": {split: value.as_dict() for split, value in scores.items()},
                 "versions": environment.versions(),

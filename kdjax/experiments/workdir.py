@@ -24,6 +24,8 @@ SUMMARY_FIELDS = (
     "parameters",
     "seconds",
     "images_per_second",
+    "step_flops",
+    "step_bytes",
 )
 
 
@@ -108,16 +110,23 @@ class Workdir:
 
     def median_rate(self) -> float:
         """Images per second, the median of what the run logged."""
-        records = read_metrics(self.metrics)
-        key = "train/images_per_second"
-        return statistics.median(record[key] for record in records if key in record)
+        return statistics.median(self._logged("train/images_per_second"))
+
+    def step_cost(self) -> dict[str, float | None]:
+        """`kdjax.training.cost.step_cost` of the run's last start; None for what it did not say."""
+        keys = ("step_flops", "step_bytes")
+        return {key: next(reversed(self._logged(f"train/{key}")), None) for key in keys}
+
+    def _logged(self, key: str) -> list[float]:
+        return [record[key] for record in read_metrics(self.metrics) if key in record]
 
     def summary(self, split: str) -> RunSummary:
         """The finished run as tables and reports show it, with its scores on a split."""
         result = json.loads(self.result.read_text())
         scores = result["scores"][split]
         return RunSummary(
-            **{field: result[field] for field in SUMMARY_FIELDS},
+            # Not all fields are in results of older versions.
+            **{field: result.get(field) for field in SUMMARY_FIELDS},
             miou=scores["miou"],
             pixel_accuracy=scores["pixel_accuracy"],
             agreement=scores["agreement"],

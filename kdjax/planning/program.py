@@ -17,7 +17,7 @@ from kdjax.errors import UserError
 from kdjax.models import create
 from kdjax.models.batch_norm import group_batch_norm
 from kdjax.models.preprocessing import IMAGENET
-from kdjax.planning import flops
+from kdjax.training import flops
 from kdjax.training.assembly import assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState

@@ -20,6 +20,10 @@ _DIAGNOSTICS = (
     "train/gradient_norm",
     "train/images_per_second",
     "train/input_wait",
+    "train/step_seconds",
+    "train/checkpoint_seconds",
+    "train/step_flops",
+    "train/step_bytes",
 )
 _MANY = 5  # curves in one chart, from which on they cannot be told apart
 

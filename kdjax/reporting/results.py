@@ -24,6 +24,8 @@ class RunSummary:
         parameters: Of the network alone, without adapters.
         seconds: Wall time of the training.
         images_per_second: Mean over the training.
+        step_flops: Multiplications and additions of a step on all devices; None where not known.
+        step_bytes: What a device holds during a step; likewise.
         agreement: Share of the pixels on which student and teacher agree; None without a teacher.
         history: The lines of metrics.jsonl.
     """
@@ -39,6 +41,8 @@ class RunSummary:
     parameters: int
     seconds: float | None
     images_per_second: float | None
+    step_flops: float | None = None
+    step_bytes: float | None = None
     agreement: float | None = None
     history: Sequence[Mapping[str, Any]] = ()
 

@@ -49,6 +49,8 @@ def method_table(report: Report) -> Table:
             "Agreement %": _percent(result.mean("agreement")),
             "Seeds": (str(len(result.runs)), len(result.runs)),
             "Parameters": _count(result.mean("parameters")),
+            "FLOP/step": _count(result.mean("step_flops")),
+            "Memory": _memory(result.mean("step_bytes")),
             "Images/s": _rate(result.mean("images_per_second")),
             "Time": _duration(result.mean("seconds")),
         }
@@ -129,7 +131,8 @@ def csv_table(report: Report) -> str:
     plain, teacher = plain_student(methods), teacher_of(methods)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    fields = ("pixel_accuracy", "agreement", "parameters", "images_per_second", "seconds")
+    fields = ("pixel_accuracy", "agreement", "parameters")
+    fields += ("step_flops", "step_bytes", "images_per_second", "seconds")
     intervals = [f"{name}{end}" for name in ("vs_plain", "gap_closed") for end in _ENDS]
     writer.writerow(["method", "role", "seeds", "miou", "miou_deviation", *intervals, *fields])
     for result in methods:
@@ -181,11 +184,23 @@ def _rate(number: float | None) -> Cell:
 
 
 def _count(number: float) -> Cell:
-    """A number of parameters, to three digits."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    """A number of parameters or operations, to three digits."""
+    if math.isnan(number):
+        return _NONE, ""
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{unit}", number
     return f"{number:.0f}", number
+
+
+def _memory(number: float) -> Cell:
+    """Bytes, to three digits."""
+    if math.isnan(number):
+        return _NONE, ""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}", number
+    return f"{number / 2**10:.3g} KiB", number
 
 
 def _duration(seconds: float | None) -> Cell:

@@ -11,6 +11,7 @@ import numpy as np
 from kdjax.errors import Preempted, UserError
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.clock import Clock
+from kdjax.training.cost import step_cost
 from kdjax.training.interruption import Interruption
 from kdjax.training.profiling import Profile
 from kdjax.training.sharding import Placement
@@ -70,7 +71,7 @@ def fit(
       placement: where arrays live.
       log: takes `train/...` values: `step_seconds` is the time of a step, `input_wait` the share of
         it that the host waited for a batch, `checkpoint_seconds` what saving has cost since the
-        last line.
+        last line. The first line also has what `kdjax.training.cost.step_cost` says.
       evaluate: called with the step and the state; returns the mIoU.
       checkpoints: where the state is saved.
       interruption: says when to save and stop.
@@ -88,6 +89,7 @@ def fit(
     clock = Clock(batch_size)
     pending: collections.deque[tuple[int, Metrics]] = collections.deque()
     window: list[dict[str, float]] = []
+    cost: dict[str, float] = {}
 
     def settle(limit: int) -> None:
         while len(pending) > limit:
@@ -122,6 +124,8 @@ def fit(
             profile.begin(step)
         with clock.waiting():
             batch = next(batches)
+        if step == first_step + 1:
+            cost = step_cost(step_fn, state, teacher_state, batch)
         state, metrics = step_fn(state, teacher_state, batch)
         clock.steps += 1
         pending.append((step, metrics))
@@ -131,8 +135,9 @@ def fit(
         if step % log_every == 0 or step == steps:
             settle(0)
             means = {f"train/{key}": float(np.mean([m[key] for m in window])) for key in metrics}
-            log.scalars(step, means | clock.read())
+            log.scalars(step, means | clock.read() | cost)
             window.clear()
+            cost = {}
         if scored_at(step):
             score(step)
         elif checkpoint_every and step % checkpoint_every == 0:

@@ -24,7 +24,11 @@ def count(function: Callable[..., Any], *arguments: Any) -> int:
       function: any that JAX can trace.
       *arguments: arrays or `jax.ShapeDtypeStruct`, in any pytrees.
     """
-    closed = jax.make_jaxpr(function)(*arguments)
+    return count_program(jax.make_jaxpr(function)(*arguments))
+
+
+def count_program(closed: core.ClosedJaxpr) -> int:
+    """The same of a program that has been traced."""
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
     return _count(jaxpr)
 
