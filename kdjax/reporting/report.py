@@ -20,11 +20,10 @@ _DIAGNOSTICS = (
     "train/gradient_norm",
     "train/images_per_second",
     "train/input_wait",
-    "train/step_seconds",
     "train/checkpoint_seconds",
-    "train/step_flops",
-    "train/step_bytes",
 )
+# The tables have them, or a chart of what follows from them.
+_NOT_DRAWN = ("train/step_seconds", "train/step_flops", "train/step_bytes")
 _MANY = 5  # curves in one chart, from which on they cannot be told apart
 
 _TITLES = {"val/miou": "mIoU on val (%)", "train/images_per_second": "images/s"}
@@ -137,7 +136,8 @@ def _legend(report: Report) -> list[tuple[str, str]]:
 
 def _loss_terms(report: Report) -> list[str]:
     """The loss and its terms."""
-    return [n for n in _logged(report) if n.count("/") == 1 and n not in _DIAGNOSTICS]
+    others = {*_DIAGNOSTICS, *_NOT_DRAWN}
+    return [n for n in _logged(report) if n.count("/") == 1 and n not in others]
 
 
 def _term_diagnostics(report: Report) -> list[str]:
