@@ -142,6 +142,8 @@ INTERRUPTED = """
     shards.SHARD_SIZE = 2
     builder = sets._builder_class("folder")
     convert = builder._convert
+    # Where this runs in the background, it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     def interrupt(self, pair):
         if pair.name == "5":
             signal.raise_signal(signal.SIGINT)
