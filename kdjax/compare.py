@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
             f"of width {config.student.width}; {config.steps} steps of {config.data.batch_size} "
             f"images each, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         ),
+        remarks=comparison.notes,
     )
     path = Workdir(_WORKDIR.value).report
     write_report(path, report)

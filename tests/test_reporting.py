@@ -339,6 +339,15 @@ class TestReport:
             assert {row.count("data-key=") for row in rows} == {table.count("<button>")}
         assert 'data-key="13100000.0">13.1 M' in page
 
+    def test_how_settings_were_chosen_is_said(self, comparison, page, tmp_path):
+        assert "How settings" not in page
+        remarks = ["plain: val mIoU % lr<1 20.00; taken: lr<1", "cwd: diverged"]
+        told = dataclasses.replace(comparison, remarks=remarks)
+        write_report(tmp_path / "report.html", told)
+        assert "<li>plain: val mIoU % lr&lt;1 20.00" in (tmp_path / "report.html").read_text()
+        write_results(tmp_path, told)
+        assert (tmp_path / "results.md").read_text().endswith("\n- cwd: diverged\n")
+
     def test_markdown_and_csv_stand_beside_it(self, comparison, tmp_path):
         write_results(tmp_path, comparison)
         text = (tmp_path / "results.md").read_text()

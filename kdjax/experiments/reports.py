@@ -21,6 +21,7 @@ def make_report(
     *,
     title: str,
     subtitle: str,
+    remarks: Sequence[str] = (),
 ) -> Report:
     """Gathers the report of finished runs.
 
@@ -31,6 +32,7 @@ def make_report(
       panels: column title -> network checkpoint, of the networks whose predictions are shown.
       title: heading of the report.
       subtitle: one sentence on data, networks and budget.
+      remarks: lines on how settings were chosen, and on runs that diverged.
     """
     split = config.data.test_split or config.data.val_split
     examples = images.panel_examples()
@@ -60,6 +62,7 @@ def make_report(
         ],
         config=configuration.to_json(config),
         versions=environment.versions(),
+        remarks=remarks,
         command=f"python -m kdjax.{_command()} {' '.join(sys.argv[1:])}",
     )
 

@@ -95,6 +95,8 @@ def write_results(directory: epath.PathLike, report: Report) -> None:
     text += tables.markdown_table(report) + "\n"
     if note := tables.note(report):
         text += f"\n{note}\n"
+    if report.remarks:
+        text += "\n" + "".join(f"- {line}\n" for line in report.remarks)
     write_atomically(directory / "results.md", text)
     write_atomically(directory / "results.csv", tables.csv_table(report))
 

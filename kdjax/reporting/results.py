@@ -83,6 +83,7 @@ class Report:
         config: The config as text.
         versions: Of the packages and the hardware, by name.
         command: What to type to have this again.
+        remarks: Lines on how settings were chosen, and on runs that diverged.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Report:
     config: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     command: str = ""
+    remarks: Sequence[str] = ()
 
     def methods(self) -> list["MethodResult"]:
         """The runs by method: teachers, then plain students, then taught ones."""
