@@ -65,7 +65,6 @@ def _centres(
     """Along an axis, where the centres of a crop's cells lie: as shares of the scaled image."""
     last = jnp.minimum(corner + crop, scaled) - 1  # the last pixel that the crop shows
     pixels = corner + (jnp.arange(cells) + 0.5) * crop / cells - 0.5
-    pixels = jnp.minimum(pixels, last)
     pixels = jnp.where(mirrored == 1, last + corner - pixels, pixels)
     return (pixels + 0.5) / scaled
 
@@ -73,6 +72,9 @@ def _centres(
 def _weights(
     length: int, size: Int[Array, ""], centres: Float[Array, " cells"]
 ) -> Float[Array, "cells length"]:
-    """Bilinear weights of the `size` cells of a map, padded to `length`, at `centres` of it."""
+    """Bilinear weights of the `size` cells of a map, padded to `length`, at `centres` of it.
+
+    Centres outside it, as those of a crop beyond its image, take its edge.
+    """
     points = jnp.clip(centres * size - 0.5, 0, size - 1)
     return jnp.maximum(1 - jnp.abs(points[:, None] - jnp.arange(length)), 0)
