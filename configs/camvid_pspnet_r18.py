@@ -30,7 +30,7 @@ def get_config() -> Config:
     config = recipes.camvid()
     config.steps = 400
     config.data.crop_size = (128, 160)
-    config.compare.learning_rates = (0.1, 0.2, 0.4)
+    config.compare.learning_rates = (0.05, 0.1, 0.2, 0.4)
     config.compare.weight_factors = (0.3, 1.0, 3.0)
     config.compare.tuning_seeds = (1000,)
     config.compare.seeds = (0, 1, 2, 3, 4)

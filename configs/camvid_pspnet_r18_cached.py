@@ -1,0 +1,36 @@
+"""CamVid at 180 x 240, students taught from a cache of the teacher's scores.
+
+    python -m kdjax.compare --config configs/camvid_pspnet_r18_cached.py --workdir runs/camvid_cached \\
+        --config.teacher.checkpoint=runs/camvid_teacher
+
+The methods that read nothing but scores, with the rate and the weights that
+configs/camvid_pspnet_r18.py picks on validation; `--config.teacher.cache=` teaches live. Results:
+docs/results/cache.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+WEIGHTS = {
+    "pixelwise_kl": {"pixelwise_kl": 3.0},
+    "cwd": {"cwd": 9.0},
+    "pfs_predictions": {"predictions": 3.0},
+    "fakd": {"fakd": 1.0},
+    "fakd_cwd": {"fakd": 9.0},
+}
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    config = recipes.camvid()
+    config.steps = 400
+    config.data.crop_size = (128, 160)
+    config.optimizer.learning_rate = 0.1
+    config.teacher.cache = "caches/camvid"
+    config.compare.seeds = (0, 1, 2, 3, 4)
+    with config.unlocked():
+        config.compare.methods = recipes.methods(["plain", *WEIGHTS])
+    for method, weights in WEIGHTS.items():
+        for term, weight in weights.items():
+            config.compare.methods[method][term].weight = weight
+    return config
