@@ -135,13 +135,13 @@ def alone(data, tmp_path_factory):
 
 
 def records(workdir):
-    """Values of every step by name, without times, and the final confusions by split."""
+    """Values of every step by name, without times and costs, and the final confusions by split."""
     found = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         step = record.pop("step")
         for key, value in record.items():
-            if not key.endswith(("_second", "seconds", "input_wait")):
+            if not key.endswith(("_second", "seconds", "input_wait", "_flops", "_bytes")):
                 found[key, step] = value
     return found, json.loads((workdir / "result.json").read_text())["scores"]
 
