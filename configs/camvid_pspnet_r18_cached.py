@@ -1,7 +1,7 @@
 """CamVid at 180 x 240, students taught from a cache of the teacher's scores.
 
-    python -m kdjax.compare --config configs/camvid_pspnet_r18_cached.py --workdir runs/camvid_cached \\
-        --config.teacher.checkpoint=runs/camvid_teacher
+    python -m kdjax.compare --config configs/camvid_pspnet_r18_cached.py \\
+        --workdir runs/camvid_cached --config.teacher.checkpoint=runs/camvid_teacher
 
 The methods that read nothing but scores, with the rate and the weights that
 configs/camvid_pspnet_r18.py picks on validation; `--config.teacher.cache=` teaches live. Results:
