@@ -11,12 +11,13 @@ docs/results/cache.md.
 from kdjax import recipes
 from kdjax.config import Config
 
+# Where they differ from the methods' own.
 WEIGHTS = {
-    "pixelwise_kl": {"pixelwise_kl": 3.0},
-    "cwd": {"cwd": 9.0},
-    "pfs_predictions": {"predictions": 3.0},
-    "fakd": {"fakd": 1.0},
-    "fakd_cwd": {"fakd": 9.0},
+    "pixelwise_kl": {"pixelwise_kl": {"weight": 3.0}},
+    "cwd": {"cwd": {"weight": 9.0}},
+    "pfs_predictions": {"predictions": {"weight": 3.0}},
+    "fakd": {},
+    "fakd_cwd": {"fakd": {"weight": 9.0}},
 }
 
 
@@ -28,9 +29,8 @@ def get_config() -> Config:
     config.optimizer.learning_rate = 0.1
     config.teacher.cache = "caches/camvid"
     config.compare.seeds = (0, 1, 2, 3, 4)
+    methods = recipes.methods(["plain", *WEIGHTS])
+    methods.update(WEIGHTS)
     with config.unlocked():
-        config.compare.methods = recipes.methods(["plain", *WEIGHTS])
-    for method, weights in WEIGHTS.items():
-        for term, weight in weights.items():
-            config.compare.methods[method][term].weight = weight
+        config.compare.methods = methods
     return config
