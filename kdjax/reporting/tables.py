@@ -17,6 +17,7 @@ from kdjax.reporting.results import (
 )
 
 _NONE = "–"
+_STEP_COSTS = ("FLOP/step", "Memory")
 
 Cell = tuple[str, float | str]
 """What a reader sees, and what rows are sorted by."""
@@ -105,16 +106,22 @@ def run_table(report: Report) -> Table:
 
 
 def text_table(report: Report) -> str:
-    """The table of methods in aligned columns, for the terminal."""
+    """The table of methods in aligned columns, for the terminal: without what a step costs."""
     table = method_table(report)
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    columns = [
+        column
+        for column in zip(table.header, *table.rows, strict=True)
+        if column[0] not in _STEP_COSTS
+    ]
+    header, *rows = zip(*columns, strict=True)
+    widths = [max(map(len, column)) for column in columns]
 
     def line(cells: Sequence[str]) -> str:
         numbers = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
         return "  ".join([cells[0].ljust(widths[0]), *numbers])
 
-    rule = "─" * len(line(table.header))
-    return "\n".join([line(table.header), rule, *map(line, table.rows)])
+    rule = "─" * len(line(header))
+    return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def markdown_table(report: Report) -> str:
