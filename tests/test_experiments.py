@@ -13,6 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
+from docs import comparison as docs_table
 from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.errors import UserError
@@ -113,6 +114,15 @@ def test_what_is_done_is_not_done_again(config, comparison, capsys):
     compare(config, str(comparison), (0,))
     assert {p: p.stat().st_mtime_ns for p in comparison.rglob("result.json")} == before
     assert capsys.readouterr().out.count("already done") == 3
+
+
+def test_the_docs_have_a_row_for_each_method_of_a_comparison(config, comparison, tmp_path, capsys):
+    compare(config, str(comparison), (0,))
+    capsys.readouterr()
+    docs_table.main(str(comparison), str(tmp_path / "chart.png"))
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| teacher", "| plain student", "| cwd"]
+    assert (tmp_path / "chart.png").stat().st_size > 1000
 
 
 def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
