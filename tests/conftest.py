@@ -21,14 +21,6 @@ from kdjax.models import NETWORKS  # noqa: E402
 
 NETWORKS["tiny"] = tiny.create
 
-# Tests that mostly wait for other processes. At the end, one worker would wait for them alone.
-FIRST = ("test_slurm.py", "test_processes.py")
-
-
-def pytest_collection_modifyitems(items):
-    """Puts the longest files first."""
-    items.sort(key=lambda item: item.path.name not in FIRST)
-
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
