@@ -9,30 +9,25 @@ forward pass alone run in turn; the table holds the median time of each, its ima
 to the plain step of the same round as median and quartiles. The input pipeline is timed by itself.
 """
 
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from flax import nnx
 
+from benchmarks import rounds
 from kdjax import command, models
 from kdjax import config as configuration
 from kdjax.distillation import terms as distillation_terms
-from kdjax.distillation.objective import Objective
 from kdjax.experiments.comparison import in_order
 from kdjax.experiments.images import Images
 from kdjax.models.preprocessing import IMAGENET
-from kdjax.training import optimizer as optimizers
+from kdjax.training.assembly import assemble_state, assemble_step
 from kdjax.training.sharding import Placement
-from kdjax.training.state import create_state
-from kdjax.training.step import Side, make_train_step
+from kdjax.training.step import Side
 
 CONFIG = configuration.define_flag()
 ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds after the first, which compiles.", 1)
@@ -54,30 +49,8 @@ def main(argv: list[str]) -> None:
         for name, terms in in_order(config.compare.methods)
     }
     calls["the teacher's forward pass alone"] = teacher_call(config, images, batch, placement)
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS.value):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - started)
-
-    plain = next(iter(calls))
-    print(f"| step | ms | images/s | ratio to {plain} |\n| --- | ---: | ---: | ---: |")
-    for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(times, seconds[plain], strict=True)]
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        median = statistics.median(times)
-        print(
-            f"| {name} | {1e3 * median:.1f} | {config.data.batch_size / median:.0f} "
-            f"| {middle:.2f} ({low:.2f} to {high:.2f}) |"
-        )
-    device = jax.devices()[0]
-    print(
-        f"\n{device.device_kind} x {jax.device_count()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, JAX {jax.__version__}; load {os.getloadavg()[0]:.1f}."
-    )
+    seconds = rounds.timed(calls, ROUNDS.value)
+    print(f"{rounds.table(seconds, config.data.batch_size)}\n\n{rounds.machine()}")
 
 
 def input_rate(images: Images) -> float:
@@ -109,27 +82,16 @@ def step_call(
     student = create(config.student, images, 0, config.student.auxiliary)
     teacher = create(config.teacher, images, 1, False)
     terms = distillation_terms.resolve(entries, student.feature_specs, teacher.feature_specs)
-    optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    graphdef, state = create_state(
-        student,
-        distillation_terms.init_adapters(terms, jax.random.key(0)),
-        distillation_terms.init_statistics(terms, images.num_classes),
-        optimizer,
-        ema=False,
-    )
+    graphdef, state = assemble_state(config, student, terms, images.num_classes)
     teacher_graphdef, teacher_state = nnx.split(teacher)
     taught = distillation_terms.need_teacher(entries)
-    step = jax.jit(
-        make_train_step(
-            Side(graphdef, IMAGENET),
-            Side(teacher_graphdef, IMAGENET) if taught else None,
-            Objective(config.loss.cross_entropy, config.loss.auxiliary, terms),
-            optimizer,
-            optimizers.learning_rate_schedule(config.optimizer, config.steps),
-            steps=config.steps,
-        ),
-        donate_argnums=0,
+    step = assemble_step(
+        config,
+        Side(graphdef, IMAGENET),
+        Side(teacher_graphdef, IMAGENET) if taught else None,
+        terms,
     )
+    step = jax.jit(step, donate_argnums=0)
     states = [jax.device_put(state, placement.replicated)]
     frozen = jax.device_put(teacher_state, placement.replicated) if taught else None
 

@@ -9,9 +9,7 @@ both caches, each on one batch that stays on the device, interleaved; and apart 
 to read a batch's scores from the files.
 """
 
-import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +22,7 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
+from benchmarks import rounds
 from kdjax import command
 from kdjax import config as configuration
 from kdjax.distillation import terms as distillation_terms
@@ -65,35 +64,8 @@ def main(argv: list[str]) -> None:
             scores = TeacherCache(config, images, teacher, terms).open(name)
             calls[name] = step_call(config, images, None, terms, scores)
             print(f"{name}: {1e3 * reading(config, images, scores):.2f} ms to read a batch's\n")
-        seconds = timed(calls)
-
-    print("| step | ms | images/s | ratio to plain |\n| --- | ---: | ---: | ---: |")
-    for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(times, seconds["plain"], strict=True)]
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        median = statistics.median(times)
-        print(
-            f"| {name} | {1e3 * median:.1f} | {config.data.batch_size / median:.0f} "
-            f"| {middle:.2f} ({low:.2f} to {high:.2f}) |"
-        )
-    device = jax.devices()[0]
-    print(
-        f"\n{device.device_kind} x {jax.device_count()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, JAX {jax.__version__}; load {os.getloadavg()[0]:.1f}."
-    )
-
-
-def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of every call in every round but the first."""
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS.value):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+        seconds = rounds.timed(calls, ROUNDS.value)
+    print(f"{rounds.table(seconds, config.data.batch_size)}\n\n{rounds.machine()}")
 
 
 def step_call(

@@ -4,7 +4,7 @@
     python -m kdjax.compare --config configs/camvid_pspnet_r18.py --workdir runs/camvid
 
 CAMVID holds `images/<split>` and `labels/<split>` with the 11 classes of SegNet's copy, 11 for
-unlabelled. Steps and crop are what a CPU core can do a hundred times in two hours. Results:
+unlabelled. Steps and crop are what a CPU core can do a hundred times in three hours. Results:
 docs/results/camvid.md.
 """
 

@@ -24,6 +24,8 @@ HEARTBEAT_SECONDS = 25
 WATCH_SECONDS = 3
 # From a collective that failed to the answer that a process is dead.
 VERDICT_SECONDS = HEARTBEAT_SECONDS + 3 * WATCH_SECONDS
+# What the others have to say so too, before process 0 goes and JAX aborts who is still there.
+LAST_WORDS_SECONDS = 5
 # What a process has to come to the same end as one that failed.
 GRACE_SECONDS = 10
 # What the processes have to come to the end of their work, when one has: it may write a report.
@@ -163,7 +165,10 @@ def _watch() -> None:
                 f"process {distributed.global_state.process_id} of {len(_everyone())} stops: "
                 f"process {dead} ended; the same command continues from the last checkpoint",
                 file=sys.stderr,
+                flush=True,
             )
+            if distributed.global_state.process_id == 0:
+                time.sleep(LAST_WORDS_SECONDS)
             _end(AGAIN)
         time.sleep(WATCH_SECONDS)
 
