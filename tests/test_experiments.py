@@ -294,3 +294,10 @@ def test_values_that_make_no_sense(key, value, message):
         config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=message):
         configuration.validate(config)
+
+
+def test_configs_are_stored_as_they_are():
+    config = configuration.default()
+    again = configuration.from_json(configuration.to_json(config))
+    assert json.loads(again.to_json()) == json.loads(config.to_json())
+    assert again.data.crop_size == config.data.crop_size

@@ -238,3 +238,8 @@ def test_what_a_mesh_says_of_itself():
     batch = placement.put_batch({"even": np.zeros((4, 6, 3)), "odd": np.zeros((4, 5, 3))})
     shapes = {key: value.sharding.shard_shape(value.shape) for key, value in batch.items()}
     assert shapes == {"even": (1, 3, 3), "odd": (1, 5, 3)}
+
+
+def test_a_batch_must_split_over_the_devices():
+    with pytest.raises(UserError, match=r"config.data.batch_size is 12; .* the 8 devices"):
+        Placement().check_batch_size("data.batch_size", 12)

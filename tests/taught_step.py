@@ -1,0 +1,59 @@
+"""A small taught step, its state and its batches, for the tests of training."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from kdjax import config as configuration
+from kdjax import models
+from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation.objective import Objective
+from kdjax.models.preprocessing import IMAGENET
+from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.state import create_state
+from kdjax.training.step import Side, make_train_step
+
+STEPS = 10
+RNG = np.random.default_rng(0)
+
+
+def make_batch(size=8):
+    return {
+        "image": RNG.integers(0, 256, (size, 16, 16, 3), np.uint8),
+        "label": RNG.choice([0, 1, 2, 255], (size, 16, 16)).astype(np.uint8),
+    }
+
+
+def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
+    """A taught student with an adapter, all as small as it gets."""
+    config = configuration.default()
+    config.optimizer.update(changes)
+    student = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(0))
+    teacher = models.create("tiny", num_classes=3, width=8, rngs=nnx.Rngs(1))
+    for head in (student.head, student.auxiliary_head):
+        head.classifier.dropout.rate = dropout
+    terms = distillation_terms.resolve(
+        {
+            "logits_cwd": configuration.term("cwd"),
+            "head_cwd": configuration.term("cwd", student="head", teacher="head"),
+            "augmented": configuration.term("fakd_kl"),
+        },
+        student.feature_specs,
+        teacher.feature_specs,
+    )
+    adapters = distillation_terms.init_adapters(terms, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, STEPS)
+    statistics = distillation_terms.init_statistics(terms, classes=3)
+    graphdef, state = create_state(student, adapters, statistics, optimizer, ema=ema_decay > 0)
+    teacher_graphdef, teacher_state = nnx.split(teacher)
+    step = make_train_step(
+        Side(graphdef, IMAGENET),
+        Side(teacher_graphdef, IMAGENET),
+        Objective(1.0, 0.4, terms),
+        optimizer,
+        learning_rate_schedule(config.optimizer, STEPS),
+        steps=STEPS,
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+    )
+    return step, state, teacher_state

@@ -1,0 +1,323 @@
+"""The loop, its checkpoints, and what stops it."""
+
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from taught_step import setup
+
+from kdjax.errors import Preempted, UserError
+from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.checksum import checksum
+from kdjax.training.clock import Clock
+from kdjax.training.cost import step_cost
+from kdjax.training.interruption import Interruption
+from kdjax.training.loop import Diverged, fit
+from kdjax.training.sharding import Placement
+
+
+class Recorder:
+    """Takes what the loop logs."""
+
+    def __init__(self):
+        self.lines = []
+
+    def scalars(self, step, values):
+        self.lines.append((step, dict(values)))
+
+
+def run_loop(
+    directory,
+    *,
+    first_step=None,
+    steps=4,
+    poison=-1,
+    checkpoint_every=0,
+    profile=None,
+    before_batch=lambda step: None,
+    before_evaluation=lambda step: None,
+):
+    plain, fresh, teacher = setup()
+    placement = Placement()
+    checkpoints = Checkpoints(directory, {"teacher": "abc"})
+    interruption = Interruption()
+    state = placement.put_state(fresh)
+    if first_step is None:
+        first_step, state, remarks = checkpoints.restore_latest(state)
+    else:
+        state, remarks = checkpoints.restore(first_step, state), []
+
+    def step(state, teacher, batch):
+        state, metrics = plain(state, teacher, batch)
+        metrics["head_cwd"] = jnp.where(state.step == poison, jnp.nan, metrics["head_cwd"])
+        return state, metrics
+
+    generator = np.random.default_rng(7)
+    all_batches = [
+        {
+            "image": generator.integers(0, 256, (8, 16, 16, 3), np.uint8),
+            "label": generator.integers(0, 3, (8, 16, 16), np.uint8),
+        }
+        for _ in range(steps)
+    ]
+
+    def batches():
+        for number, batch in enumerate(all_batches[first_step:], start=first_step + 1):
+            before_batch(number)
+            yield placement.put_batch(batch)
+
+    def evaluate(step, state):
+        list(interruption.stop_between([before_evaluation(step), None]))
+        return {2: 0.9, 4: 0.5, 6: 0.7}.get(step, 0.1)
+
+    log = Recorder()
+    log.remarks = remarks
+    try:
+        with interruption:
+            state = fit(
+                state,
+                placement.put_state(teacher),
+                step,
+                batches(),
+                batch_size=8,
+                first_step=first_step,
+                steps=steps,
+                log_every=2,
+                eval_every=2,
+                checkpoint_every=checkpoint_every,
+                placement=placement,
+                log=log,
+                evaluate=evaluate,
+                checkpoints=checkpoints,
+                interruption=interruption,
+                profile=profile,
+            )
+    finally:
+        checkpoints.close()
+    return jax.device_get(state), log
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    state, log = run_loop(directory, steps=6)
+    return directory, state, log
+
+
+def test_the_loop_logs_means_and_keeps_the_latest_and_the_best(finished):
+    directory, _, log = finished
+    assert [step for step, _ in log.lines] == [2, 4, 6]
+    assert log.lines[0][1]["train/images_per_second"] > 0
+    assert 0 < log.lines[0][1]["train/input_wait"] < 1
+    assert log.lines[0][1]["train/step_seconds"] > 0
+    # Nothing is saved before the first line.
+    assert (
+        log.lines[0][1]["train/checkpoint_seconds"]
+        == 0
+        < log.lines[1][1]["train/checkpoint_seconds"]
+    )
+    # The cost of the compiled step is said once.
+    assert ["train/step_flops" in values for _, values in log.lines] == [True, False, False]
+    checkpoints = Checkpoints(directory, {"teacher": "abc"})
+    assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
+    assert sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) == [2, 4, 6]
+
+
+def test_the_cost_of_a_step_is_known_before_it_runs_and_compiles_it_once(caplog):
+    def step(state, factors):
+        return state @ factors, jnp.sum(state)
+
+    step_fn = jax.jit(step, donate_argnums=0)
+    state, factors = jnp.zeros((64, 32)), jnp.zeros((32, 32))
+    cost = step_cost(step_fn, state, factors)
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        step_fn(state, factors)
+    assert "compil" not in caplog.text.lower()
+    assert cost["train/step_flops"] == 2 * 64 * 32 * 32
+    # Both arguments and the sum; the new state takes the old one's place.
+    arrays = 4 * (64 * 32 + 32 * 32 + 1)
+    assert arrays <= cost["train/step_bytes"] < arrays + 2 * 4 * 64 * 32
+
+
+def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(finished):
+    directory, whole, _ = finished
+    continued, _ = run_loop(directory, first_step=2, steps=6)
+    jax.tree.map(np.testing.assert_array_equal, whole, continued)
+
+
+def test_a_diverged_run_names_step_and_term_and_keeps_its_checkpoint(tmp_path):
+    message = "head_cwd is nan at step 3; the checkpoint of step 2 is kept"
+    with pytest.raises(Diverged, match=message):
+        run_loop(tmp_path, poison=3)
+    assert Checkpoints(tmp_path, {"teacher": "abc"}).latest_step == 2
+
+
+def test_another_teacher_is_refused(finished):
+    directory, _, _ = finished
+    with pytest.raises(UserError, match=r"made with teacher 'abc' \(now 'xyz'\)"):
+        Checkpoints(directory, {"teacher": "xyz"}).restore(6, setup()[1])
+
+
+def ask_at(step, number):
+    """Sends this process a signal when `step` comes."""
+
+    def ask(at):
+        if at == step:
+            os.kill(os.getpid(), number)
+
+    return ask
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_continues(finished, tmp_path, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    # The signal comes before the batch of step 3 is there; that step is still done.
+    with pytest.raises(Preempted, match="the checkpoint of step 3 is saved"):
+        run_loop(tmp_path, steps=6, before_batch=ask_at(3, number))
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    continued, log = run_loop(tmp_path, steps=6)
+    assert log.lines[0][0] == 4
+    jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
+
+
+def test_a_run_that_is_stopped_in_an_evaluation_makes_it_first(finished, tmp_path):
+    with pytest.raises(Preempted, match="the checkpoint of step 2 is saved"):
+        run_loop(tmp_path, steps=6, before_evaluation=ask_at(2, signal.SIGTERM))
+    assert Checkpoints(tmp_path, {"teacher": "abc"}).best_step is None
+    evaluated = []
+    continued, _ = run_loop(tmp_path, steps=6, before_evaluation=evaluated.append)
+    assert evaluated == [2, 4, 6]
+    assert Checkpoints(tmp_path, {"teacher": "abc"}).best_step == 2
+    jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
+
+
+def test_checkpoints_between_evaluations_bound_what_a_kill_costs(tmp_path):
+    def die(step):
+        if step == 2:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run_loop(tmp_path, checkpoint_every=1, before_evaluation=die)
+    checkpoints = Checkpoints(tmp_path, {"teacher": "abc"})
+    assert (checkpoints.latest_step, checkpoints.best_step) == (1, None)
+
+
+# After a file that cannot be read or written, TensorStore's answers about the others may come when
+# Orbax has closed the event loop that they are for.
+late_answers = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def array_files(directory):
+    """The files that hold the arrays of a checkpoint."""
+    return [p for p in directory.rglob("d/*") if p.is_file() and p.stat().st_size > 1000]
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@late_answers
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(finished, tmp_path):
+    directory, whole, _ = finished
+    for damage in (cut_short, flip_a_bit, pathlib.Path.unlink):
+        copy = tmp_path / damage.__name__
+        shutil.copytree(directory, copy)
+        for path in array_files(copy / "6"):
+            damage(path)
+        continued, log = run_loop(copy, steps=6)
+        (remark,) = log.remarks
+        assert re.search(r"6: this checkpoint is damaged \(.*\)", remark)
+        assert [step for step, _ in log.lines] == [6]
+        assert (copy / "damaged-6").is_dir()
+        jax.tree.map(np.testing.assert_array_equal, whole, continued)
+
+
+@late_answers
+def test_no_checkpoint_is_whole(tmp_path):
+    run_loop(tmp_path, steps=2)
+    for path in array_files(tmp_path / "2"):
+        cut_short(path)
+    with pytest.raises(UserError, match=r"2: this checkpoint is damaged .*; no other is left"):
+        run_loop(tmp_path, steps=4)
+
+
+@late_answers
+def test_a_disk_that_fills_up_keeps_the_checkpoint_before(tmp_path):
+    """Files may not grow beyond a size: writing fails as on a full disk."""
+    run_loop(tmp_path, steps=2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        with pytest.raises(UserError, match=r"cannot write .*; the checkpoint of step 2 is kept"):
+            run_loop(tmp_path, steps=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    _, log = run_loop(tmp_path, steps=4)
+    assert (log.remarks, log.lines[-1][0]) == ([], 4)
+    assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_a_clock_that_jumps_changes_nothing(finished, tmp_path, monkeypatch):
+    """The time of day goes back by a day before every second batch, and forward again after it."""
+    day, real = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: real() + day[0])
+
+    def jump(step):
+        day[0] = -86400.0 * (step % 2)
+
+    run_loop(tmp_path, steps=3, before_batch=jump)
+    continued, log = run_loop(tmp_path, steps=6, before_batch=jump)
+    jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
+    assert Checkpoints(tmp_path, {"teacher": "abc"}).latest_step == 6
+    for _, values in log.lines:
+        assert 0 < values["train/step_seconds"] < 3600
+
+
+def test_what_the_time_of_a_step_goes_into(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock(batch_size=8)
+    for _ in range(2):
+        with clock.waiting():
+            now[0] += 0.5
+        now[0] += 1.5
+        clock.steps += 1
+    with clock.saving():
+        now[0] += 10
+    with clock.paused():
+        now[0] += 100
+    assert clock.read() == {
+        "train/images_per_second": 4.0,
+        "train/step_seconds": 2.0,
+        "train/input_wait": 0.25,
+        "train/checkpoint_seconds": 10.0,
+    }
+
+
+def test_a_checksum_knows_arrays_and_not_their_places():
+    state = setup()[1]
+    expected = checksum(state)
+    for sizes in ({"data": 8}, {"data": 1, "fsdp": 8}):
+        assert checksum(Placement(sizes).put_state(state)) == expected
+    leaves, structure = jax.tree.flatten(state)
+    for index, leaf in enumerate(leaves):
+        other = [*leaves]
+        other[index] = (leaf.view(jnp.uint32) ^ 1).view(leaf.dtype)
+        assert checksum(jax.tree.unflatten(structure, other)) != expected
+    assert checksum({"a": jnp.array([1.0, 2.0])}) != checksum({"a": jnp.array([2.0, 1.0])})
