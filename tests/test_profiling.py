@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from test_training import run_loop
+from test_loop import run_loop
 
 from kdjax.errors import UserError
 from kdjax.training.profiling import Profile, steps_of

@@ -37,22 +37,24 @@ TINY = Work(
     dtype="float32",
     terms=TERMS,
 )
-FLAGS = [
-    "--methods=every",
-    "--teacher_depth=18",
-    "--teacher_width=8",
-    "--student_width=4",
-    "--crop=33,49",
-    "--batch_size=8",
-    "--rounds=2",
-]
+FLAGS = {
+    "methods": "every",
+    "teacher_depth": "18",
+    "teacher_width": "8",
+    "student_width": "4",
+    "crop": "33,49",
+    "batch_size": "8",
+    "rounds": "2",
+}
 
 
 @pytest.fixture
 def given_flags():
+    # One by one: a command line would ask for what commands of other tests require.
     with flagsaver.flagsaver():
-        flags.FLAGS(["train_step", *FLAGS])
-        yield
+        flags.FLAGS.mark_as_parsed()
+        with flagsaver.as_parsed(**FLAGS):
+            yield
 
 
 def test_the_sides_have_the_same_losses_and_their_steps_are_compared(
