@@ -184,8 +184,9 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
         (line,) = [line for line in errors.splitlines() if " of 4 stops: " in line]
         assert line.endswith("process 2 ended; the same command continues from the last checkpoint")
         assert "Traceback" not in errors
-    ended = finish(start(data, tmp_path, 4))
-    assert [status for status, _, _ in ended] == [0] * 4, ended
+    # Fewer processes may go on, with as many devices.
+    ended = finish(start(data, tmp_path, 2))
+    assert [status for status, _, _ in ended] == [0] * 2, ended
     assert "continues after step 2" in ended[0][1]
     assert_same(tmp_path, alone)
 
