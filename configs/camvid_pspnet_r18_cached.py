@@ -11,14 +11,7 @@ docs/results/cache.md.
 from kdjax import recipes
 from kdjax.config import Config
 
-# Where they differ from the methods' own.
-WEIGHTS = {
-    "pixelwise_kl": {"pixelwise_kl": {"weight": 3.0}},
-    "cwd": {"cwd": {"weight": 9.0}},
-    "pfs_predictions": {"predictions": {"weight": 3.0}},
-    "fakd": {},
-    "fakd_cwd": {"fakd": {"weight": 9.0}},
-}
+METHODS = ("plain", "pixelwise_kl", "cwd", "pfs_predictions", "fakd", "fakd_cwd")
 
 
 def get_config() -> Config:
@@ -29,8 +22,6 @@ def get_config() -> Config:
     config.optimizer.learning_rate = 0.1
     config.teacher.cache = "caches/camvid"
     config.compare.seeds = (0, 1, 2, 3, 4)
-    methods = recipes.methods(["plain", *WEIGHTS])
-    methods.update(WEIGHTS)
     with config.unlocked():
-        config.compare.methods = methods
+        config.compare.methods = recipes.camvid_methods(METHODS)
     return config

@@ -6,5 +6,6 @@ from kdjax.recipes.methods import teach as teach
 from kdjax.recipes.published import published as published
 from kdjax.recipes.published import published_teacher as published_teacher
 from kdjax.recipes.small import camvid as camvid
+from kdjax.recipes.small import camvid_methods as camvid_methods
 from kdjax.recipes.small import shapes as shapes
 from kdjax.recipes.small import teacher_of as teacher_of

@@ -1,8 +1,22 @@
 """Recipes for a CPU: narrow networks on small images, in minutes."""
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict
 
 from kdjax.config import Config, default, network
+from kdjax.recipes.methods import methods
+
+# What configs/camvid_pspnet_r18.py picks on validation, where it is not a method's own weight.
+CAMVID_WEIGHTS = {
+    "pixelwise_kl": {"pixelwise_kl": {"weight": 3.0}},
+    "cwd": {"cwd": {"weight": 9.0}},
+    "pfs": {"similarities": {"weight": 30.0}, "predictions": {"weight": 3.0}},
+    "pfs_similarities": {"similarities": {"weight": 3.0}},
+    "pfs_predictions": {"predictions": {"weight": 3.0}},
+    "fakd_cwd": {"fakd": {"weight": 9.0}},
+    "skd_pairwise": {"skd_pairwise": {"weight": 0.15}},
+}
 
 
 def shapes() -> Config:
@@ -57,6 +71,13 @@ def camvid() -> Config:
     with config.unlocked():
         config.data.test_groups = ConfigDict({"unseen": "Seq05VD"})
     return config
+
+
+def camvid_methods(names: Iterable[str]) -> ConfigDict:
+    """Methods by name, as `recipes.methods`, with the weights that were picked on CamVid."""
+    found = methods(names)
+    found.update({name: CAMVID_WEIGHTS[name] for name in found if name in CAMVID_WEIGHTS})
+    return found
 
 
 def teacher_of(config: Config) -> Config:

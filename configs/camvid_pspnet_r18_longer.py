@@ -1,0 +1,22 @@
+"""CamVid at 180 x 240, longer and with a better teacher: the four papers, eight seeds.
+
+    python -m kdjax.compare --config configs/camvid_pspnet_r18_longer.py --parallel 2 \\
+        --workdir runs/camvid_longer --config.teacher.checkpoint=runs/camvid_teacher2
+
+With the weights that configs/camvid_pspnet_r18.py picks on validation at a shorter schedule.
+Results, and how its teacher was trained: docs/results/camvid.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+METHODS = ("plain", "cwd", "nfd", "pfs", "fakd", "fakd_cwd", "pixelwise_kl")
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    config = recipes.camvid()
+    config.compare.seeds = tuple(range(8))
+    with config.unlocked():
+        config.compare.methods = recipes.camvid_methods(METHODS)
+    return config

@@ -1,0 +1,25 @@
+"""A fair comparison in half an hour: the four papers on procedural shapes, tuned, three seeds.
+
+    python -m kdjax.compare --config configs/shapes_pspnet_r18_tuned.py --workdir runs/shapes \\
+        --parallel 2
+
+The plain student's learning rate is picked first, then a factor of each method's weights, all on
+validation by runs with a seed of their own. Results: docs/results/shapes.md.
+"""
+
+from kdjax import recipes
+from kdjax.config import Config
+
+METHODS = ("plain", "pixelwise_kl", "cwd", "nfd", "pfs", "fakd")
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    config = recipes.shapes()
+    config.compare.learning_rates = (0.2, 0.4, 0.8)
+    config.compare.weight_factors = (0.3, 1.0, 3.0)
+    config.compare.tuning_seeds = (1000,)
+    config.compare.seeds = (0, 1, 2)
+    with config.unlocked():
+        config.compare.methods = recipes.methods(METHODS)
+    return config
