@@ -1,0 +1,76 @@
+"""What a teacher's cached scores say of crops, next to the live teacher, by the scale of the crops.
+
+    python -m benchmarks.cached_views --config configs/camvid_pspnet_r18_cached.py \\
+        --config.teacher.checkpoint=DIR
+
+On the same training crops: how many labelled pixels each gets right, on how many both name the same
+class, and the mean divergence and entropies of their cells. Makes the cache where it is missing.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from kdjax import command
+from kdjax import config as configuration
+from kdjax.experiments.feeding import feed
+from kdjax.experiments.images import Images
+from kdjax.experiments.networks import Network
+from kdjax.experiments.teacher_cache import TeacherCache
+from kdjax.models.layers import resize
+from kdjax.training import cached_scores
+from kdjax.training.sharding import Placement
+
+CONFIG = configuration.define_flag()
+SCALES = flags.DEFINE_list("scales", ["0.5", "0.75", "1", "1.5", "2"], "Of the images cropped.")
+BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
+IGNORE = 255
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = configuration.from_flag(CONFIG)
+    teacher = Network.load(config.teacher.checkpoint)
+    net = nnx.merge(teacher.graphdef, teacher.state)
+    scores = TeacherCache(config, Images(config.data), teacher, ()).open("views")
+
+    @jax.jit
+    def compare(batch):
+        label = batch["label"]
+        live = net(teacher.info.preprocessing(batch["image"])).logits.astype(jnp.float32)
+        crop = label.shape[1:]
+        kept, sizes = batch["cached"]["scores"], batch["cached"]["size"]
+        cached = cached_scores.sample(kept, sizes, batch["place"], crop, live.shape[1:3])
+        labelled = label != IGNORE
+        said = [jnp.argmax(resize(scores, crop), -1) for scores in (live, cached)]
+        shares = [
+            jnp.mean(same, where=labelled)
+            for same in (said[0] == label, said[1] == label, said[0] == said[1])
+        ]
+        p, q = (jax.nn.log_softmax(scores) for scores in (live, cached))
+        divergence = jnp.sum(jnp.exp(p) * (p - q), -1)
+        entropies = [-jnp.sum(jnp.exp(x) * x, -1) for x in (p, q)]
+        return jnp.stack([*shares, *(x.mean() for x in (divergence, *entropies))])
+
+    print("\n| scale | right, live | right, cached | same class | KL | entropy, live | cached |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for scale in map(float, SCALES.value):
+        config.data.scale_range = (scale, scale)
+        source = feed(
+            Images(config.data),
+            Placement(config.mesh),
+            first_step=0,
+            steps=BATCHES.value,
+            seed=0,
+            clean_view=False,
+            scores=scores,
+        )
+        found = np.mean([compare(source.expand(batch)) for batch in source.batches], 0)
+        shares = " | ".join(f"{100 * share:.1f} %" for share in found[:3])
+        print(f"| {scale:g} | {shares} | " + " | ".join(f"{nats:.2f}" for nats in found[3:]) + " |")
+
+
+if __name__ == "__main__":
+    command.run(main)
