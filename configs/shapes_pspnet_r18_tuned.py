@@ -1,7 +1,7 @@
 """A fair comparison in half an hour: the four papers on procedural shapes, tuned, three seeds.
 
-    python -m kdjax.compare --config configs/shapes_pspnet_r18_tuned.py --workdir runs/shapes_tuned \\
-        --parallel 2
+    python -m kdjax.compare --config configs/shapes_pspnet_r18_tuned.py --parallel 2 \\
+        --workdir runs/shapes_tuned
 
 The plain student's learning rate is picked first, then a factor of each method's weights, all on
 validation by runs with a seed of their own. Results: docs/results/shapes.md.

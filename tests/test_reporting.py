@@ -154,10 +154,24 @@ class TestConsole:
         assert "\r" not in text
         assert len(lines) == 11
         assert lines[0].startswith("cwd: step 110/200, loss 1.2500, 210.0 images/s, 00:0")
-        assert lines[0].endswith("left")
+        assert lines[0].endswith(" elapsed")
+        assert lines[1].endswith(" left")
         assert lines[-1] == (
             "cwd: step 200, val mIoU 54.32 %, val pixel accuracy 90.00 %, val loss 0.5"
         )
+
+    def test_time_left_is_reckoned_without_what_the_first_report_waited_for(self, monkeypatch):
+        seconds = iter([0.0, 60.0, 65.0, 75.0])
+        monkeypatch.setattr(writers.time, "monotonic", lambda: next(seconds))
+        console = writers.Console(200, 100, "cwd", stream=(stream := io.StringIO()))
+        for step in (110, 120, 130):
+            console.scalars(step, {"train/loss": 1.25})
+        console.close()
+        assert stream.getvalue().splitlines() == [
+            "cwd: step 110/200, loss 1.2500, 01:00 elapsed",
+            "cwd: step 120/200, loss 1.2500, 01:05 elapsed, 00:40 left",
+            "cwd: step 130/200, loss 1.2500, 01:15 elapsed, 00:52 left",
+        ]
 
     def test_a_terminal_gets_a_bar_and_the_evaluation_on_a_line_of_its_own(self):
         text = self.drive(Terminal())

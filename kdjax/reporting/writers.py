@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -169,7 +169,7 @@ class Console:
 
     Args:
         total_steps: The step at which the training ends.
-        start_step: The step that it starts or continues from; time left is reckoned from there.
+        start_step: The step that it starts or continues from.
         description: What is being trained, in front of every line.
         stream: Where to print; standard output by default.
     """
@@ -183,23 +183,18 @@ class Console:
     ):
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
-        if self._terminal:
-            layout = (
-                "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, {remaining} left"
-            )
-        else:
-            layout = (
-                "{desc}: step {n_fmt}/{total_fmt}{postfix}, {elapsed} elapsed, {remaining} left"
-            )
+        self._started = time.monotonic()
+        # Step and time of the first report, which compilation delays.
+        self._first: tuple[int, float] | None = None
+        bar = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+        line = "{desc}: step {n_fmt}/{total_fmt}{postfix}"
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
             desc=description,
-            bar_format=layout,
+            bar_format=bar if self._terminal else line,
             file=self._stream if self._terminal else io.StringIO(),
             dynamic_ncols=True,
-            # The mean rate since the start: evaluations are part of the time that is left.
-            smoothing=0,
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -211,9 +206,8 @@ class Console:
             return
         shown = {"train/loss": "loss {:.4f}", "train/images_per_second": "{:.1f} images/s"}
         self._bar.n = step
-        self._bar.set_postfix_str(
-            ", ".join(form.format(values[key]) for key, form in shown.items() if key in values)
-        )
+        words = [form.format(values[key]) for key, form in shown.items() if key in values]
+        self._bar.set_postfix_str(", ".join([*words, *self._times(step)]))
         if not self._terminal:
             self._print(str(self._bar))
 
@@ -223,6 +217,19 @@ class Console:
     def close(self) -> None:
         """Leaves the bar as it stands."""
         self._bar.close()
+
+    def _times(self, step: int) -> Iterator[str]:
+        """Time since the start, in a log, and time left at the mean rate since the first report."""
+        now = time.monotonic()
+        if not self._terminal:
+            yield f"{tqdm.format_interval(now - self._started)} elapsed"
+        if self._first is None:
+            self._first = step, now
+        first_step, first_time = self._first
+        if step > first_step:
+            # Evaluations are part of it.
+            seconds = (now - first_time) / (step - first_step)
+            yield f"{tqdm.format_interval(seconds * (self._bar.total - step))} left"
 
     def _print(self, line: str) -> None:
         tqdm.write(line, file=self._stream)  # lifts the bar, prints, and draws it again
