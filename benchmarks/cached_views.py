@@ -15,6 +15,7 @@ from flax import nnx
 
 from kdjax import command
 from kdjax import config as configuration
+from kdjax.distillation.labels import IGNORE_LABEL
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network
@@ -26,7 +27,6 @@ from kdjax.training.sharding import Placement
 CONFIG = configuration.define_flag()
 SCALES = flags.DEFINE_list("scales", ["0.5", "0.75", "1", "1.5", "2"], "Of the images cropped.")
 BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
-IGNORE = 255
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         crop = label.shape[1:]
         kept, sizes = batch["cached"]["scores"], batch["cached"]["size"]
         cached = cached_scores.sample(kept, sizes, batch["place"], crop, live.shape[1:3])
-        labelled = label != IGNORE
+        labelled = label != IGNORE_LABEL
         said = [jnp.argmax(resize(scores, crop), -1) for scores in (live, cached)]
         shares = [
             jnp.mean(same, where=labelled)

@@ -3,15 +3,15 @@
 python -m docs.comparison runs/camvid docs/results/camvid.png
 """
 
-import math
 import pathlib
 import sys
 
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting import figures
 from kdjax.reporting.interval_figure import interval_dots
-from kdjax.reporting.intervals import Estimate, gain, gap_closed, paired_gains
+from kdjax.reporting.intervals import gain, gap_closed, paired_gains
 from kdjax.reporting.results import MethodResult, RunSummary, plain_student, teacher_of
+from kdjax.reporting.tables import estimate_text, miou_text
 
 SPLITS = ("test", "test/unseen", "val")
 HEADER = ("run", "test", "gain", "gap closed, %", "unseen", "gain there", "val", "by seed, on test")
@@ -43,14 +43,14 @@ def main(root: str, chart: str) -> None:
         rows.append(
             [
                 result.method,
-                _miou(result),
-                _estimate(gain(result, plain), "+.2f") if taught else "–",
-                _estimate(gap_closed(result, plain, teacher), ".0f") if taught else "–",
-                _miou(unseen),
-                _estimate(gain(unseen, plain_student(by_split["test/unseen"])), "+.2f")
+                miou_text(result),
+                estimate_text(gain(result, plain), "+.2f") if taught else "–",
+                estimate_text(gap_closed(result, plain, teacher), ".0f") if taught else "–",
+                miou_text(unseen),
+                estimate_text(gain(unseen, plain_student(by_split["test/unseen"])), "+.2f")
                 if taught
                 else "–",
-                _miou(val),
+                miou_text(val),
                 " ".join(f"{100 * run.miou:.1f}" for run in result.runs),
             ]
         )
@@ -66,20 +66,6 @@ def main(root: str, chart: str) -> None:
             line_at=0.0,
         )
         figure.savefig(chart, dpi=160, facecolor="white")
-
-
-def _miou(result: MethodResult) -> str:
-    deviation = result.miou_deviation
-    return f"{100 * result.miou:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
-
-
-def _estimate(estimate: Estimate, form: str) -> str:
-    if math.isnan(estimate.value):
-        return "–"
-    text = f"{100 * estimate.value:{form}}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} [{100 * estimate.low:{form}}, {100 * estimate.high:{form}}]"
 
 
 if __name__ == "__main__":

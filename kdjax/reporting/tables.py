@@ -39,11 +39,10 @@ def method_table(report: Report) -> Table:
     plain, teacher = plain_student(methods), teacher_of(methods)
 
     def cells(result: MethodResult) -> dict[str, Cell]:
-        miou = _percent(result.miou)
         above, closed = gain(result, plain), gap_closed(result, plain, teacher)
         return {
             "Method": (result.method, result.method),
-            "mIoU %": (miou[0] + _deviation(result.miou_deviation), miou[1]),
+            "mIoU %": (miou_text(result), _percent(result.miou)[1]),
             "vs plain": _estimate(above, "+.2f"),
             "Gap closed %": _estimate(closed, ".0f"),
             "Pixel acc. %": _percent(result.mean("pixel_accuracy")),
@@ -151,6 +150,23 @@ def csv_table(report: Report) -> str:
     return text.getvalue()
 
 
+def miou_text(result: MethodResult) -> str:
+    """In percent, `52.30 ± 1.10`; without a deviation where it has a single seed."""
+    text, deviation = _percent(result.miou)[0], result.miou_deviation
+    if deviation is None or math.isnan(deviation):
+        return text
+    return f"{text} ± {100 * deviation:.2f}"
+
+
+def estimate_text(estimate: Estimate, form: str) -> str:
+    """In percent or points, `+9.00 [+7.10, +10.90]`; a dash where there is none."""
+    value, *ends = estimate
+    if math.isnan(value):
+        return _NONE
+    texts = [f"{100 * number:{form}}" for number in (value, *ends) if number is not None]
+    return texts[0] + (f" [{texts[1]}, {texts[2]}]" if len(texts) > 1 else "")
+
+
 _ENDS = ("", "_low", "_high")
 
 
@@ -168,16 +184,8 @@ def _percent(share: float | None) -> Cell:
 
 
 def _estimate(estimate: Estimate, form: str) -> Cell:
-    """In percent or points, `+9.00 [+7.1, +10.9]`."""
-    value, *ends = estimate
-    if math.isnan(value):
-        return _NONE, ""
-    texts = [f"{100 * number:{form}}" for number in (value, *ends) if number is not None]
-    return texts[0] + (f" [{texts[1]}, {texts[2]}]" if len(texts) > 1 else ""), value
-
-
-def _deviation(share: float | None) -> str:
-    return "" if share is None or math.isnan(share) else f" ± {100 * share:.2f}"
+    text = estimate_text(estimate, form)
+    return text, "" if text == _NONE else estimate.value
 
 
 def _number(number: float | None, form: str) -> Cell:
