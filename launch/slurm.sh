@@ -36,7 +36,10 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+# Not waited for: where Slurm itself preempts, the tasks have the signal already, and scancel tries
+# for a minute to send it to a job that cannot be altered just then.
+scancel=''
+trap 'scancel --signal=TERM "$SLURM_JOB_ID" & scancel=$!' TERM
 "${command[@]}" &
 step=$!
 
@@ -47,6 +50,8 @@ ended() {
   ! kill -0 "$step" 2>/dev/null
 }
 until ended; do :; done
+# What it would still reach is the job's next start.
+[[ -z $scancel ]] || kill "$scancel" 2>/dev/null || true
 
 if ((status == 75 || status > 128)) && ((${SLURM_RESTART_COUNT:-0} < restarts)); then
   echo "launch/slurm.sh: status $status, requeued after ${SLURM_RESTART_COUNT:-0} restarts"

@@ -56,14 +56,6 @@ def python(tmp_path):
     return path
 
 
-def wait_until(condition, log, *, seconds=240):
-    started = time.monotonic()
-    while not condition():
-        text = log.read_text() if log.exists() else "it has no log"
-        assert time.monotonic() - started < seconds, text
-        time.sleep(0.2)
-
-
 def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path):
     tiny_run.write_images(tmp_path / "source")
     sets.prepare("folder", tmp_path / "data", source=tmp_path / "source")
@@ -76,6 +68,17 @@ def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path
         **tiny_run.environment(devices=2, pause=0.5),
     ).strip()
 
+    def shown():
+        return slurm("scontrol", "show", "job", job)
+
+    def wait_until(condition, *, seconds=240):
+        started = time.monotonic()
+        while not condition():
+            text = log.read_text() if log.exists() else "it has no log"
+            assert time.monotonic() - started < seconds, f"{text}\n{shown()}"
+            assert "JobState=FAILED" not in shown(), f"{text}\n{shown()}"
+            time.sleep(0.2)
+
     def logged(step):
         metrics = workdir / "metrics.jsonl"
         return lambda: metrics.exists() and f'"step": {step},' in metrics.read_text()
@@ -84,24 +87,25 @@ def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path
         return lambda: log.exists() and text in log.read_text()
 
     def start_again():
-        wait_until(lambda: "JobState=PENDING" in slurm("scontrol", "show", "job", job), log)
-        # Slurm itself lets a job wait for two minutes.
-        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+        wait_until(lambda: "JobState=PENDING" in shown())
+        # Slurm itself lets a job wait for two minutes. In the second in which it ended, its
+        # credential still counts as revoked, and a start would fail.
+        slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3seconds")
 
-    wait_until(logged(2), log)
+    wait_until(logged(2))
     # As when a job of more importance takes its place.
     slurm("scontrol", "requeue", job)
     start_again()
-    wait_until(said("train: continues after step"), log)
-    wait_until(logged(6), log)
+    wait_until(said("train: continues after step"))
+    wait_until(logged(6))
     # As two minutes before the time limit.
     slurm("scancel", "--batch", "--signal=TERM", job)
-    wait_until(said("requeued after 1 restarts"), log)
+    wait_until(said("requeued after 1 restarts"))
     start_again()
-    wait_until((workdir / "result.json").exists, log)
-    wait_until(lambda: "JobState=COMPLETED" in slurm("scontrol", "show", "job", job), log)
+    wait_until((workdir / "result.json").exists)
+    wait_until(lambda: "JobState=COMPLETED" in shown())
     text = log.read_text()
-    assert "Restarts=2" in slurm("scontrol", "show", "job", job)
+    assert "Restarts=2" in shown()
     assert text.count("train: continues after step") == 2
     # Both tasks say so, both times.
     assert text.count("stopped as asked: the checkpoint of step") == 4
