@@ -127,10 +127,13 @@ def test_slurm_requeues_after_preemption_and_death_only(tmp_path, status, restar
 
 def test_slurm_hands_the_signal_on_and_waits_until_all_is_saved(tmp_path):
     pretend(
-        tmp_path, "srun", 'sleep 0.5; kill -TERM $PPID; sleep 1; echo saved >>"$CALLS"; exit 75'
+        *(tmp_path, "srun"),
+        'sleep 0.5; kill -TERM $PPID; until [ -s "$CALLS" ]; do sleep 0.1; done; sleep 1; '
+        'echo saved >>"$CALLS"; exit 75',
     )
-    for name in ("scontrol", "scancel"):
-        pretend(tmp_path, name, f'echo "{name} $*" >>"$CALLS"')
+    pretend(tmp_path, "scontrol", 'echo "scontrol $*" >>"$CALLS"')
+    # As it keeps trying when Slurm itself preempts the job: longer than `launch` waits.
+    pretend(tmp_path, "scancel", 'echo "scancel $*" >>"$CALLS"; exec sleep 100')
     run = launch(
         *("slurm.sh", *TRAIN),
         PATH=f"{tmp_path}:{os.environ['PATH']}",
