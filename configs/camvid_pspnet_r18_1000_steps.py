@@ -1,4 +1,4 @@
-"""CamVid at 180 x 240, twice as long as configs/camvid_pspnet_r18_longer.py: the four papers, five seeds.
+"""CamVid at 180 x 240, twice as long as camvid_pspnet_r18_longer.py: the four papers, five seeds.
 
     python -m kdjax.compare --config configs/camvid_pspnet_r18_1000_steps.py --parallel 2 \\
         --workdir runs/camvid_1000 --config.teacher.checkpoint=runs/camvid_teacher2
