@@ -30,4 +30,8 @@ def _take_no_flags() -> None:
 
 _take_no_flags()
 
-__all__ = ["tf"]
+# For what tf.data maps: AutoGraph would rewrite all that is called, in vain, in more time than
+# tracing takes.
+traced_as_written = tf.autograph.experimental.do_not_convert
+
+__all__ = ["tf", "traced_as_written"]

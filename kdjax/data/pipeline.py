@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from kdjax.data._tensorflow import tf
+from kdjax.data._tensorflow import tf, traced_as_written
 from kdjax.data.augment import augment
 from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING, AugmentOptions, Draws, draw
 from kdjax.data.evaluation_plan import EvalBatch, plan
@@ -67,6 +67,7 @@ def train_batches(
         indices = example_indices(positions, seed, source.lengths, source.weights)
         return [indices, *draw(options, seed, positions)]
 
+    @traced_as_written
     def fetch(step: tf.Tensor) -> tuple[tf.Tensor, Any, Draws]:
         positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
         types = [tf.as_dtype(value.dtype) for value in (np.array(0), *form)]
@@ -75,6 +76,7 @@ def train_batches(
         indices = tf.ensure_shape(indices, [len(rows)])
         return indices, source.fetch(indices), Draws(*draws)
 
+    @traced_as_written
     def load(index: tf.Tensor, fetched: Any, draws: Draws) -> dict[str, tf.Tensor]:
         label, read = source.decode(fetched)
         crop = augment(read, label, draws, options)

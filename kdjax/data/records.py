@@ -9,7 +9,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from kdjax.data import tiles
-from kdjax.data._tensorflow import tf
+from kdjax.data._tensorflow import tf, traced_as_written
 
 _SCHEMA = {
     "image": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),  # tiles, or a file
@@ -107,7 +107,7 @@ class Records:
         examples = (
             tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
             .batch(_READ_SIZE)
-            .map(self.fetch)
+            .map(traced_as_written(self.fetch))
             .unbatch()
             .map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .prefetch(4)
@@ -121,6 +121,7 @@ def _png_size(png: bytes) -> tuple[int, int]:
     return height, width
 
 
+@traced_as_written
 def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
     name, label, read = _opened(record)

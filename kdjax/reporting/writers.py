@@ -11,7 +11,6 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from kdjax.errors import UserError
@@ -142,6 +141,9 @@ class TensorBoard:
     """
 
     def __init__(self, directory: epath.PathLike, resume_step: int | None = None):
+        # Imports PyTorch where that is installed: a second that other commands need not wait.
+        from tensorboardX import SummaryWriter
+
         purge_step = 0 if resume_step is None else resume_step + 1
         self._writer = SummaryWriter(str(directory), purge_step=purge_step)
 
