@@ -23,6 +23,7 @@ from flax import nnx
 
 from kdjax import convert, models
 from kdjax.interop import mmseg
+from kdjax.models.keys import traced_rngs
 
 BAR = 3
 CLASSES = 19
@@ -30,7 +31,7 @@ CLASSES = 19
 
 def write(name, file):
     """Writes random weights to a `.pth` or `.safetensors` file."""
-    net = nnx.eval_shape(lambda: models.create(name, num_classes=CLASSES, rngs=nnx.Rngs(0)))
+    net = nnx.eval_shape(lambda: models.create(name, num_classes=CLASSES, rngs=traced_rngs(0)))
     rng = np.random.default_rng(0)
     weights = {
         key: rng.standard_normal(mmseg.torch_shape(leaf), np.float32)

@@ -30,6 +30,7 @@ import numpy as np
 from flax import nnx
 
 from kdjax import interop, models
+from kdjax.models.keys import traced_rngs
 
 BAR = 1e-4
 D8 = "80k_cityscapes-512x1024.py"
@@ -103,7 +104,7 @@ def compare(name, arrays):
     """Returns the number of parameters, the difference of each map, and PyTorch's own rounding."""
     weights = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
     classes = len(weights["decode_head.conv_seg.bias"])
-    net = nnx.eval_shape(lambda: models.create(name, num_classes=classes, rngs=nnx.Rngs(0)))
+    net = nnx.eval_shape(lambda: models.create(name, num_classes=classes, rngs=traced_rngs(0)))
     interop.from_mmseg(net, weights)
     again = interop.to_mmseg(net)
     assert again.keys() == weights.keys()

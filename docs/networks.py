@@ -22,6 +22,7 @@ from jax.extend.core import jaxprs_in_params
 
 from kdjax import models
 from kdjax.models import layers
+from kdjax.models.keys import traced_rngs
 from kdjax.models.registry import FIXED
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
@@ -64,7 +65,7 @@ LISTED = [
 
 def build(name: str) -> models.Segmenter:
     """The network without any weights."""
-    return nnx.eval_shape(lambda: models.create(name, num_classes=CLASSES, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: models.create(name, num_classes=CLASSES, rngs=traced_rngs(0)))
 
 
 def described(net: models.Segmenter) -> tuple[str, list[str]]:

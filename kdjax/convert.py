@@ -26,6 +26,7 @@ from flax import nnx
 from kdjax import command, interop
 from kdjax.errors import UserError
 from kdjax.models import Segmenter, saved
+from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import Preprocessing
 
 _SOURCE = flags.DEFINE_string("source", None, "The checkpoint file.", required=True)
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
         )
 
         def create() -> Segmenter:
-            return info.create(dtype="float32", rngs=nnx.Rngs(_SEED.value))
+            return info.create(dtype="float32", rngs=traced_rngs(_SEED.value))
 
         # Only what keeps some of its initial values needs them; they take as much as the file.
         keeps = _NEW_CLASSIFIER.value or origin == interop.IMAGENET

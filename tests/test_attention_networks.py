@@ -12,6 +12,7 @@ from flax import nnx
 from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.models import attention, mix_transformer, swin
+from kdjax.models.keys import traced_rngs
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -88,7 +89,7 @@ def test_epsilons_of_the_layer_norms():
         return {m.epsilon for _, m in nnx.iter_modules(net) if isinstance(m, nnx.LayerNorm)}
 
     net = nnx.eval_shape(
-        lambda: models.create("segformer_b0", num_classes=5, width=2, rngs=nnx.Rngs(0))
+        lambda: models.create("segformer_b0", num_classes=5, width=2, rngs=traced_rngs(0))
     )
     assert epsilons(net) == {1e-6}
     assert epsilons(nnx.eval_shape(lambda: SwinAlone(width=2))) == {1e-5}
@@ -142,7 +143,7 @@ def check_specs(specs, found):
     ],
 )
 def test_segformer_has_the_published_parameters_and_declared_features(name, count):
-    net = nnx.eval_shape(lambda: models.create(name, num_classes=150, rngs=nnx.Rngs(0)))
+    net = nnx.eval_shape(lambda: models.create(name, num_classes=150, rngs=traced_rngs(0)))
     assert parameters(net) == count
     output = nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3)))
     assert output.aux_logits is None
@@ -150,7 +151,9 @@ def test_segformer_has_the_published_parameters_and_declared_features(name, coun
 
 
 def test_swin_has_mmsegmentations_parameters_and_declared_features():
-    net = nnx.eval_shape(lambda: models.create("upernet_swin_t", num_classes=150, rngs=nnx.Rngs(0)))
+    net = nnx.eval_shape(
+        lambda: models.create("upernet_swin_t", num_classes=150, rngs=traced_rngs(0))
+    )
     assert parameters(net) == 59_941_862
     output = nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3)))
     found = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
@@ -170,7 +173,7 @@ def test_drop_path_rates_rise_over_all_blocks():
         np.concatenate(attention.drop_path_rates(0.3, (1, 2, 1))), [0, 0.1, 0.2, 0.3]
     )
     net = nnx.eval_shape(
-        lambda: models.create("segformer_b0", num_classes=5, width=2, rngs=nnx.Rngs(0))
+        lambda: models.create("segformer_b0", num_classes=5, width=2, rngs=traced_rngs(0))
     )
     last = net.backbone.stages[3].blocks[1]
     assert (net.backbone.stages[0].blocks[0].drop_path.rate, last.drop_path.rate) == (0, 0.1)

@@ -8,6 +8,7 @@ from flax import nnx
 from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.models import mix_transformer
+from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET, MEAN_ONLY
 
 CLASSES, WIDTH = 5, 4
@@ -15,7 +16,7 @@ CLASSES, WIDTH = 5, 4
 
 def abstract(name, **settings):
     settings = {"num_classes": CLASSES, "width": WIDTH, **settings}
-    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **settings))
+    return nnx.eval_shape(lambda: models.create(name, rngs=traced_rngs(0), **settings))
 
 
 def references():

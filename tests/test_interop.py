@@ -18,6 +18,7 @@ from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.interop import mmseg
 from kdjax.models import saved
+from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def abstract(name, **settings):
     settings = {"num_classes": 5, "width": 4, **settings}
-    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **settings))
+    return nnx.eval_shape(lambda: models.create(name, rngs=traced_rngs(0), **settings))
 
 
 def random_weights(net):

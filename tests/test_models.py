@@ -12,6 +12,7 @@ from flax import nnx
 from kdjax import models
 from kdjax.errors import UserError
 from kdjax.models import layers, saved
+from kdjax.models.keys import traced_rngs
 from kdjax.models.saved import NetworkInfo
 
 
@@ -151,3 +152,13 @@ def test_parameters_of_another_network_are_one_short_line(tmp_path):
         saved.load(tmp_path / "net")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(tmp_path)) + 300
+
+
+def test_traced_rngs_have_the_keys_of_flax():
+    def draws(rngs):
+        return [jax.random.key_data(key) for key in (rngs.params(), rngs.dropout(), rngs.params())]
+
+    expected = np.asarray(draws(nnx.Rngs(3, dropout=4)))
+    np.testing.assert_array_equal(draws(traced_rngs(3, dropout=4)), expected)
+    traced = jax.jit(lambda key: draws(traced_rngs(3, dropout=key)))(jax.random.key(4))
+    np.testing.assert_array_equal(traced, expected)

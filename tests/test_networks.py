@@ -8,6 +8,7 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.models import FeatureSpec, hrnet
+from kdjax.models.keys import traced_rngs
 
 IMAGE = (65, 97)
 # Every head and every kind of backbone at least once.
@@ -22,7 +23,7 @@ COMPARED = ["pspnet_r18", "fcn_r50", "deeplabv3_r18b", "deeplabv3plus_mbv2", "up
 
 def abstract(name, **settings):
     settings = {"num_classes": 5, "width": 4, **settings}
-    return nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0), **settings))
+    return nnx.eval_shape(lambda: models.create(name, rngs=traced_rngs(0), **settings))
 
 
 def maps(output):

@@ -22,6 +22,7 @@ from kdjax.distillation import terms as distillation_terms
 from kdjax.distillation.objective import Objective
 from kdjax.errors import UserError
 from kdjax.models.batch_norm import BatchNorm, group_batch_norm
+from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.recipes import METHODS
 from kdjax.training.checkpoints import Checkpoints
@@ -145,7 +146,7 @@ def test_a_mesh_computes_what_one_device_does(method, mesh):
 
 def test_memory_of_what_lasts_falls_by_the_fsdp_factor():
     student = nnx.eval_shape(
-        lambda: models.create("pspnet_r18", num_classes=19, width=64, rngs=nnx.Rngs(0))
+        lambda: models.create("pspnet_r18", num_classes=19, width=64, rngs=traced_rngs(0))
     )
     _, params, _ = nnx.split(student, nnx.Param, ...)
     optimizer = make_optimizer(configuration.default().optimizer, STEPS)

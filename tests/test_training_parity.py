@@ -18,6 +18,7 @@ from kdjax.distillation import terms as distillation_terms
 from kdjax.distillation.objective import Objective
 from kdjax.models import attention, hrnet, layers, swin
 from kdjax.models.batch_norm import BatchNorm
+from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
@@ -88,7 +89,7 @@ def network(name, width=8):
 def ours_with(theirs, name, width=8):
     """A network of kdjax with the weights of PyTorch's, and without any randomness."""
     net = nnx.eval_shape(
-        lambda: models.create(name, num_classes=CLASSES, width=width, rngs=nnx.Rngs(0))
+        lambda: models.create(name, num_classes=CLASSES, width=width, rngs=traced_rngs(0))
     )
     interop.from_mmseg(net, theirs.state_dict())
     for _, module in nnx.iter_modules(net):
@@ -389,7 +390,9 @@ def test_layer_norm(epsilon):
 
 def test_only_the_first_block_of_a_dilated_stage_has_half_the_dilation():
     def dilations(name, modules):
-        net = nnx.eval_shape(lambda: models.create(name, num_classes=2, width=4, rngs=nnx.Rngs(0)))
+        net = nnx.eval_shape(
+            lambda: models.create(name, num_classes=2, width=4, rngs=traced_rngs(0))
+        )
         return [[block.conv2.conv.kernel_dilation for block in stage] for stage in modules(net)]
 
     def theirs(name):

@@ -19,6 +19,7 @@ from flax import nnx
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax.errors import UserError
+from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET, Preprocessing
 from kdjax.models.registry import create
 from kdjax.models.segmenter import Segmenter
@@ -118,7 +119,7 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
             )
         directory = directory / "student"
     info = _read_info(directory / "network.json")
-    net = nnx.eval_shape(lambda: info.create(dtype=dtype, rngs=nnx.Rngs(0)))
+    net = nnx.eval_shape(lambda: info.create(dtype=dtype, rngs=traced_rngs(0)))
     graphdef, abstract = nnx.split(net)
     try:
         with _checkpointer() as checkpointer:

@@ -16,6 +16,7 @@ from kdjax.distillation import terms as distillation_terms
 from kdjax.errors import UserError
 from kdjax.models import create
 from kdjax.models.batch_norm import group_batch_norm
+from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.training import flops
 from kdjax.training.assembly import assemble_state, assemble_step
@@ -179,7 +180,7 @@ def _abstract(network: Any, num_classes: int, auxiliary: bool) -> Any:
             width=network.width,
             auxiliary=auxiliary,
             dtype=network.dtype,
-            rngs=nnx.Rngs(0),
+            rngs=traced_rngs(0),
         )
     )
 
@@ -200,7 +201,7 @@ def _student_work(student: Any, images: jax.ShapeDtypeStruct) -> int:
 
     def forward(state: Any, images: jax.Array) -> list[Any]:
         net = nnx.merge(graphdef, state, copy=True)
-        output = net(IMAGENET(images), train=True, rngs=nnx.Rngs(dropout=0))
+        output = net(IMAGENET(images), train=True, rngs=traced_rngs(dropout=0))
         return [output.logits, output.aux_logits]
 
     return flops.count(forward, state, images)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from kdjax.distillation.objective import Objective
 from kdjax.distillation.terms import Statistics
 from kdjax.models import SegmentationOutput
+from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import Preprocessing
 from kdjax.training import cached_scores
 from kdjax.training.state import TrainState
@@ -78,7 +79,7 @@ def make_train_step(
         def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], tuple[Moving, Metrics]]:
             # Batch statistics change inside: without a copy, flax refuses the outer trace's.
             net = nnx.merge(student.graphdef, params["student"], model_state, copy=True)
-            ours: SegmentationOutput = net(images, train=True, rngs=nnx.Rngs(dropout=key))
+            ours: SegmentationOutput = net(images, train=True, rngs=traced_rngs(dropout=key))
             new_model_state = nnx.state(net, nnx.Not(nnx.Param))
             taught = _cached(batch, ours) if "cached" in batch else theirs
             value, metrics, new_statistics = objective(
