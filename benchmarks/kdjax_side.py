@@ -11,7 +11,7 @@ from flax import nnx
 from benchmarks.work import Work
 from kdjax import config as configuration
 from kdjax import models
-from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation import entries as term_entries
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.training.assembly import assemble_state, assemble_step
 from kdjax.training.step import Side as Network
@@ -26,7 +26,7 @@ class Side:
         self.teacher = None
         if work.taught:
             self.teacher = _network(work, work.teacher_depth, work.teacher_width, 1)
-        self.terms = distillation_terms.resolve(
+        self.terms = term_entries.resolve(
             work.terms,
             self.student.feature_specs,
             self.teacher.feature_specs if self.teacher else {},

@@ -21,7 +21,7 @@ from flax import nnx
 from benchmarks import rounds
 from kdjax import command, models
 from kdjax import config as configuration
-from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation import entries as term_entries
 from kdjax.experiments.comparison import in_order
 from kdjax.experiments.images import Images
 from kdjax.models.preprocessing import IMAGENET
@@ -81,10 +81,10 @@ def step_call(
     """A call that runs one training step with these terms."""
     student = create(config.student, images, 0, config.student.auxiliary)
     teacher = create(config.teacher, images, 1, False)
-    terms = distillation_terms.resolve(entries, student.feature_specs, teacher.feature_specs)
+    terms = term_entries.resolve(entries, student.feature_specs, teacher.feature_specs)
     graphdef, state = assemble_state(config, student, terms, images.num_classes)
     teacher_graphdef, teacher_state = nnx.split(teacher)
-    taught = distillation_terms.need_teacher(entries)
+    taught = term_entries.need_teacher(entries)
     step = assemble_step(
         config,
         Side(graphdef, IMAGENET),

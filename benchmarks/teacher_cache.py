@@ -25,6 +25,7 @@ from flax import nnx
 from benchmarks import rounds
 from kdjax import command
 from kdjax import config as configuration
+from kdjax.distillation import entries as term_entries
 from kdjax.distillation import terms as distillation_terms
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
 
     def terms_of(entries: Any) -> tuple[distillation_terms.Term, ...]:
         student, _ = make_student(config, images)
-        return distillation_terms.resolve(entries, student.feature_specs, offered)
+        return term_entries.resolve(entries, student.feature_specs, offered)
 
     terms = terms_of(config.terms)
     with tempfile.TemporaryDirectory() as folder:

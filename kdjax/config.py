@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation import entries as term_entries
 from kdjax.errors import UserError
 
 # What type checkers know of a config: its keys are set at run time (and locked by `default`).
@@ -27,13 +27,13 @@ def term(loss: str, **values: Any) -> dict[str, Any]:
     """A distillation term: the defaults of `loss`, changed by `values`.
 
     Args:
-      loss: a name in `kdjax.distillation.terms.LOSSES`.
+      loss: a name in `kdjax.distillation.catalogue.LOSSES`.
       **values: `student` and `teacher` (which output or feature of each side), `weight`,
         `schedule` ("constant", "linear" or "cosine", from `weight` to `final_weight`), `resize`
         (which side is resized to the other's size where they differ: "teacher" or "student"), and
         the options of the loss, as `temperature`.
     """
-    return {**distillation_terms.defaults(loss), **values}
+    return {**term_entries.defaults(loss), **values}
 
 
 def extra_set(

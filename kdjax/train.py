@@ -9,7 +9,7 @@ from absl import flags
 
 from kdjax import command, processes
 from kdjax import config as configuration
-from kdjax.distillation.terms import need_teacher
+from kdjax.distillation.entries import need_teacher
 from kdjax.experiments import environment, reports
 from kdjax.experiments.images import Images
 from kdjax.experiments.run import train

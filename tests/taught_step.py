@@ -6,6 +6,7 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import models
+from kdjax.distillation import entries as term_entries
 from kdjax.distillation import terms as distillation_terms
 from kdjax.distillation.objective import Objective
 from kdjax.models.preprocessing import IMAGENET
@@ -32,7 +33,7 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
     teacher = models.create("tiny", num_classes=3, width=8, rngs=nnx.Rngs(1))
     for head in (student.head, student.auxiliary_head):
         head.classifier.dropout.rate = dropout
-    terms = distillation_terms.resolve(
+    terms = term_entries.resolve(
         {
             "logits_cwd": configuration.term("cwd"),
             "head_cwd": configuration.term("cwd", student="head", teacher="head"),

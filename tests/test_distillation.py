@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax import config, losses
+from kdjax.distillation import entries as term_entries
 from kdjax.distillation import labels as label_maps
 from kdjax.distillation import terms
 from kdjax.distillation.catalogue import LOSSES
@@ -40,7 +41,7 @@ def values(resolved, student, teacher, adapters=None, progress=HALF):
 
 
 def resolve(**entries):
-    return terms.resolve(entries, STUDENT, TEACHER)
+    return term_entries.resolve(entries, STUDENT, TEACHER)
 
 
 def test_a_term_takes_its_defaults_from_the_authors_recipe():
@@ -114,7 +115,9 @@ def test_reserved_names_and_other_classes_are_refused():
     with pytest.raises(UserError, match="always logged"):
         resolve(loss=config.term("cwd"))
     with pytest.raises(UserError, match="scores 3 classes and the teacher 7"):
-        terms.resolve({"cwd": config.term("cwd")}, STUDENT, TEACHER | {"logits": FeatureSpec(7, 8)})
+        term_entries.resolve(
+            {"cwd": config.term("cwd")}, STUDENT, TEACHER | {"logits": FeatureSpec(7, 8)}
+        )
 
 
 def test_schedules_go_from_weight_to_final_weight():
@@ -144,7 +147,9 @@ def test_objective_is_the_weighted_sum_of_its_named_parts():
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_every_loss_is_a_term_with_one_entry(loss):
     resolved = resolve(t=config.term(loss))
-    teacher = output(TEACHER, seed=1) if terms.need_teacher({"t": config.term(loss)}) else None
+    teacher = (
+        output(TEACHER, seed=1) if term_entries.need_teacher({"t": config.term(loss)}) else None
+    )
     adapters = terms.init_adapters(resolved, jax.random.key(0))
 
     def value(student):
@@ -252,7 +257,7 @@ def test_an_auxiliary_head_is_augmented_through_its_own_classifier():
         )
 
     specs = {"aux_head": FeatureSpec(6, 8), "aux_logits": FeatureSpec(3, 8)}
-    resolved = terms.resolve(
+    resolved = term_entries.resolve(
         {"t": config.term("fakd_kl", student="aux_logits", teacher="aux_logits")},
         STUDENT | specs,
         TEACHER | specs,

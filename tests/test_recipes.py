@@ -22,6 +22,7 @@ import pytest
 from flax import nnx
 
 from kdjax import config as configuration
+from kdjax.distillation import entries as term_entries
 from kdjax.distillation import terms as distillation_terms
 from kdjax.distillation.objective import Objective
 from kdjax.models import create, mix_transformer, mobilenet, resnet
@@ -134,7 +135,7 @@ def prepared_step(config):
     student = make(config.student.name, auxiliary=config.student.auxiliary, rngs=nnx.Rngs(0))
     teacher = make(config.teacher.name, rngs=nnx.Rngs(1)) if config.terms else None
     teacher_def, teacher_state = nnx.split(teacher) if teacher else (None, None)
-    terms = distillation_terms.resolve(
+    terms = term_entries.resolve(
         config.terms, student.feature_specs, teacher.feature_specs if teacher else {}
     )
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)

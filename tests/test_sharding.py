@@ -18,6 +18,7 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import models
+from kdjax.distillation import entries as term_entries
 from kdjax.distillation import terms as distillation_terms
 from kdjax.distillation.objective import Objective
 from kdjax.errors import UserError
@@ -67,9 +68,7 @@ def program(method, mesh):
     create = functools.partial(models.create, "tiny", num_classes=CLASSES, auxiliary=False)
     student = create(width=16, rngs=nnx.Rngs(0))
     teacher = create(width=24, rngs=nnx.Rngs(1))
-    terms = distillation_terms.resolve(
-        COMPARED[method], student.feature_specs, teacher.feature_specs
-    )
+    terms = term_entries.resolve(COMPARED[method], student.feature_specs, teacher.feature_specs)
     settings = configuration.default().optimizer
     # Where a run goes must not depend on its rounding: gradients differ by 1e-6 of their size, and
     # at a high rate a random network would double that every few steps.

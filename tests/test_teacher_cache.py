@@ -13,7 +13,7 @@ from PIL import Image
 from kdjax import config as configuration
 from kdjax import models, processes
 from kdjax.data import sets
-from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation import entries as term_entries
 from kdjax.errors import UserError
 from kdjax.experiments import score_files
 from kdjax.experiments.feeding import feed
@@ -98,7 +98,7 @@ def opened(config):
     teacher = Network.load(config.teacher.checkpoint)
     student = models.create("tiny", num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
     offered = nnx.merge(teacher.graphdef, teacher.state).feature_specs
-    terms = distillation_terms.resolve(config.terms, student.feature_specs, offered)
+    terms = term_entries.resolve(config.terms, student.feature_specs, offered)
     return TeacherCache(config, images, teacher, terms), images
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import interop, models
-from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation import entries as term_entries
 from kdjax.distillation.objective import Objective
 from kdjax.models import attention, hrnet, layers, swin
 from kdjax.models.batch_norm import BatchNorm
@@ -227,7 +227,7 @@ def test_twenty_steps_of_channel_wise_distillation():
         head.conv_seg.weight.data *= 0.05
 
     student, teacher = ours_with(theirs, "pspnet_r18"), ours_with(their_teacher, "pspnet_r101")
-    terms = distillation_terms.resolve(
+    terms = term_entries.resolve(
         {"cwd": configuration.term("cwd", weight=3.0, temperature=4.0)},
         student.feature_specs,
         teacher.feature_specs,

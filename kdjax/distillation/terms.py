@@ -1,8 +1,4 @@
-"""Distillation terms: one loss between a named map of the student and one of the teacher.
-
-A term of a config is resolved against the two networks once, at the start: unknown names are errors
-there, an adapter is planned where the channel counts differ, and which side is resized is known.
-"""
+"""Distillation terms: one loss each, between a named map of the student and one of the teacher."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,48 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from kdjax.distillation import labels as label_maps
 from kdjax.distillation.catalogue import LOSSES, Inputs
-from kdjax.distillation.schedules import SCHEDULES, Schedule
-from kdjax.errors import UserError
+from kdjax.distillation.schedules import Schedule
 from kdjax.losses import ClassStatistics
-from kdjax.models import Classification, FeatureSpec, SegmentationOutput
+from kdjax.models import SegmentationOutput
 from kdjax.models.layers import resize
-from kdjax.suggest import nearest
-
-LOGITS = ("logits", "aux_logits")
-# What their classifiers read.
-CLASSIFIED = {"logits": "head", "aux_logits": "aux_head"}
-
-# Metrics that every run logs; a term's value is logged by the term's name.
-RESERVED = ("loss", "cross_entropy", "auxiliary_cross_entropy", "learning_rate", "gradient_norm")
-
-COMMON: dict[str, Any] = {
-    "student": "logits",
-    "weight": 1.0,
-    "schedule": "constant",
-    "final_weight": 0.0,
-}
-# What a term with a teacher has beside.
-TAUGHT: dict[str, Any] = {"teacher": "logits", "resize": "teacher"}
-# An option of the losses that augment: the form of the statistics that they read.
-COVARIANCES = ("diagonal", "full")
-
-
-def defaults(loss: str) -> dict[str, Any]:
-    """The complete config entry of a term with this loss.
-
-    Raises:
-      UserError: for an unknown loss, with the nearest one.
-    """
-    if loss not in LOSSES:
-        raise UserError(f'unknown loss "{loss}" in a term: {nearest(loss, LOSSES)}')
-    taught = TAUGHT if LOSSES[loss].teacher else {}
-    return {"loss": loss, **COMMON, **taught, **LOSSES[loss].defaults}
-
-
-def need_teacher(entries: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether any of the terms of a config reads a teacher (one of an unknown loss counts)."""
-    losses = [LOSSES.get(entry.get("loss", "")) for entry in entries.values()]
-    return any(loss is None or loss.teacher for loss in losses)
 
 
 class StatisticsSpec(NamedTuple):
@@ -98,142 +56,6 @@ class Term:
         adapter = f", adapter 1x1 {self.adapter[0]} -> {self.adapter[1]}" if self.adapter else ""
         maps = ", ".join(filter(None, (self.student, self.teacher)))
         return f"{self.name}: {self.loss}({maps}; {options}){adapter}"
-
-
-def resolve(
-    entries: Mapping[str, Mapping[str, Any]],
-    student: Mapping[str, FeatureSpec],
-    teacher: Mapping[str, FeatureSpec],
-) -> tuple[Term, ...]:
-    """Resolves the terms of a config against what the two networks offer.
-
-    Args:
-      entries: term name -> config entry, as `kdjax.config.term` makes it.
-      student: the student's maps by name.
-      teacher: the teacher's maps by name.
-
-    Raises:
-      UserError: for an unknown loss, key, schedule or map (listing the maps that there are), a
-        reserved name, or class scores of different classes.
-    """
-    return tuple(_resolve(name, dict(entry), student, teacher) for name, entry in entries.items())
-
-
-def _resolve(
-    name: str,
-    entry: dict[str, Any],
-    student: Mapping[str, FeatureSpec],
-    teacher: Mapping[str, FeatureSpec],
-) -> Term:
-    where = f"config.terms.{name}"
-    if name in RESERVED:
-        raise UserError(f"{where}: a metric of this name is always logged; choose another")
-    if "loss" not in entry:
-        raise UserError(f"{where} names no loss: {nearest('', LOSSES)}")
-    complete = defaults(entry["loss"])
-    loss = LOSSES[entry["loss"]]
-    for key, value in entry.items():
-        if key not in complete:
-            raise UserError(
-                f"{where}.{key}: no such key for {entry['loss']}: {nearest(key, complete)}"
-            )
-        if isinstance(complete[key], str) != isinstance(value, str):
-            raise UserError(f"{where}.{key} is {value!r}; it must be like {complete[key]!r}")
-    entry = complete | entry
-    if entry["schedule"] not in SCHEDULES:
-        raise UserError(
-            f'{where}.schedule is "{entry["schedule"]}": {nearest(entry["schedule"], SCHEDULES)}'
-        )
-    if entry.get("resize", "teacher") not in ("teacher", "student"):
-        raise UserError(f'{where}.resize is "{entry["resize"]}"; it must be teacher or student')
-    sides = {"student": student}
-    if loss.teacher:
-        sides["teacher"] = teacher
-    for side, specs in sides.items():
-        if entry[side] not in specs:
-            raise UserError(
-                f'{where}.{side}: the {side} has no feature "{entry[side]}"; '
-                f"it has {', '.join(specs)}"
-            )
-        if loss.classes and entry[side] not in LOGITS:
-            raise UserError(
-                f'{where}.{side} is "{entry[side]}"; {entry["loss"]} needs class scores: '
-                f"{' or '.join(name for name in LOGITS if name in specs)}"
-            )
-    channels = tuple(specs[entry[side]].channels for side, specs in sides.items())
-    if len(set(channels)) > 1 and all(entry[side] in LOGITS for side in sides):
-        raise UserError(
-            f"{where}: the student scores {channels[0]} classes and the teacher {channels[1]}; "
-            "class scores can be compared only over the same classes"
-        )
-    adapter = channels if loss.adapts and len(set(channels)) > 1 else None
-    statistics = None
-    if loss.augments:
-        if entry["covariance"] not in COVARIANCES:
-            raise UserError(
-                f'{where}.covariance is "{entry["covariance"]}": '
-                f"{nearest(entry['covariance'], COVARIANCES)}"
-            )
-        statistics = StatisticsSpec(
-            f"{entry['student']}_{entry['covariance']}",
-            student[CLASSIFIED[entry["student"]]].channels,
-            entry["covariance"] == "full",
-        )
-    term = Term(
-        name=name,
-        loss=entry["loss"],
-        student=entry["student"],
-        teacher=entry.get("teacher"),
-        weight=SCHEDULES[entry["schedule"]](entry["weight"], entry["final_weight"]),
-        resize=entry.get("resize", "teacher"),
-        options={
-            key: value for key, value in entry.items() if key not in {"loss", *COMMON, *TAUGHT}
-        },
-        adapter=adapter,
-        statistics=statistics,
-    )
-    _check_options(term, where, student, teacher)
-    return term
-
-
-def _check_options(
-    term: Term, where: str, student: Mapping[str, FeatureSpec], teacher: Mapping[str, FeatureSpec]
-) -> None:
-    """Traces the term on maps of 2 x 2 pixels: a wrong option is found before anything runs."""
-
-    def trace() -> dict[str, Float[Array, ""]]:
-        key = jax.random.key(0)
-        return _measure(
-            term,
-            init_adapters((term,), key).get(term.name),
-            init_statistics((term,), student["logits"].channels),
-            _blank(student),
-            _blank(teacher) if term.teacher else None,
-            jnp.zeros((1, 2, 2), jnp.int32),
-            jnp.zeros(()),
-        )
-
-    try:
-        jax.eval_shape(trace)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _blank(specs: Mapping[str, FeatureSpec]) -> SegmentationOutput:
-    """An output with these maps, of 2 x 2 pixels."""
-    maps = {name: jnp.zeros((1, 2, 2, spec.channels)) for name, spec in specs.items()}
-    classifiers = {
-        name: Classification(
-            logits=maps[name],
-            inputs=maps[inputs],
-            kernel=jnp.zeros((specs[inputs].channels, specs[name].channels)),
-            bias=jnp.zeros(specs[name].channels),
-        )
-        for name, inputs in CLASSIFIED.items()
-        if name in specs and inputs in specs
-    }
-    features = {name: value for name, value in maps.items() if name not in LOGITS}
-    return SegmentationOutput(maps["logits"], maps.get("aux_logits"), features, classifiers)
 
 
 Adapters = dict[str, Float[Array, "S T"]]

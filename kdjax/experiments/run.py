@@ -9,6 +9,7 @@ from flax import nnx
 
 from kdjax import processes
 from kdjax.config import Config
+from kdjax.distillation import entries as term_entries
 from kdjax.distillation import terms as distillation_terms
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
@@ -211,7 +212,7 @@ def _writers(files: Workdir, steps: int, first_step: int, label: str) -> writers
 
 
 def _load_teacher(config: Config, placement: Placement) -> Network | None:
-    if not distillation_terms.need_teacher(config.terms):
+    if not term_entries.need_teacher(config.terms):
         return None
     if not config.teacher.checkpoint:
         raise UserError(
@@ -233,7 +234,7 @@ def _resolve_terms(
     config: Config, student: Any, teacher: Network | None
 ) -> tuple[distillation_terms.Term, ...]:
     offered = nnx.merge(teacher.graphdef, teacher.state).feature_specs if teacher else {}
-    return distillation_terms.resolve(config.terms, student.feature_specs, offered)
+    return term_entries.resolve(config.terms, student.feature_specs, offered)
 
 
 def _comparable(teacher: Network | None, images: Images) -> Network | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kdjax.config import Config
-from kdjax.distillation.terms import defaults
+from kdjax.distillation.entries import defaults
 
 
 class Setting(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from kdjax.config import Config
-from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation import entries as term_entries
 from kdjax.errors import UserError
 from kdjax.models import create
 from kdjax.models.batch_norm import group_batch_norm
@@ -111,7 +111,7 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
     if config.student.batch_norm == "per_device":
         group_batch_norm(student, placement.batch_shards)
     teacher = _teacher(config, num_classes)
-    terms = distillation_terms.resolve(
+    terms = term_entries.resolve(
         config.terms, student.feature_specs, teacher.feature_specs if teacher else {}
     )
     graphdef, weights = nnx.split(student)
@@ -162,7 +162,7 @@ def known_classes(name: str) -> int:
 
 
 def _teacher(config: Config, num_classes: int) -> Any:
-    if not distillation_terms.need_teacher(config.terms):
+    if not term_entries.need_teacher(config.terms):
         return None
     if not config.teacher.name:
         raise UserError(
