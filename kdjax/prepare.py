@@ -16,6 +16,7 @@ from absl import flags
 
 from kdjax import command
 from kdjax.data import sets, statistics
+from kdjax.data.prepared import PreparedSet
 from kdjax.errors import UserError
 from kdjax.reporting import figures
 
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
         print(f"\nleft out, {len(dataset.skipped)} damaged:", *dataset.skipped, sep="\n")
 
 
-def _prepare(name: str) -> sets.PreparedSet:
+def _prepare(name: str) -> PreparedSet:
     # Only named where given: few data sets take them.
     options: dict[str, Any] = {}
     if _IGNORE.value:
@@ -87,7 +88,7 @@ def _label_values(texts: list[str]) -> list[int]:
     return sorted({int(value) for value in values})
 
 
-def _summary(dataset: sets.PreparedSet) -> str:
+def _summary(dataset: PreparedSet) -> str:
     measured = {split: statistics.measure(dataset, split) for split in dataset.splits}
     width = max(map(len, (*dataset.class_names, "standard deviation")))
 
@@ -111,7 +112,7 @@ def _summary(dataset: sets.PreparedSet) -> str:
     return "\n".join(lines)
 
 
-def _draw_samples(dataset: sets.PreparedSet) -> pathlib.Path:
+def _draw_samples(dataset: PreparedSet) -> pathlib.Path:
     """Draws examples from all over the first split, beside the records."""
     records = dataset.records(next(iter(dataset.splits)))
     indices = np.linspace(0, len(records) - 1, min(_SAMPLES, len(records))).round().astype(int)

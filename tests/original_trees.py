@@ -15,6 +15,7 @@ import scipy.io
 from PIL import Image
 
 from kdjax.data import pipeline, sets
+from kdjax.data.builder_lookup import find_builder
 from kdjax.data.tree import Tree
 from kdjax.errors import UserError
 
@@ -246,12 +247,12 @@ def assert_labels(dataset, values, ids):
 
 
 def found_in(name, source):
-    builder = sets._builder_class(name)
+    builder = find_builder(name)
     return builder.pairs_in(builder, Tree(source, builder.SOURCE))
 
 
 def published(name):
-    return sets._builder_class(name).PUBLISHED
+    return find_builder(name).PUBLISHED
 
 
 def refuses(name, source, tmp_path, match, **options):

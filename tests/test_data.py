@@ -8,6 +8,7 @@ from PIL import Image
 from kdjax.data import pipeline, sets
 from kdjax.data._tensorflow import tf
 from kdjax.data.augmentation import IMAGE_PADDING, AugmentOptions
+from kdjax.data.builder_lookup import find_builder
 from kdjax.data.order import example_indices
 from kdjax.errors import UserError
 
@@ -219,7 +220,7 @@ def test_an_unknown_split_or_example_is_named_at_once(dataset):
 
 @pytest.fixture(scope="module")
 def draw_scene():
-    draw = sets._builder_class("shapes")._generate_examples.__globals__["scene"]
+    draw = find_builder("shapes")._generate_examples.__globals__["scene"]
     return lambda seed: draw(np.random.default_rng(seed))
 
 

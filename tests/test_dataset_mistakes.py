@@ -26,13 +26,14 @@ from original_trees import (
 )
 
 from kdjax.data import conversion, sets, statistics
+from kdjax.data.builder_lookup import find_builder
 from kdjax.errors import UserError
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_wrong_folder_is_told_what_it_should_be(name, tmp_path):
     source = write_tree(tmp_path / "source", {"readme.txt": b""})
-    words = sets._builder_class(name).SOURCE.split(" ")
+    words = find_builder(name).SOURCE.split(" ")
     refuses(
         name, source, tmp_path, f"source holds no folder .* --source names {words[0]} {words[1]}"
     )
@@ -191,7 +192,7 @@ def test_a_full_disk_leaves_nothing(error, tmp_path, monkeypatch):
     def fail(records):
         raise error
 
-    monkeypatch.setattr(sets, "_fingerprint", fail)
+    monkeypatch.setattr(sets, "fingerprint", fail)
     refuses("ade20k", source, tmp_path, "no space left for .*ade20k.*--data_dir")
     monkeypatch.undo()
     assert prepare("ade20k", source, tmp_path).splits == {"train": 2, "val": 1}
@@ -201,7 +202,7 @@ def test_a_full_disk_while_records_are_written(tmp_path, monkeypatch):
     def fail(self, pair):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sets._builder_class("ade20k"), "_convert", fail)
+    monkeypatch.setattr(find_builder("ade20k"), "_convert", fail)
     source = write_tree(tmp_path / "source", ade20k())
     refuses("ade20k", source, tmp_path, "no space left for .*ade20k.*--data_dir")
 

@@ -12,7 +12,7 @@ from original_trees import (
     write_zip,
 )
 
-from kdjax.data import sets
+from kdjax.data.builder_lookup import find_builder
 
 
 def test_archives_and_folders_give_the_same_records(tmp_path):
@@ -50,7 +50,7 @@ def test_folders_may_be_links(tmp_path):
 
 
 def test_published_counts_are_reported_before_anything_is_converted(tmp_path, monkeypatch):
-    builder, lines = sets._builder_class("cityscapes"), []
+    builder, lines = find_builder("cityscapes"), []
     monkeypatch.setattr(builder, "PUBLISHED", {"train": 2, "val": 500})
     monkeypatch.setattr(builder, "_convert", lambda self, pair: pytest.fail("converted"))
     source = write_tree(tmp_path / "source", cityscapes())

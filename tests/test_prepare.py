@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kdjax.data import pipeline, sets, statistics
+from kdjax.data.builder_lookup import find_builder
 from kdjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -275,7 +276,7 @@ def test_a_missing_source_is_named(tmp_path):
 
 
 def test_an_interrupted_preparation_leaves_nothing(source, tmp_path, monkeypatch):
-    folder = sets._builder_class("folder")
+    folder = find_builder("folder")
     convert = folder._convert
 
     def stop_at_c(self, pair):

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from kdjax.data import sets, shards
+from kdjax.data.builder_lookup import find_builder
 from kdjax.errors import UserError
 
 IMAGES = 7
@@ -47,7 +48,7 @@ def contents(dataset):
 
 def stop_at(monkeypatch, name, error=KeyboardInterrupt):
     """Makes the conversion of one image fail; returns the names of those converted."""
-    builder, converted = sets._builder_class("folder"), []
+    builder, converted = find_builder("folder"), []
     convert = builder._convert
 
     def stops(self, pair):
@@ -122,8 +123,9 @@ def test_what_was_left_out_is_remembered_and_never_forgiven(source, tmp_path, mo
 KILLED = """
     import sys, time
     from kdjax.data import sets, shards
+    from kdjax.data.builder_lookup import find_builder
     shards.SHARD_SIZE = 2
-    builder = sets._builder_class("folder")
+    builder = find_builder("folder")
     convert = builder._convert
     def slow(self, pair):
         if pair.name == "5":
@@ -139,8 +141,9 @@ INTERRUPTED = """
     import signal, sys
     from kdjax import command, prepare
     from kdjax.data import sets, shards
+    from kdjax.data.builder_lookup import find_builder
     shards.SHARD_SIZE = 2
-    builder = sets._builder_class("folder")
+    builder = find_builder("folder")
     convert = builder._convert
     # Where this runs in the background, it is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,8 +16,8 @@ from kdjax.data.augment import augment
 from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING, AugmentOptions, Draws, draw
 from kdjax.data.evaluation_plan import EvalBatch, plan
 from kdjax.data.order import example_indices
+from kdjax.data.prepared import PreparedSet
 from kdjax.data.records import Source
-from kdjax.data.sets import PreparedSet
 from kdjax.data.share import rows_of_process
 from kdjax.errors import UserError
 

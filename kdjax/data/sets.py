@@ -1,75 +1,31 @@
 """Finds, prepares and opens data sets. A set is opened whole or not at all."""
 
 import contextlib
-import dataclasses
-import difflib
 import errno
 import fcntl
-import functools
-import hashlib
-import importlib.util
 import io
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
-from tensorflow_datasets.core import registered
 
-from kdjax.data import builder as builders
 from kdjax.data import shards
 from kdjax.data._tensorflow import tf
-from kdjax.data.classes import builders_root
-from kdjax.data.records import Records
+from kdjax.data.builder import SegmentationBuilder
+from kdjax.data.builder_lookup import find_builder
+from kdjax.data.prepared import (
+    RECEIPT,
+    PreparedSet,
+    fingerprint,
+    open_directory,
+    open_records,
+    read_receipt,
+)
 from kdjax.errors import UserError
-
-# Written last, before the set is moved to its place: what the records were made from.
-_RECEIPT = "kdjax.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparedSet:
-    """A data set whose records lie on a disk of this machine.
-
-    `palette` holds an RGB colour a class, `splits` the number of examples of each split.
-    `fingerprint` is 16 hexadecimal digits that change with the content or order of the records,
-    and `skipped` says, a line each, which damaged files the records were made without.
-    """
-
-    name: str
-    directory: pathlib.Path
-    class_names: tuple[str, ...]
-    palette: UInt8[np.ndarray, "K 3"]
-    fingerprint: str
-    skipped: tuple[str, ...]
-    _records: Mapping[str, Records] = dataclasses.field(repr=False)
-
-    @property
-    def num_classes(self) -> int:
-        """K: labels are 0..K-1, and 255 where ignored."""
-        return len(self.class_names)
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """Number of examples by split."""
-        return {split: len(records) for split, records in self._records.items()}
-
-    def records(self, split: str) -> Records:
-        """The records of `split`, by index.
-
-        Raises:
-            UserError: the set has no such split.
-        """
-        if split not in self._records:
-            raise UserError(
-                f"data set {self.name} has no split {split!r}; it has {', '.join(self._records)}"
-            )
-        return self._records[split]
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
@@ -78,7 +34,7 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
     Raises:
         UserError: there is no such data set.
     """
-    return (_directory(_builder_class(name), data_dir) / _RECEIPT).is_file()
+    return (_directory(find_builder(name), data_dir) / RECEIPT).is_file()
 
 
 def open_set(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
@@ -87,12 +43,12 @@ def open_set(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
     Raises:
         UserError: there is no such data set, or it has not been prepared.
     """
-    builder_class = _builder_class(name)
+    builder_class = find_builder(name)
     if not is_prepared(name, data_dir):
         if not builder_class.NEEDS_SOURCE:
             return prepare(name, data_dir)
         raise _not_prepared(builder_class, data_dir)
-    return _open(_directory(builder_class, data_dir))
+    return open_directory(_directory(builder_class, data_dir))
 
 
 def verify(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
@@ -101,20 +57,20 @@ def verify(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
     Raises:
         UserError: it has not been prepared, or its records are not those that were written.
     """
-    builder_class = _builder_class(name)
+    builder_class = find_builder(name)
     if not is_prepared(name, data_dir):
         raise _not_prepared(builder_class, data_dir)
     directory = _directory(builder_class, data_dir)
     again = f"remove {directory} and prepare it again"
     try:
-        dataset = _open(directory)
-        fingerprint = _fingerprint(dataset._records)
+        dataset = open_directory(directory)
+        found = fingerprint({split: dataset.records(split) for split in dataset.splits})
     # What array_record, TFDS and TensorFlow raise for files that are missing, short or changed.
     except (OSError, RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
         raise UserError(f"{directory} is damaged ({error}); {again}") from error
-    if fingerprint != dataset.fingerprint:
+    if found != dataset.fingerprint:
         raise UserError(
-            f"the records in {directory} have changed: their fingerprint is {fingerprint}, and was "
+            f"the records in {directory} have changed: their fingerprint is {found}, and was "
             f"{dataset.fingerprint}; {again}"
         )
     return dataset
@@ -150,7 +106,7 @@ def prepare(
             is full, or it holds the set already, but made from another source or with other
             options.
     """
-    builder_class = _builder_class(name)
+    builder_class = find_builder(name)
     takes = (*builder_class.OPTIONS, *(("tiles",) if builder_class.NEEDS_SOURCE else ()))
     if unknown := sorted(options.keys() - set(takes)):
         allowed = ", ".join(takes) or "none"
@@ -166,18 +122,18 @@ def prepare(
         options["skip_damaged"] = skip_damaged
     directory = _directory(builder_class, data_dir)
     with _lock(directory.parent, report):
-        if not (directory / _RECEIPT).is_file():
+        if not (directory / RECEIPT).is_file():
             _write(builder_class, options, directory, made_from, report)
-        elif (before := _receipt(directory)["made_from"]) != made_from:
+        elif (before := read_receipt(directory)["made_from"]) != made_from:
             raise UserError(
                 f"{directory} was made from {before}, not from {made_from}; "
                 "remove it, or prepare into another --data_dir"
             )
-    return _open(directory)
+    return open_directory(directory)
 
 
 def _write(
-    builder_class: type[builders.SegmentationBuilder],
+    builder_class: type[SegmentationBuilder],
     options: dict[str, Any],
     directory: pathlib.Path,
     made_from: dict[str, Any],
@@ -200,10 +156,10 @@ def _write(
         written = pathlib.Path(builder.data_path)
         receipt = {
             "made_from": made_from,
-            "fingerprint": _fingerprint(_open_records(builder)),
+            "fingerprint": fingerprint(open_records(builder)),
             "skipped": builder.skipped,
         }
-        (written / _RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
+        (written / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
         written.rename(directory)
         shutil.rmtree(staging)
     except (OSError, RuntimeError) as error:
@@ -224,7 +180,7 @@ def _write(
 
 def _begin(staging: pathlib.Path, made_from: dict[str, Any]) -> int:
     """Makes the folder of a preparation; returns how many shards an earlier one has left there."""
-    note = staging / _RECEIPT
+    note = staging / RECEIPT
     begun = _finished_shards(staging)
     if not begun or not note.is_file() or json.loads(note.read_text()) != made_from:
         shutil.rmtree(staging, ignore_errors=True)
@@ -238,34 +194,11 @@ def _finished_shards(staging: pathlib.Path) -> int:
     return len(list((staging / shards.NOTES).glob("*.json")))
 
 
-def _open(directory: pathlib.Path) -> PreparedSet:
-    builder = tfds.builder_from_directory(directory)
-    metadata = builder.info.metadata or {}
-    receipt = _receipt(directory)
-    return PreparedSet(
-        name=builder.name,
-        directory=directory,
-        class_names=tuple(metadata["class_names"]),
-        palette=np.asarray(metadata["palette"], np.uint8),
-        fingerprint=receipt["fingerprint"],
-        # Not in receipts from before files could be skipped.
-        skipped=tuple(receipt.get("skipped", ())),
-        _records=_open_records(builder),
-    )
-
-
-def _open_records(builder: tfds.core.DatasetBuilder) -> dict[str, Records]:
-    return {
-        split: Records([os.fspath(path) for path in info.filepaths], info.num_examples)
-        for split, info in builder.info.splits.items()
-    }
-
-
 def _not_prepared(
-    builder_class: type[builders.SegmentationBuilder], data_dir: str | os.PathLike[str]
+    builder_class: type[SegmentationBuilder], data_dir: str | os.PathLike[str]
 ) -> UserError:
     name, wanted = builder_class.name, _directory(builder_class, data_dir)
-    others = sorted(path.parent.name for path in wanted.parent.glob(f"*/{_RECEIPT}"))
+    others = sorted(path.parent.name for path in wanted.parent.glob(f"*/{RECEIPT}"))
     lacks = (
         f"data set {name} in {data_dir} is of version {others[-1]}, and this kdjax reads "
         f"{wanted.name}; make it anew"
@@ -276,25 +209,8 @@ def _not_prepared(
     return UserError(f"{lacks}: python -m kdjax.prepare {name}{source} --data_dir {data_dir}")
 
 
-def _receipt(directory: pathlib.Path) -> dict[str, Any]:
-    return json.loads((directory / _RECEIPT).read_text())
-
-
-def _fingerprint(records: Mapping[str, Records]) -> str:
-    digest = hashlib.sha256()
-    for split in sorted(records):
-        digest.update(f"{split} {len(records[split])}\n".encode())
-        for index in range(len(records[split])):
-            # Field by field: a serialized example does not keep the order of its fields.
-            example = tf.train.Example.FromString(*records[split].read([index]))
-            for key in ("name", "image", "label"):
-                for value in example.features.feature[key].bytes_list.value:
-                    digest.update(hashlib.sha256(value).digest())
-    return digest.hexdigest()[:16]
-
-
 def _directory(
-    builder_class: type[builders.SegmentationBuilder], data_dir: str | os.PathLike[str]
+    builder_class: type[SegmentationBuilder], data_dir: str | os.PathLike[str]
 ) -> pathlib.Path:
     if "://" in str(data_dir):
         raise UserError(
@@ -319,40 +235,3 @@ def _lock(directory: pathlib.Path, report: Callable[[str], None]) -> Iterator[No
             report(f"another process is preparing {directory}; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _builder_class(name: str) -> type[builders.SegmentationBuilder]:
-    root = builders_root()
-    if not root.is_dir():
-        raise UserError(
-            f"no folder of data set builders at {root}; set KDJAX_DATASETS to the `datasets` "
-            "folder of a kdjax checkout"
-        )
-    known = sorted(
-        path.parent.name for path in root.glob("*/*.py") if path.stem == path.parent.name
-    )
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise UserError(f"unknown data set {name!r}; {hint}known: {', '.join(known)}")
-    return _load_builder(root / name / f"{name}.py")
-
-
-@functools.cache
-def _load_builder(path: pathlib.Path) -> type[builders.SegmentationBuilder]:
-    """Loads a builder by its path: `datasets` is not a package, so as not to hide another one."""
-    spec = importlib.util.spec_from_file_location(f"kdjax_datasets_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # TFDS keeps one registry of names, in which ours might meet its own.
-    with registered.skip_registration():
-        spec.loader.exec_module(module)
-    for value in vars(module).values():
-        if (
-            isinstance(value, type)
-            and value.__module__ == module.__name__
-            and issubclass(value, builders.SegmentationBuilder)
-        ):
-            return value
-    raise TypeError(f"{path} defines no SegmentationBuilder")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from kdjax.data.builder import IGNORE_LABEL
-from kdjax.data.sets import PreparedSet
+from kdjax.data.prepared import PreparedSet
 from kdjax.errors import UserError
 
 
