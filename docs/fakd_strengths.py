@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from docs.pictures import class_statistics, forward, head_loss, load
+from docs.fakd_figures import head_loss
+from docs.scenes import class_statistics, forward, load
 from kdjax import losses
 from kdjax.distillation.labels import nearest
 

@@ -1,0 +1,105 @@
+"""A scene of `shapes` as two trained networks see it: what the pictures of docs/methods show."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kdjax import config as configuration
+from kdjax import losses
+from kdjax.distillation.labels import nearest
+from kdjax.experiments.images import Images
+from kdjax.experiments.networks import Network
+from kdjax.models import SegmentationOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """One scene, and what both networks make of it.
+
+    Attributes:
+        image: `[H, W, 3]` uint8.
+        label: `[H, W]` uint8.
+        small: The labels `[h, w]` at the size of the networks' maps.
+        teacher: The teacher's output, a batch of this scene alone.
+        student: The student's.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    small: np.ndarray
+    teacher: SegmentationOutput
+    student: SegmentationOutput
+
+    @property
+    def logits(self) -> tuple[jax.Array, jax.Array]:
+        """The student's and the teacher's class scores, `[1, h, w, K]`."""
+        return self.student.logits, self.teacher.logits
+
+
+def load(workdir: Path, data_dir: str | None) -> tuple[Any, Images, Network, Network]:
+    """The data that a comparison used (as its config names it), its teacher and its student."""
+    config = configuration.from_json((workdir / "teacher" / "config.json").read_text()).data
+    config.data_dir = data_dir or config.data_dir
+    teacher, student = (Network.load(str(workdir / run)) for run in ("teacher", "plain/seed0"))
+    return config, Images(config), teacher, student
+
+
+def forward(network: Network) -> Callable[[np.ndarray], SegmentationOutput]:
+    """A network as a compiled function from 8-bit images to its whole output."""
+
+    @jax.jit
+    def run(images: np.ndarray) -> SegmentationOutput:
+        net = nnx.merge(network.graphdef, network.state)
+        return net(network.info.preprocessing(jnp.asarray(images)))
+
+    return run
+
+
+def class_statistics(student: Network, batches) -> losses.ClassStatistics:
+    """Mean and variance of the student's last features in each class, over a split."""
+    run, statistics = forward(student), None
+    for batch in batches:
+        features = run(batch["image"]).classifiers["logits"].inputs
+        labels = nearest(jnp.asarray(batch["label"]), features.shape[1:3])
+        if statistics is None:
+            classes = student.info.num_classes
+            statistics = losses.ClassStatistics.zeros(classes, features.shape[-1])
+        statistics = statistics.update(features, labels)
+    assert statistics is not None
+    return statistics
+
+
+def main_class(scene: Scene) -> int:
+    """The class that covers most of the scene, without the background."""
+    return int(np.bincount(scene.small.ravel())[1:].argmax()) + 1
+
+
+def marked_pixels(scene: Scene) -> list[tuple[int, int]]:
+    """One pixel of the largest object, one of the second largest and one of the background."""
+    sizes = np.bincount(scene.small.ravel(), minlength=3)
+    largest = np.argsort(-sizes[1:])[:2] + 1
+    return [middle(scene.small == kind) for kind in (*largest, 0)]
+
+
+def middle(region: np.ndarray) -> tuple[int, int]:
+    """A pixel of the region that is as far from its border as any."""
+    inside = np.pad(region, 1)
+    while True:
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(inside, 1), (3, 3))
+        smaller = around.all((-2, -1))
+        if not smaller.any():
+            row, column = np.argwhere(inside)[0] - 1
+            return int(row), int(column)
+        inside = smaller
+
+
+def pixel(score: np.ndarray) -> tuple[int, int]:
+    """Where a score is highest."""
+    row, column = np.unravel_index(score.argmax(), score.shape)
+    return int(row), int(column)
