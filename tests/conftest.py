@@ -22,6 +22,16 @@ from kdjax.models import NETWORKS  # noqa: E402
 NETWORKS["tiny"] = tiny.create
 
 
+# They begin first, so that at the end no worker waits for another.
+_LONGEST = ("processes", "recipes", "training_parity", "slurm", "torch_trainer", "experiments")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files in front."""
+    order = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
     """Gives their memory back after every file; those of the whole suite take gigabytes."""
