@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.interpreters import partial_eval
 
 from kdjax import models
 from kdjax.errors import UserError
@@ -162,3 +163,19 @@ def test_traced_rngs_have_the_keys_of_flax():
     np.testing.assert_array_equal(draws(traced_rngs(3, dropout=4)), expected)
     traced = jax.jit(lambda key: draws(traced_rngs(3, dropout=key)))(jax.random.key(4))
     np.testing.assert_array_equal(traced, expected)
+
+
+@pytest.mark.parametrize("name", ["pspnet_mbv2", "segformer_b0"])
+def test_tracing_a_network_gathers_no_errors(name, monkeypatch):
+    """JAX looks through all operations so far for each; deep networks then took minutes."""
+    errors = []
+    monkeypatch.setattr(partial_eval.DynamicJaxprTracer, "_origin_msg", errors.append)
+
+    def train(images):
+        net = models.create(name, num_classes=3, width=4, rngs=traced_rngs(0))
+        output = net(images, train=True, rngs=traced_rngs(dropout=1))
+        return output.logits, nnx.state(net, nnx.BatchStat)
+
+    _, statistics = jax.eval_shape(train, jnp.zeros((2, 32, 32, 3)))
+    assert jax.tree.leaves(statistics)
+    assert not errors
