@@ -207,7 +207,7 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
     config.data.val_split = "validation"
     fails('config.data.val_split is "validation"; folder in .* has train, val, test')
     config.data.name = "foldr"
-    fails("unknown data set 'foldr'; did you mean folder")
+    fails("unknown data set 'foldr': did you mean \"folder\"")
 
 
 def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):

@@ -157,7 +157,14 @@ def test_parameters_of_another_network_are_one_short_line(tmp_path):
 
 def test_traced_rngs_have_the_keys_of_flax():
     def draws(rngs):
-        return [jax.random.key_data(key) for key in (rngs.params(), rngs.dropout(), rngs.params())]
+        keys = (
+            rngs.params(),
+            rngs.dropout(),
+            rngs.params(),
+            rngs["dropout"].fork()(),
+            rngs.dropout(),
+        )
+        return [jax.random.key_data(key) for key in keys]
 
     expected = np.asarray(draws(nnx.Rngs(3, dropout=4)))
     np.testing.assert_array_equal(draws(traced_rngs(3, dropout=4)), expected)

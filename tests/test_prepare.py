@@ -354,7 +354,7 @@ def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
 
 
 def test_names_and_options_are_checked(source, tmp_path):
-    with pytest.raises(UserError, match="did you mean shapes"):
+    with pytest.raises(UserError, match='did you mean "shapes"'):
         sets.open_set("shape", tmp_path)
     with pytest.raises(UserError, match="takes no option 'colour'; it takes: ignore"):
         prepare(source, tmp_path, colour=3)

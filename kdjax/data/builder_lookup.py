@@ -1,6 +1,5 @@
 """Finds the builders of data sets: `datasets/` of the checkout, a folder and a file each."""
 
-import difflib
 import functools
 import importlib.util
 import pathlib
@@ -10,6 +9,7 @@ from tensorflow_datasets.core import registered
 from kdjax.data.builder import SegmentationBuilder
 from kdjax.data.classes import builders_root
 from kdjax.errors import UserError
+from kdjax.suggest import nearest
 
 
 def find_builder(name: str) -> type[SegmentationBuilder]:
@@ -28,9 +28,7 @@ def find_builder(name: str) -> type[SegmentationBuilder]:
         path.parent.name for path in root.glob("*/*.py") if path.stem == path.parent.name
     )
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise UserError(f"unknown data set {name!r}; {hint}known: {', '.join(known)}")
+        raise UserError(f"unknown data set {name!r}: {nearest(name, known)}")
     return _load_builder(root / name / f"{name}.py")
 
 

@@ -1,5 +1,6 @@
 """What all heads share: a map made of the backbone's features, and the classifier that reads it."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -33,11 +34,11 @@ class Head(nnx.Module):
         self.channels, self.stride = channels, stride
         self.classifier = Classifier(channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs)
 
+    @abc.abstractmethod
     def read(
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w D"]:
         """Makes the map that the classifier reads."""
-        raise NotImplementedError
 
     def __call__(
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
