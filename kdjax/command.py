@@ -11,7 +11,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from kdjax import processes
+from kdjax import processes, strays
 from kdjax.errors import Preempted, UserError
 
 # What a disk says that is full or may not be written to.
@@ -29,10 +29,14 @@ def run(main: Callable[[list[str]], None]) -> None:
     # Libraries report progress and failures with tracebacks; what a user needs, kdjax prints.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
+    held_back = strays.hold_back()
 
     def guarded(argv: list[str]) -> None:
         try:
             main(argv)
+            # The work is done all the same, but perhaps not what a library does beside it.
+            for last in dict.fromkeys(stray.splitlines()[-1] for stray in held_back):
+                print(f"{name}: in the background: {last}", file=sys.stderr)
             processes.leave(0)
         except UserError as error:
             _print_error(name, str(error))
@@ -45,9 +49,11 @@ def run(main: Callable[[list[str]], None]) -> None:
             processes.leave(130)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _DISK:
-                _print_error(name, f"{error.filename or '--workdir'}: {error.strerror}")
+                _print_error(name, f"{error.filename or 'cannot write'}: {error.strerror}")
                 processes.leave(2)
             processes.wait_for_verdict()
+            # They may be its cause.
+            sys.stderr.writelines(held_back)
             traceback.print_exc()
             processes.leave(1)
 

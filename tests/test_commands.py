@@ -60,3 +60,40 @@ command.run(main)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.stderr == f"kdjax.train: error: runs/x/metrics.jsonl: {said}\n"
     assert run.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        ("pass", 0, r"kdjax\.train: in the background: OSError: of a thread\n"),
+        ("raise UserError('wrong')", 2, r"kdjax\.train: error: wrong\n"),
+        (
+            "raise KeyError('fault')",
+            1,
+            r"(?s)Traceback.*OSError: of a thread\n.*KeyError: 'fault'\n",
+        ),
+    ],
+)
+def test_errors_of_threads_do_not_bury_the_message(end, status, said):
+    code = f"""
+import sys, threading
+from kdjax import command
+from kdjax.errors import UserError
+def fail():
+    raise OSError("of a thread")
+class Late:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+def main(argv):
+    threads = [threading.Thread(target=fail) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    Late()
+    {end}
+sys.argv = ["train"]
+command.run(main)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == status
+    assert re.fullmatch(said, run.stderr), run.stderr

@@ -1,12 +1,6 @@
 """The loop, its checkpoints, and what stops it."""
 
-import gc
-import logging
 import os
-import pathlib
-import re
-import resource
-import shutil
 import signal
 import time
 
@@ -210,86 +204,6 @@ def test_checkpoints_between_evaluations_bound_what_a_kill_costs(tmp_path):
         run_loop(tmp_path, checkpoint_every=1, before_evaluation=die)
     checkpoints = Checkpoints(tmp_path, {"teacher": "abc"})
     assert (checkpoints.latest_step, checkpoints.best_step) == (1, None)
-
-
-@pytest.fixture
-def collected():
-    """What a test leaves is collected while its marks hold, and not in one that comes later."""
-    log = logging.getLogger("asyncio")
-    level = log.level
-    # A record would hold the exception, and that what is to be collected, beyond the test.
-    log.setLevel(logging.CRITICAL)
-    yield
-    gc.collect()
-    log.setLevel(level)
-
-
-def late_answers(test):
-    """Marks that a file cannot be read or written in the test.
-
-    TensorStore's answers about the others may come when Orbax has closed the event loop that they
-    are for, and what Orbax would have written next is never begun.
-    """
-    ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-    return ignored(pytest.mark.usefixtures("collected")(test))
-
-
-def array_files(directory):
-    """The files that hold the arrays of a checkpoint."""
-    return [p for p in directory.rglob("d/*") if p.is_file() and p.stat().st_size > 1000]
-
-
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-@late_answers
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(finished, tmp_path):
-    directory, whole, _ = finished
-    for damage in (cut_short, flip_a_bit, pathlib.Path.unlink):
-        copy = tmp_path / damage.__name__
-        shutil.copytree(directory, copy)
-        for path in array_files(copy / "6"):
-            damage(path)
-        continued, log = run_loop(copy, steps=6)
-        (remark,) = log.remarks
-        assert re.search(r"6: this checkpoint is damaged \(.*\)", remark)
-        assert [step for step, _ in log.lines] == [6]
-        assert (copy / "damaged-6").is_dir()
-        jax.tree.map(np.testing.assert_array_equal, whole, continued)
-
-
-@late_answers
-def test_no_checkpoint_is_whole(tmp_path):
-    run_loop(tmp_path, steps=2)
-    for path in array_files(tmp_path / "2"):
-        cut_short(path)
-    with pytest.raises(UserError, match=r"2: this checkpoint is damaged .*; no other is left"):
-        run_loop(tmp_path, steps=4)
-
-
-@late_answers
-def test_a_disk_that_fills_up_keeps_the_checkpoint_before(tmp_path):
-    """Files may not grow beyond a size: writing fails as on a full disk."""
-    run_loop(tmp_path, steps=2)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-        with pytest.raises(UserError, match=r"cannot write .*; the checkpoint of step 2 is kept"):
-            run_loop(tmp_path, steps=4)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    _, log = run_loop(tmp_path, steps=4)
-    assert (log.remarks, log.lines[-1][0]) == ([], 4)
-    assert not list(tmp_path.glob("*tmp*"))
 
 
 def test_a_clock_that_jumps_changes_nothing(finished, tmp_path, monkeypatch):

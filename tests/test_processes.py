@@ -1,6 +1,5 @@
 """Several processes of JAX: together they do what one does, and end together."""
 
-import json
 import os
 import pathlib
 import signal
@@ -110,73 +109,39 @@ def start(data, workdir, count, **options):
     ]
 
 
-def finish(children):
-    """Returns the exit status, the output and the errors of each."""
-    ended = [child.communicate(timeout=240) for child in children]
-    return [(child.returncode, *texts) for child, texts in zip(children, ended, strict=True)]
-
-
-def wait_for_step(workdir, step, children):
-    """Returns when a line of the log says that a step is done."""
-    metrics = workdir / "metrics.jsonl"
-    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
-        assert all(child.poll() is None for child in children), finish(children)
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory):
     """What one process with all four devices comes to."""
     workdir = tmp_path_factory.mktemp("alone")
     child = tiny_run.start(data, workdir, devices=4)
-    ((status, _, errors),) = finish([child])
+    ((status, _, errors),) = tiny_run.finish([child])
     assert status == 0, errors
-    return records(workdir)
-
-
-def records(workdir):
-    """Values of every step by name, without times and costs, and the final confusions by split."""
-    found = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        step = record.pop("step")
-        for key, value in record.items():
-            if not key.endswith(("_second", "seconds", "input_wait", "_flops", "_bytes")):
-                found[key, step] = value
-    return found, json.loads((workdir / "result.json").read_text())["scores"]
-
-
-def assert_same(workdir, expected):
-    found, scores = records(workdir)
-    assert found.keys() == expected[0].keys()
-    for key, value in expected[0].items():
-        assert found[key] == pytest.approx(value, rel=1e-5), key
-    assert scores == expected[1]
+    return tiny_run.records(workdir)
 
 
 def test_two_processes_stop_together_continue_and_do_what_one_does(data, alone, tmp_path):
     children = start(data, tmp_path, 2, pause=0.5)
-    wait_for_step(tmp_path, 2, children)
+    tiny_run.wait_for_step(tmp_path, 2, children)
     # One is asked; both save the same step.
     children[1].send_signal(signal.SIGTERM)
-    for status, _, errors in finish(children):
+    for status, _, errors in tiny_run.finish(children):
         assert status == 75, errors
         assert "stopped as asked: the checkpoint of step" in errors
-    ended = finish(start(data, tmp_path, 2))
+    ended = tiny_run.finish(start(data, tmp_path, 2))
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "continues after step" in ended[0][1]
     # Only the first process speaks.
     assert "train:" not in ended[1][1]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
-    assert_same(tmp_path, alone)
+    tiny_run.assert_same(tmp_path, alone)
 
 
 def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, alone, tmp_path):
     children = start(data, tmp_path, 4, pause=0.5)
-    wait_for_step(tmp_path, 3, children)
+    tiny_run.wait_for_step(tmp_path, 3, children)
     children[2].kill()
     killed = time.monotonic()
-    ended = finish(children)
+    ended = tiny_run.finish(children)
     assert time.monotonic() - killed < 60
     del ended[2]
     for status, _, errors in ended:
@@ -185,10 +150,10 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
         assert line.endswith("process 2 ended; the same command continues from the last checkpoint")
         assert "Traceback" not in errors
     # Fewer processes may go on, with as many devices.
-    ended = finish(start(data, tmp_path, 2))
+    ended = tiny_run.finish(start(data, tmp_path, 2))
     assert [status for status, _, _ in ended] == [0] * 2, ended
     assert "continues after step 2" in ended[0][1]
-    assert_same(tmp_path, alone)
+    tiny_run.assert_same(tmp_path, alone)
 
 
 WAITING = """
@@ -230,7 +195,7 @@ def test_processes_wait_for_the_last_one_and_end_together():
     children = wait_together(0, 4, 0)
     time.sleep(2)
     assert [child.poll() for child in children] == [None] * 3
-    for status, _, errors in finish(children):
+    for status, _, errors in tiny_run.finish(children):
         assert status == 0, errors
         assert "stops" not in errors
 
@@ -238,7 +203,7 @@ def test_processes_wait_for_the_last_one_and_end_together():
 def test_one_is_killed_while_another_is_at_its_end():
     children = wait_together(100, 0, 100)
     children[2].kill()
-    for status, _, errors in finish(children)[:2]:
+    for status, _, errors in tiny_run.finish(children)[:2]:
         assert status == 75, errors
         assert errors.count("stops: process 2 ended") == 1
 
@@ -246,7 +211,7 @@ def test_one_is_killed_while_another_is_at_its_end():
 def test_when_the_first_process_is_killed_jax_ends_the_other():
     children = wait_together(100, 100)
     children[0].kill()
-    _, (status, _, errors) = finish(children)
+    _, (status, _, errors) = tiny_run.finish(children)
     # More than 128 for a shell, so that launchers try again.
     assert status == -signal.SIGABRT
     assert "the leader task was preempted/died" in errors
@@ -263,6 +228,6 @@ def test_when_the_first_process_is_killed_jax_ends_the_other():
     ],
 )
 def test_flags_of_processes_that_make_no_sense(arguments, message):
-    ((status, _, errors),) = finish([wait(1, 0, *arguments)])
+    ((status, _, errors),) = tiny_run.finish([wait(1, 0, *arguments)])
     assert (status, errors.count("\n")) == (2, 1)
     assert errors.endswith(f"error: {message}\n")

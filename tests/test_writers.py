@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
+from etils import epath
 
 from kdjax.errors import UserError
 from kdjax.reporting import writers
@@ -157,6 +159,28 @@ class TestWriters:
         assert b"train/loss" in events.read_bytes()
         assert b"val/example_0" in events.read_bytes()
         assert writers.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 6, "train/loss": 1.0}]
+
+    def test_an_object_store_gets_copies_of_the_events(self, tmp_path, monkeypatch):
+        # Its files would be TensorFlow's, and not the mock's.
+        monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+
+        def in_bucket(function, path, *args, **options):
+            return function(os.fspath(path).replace("gs://bucket", str(tmp_path)), *args, **options)
+
+        with epath.testing.mock_epath(open=in_bucket, makedirs=in_bucket):
+            writer = writers.TensorBoard("gs://bucket/run")
+            (copy,) = (tmp_path / "run").iterdir()
+            begun = copy.read_bytes()
+            writer.scalars(6, {"train/loss": 1.0})
+            assert copy.read_bytes() == begun
+            writer.images(6, {"val/example_0": np.zeros((4, 8, 3), np.uint8)})
+            assert b"train/loss" in copy.read_bytes()
+            assert b"val/example_0" in copy.read_bytes()
+            writer.scalars(7, {"train/lr": 1.0})
+            writer.close()
+        assert copy.read_bytes().startswith(begun)
+        assert b"train/lr" in copy.read_bytes()
+        assert list((tmp_path / "run").iterdir()) == [copy]
 
     def test_one_that_fails_to_close_does_not_keep_the_others_open(self, tmp_path):
         class Broken(writers.JsonLines):

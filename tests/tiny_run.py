@@ -3,6 +3,7 @@
 python tests/tiny_run.py --config tests/tiny_run.py --config.data.data_dir DATA --workdir DIR
 """
 
+import json
 import os
 import pathlib
 import runpy
@@ -92,6 +93,41 @@ def start(
         text=True,
         env=os.environ | environment(devices=devices, pause=pause),
     )
+
+
+def finish(children: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Returns the exit status, the output and the errors of each."""
+    ended = [child.communicate(timeout=240) for child in children]
+    return [(child.returncode, *texts) for child, texts in zip(children, ended, strict=True)]
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, children: list[subprocess.Popen[str]]) -> None:
+    """Returns when a line of the log says that a step is done."""
+    metrics = workdir / "metrics.jsonl"
+    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+        assert all(child.poll() is None for child in children), finish(children)
+        time.sleep(0.1)
+
+
+def records(workdir: pathlib.Path) -> tuple[dict[tuple[str, int], float], Any]:
+    """Values of every step by name, without times and costs, and the final confusions by split."""
+    found = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        step = record.pop("step")
+        for key, value in record.items():
+            if not key.endswith(("_second", "seconds", "input_wait", "_flops", "_bytes")):
+                found[key, step] = value
+    return found, json.loads((workdir / "result.json").read_text())["scores"]
+
+
+def assert_same(workdir: pathlib.Path, expected: tuple[dict[tuple[str, int], float], Any]) -> None:
+    """Compares what `records` finds with what it found of another run."""
+    found, scores = records(workdir)
+    assert found.keys() == expected[0].keys()
+    for key, value in expected[0].items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, err_msg=str(key))
+    assert scores == expected[1]
 
 
 def _main() -> None:

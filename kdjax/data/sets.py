@@ -26,6 +26,7 @@ from kdjax.data.prepared import (
     read_receipt,
 )
 from kdjax.errors import UserError
+from kdjax.paths import is_remote
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
@@ -212,7 +213,7 @@ def _not_prepared(
 def _directory(
     builder_class: type[SegmentationBuilder], data_dir: str | os.PathLike[str]
 ) -> pathlib.Path:
-    if "://" in str(data_dir):
+    if is_remote(data_dir):
         raise UserError(
             f"data_dir {data_dir} is not a local folder: records are read by random access, "
             "so copy the prepared set to a disk of this machine"

@@ -19,6 +19,7 @@ from kdjax.models import saved
 from kdjax.models.folding import fold_batch_norm
 from kdjax.models.saved import NetworkInfo
 from kdjax.models.segmenter import Segmenter
+from kdjax.paths import is_remote
 from kdjax.suggest import nearest
 
 DESCRIPTION = "export.json"
@@ -111,7 +112,7 @@ def _check_formats(formats: Sequence[str], size: Size) -> None:
 
 
 def _check_output(output: str) -> None:
-    if "://" in output:
+    if is_remote(output):
         raise UserError(f"{output}: exports are written to a local directory")
     if os.path.lexists(output) and not (os.path.isdir(output) and not os.listdir(output)):
         raise UserError(f"{output}: exists already; name a new directory")

@@ -18,6 +18,7 @@ from kdjax.data.originals import read_photo
 from kdjax.data.tree import File
 from kdjax.errors import UserError
 from kdjax.experiments.networks import Network
+from kdjax.paths import is_remote
 from kdjax.reporting.figures import full_palette
 from kdjax.reporting.files import write_atomically
 from kdjax.reporting.label_maps import label_png, legend_png, overlay_png
@@ -79,7 +80,7 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
     Raises:
       UserError: it matches no file, two results have one name, or some are there already.
     """
-    if "://" in output:
+    if is_remote(output):
         raise UserError(f"--output is {output}; it must be a local folder")
     folder = pathlib.Path(output)
     results = [(folder / kind).resolve() for kind in ("labels", "overlays")]

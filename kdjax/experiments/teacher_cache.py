@@ -21,6 +21,7 @@ from kdjax.experiments import score_files
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network
 from kdjax.experiments.score_files import ScoreFiles
+from kdjax.paths import is_remote
 from kdjax.training.compact_scores import compact
 from kdjax.training.sharding import Placement
 
@@ -42,7 +43,7 @@ class TeacherCache:
     """
 
     def __init__(self, config: Config, images: Images, teacher: Network, terms: Sequence[Term]):
-        if "://" in config.teacher.cache:
+        if is_remote(config.teacher.cache):
             raise UserError(
                 f"config.teacher.cache is {config.teacher.cache}; it is mapped into memory, so it "
                 "must be a directory on a disk"

@@ -23,6 +23,7 @@ from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET, Preprocessing
 from kdjax.models.registry import create
 from kdjax.models.segmenter import Segmenter
+from kdjax.paths import absolute
 
 FORMAT = 2  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
@@ -94,7 +95,7 @@ def save(path: epath.PathLike, info: NetworkInfo, state: nnx.State) -> NetworkIn
     state = jax.device_get(state)
     info = dataclasses.replace(info, fingerprint=fingerprint(state))
     with _checkpointer() as checkpointer:
-        checkpointer.save((directory / "parameters").resolve(), nnx.to_pure_dict(state), force=True)
+        checkpointer.save(absolute(directory / "parameters"), nnx.to_pure_dict(state), force=True)
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(info)}, indent=2)
     (directory / "network.json").write_text(text + "\n")
     return info
@@ -124,7 +125,7 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
     try:
         with _checkpointer() as checkpointer:
             values = checkpointer.restore(
-                (directory / "parameters").resolve(), nnx.to_pure_dict(abstract)
+                absolute(directory / "parameters"), nnx.to_pure_dict(abstract)
             )
     except Exception as error:
         # Orbax may name every array of the tree in one line.

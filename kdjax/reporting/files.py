@@ -4,14 +4,20 @@ import os
 
 from etils import epath
 
+from kdjax.paths import is_remote
+
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Writes text (as UTF-8) or bytes to a hidden file beside `path`, then renames it to `path`."""
     path = epath.Path(path)
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
+    # An object appears in its store when all of it is there.
+    if is_remote(path):
+        path.write_bytes(data)
+        return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        data = content.encode() if isinstance(content, str) else content
         unfinished.write_bytes(data)
         unfinished.replace(path)
     except BaseException:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TextIO
@@ -14,10 +15,12 @@ from etils import epath
 from tqdm import tqdm
 
 from kdjax.errors import UserError
+from kdjax.paths import is_remote
 from kdjax.reporting.files import write_atomically
 
-# An object store cannot append: there the file is rewritten whole, at most this often.
-_REMOTE_INTERVAL = 30.0  # seconds
+# How often files are brought up to date that would be slow to write with every line: those in an
+# object store, which cannot append and is given the whole file, and TensorBoard's.
+_INTERVAL = 30.0  # seconds
 
 # Metrics that are shares of one; people read them in percent.
 _SHARES = ("miou", "pixel_accuracy", "agreement")
@@ -87,7 +90,7 @@ class JsonLines:
             kept = [record for record in read_metrics(path) if record["step"] <= resume_step]
         self._text = "".join(json.dumps(record) + "\n" for record in kept)
         self._upload()
-        self._file = None if "://" in str(self._path) else self._path.open("a")
+        self._file = None if is_remote(self._path) else self._path.open("a")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line."""
@@ -97,7 +100,7 @@ class JsonLines:
             self._file.flush()
             return
         self._text += line
-        if time.monotonic() - self._uploaded > _REMOTE_INTERVAL:
+        if time.monotonic() - self._uploaded > _INTERVAL:
             self._upload()
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -134,33 +137,69 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
 class TensorBoard:
     """TensorBoard event files.
 
+    What was logged is in the file after every evaluation, and every half minute.
+
     Args:
-        directory: Where the event files go, local or `gs://`.
+        directory: Where the event files go, local or in an object store (`gs://`).
         resume_step: The step of the checkpoint that the run continues from; TensorBoard then
             hides what an earlier process wrote after it. None hides everything written before.
     """
 
     def __init__(self, directory: epath.PathLike, resume_step: int | None = None):
         # Imports PyTorch where that is installed: a second that other commands need not wait.
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
 
-        purge_step = 0 if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step)
+        self._directory, self._summary = epath.Path(directory), summary
+        # Its classes are made when it is imported; no checker of types knows them.
+        self._protos: Any = event_pb2
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # An object store gets copies of a local file: tensorboardX would need the store's own
+        # client for it.
+        self._copied = (
+            tempfile.TemporaryDirectory(prefix="kdjax-") if is_remote(directory) else None
+        )
+        local = epath.Path(self._copied.name) if self._copied else self._directory
+        # In this thread: the one of tensorboardX's `SummaryWriter` ends where a disk is full, and
+        # whoever fills its queue then waits for ever.
+        self._file = event_file_writer.EventsWriter(str(local / "events"))
+        self._write(
+            0 if resume_step is None else resume_step + 1,
+            session_log=self._protos.SessionLog(status=self._protos.SessionLog.START),
+        )
+        self._publish()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers by name."""
         for name, value in values.items():
-            self._writer.add_scalar(name, float(value), step)
+            self._write(step, summary=self._summary.scalar(name, float(value)))
+        if time.monotonic() - self._published > _INTERVAL:
+            self._publish()
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Records pictures by name, uint8 `[H, W, 3]`."""
         for name, image in images.items():
-            self._writer.add_image(name, image, step, dataformats="HWC")
-        self._writer.flush()
+            self._write(step, summary=self._summary.image(name, image, dataformats="HWC"))
+        self._publish()
 
     def close(self) -> None:
         """Closes the event file."""
-        self._writer.close()
+        try:
+            self._publish()
+        finally:
+            self._file.close()
+            if self._copied:
+                self._copied.cleanup()
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._file.write_event(self._protos.Event(wall_time=time.time(), step=step, **what))
+
+    def _publish(self) -> None:
+        self._file.flush()
+        if self._copied:
+            for path in epath.Path(self._copied.name).iterdir():
+                (self._directory / path.name).write_bytes(path.read_bytes())
+        self._published = time.monotonic()
 
 
 class Console:

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,12 +14,14 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from kdjax.errors import UserError
+from kdjax.paths import absolute
 from kdjax.training.checksum import checksum
 from kdjax.training.state import TrainState
 
 BEST_METRIC = "miou"
 # The one before the latest is there for when the latest turns out to be damaged.
 LATEST = 2
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 class Damaged(UserError):
@@ -45,7 +49,7 @@ class Checkpoints:
         )
         with self._writing():
             self._manager = ocp.CheckpointManager(
-                self._directory.resolve(),
+                absolute(self._directory),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(
                         [policies.LatestN(LATEST), best]
@@ -183,9 +187,11 @@ class Checkpoints:
             yield
         except OSError as error:
             raise self._unwritable(error.strerror or str(error)) from error
-        # TensorStore has no type for a full disk; it says so in words.
+        # TensorStore has no type for a full disk; it says so behind the names of its files.
         except ValueError as error:
-            raise self._unwritable(_first_line(error)) from error
+            code = _OS_ERROR.search(str(error))
+            reason = os.strerror(int(code[1])) if code else _first_line(error)
+            raise self._unwritable(reason) from error
 
     def _unwritable(self, reason: str) -> UserError:
         steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]

@@ -7,6 +7,7 @@ import jax
 from etils import epath
 
 from kdjax.errors import UserError
+from kdjax.paths import is_remote
 
 
 class Profile:
@@ -22,7 +23,7 @@ class Profile:
     """
 
     def __init__(self, directory: epath.PathLike, start: int, stop: int):
-        if "://" in str(directory):
+        if is_remote(directory):
             raise UserError(f"--profile cannot write to {directory}; give a local --workdir")
         self._directory = epath.Path(directory)
         self._start, self._stop = start, stop
