@@ -1,0 +1,51 @@
+"""Paths in object stores stay what they are, up to the library that writes to them."""
+
+import contextlib
+from types import SimpleNamespace
+
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+from flax import nnx
+
+from kdjax.models import saved
+from kdjax.paths import absolute, is_remote
+from kdjax.training.checkpoints import Checkpoints
+
+
+def test_local_paths_become_absolute_and_those_of_stores_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(absolute("runs/a")) == str(tmp_path / "runs" / "a")
+    assert str(absolute("gs://bucket/runs/a")) == "gs://bucket/runs/a"
+    assert [is_remote(path) for path in ("runs/a", tmp_path, "gs://bucket/runs/a")] == [0, 0, 1]
+
+
+class Asked(Exception):
+    """Holds the path that Orbax was asked to use."""
+
+
+def ask(path, *args, **kwargs):
+    raise Asked(str(path))
+
+
+def test_checkpoints_go_to_the_store(monkeypatch):
+    monkeypatch.setattr(ocp, "CheckpointManager", ask)
+    with pytest.raises(Asked, match=r"^gs://bucket/run/checkpoints$"):
+        Checkpoints("gs://bucket/run/checkpoints", {})
+
+
+def test_networks_go_to_the_store(monkeypatch):
+    orbax = contextlib.nullcontext(SimpleNamespace(save=ask))
+    monkeypatch.setattr(saved, "_checkpointer", lambda: orbax)
+    # Its files would be TensorFlow's, and not the mock's.
+    monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+
+    def done(function, path, **options):
+        assert str(path).startswith("gs://bucket/net")
+
+    info = saved.NetworkInfo("tiny", 1, 4, False, ("a",), ((0, 0, 0),))
+    with (
+        epath.testing.mock_epath(makedirs=done, remove=done),
+        pytest.raises(Asked, match=r"^gs://bucket/net/parameters$"),
+    ):
+        saved.save("gs://bucket/net", info, nnx.State({}))
