@@ -2,6 +2,8 @@
 
 from etils import epath
 
+from kdjax.errors import UserError
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is one of an object store, as `gs://bucket/run`."""
@@ -13,3 +15,20 @@ def absolute(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path)
     # epath resolves "gs://bucket" to a folder "gs:" of the working directory.
     return path if is_remote(path) else path.resolve()
+
+
+def reachable(path: epath.PathLike) -> epath.Path:
+    """Returns a path that can be asked whether something is there.
+
+    Raises:
+      UserError: when its store does not answer.
+    """
+    path = epath.Path(path)
+    if is_remote(path):
+        try:
+            path.exists()
+        # Every client of a store has errors of its own.
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path}: the store does not answer: {reason}") from error
+    return path

@@ -8,6 +8,9 @@ import pytest
 from etils import epath
 from flax import nnx
 
+from kdjax import config as configuration
+from kdjax.errors import UserError
+from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
 from kdjax.paths import absolute, is_remote
 from kdjax.training.checkpoints import Checkpoints
@@ -49,3 +52,34 @@ def test_networks_go_to_the_store(monkeypatch):
         pytest.raises(Asked, match=r"^gs://bucket/net/parameters$"),
     ):
         saved.save("gs://bucket/net", info, nnx.State({}))
+
+
+@pytest.mark.parametrize("opens", [saved.load, Workdir])
+def test_a_store_that_does_not_answer_is_one_line(monkeypatch, opens):
+    monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+
+    def fail(*args):
+        raise RuntimeError("no such host\nand a long story")
+
+    with (
+        epath.testing.mock_epath(exists=fail),
+        pytest.raises(
+            UserError, match=r"^gs://bucket/run: the store does not answer: no such host$"
+        ),
+    ):
+        opens("gs://bucket/run")
+
+
+def test_what_a_store_does_not_take_is_one_line(monkeypatch):
+    monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+
+    def fail(*args, **options):
+        raise RuntimeError("forbidden")
+
+    with (
+        epath.testing.mock_epath(
+            exists=lambda *args: False, makedirs=lambda *args, **options: None, open=fail
+        ),
+        pytest.raises(UserError, match=r"^cannot write to --workdir gs://bucket/run: forbidden$"),
+    ):
+        Workdir("gs://bucket/run").claim(configuration.default())

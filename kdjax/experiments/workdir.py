@@ -11,6 +11,7 @@ from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
 from kdjax.errors import UserError
+from kdjax.paths import reachable
 from kdjax.reporting.files import write_atomically
 from kdjax.reporting.results import RunSummary
 from kdjax.reporting.writers import read_metrics
@@ -34,10 +35,13 @@ class Workdir:
 
     Args:
       path: the directory; nothing is written before `claim`.
+
+    Raises:
+      UserError: when its store does not answer.
     """
 
     def __init__(self, path: epath.PathLike):
-        self.path = epath.Path(path)
+        self.path = reachable(path)
         self.config = self.path / "config.json"
         self.result = self.path / "result.json"
         self.diverged = self.path / "diverged.json"
@@ -78,7 +82,8 @@ class Workdir:
         try:
             write_atomically(self.config, text)
         except OSError as error:
-            raise UserError(f"cannot write to --workdir {self.path}: {error.strerror}") from error
+            reason = error.strerror or str(error)
+            raise UserError(f"cannot write to --workdir {self.path}: {reason}") from error
 
     def read_config(self) -> Config:
         """The config of the run that the workdir holds.

@@ -23,7 +23,7 @@ from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET, Preprocessing
 from kdjax.models.registry import create
 from kdjax.models.segmenter import Segmenter
-from kdjax.paths import absolute
+from kdjax.paths import absolute, reachable
 
 FORMAT = 2  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
@@ -109,9 +109,9 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
       dtype: compute dtype of the network.
 
     Raises:
-      UserError: when there is none, or it is damaged.
+      UserError: when there is none, it is damaged, or its store does not answer.
     """
-    directory = epath.Path(path)
+    directory = reachable(path)
     if not (directory / "network.json").exists():
         if not (directory / "student" / "network.json").exists():
             raise UserError(

@@ -14,7 +14,11 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # An object appears in its store when all of it is there.
     if is_remote(path):
-        path.write_bytes(data)
+        try:
+            path.write_bytes(data)
+        # Every client of a store has errors of its own.
+        except Exception as error:
+            raise OSError(None, str(error), str(path)) from error
         return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
