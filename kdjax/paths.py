@@ -2,6 +2,7 @@
 
 from etils import epath
 
+from kdjax import tensorflow_environment
 from kdjax.errors import UserError
 
 
@@ -25,6 +26,8 @@ def reachable(path: epath.PathLike) -> epath.Path:
     """
     path = epath.Path(path)
     if is_remote(path):
+        # Whose files epath opens with TensorFlow, where that is installed.
+        tensorflow_environment.set_up()
         try:
             path.exists()
         # Every client of a store has errors of its own.

@@ -1,6 +1,7 @@
 """Paths in object stores stay what they are, up to the library that writes to them."""
 
 import contextlib
+import os
 from types import SimpleNamespace
 
 import orbax.checkpoint as ocp
@@ -57,8 +58,11 @@ def test_networks_go_to_the_store(monkeypatch):
 @pytest.mark.parametrize("opens", [saved.load, Workdir])
 def test_a_store_that_does_not_answer_is_one_line(monkeypatch, opens):
     monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+    # Elsewhere TensorFlow opens it, and is set up before.
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
 
     def fail(*args):
+        assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
         raise RuntimeError("no such host\nand a long story")
 
     with (

@@ -2,12 +2,11 @@
 
 import os
 
-# TensorFlow's C++ side reads both while it is imported. oneDNN announces itself on every start, and
-# speeds up nothing that an input pipeline does.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+from kdjax import tensorflow_environment
 
-import tensorflow as tf
+tensorflow_environment.set_up()
+
+import tensorflow as tf  # noqa: E402  reads the environment
 
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")

@@ -1,8 +1,8 @@
 """TensorFlow as this room uses it: imported when it is needed, quiet, and on the CPU."""
 
-import os
 from typing import Any
 
+from kdjax import tensorflow_environment
 from kdjax.errors import UserError
 
 
@@ -12,9 +12,7 @@ def tensorflow() -> Any:
     Raises:
       UserError: where it is not installed.
     """
-    # Its C++ side reads both while it is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    tensorflow_environment.set_up()
     try:
         import tensorflow as tf
     except ImportError as error:
