@@ -1,9 +1,15 @@
 """Paths that may lie in an object store."""
 
+import os
+import re
+
 from etils import epath
 
 from kdjax import tensorflow_environment
 from kdjax.errors import UserError
+
+# TensorStore has no type for a full disk; it says so behind the names of its files.
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -35,3 +41,12 @@ def reachable(path: epath.PathLike) -> epath.Path:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: the store does not answer: {reason}") from error
     return path
+
+
+def why_unwritable(error: Exception) -> str:
+    """What kept a file from being written, in a few words, from what a library raised."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code := _OS_ERROR.search(str(error)):
+        return os.strerror(int(code[1]))
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -7,7 +7,6 @@ Compiles the config's step from shapes alone: no data, no weights, no accelerato
 a chip at its peak, which no real step reaches.
 """
 
-import json
 import pathlib
 
 import jax
@@ -21,6 +20,7 @@ from kdjax.planning import search, tables, topology
 from kdjax.planning.estimate import Plan, make_plan
 from kdjax.planning.program import known_classes
 from kdjax.planning.topology import Topology
+from kdjax.reporting.files import to_json, write_atomically
 
 _CONFIG = configuration.define_flag()
 _TOPOLOGY = flags.DEFINE_string(
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     largest = _largest(config, found, plan, classes) if _SEARCH.value else None
     told = (config, found, plan, _PRICE.value, largest)
     if output:
-        output.write_text(json.dumps(tables.as_json(*told), indent=1) + "\n")
+        write_atomically(output, to_json(tables.as_json(*told), indent=1))
     print(tables.as_text(*told))
 
 

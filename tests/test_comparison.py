@@ -1,5 +1,6 @@
 """Tuning on validation, runs that diverge, and several runs at once."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,15 +8,18 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
 from kdjax.errors import Preempted, UserError
+from kdjax.evaluation.metrics import Scores
 from kdjax.experiments import jobs, tuning
 from kdjax.experiments.comparison import compare
 from kdjax.experiments.tuning import Choice, Setting
 from kdjax.experiments.workdir import Workdir
+from kdjax.models import saved
 
 NAN = math.nan
 RATES = [Setting(rate, 5e-4) for rate in (0.1, 0.2, 0.4)]
@@ -39,7 +43,22 @@ class Trained:
         if math.isnan(miou):
             raise jobs.Diverged("the run diverged: loss is nan at step 3")
         files.student.mkdir(parents=True)
-        files.write_result({"scores": {split: {"miou": miou} for split in splits}})
+        (files.student / "network.json").write_text(described(fingerprint=label))
+        teacher = config.teacher.checkpoint
+        files.write_result(
+            {
+                "scores": {split: {"miou": miou} for split in splits},
+                "teacher": [teacher, saved.fingerprint_in(teacher)] if teacher else None,
+            }
+        )
+
+
+def described(fingerprint):
+    """What `network.json` holds of a network."""
+    info = saved.NetworkInfo(
+        "tiny", 1, 4, False, ("a",), ((0, 0, 0),), source="a test", fingerprint=fingerprint
+    )
+    return json.dumps({"format": saved.FORMAT, **dataclasses.asdict(info)})
 
 
 @pytest.fixture
@@ -122,6 +141,66 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     assert train.configs["cwd, seed 0"].optimizer.learning_rate == 0.05
     assert not comparison.notes
     assert not (tmp_path / "tuning.json").exists()
+
+
+def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
+    config, tmp_path, monkeypatch
+):
+    for key in ("learning_rates", "weight_decays", "weight_factors"):
+        config.compare[key] = ()
+    monkeypatch.chdir(tmp_path)
+    train = Trained(lambda run: NAN if "nfd" in run.terms else 0.5)
+    monkeypatch.setattr(jobs, "train", train)
+    compare(config, "runs/one", (0,))
+    assert len(train.configs) == 4
+    compare(config, str(tmp_path / "runs" / "one"), (0,))
+    (tmp_path / "link").symlink_to("runs")
+    config.data.data_dir = str(tmp_path / "data")
+    compare(config, "link/../runs/one", (0,))
+    (tmp_path / "runs" / "one").rename("two")
+    compare(config, "two", (0,))
+    assert len(train.configs) == 4
+    # But not with other weights in the teacher's place, nor with other data.
+    (tmp_path / "two" / "teacher" / "student" / "network.json").write_text(described("other"))
+    with pytest.raises(UserError, match=r"cwd/seed0 holds a run of another config \(config.t"):
+        compare(config, "two", (0,))
+    config.data.data_dir = "elsewhere"
+    with pytest.raises(UserError, match=r"data_dir 'data' there, 'elsewhere' now"):
+        compare(config, "two", (0,))
+
+
+def test_what_the_stored_config_does_not_name_had_its_default(config, tmp_path):
+    files = Workdir(tmp_path)
+    files.claim(config)
+    stored = json.loads(files.config.read_text())
+    del stored["teacher"]["cache_classes"]
+    files.config.write_text(json.dumps(stored))
+    files.claim(config)
+    config.teacher.cache_classes = 3
+    with pytest.raises(UserError, match=r"cache_classes 0 there, 3 now"):
+        files.claim(config)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"data": 3}', '{"steps": "many"}'])
+def test_a_damaged_config_of_a_run_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config.json: damaged, or not the config of a run"):
+        Workdir(tmp_path).read_config()
+
+
+def test_scores_of_a_split_without_labels_are_null(tmp_path):
+    files = Workdir(tmp_path)
+    nothing = Scores(np.zeros((2, 2), np.int64), agreement=NAN)
+    files.write_result({"scores": {"val": nothing.as_dict()}, "seconds": math.inf})
+    written = json.loads(files.result.read_text(), parse_constant=pytest.fail)
+    assert written["scores"]["val"] == {
+        **dict.fromkeys(("miou", "pixel_accuracy", "agreement")),
+        "iou": [None, None],
+    }
+    assert math.isnan(files.miou("val"))
+    summary = files.summary("val")
+    assert math.isnan(summary.miou)
+    assert math.isnan(summary.pixel_accuracy)
 
 
 def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypatch):

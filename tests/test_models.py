@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from jax._src.interpreters import partial_eval
@@ -142,6 +143,59 @@ def test_damaged_or_missing_network_is_one_clear_line(tmp_path):
     description.write_text(json.dumps(json.loads(text) | {"format": 1}))
     with pytest.raises(UserError, match="written by another version of kdjax"):
         saved.load(tmp_path / "net")
+
+
+@pytest.mark.parametrize("foreign", ["parameters/mine", "network.json"])
+def test_what_something_else_wrote_is_not_replaced(tmp_path, foreign):
+    file = tmp_path / "net" / foreign
+    file.parent.mkdir(parents=True)
+    file.write_text("[1]")
+    with pytest.raises(UserError, match=r"net/(parameters|network.json) is there and is not that"):
+        saved.save(tmp_path / "net", INFO, nnx.state(tiny()))
+    assert file.read_text() == "[1]"
+
+
+def test_what_a_stopped_process_left_is_replaced(tmp_path):
+    path, state = tmp_path / "net", nnx.state(tiny())
+    saved.save(path, INFO, state)
+    (path / "network.json").unlink()
+    (path / ".kdjax-unfinished-parameters.orbax-checkpoint-tmp-1").mkdir()
+    saved.save(path, INFO, state)
+    assert {file.name for file in path.iterdir()} == {"network.json", "parameters"}
+    saved.load(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file", r"/file is a file"),
+        ("file/net", r"/file is a file"),
+        (300 * "n", "File name too long"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, place, reason):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"^cannot write {tmp_path}/{place}: .*{reason}$"):
+        saved.save(tmp_path / place, INFO, nnx.state(tiny()))
+
+
+def test_a_network_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path, state = tmp_path / "net", nnx.state(tiny())
+    info = saved.save(path, INFO, state)
+
+    class Full(ocp.StandardCheckpointer):
+        def save(self, directory, *args, **options):
+            directory.with_name(f"{directory.name}.orbax-checkpoint-tmp").mkdir()
+            raise ValueError("Error writing: no space [os_error_code='28']\n and a long story")
+
+    monkeypatch.setattr(saved, "_checkpointer", Full)
+    for place in (path, tmp_path / "new"):
+        with pytest.raises(UserError, match=rf"^cannot write {place}: No space left on device$"):
+            saved.save(place, INFO, state)
+    assert [file.name for file in tmp_path.iterdir()] == ["net"]
+    assert {file.name for file in path.iterdir()} == {"network.json", "parameters"}
+    monkeypatch.undo()
+    assert saved.load(path)[1] == info
 
 
 def test_parameters_of_another_network_are_one_short_line(tmp_path):

@@ -49,8 +49,8 @@ def test_networks_go_to_the_store(monkeypatch):
 
     info = saved.NetworkInfo("tiny", 1, 4, False, ("a",), ((0, 0, 0),))
     with (
-        epath.testing.mock_epath(makedirs=done, remove=done),
-        pytest.raises(Asked, match=r"^gs://bucket/net/parameters$"),
+        epath.testing.mock_epath(exists=lambda *args: False, makedirs=done, remove=done),
+        pytest.raises(UserError, match=r"^cannot write gs://bucket/net: gs://bucket/net/param"),
     ):
         saved.save("gs://bucket/net", info, nnx.State({}))
 

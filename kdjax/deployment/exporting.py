@@ -93,7 +93,7 @@ def export(
                 except UserError as error:
                     raise UserError(f"{name}: nothing is written, since {error}") from error
                 exports.append(Export(name, chosen.file, sizes[name], _bytes(path), agreement))
-            text = json.dumps(_description(info, exports, folded), indent=2)
+            text = json.dumps(_description(info, exports, folded), indent=2, allow_nan=False)
             (directory / DESCRIPTION).write_text(text + "\n")
             directory.rename(target)
     except OSError as error:

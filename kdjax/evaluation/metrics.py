@@ -61,10 +61,13 @@ class Scores:
 
     def as_dict(self) -> dict[str, Any]:
         """The scores as JSON holds them; None stands for nan."""
-        iou = [None if np.isnan(value) else float(value) for value in self.iou]
+
+        def known(value: float | None) -> float | None:
+            return None if value is None or np.isnan(value) else float(value)
+
         return {
-            "miou": self.miou,
-            "pixel_accuracy": self.pixel_accuracy,
-            "agreement": self.agreement,
-            "iou": iou,
+            "miou": known(self.miou),
+            "pixel_accuracy": known(self.pixel_accuracy),
+            "agreement": known(self.agreement),
+            "iou": [known(value) for value in self.iou],
         }

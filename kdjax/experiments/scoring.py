@@ -1,7 +1,5 @@
 """How good the student of a run is, in scores and in pictures."""
 
-import json
-
 import jax
 import numpy as np
 from flax import nnx
@@ -139,10 +137,9 @@ def score_given(config: Config, files: Workdir, checkpoint: str, role: Role) -> 
     """
     images, placement = Images(config.data), Placement(config.mesh)
     network = Network.load(checkpoint, dtype=config.teacher.dtype)
-    origin = [checkpoint, network.info.fingerprint]
     if network.info.num_classes != images.num_classes:
         return
-    if files.result.exists() and json.loads(files.result.read_text())["weights"] == origin:
+    if files.result.exists() and files.read_result()["weights"][1] == network.info.fingerprint:
         return
     scoring = Scoring(config, images, placement, None, Interruption())
     scores = scoring.final_scores(network.predictor, placement.put_state(network.state))
@@ -157,7 +154,7 @@ def score_given(config: Config, files: Workdir, checkpoint: str, role: Role) -> 
                 "parameters": _count_parameters(network),
                 "seconds": None,
                 "images_per_second": None,
-                "weights": origin,
+                "weights": [checkpoint, network.info.fingerprint],
                 "scores": {split: value.as_dict() for split, value in scores.items()},
                 "versions": environment.versions(),
             }

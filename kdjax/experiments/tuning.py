@@ -6,7 +6,6 @@ test split, and with seeds that are not those of the comparison.
 """
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from kdjax.config import Config
 from kdjax.distillation.entries import defaults
+from kdjax.reporting import files
 
 
 class Setting(NamedTuple):
@@ -119,28 +119,20 @@ class Choice(NamedTuple):
 
 def to_json(choices: Sequence[Choice]) -> str:
     """All choices, as a comparison keeps them."""
-    return (
-        json.dumps(
-            [
-                {
-                    "method": choice.method,
-                    "tried": [
-                        {**setting._asdict(), "val_miou": [_number(x) for x in scores]}
-                        for setting, scores in zip(choice.tried, choice.scores, strict=True)
-                    ],
-                    "taken": (best := choice.best()) and best._asdict(),
-                }
-                for choice in choices
-            ],
-            indent=2,
-        )
-        + "\n"
+    return files.to_json(
+        [
+            {
+                "method": choice.method,
+                "tried": [
+                    {**setting._asdict(), "val_miou": scores}
+                    for setting, scores in zip(choice.tried, choice.scores, strict=True)
+                ],
+                "taken": (best := choice.best()) and best._asdict(),
+            }
+            for choice in choices
+        ]
     )
 
 
 def _percent(share: float) -> str:
     return "diverged" if math.isnan(share) else f"{100 * share:.2f}"
-
-
-def _number(share: float) -> float | None:
-    return None if math.isnan(share) else share

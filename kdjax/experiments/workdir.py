@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -11,10 +12,15 @@ from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
 from kdjax.errors import UserError
-from kdjax.paths import reachable
-from kdjax.reporting.files import write_atomically
+from kdjax.models import saved
+from kdjax.paths import absolute, reachable
+from kdjax.reporting.files import to_json, write_atomically
 from kdjax.reporting.results import RunSummary
 from kdjax.reporting.writers import read_metrics
+
+# The keys of a config whose values are paths, beside the `data_dir` of every set.
+PATHS = ("student.checkpoint", "student.backbone", "teacher.checkpoint", "teacher.cache")
+TEACHER = "teacher.checkpoint"
 
 SUMMARY_FIELDS = (
     "role",
@@ -55,6 +61,9 @@ class Workdir:
     def claim(self, config: Config) -> None:
         """Writes the config, or checks that it is the one that the workdir was made with.
 
+        Paths are the same that lead to the same file; a teacher is the same that has the same
+        weights, wherever it lies: a comparison may be called by another path, or moved.
+
         Among several processes all check and the first writes.
 
         Raises:
@@ -62,9 +71,12 @@ class Workdir:
         """
         text = configuration.to_json(config)
         if self.config.exists():
-            there, here = _leaves(json.loads(self.config.read_text())), _leaves(json.loads(text))
+            # What an older version did not write has its default there.
+            there, here = _leaves(configuration.to_json(self.read_config())), _leaves(text)
             changed = [
-                key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)
+                key
+                for key in sorted(there.keys() | here.keys())
+                if not self._alike(key, there.get(key), here.get(key))
             ]
             if changed:
                 listed = ", ".join(
@@ -89,29 +101,41 @@ class Workdir:
         """The config of the run that the workdir holds.
 
         Raises:
-          UserError: when it holds none.
+          UserError: when it holds none, or what is there is no config.
         """
         if not self.config.exists():
             raise UserError(f"{self.path}: no run here (config.json is missing)")
-        return configuration.from_json(self.config.read_text())
+        try:
+            return configuration.from_json(self.config.read_text())
+        # Whatever is in it instead: no JSON, another program's, values of other types.
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{self.config}: damaged, or not the config of a run") from error
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes what the run came to; a workdir with a result is a finished one."""
-        write_atomically(self.result, json.dumps(result, indent=2) + "\n")
+        write_atomically(self.result, to_json(result))
+
+    def read_result(self) -> dict[str, Any]:
+        """What `write_result` wrote; None stands for NaN.
+
+        Raises:
+          UserError: when the file is damaged.
+        """
+        return _read_object(self.result)
 
     def note_divergence(self, reason: str) -> None:
         """Writes why the run ended without a result."""
-        write_atomically(self.diverged, json.dumps({"reason": reason}, indent=2) + "\n")
+        write_atomically(self.diverged, to_json({"reason": reason}))
 
     def why_diverged(self) -> str:
         """The reason that `note_divergence` wrote."""
-        return json.loads(self.diverged.read_text())["reason"]
+        return _read_object(self.diverged)["reason"]
 
     def miou(self, split: str) -> float:
-        """MIoU of the finished run; NaN where it diverged."""
+        """MIoU of the finished run; NaN where it diverged, or no pixel has a label."""
         if self.diverged.exists():
             return math.nan
-        return json.loads(self.result.read_text())["scores"][split]["miou"]
+        return _number(self.read_result()["scores"][split]["miou"])
 
     def median_rate(self) -> float:
         """Images per second, the median of what the run logged."""
@@ -127,24 +151,63 @@ class Workdir:
 
     def summary(self, split: str) -> RunSummary:
         """The finished run as tables and reports show it, with its scores on a split."""
-        result = json.loads(self.result.read_text())
+        result = self.read_result()
         scores = result["scores"][split]
+        # Not all fields are in results of older versions.
+        fields: dict[str, Any] = {field: result.get(field) for field in SUMMARY_FIELDS}
         return RunSummary(
-            # Not all fields are in results of older versions.
-            **{field: result.get(field) for field in SUMMARY_FIELDS},
-            miou=scores["miou"],
-            pixel_accuracy=scores["pixel_accuracy"],
+            **fields,
+            miou=_number(scores["miou"]),
+            pixel_accuracy=_number(scores["pixel_accuracy"]),
             agreement=scores["agreement"],
-            class_iou=[math.nan if value is None else value for value in scores["iou"]],
+            class_iou=[_number(value) for value in scores["iou"]],
             history=read_metrics(self.metrics) if self.metrics.exists() else (),
         )
 
+    def _alike(self, key: str, there: Any, here: Any) -> bool:
+        """Whether a value of the config that is there means what the same key means now."""
+        if there == here:
+            return True
+        if not (key in PATHS or key.endswith("data_dir")) or not (there and here):
+            return False
+        if absolute(there) == absolute(here):
+            return True
+        # Where nothing says which weights taught, no checkpoint was written, or one was that says
+        # it itself and is not continued by another teacher.
+        return key == TEACHER and self._taught_by(there) in (None, saved.fingerprint_in(here))
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
+    def _taught_by(self, path: str) -> str | None:
+        """The fingerprint of the run's teacher, of which its config says the path."""
+        if self.result.exists():
+            _, fingerprint = self.read_result().get("teacher") or (None, None)
+            return fingerprint
+        return saved.fingerprint_in(path)
+
+
+def _read_object(path: epath.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged: no JSON object")
+    return found
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _leaves(text: str) -> dict[str, Any]:
+    """The values of a config by dotted key."""
+
+    def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        leaves: dict[str, Any] = {}
+        for key, value in tree.items():
+            if isinstance(value, dict) and value:
+                leaves |= flat(value, f"{prefix}{key}.")
+            else:
+                leaves[prefix + key] = value
+        return leaves
+
+    return flat(json.loads(text), "")

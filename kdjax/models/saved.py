@@ -4,6 +4,7 @@ DIR/network.json    name, classes, preprocessing, where it comes from; written l
 DIR/parameters/     parameters and running statistics, by Orbax
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,11 +24,13 @@ from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET, Preprocessing
 from kdjax.models.registry import create
 from kdjax.models.segmenter import Segmenter
-from kdjax.paths import absolute, reachable
+from kdjax.paths import absolute, is_remote, reachable, why_unwritable
 
 FORMAT = 2  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
 MAX_REASON = 160  # characters
+_UNFINISHED = ".kdjax-unfinished-"
+_MARK = {"kdjax": "network"}  # what tells our parameters from those of anybody else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,24 +84,106 @@ def fingerprint(state: Any) -> str:
 def save(path: epath.PathLike, info: NetworkInfo, state: nnx.State) -> NetworkInfo:
     """Writes a network checkpoint, replacing one that is there; returns its info with fingerprint.
 
-    Among several processes one alone writes it, from arrays that it has whole.
+    Among several processes one alone writes it, from arrays that it has whole. On a local disk the
+    checkpoint that is there is kept until the new one is whole.
 
     Args:
       path: the directory.
       info: what describes the network.
       state: its parameters and running statistics, as `nnx.state(net)` holds them.
+
+    Raises:
+      UserError: when it cannot be written, or something else would be replaced.
     """
-    directory = epath.Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
-    # Without network.json the directory is no checkpoint, so a cut write is never taken for one.
-    (directory / "network.json").unlink(missing_ok=True)
+    directory = check_output(path)
     state = jax.device_get(state)
     info = dataclasses.replace(info, fingerprint=fingerprint(state))
-    with _checkpointer() as checkpointer:
-        checkpointer.save(absolute(directory / "parameters"), nnx.to_pure_dict(state), force=True)
-    text = json.dumps({"format": FORMAT, **dataclasses.asdict(info)}, indent=2)
-    (directory / "network.json").write_text(text + "\n")
+    values = {"format": FORMAT, **dataclasses.asdict(info)}
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    try:
+        _write(directory, nnx.to_pure_dict(state), text)
+    # Every client of an object store has errors of its own; TensorStore's are ValueErrors.
+    except Exception as error:
+        if not is_remote(directory) and not isinstance(error, (OSError, ValueError)):
+            raise
+        raise UserError(f"cannot write {directory}: {why_unwritable(error)}") from error
     return info
+
+
+def check_output(path: epath.PathLike) -> epath.Path:
+    """Returns a directory that `save` may write to: it has nothing that `save` did not write.
+
+    Raises:
+      UserError: when it has, when it is no directory and can be none, or its store does not answer.
+    """
+    directory = reachable(path)
+    try:
+        if not is_remote(directory):
+            there = next(place for place in (directory, *directory.parents) if place.exists())
+            if not there.is_dir():
+                raise UserError(f"cannot write {directory}: {there} is a file")
+        for name in ("network.json", "parameters"):
+            if (directory / name).exists() and not _is_ours(directory):
+                raise UserError(
+                    f"{directory / name} is there and is not that of a network checkpoint; choose "
+                    "another folder"
+                )
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {why_unwritable(error)}") from error
+    return directory
+
+
+def _is_ours(directory: epath.Path) -> bool:
+    """Whether `network.json` and `parameters` are those of a network checkpoint, or of its rest."""
+    description = directory / "network.json"
+    if description.exists():
+        with contextlib.suppress(ValueError):
+            values = json.loads(description.read_text())
+            return isinstance(values, dict) and "fingerprint" in values
+        return False
+    # What was written before its description, and then stopped.
+    try:
+        with _checkpointer() as checkpointer:
+            metadata = checkpointer.metadata(absolute(directory / "parameters"))
+    except Exception:  # Whatever Orbax says of what is no checkpoint.
+        return False
+    return _MARK.items() <= (metadata.custom_metadata or {}).items()
+
+
+def _write(directory: epath.Path, state: Any, description: str) -> None:
+    parameters, described = directory / "parameters", directory / "network.json"
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    if is_remote(directory):
+        # Without network.json the directory is no checkpoint: a cut write is never taken for one.
+        described.unlink(missing_ok=True)
+        with _checkpointer() as checkpointer:
+            checkpointer.save(absolute(parameters), state, force=True, custom_metadata=_MARK)
+        described.write_text(description)
+        return
+    new = directory / f"{_UNFINISHED}parameters"
+    new_description = directory / f"{_UNFINISHED}network.json"
+    try:
+        _remove_unfinished(directory)  # of a process that was killed
+        with _checkpointer() as checkpointer:
+            checkpointer.save(absolute(new), state, custom_metadata=_MARK)
+        new_description.write_text(description)
+        # Between these, the old description does not fit the weights, which `load` notices.
+        if parameters.exists():
+            parameters.rmtree()
+        new.rename(parameters)
+        new_description.replace(described)
+    except BaseException:
+        _remove_unfinished(directory)
+        if made:
+            directory.rmdir()
+        raise
+
+
+def _remove_unfinished(directory: epath.Path) -> None:
+    """Also the folders in which Orbax had begun, whose names begin as the finished one's."""
+    for path in directory.glob(f"{_UNFINISHED}*"):
+        path.rmtree() if path.is_dir() else path.unlink()
 
 
 def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, NetworkInfo]:
@@ -111,14 +196,12 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
     Raises:
       UserError: when there is none, it is damaged, or its store does not answer.
     """
-    directory = reachable(path)
-    if not (directory / "network.json").exists():
-        if not (directory / "student" / "network.json").exists():
-            raise UserError(
-                f"{path}: no network checkpoint here (expected network.json, or the student/ of a "
-                "finished run)"
-            )
-        directory = directory / "student"
+    directory = _find(path)
+    if directory is None:
+        raise UserError(
+            f"{path}: no network checkpoint here (expected network.json, or the student/ of a "
+            "finished run)"
+        )
     info = _read_info(directory / "network.json")
     net = nnx.eval_shape(lambda: info.create(dtype=dtype, rngs=traced_rngs(0)))
     graphdef, abstract = nnx.split(net)
@@ -135,6 +218,25 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
         raise UserError(f"{directory}: the weights are not those that network.json describes")
     nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.asarray, values))
     return nnx.merge(graphdef, abstract), info
+
+
+def fingerprint_in(path: epath.PathLike) -> str | None:
+    """The fingerprint of the network that `load` would read, None where there is none.
+
+    Raises:
+      UserError: when its description is damaged, or its store does not answer.
+    """
+    directory = _find(path)
+    return None if directory is None else _read_info(directory / "network.json").fingerprint
+
+
+def _find(path: epath.PathLike) -> epath.Path | None:
+    """The directory of the network checkpoint in `path`, or of the student in a workdir."""
+    directory = reachable(path)
+    for place in (directory, directory / "student"):
+        if (place / "network.json").exists():
+            return place
+    return None
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -1,6 +1,9 @@
 """Whole files, written so that a reader or a killed run never meets half of one."""
 
+import json
+import math
 import os
+from typing import Any
 
 from etils import epath
 
@@ -27,3 +30,22 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """JSON as every reader takes it, with a line break: what is not finite becomes `null`.
+
+    Args:
+        value: of dicts with text for keys, lists, tuples, text, numbers and None.
+        indent: as `json.dumps` takes it; None for a single line.
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinity, and Python's own breaks other readers."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

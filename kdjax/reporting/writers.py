@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from kdjax.errors import UserError
 from kdjax.paths import is_remote
-from kdjax.reporting.files import write_atomically
+from kdjax.reporting.files import to_json, write_atomically
 
 # How often files are brought up to date that would be slow to write with every line: those in an
 # object store, which cannot append and is given the whole file, and TensorBoard's.
@@ -88,7 +87,7 @@ class JsonLines:
         kept = []
         if resume_step is not None and self._path.exists():
             kept = [record for record in read_metrics(path) if record["step"] <= resume_step]
-        self._text = "".join(json.dumps(record) + "\n" for record in kept)
+        self._text = "".join(to_json(record, indent=None) for record in kept)
         self._upload()
         self._file = None if is_remote(self._path) else self._path.open("a")
 
@@ -280,8 +279,7 @@ class Console:
 def _json_line(step: int, values: Mapping[str, float]) -> str:
     """One line of JSON from Python, NumPy or JAX scalars."""
     numbers = {name: float(value) for name, value in values.items()}
-    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-    return json.dumps({"step": int(step), **finite}) + "\n"
+    return to_json({"step": int(step), **numbers}, indent=None)
 
 
 def _in_words(values: Mapping[str, float]) -> str:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,14 +12,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from kdjax.errors import UserError
-from kdjax.paths import absolute
+from kdjax.paths import absolute, why_unwritable
 from kdjax.training.checksum import checksum
 from kdjax.training.state import TrainState
 
 BEST_METRIC = "miou"
 # The one before the latest is there for when the latest turns out to be damaged.
 LATEST = 2
-_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 class Damaged(UserError):
@@ -185,13 +182,9 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            raise self._unwritable(error.strerror or str(error)) from error
-        # TensorStore has no type for a full disk; it says so behind the names of its files.
-        except ValueError as error:
-            code = _OS_ERROR.search(str(error))
-            reason = os.strerror(int(code[1])) if code else _first_line(error)
-            raise self._unwritable(reason) from error
+        # The latter is TensorStore's.
+        except (OSError, ValueError) as error:
+            raise self._unwritable(why_unwritable(error)) from error
 
     def _unwritable(self, reason: str) -> UserError:
         steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]
