@@ -44,8 +44,9 @@ from benchmarks.torch import side as torch_side  # noqa: E402
 from benchmarks.torch.trainer import Execution, settle  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
 from kdjax import command, interop  # noqa: E402
+from kdjax.config import default  # noqa: E402
 from kdjax.errors import UserError  # noqa: E402
-from kdjax.recipes.methods import methods as recipes  # noqa: E402
+from kdjax.recipes.methods import compare_methods  # noqa: E402
 
 GPU = Work()
 CPU = dataclasses.replace(
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
     if on_gpu != torch.cuda.is_available():
         raise UserError("one of JAX and PyTorch sees a GPU and the other does not: compare alike")
     plain = chosen_work(GPU if on_gpu else CPU)
-    chosen: dict[str, Any] = recipes(METHODS.value).to_dict()
+    chosen: dict[str, Any] = compare_methods(default(), METHODS.value).compare.methods.to_dict()
     # A ConfigDict sorts its keys; the first is the one that was named first.
     works = {name: dataclasses.replace(plain, terms=chosen[name]) for name in METHODS.value}
     name, first = next(iter(works.items()))
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> None:
     print(f"\n{compare_alone(name, first, on_gpu)}\n\n{versions()}")
 
 
-def chosen_work(default: Work) -> Work:
+def chosen_work(usual: Work) -> Work:
     """The work of the device, changed by the flags."""
     given: dict[str, Any] = {
         name: flag.value for name, flag in WORK.items() if flag.value is not None
@@ -104,7 +105,7 @@ def chosen_work(default: Work) -> Work:
                 f"--crop is {','.join(CROP.value)}; give height,width as in 512,1024"
             ) from error
         given["crop"] = (height, width)
-    return dataclasses.replace(default, **given)
+    return dataclasses.replace(usual, **given)
 
 
 def describe(work: Work) -> str:

@@ -34,6 +34,4 @@ def get_config() -> Config:
     config.compare.weight_factors = (0.3, 1.0, 3.0)
     config.compare.tuning_seeds = (1000,)
     config.compare.seeds = (0, 1, 2, 3, 4)
-    with config.unlocked():
-        config.compare.methods = recipes.methods(METHODS)
-    return config
+    return recipes.compare_methods(config, METHODS)

@@ -17,6 +17,4 @@ def get_config() -> Config:
     config = recipes.camvid()
     config.steps = 1000
     config.compare.seeds = tuple(range(5))
-    with config.unlocked():
-        config.compare.methods = recipes.camvid_methods(METHODS)
-    return config
+    return recipes.compare_camvid_methods(config, METHODS)

@@ -22,6 +22,4 @@ def get_config() -> Config:
     config.optimizer.learning_rate = 0.1
     config.teacher.cache = "caches/camvid"
     config.compare.seeds = (0, 1, 2, 3, 4)
-    with config.unlocked():
-        config.compare.methods = recipes.camvid_methods(METHODS)
-    return config
+    return recipes.compare_camvid_methods(config, METHODS)

@@ -17,6 +17,4 @@ def get_config() -> Config:
     """Returns the config."""
     config = recipes.camvid()
     config.compare.seeds = tuple(range(8))
-    with config.unlocked():
-        config.compare.methods = recipes.camvid_methods(METHODS)
-    return config
+    return recipes.compare_camvid_methods(config, METHODS)

@@ -15,6 +15,4 @@ def get_config() -> Config:
     config.steps = 300
     config.eval_every = 100
     config.compare.teacher_steps = 500
-    with config.unlocked():
-        config.compare.methods = recipes.methods(["plain", "cwd"])
-    return config
+    return recipes.compare_methods(config, ["plain", "cwd"])

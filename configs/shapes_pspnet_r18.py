@@ -26,6 +26,4 @@ def get_config() -> Config:
     """Returns the config."""
     config = recipes.shapes()
     config.compare.seeds = (0, 1, 2)
-    with config.unlocked():
-        config.compare.methods = recipes.methods(METHODS)
-    return config
+    return recipes.compare_methods(config, METHODS)

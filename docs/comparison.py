@@ -1,71 +1,84 @@
-"""Prints the table of docs/results/camvid.md from a finished comparison, and draws its chart.
+"""Prints the table of a comparison's `runs.csv`, as docs/results has it, and draws its chart.
 
-python -m docs.comparison runs/camvid docs/results/camvid.png
+python -m docs.comparison docs/results/camvid.csv [docs/results/camvid.png]
 """
 
-import pathlib
 import sys
 
-from kdjax.experiments.workdir import Workdir
+from kdjax.recipes.methods import BUILDS_ON
 from kdjax.reporting import figures
 from kdjax.reporting.interval_figure import interval_dots
 from kdjax.reporting.intervals import gain, gap_closed, paired_gains
 from kdjax.reporting.results import MethodResult, RunSummary, plain_student, teacher_of
+from kdjax.reporting.runs import read_runs
 from kdjax.reporting.tables import estimate_text, miou_text
 
-SPLITS = ("test", "test/unseen", "val")
-HEADER = ("run", "test", "gain", "gap closed, %", "unseen", "gain there", "val", "by seed, on test")
 
-
-def methods(root: pathlib.Path, split: str) -> list[MethodResult]:
-    """Teacher, plain student, and the others by their gain."""
+def methods(runs: list[RunSummary]) -> list[MethodResult]:
+    """Teacher, plain students, and the others by their gain."""
     grouped: dict[str, list[RunSummary]] = {}
-    for result in [root / "teacher/result.json", *sorted(root.glob("*/seed*/result.json"))]:
-        run = Workdir(result.parent).summary(split)
+    for run in runs:
         grouped.setdefault(run.method, []).append(run)
     order = ("teacher", "plain", "taught")
     found = [MethodResult(method=m, role=runs[0].role, runs=runs) for m, runs in grouped.items()]
-    return sorted(found, key=lambda result: (order.index(result.role), -result.miou))
+    return sorted(found, key=lambda r: (order.index(r.role), -r.miou if r.role == "taught" else 0))
 
 
-def main(root: str, chart: str) -> None:
-    """Prints a row for each method, by mIoU on test."""
-    by_split = {split: methods(pathlib.Path(root), split) for split in SPLITS}
+def table(path: str) -> list[str]:
+    """The lines of the table in Markdown, a row for each method, by mIoU on test."""
+    by_split = {
+        split: {result.method: result for result in methods(runs)}
+        for split, runs in read_runs(path).items()
+    }
+    groups = [split for split in by_split if split.startswith("test/")]
+    header = ["run", "test", "gain", "own effect", "gap closed, %"]
+    for group in groups:
+        header += [group.removeprefix("test/"), "gain there"]
+    header += ["val", "s a step", "by seed, on test"]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     test = by_split["test"]
-    plain, teacher = plain_student(test), teacher_of(test)
-    rows = [HEADER, ["---", *["---:"] * (len(HEADER) - 1)]]
-    for result in test:
-        val, unseen = (
-            next(r for r in by_split[split] if r.method == result.method)
-            for split in ("val", "test/unseen")
-        )
-        taught = result.role == "taught"
-        rows.append(
-            [
-                result.method,
-                miou_text(result),
-                estimate_text(gain(result, plain), "+.2f") if taught else "–",
-                estimate_text(gap_closed(result, plain, teacher), ".0f") if taught else "–",
-                miou_text(unseen),
-                estimate_text(gain(unseen, plain_student(by_split["test/unseen"])), "+.2f")
-                if taught
-                else "–",
-                miou_text(val),
-                " ".join(f"{100 * run.miou:.1f}" for run in result.runs),
-            ]
-        )
-    for cells in rows:
-        print("| " + " | ".join(cells) + " |")
-    if plain:
-        taught = [result for result in test if result.role == "taught"]
-        figure = interval_dots(
-            {result.method: gain(result, plain) for result in taught},
-            {result.method: paired_gains(result, plain) for result in taught},
-            "Gain on test (points of mIoU)",
-            figures.method_colors([result.method for result in test], "teacher", plain.method),
-            line_at=0.0,
-        )
-        figure.savefig(chart, dpi=160, facecolor="white")
+    plain, teacher = (find(list(test.values())) for find in (plain_student, teacher_of))
+    for name, result in test.items():
+        base = test.get(BUILDS_ON.get(name, ""))
+        own = f"{_gain(result, base)} on {base.method}" if base else "–"
+        cells = [name, miou_text(result), _gain(result, plain), own]
+        cells.append(estimate_text(gap_closed(result, plain, teacher), ".0f"))
+        for group in groups:
+            there = by_split[group]
+            cells += [miou_text(there[name]), _gain(there[name], plain and there[plain.method])]
+        cells.append(miou_text(by_split["val"][name]))
+        seconds = result.mean("step_processor_seconds")
+        cells.append(f"{seconds:.2f}" if seconds == seconds else "–")
+        cells.append(" ".join(f"{100 * run.miou:.1f}" for run in result.runs))
+        rows.append(cells)
+    return ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+def _gain(result: MethodResult, over: MethodResult | None) -> str:
+    return "–" if result.role == "teacher" else estimate_text(gain(result, over), "+.2f")
+
+
+def draw(path: str, chart: str) -> None:
+    """Draws what each method gains over the plain student on test."""
+    test = methods(read_runs(path)["test"])
+    plain = plain_student(test)
+    assert plain is not None
+    others = [result for result in test if result.role != "teacher" and result is not plain]
+    figure = interval_dots(
+        {result.method: gain(result, plain) for result in others},
+        {result.method: paired_gains(result, plain) for result in others},
+        "Gain on test (points of mIoU)",
+        figures.method_colors([result.method for result in test], "teacher", plain.method),
+        line_at=0.0,
+    )
+    figure.savefig(chart, dpi=160, facecolor="white")
+
+
+def main(path: str, chart: str | None = None) -> None:
+    """Prints the table and, where it is asked for, draws the chart."""
+    print("\n".join(table(path)))
+    if chart:
+        draw(path, chart)
 
 
 if __name__ == "__main__":

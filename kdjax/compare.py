@@ -15,6 +15,7 @@ from kdjax.experiments.comparison import TEACHER, compare
 from kdjax.experiments.images import Images
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.report import write_report, write_results
+from kdjax.reporting.runs import write_runs
 from kdjax.reporting.tables import note, text_table
 
 _CONFIG = configuration.define_flag()
@@ -61,13 +62,16 @@ def main(argv: list[str]) -> None:
     path = Workdir(_WORKDIR.value).report
     write_report(path, report)
     write_results(path.parent, report)
-    for split in [report.split, *(f"{report.split}/{group}" for group in config.data.test_groups)]:
-        scores = dataclasses.replace(report, runs=[run.summary(split) for run in runs])
-        print(f"\n{split}\n{text_table(scores)}")
+    groups = [f"{report.split}/{group}" for group in config.data.test_groups]
+    splits = dict.fromkeys(filter(None, (config.data.val_split, report.split, *groups)))
+    summaries = {split: [run.summary(split) for run in runs] for split in splits}
+    write_runs(path.parent / "runs.csv", summaries, report.class_names)
+    for split in (report.split, *groups):
+        print(f"\n{split}\n{text_table(dataclasses.replace(report, runs=summaries[split]))}")
     print(f"\n{note(report)}")
     if comparison.notes:
         print("\n" + "\n".join(comparison.notes))
-    print(f"\nreport: {path}, with results.md and results.csv beside it")
+    print(f"\nreport: {path}, with results.md, results.csv and runs.csv beside it")
 
 
 def _integers(values: list[str]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ A config file (`configs/*.py`) starts from `default()`, sets what differs and re
 can be overridden on the command line as `--config.optimizer.learning_rate=0.02`.
 """
 
+import hashlib
 import json
 import runpy
 from typing import Any
@@ -138,7 +139,12 @@ def default() -> Config:
 
     config.compare = ConfigDict()
     config.compare.methods = ConfigDict()  # name -> {term name: term(...)}; {} is the plain student
+    # name -> name of the method that it is with something added: the table has what that adds.
+    config.compare.builds_on = ConfigDict()
     config.compare.seeds = (0,)
+    # Trains the plain student a second time, with as many steps as take what the costliest method
+    # takes (processor time on a CPU, else time): what is gained by teaching, and what by time.
+    config.compare.equal_time = True
     config.compare.teacher_steps = 1000
     config.compare.teacher_learning_rate = 0.01
     # What is tried on the validation split first, and taken for all seeds: by the plain student,
@@ -189,6 +195,16 @@ def _why_unreadable(path: str) -> str:
 def to_json(config: Config) -> str:
     """The config as it is stored in a workdir."""
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
+
+
+def fingerprint(config: Config) -> str:
+    """Twelve hexadecimal digits that change with what is done, and not with where files lie."""
+    values = json.loads(config.to_json_best_effort())
+    del values["teacher"]["checkpoint"], values["teacher"]["cache"]
+    del values["student"]["checkpoint"], values["student"]["backbone"]
+    for data in (values["data"], *values["data"]["mixture"].values()):
+        del data["data_dir"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def from_json(text: str) -> Config:

@@ -49,6 +49,7 @@ class Trained:
             {
                 "scores": {split: {"miou": miou} for split in splits},
                 "teacher": [teacher, saved.fingerprint_in(teacher)] if teacher else None,
+                "step_processor_seconds": {"cwd": 0.5, "nfd": 0.36}.get("".join(config.terms), 0.2),
             }
         )
 
@@ -102,7 +103,11 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     final = {label: run for label, run in train.configs.items() if run.seed in (0, 1)}
     assert set(final) == {
         "teacher",
-        *(f"{name}, seed {seed}" for name in ("plain", "cwd", "nfd") for seed in (0, 1)),
+        *(
+            f"{name}, seed {seed}"
+            for name in ("plain", "cwd", "nfd", "equal_time")
+            for seed in (0, 1)
+        ),
     }
     assert all(run.data.test_split for run in final.values())
     assert final["teacher"].optimizer.learning_rate == config.compare.teacher_learning_rate
@@ -112,13 +117,22 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     assert comparison.notes[0].endswith(
         "taken: lr0.2_decay0 (at the end of what was tried of weight_decay)"
     )
+    # The plain student has as many steps as take as long as the costliest method's.
+    longer, plain = final["equal_time, seed 1"], final["plain, seed 1"]
+    assert longer.steps == 2.5 * plain.steps
+    longer.steps = plain.steps
+    assert configuration.to_json(longer) == configuration.to_json(plain)
+    assert comparison.notes[-1] == (
+        "plain student, equal time: 2,500 steps, which take as long as the 1,000 of cwd "
+        "(0.5 processor seconds a step; the plain student's take 0.2)"
+    )
     assert list(comparison.students) == ["plain student", "cwd", "nfd"]
     written = json.loads((tmp_path / "tuning.json").read_text())
     assert [entry["method"] for entry in written] == ["plain", "cwd", "nfd"]
     assert written[0]["taken"]["learning_rate"] == 0.2
     # All is done: nothing runs again, and another seed adds its own runs alone.
     compare(config, str(tmp_path), (0, 1, 2))
-    assert len(train.configs) == 1 + 24 + 3 * 3
+    assert len(train.configs) == 1 + 24 + 3 * 4
 
 
 def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
@@ -128,18 +142,18 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     train = Trained(score)
     monkeypatch.setattr(jobs, "train", train)
     comparison = compare(config, str(tmp_path), (0,))
-    assert len(train.configs) == 4
+    assert len(train.configs) == 5
     # What has no teacher does not change with its cache.
     caches = {
         label: tuple(run.teacher[key] for key in ("cache", "cache_classes"))
         for label, run in train.configs.items()
     }
     assert caches == {
-        **dict.fromkeys(("teacher", "plain, seed 0"), ("", 0)),
+        **dict.fromkeys(("teacher", "plain, seed 0", "equal_time, seed 0"), ("", 0)),
         **dict.fromkeys(("cwd, seed 0", "nfd, seed 0"), ("scores", 3)),
     }
     assert train.configs["cwd, seed 0"].optimizer.learning_rate == 0.05
-    assert not comparison.notes
+    assert len(comparison.notes) == 1
     assert not (tmp_path / "tuning.json").exists()
 
 
@@ -152,14 +166,14 @@ def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
     train = Trained(lambda run: NAN if "nfd" in run.terms else 0.5)
     monkeypatch.setattr(jobs, "train", train)
     compare(config, "runs/one", (0,))
-    assert len(train.configs) == 4
+    assert len(train.configs) == 5
     compare(config, str(tmp_path / "runs" / "one"), (0,))
     (tmp_path / "link").symlink_to("runs")
     config.data.data_dir = str(tmp_path / "data")
     compare(config, "link/../runs/one", (0,))
     (tmp_path / "runs" / "one").rename("two")
     compare(config, "two", (0,))
-    assert len(train.configs) == 4
+    assert len(train.configs) == 5
     # But not with other weights in the teacher's place, nor with other data.
     (tmp_path / "two" / "teacher" / "student" / "network.json").write_text(described("other"))
     with pytest.raises(UserError, match=r"cwd/seed0 holds a run of another config \(config.t"):
@@ -203,6 +217,43 @@ def test_scores_of_a_split_without_labels_are_null(tmp_path):
     assert math.isnan(summary.pixel_accuracy)
 
 
+def test_a_plain_student_of_equal_time_is_left_out_where_it_is_not_asked_for(
+    config, tmp_path, monkeypatch
+):
+    config.compare.equal_time = False
+    config.compare.learning_rates = config.compare.weight_decays = ()
+    config.compare.weight_factors = ()
+    monkeypatch.setattr(jobs, "train", Trained(score))
+    comparison = compare(config, str(tmp_path), (0,))
+    assert list(comparison.students) == ["plain student", "cwd", "nfd"]
+    assert not comparison.notes
+
+
+@pytest.mark.parametrize(
+    ("seeds", "changes", "message"),
+    [
+        ((0, 1, 0), {}, "seed 0 stands twice in the seeds"),
+        ((0,), {"tuning_seeds": (7, 7)}, "seed 7 stands twice in the tuning seeds"),
+        ((0, 7), {}, "seed 7 is to be reported and stands in config.compare.tuning_seeds too"),
+        ((0,), {"methods": {"plain": {}, "tuning": {}}}, 'cannot be called "tuning"'),
+        ((0,), {"builds_on": {"cwd": "nfb"}}, 'builds_on names "nfb", .* did you mean "nfd"'),
+    ],
+)
+def test_what_would_flatter_a_comparison_or_mix_it_up(config, tmp_path, seeds, changes, message):
+    with config.unlocked():
+        config.compare.update(ConfigDict(changes))
+    with pytest.raises(UserError, match=message):
+        compare(config, str(tmp_path), seeds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_that_picks_nothing_may_be_reported(config, tmp_path, monkeypatch):
+    config.compare.learning_rates = config.compare.weight_decays = ()
+    config.compare.weight_factors = ()
+    monkeypatch.setattr(jobs, "train", Trained(score))
+    assert compare(config, str(tmp_path), (7,)).runs
+
+
 def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypatch):
     def breaks(run):
         nfd = "nfd" in run.terms and (run.terms.nfd.weight < 2 or run.seed == 1)
@@ -213,8 +264,8 @@ def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypa
     comparison = compare(config, str(tmp_path), (0, 1))
     assert train.configs["nfd, seed 0"].terms.nfd.weight == 3.0
     assert [run.path.name for run in comparison.runs if "nfd" in str(run.path)] == ["seed0"]
-    assert comparison.notes[-1] == "nfd, seed 1: the run diverged: loss is nan at step 3"
-    assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-2]
+    assert comparison.notes[-2] == "nfd, seed 1: the run diverged: loss is nan at step 3"
+    assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-3]
     before = len(train.configs)
     assert compare(config, str(tmp_path), (0, 1)).notes == comparison.notes
     assert len(train.configs) == before
@@ -225,7 +276,7 @@ def test_a_method_that_diverges_at_every_weight_is_left_out(config, tmp_path, mo
     monkeypatch.setattr(jobs, "train", train)
     comparison = compare(config, str(tmp_path), (0,))
     assert list(comparison.students) == ["plain student", "cwd"]
-    assert comparison.notes[-1].endswith("all diverged")
+    assert comparison.notes[-2].endswith("all diverged")
 
 
 def test_a_plain_student_that_always_diverges_ends_it(config, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from kdjax.experiments.images import Images
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.report import write_report
+from kdjax.reporting.runs import write_runs
 from kdjax.reporting.tables import csv_table, text_table
 from kdjax.training.loop import Diverged
 
@@ -55,6 +56,8 @@ def config(data_dir):
     config.compare.teacher_steps = 2
     with config.unlocked():
         config.data.test_groups = ConfigDict({"unseen": "^b"})
+        # It depends on measured times.
+        config.compare.equal_time = False
         config.compare.methods = ConfigDict(
             {"plain": {}, "cwd": {"cwd": configuration.term("cwd")}}
         )
@@ -103,10 +106,13 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, comparison, capsys):
     page = (comparison / "report.html").read_text()
     assert "<svg" in page
     # Costs are in the tables, not drawn as if they were losses.
-    assert not re.search("step (seconds|flops|bytes)", page)
+    assert not re.search("step (seconds|processor seconds|flops|bytes)", page)
     plain, taught = (run.summary("test") for run in runs[1:])
     assert 0 < (plain.step_flops or 0) < (taught.step_flops or 0)
     assert 0 < (plain.step_bytes or 0) < (taught.step_bytes or 0)
+    assert (plain.step_seconds or 0) > 0
+    assert (plain.step_processor_seconds or 0) > 0
+    assert plain.config_fingerprint != taught.config_fingerprint
 
 
 def test_what_is_done_is_not_done_again(config, comparison, capsys):
@@ -117,11 +123,16 @@ def test_what_is_done_is_not_done_again(config, comparison, capsys):
 
 
 def test_the_docs_have_a_row_for_each_method_of_a_comparison(config, comparison, tmp_path, capsys):
-    compare(config, str(comparison), (0,))
+    runs = compare(config, str(comparison), (0,)).runs
+    splits = ("val", "test", "test/unseen")
+    summaries = {split: [run.summary(split) for run in runs] for split in splits}
+    write_runs(tmp_path / "runs.csv", summaries, ["a", "b", "c"])
     capsys.readouterr()
-    docs_table.main(str(comparison), str(tmp_path / "chart.png"))
+    docs_table.main(str(tmp_path / "runs.csv"), str(tmp_path / "chart.png"))
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == ["| teacher", "| plain student", "| cwd"]
+    unseen = f"{100 * summaries['test/unseen'][2].miou:.2f}"
+    assert rows[2].split(" | ")[5] == unseen
     assert (tmp_path / "chart.png").stat().st_size > 1000
 
 

@@ -12,6 +12,7 @@ from made_up_results import PALETTE, report, run
 from kdjax.reporting import figures
 from kdjax.reporting.report import write_report, write_results
 from kdjax.reporting.results import Example
+from kdjax.reporting.runs import read_runs, write_runs
 from kdjax.reporting.tables import csv_table, markdown_table, method_table, note, text_table
 
 
@@ -289,3 +290,41 @@ class TestReport:
         steps, values = summary.series("x")
         assert steps == [1]
         assert np.isnan(values).all()
+
+
+def test_what_a_method_adds_to_the_one_that_it_builds_on():
+    runs = [run("plain", "plain", seed, 0.40) for seed in (0, 1)]
+    runs += [run("cwd", "taught", seed, 0.50 + 0.02 * seed) for seed in (0, 1)]
+    runs += [run("fakd_cwd", "taught", seed, 0.51) for seed in (0, 1)]
+    result = report(runs, builds_on={"fakd_cwd": "cwd"})
+    table = method_table(result)
+    own = [row[table.header.index("Own effect")] for row in table.rows]
+    # +1.00 and -1.00 points, with Student's t of one degree of freedom, 12.7062.
+    assert own == ["–", "–", "+0.00 [-12.71, +12.71] on cwd"]
+    assert "“Own effect” counts points over the method" in note(result)
+    rows = list(csv.DictReader(io.StringIO(csv_table(result))))
+    assert float(rows[2]["own_effect_low"]) == pytest.approx(-0.127062, abs=1e-6)
+    assert "Own effect" not in method_table(report(runs)).header
+
+
+def test_a_longer_plain_student_is_compared_with_the_plain_one():
+    runs = [run("plain student", "plain", 0, 0.40), run("plain student, longer", "plain", 0, 0.43)]
+    table = method_table(report([*runs, run("cwd", "taught", 0, 0.45)]))
+    gains = [row[table.header.index("vs plain")] for row in table.rows]
+    assert gains == ["–", "+3.00", "+5.00"]
+
+
+def test_runs_are_read_as_they_were_written(tmp_path):
+    runs = [
+        run("teacher", "teacher", 0, 0.6, steps=None, learning_rate=None, seconds=None),
+        run("cwd, T = 4", "taught", 3, 0.5, step_seconds=0.25, config_fingerprint="0123456789ab"),
+    ]
+    splits = {"val": runs, "test/unseen": [dataclasses.replace(x, miou=x.miou / 3) for x in runs]}
+    write_runs(tmp_path / "runs.csv", splits, ["sky", "a, b", "miou"])
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(runs)
+    found = read_runs(tmp_path / "runs.csv")
+    assert list(found) == list(splits)
+    for split, summaries in splits.items():
+        for read, written in zip(found[split], summaries, strict=True):
+            expected = dataclasses.asdict(dataclasses.replace(written, history=()))
+            np.testing.assert_equal(dataclasses.asdict(read), expected)

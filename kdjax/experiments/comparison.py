@@ -1,8 +1,10 @@
 """Methods side by side: one teacher, and every method of a config over its seeds."""
 
+import statistics
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from kdjax import processes
@@ -13,10 +15,13 @@ from kdjax.experiments.jobs import Job
 from kdjax.experiments.scoring import score_given
 from kdjax.experiments.tuning import Choice, Setting
 from kdjax.experiments.workdir import Workdir
-from kdjax.reporting.files import write_atomically
+from kdjax.reporting.files import read_json, to_json, write_atomically
+from kdjax.suggest import nearest
 
 TEACHER = "teacher"
 PLAIN = "plain student"
+EQUAL_TIME = "plain student, equal time"
+RESERVED = (TEACHER, "tuning", "equal_time")
 
 
 class Comparison(NamedTuple):
@@ -39,8 +44,9 @@ class Comparison(NamedTuple):
 def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 1) -> Comparison:
     """Tunes and trains what is missing of a comparison.
 
-    Layout: `teacher/`, `tuning/<method>/<setting>/seed<N>/` and `<method>/seed<N>/` in the workdir,
-    each a workdir of `kdjax.train`, and `tuning.json`. A method is a name in
+    Layout: `teacher/`, `tuning/<method>/<setting>/seed<N>/`, `<method>/seed<N>/` and
+    `equal_time/seed<N>/` in the workdir, each a workdir of `kdjax.train`, beside `tuning.json` and
+    `equal_time.json`, which keep what was picked. A method is a name in
     `config.compare.methods` with its terms; one without terms is the plain student. Students differ
     in nothing but their terms, the weights of these, and their seed. The validation split picks,
     and only runs with a picked setting see the test split.
@@ -75,6 +81,15 @@ def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 
         if (setting := settings[name])
     ]
     jobs.run(students, parallel)
+    budget = _equal_time(config, root, students) if config.compare.equal_time else None
+    if budget:
+        longer = [
+            _equal_time_job(config, root, job, budget["steps"])
+            for job in students
+            if job.role == "plain"
+        ]
+        jobs.run(longer, parallel)
+        students += longer
     if config.teacher.checkpoint:
         score_given(config, Workdir(root.path / TEACHER), checkpoint, TEACHER)
     finished = [job for job in students if job.files.result.exists()]
@@ -84,7 +99,7 @@ def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 
         runs=[files for files in runs if files.result.exists()],
         students={name: first[name] for name in map(_title(config), order) if name in first},
         choices=choices,
-        notes=_notes(choices, students),
+        notes=[*_notes(choices, students), *([budget["why"]] if budget else [])],
     )
 
 
@@ -96,8 +111,29 @@ def in_order(methods: Config) -> list[tuple[str, Config]]:
 def _check(config: Config, seeds: Sequence[int]) -> None:
     if not config.compare.methods:
         raise UserError("config.compare.methods is empty; name a method, as {'plain': {}}")
+    for name in config.compare.methods:
+        if name in RESERVED:
+            raise UserError(f'a method cannot be called "{name}", which is a folder of the workdir')
     if not seeds:
         raise UserError("--seeds is empty; name a seed, as --seeds 0,1,2")
+    for name, given in (("seeds", seeds), ("tuning_seeds", config.compare.tuning_seeds)):
+        if twice := {seed for seed in given if list(given).count(seed) > 1}:
+            raise UserError(
+                f"seed {min(twice)} stands twice in the {name.replace('_', ' ')}; the same run "
+                "twice tells nothing about chance, so name each once"
+            )
+    if _is_tuned(config) and (both := set(seeds) & set(config.compare.tuning_seeds)):
+        raise UserError(
+            f"seed {min(both)} is to be reported and stands in config.compare.tuning_seeds too; "
+            "what was picked on a seed flatters it, so take another"
+        )
+    for name, base in config.compare.builds_on.items():
+        for method in (name, base):
+            if method not in config.compare.methods:
+                raise UserError(
+                    f'config.compare.builds_on names "{method}", which is not in '
+                    f"config.compare.methods; {nearest(method, config.compare.methods)}"
+                )
     tries = [*config.compare.learning_rates, *config.compare.weight_decays]
     if tries and all(len(terms) for terms in config.compare.methods.values()):
         raise UserError(
@@ -108,6 +144,11 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
         raise UserError(
             "config.teacher names neither a checkpoint nor a network to train as the teacher"
         )
+
+
+def _is_tuned(config: Config) -> bool:
+    tried = (config.compare.learning_rates, config.compare.weight_decays)
+    return any(len(values) > 1 for values in (*tried, config.compare.weight_factors))
 
 
 def _tune(config: Config, root: Workdir, checkpoint: str, parallel: int) -> list[Choice]:
@@ -159,6 +200,50 @@ def _notes(choices: Sequence[Choice], students: Sequence[Job]) -> list[str]:
         if job.files.diverged.exists():
             notes.append(f"{job.label}: {job.files.why_diverged()}")
     return notes
+
+
+def _equal_time(config: Config, root: Workdir, students: Sequence[Job]) -> dict[str, Any] | None:
+    """How many steps of the plain student take as long as the training of the costliest method.
+
+    Measured once, by the runs that are there, and kept, so that seeds that join later train alike.
+    None where nothing is taught, or nothing takes longer than the plain student.
+    """
+    path = root.path / "equal_time.json"
+    if path.exists():
+        return read_json(path)
+    # On an accelerator the processor only waits.
+    unit = "step_processor_seconds" if jax.default_backend() == "cpu" else "step_seconds"
+    found: dict[str, list[float]] = {}
+    for job in students:
+        if job.files.result.exists():
+            found.setdefault(job.method, []).append(job.files.read_result()[unit])
+    cost = {method: statistics.median(values) for method, values in found.items()}
+    if PLAIN not in cost:
+        return None
+    costliest = max(cost, key=lambda method: cost[method])
+    steps = round(config.steps * cost[costliest] / cost[PLAIN])
+    if steps <= config.steps:
+        return None
+    seconds = unit.removeprefix("step_").replace("_", " ")
+    budget = {
+        "steps": steps,
+        unit: cost,
+        "why": (
+            f"{EQUAL_TIME}: {steps:,} steps, which take as long as the {config.steps:,} of "
+            f"{costliest} ({cost[costliest]:.3g} {seconds} a step; the plain student's take "
+            f"{cost[PLAIN]:.3g})"
+        ),
+    }
+    if processes.leads():
+        write_atomically(path, to_json(budget))
+    return budget
+
+
+def _equal_time_job(config: Config, root: Workdir, plain: Job, steps: int) -> Job:
+    longer = plain.config.copy_and_resolve_references()
+    longer.steps = steps
+    files = Workdir(root.path / "equal_time" / plain.files.path.name)
+    return Job(longer, files, f"equal_time, seed {longer.seed}", EQUAL_TIME, "plain")
 
 
 def _teacher_job(config: Config, root: Workdir) -> Job | None:

@@ -63,6 +63,7 @@ def make_report(
         config=configuration.to_json(config),
         versions=environment.versions(),
         remarks=remarks,
+        builds_on=dict(config.compare.builds_on),
         command=f"python -m kdjax.{_command()} {' '.join(sys.argv[1:])}",
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
 from kdjax.distillation import entries as term_entries
@@ -181,7 +182,11 @@ def train(
                 "learning_rate": config.optimizer.learning_rate,
                 "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
                 "seconds": seconds,
-                "images_per_second": files.median_rate(),
+                **{
+                    key: files.logged_median(key)
+                    for key in ("step_seconds", "step_processor_seconds", "images_per_second")
+                },
+                "config_fingerprint": configuration.fingerprint(config),
                 **files.step_cost(),
                 "teacher": teacher and [config.teacher.checkpoint, teacher.info.fingerprint],
                 "scores": {split: value.as_dict() for split, value in scores.items()},

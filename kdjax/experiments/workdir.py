@@ -14,7 +14,7 @@ from kdjax.config import Config
 from kdjax.errors import UserError
 from kdjax.models import saved
 from kdjax.paths import absolute, reachable
-from kdjax.reporting.files import to_json, write_atomically
+from kdjax.reporting.files import read_json, to_json, write_atomically
 from kdjax.reporting.results import RunSummary
 from kdjax.reporting.writers import read_metrics
 
@@ -30,9 +30,12 @@ SUMMARY_FIELDS = (
     "learning_rate",
     "parameters",
     "seconds",
+    "step_seconds",
+    "step_processor_seconds",
     "images_per_second",
     "step_flops",
     "step_bytes",
+    "config_fingerprint",
 )
 
 
@@ -121,7 +124,7 @@ class Workdir:
         Raises:
           UserError: when the file is damaged.
         """
-        return _read_object(self.result)
+        return read_json(self.result)
 
     def note_divergence(self, reason: str) -> None:
         """Writes why the run ended without a result."""
@@ -129,7 +132,7 @@ class Workdir:
 
     def why_diverged(self) -> str:
         """The reason that `note_divergence` wrote."""
-        return _read_object(self.diverged)["reason"]
+        return read_json(self.diverged)["reason"]
 
     def miou(self, split: str) -> float:
         """MIoU of the finished run; NaN where it diverged, or no pixel has a label."""
@@ -137,9 +140,9 @@ class Workdir:
             return math.nan
         return _number(self.read_result()["scores"][split]["miou"])
 
-    def median_rate(self) -> float:
-        """Images per second, the median of what the run logged."""
-        return statistics.median(self._logged("train/images_per_second"))
+    def logged_median(self, key: str) -> float:
+        """The median of what the run logged as `train/<key>`, over all its starts."""
+        return statistics.median(self._logged(f"train/{key}"))
 
     def step_cost(self) -> dict[str, float | None]:
         """`kdjax.training.cost.step_cost` of the run's last start; None for what it did not say."""
@@ -182,16 +185,6 @@ class Workdir:
             _, fingerprint = self.read_result().get("teacher") or (None, None)
             return fingerprint
         return saved.fingerprint_in(path)
-
-
-def _read_object(path: epath.Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: damaged: no JSON object")
-    return found
 
 
 def _number(value: float | None) -> float:

@@ -1,11 +1,11 @@
 """What the files in `configs/` share: data sets with networks and schedules, and the methods."""
 
 from kdjax.recipes.methods import METHODS as METHODS
-from kdjax.recipes.methods import methods as methods
+from kdjax.recipes.methods import compare_methods as compare_methods
 from kdjax.recipes.methods import teach as teach
 from kdjax.recipes.published import published as published
 from kdjax.recipes.published import published_teacher as published_teacher
 from kdjax.recipes.small import camvid as camvid
-from kdjax.recipes.small import camvid_methods as camvid_methods
+from kdjax.recipes.small import compare_camvid_methods as compare_camvid_methods
 from kdjax.recipes.small import shapes as shapes
 from kdjax.recipes.small import teacher_of as teacher_of

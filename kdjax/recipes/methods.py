@@ -32,9 +32,30 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def methods(names: Iterable[str] = METHODS) -> ConfigDict:
-    """Methods by name, as `config.compare.methods` holds them."""
-    return ConfigDict({name: _terms(name) for name in names})
+# A method that is another one with something added or weighted: its own effect is what it gains
+# over that one, and not what both gain over the plain student.
+BUILDS_ON = {
+    "pfs_predictions": "pixelwise_kl",
+    "fakd": "pixelwise_kl",
+    "fakd_strong": "pixelwise_kl",
+    "fakd_cwd": "cwd",
+}
+
+
+def compare_methods(config: Config, names: Iterable[str] = METHODS) -> Config:
+    """Has a config compare methods of `METHODS`, each also with the one that it builds on.
+
+    Args:
+      config: the recipe of the students.
+      names: of the methods, among them "plain".
+    """
+    methods = {name: _terms(name) for name in names}
+    with config.unlocked():
+        config.compare.methods = ConfigDict(methods)
+        config.compare.builds_on = ConfigDict(
+            {name: base for name, base in BUILDS_ON.items() if {name, base} <= methods.keys()}
+        )
+    return config
 
 
 def teach(config: Config, method: str, teacher: str) -> Config:

@@ -5,11 +5,9 @@ docs/recipes.md says where each number comes from.
 
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from kdjax.config import Config, default, network
 from kdjax.errors import UserError
-from kdjax.recipes.methods import METHODS, teach
+from kdjax.recipes.methods import compare_methods, teach
 from kdjax.suggest import nearest
 
 # Plain, and each of the four papers.
@@ -111,8 +109,7 @@ def published(data: str, pair: str, method: str = "plain") -> Config:
         _weigh(config.terms, data, method)
         return config
     config.teacher.checkpoint = checkpoint
-    with config.unlocked():
-        config.compare.methods = ConfigDict({name: METHODS[name] for name in COMPARED})
+    compare_methods(config, COMPARED)
     for name in COMPARED:
         _weigh(config.compare.methods[name], data, name)
     return config

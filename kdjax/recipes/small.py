@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from kdjax.config import Config, default, network
-from kdjax.recipes.methods import methods
+from kdjax.recipes.methods import compare_methods
 
 # What configs/camvid_pspnet_r18.py picks on validation, where it is not a method's own weight.
 CAMVID_WEIGHTS = {
@@ -73,11 +73,11 @@ def camvid() -> Config:
     return config
 
 
-def camvid_methods(names: Iterable[str]) -> ConfigDict:
-    """Methods by name, as `recipes.methods`, with the weights that were picked on CamVid."""
-    found = methods(names)
-    found.update({name: CAMVID_WEIGHTS[name] for name in found if name in CAMVID_WEIGHTS})
-    return found
+def compare_camvid_methods(config: Config, names: Iterable[str]) -> Config:
+    """As `recipes.compare_methods`, with the weights that were picked on CamVid."""
+    methods = compare_methods(config, names).compare.methods
+    methods.update({name: CAMVID_WEIGHTS[name] for name in methods if name in CAMVID_WEIGHTS})
+    return config
 
 
 def teacher_of(config: Config) -> Config:

@@ -61,19 +61,19 @@ def heat_map(report: Report) -> HeatMap | None:
     """
     methods = report.methods()
     plain = plain_student(methods)
-    others = [result for result in methods if result.role != "plain"]
+    others = [result for result in methods if result is not plain]
     if plain is None or not any(result.role == "taught" for result in others):
         return None
     gains = {result.method: class_gains(result, plain) for result in others}
-    taught = [result.method for result in others if result.role == "taught"]
-    colored = np.array([estimate.value for method in taught for estimate in gains[method]])
+    students = [result.method for result in others if result.role != "teacher"]
+    colored = np.array([estimate.value for method in students for estimate in gains[method]])
     full = 100 * float(np.max(np.abs(without_far_out(colored)), initial=0))
     rows = []
     for index, iou in enumerate(plain.class_iou):
         cells = [HeatCell("–", "") if math.isnan(iou) else HeatCell(f"{100 * iou:.1f}", iou)]
         for result in others:
             estimate = gains[result.method][index]
-            cells.append(_cell(estimate, full if result.role == "taught" else None))
+            cells.append(_cell(estimate, None if result.role == "teacher" else full))
         rows.append(cells)
     header = ["Class", f"{plain.method}, IoU %", *(result.method for result in others)]
     return HeatMap(header, rows, report.class_names, full)

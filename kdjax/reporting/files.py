@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from kdjax.errors import UserError
 from kdjax.paths import is_remote
 
 
@@ -30,6 +31,21 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      UserError: when the file holds something else.
+    """
+    try:
+        found = json.loads(epath.Path(path).read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged: no JSON object")
+    return found
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:

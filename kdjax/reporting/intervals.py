@@ -79,16 +79,16 @@ def without_far_out(values: np.ndarray) -> np.ndarray:
     return known[(first - fence <= known) & (known <= third + fence)]
 
 
-def gain(result: MethodResult, plain: MethodResult | None) -> Estimate:
-    """Gain in mIoU over the plain student: the mean over the seeds that both have.
+def gain(result: MethodResult, over: MethodResult | None) -> Estimate:
+    """Gain in mIoU over another one, as the plain student: the mean over the seeds that both have.
 
     Without an interval for a teacher (which shares no seed with a student) and for a single seed.
     """
-    if plain is None or result is plain:
+    if over is None or result is over:
         return NOTHING
-    ours, theirs = _paired(result, plain)
+    ours, theirs = _paired(result, over)
     if result.role == "teacher" or not len(ours):
-        return Estimate(result.miou - plain.miou)
+        return Estimate(result.miou - over.miou)
     return _mean(ours - theirs)
 
 

@@ -23,7 +23,12 @@ _DIAGNOSTICS = (
     "train/checkpoint_seconds",
 )
 # The tables have them, or a chart of what follows from them.
-_NOT_DRAWN = ("train/step_seconds", "train/step_flops", "train/step_bytes")
+_NOT_DRAWN = (
+    "train/step_seconds",
+    "train/step_processor_seconds",
+    "train/step_flops",
+    "train/step_bytes",
+)
 _MANY = 5  # curves in one chart, from which on they cannot be told apart
 
 _TITLES = {"val/miou": "mIoU on val (%)", "train/images_per_second": "images/s"}

@@ -23,9 +23,12 @@ class RunSummary:
         class_iou: `[K]`; NaN where neither labels nor predictions hold the class.
         parameters: Of the network alone, without adapters.
         seconds: Wall time of the training.
-        images_per_second: Mean over the training.
+        step_seconds: Of a step, the median of what was logged.
+        step_processor_seconds: On the processor, of all threads of the first process; likewise.
+        images_per_second: Likewise.
         step_flops: Multiplications and additions of a step on all devices; None where not known.
         step_bytes: What a device holds during a step; likewise.
+        config_fingerprint: Of what was trained, wherever its files lay.
         agreement: Share of the pixels on which student and teacher agree; None without a teacher.
         history: The lines of metrics.jsonl.
     """
@@ -41,8 +44,11 @@ class RunSummary:
     parameters: int
     seconds: float | None
     images_per_second: float | None
+    step_seconds: float | None = None
+    step_processor_seconds: float | None = None
     step_flops: float | None = None
     step_bytes: float | None = None
+    config_fingerprint: str | None = None
     agreement: float | None = None
     history: Sequence[Mapping[str, Any]] = ()
 
@@ -84,6 +90,7 @@ class Report:
         versions: Of the packages and the hardware, by name.
         command: What to type to have this again.
         remarks: Lines on how settings were chosen, and on runs that diverged.
+        builds_on: Of a method, the one that it is with something added.
     """
 
     title: str
@@ -97,6 +104,12 @@ class Report:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     command: str = ""
     remarks: Sequence[str] = ()
+    builds_on: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def base(self, result: "MethodResult") -> "MethodResult | None":
+        """The results of the method that `result` builds on, where there are any."""
+        base = self.builds_on.get(result.method)
+        return next((other for other in self.methods() if other.method == base), None)
 
     def methods(self) -> list["MethodResult"]:
         """The runs by method: teachers, then plain students, then taught ones."""

@@ -44,6 +44,7 @@ def method_table(report: Report) -> Table:
             "Method": (result.method, result.method),
             "mIoU %": (miou_text(result), _percent(result.miou)[1]),
             "vs plain": _estimate(above, "+.2f"),
+            "Own effect": _own_effect(result, report.base(result)),
             "Gap closed %": _estimate(closed, ".0f"),
             "Pixel acc. %": _percent(result.mean("pixel_accuracy")),
             "Agreement %": _percent(result.mean("agreement")),
@@ -71,6 +72,8 @@ def note(report: Report) -> str:
         said.append("One seed each: how much of a difference is chance cannot be told from this.")
     if plain:
         said.append("“vs plain” counts points of mIoU.")
+    if any(report.base(result) for result in methods):
+        said.append("“Own effect” counts points over the method that a method builds on.")
     if any(gain(result, plain).low is not None for result in methods):
         said.append(
             f"In brackets, the {LEVEL:.0%} confidence interval of its mean (Student's t on the "
@@ -139,11 +142,13 @@ def csv_table(report: Report) -> str:
     writer = csv.writer(text, lineterminator="\n")
     fields = ("pixel_accuracy", "agreement", "parameters")
     fields += ("step_flops", "step_bytes", "images_per_second", "seconds")
-    intervals = [f"{name}{end}" for name in ("vs_plain", "gap_closed") for end in _ENDS]
+    estimates = ("vs_plain", "own_effect", "gap_closed")
+    intervals = [f"{name}{end}" for name in estimates for end in _ENDS]
     writer.writerow(["method", "role", "seeds", "miou", "miou_deviation", *intervals, *fields])
     for result in methods:
         numbers = [result.miou, result.miou_deviation]
-        numbers += [*gain(result, plain), *gap_closed(result, plain, teacher)]
+        numbers += [*gain(result, plain), *gain(result, report.base(result))]
+        numbers += gap_closed(result, plain, teacher)
         numbers += [result.mean(field) for field in fields]
         known = ["" if x is None or math.isnan(x) else repr(float(x)) for x in numbers]
         writer.writerow([result.method, result.role, len(result.runs), *known])
@@ -186,6 +191,11 @@ def _percent(share: float | None) -> Cell:
 def _estimate(estimate: Estimate, form: str) -> Cell:
     text = estimate_text(estimate, form)
     return text, "" if text == _NONE else estimate.value
+
+
+def _own_effect(result: MethodResult, base: MethodResult | None) -> Cell:
+    text, key = _estimate(gain(result, base), "+.2f")
+    return (f"{text} on {base.method}", key) if base else (text, key)
 
 
 def _number(number: float | None, form: str) -> Cell:

@@ -29,9 +29,10 @@ class Clock:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Around what is no part of the steps."""
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         yield
         self._since += time.perf_counter() - started
+        self._worked += time.process_time() - worked
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
@@ -47,6 +48,7 @@ class Clock:
         values = {
             "train/images_per_second": self.steps * self._batch_size / passed,
             "train/step_seconds": passed / self.steps,
+            "train/step_processor_seconds": (time.process_time() - self._worked) / self.steps,
             "train/input_wait": self._waited / passed,
             "train/checkpoint_seconds": self._saved,
         }
@@ -57,3 +59,4 @@ class Clock:
         self.steps = 0
         self._waited = self._saved = 0.0
         self._since = time.perf_counter()
+        self._worked = time.process_time()

@@ -69,8 +69,9 @@ def fit(
       eval_every: steps between two evaluations.
       checkpoint_every: steps between two checkpoints, beside those of the evaluations; 0 for none.
       placement: where arrays live.
-      log: takes `train/...` values: `step_seconds` is the time of a step, `input_wait` the share of
-        it that the host waited for a batch, `checkpoint_seconds` what saving has cost since the
+      log: takes `train/...` values: `step_seconds` is the time of a step, `step_processor_seconds`
+        that of all of this process's threads on the processor, `input_wait` the share of the former
+        that the host waited for a batch, `checkpoint_seconds` what saving has cost since the
         last line. The first line also has what `kdjax.training.cost.step_cost` says.
       evaluate: called with the step and the state; returns the mIoU.
       checkpoints: where the state is saved.

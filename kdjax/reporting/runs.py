@@ -1,0 +1,87 @@
+"""The runs of a comparison as one CSV: a row a run, with its scores on every split by class.
+
+What a table says can be derived from it again, and more than the table says.
+"""
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from kdjax.reporting.files import write_atomically
+from kdjax.reporting.results import RunSummary
+
+# What a run is, and what it was given; metrics are shares of one.
+_TEXTS = ("method", "role", "config_fingerprint")
+_COUNTS = ("seed", "steps", "parameters")
+_NUMBERS = (
+    "learning_rate",
+    "seconds",
+    "step_seconds",
+    "step_processor_seconds",
+    "images_per_second",
+    "step_flops",
+    "step_bytes",
+)
+_SCORES = ("miou", "pixel_accuracy", "agreement")
+
+
+def write_runs(
+    path: epath.PathLike, splits: Mapping[str, Sequence[RunSummary]], class_names: Sequence[str]
+) -> None:
+    """Writes runs as CSV.
+
+    Args:
+      path: the file.
+      splits: by split, the same runs in the same order with their scores on it.
+      class_names: K names.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    given = (*_TEXTS[:2], *_COUNTS[:2], *_TEXTS[2:], *_COUNTS[2:], *_NUMBERS)
+    scores = [*_SCORES, *(f"iou {name}" for name in class_names)]
+    writer.writerow([*given, *(f"{split} {score}" for split in splits for score in scores)])
+    for summaries in zip(*splits.values(), strict=True):
+        row = [getattr(summaries[0], field) for field in given]
+        for run in summaries:
+            row += [*(getattr(run, field) for field in _SCORES), *run.class_iou]
+        writer.writerow(["" if _is_unknown(value) else value for value in row])
+    write_atomically(path, text.getvalue())
+
+
+def read_runs(path: epath.PathLike) -> dict[str, list[RunSummary]]:
+    """Reads what `write_runs` wrote: by split, the runs with their scores on it."""
+    rows = list(csv.DictReader(io.StringIO(epath.Path(path).read_text())))
+    # A class may be called as a score is.
+    splits = [
+        first.removesuffix(" miou")
+        for first, second in itertools.pairwise(rows[0])
+        if second == f"{first.removesuffix(' miou')} pixel_accuracy"
+    ]
+    return {split: [_summary(row, split) for row in rows] for split in splits}
+
+
+def _summary(row: Mapping[str, str], split: str) -> RunSummary:
+    values: dict[str, Any] = {field: row[field] or None for field in _TEXTS}
+    values |= {field: int(row[field]) if row[field] else None for field in _COUNTS}
+    values |= {field: _number(row[field]) for field in _NUMBERS}
+    scores = {
+        name.removeprefix(f"{split} "): _number(text)
+        for name, text in row.items()
+        if name.startswith(f"{split} ")
+    }
+    values["agreement"] = scores.pop("agreement")
+    miou, accuracy, *iou = (math.nan if x is None else x for x in scores.values())
+    return RunSummary(**values, miou=miou, pixel_accuracy=accuracy, class_iou=iou)
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
