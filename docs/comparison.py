@@ -1,8 +1,9 @@
 """Prints the table of a comparison's `runs.csv`, as docs/results has it, and draws its chart.
 
-python -m docs.comparison docs/results/camvid.csv [docs/results/camvid.png]
+python -m docs.comparison docs/results/camvid_500.csv [docs/results/camvid_500.png]
 """
 
+import math
 import sys
 
 from kdjax.recipes.methods import BUILDS_ON
@@ -34,21 +35,27 @@ def table(path: str) -> list[str]:
     header = ["run", "test", "gain", "own effect", "gap closed, %"]
     for group in groups:
         header += [group.removeprefix("test/"), "gain there"]
-    header += ["val", "s a step", "by seed, on test"]
+    val = by_split.get("val")
+    timed = any(result.mean("step_processor_seconds") > 0 for result in by_split["test"].values())
+    header += [*(["val"] if val else []), *(["s a step"] if timed else []), "by seed, on test"]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     test = by_split["test"]
     plain, teacher = (find(list(test.values())) for find in (plain_student, teacher_of))
     for name, result in test.items():
-        base = test.get(BUILDS_ON.get(name, ""))
+        # What the cache changes is counted over the same method with its teacher at hand.
+        base = test.get(BUILDS_ON.get(name) or name.removesuffix(", cached"))
+        base = None if base is result else base
         own = f"{_gain(result, base)} on {base.method}" if base else "–"
         cells = [name, miou_text(result), _gain(result, plain), own]
         cells.append(estimate_text(gap_closed(result, plain, teacher), ".0f"))
         for group in groups:
             there = by_split[group]
             cells += [miou_text(there[name]), _gain(there[name], plain and there[plain.method])]
-        cells.append(miou_text(by_split["val"][name]))
-        seconds = result.mean("step_processor_seconds")
-        cells.append(f"{seconds:.2f}" if seconds == seconds else "–")
+        if val:
+            cells.append(miou_text(val[name]))
+        if timed:
+            seconds = result.mean("step_processor_seconds")
+            cells.append("–" if math.isnan(seconds) else f"{seconds:.3f}")
         cells.append(" ".join(f"{100 * run.miou:.1f}" for run in result.runs))
         rows.append(cells)
     return ["| " + " | ".join(cells) + " |" for cells in rows]

@@ -6,11 +6,12 @@ import re
 import jax
 import pytest
 
-from docs import networks
+from docs import comparison, networks
 from kdjax import losses
 from kdjax.distillation.catalogue import LOSSES
 
 METHODS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "methods"
+RESULTS = METHODS.parent / "results"
 PAGES = sorted(METHODS.glob("*.md"))
 INDEX = (METHODS / "README.md").read_text()
 
@@ -93,3 +94,9 @@ def test_multiply_adds_are_those_of_a_convolution_and_a_product():
     shapes = [(1, 8, 6, 3), (3, 3, 3, 5), (5, 7)]
     traced = jax.make_jaxpr(program)(*(jax.ShapeDtypeStruct(s, "float32") for s in shapes))
     assert networks.counted(traced.jaxpr) == 4 * 3 * 5 * 27 + 4 * 3 * 7 * 5
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.stem)
+def test_tables_of_results_are_derived_from_their_raw_results(path):
+    pages = "".join(page.read_text() for page in RESULTS.glob("*.md"))
+    assert "\n".join(comparison.table(str(path))) in pages

@@ -5,7 +5,6 @@ What a table says can be derived from it again, and more than the table says.
 
 import csv
 import io
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,34 +53,38 @@ def write_runs(
 
 
 def read_runs(path: epath.PathLike) -> dict[str, list[RunSummary]]:
-    """Reads what `write_runs` wrote: by split, the runs with their scores on it."""
+    """Reads what `write_runs` wrote: by split, the runs with their scores on it.
+
+    Columns that a file lacks are not known of its runs.
+    """
     rows = list(csv.DictReader(io.StringIO(epath.Path(path).read_text())))
     # A class may be called as a score is.
     splits = [
-        first.removesuffix(" miou")
-        for first, second in itertools.pairwise(rows[0])
-        if second == f"{first.removesuffix(' miou')} pixel_accuracy"
+        name.removesuffix(" miou")
+        for name in rows[0]
+        if name.endswith(" miou") and " iou " not in name
     ]
     return {split: [_summary(row, split) for row in rows] for split in splits}
 
 
 def _summary(row: Mapping[str, str], split: str) -> RunSummary:
-    values: dict[str, Any] = {field: row[field] or None for field in _TEXTS}
-    values |= {field: int(row[field]) if row[field] else None for field in _COUNTS}
-    values |= {field: _number(row[field]) for field in _NUMBERS}
-    scores = {
-        name.removeprefix(f"{split} "): _number(text)
-        for name, text in row.items()
-        if name.startswith(f"{split} ")
-    }
-    values["agreement"] = scores.pop("agreement")
-    miou, accuracy, *iou = (math.nan if x is None else x for x in scores.values())
-    return RunSummary(**values, miou=miou, pixel_accuracy=accuracy, class_iou=iou)
+    values: dict[str, Any] = {field: row.get(field) or None for field in _TEXTS}
+    values |= {field: int(text) if (text := row.get(field)) else None for field in _COUNTS}
+    values |= {field: _number(row.get(field)) for field in _NUMBERS}
+    values |= {field: _number(row.get(f"{split} {field}")) for field in _SCORES}
+    for field in ("miou", "pixel_accuracy"):
+        values[field] = _or_nan(values[field])
+    iou = [_or_nan(_number(text)) for name, text in row.items() if name.startswith(f"{split} iou ")]
+    return RunSummary(**values, class_iou=iou)
 
 
 def _is_unknown(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _number(text: str) -> float | None:
+def _number(text: str | None) -> float | None:
     return float(text) if text else None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
