@@ -3,7 +3,7 @@
     python -m kdjax.train --config configs/coco_stuff_segformer_b4_b0_fakd.py \\
         --workdir runs/coco_stuff_segformer_b4_b0_fakd
 
-Teacher, schedule and source: docs/recipes.md. In the runs of docs/results/camvid.md this method ended
+Teacher, schedule and source: docs/recipes.md. In docs/results/camvid.md this method ended
 below the plain student; the recipe that gained is the one of `cwd`.
 """
 

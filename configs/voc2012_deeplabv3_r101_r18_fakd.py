@@ -3,7 +3,7 @@
     python -m kdjax.train --config configs/voc2012_deeplabv3_r101_r18_fakd.py \\
         --workdir runs/voc2012_deeplabv3_r101_r18_fakd
 
-Teacher, schedule and source: docs/recipes.md. In the runs of docs/results/camvid.md this method ended
+Teacher, schedule and source: docs/recipes.md. In docs/results/camvid.md this method ended
 below the plain student; the recipe that gained is the one of `cwd`.
 """
 
