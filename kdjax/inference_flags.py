@@ -31,6 +31,7 @@ _PAD_TO = flags.DEFINE_integer(
     "Pads images to multiples of this, so that fewer shapes are compiled. Exact with sliding "
     f"windows, where the default is {SLIDE_PAD_TO}; whole images are not padded unless asked for.",
     lower_bound=1,
+    upper_bound=8192,
 )
 
 

@@ -182,7 +182,14 @@ def test_padding_is_left_to_images_that_fill_a_window_at_every_scale(scales, sid
         ({"window": (4, 4)}, "go together"),
         ({"window": (4, 4), "stride": (4, 5)}, "not above the window"),
         ({"window": (4, 4), "stride": (0, 4)}, "positive"),
+        ({"window": (0, 0), "stride": (1, 1)}, "window is .*; its sides must be 1 to 1073740"),
+        ({"window": (4, 10**12), "stride": (1, 1)}, "its sides must be 1 to 1073740"),
         ({"scales": (0.5, 0.0)}, "scale 0: must be positive"),
+        ({"scales": (1e9,)}, r"scale 1e\+09: must be positive and at most 10"),
+        ({"scales": (float("inf"),)}, "scale inf: must be positive and at most 10"),
+        ({"scales": (float("nan"),)}, "scale nan: must be positive and at most 10"),
+        ({"scales": (-1.0,)}, "scale -1: must be positive"),
+        ({"scales": ()}, "name at least one"),
         ({"scales": (1 / 3,)}, "three decimals"),
         ({"scales": (1.0, 1.0)}, "each once"),
     ],
@@ -190,6 +197,20 @@ def test_padding_is_left_to_images_that_fill_a_window_at_every_scale(scales, sid
 def test_what_makes_no_sense_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         Inference(**options)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "message"),
+    [
+        ((24, 60), 0.01, r"at scale 0\.01, 24 x 60 pixels become 0 x 1; a side must have 1 to"),
+        ((1, 500_000), 10, r"at scale 10, 1 x 500000 pixels become 10 x 5000000"),
+    ],
+)
+def test_images_without_pixels_at_a_scale_are_refused(size, scale, message):
+    inference = Inference(scales=(1.0, scale))
+    with pytest.raises(UserError, match=message):
+        class_scores(whole_numbers, jnp.zeros((1, *size, 3), jnp.uint8), None, inference)
+    inference.check_size((50, 50))
 
 
 def flags_of(given, crop_size=(64, 96)):

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,13 +126,71 @@ def test_results_among_the_images_are_not_labelled_themselves(photos):
     [
         ([], "*.png", r"matches no file"),
         (["a.png", "a.jpg"], "*", r"a\.jpg and .*a\.png would both be written to a\.png"),
+        (["A.jpg", "a.png"], "*", r"A\.jpg and .*a\.png .* differ in case alone"),
+        (["a.png", "deep/b.png"], "*/../../*/a.png", r"a\.png does not lie in "),
+        (["a.jpg", "a.png/b.jpg"], "**/*.jpg", r"labels/a\.png is no folder"),
+        (["a.jpg", "out/labels"], "*.jpg", r"out/labels is no folder"),
+        (["a.jpg", "out/overlays/a.png/b"], "*.jpg", r"overlays/a\.png is a folder"),
     ],
 )
-def test_patterns_that_cannot_be_served(tmp_path, names, pattern, message):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_patterns_that_cannot_be_served(tmp_path, names, pattern, message, overwrite):
     for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=message):
-        find_images(f"{tmp_path}/{pattern}", str(tmp_path / "out"), overwrite=False)
+        find_images(f"{tmp_path}/{pattern}", str(tmp_path / "out"), overwrite=overwrite)
+
+
+def test_a_legend_that_is_there_is_a_result_like_others(photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "legend.png").symlink_to("nowhere")
+    pattern, output = f"{photos}/*.png", str(tmp_path / "out")
+    with pytest.raises(UserError, match=r"legend\.png exists \(1 such files\); --overwrite"):
+        find_images(pattern, output, overwrite=False)
+    assert len(find_images(pattern, output, overwrite=True)) == 4
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["photos", "link", "photos/deep/.."])
+def test_an_image_is_never_replaced(photos, tmp_path, overwrite, place):
+    (photos / "plain.png").rename(photos / "legend.png")
+    (tmp_path / "link").symlink_to("photos")
+    with pytest.raises(UserError, match=r"legend\.png is one of the images, .*; name another"):
+        find_images(f"{photos}/*.png", str(tmp_path / place), overwrite=overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_results_that_lead_to_the_images_by_links_do_not_replace_them(photos, tmp_path, overwrite):
+    # The photos lie elsewhere, and only links to them where the pattern looks.
+    out = tmp_path / "out"
+    (out / "labels").mkdir(parents=True)
+    (tmp_path / "links").mkdir()
+    (photos / "plain.png").rename(out / "labels" / "plain.png")
+    (tmp_path / "links" / "plain.png").hardlink_to(out / "labels" / "plain.png")
+    with pytest.raises(UserError, match=r"labels/plain\.png is one of the images"):
+        find_images(f"{tmp_path}/links/*.png", str(out), overwrite=overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("pattern", ["labels/*.png", "*/*.png", "link/*.png"])
+def test_photos_in_the_folders_of_results_are_no_results(photos, pattern, overwrite):
+    (photos / "plain.png").rename(photos / "deep" / "plain.png")
+    (photos / "deep").rename(photos / "labels")
+    (photos / "link").symlink_to("labels")
+    with pytest.raises(UserError, match=r"plain\.png is not the result of any of the images"):
+        find_images(f"{photos}/{pattern}", str(photos), overwrite=overwrite)
+
+
+def test_an_image_too_small_for_a_scale_is_named_before_anything_is_written(photos, tmp_path):
+    inference = Inference(scales=(1.0, 0.01))
+    network = SimpleNamespace(
+        info=SimpleNamespace(palette=PALETTE), predictor=SimpleNamespace(inference=inference)
+    )
+    files = find_images(f"{photos}/plain.png", str(tmp_path / "out"), overwrite=False)
+    with pytest.raises(UserError, match=r"plain\.png: at scale 0\.01, 32 x 40 pixels become 0 x 0"):
+        label_images(network, files, str(tmp_path / "out"), batch_size=8)
+    assert not (tmp_path / "out").exists()
 
 
 def test_original_ids_have_the_colours_of_their_classes(network, photos, tmp_path):
@@ -146,7 +205,7 @@ def test_original_ids_have_the_colours_of_their_classes(network, photos, tmp_pat
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(range(4), "scores 3 classes, .* has 4"), ([1, 2, 459], "up to 459; .* hold 0..255")],
+    [(range(4), "scores 3 classes, .* has 4"), ([1, 2, 459], "ids up to 459; .* hold 0..255")],
 )
 def test_ids_that_do_not_fit(network, tmp_path, values, message):
     with pytest.raises(UserError, match=message):

@@ -20,6 +20,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from kdjax.errors import UserError
 
 _STEPS = 1000  # scales are multiples of 1 / 1000, so that host and device round alike
+MAX_SCALE = 10
+# Of an image at a scale, in pixels: beyond it, the device's integers of 32 bits overflow.
+_MAX_SIDE = 2**31 // (2 * _STEPS) - 1
 
 Look = Callable[[Float[Array, "B H W 3"]], Float[Array, "B H W K"]]
 
@@ -45,14 +48,21 @@ class Inference:
         if (self.window is None) != (self.stride is None):
             raise UserError("a window and its stride go together: give both or neither")
         for window, stride in zip(self.window or (), self.stride or (), strict=True):
+            if not 0 < window <= _MAX_SIDE:
+                raise UserError(
+                    f"the window is {self.window}; its sides must be 1 to {_MAX_SIDE} pixels"
+                )
             if not 0 < stride <= window:
                 raise UserError(
                     f"the stride is {self.stride} and the window {self.window}; a stride must be "
                     "positive and not above the window, or pixels are left out"
                 )
         for scale in self.scales:
-            if not (scale > 0 and abs(scale * _STEPS - round(scale * _STEPS)) < 1e-6):
-                raise UserError(f"scale {scale:g}: must be positive, with at most three decimals")
+            if not (0 < scale <= MAX_SCALE and abs(scale * _STEPS - round(scale * _STEPS)) < 1e-6):
+                raise UserError(
+                    f"scale {scale:g}: must be positive and at most {MAX_SCALE}, with at most "
+                    "three decimals"
+                )
         if not self.scales or len(set(self.scales)) < len(self.scales):
             raise UserError(f"scales are {self.scales}; name at least one, and each once")
 
@@ -64,6 +74,20 @@ class Inference:
         steps = round(min(self.scales) * _STEPS)
         height, width = (-(-(_STEPS * side - _STEPS // 2) // steps) for side in self.window)
         return height, width
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Checks that images of this height and width have pixels at every scale.
+
+        Raises:
+          UserError: naming the scale at which they have none, or more than can be counted.
+        """
+        for scale in self.scales:
+            if not all(0 < scaled(side, scale) <= _MAX_SIDE for side in size):
+                height, width = (scaled(side, scale) for side in size)
+                raise UserError(
+                    f"at scale {scale:g}, {size[0]} x {size[1]} pixels become {height} x {width}; "
+                    f"a side must have 1 to {_MAX_SIDE}"
+                )
 
 
 WHOLE = Inference()
@@ -94,6 +118,7 @@ def class_scores(
       inference: the views.
     """
     height, width = images.shape[1:3]
+    inference.check_size((height, width))
     own: Any = sizes
     if sizes is None or inference.window is None:
         own = np.broadcast_to(np.array([height, width], np.int32), (images.shape[0], 2))

@@ -26,6 +26,8 @@ from kdjax.training.sharding import Placement
 
 _THREADS = 4  # that read and write files while the network computes
 _AHEAD = 2  # batches read before they are needed
+_KINDS = ("labels", "overlays")  # folders of results
+LEGEND = "legend.png"
 
 Batch = tuple[np.ndarray, np.ndarray, list[UserError]]
 
@@ -75,39 +77,102 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
     """The images that a pattern matches, and where their results go.
 
     Results are named as the images, by their paths from the last folder of the pattern that has
-    no wildcard: `labels/*.png` and `overlays/*.png`. What lies there already is no image to label.
+    no wildcard: `labels/*.png` and `overlays/*.png`. Results that the pattern matches, of an
+    earlier call, are no images to label.
+
+    Args:
+      pattern: of paths, as `glob` takes it.
+      output: the folder of the results and of `legend.png`.
+      overwrite: whether results that are there may be replaced; an image never is.
 
     Raises:
-      UserError: it matches no file, two results have one name, or some are there already.
+      UserError: it matches no image, two results have one name, a result would replace an image, or
+        is there already. No file was read or written then.
     """
     if is_remote(output):
         raise UserError(f"--output is {output}; it must be a local folder")
     folder = pathlib.Path(output)
-    results = [(folder / kind).resolve() for kind in ("labels", "overlays")]
-    found = [
-        path
-        for path in sorted(glob.glob(pattern, recursive=True))
-        if os.path.isfile(path) and not set(results) & set(pathlib.Path(path).resolve().parents)
+    matched = [
+        pathlib.Path(path)
+        for path in sorted(set(glob.glob(pattern, recursive=True)))
+        if os.path.isfile(path)
     ]
-    if not found:
+    if not matched:
         raise UserError(
             f"--images {pattern!r} matches no file; quote a pattern, as 'photos/**/*.jpg'"
         )
-    root = _fixed_part(pattern)
+    targets = {(folder / kind).resolve() for kind in _KINDS}
+    found = [path for path in matched if not targets & set(path.resolve().parents)]
+    files = _results_of(found, _fixed_part(pattern), folder)
+    results = [path for one in files for path in (one.label, one.overlay)]
+    known, labelled = {_entry(path) for path in results}, set(found)
+    for path in matched:
+        if path not in labelled and _entry(path) not in known:
+            raise UserError(
+                f"{path} is not the result of any of the images, but lies where --output {output} "
+                "has results; name another --output"
+            )
+    _check_results([folder / LEGEND, *results], found, overwrite=overwrite)
+    return files
+
+
+def _results_of(images: Sequence[pathlib.Path], root: str, output: pathlib.Path) -> list[Files]:
+    """Names the results of each image by its path from `root`.
+
+    Raises:
+      UserError: two of them have one name, or one would lie outside its folder.
+    """
     files: list[Files] = []
-    sources: dict[pathlib.Path, str] = {}
-    for path in found:
-        name = pathlib.Path(os.path.relpath(path, root)).with_suffix(".png")
-        if name in sources:
-            raise UserError(f"{sources[name]} and {path} would both be written to {name}")
-        sources[name] = path
-        files.append(
-            Files(pathlib.Path(path), folder / "labels" / name, folder / "overlays" / name)
-        )
-    there = [path for one in files for path in (one.label, one.overlay) if path.exists()]
+    sources: dict[str, pathlib.Path] = {}
+    for image in images:
+        name = pathlib.Path(os.path.relpath(image, root)).with_suffix(".png")
+        if ".." in name.parts:
+            raise UserError(f"--images: {image} does not lie in {root}, where the pattern begins")
+        # Many file systems do not tell names apart that differ in case alone.
+        other = sources.setdefault(str(name).casefold(), image)
+        if other != image:
+            raise UserError(
+                f"{other} and {image} would both be written to {name}, or to names that differ in "
+                "case alone"
+            )
+        label, overlay = (output / kind / name for kind in _KINDS)
+        files.append(Files(image, label, overlay))
+    return files
+
+
+def _check_results(
+    results: Sequence[pathlib.Path], images: Sequence[pathlib.Path], *, overwrite: bool
+) -> None:
+    """Checks that results replace no image, and nothing else that they are not asked to.
+
+    Raises:
+      UserError: naming the first that would.
+    """
+    targets = set(results)
+    for folder in sorted({folder for path in results for folder in path.parents}):
+        if folder in targets or (os.path.lexists(folder) and not folder.is_dir()):
+            raise UserError(f"{folder} is no folder, and results are to be written into it")
+    # By what a path leads to, and by itself where it is a link: however it is spelled.
+    kept = {_file(look(path)) for path in images for look in (os.stat, os.lstat)}
+    there = [path for path in results if os.path.lexists(path)]
+    for path in there:
+        if _file(os.lstat(path)) in kept:
+            raise UserError(
+                f"{path} is one of the images, and a result would replace it; name another --output"
+            )
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and a result is to be written there")
     if there and not overwrite:
         raise UserError(f"{there[0]} exists ({len(there)} such files); --overwrite replaces them")
-    return files
+
+
+def _file(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _entry(path: pathlib.Path) -> pathlib.Path:
+    """The path, absolute and through no linked folder; the file itself may be a link."""
+    return path.parent.resolve() / path.name
 
 
 def _fixed_part(pattern: str) -> str:
@@ -161,17 +226,24 @@ def label_images(
       UserError: some images could not be read, or a file could not be written.
     """
     placement = Placement()
-    if batch_size % placement.mesh.size:
+    devices = placement.mesh.size
+    if batch_size % devices:
         raise UserError(
-            f"--batch_size is {batch_size}; it must be a multiple of the {placement.mesh.size} "
-            "devices"
+            f"--batch_size is {batch_size}; it must be a multiple of the {devices} devices"
         )
+    # More would be blank rows in every batch.
+    batch_size = min(batch_size, max(1, -(-len(files) // devices)) * devices)
     palette = np.array(network.info.palette, np.uint8)
     numbers = _numbers(len(palette), values)
     colors = full_palette(palette)
     colors[numbers] = palette
     started = time.perf_counter()
     sizes, damaged = _sizes(files)
+    for index, size in sizes:
+        try:
+            network.predictor.inference.check_size(size)
+        except UserError as error:
+            raise UserError(f"{files[index].image}: {error}") from error
     batches = plan(
         sizes,
         batch_size,
@@ -187,7 +259,7 @@ def label_images(
 
     try:
         legend = legend_png(network.info.class_names, palette)
-        write_atomically(pathlib.Path(output) / "legend.png", legend)
+        write_atomically(pathlib.Path(output) / LEGEND, legend)
         with ThreadPoolExecutor(_THREADS) as pool:
             writing: list[Future[None]] = []
             for batch, (images, extents, errors) in _read_ahead(pool, files, batches):
@@ -230,7 +302,8 @@ def _numbers(num_classes: int, values: Sequence[int] | None) -> np.ndarray:
             f"the network scores {num_classes} classes, the data set of --ids has {len(numbers)}"
         )
     if numbers.max() > 255:
-        raise UserError(f"--ids has ids up to {numbers.max()}; label maps of 8 bits hold 0..255")
+        whose = "the network's classes go" if values is None else "the data set of --ids has ids"
+        raise UserError(f"{whose} up to {numbers.max()}; label maps of 8 bits hold 0..255")
     return numbers.astype(np.uint8)
 
 
