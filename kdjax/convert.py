@@ -16,10 +16,12 @@ file that was trained otherwise needs --mean and --std (in units of 8-bit pixels
 --bgr where its images had blue first. What is written reads images with red first.
 """
 
+import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
+import numpy as np
 from absl import flags
 from flax import nnx
 
@@ -27,12 +29,16 @@ from kdjax import command, interop
 from kdjax.errors import UserError
 from kdjax.models import Segmenter, saved
 from kdjax.models.keys import traced_rngs
-from kdjax.models.preprocessing import Preprocessing
 
 _SOURCE = flags.DEFINE_string("source", None, "The checkpoint file.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "The network, as pspnet_r101.", required=True)
 _NUM_CLASSES = flags.DEFINE_integer(
-    "num_classes", None, "How many classes the network scores.", required=True
+    "num_classes",
+    None,
+    "How many classes the network scores.",
+    required=True,
+    lower_bound=1,
+    upper_bound=2**16,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Where the checkpoint is written.", required=True)
 _NEW_CLASSIFIER = flags.DEFINE_bool(
@@ -41,12 +47,16 @@ _NEW_CLASSIFIER = flags.DEFINE_bool(
 _MEAN = flags.DEFINE_list("mean", None, "Three numbers, as 123.675,116.28,103.53.")
 _STD = flags.DEFINE_list("std", None, "Three numbers, as 58.395,57.12,57.375.")
 _BGR = flags.DEFINE_bool("bgr", False, "The file's network reads images with blue first.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seeds what starts anew.")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seeds what starts anew.", lower_bound=0, upper_bound=2**31 - 1
+)
 
 
 def main(argv: list[str]) -> None:
     """Writes the checkpoint and says what is in it."""
     del argv
+    saved.check_output(_OUTPUT.value)
+    preprocessing = {flag.name: _three(flag) for flag in (_MEAN, _STD) if flag.value is not None}
     weights, meta = interop.read(_SOURCE.value)
     count = _NUM_CLASSES.value
     class_names, palette = _classes(meta, count)
@@ -62,7 +72,7 @@ def main(argv: list[str]) -> None:
             auxiliary=interop.has_auxiliary_head(weights),
             class_names=class_names,
             palette=palette,
-            preprocessing=_preprocessing(interop.preprocessing(origin)),
+            preprocessing=interop.preprocessing(origin)._replace(**preprocessing),
             source=f"{origin}, {os.path.basename(_SOURCE.value)}{turned}",
         )
 
@@ -82,37 +92,63 @@ def main(argv: list[str]) -> None:
     print(f"{info.name} with {count} classes is in {_OUTPUT.value} (weights {info.fingerprint})")
 
 
-def _preprocessing(usual: Preprocessing) -> Preprocessing:
-    """The project's normalisation, or what the flags say instead."""
-    changes = {}
-    for flag in (_MEAN, _STD):
-        if flag.value is not None:
-            try:
-                red, green, blue = map(float, flag.value)
-            except ValueError as error:
-                raise UserError(
-                    f"--{flag.name} is {','.join(flag.value)}; it takes three numbers, red first"
-                ) from error
-            changes[flag.name] = (red, green, blue)
-    if 0 in changes.get("std", ()):
-        raise UserError("--std holds a 0, and images are divided by it")
-    return usual._replace(**changes)
+def _three(flag: flags.FlagHolder[list[str] | None]) -> tuple[float, float, float]:
+    """The numbers of `--mean`, which are those of pixels, or of `--std`, which divides them."""
+    given = flag.value or []
+    try:
+        red, green, blue = map(float, given)
+        numbers = np.array([red, green, blue], np.float32)
+    except ValueError as error:
+        raise UserError(
+            f"--{flag.name} is {','.join(given)!r}; it takes three numbers, red first"
+        ) from error
+    if flag.name == "mean" and not (numbers.min() >= 0 and numbers.max() <= 255):
+        raise UserError(f"--mean is {','.join(given)!r}; it takes means of pixels, 0 to 255")
+    if flag.name == "std" and not (numbers.min() > 0 and numbers.max() < math.inf):
+        raise UserError(
+            f"--std is {','.join(given)!r}; it takes positive numbers, since images are divided by "
+            "them"
+        )
+    return red, green, blue
 
 
 def _classes(
     meta: Mapping[str, Any], count: int
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Names and colours of the classes: the checkpoint's own where it has as many, else numbers."""
+    """Names and colours of the classes: the checkpoint's own where it has as many, else numbers.
+
+    A checkpoint may say anything there; what is no name and no colour is not taken for one.
+    """
     described = meta.get("dataset_meta", meta)
-    names = described.get("classes") or described.get("CLASSES") or ()
-    colors = described.get("palette") or described.get("PALETTE") or ()
-    if len(names) == len(colors) == count:
-        return tuple(map(str, names)), tuple(tuple(map(int, color)) for color in colors)
+    if isinstance(described, Mapping):
+        names = described.get("classes") or described.get("CLASSES")
+        colors = described.get("palette") or described.get("PALETTE")
+        if _are_names(names, count) and _are_colors(colors, count):
+            return tuple(names), tuple(tuple(map(int, color)) for color in colors)
     # Here and not above: the data room brings TensorFlow, which nothing else here needs.
     from kdjax.data.builder import distinct_colors
 
     numbered = tuple(f"class {index}" for index in range(count))
     return numbered, tuple(tuple(color) for color in distinct_colors(count).tolist())
+
+
+def _are_names(found: Any, count: int) -> TypeGuard[Sequence[str]]:
+    """Whether a checkpoint's value is a name for each class."""
+    if not isinstance(found, (list, tuple)) or len(found) != count:
+        return False
+    return all(isinstance(name, str) for name in found)
+
+
+def _are_colors(found: Any, count: int) -> TypeGuard[Sequence[Sequence[int]]]:
+    """Whether a checkpoint's value is a colour for each class."""
+    if not isinstance(found, (list, tuple)) or len(found) != count:
+        return False
+    return all(
+        isinstance(color, (list, tuple))
+        and len(color) == 3
+        and all(isinstance(part, int) and 0 <= part <= 255 for part in color)
+        for color in found
+    )
 
 
 if __name__ == "__main__":

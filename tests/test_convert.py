@@ -2,23 +2,31 @@
 
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 import safetensors.numpy
+from absl import flags
+from absl.testing import flagsaver
 from made_up_weights import abstract, assert_same, random_weights
 
+from kdjax import convert as command
 from kdjax import interop
+from kdjax.errors import UserError
 from kdjax.models import saved
 from kdjax.models.preprocessing import IMAGENET
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+COMMAND = [sys.executable, "-m", "kdjax.convert"]
+
+
 def convert(*arguments):
-    command = [sys.executable, "-m", "kdjax.convert", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT)
 
 
 def test_convert_writes_a_network_checkpoint(tmp_path):
@@ -62,7 +70,76 @@ def test_convert_records_what_the_images_were(tmp_path):
     np.testing.assert_array_equal(interop.to_mmseg(net)["backbone.conv1.weight"], first[:, ::-1])
     run = convert(*arguments, "--std=1,2")
     assert run.returncode == 2
-    assert "--std is 1,2; it takes three numbers, red first" in run.stderr
+    assert "--std is '1,2'; it takes three numbers, red first" in run.stderr
+
+
+def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
+    """Files may not grow beyond a size: writing fails as on a full disk."""
+    file = tmp_path / "net.safetensors"
+    safetensors.numpy.save_file(
+        random_weights(abstract("segformer_b0", width=64, auxiliary=False)), file
+    )
+    arguments = (f"--source={file}", "--model=segformer_b0", "--num_classes=5")
+    child = subprocess.Popen(
+        [*COMMAND, *arguments, f"--output={tmp_path / 'net'}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
+    _, errors = child.communicate()
+    assert errors == f"kdjax.convert: error: cannot write {tmp_path / 'net'}: File too large\n"
+    assert child.returncode == 2
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": "nan,1,2"}, "--mean is 'nan,1,2'; it takes means of pixels, 0 to 255"),
+        ({"mean": "300,1,2"}, "--mean is '300,1,2'; it takes means of pixels"),
+        ({"mean": "1,2"}, "--mean is '1,2'; it takes three numbers"),
+        ({"std": "1,0,1"}, "--std is '1,0,1'; it takes positive numbers"),
+        ({"std": "1,-1,1"}, "--std is '1,-1,1'; it takes positive numbers"),
+        ({"std": "1,inf,1"}, "--std is '1,inf,1'; it takes positive numbers"),
+        ({"std": "nan,1,1"}, "--std is 'nan,1,1'; it takes positive numbers"),
+        ({"std": ""}, "--std is ''; it takes three numbers"),
+        ({"output": "file/net"}, "cannot write file/net: file is a file"),
+        ({"output": "mine"}, "mine/parameters is there and is not that of a network checkpoint"),
+    ],
+)
+def test_what_convert_cannot_do_is_said_before_anything_is_read(
+    tmp_path, monkeypatch, given, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "mine" / "parameters").mkdir(parents=True)
+    flags.FLAGS.mark_as_parsed()
+    given = {"source": "none.pth", "model": "tiny", "num_classes": "3", "output": "net"} | given
+    with flagsaver.as_parsed(**given), pytest.raises(UserError, match=message):
+        command.main([])
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mine"}
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"CLASSES": 2, "PALETTE": "x"},
+        {"classes": ["a", "b"], "palette": [[1, 2, "x"]] * 2},
+        {"classes": ["a", "b"], "palette": [[1, 2, 256]] * 2},
+        {"classes": ["a", 7], "palette": [[1, 2, 3]] * 2},
+        {"dataset_meta": 3},
+    ],
+)
+def test_classes_that_are_none_are_numbered(meta):
+    names, colors = command._classes(meta, 2)
+    assert names == ("class 0", "class 1")
+    assert len(set(colors)) == 2
+
+
+def test_classes_are_those_of_the_checkpoint():
+    meta = {"dataset_meta": {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}}
+    assert command._classes(meta, 2) == (("a", "b"), ((1, 2, 3), (4, 5, 6)))
 
 
 def test_a_mistake_in_convert_is_one_line(tmp_path):

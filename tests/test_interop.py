@@ -153,7 +153,7 @@ def test_safetensors_need_no_torch(tmp_path, weights):
         "single": np.arange(3, dtype=np.float32),
         "half": np.arange(3, dtype=np.float16),
         "brain": np.arange(3).astype(ml_dtypes.bfloat16),
-        "counter": np.asarray(3),
+        "counter": np.asarray(3, np.int16),
     }
     safetensors.numpy.save_file(given, file)
     code = f"""
@@ -163,6 +163,7 @@ weights, meta = interop.read({str(file)!r})
 assert {{k: str(v.dtype) for k, v in weights.items() if k != "counter"}} == dict.fromkeys(
     ("single", "half", "brain"), "float32"), weights
 assert all(list(v) == [0, 1, 2] for k, v in weights.items() if k != "counter")
+assert str(weights["counter"].dtype) == "int16"
 assert not meta and not {{"torch", "tensorflow"}} & sys.modules.keys()
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -185,6 +186,13 @@ def test_damaged_files_are_one_clear_line(tmp_path):
     whole = safetensors.numpy.save({"a": np.zeros(100, np.float32)})
     refused("a.safetensors", whole[:-9], "damaged or no safetensors file")
     refused("b.safetensors", b"abc", "damaged or no safetensors file")
+    of_a_byte = whole.replace(b'"F32","shape":[100]', b'"F8_E4M3","shape":[400]')
+    header = len(of_a_byte) - 400 - 8
+    refused(
+        "c.safetensors",
+        header.to_bytes(8, "little") + of_a_byte[8:],
+        '"a" is of type F8_E4M3, which is not read; save it as float32',
+    )
     pytest.importorskip("torch", reason="reads PyTorch's files")
     refused("b.pth", b"not a pickle", "damaged")
 
@@ -218,6 +226,56 @@ def test_pytorch_files(tmp_path):
         file.write_bytes(whole[:length])
         with pytest.raises(UserError, match="damaged"):
             interop.read(file)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:.*(quantize_per_tensor|TypedStorage)")
+def test_tensors_of_every_kind_are_read_as_the_numbers_that_they_stand_for(tmp_path):
+    torch = pytest.importorskip("torch", reason="writes PyTorch's files")
+    numbers = torch.tensor([[0.0, 0.5], [1.0, 0.0]])
+    tensors = {
+        "parameter": torch.nn.Parameter(numbers),
+        "eight bits": numbers.to(torch.float8_e4m3fn),
+        "quantized": torch.quantize_per_tensor(numbers, 0.5, 0, torch.qint8),
+        "sparse": numbers.to_sparse(),
+        "transposed": numbers.T.contiguous().T,
+    }
+    torch.save(tensors, tmp_path / "a.pth")
+    found = interop.read(tmp_path / "a.pth").weights
+    assert found.keys() == tensors.keys()
+    for name, array in found.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, numbers.numpy(), err_msg=name)
+
+
+@pytest.mark.torch
+def test_what_is_no_array_by_name_is_one_clear_line(tmp_path):
+    torch = pytest.importorskip("torch", reason="writes PyTorch's files")
+    file = tmp_path / "a.pth"
+    for content, message in (
+        ({3: torch.zeros(2)}, "an array in it is called 3; the names .* are text"),
+        ({"a": torch.zeros(2), 3: torch.zeros(2)}, "an array in it is called 3"),
+        ({"a": torch.zeros(2, device="meta")}, '"a" holds no numbers: '),
+    ):
+        torch.save(content, file)
+        with pytest.raises(UserError, match=message) as error:
+            interop.read(file)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda a: a * np.float32("nan"), r'4 of the 4 numbers of "{}" are NaN or infinite'),
+        (lambda a: np.float64("1e300") + a, r'4 of the 4 numbers of "{}" are NaN or infinite'),
+        (lambda a: a.astype(np.int8), r'"{}", which is no array of floating-point .*int8'),
+        (lambda a: a.astype(np.complex64), r'"{}", which is no array of floating-point .*complex'),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(weights, damage, message):
+    name = "backbone.layer1.0.bn1.weight"
+    with pytest.raises(UserError, match=message.format(name)):
+        interop.from_mmseg(abstract("pspnet_r18"), {**weights, name: damage(weights[name])})
 
 
 class Evil:

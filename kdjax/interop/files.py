@@ -15,7 +15,8 @@ class Checkpoint(NamedTuple):
     """What a file holds.
 
     Attributes:
-      weights: arrays by name, as the file names them; half precision is float32.
+      weights: arrays by name, as the file names them, dense; what has fewer bits than float32 and
+        a point becomes float32, quantized numbers what they stand for.
       meta: what the file says beside them, as mmsegmentation's class names; often empty.
     """
 
@@ -28,7 +29,8 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
       UserError: where there is no such file; where it is empty, cut, or of another kind; where its
-        pickle asks for more than arrays and plain values; where it holds no weights.
+        pickle asks for more than arrays and plain values; where it holds no weights, or some of a
+        kind that is not read.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -44,13 +46,22 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     import safetensors
-    import safetensors.numpy
 
+    arrays = {}
     try:
-        arrays = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118  it is no mapping
+                try:
+                    arrays[name] = _full_precision(file.get_tensor(name))
+                # NumPy has no such type.
+                except (AttributeError, TypeError) as error:
+                    kind = file.get_slice(name).get_dtype()
+                    raise UserError(
+                        f'{path}: "{name}" is of type {kind}, which is not read; save it as float32'
+                    ) from error
+    except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or no safetensors file: {error}") from error
-    return {name: _full_precision(array) for name, array in arrays.items()}
+    return arrays
 
 
 def _read_pickle(path: str) -> Checkpoint:
@@ -69,7 +80,8 @@ def _read_pickle(path: str) -> Checkpoint:
             "than arrays can run anything; where you trust it, save its arrays again by "
             'torch.save({"state_dict": ...}, path)'
         ) from error
-    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+    # A damaged file makes the reader raise whatever it meets.
+    except Exception as error:
         raise UserError(f"{path}: damaged or no PyTorch file: {_first_line(error)}") from error
     content = content if isinstance(content, Mapping) else {}
     inner = content.get("state_dict", content.get("model", content))
@@ -81,17 +93,34 @@ def _read_pickle(path: str) -> Checkpoint:
     if not tensors:
         found = ", ".join(map(str, content)) or "nothing"
         raise UserError(f"{path}: no network weights in it (it holds: {found})")
-    # NumPy has no bfloat16 of its own.
-    arrays = {
-        name: (value.float() if value.is_floating_point() else value).numpy()
-        for name, value in tensors.items()
-    }
+    for name in tensors:
+        if not isinstance(name, str):
+            raise UserError(
+                f"{path}: an array in it is called {name!r}; the names of a network's weights are "
+                "text, as those of its state_dict()"
+            )
+    arrays = {name: _array(path, name, tensor) for name, tensor in tensors.items()}
     meta = content.get("meta", {})
     return Checkpoint(arrays, meta if isinstance(meta, Mapping) else {})
 
 
+def _array(path: str, name: str, tensor: Any) -> np.ndarray:
+    try:
+        # A parameter keeps what its gradient needs.
+        tensor = tensor.detach()
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
+        tensor = tensor.to_dense()
+        # NumPy has no bfloat16 of its own.
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise UserError(f'{path}: "{name}" holds no numbers: {_first_line(error)}') from error
+
+
 def _full_precision(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+    # NumPy calls bfloat16 neither a floating-point type nor an integer.
+    half = array.dtype.itemsize == 2 and array.dtype.kind not in "iu"
+    return array.astype(np.float32) if half else array
 
 
 def _first_line(error: Exception) -> str:

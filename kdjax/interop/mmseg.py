@@ -107,7 +107,8 @@ def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns the arrays of a checkpoint by name, in float32, without what is none of ours.
 
     Raises:
-      UserError: where something in it is no array.
+      UserError: where something in it is no array of numbers with a point. Whole numbers are those
+        of quantized weights, whose scale is not known.
     """
     inner = state_dict.get("state_dict", state_dict)
     arrays = {}
@@ -115,9 +116,13 @@ def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if name.endswith(("num_batches_tracked", *attention_names.BUFFERS)):
             continue
         array = np.asarray(inner[name])
-        if array.dtype == object or not jnp.issubdtype(array.dtype, jnp.number):
-            raise UserError(f'the weights hold "{name}", which is no array of numbers')
-        arrays[own_name] = array.astype(np.float32, copy=False)
+        if array.dtype == object or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(
+                f'the weights hold "{name}", which is no array of floating-point numbers '
+                f"({array.dtype})"
+            )
+        with np.errstate(over="ignore"):  # `assign` finds what becomes infinite
+            arrays[own_name] = array.astype(np.float32, copy=False)
     return arrays
 
 
@@ -125,7 +130,8 @@ def assign(net: Segmenter, wanted: Mapping[str, Leaf], given: Mapping[str, np.nd
     """Sets the leaves `wanted` of a network to the arrays `given`, all or none.
 
     Raises:
-      UserError: listing every name that is missing or unexpected and every wrong shape.
+      UserError: listing every name that is missing or unexpected and every wrong shape; or the
+        first weights that are not finite.
     """
     shapes = {name: torch_shape(leaf) for name, leaf in wanted.items()}
     problems = {
@@ -140,6 +146,13 @@ def assign(net: Segmenter, wanted: Mapping[str, Leaf], given: Mapping[str, np.nd
     if any(problems.values()):
         texts = [f"{kind}: {_listed(found)}" for kind, found in problems.items() if found]
         raise UserError(f"the weights are not this network's; {'; '.join(texts)}")
+    for name in wanted:
+        bad = np.sum(~np.isfinite(given[name]))
+        if bad:
+            raise UserError(
+                f'the weights are damaged: {bad} of the {given[name].size} numbers of "{name}" are '
+                "NaN or infinite"
+            )
     state = []
     for name, (path, variable) in wanted.items():
         layout = np.argsort(_layout(str(path[-1]), given[name].ndim))
