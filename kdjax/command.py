@@ -18,8 +18,12 @@ from kdjax.errors import Preempted, UserError
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags, calls `main` with the remaining arguments, and exits.
+def run(main: Callable[[list[str]], None], *, words: int = 0) -> None:
+    """Parses the flags, calls `main` with the remaining words, and exits.
+
+    Args:
+      main: the command, called as `main([program, word, ...])`.
+      words: how many words it takes beside the flags; more are a mistake.
 
     Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax, 75
     when it is to be started again: it was asked to stop and has saved what it had done, or another
@@ -57,12 +61,12 @@ def run(main: Callable[[list[str]], None]) -> None:
             traceback.print_exc()
             processes.leave(1)
 
-    app.run(guarded, flags_parser=lambda argv: _parse(name, argv))
+    app.run(guarded, flags_parser=lambda argv: _parse(name, argv, words))
 
 
-def _parse(name: str, argv: list[str]) -> list[str]:
+def _parse(name: str, argv: list[str], words: int) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except flags.Error as error:
         _fail(name, f"{error}; see --help")
     except UserError as error:
@@ -70,6 +74,14 @@ def _parse(name: str, argv: list[str]) -> list[str]:
     # The config library reports an unknown key by the error of the access that failed.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(name, f"in --config: {error.args[0] if error.args else error}")
+    if strays := rest[1 + words :]:
+        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+        _fail(
+            name,
+            f'"{strays[0]}"{more} belongs to no flag: a flag takes one word (put a pattern with * '
+            "in quotes), and one that is true or false takes that behind =, as --flag=false",
+        )
+    return rest
 
 
 def _fail(name: str, message: str) -> NoReturn:

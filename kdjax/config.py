@@ -6,14 +6,21 @@ can be overridden on the command line as `--config.optimizer.learning_rate=0.02`
 
 import hashlib
 import json
-import runpy
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from kdjax import config_file, ranges
 from kdjax.distillation import entries as term_entries
 from kdjax.errors import UserError
+from kdjax.models import DTYPES, NETWORKS
+from kdjax.ranges import Range, WrongValue
+from kdjax.suggest import nearest
+from kdjax.training.optimizer import OPTIMIZERS
 
 # What type checkers know of a config: its keys are set at run time (and locked by `default`).
 Config = Any
@@ -129,7 +136,7 @@ def default() -> Config:
     config.optimizer.warmup_steps = 0
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
-    config.optimizer.decay_norm_and_bias = True  # as PyTorch's SGD does
+    config.optimizer.decay_norm_and_bias = True  # as PyTorch's SGD does; else kernels alone
     config.optimizer.gradient_clip = 0.0  # global norm; 0 for none
     config.optimizer.head_multiplier = 1.0  # learning rate of heads and adapters
     # Micro-batches per step. Their gradients count alike, each that of its own mean over labelled
@@ -158,38 +165,30 @@ def default() -> Config:
 
 def define_flag() -> flags.FlagHolder[Any]:
     """Defines `--config`, with `--config.key=value` for every leaf."""
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         "config", None, "A config file, as configs/quickstart.py.", lock_config=True
     )
+    flags.FLAGS["config"].parser = config_file.Parser()
+    return holder
 
 
 def from_flag(flag: flags.FlagHolder[Any]) -> Config:
     """Returns the config that the flags ask for.
 
     Raises:
-      UserError: when the flag is missing, the file cannot be read, or a value makes no sense.
+      UserError: when the flag is missing, or a value makes no sense; then naming the line of the
+        file that sets it, if no flag does.
     """
     if flag.value is None:
         raise UserError("--config is missing, as in --config configs/quickstart.py")
-    if not isinstance(flag.value, ConfigDict):
-        path = flags.FLAGS["config"].config_filename  # type: ignore[attr-defined]
-        raise UserError(_why_unreadable(path))
-    validate(flag.value)
-    return flag.value
-
-
-def _why_unreadable(path: str) -> str:
     try:
-        runpy.run_path(path)["get_config"]()
-    except FileNotFoundError:
-        return f"{path}: no such config file"
-    except KeyError as error:
-        if error.args == ("get_config",):
-            return f"{path}: defines no get_config()"
-        return f"{path}: {error.args[0]}"
-    except Exception as error:
-        return f"{path}: {type(error).__name__}: {error}"
-    return f"{path}: get_config() returned no ConfigDict"
+        validate(flag.value)
+    except WrongValue as error:
+        parsed: Any = flags.FLAGS["config"]
+        if error.key.removeprefix("config.") in parsed.override_values:
+            raise
+        raise UserError(f"{config_file.place(parsed.config_filename, error.key)}{error}") from error
+    return flag.value
 
 
 def to_json(config: Config) -> str:
@@ -225,76 +224,188 @@ def _tuples(tree: dict[str, Any]) -> None:
             _tuples(value)
 
 
+# The range of every number of a config, or of every number in a tuple.
+NUMBERS: Mapping[str, Range] = MappingProxyType(
+    {
+        "seed": ranges.SEED,
+        "steps": ranges.COUNT,
+        "log_every": ranges.COUNT,
+        "eval_every": ranges.COUNT,
+        "checkpoint_every": ranges.COUNT_OR_ZERO,
+        "data.batch_size": ranges.COUNT,
+        "data.eval_batch_size": ranges.COUNT,
+        "data.crop_size": ranges.COUNT,
+        "data.scale_range": ranges.POSITIVE,
+        "data.base_size": ranges.COUNT,
+        "data.max_class_share": ranges.SHARE_ABOVE_ZERO,
+        "data.eval_pad_to": ranges.COUNT,
+        "data.weight": ranges.COUNT,
+        "mesh.data": ranges.DEVICES,
+        "mesh.fsdp": ranges.DEVICES,
+        "mesh.space": ranges.DEVICES,
+        "student.width": ranges.WIDTH,
+        "teacher.width": ranges.WIDTH,
+        "teacher.cache_classes": ranges.COUNT_OR_ZERO,
+        "teacher.min_miou": ranges.SHARE,
+        "loss.cross_entropy": ranges.NOT_NEGATIVE,
+        "loss.auxiliary": ranges.NOT_NEGATIVE,
+        "optimizer.learning_rate": ranges.POSITIVE,
+        "optimizer.min_learning_rate": ranges.NOT_NEGATIVE,
+        "optimizer.poly_power": ranges.NOT_NEGATIVE,
+        "optimizer.warmup_steps": ranges.COUNT_OR_ZERO,
+        "optimizer.momentum": ranges.SHARE_BELOW_ONE,
+        "optimizer.weight_decay": ranges.NOT_NEGATIVE,
+        "optimizer.gradient_clip": ranges.NOT_NEGATIVE,
+        "optimizer.head_multiplier": ranges.POSITIVE,
+        "optimizer.accumulate": ranges.COUNT,
+        "optimizer.ema_decay": ranges.SHARE_BELOW_ONE,
+        "compare.seeds": ranges.SEED,
+        "compare.teacher_steps": ranges.COUNT,
+        "compare.teacher_learning_rate": ranges.POSITIVE,
+        "compare.learning_rates": ranges.POSITIVE,
+        "compare.weight_decays": ranges.NOT_NEGATIVE,
+        "compare.weight_factors": ranges.POSITIVE,
+        "compare.tuning_seeds": ranges.SEED,
+    }
+)
+# What a text of a config may be.
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "export": ("last", "best"),
+        "data.cache": ("none", "host", "device", "auto"),
+        "student.batch_norm": ("global", "per_device"),
+        "student.dtype": DTYPES,
+        "teacher.dtype": DTYPES,
+        "teacher.view": ("student", "clean"),
+        "optimizer.name": OPTIMIZERS,
+    }
+)
+# Sections whose keys are names that the user gives.
+NAMED = ("config.data.test_groups", "config.data.mixture", "config.terms", "config.compare.methods")
+
+
+def check_seed(key: str, seed: Any) -> None:
+    """Requires a seed that a run can have.
+
+    Args:
+      key: what the message calls it, as `--seeds`.
+      seed: the seed.
+
+    Raises:
+      UserError: naming the key, the seed, and which there are.
+    """
+    ranges.check_number(key, seed, ranges.SEED)
+
+
 def validate(config: Config) -> None:
-    """Checks the values that no type can check.
+    """Checks all that can be known of a config by itself.
+
+    `kdjax.experiments.run.train`, `compare` and the plans do so before anything else.
 
     Raises:
       UserError: naming the key, its value, and what would be right.
     """
-    positive = {
-        "steps": config.steps,
-        "log_every": config.log_every,
-        "eval_every": config.eval_every,
-        "data.batch_size": config.data.batch_size,
-        "data.eval_batch_size": config.data.eval_batch_size,
-        "data.eval_pad_to": config.data.eval_pad_to,
-        "data.weight": config.data.weight,
-        "optimizer.learning_rate": config.optimizer.learning_rate,
-        "optimizer.accumulate": config.optimizer.accumulate,
-    }
-    for label, entry in config.data.mixture.items():
-        wanted = extra_set("")
-        if set(entry) != set(wanted):
-            raise UserError(
-                f"config.data.mixture.{label} holds {', '.join(entry) or 'nothing'}; it must hold "
-                f"{', '.join(wanted)}, as kdjax.config.extra_set makes it"
+    _check_section("config", config, default())
+    for key, allowed in NUMBERS.items():
+        _check_numbers(f"config.{key}", _value(config, key), allowed)
+    for key, choices in CHOICES.items():
+        if (value := _value(config, key)) not in choices:
+            raise WrongValue(f"config.{key}", f'is "{value}"; it must be {" or ".join(choices)}')
+    for side in ("student", "teacher"):
+        name = _value(config, f"{side}.name")
+        # A teacher may be known by its checkpoint alone.
+        if name not in NETWORKS and (name or side == "student"):
+            raise WrongValue(
+                f"config.{side}.name", f'is the unknown network "{name}": {nearest(name, NETWORKS)}'
             )
-        positive[f"data.mixture.{label}.weight"] = entry.weight
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"config.{key} is {value}; it must be positive")
-    if config.teacher.cache_classes < 0:
-        raise UserError(
-            f"config.teacher.cache_classes is {config.teacher.cache_classes}; it must be 0, which "
-            "keeps all, or positive"
-        )
-    choices = {
-        "export": (config.export, ("last", "best")),
-        "student.batch_norm": (config.student.batch_norm, ("global", "per_device")),
-        "optimizer.name": (config.optimizer.name, ("sgd", "adamw")),
-        "data.cache": (config.data.cache, ("none", "host", "device", "auto")),
-        "teacher.view": (config.teacher.view, ("student", "clean")),
-    }
-    for key, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise UserError(f'config.{key} is "{value}"; it must be {" or ".join(allowed)}')
-    for key in ("learning_rates", "weight_factors"):
-        if any(value <= 0 for value in config.compare[key]):
-            raise UserError(f"config.compare.{key} is {config.compare[key]}; all must be positive")
-    pairs = {key: config.data[key] for key in ("crop_size", "scale_range", "base_size")}
-    if not pairs["base_size"]:
-        del pairs["base_size"]
-    for key, value in pairs.items():
-        if len(value) != 2 or min(value) <= 0:
-            raise UserError(f"config.data.{key} is {value}; it must be two positive numbers")
-    if config.data.base_size and config.data.base_size[0] < config.data.base_size[1]:
-        raise UserError(f"config.data.base_size is {config.data.base_size}; the long side is first")
+    _check_data(config.data)
+    term_entries.check("config.terms", config.terms)
+    for method, entries in config.compare.methods.items():
+        term_entries.check(f"config.compare.methods.{method}", entries)
     if config.student.checkpoint and config.student.backbone:
-        raise UserError(
-            "config.student.checkpoint and config.student.backbone are both set; the former "
-            "brings a backbone with it, so leave one of them empty"
+        raise WrongValue(
+            "config.student.checkpoint",
+            "and config.student.backbone are both set; the former brings a backbone with it, so "
+            "leave one of them empty",
         )
-    low, high = config.data.scale_range
-    if low > high:
-        raise UserError(f"config.data.scale_range is {low, high}; the first must not be larger")
-    if config.checkpoint_every < 0:
-        raise UserError(
-            f"config.checkpoint_every is {config.checkpoint_every}; it must be 0 or more"
+    if config.optimizer.warmup_steps > config.steps:
+        raise WrongValue(
+            "config.optimizer.warmup_steps",
+            f"is {config.optimizer.warmup_steps}; it must be at most config.steps, {config.steps}",
         )
-    if not 0 <= config.optimizer.ema_decay < 1:
-        raise UserError(f"config.optimizer.ema_decay is {config.optimizer.ema_decay}; use 0 to 1")
     if config.data.batch_size % config.optimizer.accumulate:
-        raise UserError(
-            f"config.data.batch_size {config.data.batch_size} cannot be cut into "
-            f"{config.optimizer.accumulate} equal micro-batches (config.optimizer.accumulate)"
+        raise WrongValue(
+            "config.data.batch_size",
+            f"{config.data.batch_size} cannot be cut into {config.optimizer.accumulate} equal "
+            "micro-batches (config.optimizer.accumulate)",
         )
+
+
+def _check_section(where: str, section: Any, like: Config) -> None:
+    """Requires the keys that `like` has, and values of their types."""
+    if not isinstance(section, ConfigDict):
+        raise WrongValue(
+            where,
+            f"is of type {type(section).__name__}; it must be as in kdjax.config.default(), with "
+            f"{', '.join(like)}",
+        )
+    for key in like:
+        if key not in section:
+            raise WrongValue(f"{where}.{key}", "is missing; begin with kdjax.config.default()")
+    for key, value in section.items():
+        if key not in like:
+            raise WrongValue(f"{where}.{key}", f"is not known: {nearest(key, like)}")
+        if f"{where}.{key}" in NAMED:
+            if not isinstance(value, ConfigDict):
+                raise WrongValue(f"{where}.{key}", f"is {value!r}; it must be a dict by name")
+        elif isinstance(like[key], ConfigDict):
+            _check_section(f"{where}.{key}", value, like[key])
+        else:
+            ranges.check_type(f"{where}.{key}", value, like[key])
+
+
+def _check_numbers(key: str, value: Any, allowed: Range) -> None:
+    if not isinstance(value, tuple):
+        ranges.check_number(key, value, allowed)
+        return
+    for number in value:
+        ranges.check_number(key, number, allowed)
+
+
+def _check_data(data: Config) -> None:
+    for key in ("crop_size", "scale_range", "base_size"):
+        if len(data[key]) != 2 and not (key == "base_size" and not data[key]):
+            raise WrongValue(
+                f"config.data.{key}", f"is {data[key]}; it must be two positive numbers"
+            )
+    if data.base_size and data.base_size[0] < data.base_size[1]:
+        raise WrongValue("config.data.base_size", f"is {data.base_size}; the long side is first")
+    low, high = data.scale_range
+    if low > high:
+        raise WrongValue("config.data.scale_range", f"is {low, high}; the first must not be larger")
+    for name, expression in data.test_groups.items():
+        key = f"config.data.test_groups.{name}"
+        ranges.check_type(key, expression, "")
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise WrongValue(
+                key, f'is "{expression}", which is no regular expression: {error}'
+            ) from error
+    for label, entry in data.mixture.items():
+        key, like = f"config.data.mixture.{label}", extra_set("")
+        if not isinstance(entry, ConfigDict) or set(entry) != set(like):
+            held = ", ".join(entry) if isinstance(entry, ConfigDict) else repr(entry)
+            raise WrongValue(
+                key,
+                f"holds {held or 'nothing'}; it must hold {', '.join(like)}, as "
+                "kdjax.config.extra_set makes it",
+            )
+        _check_section(key, entry, ConfigDict(like))
+        ranges.check_number(f"{key}.weight", entry.weight, ranges.COUNT)
+
+
+def _value(config: Config, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config

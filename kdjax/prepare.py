@@ -127,4 +127,4 @@ def _triple(values: tuple[float, ...]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, words=1)

@@ -29,6 +29,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
             ["predict", "--images=x", "--output=y", "--window=4,4"],
             "kdjax.predict: error: --window is for sliding windows; add --mode slide",
         ),
+        (
+            ["predict", "--images", "a.png", "b.png", "c.png", "--output=y"],
+            'kdjax.predict: error: "b.png" and 1 more belongs to no flag: .* in quotes',
+        ),
+        (
+            ["train", "--config=configs/quickstart.py", "--config.data.flip", "False"],
+            'kdjax.train: error: "False" belongs to no flag: .* as --flag=false',
+        ),
         (["compare"], "kdjax.compare: error: --config is missing"),
         (["evaluate"], "kdjax.evaluate: error: .*: no run here .config.json is missing"),
     ],

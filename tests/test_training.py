@@ -11,6 +11,8 @@ from flax import nnx
 from taught_step import STEPS, make_batch, setup
 
 from kdjax import config as configuration
+from kdjax.errors import UserError
+from kdjax.models import create
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
 
@@ -187,6 +189,32 @@ def test_head_multiplier_mask_of_decay_and_clipping():
     clipped = optimize({"gradient_clip": 1.0}, 1)
     moved = jax.tree.map(lambda leaf: 1 - leaf, clipped)
     assert float(optax.tree.norm(moved)) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_biases_and_embeddings_do_not_decay_whatever_their_shape():
+    """Swin's table of position biases is the one in the networks here."""
+
+    def make():
+        return create("upernet_swin_t", num_classes=3, width=8, rngs=nnx.Rngs(0)).backbone.stages[0]
+
+    swin = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
+    own = {"pos_embed": jnp.ones((1, 4, 8)), "heads": {"bias": jnp.ones((2, 4))}}
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), {"swin": swin, "own": own})
+    settings = configuration.default().optimizer
+    settings.update({"weight_decay": 0.5, "decay_norm_and_bias": False})
+    optimizer = make_optimizer(settings, STEPS)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    decayed = jax.tree.map(lambda leaf: bool(leaf.any()), updates)
+    attention = decayed["swin"][0]["attention"]
+    assert not attention["relative_position_bias_table"]
+    assert attention["in_projection"] == {"kernel": True, "bias": False}
+    assert not any(jax.tree.leaves(decayed["own"]))
+
+
+def test_an_optimizer_that_there_is_not():
+    with pytest.raises(UserError, match='unknown optimizer "lion": there are: sgd, adamw'):
+        optimize({"name": "lion"})
 
 
 def test_adamw_decay_is_decoupled():

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kdjax import ranges
 from kdjax.distillation.catalogue import LOSSES
 from kdjax.distillation.schedules import SCHEDULES
 from kdjax.distillation.terms import (
@@ -22,6 +23,7 @@ from kdjax.distillation.terms import (
 )
 from kdjax.errors import UserError
 from kdjax.models import Classification, FeatureSpec, SegmentationOutput
+from kdjax.ranges import WrongValue
 from kdjax.suggest import nearest
 
 LOGITS = ("logits", "aux_logits")
@@ -41,6 +43,13 @@ COMMON: dict[str, Any] = {
 TAUGHT: dict[str, Any] = {"teacher": "logits", "resize": "teacher"}
 # An option of the losses that augment: the form of the statistics that they read.
 COVARIANCES = ("diagonal", "full")
+CHOICES = {
+    "schedule": tuple(SCHEDULES),
+    "resize": ("teacher", "student"),
+    "covariance": COVARIANCES,
+}
+# Below zero, a term would be maximised.
+WEIGHTS = ("weight", "final_weight")
 
 
 def defaults(loss: str) -> dict[str, Any]:
@@ -61,6 +70,21 @@ def need_teacher(entries: Mapping[str, Mapping[str, Any]]) -> bool:
     return any(loss is None or loss.teacher for loss in losses)
 
 
+def check(where: str, entries: Any) -> None:
+    """Checks the terms of a config as far as it can be done without the networks.
+
+    Args:
+      where: the key that holds them, as `config.terms`.
+      entries: term name -> config entry.
+
+    Raises:
+      UserError: for an unknown loss, key or schedule, a value of another type, a weight that is
+        negative or not finite, or a reserved name.
+    """
+    for name, entry in _as_dict(where, entries).items():
+        _complete(where, name, entry)
+
+
 def resolve(
     entries: Mapping[str, Mapping[str, Any]],
     student: Mapping[str, FeatureSpec],
@@ -77,36 +101,55 @@ def resolve(
       UserError: for an unknown loss, key, schedule or map (listing the maps that there are), a
         reserved name, or class scores of different classes.
     """
-    return tuple(_resolve(name, dict(entry), student, teacher) for name, entry in entries.items())
+    return tuple(_resolve(name, entry, student, teacher) for name, entry in entries.items())
+
+
+def _complete(section: str, name: str, given: Any) -> dict[str, Any]:
+    """An entry with what it leaves out, of values that can be."""
+    where = f"{section}.{name}"
+    if name in RESERVED:
+        raise WrongValue(where, "is the name of a metric that is always logged; choose another")
+    entry = _as_dict(where, given)
+    if "loss" not in entry:
+        raise WrongValue(where, f"names no loss: {nearest('', LOSSES)}")
+    if (known := str(entry["loss"])) not in LOSSES:
+        raise WrongValue(
+            f"{where}.loss", f'is the unknown loss "{known}" in a term: {nearest(known, LOSSES)}'
+        )
+    complete = defaults(entry["loss"])
+    for key, value in entry.items():
+        if key not in complete:
+            raise WrongValue(
+                f"{where}.{key}", f"is no key of {entry['loss']}: {nearest(key, complete)}"
+            )
+        ranges.check_type(f"{where}.{key}", value, complete[key])
+        if isinstance(value, float):
+            ranges.check_number(f"{where}.{key}", value, ranges.FINITE)
+    entry = complete | entry
+    for key in WEIGHTS:
+        ranges.check_number(f"{where}.{key}", entry[key], ranges.NOT_NEGATIVE)
+    for key, choices in CHOICES.items():
+        if key in entry and entry[key] not in choices:
+            raise WrongValue(f"{where}.{key}", f'is "{entry[key]}": {nearest(entry[key], choices)}')
+    return entry
+
+
+def _as_dict(where: str, value: Any) -> dict[str, Any]:
+    try:
+        return dict(value)
+    except (TypeError, ValueError) as error:
+        raise WrongValue(where, f"is {value!r}; it must be a dict") from error
 
 
 def _resolve(
     name: str,
-    entry: dict[str, Any],
+    entry: Mapping[str, Any],
     student: Mapping[str, FeatureSpec],
     teacher: Mapping[str, FeatureSpec],
 ) -> Term:
     where = f"config.terms.{name}"
-    if name in RESERVED:
-        raise UserError(f"{where}: a metric of this name is always logged; choose another")
-    if "loss" not in entry:
-        raise UserError(f"{where} names no loss: {nearest('', LOSSES)}")
-    complete = defaults(entry["loss"])
+    entry = _complete("config.terms", name, entry)
     loss = LOSSES[entry["loss"]]
-    for key, value in entry.items():
-        if key not in complete:
-            raise UserError(
-                f"{where}.{key}: no such key for {entry['loss']}: {nearest(key, complete)}"
-            )
-        if isinstance(complete[key], str) != isinstance(value, str):
-            raise UserError(f"{where}.{key} is {value!r}; it must be like {complete[key]!r}")
-    entry = complete | entry
-    if entry["schedule"] not in SCHEDULES:
-        raise UserError(
-            f'{where}.schedule is "{entry["schedule"]}": {nearest(entry["schedule"], SCHEDULES)}'
-        )
-    if entry.get("resize", "teacher") not in ("teacher", "student"):
-        raise UserError(f'{where}.resize is "{entry["resize"]}"; it must be teacher or student')
     sides = {"student": student}
     if loss.teacher:
         sides["teacher"] = teacher
@@ -130,11 +173,6 @@ def _resolve(
     adapter = channels if loss.adapts and len(set(channels)) > 1 else None
     statistics = None
     if loss.augments:
-        if entry["covariance"] not in COVARIANCES:
-            raise UserError(
-                f'{where}.covariance is "{entry["covariance"]}": '
-                f"{nearest(entry['covariance'], COVARIANCES)}"
-            )
         statistics = StatisticsSpec(
             f"{entry['student']}_{entry['covariance']}",
             student[CLASSIFIED[entry["student"]]].channels,

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from kdjax import processes
-from kdjax.config import Config, default
+from kdjax.config import Config, check_seed, default, validate
 from kdjax.errors import UserError
 from kdjax.experiments import jobs, tuning
 from kdjax.experiments.jobs import Job
@@ -109,6 +109,9 @@ def in_order(methods: Config) -> list[tuple[str, Config]]:
 
 
 def _check(config: Config, seeds: Sequence[int]) -> None:
+    validate(config)
+    for seed in seeds:
+        check_seed("--seeds", seed)
     if not config.compare.methods:
         raise UserError("config.compare.methods is empty; name a method, as {'plain': {}}")
     for name in config.compare.methods:

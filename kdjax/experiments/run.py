@@ -9,7 +9,7 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import processes
-from kdjax.config import Config
+from kdjax.config import Config, validate
 from kdjax.distillation import entries as term_entries
 from kdjax.distillation import terms as distillation_terms
 from kdjax.errors import UserError
@@ -63,6 +63,7 @@ def train(
       Diverged: when the loss is no longer a number; the last checkpoint is kept.
       Preempted: when the process was asked to stop; what was done is saved.
     """
+    validate(config)
     files = Workdir(workdir)
     if files.result.exists():
         files.claim(config)

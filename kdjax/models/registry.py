@@ -30,6 +30,9 @@ from kdjax.models.swin import SwinTransformer
 from kdjax.models.upernet import UPerHead
 from kdjax.suggest import nearest
 
+# That networks compute in; their parameters are float32.
+DTYPES = ("float32", "bfloat16")
+
 
 class Family(NamedTuple):
     """How a head goes with a backbone.
@@ -151,9 +154,8 @@ def create(
         raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
     if width < 2 or width % 2:
         raise UserError(f"width is {width}; it must be even and positive (64 is as published)")
-    dtype = jnp.dtype(dtype)
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        raise UserError(f'dtype is "{dtype}"; compute in "float32" or "bfloat16"')
+    if (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in DTYPES:
+        raise UserError(f'dtype is "{dtype}"; compute in "{DTYPES[0]}" or "{DTYPES[1]}"')
     return NETWORKS[name](
-        num_classes=num_classes, width=width, auxiliary=auxiliary, dtype=dtype, rngs=rngs
+        num_classes=num_classes, width=width, auxiliary=auxiliary, dtype=jnp.dtype(dtype), rngs=rngs
     )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from kdjax.config import Config
+from kdjax.config import Config, validate
 from kdjax.distillation import entries as term_entries
 from kdjax.errors import UserError
 from kdjax.models import create
@@ -97,9 +97,10 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
       batch_size: of all devices together.
 
     Raises:
-      UserError: for a batch that cannot be split over the devices, an unnamed or cached teacher,
-        or terms that do not go with the networks.
+      UserError: for a mistake in the config, a batch that cannot be split over the devices, an
+        unnamed or cached teacher, or terms that do not go with the networks.
     """
+    validate(config)
     if config.teacher.cache:
         raise UserError(
             "config.teacher.cache: the size of its maps depends on the images, which a plan does "

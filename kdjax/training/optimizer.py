@@ -5,8 +5,22 @@ from typing import Any
 import jax
 import optax
 
+from kdjax.errors import UserError
+from kdjax.suggest import nearest
+
+OPTIMIZERS = ("sgd", "adamw")
 # Path parts of what is trained from scratch on top of a backbone.
 HEADS = ("head", "auxiliary_head", "adapters")
+
+# What is no kernel in spite of its shape: biases of positions in Swin, as mmsegmentation's configs
+# have them, and in own networks its other embeddings, and biases of several heads.
+UNDECAYED = (
+    "relative_position_bias_table",
+    "absolute_pos_embed",
+    "pos_embed",
+    "cls_token",
+    "bias",
+)
 
 
 def learning_rate_schedule(config: Any, steps: int) -> optax.Schedule:
@@ -29,7 +43,12 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
 
     SGD's weight decay is added to the gradient before the momentum, as in PyTorch; AdamW's is
     decoupled.
+
+    Raises:
+      UserError: for a name that is none of `OPTIMIZERS`.
     """
+    if config.name not in OPTIMIZERS:
+        raise UserError(f'unknown optimizer "{config.name}": {nearest(config.name, OPTIMIZERS)}')
     decay = optax.add_decayed_weights(
         config.weight_decay, None if config.decay_norm_and_bias else _is_kernel
     )
@@ -47,7 +66,10 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
 
 
 def _is_kernel(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+        return leaf.ndim > 1 and not any(getattr(part, "key", None) in UNDECAYED for part in path)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _is_head(params: Any) -> Any:

@@ -1,0 +1,301 @@
+"""Configs: what a value may be, who asks, and what a mistake in a config file is answered with."""
+
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from kdjax import config as configuration
+from kdjax import config_file
+from kdjax.config import CHOICES, NUMBERS
+from kdjax.errors import UserError
+from kdjax.experiments.comparison import compare
+from kdjax.experiments.run import train
+from kdjax.planning.program import make_program
+from kdjax.ranges import LARGEST
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def changed(key, value):
+    config = configuration.default()
+    with config.ignore_type(), config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    return config
+
+
+def fails(config, message):
+    with pytest.raises(UserError, match=message) as raised:
+        configuration.validate(config)
+    assert "\n" not in str(raised.value)
+
+
+def leaves(section, prefix=""):
+    for key, value in section.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def test_every_number_has_a_range_and_every_tuple():
+    found = {
+        key
+        for key, value in leaves(configuration.default())
+        if isinstance(value, int | float | tuple) and not isinstance(value, bool)
+    }
+    assert found == set(NUMBERS)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_number_out_of_its_range(key):
+    default = dict(leaves(configuration.default()))[key]
+    several = (lambda x: (x, x)) if isinstance(default, tuple) else (lambda x: x)
+    wrong = [-2, None, "1"]
+    wrong += [LARGEST + 1, 1.5, True] if NUMBERS[key].whole else [math.nan, math.inf, -math.inf]
+    for value in wrong:
+        fails(changed(key, several(value)), rf"config.{re.escape(key)} is .*; it must be \w+")
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_name_that_there_is_not(key):
+    fails(changed(key, "lion"), rf'config.{re.escape(key)} is "lion"; it must be \w+ or \w+')
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", 2**31, r"config\.seed is 2147483648; it must be at most 2147483647"),
+        ("optimizer.momentum", 2.0, r"momentum is 2\.0; it must be at least 0 and below 1"),
+        ("optimizer.warmup_steps", 1001, r"is 1001; it must be at most config\.steps, 1000"),
+        ("optimizer.nesterov", True, r"config\.optimizer\.nesterov is not known: there are: acc"),
+        ("optimizer.learning_rat", 1.0, 'learning_rat is not known: did you mean "learning_rate"'),
+        ("student.name", "pspnet_r19", 'is the unknown network "pspnet_r19": did you mean'),
+        ("student.name", "", 'config.student.name is the unknown network ""'),
+        ("data.flip", 1, r"config\.data\.flip is 1; it must be like True, True or False"),
+        ("data.crop_size", 96, r"config\.data\.crop_size is 96; it must be like \(96, 96\), a tup"),
+        (
+            "data.test_groups",
+            ConfigDict({"a": "("}),
+            r'test_groups\.a is "\(", .*: missing \), unt',
+        ),
+        ("data.test_groups", ConfigDict({"a": 3}), r"test_groups\.a is 3; it must be like '', a t"),
+        ("data.mixture", ConfigDict({"a": 3}), r"mixture\.a holds 3; it must hold name, data_dir"),
+        ("optimizer", 3, r"config\.optimizer is of type int; it must be .*, with accumulate, dec"),
+        ("terms", 3, r"config\.terms is 3; it must be a dict by name"),
+        ("terms", ConfigDict({"mine": {"loss": "l2"}}), r'terms\.mine\.loss is the unknown loss "'),
+        (
+            "compare.methods",
+            ConfigDict({"cwd": {"cwd": {"loss": "cwd", "weight": -1.0}}}),
+            r"config\.compare\.methods\.cwd\.cwd\.weight is -1\.0; it must be 0 or more",
+        ),
+        (
+            "compare.methods",
+            ConfigDict({"cwd": 1}),
+            r"compare\.methods\.cwd is 1; it must be a dic",
+        ),
+    ],
+)
+def test_values_that_cannot_be(key, value, message):
+    fails(changed(key, value), message)
+
+
+def test_sections_that_are_missing():
+    config = configuration.default()
+    with config.unlocked():
+        del config.optimizer
+    fails(config, r"config\.optimizer is missing; begin with kdjax\.config\.default\(\)")
+    fails(ConfigDict({"steps": 3}), r"config\.checkpoint_every is missing")
+    fails({"steps": 3}, "config is of type dict; it must be as in kdjax")
+
+
+def test_who_begins_the_work_asks_first(tmp_path):
+    """Whatever way a config came, and before anything is claimed or written."""
+    config = changed("optimizer.name", "lion")
+    workdir = tmp_path / "run"
+    begin = {
+        "train": lambda: train(config, str(workdir), label="", method="", role="plain"),
+        "compare": lambda: compare(config, str(workdir), (0,)),
+        "plan": lambda: make_program(config, jax.devices(), num_classes=3, batch_size=16),
+    }
+    for ask in begin.values():
+        with pytest.raises(UserError, match='name is "lion"; it must be sgd or adamw'):
+            ask()
+    config = configuration.default()
+    with pytest.raises(UserError, match="--seeds is 4294967296; it must be at most"):
+        compare(config, str(workdir), (0, 2**32))
+    assert not workdir.exists()
+
+
+# What is wrong in a config file, its line counted from `def get_config`, and what is said of it.
+FILES = {
+    "syntax": ("    return (", 2, r"'\(' was never closed: return \("),
+    "exception": ("    return 1 / 0", 2, "ZeroDivisionError: division by zero"),
+    "name": ("    return cofnig", 2, "NameError: name 'cofnig' is not defined"),
+    "type": (
+        "    config.steps = 12.5\n    return config",
+        2,
+        "steps is 12.5; it must be a whole nu",
+    ),
+    "section_type": (
+        "    config.data = 3\n    return config",
+        2,
+        "data is 3; it must be a section",
+    ),
+    "unknown": (
+        "    config.optimizer.momentun = 1.0\n    return config",
+        2,
+        r'there is no key "momentun": did you mean "momentum"\?',
+    ),
+    "locked": (
+        "    config.terms.cwd = {}\n    return config",
+        2,
+        r'there is no key "cwd": names of your own .* "with config\.unlocked\(\):"',
+    ),
+    "user_error": (
+        "    configuration.term('cwdd')\n    return config",
+        2,
+        'unknown loss "cwdd" in a term: did you mean "cwd"',
+    ),
+    "nothing": (
+        "    config.steps = 3",
+        1,
+        r'get_config\(\) returns nothing; end it in "return conf',
+    ),
+    "dict": ("    return {}", 2, r"get_config\(\) returns a dict; end it in"),
+}
+
+
+def write(path, body, definition="def get_config():"):
+    head = "from kdjax import config as configuration\n\nconfig = configuration.default()\n"
+    path.write_text(f"{head}\n{definition}\n{body}\n")
+    return 5  # the line of the definition
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_mistake_in_a_config_file_names_its_line(name, tmp_path):
+    body, line, message = FILES[name]
+    path = tmp_path / "mine.py"
+    first = write(path, body)
+    with pytest.raises(UserError) as raised:
+        config_file.read(str(path))
+    said = rf"{re.escape(str(path))}, line {first + line - 1}: .*{message}"
+    assert re.match(said, str(raised.value)), raised.value
+
+
+def test_the_argument_of_a_config_file(tmp_path):
+    path = tmp_path / "mine.py"
+    write(path, "    config.steps = int(steps)\n    return config", "def get_config(steps):")
+    assert config_file.read(f"{path}:7").steps == 7
+    with pytest.raises(
+        UserError, match=r"line 5: get_config\(steps\): .*--config .*mine\.py:steps$"
+    ):
+        config_file.read(str(path))
+    write(path, "    return config")
+    with pytest.raises(UserError, match=r'line 5: get_config\(\): .*; leave out ":7"'):
+        config_file.read(f"{path}:7")
+
+
+def test_an_error_of_the_files_own_keeps_the_files_frames_alone(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import json\n\ndef steps():\n    return json.loads('{')\n\ndef get_config():\n"
+        "    return steps()\n"
+    )
+    with pytest.raises(UserError) as raised:
+        config_file.read(str(path))
+    said = f"{path}, line 4: JSONDecodeError: Expecting property name"
+    assert str(raised.value).startswith(said)
+    assert str(raised.value).endswith(" (line 7 in get_config, line 4 in steps)")
+    assert "json/" not in str(raised.value)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="this is a folder; name a config file"):
+        config_file.read(str(tmp_path))
+    with pytest.raises(UserError, match=r"none\.py: no such config file"):
+        config_file.read(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match=r"empty\.py: defines no get_config\(\)"):
+        config_file.read(str(tmp_path / "empty.py"))
+    (tmp_path / "latin.py").write_bytes("a = 'gr\xfcn'\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.py.*: .*utf-8"):
+        config_file.read(str(tmp_path / "latin.py"))
+
+
+# What is found when all is read, and where its line is.
+VALUES = """
+from ml_collections import ConfigDict
+from kdjax import config as configuration
+
+def get_config():
+    config = configuration.default()
+    config.steps = None
+    optimizer = config.optimizer
+    optimizer.momentum = -5.0
+    config.data.update({
+        "batch_size": 0,
+        "max_class_share": 2.0,
+    })
+    config.data.test_groups = {
+        "night": "(",
+    }
+    with config.unlocked():
+        config.terms = ConfigDict({
+            "cwd": configuration.term(
+                "cwd",
+                weight=-1.0,
+            ),
+        })
+        del config.mesh
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("steps", 7),
+        ("optimizer.momentum", 9),
+        ("data.batch_size", 11),
+        ("data.max_class_share", 12),
+        ("data.test_groups.night", 15),
+        ("terms.cwd.weight", 21),
+        ("mesh", 24),
+        ("mesh.data", 24),
+        ("optimizer.poly_power", 25),
+    ],
+)
+def test_the_line_that_sets_a_value(tmp_path, key, line):
+    (tmp_path / "mine.py").write_text(VALUES)
+    path = str(tmp_path / "mine.py")
+    assert config_file.place(f"{path}:argument", f"config.{key}") == f"{path}, line {line}: "
+
+
+def test_a_value_is_the_files_or_a_flags(tmp_path):
+    """Who set it is named; both in one process, which takes its time to start."""
+    path = tmp_path / "mine.py"
+    write(path, "    config.steps = 0\n    return config")
+    code = f"""
+import sys
+from absl import flags
+from kdjax import config
+holder = config.define_flag()
+for more in ([], ["--config.steps=-3"]):
+    sys.argv = ["x", "--config={path}", *more]
+    flags.FLAGS(sys.argv)
+    try:
+        config.from_flag(holder)
+    except Exception as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout.splitlines() == [
+        f"{path}, line 6: config.steps is 0; it must be positive",
+        "config.steps is -3; it must be positive",
+    ], run.stderr
