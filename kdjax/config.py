@@ -281,7 +281,13 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 # Sections whose keys are names that the user gives.
-NAMED = ("config.data.test_groups", "config.data.mixture", "config.terms", "config.compare.methods")
+NAMED = (
+    "config.data.test_groups",
+    "config.data.mixture",
+    "config.terms",
+    "config.compare.methods",
+    "config.compare.builds_on",
+)
 
 
 def check_seed(key: str, seed: Any) -> None:
@@ -322,6 +328,8 @@ def validate(config: Config) -> None:
     term_entries.check("config.terms", config.terms)
     for method, entries in config.compare.methods.items():
         term_entries.check(f"config.compare.methods.{method}", entries)
+    for method, base in config.compare.builds_on.items():
+        ranges.check_type(f"config.compare.builds_on.{method}", base, "")
     if config.student.checkpoint and config.student.backbone:
         raise WrongValue(
             "config.student.checkpoint",
