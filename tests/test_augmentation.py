@@ -141,6 +141,23 @@ def test_scales_are_of_the_base_size(base_size, shape, ratio):
     np.testing.assert_allclose(crop[:height, :width], scaled, atol=0.5 + 255 / 2048)
 
 
+@pytest.mark.parametrize("changes", [{}, {"base_size": (50_000, 50_000)}])
+def test_a_crop_of_a_very_wide_example_is_a_window_of_it(changes):
+    # Places along it, in half pixels of its scaled size, are beyond 32 bits.
+    width = 40_000
+    image, label = noise(2, width)
+    scaled_width = 2 * (width if not changes else 50_000)
+    height = round(2 * scaled_width / width)
+    scaled = numpy_bilinear(image, height, scaled_width)
+    scaled_label = numpy_nearest(label, height, scaled_width)
+    for seed in range(4):
+        chosen = options(scale_range=(2, 2), crop_size=(height, 24), **changes)
+        crop, crop_label = run(image, label, seed, chosen)
+        corners = find_crop(scaled_label, crop_label)
+        expected = [scaled[:, left : left + 24] for _, left in corners]
+        assert min(np.abs(crop - window).max() for window in expected) <= 0.5 + 255 / 2048
+
+
 def test_scales_fill_their_range():
     image, label = checkerboard(64, 64, 1)
     seen = []

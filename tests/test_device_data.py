@@ -13,6 +13,7 @@ from kdjax.data.augmentation import AugmentOptions, Draws, draw
 from kdjax.data.device_augment import augment_batch
 from kdjax.data.device_batches import index_batches
 from kdjax.data.held import HeldExamples
+from kdjax.errors import UserError
 from kdjax.training.prefetch import prefetch
 from kdjax.training.sharding import Placement
 
@@ -78,6 +79,31 @@ def test_geometry_is_that_of_the_stream_bit_for_bit(held, changes):
         streamed, found = both(held, options, seed)
         for key in ("image", "label"):
             np.testing.assert_array_equal(found[key], streamed[key])
+
+
+@pytest.mark.parametrize("changes", [{}, {"base_size": (50_000, 9)}])
+def test_very_wide_examples_are_those_of_the_stream_bit_for_bit(changes):
+    rng = np.random.default_rng(0)
+    wide = HeldExamples(
+        {
+            "image": rng.integers(0, 256, (height, width, 3)).astype(np.uint8),
+            "label": rng.integers(0, 256, (height, width)).astype(np.uint8),
+        }
+        for height, width in [(1, 40_000), (2, 24_000)]
+    )
+    options = AugmentOptions((2, 24), scale_range=(1.8, 2.0), photometric=False, **changes)
+    for seed in range(3):
+        streamed, found = both(wide, options, seed)
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(found[key], streamed[key])
+
+
+@pytest.mark.parametrize("changes", [{"scale_range": (1, 7)}, {"base_size": (10**6, 9)}])
+def test_sides_that_the_device_cannot_place_are_named(changes):
+    options = AugmentOptions((2, 24), **changes)
+    held = {"image": np.zeros((1, 1, 40_000, 3), np.uint8)}
+    with pytest.raises(UserError, match=r"1 x 40,000 pixels .* config\.data\.cache to \"host\""):
+        augment_batch(held, np.zeros(1, np.int32), draw(options, 0, [0]), options)
 
 
 def test_colours_are_those_of_the_stream_within_a_level(held):

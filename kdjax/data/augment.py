@@ -74,13 +74,14 @@ def _scaled_size(size: tf.Tensor, scale: tf.Tensor, options: AugmentOptions) -> 
     if not options.base_size:
         scaled = tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32)
         return tf.maximum(scaled, 1)
+    size = tf.cast(size, tf.int64)  # of very wide images, products of sides need it
     long, short = tf.reduce_max(size), tf.reduce_min(size)
     to_long, to_short = (
-        tf.maximum(tf.cast(side * scale, tf.int32), 1) for side in options.base_size
+        tf.maximum(tf.cast(side * scale, tf.int64), 1) for side in options.base_size
     )
     long_binds = to_long * short < to_short * long
     target, side = tf.where(long_binds, to_long, to_short), tf.where(long_binds, long, short)
-    return tf.maximum((2 * size * target + side) // (2 * side), 1)
+    return tf.cast(tf.maximum((2 * size * target + side) // (2 * side), 1), tf.int32)
 
 
 def _first_varied(
@@ -169,7 +170,8 @@ def _label_places(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     targets = _targets(scaled, corner, mirrored, crop_size)
     rows, columns = (
-        (2 * target + 1) * size[axis] // (2 * scaled[axis]) for axis, target in enumerate(targets)
+        tf.cast(_centre(target, size[axis]) // tf.cast(2 * scaled[axis], tf.int64), tf.int32)
+        for axis, target in enumerate(targets)
     )
     return rows * size[1], columns
 
@@ -258,11 +260,21 @@ def _neighbours(
     size: tf.Tensor, scaled: tf.Tensor, target: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Of the scaled pixels `target` along an axis: the two that each lies between, and where."""
-    place = (2 * target + 1) * size - scaled  # in parts of 2 * scaled
-    low = place // (2 * scaled)
-    part = place - low * 2 * scaled
-    weight = (part * (1 << WEIGHT_BITS) + scaled) // (2 * scaled)
+    wide = tf.cast(scaled, tf.int64)
+    place = _centre(target, size) - wide  # in parts of 2 * scaled
+    low = place // (2 * wide)
+    part = place - low * 2 * wide
+    weight = tf.cast((part * (1 << WEIGHT_BITS) + wide) // (2 * wide), tf.int32)
+    low = tf.cast(low, tf.int32)
     return tf.maximum(low, 0), tf.minimum(low + 1, size - 1), weight
+
+
+def _centre(target: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Where the middle of a scaled pixel lies along an axis of `size`, in parts of 2 * scaled.
+
+    In 64 bits: beyond 32 from sides of 23,170 pixels on, at a scale of 2.
+    """
+    return (2 * tf.cast(target, tf.int64) + 1) * tf.cast(size, tf.int64)
 
 
 def _blend(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:

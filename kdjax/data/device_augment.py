@@ -19,6 +19,11 @@ from kdjax.data.augmentation import (
     AugmentOptions,
     Draws,
 )
+from kdjax.errors import UserError
+
+# Sides up to this, before and after scaling, can be placed in integers of 32 bits.
+MAX_SIDE = 1 << 18
+_DIGIT_BITS = 11
 
 
 class Held(TypedDict):
@@ -48,9 +53,23 @@ def augment_batch(
         `image` [B, h, w, 3], `label` [B, h, w] and, with `options.clean_view`, `clean`: as
         `kdjax.data.augment.augment` returns them. With `options.place`, `place` [B, 5] likewise,
         and `index` [B], the indices.
+
+    Raises:
+        UserError: sides may be longer than `MAX_SIDE`, before or after scaling.
     """
+    _check_sides(held["image"].shape[1:3], options)
     crops = jax.vmap(lambda index, numbers: _augment(held, index, numbers, options))(indices, draws)
     return {**crops, "index": indices} if options.place else crops
+
+
+def _check_sides(sides: tuple[int, ...], options: AugmentOptions) -> None:
+    scale = max(options.scale_range)
+    if max(*sides, scale * max(options.base_size or sides)) > MAX_SIDE:
+        raise UserError(
+            f"images of {sides[0]:,} x {sides[1]:,} pixels (height and width), scaled by up to "
+            f"{scale:g}, have sides of more than {MAX_SIDE:,} on the device; set "
+            'config.data.cache to "host"'
+        )
 
 
 def _augment(
@@ -101,9 +120,27 @@ def _scaled_size(
     to_long, to_short = (
         jnp.maximum((side * scale).astype(jnp.int32), 1) for side in options.base_size
     )
-    long_binds = to_long * short < to_short * long
+    long_binds = _multiply_divide(to_long, short, long)[0] < to_short
     target, side = jnp.where(long_binds, to_long, to_short), jnp.where(long_binds, long, short)
-    return jnp.maximum((2 * size * target + side) // (2 * side), 1)
+    whole, rest = _multiply_divide(size, target, side)
+    return jnp.maximum(whole + (2 * rest >= side), 1)
+
+
+def _multiply_divide(
+    a: Int[Array, "*n"], b: Int[Array, "*n"], divisor: Int[Array, "*n"]
+) -> tuple[Int[Array, "*n"], Int[Array, "*n"]]:
+    """Quotient and remainder of `a * b` by `divisor`, in 32 bits where the product needs 64.
+
+    By long division in two digits: `a` is below 2^22, the sum of `b` and `divisor` at most 2^20,
+    and none is negative.
+    """
+    high = (a >> _DIGIT_BITS) * b
+    divisor = jnp.broadcast_to(divisor, high.shape)
+    # Unlike `//`, which looks at the signs; XLA repeats the division for each pixel of a crop.
+    first = jax.lax.div(high, divisor)
+    low = ((high - first * divisor) << _DIGIT_BITS) + (a & ((1 << _DIGIT_BITS) - 1)) * b
+    second = jax.lax.div(low, divisor)
+    return (first << _DIGIT_BITS) + second, low - second * divisor
 
 
 def _first_varied(label_at, corners: Int[Array, "T 2"], options: AugmentOptions) -> Int[Array, ""]:
@@ -131,6 +168,21 @@ def _inside(
     return rows[:, None] & columns
 
 
+def _centre(
+    axis: int,
+    size: Int[Array, "2"],
+    scaled: Int[Array, "2"],
+    corner: Int[Array, "2"],
+    crop_size: tuple[int, int],
+) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """Where the middles of a crop's pixels lie: in which pixel, and how many 2 * scaled-ths in it.
+
+    Beyond the example they are its last.
+    """
+    target = jnp.minimum(jnp.arange(crop_size[axis]) + corner[axis], scaled[axis] - 1)
+    return _multiply_divide(2 * target + 1, size[axis], 2 * scaled[axis])
+
+
 def _sample_label(
     labels: UInt8[Array, "N H W"],
     index: Int[Array, ""],
@@ -140,15 +192,7 @@ def _sample_label(
     crop_size: tuple[int, int],
 ) -> UInt8[Array, "h w"]:
     """The crop at `corner` of a label scaled to `scaled`, 255 outside."""
-    rows, columns = (
-        jnp.minimum(
-            (2 * (jnp.arange(crop_size[axis]) + corner[axis]) + 1)
-            * size[axis]
-            // (2 * scaled[axis]),
-            size[axis] - 1,
-        )
-        for axis in (0, 1)
-    )
+    rows, columns = (_centre(axis, size, scaled, corner, crop_size)[0] for axis in (0, 1))
     inside = _inside(scaled, corner, crop_size)
     return jnp.where(inside, labels[index, rows][:, columns], LABEL_PADDING)
 
@@ -164,13 +208,13 @@ def _sample_image(
     """The crop at `corner` of an image scaled bilinearly to `scaled`; anything outside."""
 
     def neighbours(axis: int) -> tuple[Array, Array, Array]:
-        target = jnp.arange(crop_size[axis]) + corner[axis]
-        place = (2 * target + 1) * size[axis] - scaled[axis]  # in parts of 2 * scaled
-        low = place // (2 * scaled[axis])
-        part = place - low * 2 * scaled[axis]
+        whole, part = _centre(axis, size, scaled, corner, crop_size)
+        # Half a pixel back: between the middles of pixels, and not between their edges.
+        before = part < scaled[axis]
+        low = whole - before
+        part = jnp.where(before, part + scaled[axis], part - scaled[axis])
         weight = (part * (1 << WEIGHT_BITS) + scaled[axis]) // (2 * scaled[axis])
-        last = size[axis] - 1
-        return jnp.clip(low, 0, last), jnp.clip(low + 1, 0, last), weight
+        return jnp.maximum(low, 0), jnp.minimum(low + 1, size[axis] - 1), weight
 
     def blend(low: Array, high: Array, weight: Array) -> Int[Array, "..."]:
         low, high = low.astype(jnp.int32), high.astype(jnp.int32)
