@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from kdjax.data.classes import builders_root, read_table
+from kdjax.builders import builders_root
+from kdjax.data.classes import read_table
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.evaluation.metrics import Scores
 from kdjax.reporting.figures import full_palette

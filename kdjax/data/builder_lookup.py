@@ -1,4 +1,4 @@
-"""Finds the builders of data sets: `datasets/` of the checkout, a folder and a file each."""
+"""Finds the builders of data sets, a folder and a file each."""
 
 import functools
 import importlib.util
@@ -6,8 +6,8 @@ import pathlib
 
 from tensorflow_datasets.core import registered
 
+from kdjax.builders import builders_root
 from kdjax.data.builder import SegmentationBuilder
-from kdjax.data.classes import builders_root
 from kdjax.errors import UserError
 from kdjax.suggest import nearest
 

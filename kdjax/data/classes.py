@@ -2,13 +2,13 @@
 
 import csv
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from kdjax.builders import builders_root
 from kdjax.data.tree import File
 from kdjax.errors import UserError
 
@@ -44,12 +44,6 @@ class ClassTable:
 
         classes = {label: number for number, label in enumerate(self.labels)}
         return {**dict.fromkeys(ignored, IGNORE_LABEL), **classes}
-
-
-def builders_root() -> pathlib.Path:
-    """The folder of builders: `datasets/` of the checkout, or what KDJAX_DATASETS names."""
-    default = pathlib.Path(__file__).resolve().parents[2] / "datasets"
-    return pathlib.Path(os.environ.get("KDJAX_DATASETS", default))
 
 
 def original_labels(name: str) -> list[int]:

@@ -2,8 +2,6 @@
 
 import csv
 import dataclasses
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kdjax.builders import builders_root
 from kdjax.config import Config, validate
 from kdjax.distillation import entries as term_entries
 from kdjax.errors import UserError
@@ -154,8 +153,7 @@ def known_classes(name: str) -> int:
     Raises:
       UserError: when its classes depend on its files, as those of `folder`.
     """
-    root = pathlib.Path(__file__).resolve().parents[2] / "datasets"
-    table = pathlib.Path(os.environ.get("KDJAX_DATASETS", root)) / name / "classes.csv"
+    table = builders_root() / name / "classes.csv"
     if not table.is_file():
         raise UserError(f"how many classes has data set {name}? No table says: give --num_classes")
     lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
