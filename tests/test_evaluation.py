@@ -10,6 +10,7 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.data.augmentation import IMAGE_PADDING
+from kdjax.errors import UserError
 from kdjax.evaluation import evaluator, metrics
 from kdjax.evaluation.metrics import Scores, confusion_matrix
 from kdjax.models.preprocessing import IMAGENET
@@ -83,6 +84,25 @@ def test_every_image_counts_once_also_past_the_device_counters_range(monkeypatch
     assert scores.agreement == pytest.approx((ours == theirs)[valid].mean())
     assert scores.confusion.dtype == np.int64
     assert fresh.call_count == counters
+
+
+def test_the_pixels_of_all_processes_are_counted(monkeypatch):
+    """Another process has as many: the batch on the devices is twice the one of this process."""
+    monkeypatch.setattr(evaluator, "MAX_COUNT", 300)
+    fresh = unittest.mock.Mock(wraps=evaluator._zeros)
+    monkeypatch.setattr(evaluator, "_zeros", fresh)
+    labels = RNG.choice([0, 1, 2, 255], (8, 5, 6)).astype(np.uint8)
+    ours = RNG.integers(0, 3, labels.shape)
+
+    def put(batch):
+        return {key: np.concatenate([value, value]) for key, value in batch.items()}
+
+    scores = evaluator.evaluate(Fixed(), ours, batches(labels, 4), 3, put)
+    np.testing.assert_array_equal(scores.confusion, 2 * reference_confusion(ours, labels, 3))
+    # Two batches of 240 pixels: the host takes over between them.
+    assert fresh.call_count == 2
+    with pytest.raises(UserError, match=r"480 pixels .* 300 at most; lower .*eval_batch_size"):
+        evaluator.evaluate(Fixed(), ours, batches(labels, 8), 3, put)
 
 
 def test_a_prediction_is_the_class_of_the_scores_resized_to_the_image():

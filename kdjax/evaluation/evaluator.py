@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from kdjax.errors import UserError
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.evaluation.metrics import Scores, confusion_matrix
 from kdjax.models.layers import resize
@@ -91,17 +92,27 @@ def evaluate(
       num_classes: K.
       put: places a batch on the devices.
       reference: the teacher and its weights, for the agreement.
+
+    Raises:
+      UserError: when a batch has more pixels than the device can count.
     """
     confusion, agreeing = np.zeros((num_classes, num_classes), np.int64), 0
     totals, counted = _zeros(num_classes), 0
     for batch in batches:
+        arrays = put({key: batch[key] for key in ("image", "label", "size")})
+        # Those of all processes: each has counts of the whole batch.
+        pixels = arrays["label"].size
+        if pixels > MAX_COUNT:
+            raise UserError(
+                f"a batch of {pixels} pixels is evaluated at once, of {MAX_COUNT} at most; lower "
+                "config.data.eval_batch_size"
+            )
         # The device counts in 32 bits; the host takes over before they can overflow.
-        if counted + batch["label"].size > MAX_COUNT:
+        if counted + pixels > MAX_COUNT:
             confusion += np.asarray(totals["confusion"], np.int64)
             agreeing += int(totals["agreeing"])
             totals, counted = _zeros(num_classes), 0
-        counted += batch["label"].size
-        arrays = put({key: batch[key] for key in ("image", "label", "size")})
+        counted += pixels
         predictions = predictor(state, arrays["image"], arrays["size"])
         theirs = predictions
         if reference:
