@@ -12,28 +12,32 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from kdjax import processes, strays
-from kdjax.errors import Preempted, UserError
+from kdjax.errors import Preempted, Transient, UserError
 
 # What a disk says that is full or may not be written to.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def run(main: Callable[[list[str]], None], *, words: int = 0) -> None:
+def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = False) -> None:
     """Parses the flags, calls `main` with the remaining words, and exits.
 
     Args:
       main: the command, called as `main([program, word, ...])`.
       words: how many words it takes beside the flags; more are a mistake.
+      resumes: whether the same command continues what an earlier one did not finish.
 
     Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax, 75
-    when it is to be started again: it was asked to stop and has saved what it had done, or another
-    process of the run died.
+    when it is to be started again: it was asked to stop and has saved what it had done, another
+    process of the run died, or a store did not answer.
     """
     name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
     # Libraries report progress and failures with tracebacks; what a user needs, kdjax prints.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
     held_back = strays.hold_back()
+    if resumes:
+        processes.end_when_asked(name)
+    processes.end_with_parent()
 
     def guarded(argv: list[str]) -> None:
         try:
@@ -42,24 +46,21 @@ def run(main: Callable[[list[str]], None], *, words: int = 0) -> None:
             for last in dict.fromkeys(stray.splitlines()[-1] for stray in held_back):
                 print(f"{name}: in the background: {last}", file=sys.stderr)
             processes.leave(0)
-        except UserError as error:
-            _print_error(name, str(error))
-            processes.leave(2)
         except Preempted as error:
             print(f"{name}: stopped as asked: {error}", file=sys.stderr)
             processes.leave(processes.AGAIN)
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted", file=sys.stderr)
             processes.leave(130)
+        except (UserError, Transient) as error:
+            line = _error_line(name, str(error))
+            processes.fail(2 if isinstance(error, UserError) else processes.AGAIN, line)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _DISK:
-                _print_error(name, f"{error.filename or 'cannot write'}: {error.strerror}")
-                processes.leave(2)
-            processes.wait_for_verdict()
+                where = error.filename or "cannot write"
+                processes.fail(2, _error_line(name, f"{where}: {error.strerror}"))
             # They may be its cause.
-            sys.stderr.writelines(held_back)
-            traceback.print_exc()
-            processes.leave(1)
+            processes.fail(1, *held_back, traceback.format_exc())
 
     app.run(guarded, flags_parser=lambda argv: _parse(name, argv, words))
 
@@ -85,9 +86,9 @@ def _parse(name: str, argv: list[str], words: int) -> list[str]:
 
 
 def _fail(name: str, message: str) -> NoReturn:
-    _print_error(name, message)
+    sys.stderr.write(_error_line(name, message))
     sys.exit(2)
 
 
-def _print_error(name: str, message: str) -> None:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+def _error_line(name: str, message: str) -> str:
+    return f"{name}: error: {' '.join(message.split())}\n"

@@ -9,14 +9,16 @@ from absl import flags
 
 from kdjax import command, processes
 from kdjax import config as configuration
+from kdjax.config import Config
 from kdjax.errors import UserError
 from kdjax.experiments import environment, reports
-from kdjax.experiments.comparison import TEACHER, compare
+from kdjax.experiments.comparison import TEACHER, Comparison, compare
 from kdjax.experiments.images import Images
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.report import write_report, write_results
 from kdjax.reporting.runs import write_runs
 from kdjax.reporting.tables import note, text_table
+from kdjax.training.interruption import Interruption
 
 _CONFIG = configuration.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -40,10 +42,13 @@ def main(argv: list[str]) -> None:
     environment.enable_compilation_cache()
     seeds = config.compare.seeds if _SEEDS.value is None else _integers(_SEEDS.value)
     comparison = compare(config, _WORKDIR.value, seeds, _PARALLEL.value)
-    if not processes.leads():
-        return
-    runs = comparison.runs
+    with Interruption() as interruption:
+        processes.lead(lambda: _report(config, comparison, len(seeds)))
+        interruption.check("the report is written")
 
+
+def _report(config: Config, comparison: Comparison, seeds: int) -> None:
+    runs = comparison.runs
     panels = {TEACHER: config.teacher.checkpoint or str(runs[0].student)}
     panels |= {name: str(files.student) for name, files in comparison.students.items()}
     report = reports.make_report(
@@ -55,7 +60,7 @@ def main(argv: list[str]) -> None:
         subtitle=(
             f"{config.teacher.name} of width {config.teacher.width} teaches {config.student.name} "
             f"of width {config.student.width}; {config.steps} steps of {config.data.batch_size} "
-            f"images each, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+            f"images each, {seeds} seed{'s' if seeds > 1 else ''}"
         ),
         remarks=comparison.notes,
     )
@@ -82,4 +87,4 @@ def _integers(values: list[str]) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, resumes=True)

@@ -1,4 +1,4 @@
-"""The exceptions that are no faults of the program: mistakes of the user, and being stopped."""
+"""The exceptions that are no faults of the program: mistakes, being stopped, bad luck."""
 
 
 class UserError(Exception):
@@ -11,3 +11,10 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """The run was asked to stop, and what it had done is saved; its message says where."""
+
+
+class Transient(Exception):
+    """What may well work at the next try: a store that is away, a clock that jumped.
+
+    Its message is one line, as a `UserError`'s; the commands exit with status 75.
+    """

@@ -4,15 +4,16 @@ import glob
 import importlib.util
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 from absl import flags
 from jax._src import distributed
-from jax.experimental import multihost_utils
 
 from kdjax.errors import UserError
 
@@ -33,9 +34,13 @@ END_SECONDS = 3600
 # What one of them has for work that the others wait for.
 WORK_SECONDS = 24 * 3600
 
+LIFELINE = "KDJAX_LIFELINE"
+"""The number of a file, the reading end of a pipe: see `end_with_parent`."""
+
 _parting = threading.Event()
-# A barrier's name is used once.
-_waits = itertools.count()
+# A key of JAX's service is used once.
+_works = itertools.count()
+_DONE = "done"
 
 
 class Flags(NamedTuple):
@@ -105,33 +110,123 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def wait_for_all(point: str) -> None:
-    """Returns when every process has come to `point`."""
-    multihost_utils.sync_global_devices(point)
+def lead(work: Callable[[], object]) -> None:
+    """Does work in the process that leads, for which the others wait, if need be for hours.
 
-
-def wait_for_work(point: str) -> None:
-    """As `wait_for_all`, where one of them may be at work for hours, and collectives give up."""
-    if jax.distributed.is_initialized():
-        _service().wait_at_barrier(f"kdjax: {point} {next(_waits)}", 1000 * WORK_SECONDS)
+    Raises:
+      UserError: in every process, where the work raises it or cannot write.
+    """
+    if not jax.distributed.is_initialized():
+        work()
+        return
+    service, key = _service(), f"kdjax: work {next(_works)}"
+    if not leads():
+        error = service.blocking_key_value_get(key, 1000 * WORK_SECONDS)
+        if error != _DONE:
+            raise UserError(error)
+        return
+    try:
+        work()
+    except (UserError, OSError) as error:
+        service.key_value_set(key, str(error))
+        raise
+    service.key_value_set(key, _DONE)
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process, with the others where they come to their end too.
-
-    Where they do not, because the error is this process's alone, they notice its absence.
-    """
-    if not jax.distributed.is_initialized() or _part(status):
+    """Ends this process, with the others where they come to their end too."""
+    _work_is_over()
+    seconds = END_SECONDS if status in (0, AGAIN) else GRACE_SECONDS
+    if not jax.distributed.is_initialized() or _part(seconds):
         sys.exit(status)
     _end(status)
 
 
-def _part(status: int) -> bool:
-    """Leaves the run when all have come to this point; says whether they did in good time."""
+def fail(status: int, *lines: str) -> NoReturn:
+    """Ends this process after an error, with the others where they make it too.
+
+    Where they do not, it is this process's alone, and they notice its absence; or it comes of the
+    death of another one. Then this process ends as is due to that, with nothing more to say.
+
+    Args:
+      status: of the process.
+      *lines: why, for stderr.
+    """
+    _work_is_over()
+    together = not jax.distributed.is_initialized() or _part(GRACE_SECONDS)
+    if not together:
+        time.sleep(VERDICT_SECONDS)
+    sys.stderr.writelines(lines)
+    if together:
+        sys.exit(status)
+    _end(status)
+
+
+def _work_is_over() -> None:
+    """What is asked from now on changes nothing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_at_once(reason: str, status: int = AGAIN) -> NoReturn:
+    """Ends this process from any thread, in the midst of what it does."""
+    print(reason, file=sys.stderr, flush=True)
+    _end(status)
+
+
+def end_when_asked(name: str) -> None:
+    """From now on SIGTERM ends this process with the status that says: start it again.
+
+    `kdjax.training.interruption` takes it where there is something to save.
+
+    Args:
+      name: of the command, which the line about it begins with.
+    """
+    line = f"{name}: stopped as asked: the same command continues\n".encode()
+    numbers, notice = os.pipe()
+    os.set_blocking(notice, False)
+    once = threading.Lock()
+
+    def end(*_: object) -> None:
+        if once.acquire(blocking=False):
+            # Whatever it came in the midst of, as a print.
+            os.write(2, line)
+            os._exit(AGAIN)
+
+    def watch() -> None:
+        while number := os.read(numbers, 1):
+            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is end:
+                end()
+
+    signal.signal(signal.SIGTERM, end)
+    # Python itself calls a handler when the main thread comes back from what it waits for, as the
+    # compiler or another process.
+    signal.set_wakeup_fd(notice, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Asks this process to stop when the one that started it is gone, if that wants it.
+
+    It then holds the other end of a pipe, which the system closes however it ended.
+    """
+    pipe = os.environ.pop(LIFELINE, None)
+    if pipe is None:
+        return
+
+    def wait() -> None:
+        while os.read(int(pipe), 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _part(seconds: float) -> bool:
+    """Leaves the run when all have come to this point; says whether they did in that time."""
     service = _service()
-    seconds = END_SECONDS if status in (0, AGAIN) else GRACE_SECONDS
     try:
-        service.wait_at_barrier("kdjax: all are here", 1000 * seconds)
+        service.wait_at_barrier("kdjax: all are here", int(1000 * seconds))
         _parting.set()
         # Nobody goes before everybody knows that it is no news when others are gone.
         service.wait_at_barrier("kdjax: all part", 1000 * GRACE_SECONDS)
@@ -142,12 +237,6 @@ def _part(status: int) -> bool:
         time.sleep(0.1)
     jax.distributed.shutdown()
     return True
-
-
-def wait_for_verdict() -> None:
-    """After an error that may come of another process's end: ends this one, if it does."""
-    if jax.distributed.is_initialized():
-        time.sleep(VERDICT_SECONDS)
 
 
 def _watch() -> None:

@@ -9,6 +9,7 @@ from absl import flags
 
 from kdjax import command, processes
 from kdjax import config as configuration
+from kdjax.config import Config
 from kdjax.distillation.entries import need_teacher
 from kdjax.experiments import environment, reports
 from kdjax.experiments.images import Images
@@ -16,6 +17,7 @@ from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.report import write_report
 from kdjax.training import profiling
+from kdjax.training.interruption import Interruption
 
 _CONFIG = configuration.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -42,8 +44,12 @@ def main(argv: list[str]) -> None:
         role="taught" if config.terms else "plain",
         profiled_steps=profiled,
     )
-    if not processes.leads():
-        return
+    with Interruption() as interruption:
+        processes.lead(lambda: _report(config, files, method))
+        interruption.check(f"the report {files.report} is written")
+
+
+def _report(config: Config, files: Workdir, method: str) -> None:
     panels = {"student": str(files.student)}
     if need_teacher(config.terms):
         panels = {"teacher": config.teacher.checkpoint, **panels}
@@ -60,4 +66,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, resumes=True)

@@ -1,6 +1,8 @@
 """The cache of a teacher's scores: what it holds, what a crop sees of it, and what it refuses."""
 
 import json
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -327,14 +329,14 @@ def test_half_a_cache_is_none(config, tmp_path, monkeypatch):
     monkeypatch.setattr(TeacherCache, "_maps", breaks)
     with pytest.raises(KeyboardInterrupt):
         cache.open("test")
-    assert {path.name for path in tmp_path.iterdir()} == {".cache.lock"}
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(TeacherCache, "_maps", real)
     # What a killed process leaves behind.
     (tmp_path / ".cache.unfinished").mkdir()
     (tmp_path / ".cache.unfinished" / "cache.json").write_text("{")
     rows = cache.open("test").rows([0, 8])
     assert rows["scores"].astype(np.float32).any((1, 2, 3)).all()
-    assert {path.name for path in tmp_path.iterdir()} == {".cache.lock", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cache"}
 
 
 def test_a_damaged_cache_is_named(config, tmp_path, capsys):
@@ -359,26 +361,33 @@ def test_a_disk_that_is_too_small_is_named(config, monkeypatch):
         cache.open("test")
 
 
-def test_the_leading_process_makes_it_and_the_others_wait(config, monkeypatch):
+def test_the_leading_process_makes_it_for_the_others(config, monkeypatch):
     cache, _ = opened(config)
-    process, waits = [1], []
-    monkeypatch.setattr(processes, "leads", lambda: process[0] == 0)
-    monkeypatch.setattr(
-        processes,
-        "wait_for_work",
-        lambda point: waits.append(score_files.describe(cache._path) is not None),
-    )
+    leads = [False]
+    monkeypatch.setattr(processes, "lead", lambda work: work() if leads[0] else None)
     with pytest.raises(UserError, match="left no cache here; it must be on a disk that all"):
         cache.open("test")
-    process[0] = 0
+    leads[0] = True
     cache.open("test")
-    process[0] = 1
+    leads[0] = False
+    monkeypatch.delattr(TeacherCache, "_make")
     cache.open("test")
-    assert waits == [False, True, True]
-    # A leader that fails lets the others go on, to their own error.
-    monkeypatch.setattr(TeacherCache, "_complete", lambda self: False)
-    monkeypatch.setattr(TeacherCache, "_make", lambda self, label: 1 / 0)
-    process[0] = 0
-    with pytest.raises(ZeroDivisionError):
-        cache.open("test")
-    assert len(waits) == 4
+
+
+def test_runs_at_once_make_it_once(config, monkeypatch, capsys):
+    """The second one waits for the first, says for whom, and takes what that made."""
+    (first, _), (second, _) = opened(config), opened(config)
+    real, calls = TeacherCache._maps, []
+    waiter = threading.Thread(target=second.open, args=("second",))
+
+    def slowly(self):
+        calls.append(self)
+        waiter.start()
+        while "waits" not in capsys.readouterr().out:
+            time.sleep(0.05)
+        yield from real(self)
+
+    monkeypatch.setattr(TeacherCache, "_maps", slowly)
+    first.open("first")
+    waiter.join()
+    assert calls == [first]

@@ -58,10 +58,18 @@ def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 
       parallel: how many runs to have at once; see `kdjax.experiments.jobs`.
 
     Raises:
-      UserError: for a mistake in the config, or a workdir of another comparison.
+      UserError: for a mistake in the config, or a workdir of another comparison; also while
+        another process is at work in the workdir.
+      Preempted: when the process was asked to stop; what was done is saved.
+      Transient: when what did not end well may be tried again.
     """
     _check(config, seeds)
     root = Workdir(workdir)
+    with root.hold():
+        return _compare(config, root, seeds, parallel)
+
+
+def _compare(config: Config, root: Workdir, seeds: Sequence[int], parallel: int) -> Comparison:
     teacher = _teacher_job(config, root)
     checkpoint = config.teacher.checkpoint
     if teacher:
@@ -193,8 +201,8 @@ def _tune(config: Config, root: Workdir, checkpoint: str, parallel: int) -> list
 
 def _write_choices(root: Workdir, choices: Sequence[Choice]) -> None:
     tuned = [choice for choice in choices if choice.scores]
-    if tuned and processes.leads():
-        write_atomically(root.path / "tuning.json", tuning.to_json(tuned))
+    if tuned:
+        processes.lead(lambda: write_atomically(root.path / "tuning.json", tuning.to_json(tuned)))
 
 
 def _notes(choices: Sequence[Choice], students: Sequence[Job]) -> list[str]:

@@ -4,29 +4,32 @@ As a program, `python -m kdjax.experiments.jobs`, it takes one run from its stan
 how several are had at once, each in a process that sees its devices alone.
 """
 
+import collections
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import Any
 
 import jax
 
 from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
-from kdjax.errors import Preempted, UserError
+from kdjax.errors import Transient, UserError
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.results import Role
+from kdjax.training.interruption import Interruption
 from kdjax.training.loop import Diverged
+
+# What a run whose comparison was killed has to save what it has done.
+ENDING_SECONDS = 300.0
+POLL_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +60,12 @@ class Job:
                 label=self.label,
                 method=self.method,
                 role=self.role,
+                patience=ENDING_SECONDS,
             )
         except Diverged as error:
-            if processes.leads():
-                self.files.note_divergence(str(error))
-            processes.say(f"{self.label}: {error}")
-            processes.wait_for_all(f"end of {self.files.path}")
+            reason = str(error)
+            processes.lead(lambda: self.files.note_divergence(reason))
+            processes.say(f"{self.label}: {reason}")
 
     def to_json(self) -> str:
         """All of it, for another process."""
@@ -89,6 +92,7 @@ def run(jobs: Sequence[Job], parallel: int = 1) -> None:
     Raises:
       UserError: as `train`; or when there are fewer devices than runs at once.
       Preempted: when the process was asked to stop; what was done is saved.
+      Transient: when all that did not end well may be tried again.
     """
     if parallel == 1:
         for job in jobs:
@@ -100,51 +104,64 @@ def run(jobs: Sequence[Job], parallel: int = 1) -> None:
     for job in jobs:
         if job not in missing:
             job.run()  # only says so
-    shares: SimpleQueue[Mapping[str, str]] = SimpleQueue()
-    for share in _shares(parallel):
-        shares.put(share)
-    children: set[subprocess.Popen[str]] = set()
+    _run_at_once(missing, _shares(parallel))
 
-    stopped = threading.Event()
 
-    def stop(signum: int, frame: Any) -> None:
-        """Hands on what asks this process to stop: each run saves what it has."""
-        del frame
-        stopped.set()
-        for child in list(children):
-            child.send_signal(signum)
-
-    def start(job: Job) -> int:
-        share = shares.get()
-        try:
-            if stopped.is_set():
-                return -signal.SIGTERM
-            with subprocess.Popen(
-                [sys.executable, "-m", "kdjax.experiments.jobs"],
-                stdin=subprocess.PIPE,
-                env={**os.environ, **share},
-                text=True,
-            ) as child:
-                children.add(child)
-                child.communicate(job.to_json())
-                children.discard(child)
-                return child.returncode
-        finally:
-            shares.put(share)
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _run_at_once(jobs: Sequence[Job], shares: Sequence[Mapping[str, str]]) -> None:
+    """Trains each in a process of its own, as many at once as there are shares of the devices."""
+    waiting, free = collections.deque(jobs), collections.deque(shares)
+    running: list[tuple[Job, Mapping[str, str], subprocess.Popen[str]]] = []
+    failed: dict[str, int] = {}
+    # The system closes it when this process ends, however it does, and the children notice.
+    lifeline, held = os.pipe()
     try:
-        with ThreadPoolExecutor(parallel) as pool:
-            statuses = list(pool.map(start, missing))
+        with Interruption() as interruption:
+            handed_on = False
+            while running or (waiting and not interruption.reached()):
+                while waiting and free and not interruption.reached():
+                    job, share = waiting.popleft(), free.popleft()
+                    running.append((job, share, _start(job, share, lifeline)))
+                if interruption.reached() and not handed_on:
+                    handed_on = True
+                    for _, _, child in running:
+                        child.terminate()
+                time.sleep(POLL_SECONDS)
+                for ended in [entry for entry in running if entry[2].poll() is not None]:
+                    running.remove(ended)
+                    job, share, child = ended
+                    free.append(share)
+                    if child.returncode:
+                        failed[job.label] = child.returncode
+            interruption.check("the runs under way have saved what they had done")
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if stopped.is_set():
-        raise Preempted("the runs under way have saved what they had done")
-    failed = [job.label for job, status in zip(missing, statuses, strict=True) if status]
+        # After an error, or a second Ctrl-C.
+        for _, _, child in running:
+            child.kill()
+            child.wait()
+        os.close(held)
+        os.close(lifeline)
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(missing)} runs did not end well: {', '.join(failed)}; see above"
+        error = Transient if set(failed.values()) == {processes.AGAIN} else UserError
+        raise error(
+            f"{len(failed)} of {len(jobs)} runs did not end well: {', '.join(failed)}; see above"
         )
+
+
+def _start(job: Job, share: Mapping[str, str], lifeline: int) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "kdjax.experiments.jobs"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, **share, processes.LIFELINE: str(lifeline)},
+        text=True,
+        pass_fds=(lifeline,),
+        # Ctrl-C in a terminal reaches this process alone, which hands it on.
+        process_group=0,
+    )
+    assert child.stdin
+    # One that ended at once has a status that says so.
+    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+        pipe.write(job.to_json())
+    return child
 
 
 def _shares(parallel: int) -> list[dict[str, str]]:
@@ -198,4 +215,4 @@ def _main(argv: list[str]) -> None:
 if __name__ == "__main__":
     from kdjax import command
 
-    command.run(_main)
+    command.run(_main, resumes=True)

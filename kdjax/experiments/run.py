@@ -44,6 +44,7 @@ def train(
     method: str,
     role: Role,
     profiled_steps: tuple[int, int] | None = None,
+    patience: float = 0.0,
 ) -> None:
     """Trains the student of a config, or continues where an earlier call stopped.
 
@@ -57,19 +58,40 @@ def train(
       method: what the run is called in tables.
       role: what it is there for.
       profiled_steps: the first and the last step to trace into `profile/`.
+      patience: seconds to wait for another run in the workdir that is about to end.
 
     Raises:
       UserError: for a mistake in the config, the data or the workdir; nothing is written then.
+        Also while another run is at work in the workdir.
       Diverged: when the loss is no longer a number; the last checkpoint is kept.
       Preempted: when the process was asked to stop; what was done is saved.
     """
     validate(config)
     files = Workdir(workdir)
-    if files.result.exists():
+    if _is_done(config, files, label):
+        return
+    with files.hold(patience):
+        # Whoever was at work there may have come to the end.
+        if not _is_done(config, files, label):
+            _train(config, files, label, method, role, profiled_steps)
+
+
+def _is_done(config: Config, files: Workdir, label: str) -> bool:
+    done = files.result.exists()
+    if done:
         files.claim(config)
         processes.say(f"{label}: already done in {files.path}")
-        return
+    return done
 
+
+def _train(
+    config: Config,
+    files: Workdir,
+    label: str,
+    method: str,
+    role: Role,
+    profiled_steps: tuple[int, int] | None,
+) -> None:
     profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
     images = Images(config.data)
     placement = Placement(config.mesh)
@@ -142,8 +164,8 @@ def train(
         scores=kept,
     )
     started = time.perf_counter()
-    try:
-        with interruption:
+    with interruption:
+        try:
             state = fit(
                 state,
                 live and live.state,
@@ -166,41 +188,44 @@ def train(
             if config.export == "best" and checkpoints.best_step is not None:
                 state = checkpoints.restore(checkpoints.best_step, state)
             scores = scoring.final_scores(predictor, state.student())
-    finally:
-        if profile:
-            profile.close()
-        log.close()
-        checkpoints.close()
-    student_state = placement.fetch(state.student())
-    if processes.leads():
-        saved.save(files.student, info, student_state)
-        files.write_result(
-            {
-                "role": role,
-                "method": method,
-                "seed": config.seed,
-                "steps": config.steps,
-                "learning_rate": config.optimizer.learning_rate,
-                "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
-                "seconds": seconds,
-                **{
-                    key: files.logged_median(key)
-                    for key in ("step_seconds", "step_processor_seconds", "images_per_second")
-                },
-                "config_fingerprint": configuration.fingerprint(config),
-                **files.step_cost(),
-                "teacher": teacher and [config.teacher.checkpoint, teacher.info.fingerprint],
-                "scores": {split: value.as_dict() for split, value in scores.items()},
-                "versions": environment.versions(),
-            }
-        )
-    for split, value in scores.items():
-        processes.say(
-            f"{label}: {split} mIoU {100 * value.miou:.2f} %, "
-            f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
-        )
-    # The student may be the next one's teacher.
-    processes.wait_for_all(f"end of {files.path}")
+        finally:
+            if profile:
+                profile.close()
+            log.close()
+            checkpoints.close()
+        student_state = placement.fetch(state.student())
+
+        def finish() -> None:
+            saved.save(files.student, info, student_state)
+            files.write_result(
+                {
+                    "role": role,
+                    "method": method,
+                    "seed": config.seed,
+                    "steps": config.steps,
+                    "learning_rate": config.optimizer.learning_rate,
+                    "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
+                    "seconds": seconds,
+                    **{
+                        key: files.logged_median(key)
+                        for key in ("step_seconds", "step_processor_seconds", "images_per_second")
+                    },
+                    "config_fingerprint": configuration.fingerprint(config),
+                    **files.step_cost(),
+                    "teacher": teacher and [config.teacher.checkpoint, teacher.info.fingerprint],
+                    "scores": {split: value.as_dict() for split, value in scores.items()},
+                    "versions": environment.versions(),
+                }
+            )
+
+        # For which the others wait: the student may be the next one's teacher.
+        processes.lead(finish)
+        for split, value in scores.items():
+            processes.say(
+                f"{label}: {split} mIoU {100 * value.miou:.2f} %, "
+                f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
+            )
+        interruption.check(f"the run in {files.path} is done")
 
 
 def _writers(files: Workdir, steps: int, first_step: int, label: str) -> writers.Writers:

@@ -143,23 +143,20 @@ def score_given(config: Config, files: Workdir, checkpoint: str, role: Role) -> 
         return
     scoring = Scoring(config, images, placement, None, Interruption())
     scores = scoring.final_scores(network.predictor, placement.put_state(network.state))
-    if processes.leads():
-        files.write_result(
-            {
-                "role": role,
-                "method": role,
-                "seed": config.seed,
-                "steps": None,
-                "learning_rate": None,
-                "parameters": _count_parameters(network),
-                "seconds": None,
-                "images_per_second": None,
-                "weights": [checkpoint, network.info.fingerprint],
-                "scores": {split: value.as_dict() for split, value in scores.items()},
-                "versions": environment.versions(),
-            }
-        )
-    processes.wait_for_all(f"end of {files.path}")
+    result = {
+        "role": role,
+        "method": role,
+        "seed": config.seed,
+        "steps": None,
+        "learning_rate": None,
+        "parameters": _count_parameters(network),
+        "seconds": None,
+        "images_per_second": None,
+        "weights": [checkpoint, network.info.fingerprint],
+        "scores": {split: value.as_dict() for split, value in scores.items()},
+        "versions": environment.versions(),
+    }
+    processes.lead(lambda: files.write_result(result))
 
 
 def _count_parameters(network: Network) -> int:

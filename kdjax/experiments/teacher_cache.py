@@ -1,6 +1,5 @@
 """The cache of a run's teacher: its class scores on the training images, computed once."""
 
-import fcntl
 import json
 import math
 import pathlib
@@ -19,6 +18,7 @@ from kdjax.distillation.terms import Term
 from kdjax.errors import UserError
 from kdjax.experiments import score_files
 from kdjax.experiments.images import Images
+from kdjax.experiments.lock import Lock
 from kdjax.experiments.networks import Network
 from kdjax.experiments.score_files import ScoreFiles
 from kdjax.paths import is_remote
@@ -88,11 +88,7 @@ class TeacherCache:
         Raises:
           UserError: it cannot be written, or is damaged.
         """
-        try:
-            if processes.leads() and not self._complete():
-                self._make(label)
-        finally:
-            processes.wait_for_work("teacher cache")
+        processes.lead(lambda: self._complete() or self._make(label))
         if not self._complete():
             raise UserError(
                 f"config.teacher.cache {self._path}: the leading process left no cache here; it "
@@ -132,33 +128,38 @@ class TeacherCache:
         sizes = self._map_sizes()
         needed = score_files.num_bytes(sizes, self._num_classes, self._keep)
         started = time.perf_counter()
+        # A file beside the cache, since the cache comes by a rename.
+        lock = Lock(
+            self._path.with_name(f".{self._path.name}.lock"),
+            f"config.teacher.cache {self._path}",
+            "choose another directory",
+        )
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # A file beside the cache, since the cache comes by a rename.
-            with open(self._path.with_name(f".{self._path.name}.lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if self._complete():  # another run made it meanwhile
-                    return
-                # Writing to mapped files beyond the disk's end would kill the process.
-                free = shutil.disk_usage(self._path.parent).free
-                if free < needed:
-                    raise UserError(
-                        f"config.teacher.cache {self._path} takes {needed / 2**20:.0f} MiB; its "
-                        f"disk has {free / 2**20:.0f}. Set config.teacher.cache_classes to keep "
-                        "fewer scores"
-                    )
-                score_files.write(
-                    self._path,
-                    self._description,
-                    sizes,
-                    _told(self._maps(), len(sizes), label),
-                    num_classes=self._num_classes,
-                    keep=self._keep,
+            lock.acquire(patience=math.inf)
+            if self._complete():  # another run made it meanwhile
+                return
+            # Writing to mapped files beyond the disk's end would kill the process.
+            free = shutil.disk_usage(self._path.parent).free
+            if free < needed:
+                raise UserError(
+                    f"config.teacher.cache {self._path} takes {needed / 2**20:.0f} MiB; its "
+                    f"disk has {free / 2**20:.0f}. Set config.teacher.cache_classes to keep "
+                    "fewer scores"
                 )
+            score_files.write(
+                self._path,
+                self._description,
+                sizes,
+                _told(self._maps(), len(sizes), label),
+                num_classes=self._num_classes,
+                keep=self._keep,
+            )
         except OSError as error:
             raise UserError(
                 f"cannot write config.teacher.cache {self._path}: {error.strerror}"
             ) from error
+        finally:
+            lock.release()
         processes.say(f"{label}: teacher cache made in {time.perf_counter() - started:.1f} s")
 
     def _map_sizes(self) -> np.ndarray:

@@ -1,9 +1,10 @@
 """What lies where in the workdir of a run, and whose it is."""
 
+import contextlib
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -12,6 +13,7 @@ from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
 from kdjax.errors import UserError
+from kdjax.experiments.lock import Lock
 from kdjax.models import saved
 from kdjax.paths import absolute, reachable
 from kdjax.reporting.files import read_json, to_json, write_atomically
@@ -60,6 +62,36 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.student = self.path / "student"
         self.report = self.path / "report.html"
+
+    @contextlib.contextmanager
+    def hold(self, patience: float = 0.0) -> Iterator[None]:
+        """Keeps other runs out of the workdir; the processes of one run hold it together.
+
+        Args:
+          patience: seconds to wait for a run that is there and about to end.
+
+        Raises:
+          UserError: naming the process that is at work there; or when the path cannot be written
+            to.
+        """
+        lock = Lock(
+            self.path / ".lock",
+            f"--workdir {self.path}",
+            "wait for its end, stop it, or choose another --workdir",
+        )
+
+        def take() -> None:
+            try:
+                lock.acquire(patience)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise UserError(f"cannot write to --workdir {self.path}: {reason}") from error
+
+        try:
+            processes.lead(take)
+            yield
+        finally:
+            lock.release()
 
     def claim(self, config: Config) -> None:
         """Writes the config, or checks that it is the one that the workdir was made with.

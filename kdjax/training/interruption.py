@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kdjax.errors import Preempted
@@ -29,7 +30,10 @@ class Interruption:
         self._asked = False
         self._earlier: dict[int, Any] = {}
         self._answers: collections.deque[jax.Array] = collections.deque()
-        self._alone = jax.process_count() == 1
+        self._alone = not jax.distributed.is_initialized()
+        # Which takes the devices, that a process may leave to its children.
+        if self._alone:
+            return
         mesh = Mesh(np.array(jax.devices()), ("all",), (AxisType.Auto,))
         self._flags = NamedSharding(mesh, PartitionSpec("all"))
         self._any = jax.jit(
@@ -57,6 +61,18 @@ class Interruption:
         mine = np.full(jax.local_device_count(), self._asked)
         self._answers.append(self._any(jax.make_array_from_process_local_data(self._flags, mine)))
         return len(self._answers) > DELAY and bool(self._answers.popleft())
+
+    def check(self, done: str) -> None:
+        """Ends here where any process was asked to, even just now; every process must come here.
+
+        Args:
+          done: what was saved, which the error says.
+
+        Raises:
+          Preempted: where the run is to stop.
+        """
+        if self._asked if self._alone else multihost_utils.process_allgather(self._asked).any():
+            raise Preempted(done)
 
     def stop_between(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yields the items.
