@@ -4,7 +4,10 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
-from kdjax.errors import Preempted, UserError
+from kdjax.errors import Preempted, Transient, UserError
 from kdjax.evaluation.metrics import Scores
 from kdjax.experiments import jobs, tuning
 from kdjax.experiments.comparison import compare
@@ -21,6 +24,7 @@ from kdjax.experiments.tuning import Choice, Setting
 from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAN = math.nan
 RATES = [Setting(rate, 5e-4) for rate in (0.1, 0.2, 0.4)]
 
@@ -31,7 +35,7 @@ class Trained:
     def __init__(self, score):
         self.score, self.configs = score, {}
 
-    def __call__(self, config, workdir, *, label, method, role):
+    def __call__(self, config, workdir, *, label, method, role, patience):
         files = Workdir(workdir)
         files.claim(config)
         if files.result.exists():
@@ -362,15 +366,66 @@ def test_runs_at_once_that_fail_are_named(config, tmp_path, monkeypatch):
     assert set(notes.read_text().split()) == {"4", "5"}
 
 
-def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(config, tmp_path, monkeypatch):
-    notes = pretender(tmp_path, monkeypatch, "exec sleep 60")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(
+    config, tmp_path, monkeypatch, number
+):
+    """Ctrl-C too is handed on, as what asks them to save and stop."""
+    trap = f"trap 'echo asked >> {tmp_path}/asked; exit 75' TERM; trap 'exit 130' INT"
+    notes = pretender(tmp_path, monkeypatch, f"{trap}\nwhile :; do sleep 0.1; done")
 
     def stop():
         while not notes.exists() or len(notes.read_text().split()) < 2:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=stop).start()
     with pytest.raises(Preempted, match="have saved"):
         jobs.run(four_jobs(config, tmp_path), parallel=2)
     assert len(notes.read_text().split()) == 2
+    assert (tmp_path / "asked").read_text().split() == ["asked"] * 2
+
+
+def test_what_may_be_tried_again_is_no_mistake(config, tmp_path, monkeypatch):
+    pretender(tmp_path, monkeypatch, "exit 75")
+    with pytest.raises(Transient, match=r"4 of 4 runs did not end well: one, two, three, four"):
+        jobs.run(four_jobs(config, tmp_path), parallel=2)
+
+
+RUN = """
+import os, signal, sys, time
+from kdjax import processes
+signal.signal(signal.SIGTERM, lambda *_: (print("asked", os.getpid(), flush=True), sys.exit(75)))
+processes.end_with_parent()
+print("runs", os.getpid(), flush=True)
+time.sleep(100)
+"""
+
+COMPARISON = """
+import os, subprocess, sys
+from kdjax import config
+from kdjax.experiments import jobs
+from kdjax.experiments.workdir import Workdir
+start = subprocess.Popen
+def pretend(command, **options):
+    return start([command[0], "-c", os.environ["RUN"]], **options)
+subprocess.Popen = pretend
+files = [Workdir(f"{sys.argv[1]}/{name}") for name in ("one", "two", "three")]
+jobs.run([jobs.Job(config.default(), run, "a run", "plain", "plain") for run in files], 2)
+"""
+
+
+def test_the_runs_of_a_comparison_that_is_killed_are_asked_to_stop(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", COMPARISON, tmp_path],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"RUN": RUN},
+    ) as comparison:
+        runs = {comparison.stdout.readline().removeprefix("runs ") for _ in range(2)}
+        comparison.kill()
+        # Those that it started end the pipe.
+        said = comparison.stdout.read().splitlines(keepends=True)
+    assert {line.removeprefix("asked ") for line in said} == runs
