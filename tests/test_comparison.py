@@ -289,6 +289,15 @@ def test_a_plain_student_that_always_diverges_ends_it(config, tmp_path, monkeypa
         compare(config, str(tmp_path), (0,))
 
 
+@pytest.mark.parametrize("name", ["/cwd", "a/b", "", "two\nlines", 3])
+def test_a_method_has_the_name_of_a_folder(config, tmp_path, name):
+    with config.unlocked():
+        config.compare.methods = ConfigDict({name: {}})
+    with pytest.raises(UserError, match=r"a method cannot be called .*, since a folder"):
+        compare(config, str(tmp_path), (0,))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_grid_needs_the_plain_student(config, tmp_path):
     with config.unlocked():
         del config.compare.methods["plain"]

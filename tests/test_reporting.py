@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import re
 
 import numpy as np
@@ -312,6 +313,19 @@ def test_a_longer_plain_student_is_compared_with_the_plain_one():
     table = method_table(report([*runs, run("cwd", "taught", 0, 0.45)]))
     gains = [row[table.header.index("vs plain")] for row in table.rows]
     assert gains == ["–", "+3.00", "+5.00"]
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "'=1"])
+def test_no_name_of_the_users_is_a_formula_in_a_spreadsheet(tmp_path, name):
+    runs = [run("plain", "plain", 0, 0.5), run(name, "taught", 0, 0.4)]
+    write_runs(tmp_path / "runs.csv", {name: runs}, ["sky", "a", "b"])
+    for text in (csv_table(report(runs)), (tmp_path / "runs.csv").read_text()):
+        header, *rows = csv.reader(io.StringIO(text))
+        assert rows[1][0] == f"'{name}"
+        numbers = [cell for row in rows for cell in row if cell.startswith(("-", "+"))]
+        assert all(math.isfinite(float(cell)) for cell in numbers)
+        assert not [cell for cell in header if cell.startswith(("=", "+", "-", "@", "\t"))]
+    assert [row.method for row in read_runs(tmp_path / "runs.csv")[name]] == ["plain", name]
 
 
 def test_runs_are_read_as_they_were_written(tmp_path):

@@ -125,6 +125,11 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
     for name in config.compare.methods:
         if name in RESERVED:
             raise UserError(f'a method cannot be called "{name}", which is a folder of the workdir')
+        if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
+            raise UserError(
+                f"a method cannot be called {name!r}, since a folder is called as it: use letters, "
+                "digits and spaces"
+            )
     if not seeds:
         raise UserError("--seeds is empty; name a seed, as --seeds 0,1,2")
     for name, given in (("seeds", seeds), ("tuning_seeds", config.compare.tuning_seeds)):

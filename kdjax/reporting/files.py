@@ -1,14 +1,20 @@
 """Whole files, written so that a reader or a killed run never meets half of one."""
 
+import csv
+import io
 import json
 import math
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
 
 from kdjax.errors import UserError
 from kdjax.paths import is_remote
+
+# What makes a spreadsheet take the text of a cell for a formula, which can run anything.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
@@ -65,3 +71,34 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_csv(rows: Iterable[Sequence[str | float | None]]) -> str:
+    """CSV that spreadsheets and other readers take alike.
+
+    Numbers are not rounded, and what is not known is empty. An apostrophe stands before text that a
+    spreadsheet would run as a formula; `csv_text` takes it off.
+
+    Args:
+        rows: text, numbers, and None or NaN for what is not known.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def csv_text(cell: str) -> str:
+    """The text that `to_csv` wrote."""
+    return cell[1:] if cell.startswith("'") and _runs(cell) else cell
+
+
+def _cell(value: str | float | None) -> str | float:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"'{value}" if isinstance(value, str) and _runs(value) else value
+
+
+def _runs(text: str) -> bool:
+    """Whether a spreadsheet may run it, or only apostrophes keep it from that."""
+    return text.lstrip("'").startswith(_FORMULA)

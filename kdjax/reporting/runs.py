@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from kdjax.reporting.files import write_atomically
+from kdjax.reporting.files import csv_text, to_csv, write_atomically
 from kdjax.reporting.results import RunSummary
 
 # What a run is, and what it was given; metrics are shares of one.
@@ -39,17 +39,15 @@ def write_runs(
       splits: by split, the same runs in the same order with their scores on it.
       class_names: K names.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     given = (*_TEXTS[:2], *_COUNTS[:2], *_TEXTS[2:], *_COUNTS[2:], *_NUMBERS)
     scores = [*_SCORES, *(f"iou {name}" for name in class_names)]
-    writer.writerow([*given, *(f"{split} {score}" for split in splits for score in scores)])
+    rows = [[*given, *(f"{split} {score}" for split in splits for score in scores)]]
     for summaries in zip(*splits.values(), strict=True):
         row = [getattr(summaries[0], field) for field in given]
         for run in summaries:
             row += [*(getattr(run, field) for field in _SCORES), *run.class_iou]
-        writer.writerow(["" if _is_unknown(value) else value for value in row])
-    write_atomically(path, text.getvalue())
+        rows.append(row)
+    write_atomically(path, to_csv(rows))
 
 
 def read_runs(path: epath.PathLike) -> dict[str, list[RunSummary]]:
@@ -57,7 +55,10 @@ def read_runs(path: epath.PathLike) -> dict[str, list[RunSummary]]:
 
     Columns that a file lacks are not known of its runs.
     """
-    rows = list(csv.DictReader(io.StringIO(epath.Path(path).read_text())))
+    rows = [
+        {csv_text(name): text for name, text in row.items()}
+        for row in csv.DictReader(io.StringIO(epath.Path(path).read_text()))
+    ]
     # A class may be called as a score is.
     splits = [
         name.removesuffix(" miou")
@@ -68,7 +69,7 @@ def read_runs(path: epath.PathLike) -> dict[str, list[RunSummary]]:
 
 
 def _summary(row: Mapping[str, str], split: str) -> RunSummary:
-    values: dict[str, Any] = {field: row.get(field) or None for field in _TEXTS}
+    values: dict[str, Any] = {field: csv_text(row.get(field, "")) or None for field in _TEXTS}
     values |= {field: int(text) if (text := row.get(field)) else None for field in _COUNTS}
     values |= {field: _number(row.get(field)) for field in _NUMBERS}
     values |= {field: _number(row.get(f"{split} {field}")) for field in _SCORES}
@@ -76,10 +77,6 @@ def _summary(row: Mapping[str, str], split: str) -> RunSummary:
         values[field] = _or_nan(values[field])
     iou = [_or_nan(_number(text)) for name, text in row.items() if name.startswith(f"{split} iou ")]
     return RunSummary(**values, class_iou=iou)
-
-
-def _is_unknown(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _number(text: str | None) -> float | None:

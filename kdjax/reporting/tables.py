@@ -1,12 +1,11 @@
 """The table of methods: for the terminal, Markdown, CSV, and as cells for the HTML report."""
 
-import csv
 import dataclasses
 import datetime
-import io
 import math
 from collections.abc import Sequence
 
+from kdjax.reporting.files import to_csv
 from kdjax.reporting.intervals import LEVEL, Estimate, gain, gap_closed
 from kdjax.reporting.results import (
     MethodResult,
@@ -138,21 +137,21 @@ def csv_table(report: Report) -> str:
     """The table of methods with unrounded numbers: shares of one, seconds; empty where unknown."""
     methods = report.methods()
     plain, teacher = plain_student(methods), teacher_of(methods)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     fields = ("pixel_accuracy", "agreement", "parameters")
     fields += ("step_flops", "step_bytes", "images_per_second", "seconds")
     estimates = ("vs_plain", "own_effect", "gap_closed")
     intervals = [f"{name}{end}" for name in estimates for end in _ENDS]
-    writer.writerow(["method", "role", "seeds", "miou", "miou_deviation", *intervals, *fields])
+    rows: list[list[str | float | None]] = [
+        ["method", "role", "seeds", "miou", "miou_deviation", *intervals, *fields]
+    ]
     for result in methods:
         numbers = [result.miou, result.miou_deviation]
         numbers += [*gain(result, plain), *gain(result, report.base(result))]
         numbers += gap_closed(result, plain, teacher)
         numbers += [result.mean(field) for field in fields]
-        known = ["" if x is None or math.isnan(x) else repr(float(x)) for x in numbers]
-        writer.writerow([result.method, result.role, len(result.runs), *known])
-    return text.getvalue()
+        known = [None if number is None else float(number) for number in numbers]
+        rows.append([result.method, result.role, len(result.runs), *known])
+    return to_csv(rows)
 
 
 def miou_text(result: MethodResult) -> str:
