@@ -13,6 +13,7 @@ from absl import logging as absl_logging
 
 from kdjax import processes, strays
 from kdjax.errors import Preempted, Transient, UserError
+from kdjax.paths import may_pass
 
 # What a disk says that is full or may not be written to.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -59,6 +60,8 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
             if isinstance(error, OSError) and error.errno in _DISK:
                 where = error.filename or "cannot write"
                 processes.fail(2, _error_line(name, f"{where}: {error.strerror}"))
+            if isinstance(error, OSError) and may_pass(error):
+                processes.fail(processes.AGAIN, _error_line(name, str(error)))
             # They may be its cause.
             processes.fail(1, *held_back, traceback.format_exc())
 

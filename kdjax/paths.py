@@ -6,10 +6,12 @@ import re
 from etils import epath
 
 from kdjax import tensorflow_environment
-from kdjax.errors import UserError
+from kdjax.errors import Transient, UserError
 
 # TensorStore has no type for a full disk; it says so behind the names of its files.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+# The words of stores, and of processes that write together, for what is nobody's mistake.
+_PASSING = re.compile(r"\W*(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|UNKNOWN)\b")
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -29,6 +31,7 @@ def reachable(path: epath.PathLike) -> epath.Path:
 
     Raises:
       UserError: when its store does not answer.
+      Transient: when it says itself that it may at the next try.
     """
     path = epath.Path(path)
     if is_remote(path):
@@ -39,7 +42,8 @@ def reachable(path: epath.PathLike) -> epath.Path:
         # Every client of a store has errors of its own.
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path}: the store does not answer: {reason}") from error
+            kind = Transient if may_pass(error) else UserError
+            raise kind(f"{path}: the store does not answer: {reason}") from error
     return path
 
 
@@ -50,3 +54,10 @@ def why_unwritable(error: Exception) -> str:
     if code := _OS_ERROR.search(str(error)):
         return os.strerror(int(code[1]))
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether what kept a file from being read or written may be gone at the next try."""
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    return bool(_PASSING.match(str(error))) and not _OS_ERROR.search(str(error))

@@ -1,10 +1,12 @@
 """The processes of a run: how they find each other, which one speaks, how they end together."""
 
+import errno
 import glob
 import importlib.util
 import itertools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -81,8 +83,8 @@ def join(asked: Flags) -> None:
         )
     if not any(given) and not _started_with_others():
         return
-    if all(given) and not 0 <= index < count:
-        raise UserError(f"--process_id is {index}; --num_processes {count} has 0 to {count - 1}")
+    if all(given):
+        _check_flags(coordinator, count, index)
     # What processes on CPUs exchange arrays with.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from kdjax.training.interruption.
@@ -276,6 +278,27 @@ def _end(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _check_flags(coordinator: str, count: int, index: int) -> None:
+    if count < 1:
+        raise UserError(f"--num_processes is {count}; give 1 or more")
+    if not 0 <= index < count:
+        raise UserError(f"--process_id is {index}; --num_processes {count} has 0 to {count - 1}")
+    _, _, port = coordinator.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator is {coordinator}; give HOST:PORT, as localhost:8476")
+    if index > 0:
+        return
+    # JAX's service would share the port of another one without a word, and be joined by its
+    # processes; and wait for a minute where another program listens.
+    try:
+        socket.create_server(("", int(port))).close()
+    except OSError as error:
+        reason = error.strerror
+        if error.errno == errno.EADDRINUSE:
+            reason = f"port {port} is taken by another run, or another program; choose another"
+        raise UserError(f"--coordinator is {coordinator}: {reason}") from error
 
 
 def _started_with_others() -> bool:

@@ -21,6 +21,18 @@ HERE = pathlib.Path(__file__).resolve().parent
 COORDINATOR_PORT = 8476
 
 
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"it is {text!r}; give a whole number, 0 or more")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; give a whole number, 1 or more")
+    return int(text)
+
+
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Reads this script's options, and after `--` those of kdjax.train."""
     own, train = argv, []
@@ -30,11 +42,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("kind", choices=("tpu", "gpu"))
     parser.add_argument("--name", required=True, help="of the JobSet")
     parser.add_argument("--image", required=True, help="built from launch/Dockerfile.*")
-    parser.add_argument("--processes", type=int, required=True, help="pods, one a node")
-    parser.add_argument("--chips", type=int, required=True, help="accelerators a pod")
+    parser.add_argument("--processes", type=_positive, required=True, help="pods, one a node")
+    parser.add_argument("--chips", type=_positive, required=True, help="accelerators a pod")
     parser.add_argument("--accelerator", help="GKE's name of the TPU, as tpu-v5-lite-podslice")
     parser.add_argument("--topology", help="of the slice of TPUs, as 4x4")
-    parser.add_argument("--restarts", type=int, default=100, help="after preemptions, at most")
+    parser.add_argument("--restarts", type=_natural, default=100, help="after preemptions, at most")
     parser.add_argument("--dry-run", action="store_true", help="print the manifest")
     options = parser.parse_args(own)
     if not train:
@@ -66,7 +78,11 @@ def main() -> int:
     if options.dry_run:
         print(f"# kubectl apply -f - <<EOF\n{manifest}# EOF")
         return 0
-    return subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True).returncode
+    try:
+        return subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True).returncode
+    except FileNotFoundError:
+        print("launch/kubernetes.py: kubectl is not installed", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -9,16 +9,28 @@
 set -euo pipefail
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+wrong() { echo "launch/local.sh: $1" >&2; exit 2; }
+
+# Takes a whole number from `least` to `most` (0 for any) into the variable of an option's name.
+number() {
+  local least=$1 most=$2 option=$3 value=${4-}
+  # Nine digits at most, which arithmetic takes; and in base ten, whatever they begin with.
+  if [[ ! $value =~ ^[0-9]{1,9}$ ]] || ((10#$value < least || (most && 10#$value > most))); then
+    wrong "$option is '$value'; give a whole number, $least or more$( ((!most)) || echo ", $most at most")"
+  fi
+  printf -v "${option#--}" %d "$((10#$value))"
+}
 
 processes=1 restarts=10 port=8476 gpus='' dry_run=''
 while (($#)); do
   case $1 in
-    --processes) processes=$2; shift 2 ;;
-    --restarts) restarts=$2; shift 2 ;;
-    --port) port=$2; shift 2 ;;
+    --processes) number 1 0 "$@"; shift 2 ;;
+    --restarts) number 0 0 "$@"; shift 2 ;;
+    --port) number 1 65535 "$@"; shift 2 ;;
     --gpus) gpus=1; shift ;;
     --dry-run) dry_run=1; shift ;;
     --) shift; break ;;
+    -*) wrong "$1 is no option; those of kdjax.train stand behind --" ;;
     *) usage ;;
   esac
 done
@@ -47,6 +59,15 @@ fi
 
 # Seconds that the others have once one has failed.
 grace=${KDJAX_GRACE:-90}
+[[ $grace =~ ^[0-9]{1,9}$ ]] || wrong "KDJAX_GRACE is '$grace'; give whole seconds"
+# A pipe that the processes read from, and that the system closes when this script ends, however it
+# does: they then save and stop, rather than go on by themselves.
+pipe=$(mktemp -u)
+mkfifo "$pipe"
+exec {held}<>"$pipe"
+exec {lifeline}<"$pipe"
+rm "$pipe"
+export KDJAX_LIFELINE=$lifeline
 stopping=''
 children=()
 trap 'stopping=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
@@ -58,7 +79,7 @@ attempt() {
   local id status ended failed=0
   children=()
   for ((id = 0; id < processes; id++)); do
-    process "$id" "$@" &
+    process "$id" "$@" {held}>&- &
     children+=($!)
   done
   while ((!failed)); do
@@ -80,6 +101,11 @@ attempt() {
   wait || true
   return "$failed"
 }
+
+# Another run there would be joined, and what is no run of kdjax be waited for for minutes.
+if (: </dev/tcp/localhost/"$port") 2>/dev/null; then
+  wrong "port $port is taken by another run, or another program; choose another by --port"
+fi
 
 for ((restart = 0; ; restart++)); do
   status=0

@@ -25,6 +25,10 @@ if (($# == 0)); then
   exit 2
 fi
 restarts=${KDJAX_RESTARTS:-100}
+if [[ ! $restarts =~ ^[0-9]{1,9}$ ]]; then
+  echo "launch/slurm.sh: KDJAX_RESTARTS is '$restarts'; give a whole number, 0 or more" >&2
+  exit 2
+fi
 # One failing task ends the others, so that none waits for it.
 command=(srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m kdjax.train "$@")
 
@@ -53,7 +57,7 @@ until ended; do :; done
 # What it would still reach is the job's next start.
 [[ -z $scancel ]] || kill "$scancel" 2>/dev/null || true
 
-if ((status == 75 || status > 128)) && ((${SLURM_RESTART_COUNT:-0} < restarts)); then
+if ((status == 75 || status > 128)) && ((${SLURM_RESTART_COUNT:-0} < 10#$restarts)); then
   echo "launch/slurm.sh: status $status, requeued after ${SLURM_RESTART_COUNT:-0} restarts"
   scontrol requeue "$SLURM_JOB_ID"
 fi

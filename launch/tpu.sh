@@ -12,10 +12,13 @@
 set -euo pipefail
 
 usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+wrong() { echo "launch/tpu.sh: $1" >&2; exit 2; }
 
 name='' zone='' type='' runtime='' setup=true spot=() delete='' dry_run=''
 while (($#)); do
   case $1 in
+    --name | --zone | --type | --runtime | --setup)
+      [[ ${2-} && $2 != --* ]] || wrong "$1 needs a value" ;;&
     --name) name=$2; shift 2 ;;
     --zone) zone=$2; shift 2 ;;
     --type) type=$2; shift 2 ;;
@@ -25,18 +28,21 @@ while (($#)); do
     --delete) delete=1; shift ;;
     --dry-run) dry_run=1; shift ;;
     --) shift; break ;;
+    -*) wrong "$1 is no option; those of kdjax.train stand behind --" ;;
     *) usage ;;
   esac
 done
 if [[ -z $name || -z $zone || -z $type ]] || (($# == 0)); then usage; fi
 poll=${KDJAX_POLL:-30}
+[[ $poll =~ ^[0-9]+(\.[0-9]+)?$ ]] || wrong "KDJAX_POLL is '$poll'; give seconds"
+[[ $dry_run ]] || command -v gcloud >/dev/null || wrong "gcloud is not installed"
 
 case $type in
   v4-*) : "${runtime:=tpu-ubuntu2204-base}" ;;
   v5litepod-*) : "${runtime:=v2-alpha-tpuv5-lite}" ;;
   v5p-*) : "${runtime:=v2-alpha-tpuv5}" ;;
   v6e-*) : "${runtime:=v2-alpha-tpuv6e}" ;;
-  *) echo "launch/tpu.sh: --type $type: give v4-N, v5litepod-N, v5p-N or v6e-N" >&2; exit 2 ;;
+  *) wrong "--type $type: give v4-N, v5litepod-N, v5p-N or v6e-N" ;;
 esac
 
 run() {

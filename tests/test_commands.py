@@ -105,3 +105,19 @@ command.run(main)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == status
     assert re.fullmatch(said, run.stderr), run.stderr
+
+
+def test_a_report_that_is_being_written_is_finished_when_asked_to_stop(tmp_path):
+    code = """
+import os, signal, sys
+from kdjax import command, train
+train.train = lambda *arguments, **options: None
+train._report = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
+command.run(train.main, resumes=True)
+"""
+    arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    said = f"kdjax.-c: stopped as asked: the report {tmp_path}/report.html is written\n"
+    assert (run.returncode, run.stderr) == (75, said)

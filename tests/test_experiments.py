@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import subprocess
 
 import pytest
@@ -16,12 +17,13 @@ from ml_collections import ConfigDict
 from docs import comparison as docs_table
 from kdjax import config as configuration
 from kdjax.data import sets
-from kdjax.errors import UserError
+from kdjax.errors import Preempted, UserError
 from kdjax.experiments import environment, reports
 from kdjax.experiments.comparison import compare
 from kdjax.experiments.images import Images
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
+from kdjax.models import saved
 from kdjax.reporting.report import write_report
 from kdjax.reporting.runs import write_runs
 from kdjax.reporting.tables import csv_table, text_table
@@ -235,7 +237,17 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Images, "train_batches", stops_early)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)
-    run(config, tmp_path)
+    write = saved.save
+
+    def asked(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return write(*arguments)
+
+    monkeypatch.setattr(saved, "save", asked)
+    # What is at its end is brought there first.
+    with pytest.raises(Preempted, match="the run in .* is done"):
+        run(config, tmp_path)
+    assert (tmp_path / "result.json").exists()
     assert calls == [0, 2]
     assert "continues after step 2" in capsys.readouterr().out
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -2,9 +2,12 @@
 
 import os
 import pathlib
+import re
 import shutil
+import socket
 import stat
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -93,6 +96,95 @@ def test_local_continues_after_preemption_and_death_only(tmp_path, statuses, att
     )
     assert run.returncode == last, run.stderr
     assert len(calls(tmp_path)) == attempts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["local.sh", "--processes", "0"], "--processes is '0'; give a whole number, 1 or more"),
+        (["local.sh", "--processes", "-1"], "--processes is '-1'; give a whole number, 1 or more"),
+        (["local.sh", "--processes", "x"], "--processes is 'x'; give a whole number, 1 or more"),
+        (["local.sh", "--processes"], "--processes is '--'; give a whole number, 1 or more"),
+        (["local.sh", "--restarts", "x"], "--restarts is 'x'; give a whole number, 0 or more"),
+        (["local.sh", "--port", "70000"], "--port is '70000'; .* 1 or more, 65535 at most"),
+        (["local.sh", "--proceses", "2"], "--proceses is no option; those of kdjax.train stand"),
+        (["tpu.sh", "--name", "--zone", "z"], "--name needs a value"),
+        (["tpu.sh", *TPU, "--spto"], "--spto is no option; those of kdjax.train stand behind --"),
+        (["kubernetes.py", "gpu", "--processes", "0"], "--processes: it is '0'; .* 1 or more"),
+        (["kubernetes.py", "gpu", "--chips", "x"], "--chips: it is 'x'; .* 1 or more"),
+        (["kubernetes.py", "gpu", "--restarts", "-1"], "--restarts: it is '-1'; .* 0 or more"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_named(arguments, message):
+    run = launch(*arguments, "--", *TRAIN)
+    assert run.returncode == 2
+    assert re.search(message, run.stderr.splitlines()[-1]), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "message"),
+    [
+        (["local.sh", "--"], "KDJAX_GRACE", "KDJAX_GRACE is 'x'; give whole seconds"),
+        (["slurm.sh"], "KDJAX_RESTARTS", "KDJAX_RESTARTS is 'x'; give a whole number, 0 or more"),
+        (["tpu.sh", *TPU, "--"], "KDJAX_POLL", "KDJAX_POLL is 'x'; give seconds"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(arguments, variable, message):
+    run = launch(*arguments, *TRAIN, **{variable: "x"})
+    assert run.returncode == 2
+    assert run.stderr == f"launch/{arguments[0]}: {message}\n"
+
+
+def test_a_program_that_is_missing_is_named(tmp_path):
+    for needed in ("bash", "env", "python3"):
+        (tmp_path / needed).symlink_to(shutil.which(needed))
+    gpu = ["--name=a", "--image=b", "--processes=1", "--chips=1"]
+    for script, program in (
+        (["tpu.sh", *TPU], "gcloud"),
+        (["kubernetes.py", "gpu", *gpu], "kubectl"),
+    ):
+        run = launch(*script, "--", *TRAIN, PATH=str(tmp_path))
+        assert run.returncode == 2
+        assert run.stderr == f"launch/{script[0]}: {program} is not installed\n"
+
+
+def test_local_does_not_join_who_has_the_port(tmp_path):
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = launch(
+            *("local.sh", "--port", str(port), "--", *TRAIN),
+            PYTHON=str(pretend(tmp_path, "python", 'echo started >>"$CALLS"')),
+            CALLS=str(tmp_path / "calls"),
+        )
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"launch/local.sh: port {port} is taken by another run")
+    assert not (tmp_path / "calls").exists()
+
+
+CHILD = """
+import os, signal, time
+from kdjax import processes
+signal.signal(signal.SIGTERM, lambda *_: (print("asked", os.getpid(), flush=True), os._exit(75)))
+processes.end_with_parent()
+print("runs", os.getpid(), flush=True)
+time.sleep(100)
+"""
+
+
+def test_the_processes_of_local_are_asked_to_stop_when_it_is_killed(tmp_path):
+    python = pretend(tmp_path, "python", 'exec "$REAL" -c "$CHILD"')
+    with subprocess.Popen(
+        [LAUNCH / "local.sh", "--processes", "2", "--port", "1", "--", *TRAIN],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": str(python), "REAL": sys.executable, "CHILD": CHILD},
+    ) as script:
+        runs = {script.stdout.readline().removeprefix("runs ") for _ in range(2)}
+        script.kill()
+        # Which the processes have open, too.
+        said = script.stdout.read().splitlines(keepends=True)
+    assert {line.removeprefix("asked ") for line in said} == runs
 
 
 def test_slurm_prints_the_step_and_what_follows():

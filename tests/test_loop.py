@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from taught_step import setup
 
-from kdjax.errors import Preempted, UserError
+from kdjax.errors import Preempted, Transient, UserError
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.checksum import checksum
 from kdjax.training.clock import Clock
@@ -220,6 +220,30 @@ def test_a_clock_that_jumps_changes_nothing(finished, tmp_path, monkeypatch):
     assert Checkpoints(tmp_path, {"teacher": "abc"}).latest_step == 6
     for _, values in log.lines:
         assert 0 < values["train/step_seconds"] < 3600
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # Of Orbax, when the clock jumps forward by an hour in the midst of a save.
+        TimeoutError("Timed out after 3600.1 seconds."),
+        ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer [127.0.1.1]:2"),
+        ValueError('UNAVAILABLE: Error writing "gs://bucket/run": HTTP response code: 503'),
+    ],
+)
+def test_what_may_be_gone_at_the_next_try_is_no_mistake_and_no_damage(finished, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    state = setup()[1]
+    checkpoints = Checkpoints(finished[0], {"teacher": "abc"})
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(Transient, match=r"cannot write .*; the checkpoint of step 6 is kept"):
+        checkpoints.save(7, state)
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(Transient, match=r"cannot read .*/6: "):
+        checkpoints.restore_latest(state)
+    assert checkpoints.latest_step == 6
 
 
 def test_what_the_time_of_a_step_goes_into(monkeypatch):

@@ -1,7 +1,9 @@
 """Several processes of JAX: together they do what one does, and end together."""
 
+import contextlib
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -13,8 +15,10 @@ import pytest
 import tiny_run
 from jax import numpy as jnp
 
+from kdjax import processes
 from kdjax.data import sets
 from kdjax.data.evaluation_plan import plan
+from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.training.sharding import Placement
 
@@ -159,20 +163,29 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
 WAITING = """
 import sys, time
 from kdjax import command, processes
+from kdjax.errors import UserError
 FLAGS = processes.define_flags()
+def fail(message):
+    raise UserError(message)
 def main(argv):
     processes.join(FLAGS)
     print("joined", flush=True)
+    if argv[1] == "collective":
+        sys.stdin.readline()
+        fail("cannot write x: UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    if argv[1] == "led":
+        processes.lead(lambda: fail("there is no room"))
     time.sleep(float(argv[1]))
-command.run(main)
+command.run(main, words=1, resumes=True)
 """
 
 
-def wait(port, seconds, *arguments):
-    """Starts a process that joins others, then has `seconds` of work."""
+def wait(port, work, *arguments):
+    """Starts a process that joins others, then has `work`: for seconds, or what goes wrong."""
     flags = (f"--coordinator=localhost:{port}", *arguments)
     return subprocess.Popen(
-        [sys.executable, "-c", WAITING, str(seconds), *flags],
+        [sys.executable, "-c", WAITING, str(work), *flags],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -181,11 +194,11 @@ def wait(port, seconds, *arguments):
     )
 
 
-def wait_together(*seconds):
-    """Starts a process for each number of seconds, and returns when they have joined."""
-    port, count = free_port(), f"--num_processes={len(seconds)}"
+def wait_together(*works):
+    """Starts a process for each work, and returns when they have joined."""
+    port, count = free_port(), f"--num_processes={len(works)}"
     children = [
-        wait(port, work, count, f"--process_id={index}") for index, work in enumerate(seconds)
+        wait(port, work, count, f"--process_id={index}") for index, work in enumerate(works)
     ]
     assert [child.stdout.readline() for child in children] == ["joined\n"] * len(children)
     return children
@@ -200,12 +213,35 @@ def test_processes_wait_for_the_last_one_and_end_together():
         assert "stops" not in errors
 
 
-def test_one_is_killed_while_another_is_at_its_end():
-    children = wait_together(100, 0, 100)
+def test_one_is_killed_while_another_is_at_its_end_and_a_third_meets_it_in_a_collective():
+    children = wait_together("collective", 0, 100)
     children[2].kill()
+    children[0].stdin.write("\n")
     for status, _, errors in tiny_run.finish(children)[:2]:
         assert status == 75, errors
-        assert errors.count("stops: process 2 ended") == 1
+        # The other survivor may be gone as well.
+        assert len(re.findall(r"stops: process (\d, )*2 ended", errors)) == 1
+        assert "cannot write" not in errors
+
+
+def test_what_the_leading_process_cannot_do_all_say():
+    for status, _, errors in tiny_run.finish(wait_together("led", "led")):
+        assert status == 2
+        assert errors.splitlines()[-1] == "kdjax.-c: error: there is no room"
+
+
+def test_a_process_that_waits_for_the_others_is_asked_to_stop():
+    port = free_port()
+    child = wait(port, 0, "--num_processes=2", "--process_id=0")
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
+            break
+        time.sleep(0.1)
+    # In what is not Python.
+    child.send_signal(signal.SIGTERM)
+    ((status, _, errors),) = tiny_run.finish([child])
+    assert status == 75
+    assert errors.splitlines()[-1] == "kdjax.-c: stopped as asked: the same command continues"
 
 
 def test_when_the_first_process_is_killed_jax_ends_the_other():
@@ -225,9 +261,23 @@ def test_when_the_first_process_is_killed_jax_ends_the_other():
             ["--num_processes=2", "--process_id=2"],
             "--process_id is 2; --num_processes 2 has 0 to 1",
         ),
+        (["--num_processes=0", "--process_id=0"], "--num_processes is 0; give 1 or more"),
     ],
 )
 def test_flags_of_processes_that_make_no_sense(arguments, message):
     ((status, _, errors),) = tiny_run.finish([wait(1, 0, *arguments)])
     assert (status, errors.count("\n")) == (2, 1)
     assert errors.endswith(f"error: {message}\n")
+
+
+def test_a_port_that_is_taken_is_named_at_once():
+    with socket.create_server(("localhost", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = rf"--coordinator is localhost:{port}: port {port} is taken by another run"
+        with pytest.raises(UserError, match=message):
+            processes._check_flags(f"localhost:{port}", 2, 0)
+        # Only the first process serves there.
+        processes._check_flags(f"localhost:{port}", 2, 1)
+    processes._check_flags(f"localhost:{port}", 2, 0)
+    with pytest.raises(UserError, match=r"--coordinator is localhost; give HOST:PORT"):
+        processes._check_flags("localhost", 2, 1)

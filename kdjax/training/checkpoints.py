@@ -11,8 +11,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from kdjax.errors import UserError
-from kdjax.paths import absolute, why_unwritable
+from kdjax.errors import Transient, UserError
+from kdjax.paths import absolute, may_pass, why_unwritable
 from kdjax.training.checksum import checksum
 from kdjax.training.state import TrainState
 
@@ -80,6 +80,7 @@ class Checkpoints:
 
         Raises:
           UserError: when it, or the one before it, cannot be written.
+          Transient: when it may be at the next try.
         """
         with self._writing():
             if step in self._manager.all_steps():
@@ -103,6 +104,7 @@ class Checkpoints:
 
         Raises:
           Damaged: when it does not hold what was written.
+          Transient: when its store does not answer now.
           UserError: when it belongs to another teacher or data set.
         """
         path, flat = self._directory / str(step), _flat(target)
@@ -113,7 +115,7 @@ class Checkpoints:
             identity, expected = found["identity"], found["checksum"]
         # Whatever a damaged file makes the reader say, the way out is the same.
         except Exception as error:
-            raise Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})") from error
+            raise _unreadable(path, error) from error
         if identity != self._identity:
             raise UserError(
                 f"{path} was made with {_differences(identity, self._identity)}; continue "
@@ -127,7 +129,7 @@ class Checkpoints:
                 ),
             )["state"]
         except Exception as error:
-            raise Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})") from error
+            raise _unreadable(path, error) from error
         state = jax.tree.unflatten(jax.tree.structure(target), [restored[key] for key in flat])
         if checksum(state) != expected:
             raise Damaged(f"{path}: this checkpoint is damaged (its checksum is another)")
@@ -182,14 +184,20 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        # The latter is TensorStore's.
+        # The latter is TensorStore's, and that of processes that lost one of them.
         except (OSError, ValueError) as error:
-            raise self._unwritable(why_unwritable(error)) from error
+            steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]
+            kept = f"; the checkpoint of step {max(steps)} is kept" if steps else ""
+            kind = Transient if may_pass(error) else UserError
+            reason = why_unwritable(error)
+            raise kind(f"cannot write {self._directory}: {reason}{kept}") from error
 
-    def _unwritable(self, reason: str) -> UserError:
-        steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]
-        kept = f"; the checkpoint of step {max(steps)} is kept" if steps else ""
-        return UserError(f"cannot write {self._directory}: {reason}{kept}")
+
+def _unreadable(path: epath.Path, error: Exception) -> Damaged | Transient:
+    """What to raise for what a reader said."""
+    if may_pass(error):
+        return Transient(f"cannot read {path}: {_first_line(error)}")
+    return Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})")
 
 
 def _anywhere(flag: bool) -> bool:
