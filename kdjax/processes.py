@@ -197,7 +197,7 @@ def end_when_asked(name: str) -> None:
 
     def watch() -> None:
         while number := os.read(numbers, 1):
-            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is end:
+            if number[0] == signal.SIGTERM:
                 end()
 
     signal.signal(signal.SIGTERM, end)

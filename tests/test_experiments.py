@@ -245,7 +245,7 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(saved, "save", asked)
     # What is at its end is brought there first.
-    with pytest.raises(Preempted, match="the run in .* is done"):
+    with pytest.raises(Preempted, match=r"the run in .* is done"):
         run(config, tmp_path)
     assert (tmp_path / "result.json").exists()
     assert calls == [0, 2]

@@ -29,6 +29,7 @@ class Interruption:
     def __init__(self) -> None:
         self._asked = False
         self._earlier: dict[int, Any] = {}
+        self._hearer = -1
         self._answers: collections.deque[jax.Array] = collections.deque()
         self._alone = not jax.distributed.is_initialized()
         # Which takes the devices, that a process may leave to its children.
@@ -41,6 +42,8 @@ class Interruption:
         )
 
     def __enter__(self) -> "Interruption":
+        # Whoever hears of signals in a thread of its own would end the process.
+        self._hearer = signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._earlier[number] = signal.signal(number, self._ask)
         return self
@@ -53,6 +56,8 @@ class Interruption:
     ) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
+        if self._earlier:
+            signal.set_wakeup_fd(self._hearer)
 
     def reached(self) -> bool:
         """Whether to save and stop here; every process must ask at the same points."""
