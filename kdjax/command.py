@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import sys
 import traceback
@@ -15,8 +16,10 @@ from kdjax import processes, strays
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.paths import may_pass
 
-# What a disk says that is full or may not be written to.
+# What a disk says that is full or may not be written to,
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# and what a path says that can be none: a folder for a file, or the reverse; too long a name.
+_PATH = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = False) -> None:
@@ -57,7 +60,7 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
             line = _error_line(name, str(error))
             processes.fail(2 if isinstance(error, UserError) else processes.AGAIN, line)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _DISK:
+            if isinstance(error, OSError) and error.errno in (*_DISK, *_PATH):
                 where = error.filename or "cannot write"
                 processes.fail(2, _error_line(name, f"{where}: {error.strerror}"))
             if isinstance(error, OSError) and may_pass(error):
@@ -78,6 +81,7 @@ def _parse(name: str, argv: list[str], words: int) -> list[str]:
     # The config library reports an unknown key by the error of the access that failed.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(name, f"in --config: {error.args[0] if error.args else error}")
+    _check_given(name)
     if strays := rest[1 + words :]:
         more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
         _fail(
@@ -86,6 +90,19 @@ def _parse(name: str, argv: list[str], words: int) -> list[str]:
             "in quotes), and one that is true or false takes that behind =, as --flag=false",
         )
     return rest
+
+
+def _check_given(name: str) -> None:
+    """Refuses what no flag means: nothing, as a variable of the shell that is not set, or NaN."""
+    for key in flags.FLAGS:
+        flag = flags.FLAGS[key]
+        # Keys of a config may be empty, and are checked with it.
+        if not flag.present or key.startswith("config"):
+            continue
+        if flag.value == "":
+            _fail(name, f"--{key} is empty; give it a value, or leave it out")
+        if isinstance(flag.value, float) and not math.isfinite(flag.value):
+            _fail(name, f"--{key} is {flag.value}; it takes a finite number")
 
 
 def _fail(name: str, message: str) -> NoReturn:

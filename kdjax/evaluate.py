@@ -1,7 +1,7 @@
 """Evaluates the student of a finished run, or any network checkpoint.
 
 python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
-    [--mode slide --window 512,512 --stride 341,341] [--scales 0.5,1.0 --flip]
+    [--mode slide --window 512,512 --stride 341,341] [--scales 0.5,1.0 --flip] [--data_dir DIR]
 """
 
 from absl import flags
@@ -22,8 +22,9 @@ _SPLIT = flags.DEFINE_string("split", None, "Which split; by default the one for
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Another network to evaluate on the same data, such as the teacher."
 )
-
-
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where the run's data set is now, if that is no longer where it was."
+)
 _PROCESSES = processes.define_flags()
 
 
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
     processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     config = Workdir(_WORKDIR.value).read_config()
+    config.data.data_dir = _DATA_DIR.value or config.data.data_dir
     images = Images(config.data)
     split = _SPLIT.value or config.data.val_split
     inference = inference_flags.from_flags(config.data.crop_size)

@@ -43,6 +43,8 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_JSON.value) if _JSON.value else None
     if output and not output.parent.is_dir():
         raise UserError(f"--json {output}: there is no folder {output.parent}")
+    if output and output.is_dir():
+        raise UserError(f"--json {output} is a folder; name a file")
     if _TOPOLOGY.value != topology.LOCAL:
         # What is attached here is not asked, and not needed.
         jax.config.update("jax_platforms", "cpu")

@@ -5,7 +5,10 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from kdjax.experiments import environment
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -37,6 +40,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
             ["train", "--config=configs/quickstart.py", "--config.data.flip", "False"],
             'kdjax.train: error: "False" belongs to no flag: .* as --flag=false',
         ),
+        (
+            ["predict", "--images=x", "--output="],
+            "kdjax.predict: error: --output is empty; give it a value, or leave it out",
+        ),
+        (
+            ["predict", "--images=x", "--output=y", "--opacity=nan"],
+            "kdjax.predict: error: --opacity is nan; it takes a finite number",
+        ),
         (["compare"], "kdjax.compare: error: --config is missing"),
         (["evaluate"], "kdjax.evaluate: error: .*: no run here .config.json is missing"),
     ],
@@ -53,7 +64,8 @@ def test_a_mistake_is_one_line(tmp_path, arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [("ENOSPC", "No space left on device"), ("EROFS", "Read-only file system")]
+    ("number", "said"),
+    [("ENOSPC", "No space left on device"), ("ENAMETOOLONG", "File name too long")],
 )
 def test_a_disk_that_takes_nothing_is_one_line(number, said):
     """Whichever file it is that cannot be written."""
@@ -121,3 +133,13 @@ command.run(train.main, resumes=True)
     )
     said = f"kdjax.-c: stopped as asked: the report {tmp_path}/report.html is written\n"
     assert (run.returncode, run.stderr) == (75, said)
+
+
+def test_an_empty_variable_puts_no_compiled_programs_into_the_working_directory(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    updates = {}
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)
+    environment.enable_compilation_cache()
+    assert updates == {"jax_compilation_cache_dir": "/home/somebody/.cache/kdjax/jax"}

@@ -290,7 +290,8 @@ def test_a_plain_student_that_always_diverges_ends_it(config, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["/cwd", "a/b", "", "two\nlines", 3])
-def test_a_method_has_the_name_of_a_folder(config, tmp_path, name):
+def test_a_method_has_the_name_of_a_folder(config, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(jobs, "train", Trained(score))
     with config.unlocked():
         config.compare.methods = ConfigDict({name: {}})
     with pytest.raises(UserError, match=r"a method cannot be called .*, since a folder"):

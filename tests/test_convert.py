@@ -1,21 +1,17 @@
 """The command that makes network checkpoints of weights from elsewhere."""
 
 import json
+import os
 import pathlib
 import resource
 import subprocess
 import sys
 
 import numpy as np
-import pytest
 import safetensors.numpy
-from absl import flags
-from absl.testing import flagsaver
 from made_up_weights import abstract, assert_same, random_weights
 
-from kdjax import convert as command
 from kdjax import interop
-from kdjax.errors import UserError
 from kdjax.models import saved
 from kdjax.models.preprocessing import IMAGENET
 
@@ -93,53 +89,66 @@ def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
     assert not (tmp_path / "net").exists()
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"mean": "nan,1,2"}, "--mean is 'nan,1,2'; it takes means of pixels, 0 to 255"),
-        ({"mean": "300,1,2"}, "--mean is '300,1,2'; it takes means of pixels"),
-        ({"mean": "1,2"}, "--mean is '1,2'; it takes three numbers"),
-        ({"std": "1,0,1"}, "--std is '1,0,1'; it takes positive numbers"),
-        ({"std": "1,-1,1"}, "--std is '1,-1,1'; it takes positive numbers"),
-        ({"std": "1,inf,1"}, "--std is '1,inf,1'; it takes positive numbers"),
-        ({"std": "nan,1,1"}, "--std is 'nan,1,1'; it takes positive numbers"),
-        ({"std": ""}, "--std is ''; it takes three numbers"),
-        ({"output": "file/net"}, "cannot write file/net: file is a file"),
-        ({"output": "mine"}, "mine/parameters is there and is not that of a network checkpoint"),
-    ],
-)
-def test_what_convert_cannot_do_is_said_before_anything_is_read(
-    tmp_path, monkeypatch, given, message
-):
-    monkeypatch.chdir(tmp_path)
+MISTAKES = [
+    ({"mean": "nan,1,2"}, "--mean is 'nan,1,2'; it takes means of pixels, 0 to 255"),
+    ({"mean": "300,1,2"}, "--mean is '300,1,2'; it takes means of pixels"),
+    ({"mean": "1,2"}, "--mean is '1,2'; it takes three numbers"),
+    ({"std": "1,0,1"}, "--std is '1,0,1'; it takes positive numbers"),
+    ({"std": "1,-1,1"}, "--std is '1,-1,1'; it takes positive numbers"),
+    ({"std": "1,inf,1"}, "--std is '1,inf,1'; it takes positive numbers"),
+    ({"std": "nan,1,1"}, "--std is 'nan,1,1'; it takes positive numbers"),
+    ({"std": ""}, "--std is ''; it takes three numbers"),
+    ({"output": "file/net"}, "cannot write file/net: file is a file"),
+    ({"output": "mine"}, "mine/parameters is there and is not that of a network checkpoint"),
+]
+NO_CLASSES = [
+    {"CLASSES": 2, "PALETTE": "x"},
+    {"classes": ["a", "b"], "palette": [[1, 2, "x"]] * 2},
+    {"classes": ["a", "b"], "palette": [[1, 2, 256]] * 2},
+    {"classes": ["a", 7], "palette": [[1, 2, 3]] * 2},
+    {"dataset_meta": 3},
+]
+CLASSES = {"dataset_meta": {"classes": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]]}}
+
+
+def test_what_convert_cannot_do_is_said_before_anything_is_read(tmp_path):
+    """All in one process of its own: its flags have the names of other commands' flags."""
     (tmp_path / "file").touch()
     (tmp_path / "mine" / "parameters").mkdir(parents=True)
-    flags.FLAGS.mark_as_parsed()
-    given = {"source": "none.pth", "model": "tiny", "num_classes": "3", "output": "net"} | given
-    with flagsaver.as_parsed(**given), pytest.raises(UserError, match=message):
-        command.main([])
+    code = """
+import json, sys
+from absl import flags
+from absl.testing import flagsaver
+from kdjax import convert
+from kdjax.errors import UserError
+flags.FLAGS.mark_as_parsed()
+usual = {"source": "none.pth", "model": "tiny", "num_classes": "3", "output": "net"}
+mistakes, metas = json.loads(sys.argv[1])
+said = []
+for given in mistakes:
+    with flagsaver.as_parsed(**usual | given):
+        try:
+            convert.main([])
+        except UserError as error:
+            said.append(str(error))
+print(json.dumps([said, [convert._classes(meta, 2) for meta in metas]]))
+"""
+    given = json.dumps([[mistake for mistake, _ in MISTAKES], [CLASSES, *NO_CLASSES]])
+    run = subprocess.run(
+        [sys.executable, "-c", code, given],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 0, run.stderr
+    said, (classes, *numbered) = json.loads(run.stdout)
+    for (_, expected), found in zip(MISTAKES, said, strict=True):
+        assert expected in found
     assert {path.name for path in tmp_path.iterdir()} == {"file", "mine"}
-
-
-@pytest.mark.parametrize(
-    "meta",
-    [
-        {"CLASSES": 2, "PALETTE": "x"},
-        {"classes": ["a", "b"], "palette": [[1, 2, "x"]] * 2},
-        {"classes": ["a", "b"], "palette": [[1, 2, 256]] * 2},
-        {"classes": ["a", 7], "palette": [[1, 2, 3]] * 2},
-        {"dataset_meta": 3},
-    ],
-)
-def test_classes_that_are_none_are_numbered(meta):
-    names, colors = command._classes(meta, 2)
-    assert names == ("class 0", "class 1")
-    assert len(set(colors)) == 2
-
-
-def test_classes_are_those_of_the_checkpoint():
-    meta = {"dataset_meta": {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}}
-    assert command._classes(meta, 2) == (("a", "b"), ((1, 2, 3), (4, 5, 6)))
+    assert classes == [["a", "b"], [[1, 2, 3], [4, 5, 6]]]
+    # A checkpoint may say anything; what is no name and no colour is not taken for one.
+    assert [names for names, _ in numbered] == [["class 0", "class 1"]] * len(NO_CLASSES)
 
 
 def test_a_mistake_in_convert_is_one_line(tmp_path):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 
@@ -163,16 +164,22 @@ def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config
 
 
 def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
-    comparison, capsys, monkeypatch
+    comparison, data_dir, tmp_path, capsys, monkeypatch
 ):
     from kdjax import evaluate  # here, since its flags have the names of other commands' flags
 
     monkeypatch.setattr(environment, "enable_compilation_cache", lambda: None)
-    workdir = comparison / "cwd" / "seed0"
+    workdir = tmp_path / "run"
+    shutil.copytree(comparison / "cwd" / "seed0", workdir)
+    # The data may have been moved since.
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["data"]["data_dir"] = "gone"
+    (workdir / "config.json").write_text(json.dumps(stored))
     said = {}
     for mode in (["--mode=whole"], ["--mode=slide", "--window=16,16", "--scales=1,1.5"]):
         with flagsaver.flagsaver():
-            flags.FLAGS(["evaluate", f"--workdir={workdir}", "--split=test", *mode])
+            given = [f"--workdir={workdir}", "--split=test", f"--data_dir={data_dir}"]
+            flags.FLAGS(["evaluate", *given, *mode])
             evaluate.main([])
         said[mode[0]] = capsys.readouterr().out.splitlines()
     expected = json.loads((workdir / "result.json").read_text())["scores"]["test"]["miou"]

@@ -322,6 +322,8 @@ def test_the_command_says_what_is_missing(tmp_path):
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
     assert line.startswith('kdjax.plan: error: --topology is "v9:2x2": give local, or a TPU')
+    run = plan_command("--topology=local", f"--json={tmp_path}")
+    assert run.stderr == f"kdjax.plan: error: --json {tmp_path} is a folder; name a file\n"
     assert not [*tmp_path.iterdir()]
 
 
