@@ -58,4 +58,4 @@ def as_records(
 
     examples = [converted(*pair) for pair in paths]
     count, _ = write_shard(file, itertools.chain.from_iterable([examples] * repeats))
-    return Records([str(file)], count)
+    return Records([str(file)], count, "train")

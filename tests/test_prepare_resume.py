@@ -152,7 +152,7 @@ INTERRUPTED = """
             signal.raise_signal(signal.SIGINT)
         return convert(self, pair)
     builder._convert = interrupt
-    command.run(prepare.main)
+    command.run(prepare.main, words=1)
 """
 
 

@@ -1,6 +1,7 @@
 """TensorFlow as this room uses it: quiet, and without the accelerators that JAX needs."""
 
 import os
+import re
 
 from kdjax import tensorflow_environment
 
@@ -33,4 +34,14 @@ _take_no_flags()
 # tracing takes.
 traced_as_written = tf.autograph.experimental.do_not_convert
 
-__all__ = ["tf", "traced_as_written"]
+# What TensorFlow writes around the words of an error: the node and the operation, on one device.
+_PLACE = re.compile(r"\{\{.*?\}\} ?| \[Op:.*")
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line: of TensorFlow, without where in a graph it happened."""
+    text = _PLACE.sub("", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+__all__ = ["reason", "tf", "traced_as_written"]

@@ -130,7 +130,8 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         Raises:
             UserError: one of them cannot be read or used, or their sizes differ.
         """
-        photo, label = read_photo(pair.image, upright=self.UPRIGHT), self.read_label(pair.label)
+        photo = read_photo(pair.image, upright=self.UPRIGHT, for_training=True)
+        label = self.read_label(pair.label)
         if label.shape != photo.shape:
             raise UserError(
                 f"{pair.label} is {label.shape[1]} x {label.shape[0]} pixels, but {pair.image} "

@@ -71,6 +71,9 @@ class HeldExamples:
         label = tf.numpy_function(lambda index: self._labels[index], [fetched], tf.uint8)
         return tf.ensure_shape(label, [None, None]), read
 
+    def check(self, indices: Sequence[int]) -> None:
+        """Nothing: what is an array here has been decoded."""
+
     def padded(self) -> dict[str, Any]:
         """All examples in three arrays, as `kdjax.data.device_augment.Held` describes them."""
         sizes = np.array([label.shape for label in self._labels], np.int32)

@@ -62,6 +62,13 @@ class Mixture:
         label, read = self._parts[0].records.decode(record)
         return tf.where(labelled, label, tf.constant(LABEL_PADDING, tf.uint8)), read
 
+    def check(self, indices: Sequence[int]) -> None:
+        """As `Source` has it."""
+        for index in indices:
+            member = int(np.searchsorted(self._ends, index, "right"))
+            begin = self._ends[member] - self.lengths[member]
+            self._parts[member].records.check([int(index - begin)])
+
     def decoded(self) -> Iterator[dict[str, Any]]:
         """All examples in the order of their indices, decoded in parallel, as NumPy."""
         for part in self._parts:

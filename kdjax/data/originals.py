@@ -50,19 +50,20 @@ class Photo:
         return tiles.encode(np.asarray(self.pixels))
 
 
-def read_photo(file: File, *, upright: bool = False) -> Photo:
+def read_photo(file: File, *, upright: bool = False, for_training: bool = False) -> Photo:
     """Decodes an image of any kind.
 
     Args:
         file: grey, palette, transparent, CMYK or 16-bit images become 8-bit RGB.
         upright: whether the orientation that a camera noted (EXIF) is followed. Decoders of
             records do not know it, so that the image is turned here.
+        for_training: whether the decoder of training, which takes less, has to read it too.
 
     Raises:
         DamagedFile: the file cannot be decoded to its end.
         UserError: its pixels have 32 bits a channel.
     """
-    data, image = _decoded(file)
+    data, image = _decoded(file, for_training=for_training)
     if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)  # which has no format any more
     if image.mode == "RGB" and image.format in ("PNG", "JPEG"):
@@ -82,7 +83,7 @@ def read_values(file: File) -> UInt8[np.ndarray, "H W"]:
         DamagedFile: the file cannot be decoded to its end.
         UserError: it has several channels, or values above 255.
     """
-    _, label = _decoded(file)
+    _, label = _decoded(file, for_training=True)
     if label.mode not in ("L", "P", "I", "I;16"):
         raise UserError(
             f"{file} has mode {label.mode}; a label has to be a PNG of one 8-bit channel (grey or "
@@ -100,7 +101,7 @@ def read_colors(file: File) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         DamagedFile: the file cannot be decoded to its end.
     """
-    _, label = _decoded(file)
+    _, label = _decoded(file, for_training=True)
     return np.asarray(label.convert("RGB"))
 
 
@@ -131,7 +132,7 @@ def read_matlab(file: File, variable: str, *fields: str) -> UInt16[np.ndarray, "
         raise UserError(f"{file} holds no matrix {name}; is it from another data set?") from error
 
 
-def _decoded(file: File) -> tuple[bytes, Image.Image]:
+def _decoded(file: File, *, for_training: bool) -> tuple[bytes, Image.Image]:
     """Reads and decodes the whole file, so that a truncated one is noticed."""
     try:
         data = file.read()
@@ -140,4 +141,25 @@ def _decoded(file: File) -> tuple[bytes, Image.Image]:
     except Exception as error:  # Pillow lets through whatever its decoders raise.
         reason = "it has no format that is known" if "BytesIO" in str(error) else error
         raise DamagedFile(f"{file} cannot be read as an image: {reason}") from error
+    if for_training:
+        _check_for_training(file, data, image)
     return data, image
+
+
+def _check_for_training(file: File, data: bytes, image: Image.Image) -> None:
+    """Reads a file once more as training does, which decodes with TensorFlow.
+
+    Pillow takes PNG files whose end is missing or whose checksums are wrong, so that this is asked
+    of all of them; of JPEG files it is asked of those that records take over.
+    """
+    if image.format != "PNG" and (image.format, image.mode) != ("JPEG", "RGB"):
+        return
+    # Here and not above: reading images must not need TensorFlow, as `kdjax.predict` does not.
+    from kdjax.data import _tensorflow
+
+    try:
+        _tensorflow.tf.io.decode_image(data, channels=3, expand_animations=False)
+    except _tensorflow.tf.errors.OpError as error:
+        raise DamagedFile(
+            f"{file} cannot be read as an image: {_tensorflow.reason(error)}"
+        ) from error

@@ -17,7 +17,7 @@ from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING, AugmentOptions
 from kdjax.data.evaluation_plan import EvalBatch, plan
 from kdjax.data.order import example_indices
 from kdjax.data.prepared import PreparedSet
-from kdjax.data.records import Source
+from kdjax.data.records import Source, explained
 from kdjax.data.share import rows_of_process
 from kdjax.errors import UserError
 
@@ -58,7 +58,8 @@ def train_batches(
         in the source.
 
     Raises:
-        UserError: the processes cannot share a batch evenly.
+        UserError: the processes cannot share a batch evenly; from the iterator, where an example
+            cannot be read or decoded.
     """
     rows = rows_of_process(batch_size, process_index, process_count)
     form = draw(options, seed, rows)
@@ -92,7 +93,12 @@ def train_batches(
         .prefetch(2)
         .with_options(_options(num_threads))
     )
-    return cast(Iterator[dict[str, np.ndarray]], batches.as_numpy_iterator())
+
+    def check(number: int) -> None:
+        positions = (start_step + number) * batch_size + np.array(rows)
+        source.check(locate(positions)[0].tolist())
+
+    return explained(cast(Iterator[dict[str, np.ndarray]], batches.as_numpy_iterator()), check)
 
 
 def eval_batches(

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from jaxtyping import UInt8
 
-from kdjax.data._tensorflow import tf
-from kdjax.data.records import Records
+from kdjax.data._tensorflow import reason, tf
+from kdjax.data.records import Records, damaged
 from kdjax.errors import UserError
 
 # Written last, before the set is moved to its place: what the records were made from.
 RECEIPT = "kdjax.json"
+_DESCRIPTIONS = ("dataset_info.json", "features.json", "metadata.json")  # of TFDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,43 +63,82 @@ class PreparedSet:
 
 
 def open_directory(directory: pathlib.Path) -> PreparedSet:
-    """Opens the complete set in a folder."""
-    builder = tfds.builder_from_directory(directory)
-    metadata = builder.info.metadata or {}
+    """Opens the complete set in a folder.
+
+    Raises:
+        UserError: a file of it is missing or damaged.
+    """
     receipt = read_receipt(directory)
-    return PreparedSet(
-        name=builder.name,
-        directory=directory,
-        class_names=tuple(metadata["class_names"]),
-        palette=np.asarray(metadata["palette"], np.uint8),
-        fingerprint=receipt["fingerprint"],
-        # Not in receipts from before files could be skipped.
-        skipped=tuple(receipt.get("skipped", ())),
-        _records=open_records(builder),
-    )
+    for name in _DESCRIPTIONS:
+        _read_json(directory, name)
+    try:
+        builder = tfds.builder_from_directory(directory)
+        metadata = builder.info.metadata or {}
+        return PreparedSet(
+            name=builder.name,
+            directory=directory,
+            class_names=tuple(metadata["class_names"]),
+            palette=np.asarray(metadata["palette"], np.uint8),
+            fingerprint=receipt["fingerprint"],
+            # Not in receipts from before files could be skipped.
+            skipped=tuple(receipt.get("skipped", ())),
+            _records=open_records(builder),
+        )
+    except UserError:
+        raise
+    # TFDS lets through whatever comes of files that say something else.
+    except Exception as error:
+        raise damaged(directory, f"{', '.join(_DESCRIPTIONS)}: {reason(error)}") from error
 
 
 def open_records(builder: tfds.core.DatasetBuilder) -> dict[str, Records]:
     """The records of each split that a builder wrote."""
     return {
-        split: Records([os.fspath(path) for path in info.filepaths], info.num_examples)
+        split: Records([os.fspath(path) for path in info.filepaths], info.num_examples, split)
         for split, info in builder.info.splits.items()
     }
 
 
 def read_receipt(directory: pathlib.Path) -> dict[str, Any]:
-    """What a set was made from, its fingerprint, and what was left out."""
-    return json.loads((directory / RECEIPT).read_text())
+    """What a set was made from, its fingerprint, and what was left out.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    receipt = _read_json(directory, RECEIPT)
+    if missing := {"made_from", "fingerprint"} - receipt.keys():
+        raise damaged(directory, f"{RECEIPT} has no {min(missing)}")
+    return receipt
+
+
+def _read_json(directory: pathlib.Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((directory / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise damaged(directory, f"{name} is missing") from error
+    except ValueError as error:
+        raise damaged(directory, f"{name} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise damaged(directory, f"{name} holds no object")
+    return content
 
 
 def fingerprint(records: Mapping[str, Records]) -> str:
-    """16 hexadecimal digits of all examples, in their order; reads them all."""
+    """16 hexadecimal digits of all examples, in their order; reads them all.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
     digest = hashlib.sha256()
     for split in sorted(records):
         digest.update(f"{split} {len(records[split])}\n".encode())
         for index in range(len(records[split])):
             # Field by field: a serialized example does not keep the order of its fields.
-            example = tf.train.Example.FromString(*records[split].read([index]))
+            try:
+                example = tf.train.Example.FromString(*records[split].read([index]))
+            except DecodeError as error:
+                what = f"record {index} of split {split} is no example"
+                raise damaged(records[split].directory, what) from error
             for key in ("name", "image", "label"):
                 for value in example.features.feature[key].bytes_list.value:
                     digest.update(hashlib.sha256(value).digest())

@@ -14,7 +14,6 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from kdjax.data import shards
-from kdjax.data._tensorflow import tf
 from kdjax.data.builder import SegmentationBuilder
 from kdjax.data.builder_lookup import find_builder
 from kdjax.data.prepared import (
@@ -25,6 +24,7 @@ from kdjax.data.prepared import (
     open_records,
     read_receipt,
 )
+from kdjax.data.tree import state_of_source
 from kdjax.errors import UserError
 from kdjax.paths import is_remote
 
@@ -62,17 +62,12 @@ def verify(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
     if not is_prepared(name, data_dir):
         raise _not_prepared(builder_class, data_dir)
     directory = _directory(builder_class, data_dir)
-    again = f"remove {directory} and prepare it again"
-    try:
-        dataset = open_directory(directory)
-        found = fingerprint({split: dataset.records(split) for split in dataset.splits})
-    # What array_record, TFDS and TensorFlow raise for files that are missing, short or changed.
-    except (OSError, RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
-        raise UserError(f"{directory} is damaged ({error}); {again}") from error
+    dataset = open_directory(directory)
+    found = fingerprint({split: dataset.records(split) for split in dataset.splits})
     if found != dataset.fingerprint:
         raise UserError(
             f"the records in {directory} have changed: their fingerprint is {found}, and was "
-            f"{dataset.fingerprint}; {again}"
+            f"{dataset.fingerprint}; remove {directory} and prepare it again"
         )
     return dataset
 
@@ -91,7 +86,8 @@ def prepare(
     A set takes its place in `data_dir` by one rename when it is complete. Whatever ends it before
     leaves at most finished shards, in a hidden folder, from which the next call continues if it has
     the same source and options; files that changed since are converted anew. A second process that
-    prepares the same set says so, and waits for the first.
+    prepares the same set says so, and waits for the first. A complete set stays as it is when its
+    source changes, which is reported.
 
     Args:
         name: which data set.
@@ -125,12 +121,36 @@ def prepare(
     with _lock(directory.parent, report):
         if not (directory / RECEIPT).is_file():
             _write(builder_class, options, directory, made_from, report)
-        elif (before := read_receipt(directory)["made_from"]) != made_from:
-            raise UserError(
-                f"{directory} was made from {before}, not from {made_from}; "
-                "remove it, or prepare into another --data_dir"
-            )
+        else:
+            _compare(directory, made_from, report)
     return open_directory(directory)
+
+
+def _compare(
+    directory: pathlib.Path, made_from: dict[str, Any], report: Callable[[str], None]
+) -> None:
+    """Raises where a set was made from something else; reports where that has changed since."""
+    receipt = read_receipt(directory)
+    if (before := receipt["made_from"]) != made_from:
+        raise UserError(
+            f"{directory} was made from {before}, not from {made_from}; "
+            "remove it, or prepare into another --data_dir"
+        )
+    # The one is not in older receipts, and the other goes with the source.
+    states = receipt.get("source_state"), _source_state(directory, made_from)
+    if None not in states and states[0] != states[1]:
+        report(
+            f"{made_from['source']} has changed since {directory} was made from it; remove that to "
+            "prepare the set anew"
+        )
+
+
+def _source_state(directory: pathlib.Path, made_from: dict[str, Any]) -> str | None:
+    """What `tree.state_of_source` says now; None of a set that has no source, or lost it."""
+    source = pathlib.Path(made_from.get("source", ""))
+    if "source" not in made_from or not source.exists():
+        return None
+    return state_of_source(source, beside=directory.parent)
 
 
 def _write(
@@ -145,6 +165,7 @@ def _write(
     shutil.rmtree(directory, ignore_errors=True)
     begun = _begin(staging, {"version": directory.name, **made_from})
     tfds.disable_progress_bar()
+    source_state = _source_state(directory, made_from)
     try:
         builder = builder_class(data_dir=staging, file_format="array_record", **options)
         for line in builder.findings:
@@ -157,6 +178,7 @@ def _write(
         written = pathlib.Path(builder.data_path)
         receipt = {
             "made_from": made_from,
+            "source_state": source_state,
             "fingerprint": fingerprint(open_records(builder)),
             "skipped": builder.skipped,
         }
@@ -183,12 +205,19 @@ def _begin(staging: pathlib.Path, made_from: dict[str, Any]) -> int:
     """Makes the folder of a preparation; returns how many shards an earlier one has left there."""
     note = staging / RECEIPT
     begun = _finished_shards(staging)
-    if not begun or not note.is_file() or json.loads(note.read_text()) != made_from:
+    if not begun or not _holds(note, made_from):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         note.write_text(json.dumps(made_from))
         return 0
     return begun
+
+
+def _holds(note: pathlib.Path, made_from: dict[str, Any]) -> bool:
+    try:
+        return json.loads(note.read_text()) == made_from
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _finished_shards(staging: pathlib.Path) -> int:

@@ -53,10 +53,10 @@ def serialized(example: Mapping[str, bytes | list[bytes]]) -> bytes:
 
 
 def read_note(notes: pathlib.Path, shard: str) -> Note | None:
-    """The note of a shard, where there is one."""
+    """The note of a shard, where there is one that is whole."""
     try:
         return Note(**json.loads((notes / f"{shard}.json").read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import functools
 import gzip
+import hashlib
 import os
 import pathlib
 import posixpath
@@ -41,6 +42,22 @@ class File:
 
     def __str__(self) -> str:
         return self.where
+
+
+def state_of_source(source: pathlib.Path, *, beside: pathlib.Path) -> str:
+    """Changes with the names, sizes and times of the files of a folder or archive; reads none.
+
+    Hidden files do not count, nor do those in the folder `beside`, which may lie in it.
+    """
+    digest = hashlib.sha256()
+    paths = sorted(_walk(source, beside)) if source.is_dir() else [""]
+    for path in paths:
+        try:
+            state = _state_on_disk(source / path)
+        except OSError:  # a link that leads nowhere
+            state = ""
+        digest.update(f"{path} {state}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _state_on_disk(path: pathlib.Path) -> str:
@@ -178,9 +195,9 @@ class _Folder(_Place):
         return _state_on_disk(self._root / path)
 
 
-def _walk(root: pathlib.Path) -> Iterator[str]:
+def _walk(root: pathlib.Path, *passed_over: pathlib.Path) -> Iterator[str]:
     """Paths of all files, through links, each folder once."""
-    seen = set()
+    seen = set(map(os.path.realpath, passed_over))
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:

@@ -1,0 +1,223 @@
+"""Prepared sets whose files were damaged since, and originals that only training could not read."""
+
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdjax.data import mixture, originals, pipeline, sets, statistics
+from kdjax.data.augmentation import AugmentOptions
+from kdjax.errors import UserError
+
+
+def write_source(root, count=4):
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (root / kind / "train").mkdir(parents=True)
+    for number in range(count):
+        image = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+        Image.fromarray(image).save(root / f"images/train/{number}.png")
+        Image.fromarray(image[..., 0] % 3).save(root / f"labels/train/{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The source of a set, and the folder in which the set is prepared."""
+    root = tmp_path_factory.mktemp("whole")
+    sets.prepare("folder", root / "data", source=write_source(root / "source"))
+    return root
+
+
+@pytest.fixture
+def data(whole, tmp_path):
+    """A copy of it to damage."""
+    shutil.copytree(whole / "data", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def shard(data):
+    return data / "folder" / "1.0.0" / "folder-train.array_record-00000-of-00001"
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def remove(path):
+    path.unlink()
+
+
+def train(records, **changes):
+    settings = {"batch_size": 2, "seed": 0, "num_steps": 4, "options": AugmentOptions((4, 4))}
+    return list(pipeline.train_batches(records, **{**settings, **changes}))
+
+
+def refused(function, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [half, empty, remove])
+def test_a_damaged_shard_is_named(whole, data, damage):
+    damage(shard(data))
+    for function, options in (
+        (sets.open_set, {}),
+        (sets.verify, {}),
+        (sets.prepare, {"source": whole / "source"}),
+    ):
+        message = refused(function, "folder", data, **options)
+        assert f"{data}/folder/1.0.0 is damaged (" in message
+        assert "()" not in message
+        assert message.endswith(f"; remove {data}/folder/1.0.0 and prepare it again")
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset_info.json", "features.json", "metadata.json", "kdjax.json"]
+)
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_a_damaged_description_is_named(whole, data, name, content):
+    path = data / "folder" / "1.0.0" / name
+    path.unlink() if content is None else path.write_text(content)
+    if (name, content) == ("kdjax.json", None):  # which makes a set complete
+        assert "has not been prepared" in refused(sets.open_set, "folder", data)
+        return
+    for function in (sets.open_set, sets.verify):
+        message = refused(function, "folder", data)
+        assert "damaged" in message
+        assert name in message or content == "{}"
+        assert message.endswith(f"; remove {data}/folder/1.0.0 and prepare it again")
+    assert "damaged" in refused(sets.prepare, "folder", data, source=whole / "source")
+
+
+def test_a_record_that_changed_is_named_by_whatever_reads_it(data):
+    content = bytearray(shard(data).read_bytes())
+    content[200] ^= 16  # in the first example
+    shard(data).write_bytes(content)
+    dataset = sets.open_set("folder", data)
+    records = dataset.records("train")
+    for function, arguments in (
+        (train, [records]),
+        (train, [mixture.Mixture([mixture.Part(records)])]),
+        (pipeline.example_names, [dataset, "train"]),
+        (lambda: list(pipeline.eval_batches(dataset, "train", batch_size=2)), []),
+        (lambda: list(records.decoded(range(4))), []),
+        (statistics.measure, [dataset, "train"]),
+    ):
+        assert f"{data}/folder/1.0.0 is damaged (" in refused(function, *arguments)
+
+
+def without_end(data):
+    return data[:-12]
+
+
+def wrong_checksum(kind):
+    def damage(data):
+        place = 8
+        while data[place + 4 : place + 8] != kind:
+            place += 12 + struct.unpack(">I", data[place : place + 4])[0]
+        place += 8 + struct.unpack(">I", data[place : place + 4])[0]
+        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+    return damage
+
+
+# Pillow reads all of these.
+PNG_DAMAGES = [without_end, wrong_checksum(b"IDAT"), wrong_checksum(b"IEND")]
+
+
+@pytest.mark.parametrize("damage", PNG_DAMAGES)
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_what_training_could_not_read_is_not_prepared(tmp_path, damage, kind, tiles):
+    source = write_source(tmp_path / "source")
+    path = source / kind / "train" / "2.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with Image.open(path) as image:
+        image.load()
+    message = refused(sets.prepare, "folder", tmp_path / "data", source=source, tiles=tiles)
+    assert f"{path} cannot be read as an image: Invalid PNG data" in message
+    assert "--skip-damaged" in message
+    dataset = sets.prepare(
+        "folder", tmp_path / "data", source=source, tiles=tiles, skip_damaged=True
+    )
+    assert dataset.splits == {"train": 3}
+    assert len(train(dataset.records("train"))) == 4
+
+
+def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
+    # As in sets from before files were read with the decoder of training.
+    monkeypatch.setattr(originals, "_check_for_training", lambda *arguments: None)
+    source = write_source(tmp_path / "source")
+    path = source / "images/train/2.png"
+    path.write_bytes(without_end(path.read_bytes()))
+    dataset = sets.prepare("folder", tmp_path / "data", source=source)
+    records = dataset.records("train")
+    named = f'{dataset.directory} is damaged (example "2" of train cannot be decoded: Invalid PNG'
+    for source in (records, mixture.Mixture([mixture.Part(records)])):
+        assert named in refused(train, source)
+    assert named in refused(lambda: list(records.decoded(range(4))))
+    # Batches before it are as they were.
+    steps = pipeline.train_batches(
+        records, batch_size=1, seed=0, num_steps=4, options=AugmentOptions((4, 4))
+    )
+    order = [int(i) for i in pipeline.example_indices(np.arange(4), 0, [4])]
+    for _ in range(order.index(2)):
+        next(steps)
+    assert named in refused(next, steps)
+
+
+def test_an_interrupted_preparation_with_damaged_notes_begins_them_anew(tmp_path, monkeypatch):
+    source = write_source(tmp_path / "source")
+    monkeypatch.setattr(sets.shards, "SHARD_SIZE", 1)
+    builder = sets.find_builder("folder")
+    convert = builder._convert
+
+    def stops(self, pair):
+        if pair.name == "3":
+            raise KeyboardInterrupt
+        return convert(self, pair)
+
+    staging = tmp_path / "data" / "folder" / ".incomplete"
+    for damaged in ("kdjax.json", "shards/folder-train.array_record-00001-of-00004.json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(builder, "_convert", stops)
+            with pytest.raises(KeyboardInterrupt):
+                sets.prepare("folder", tmp_path / "data", source=source)
+        (staging / damaged).write_text("")
+        dataset = sets.prepare("folder", tmp_path / "data", source=source)
+        assert dataset.splits == {"train": 4}
+        shutil.rmtree(tmp_path / "data")
+
+
+def test_a_source_that_changed_since_is_remarked(tmp_path):
+    source = write_source(tmp_path / "source")
+    lines = []
+    # Among its files, what was prepared does not count.
+    data = source / "data"
+    first = sets.prepare("folder", data, source=source, report=lines.append)
+    sets.prepare("folder", data, source=source, report=lines.append)
+    assert lines == []
+    shutil.copy(source / "images/train/0.png", source / "images/train/4.png")
+    again = sets.prepare("folder", data, source=source, report=lines.append)
+    assert again.fingerprint == first.fingerprint
+    assert lines == [
+        f"{source} has changed since {first.directory} was made from it; remove that to prepare "
+        "the set anew"
+    ]
+    receipt = first.directory / "kdjax.json"
+    older = {
+        key: value for key, value in json.loads(receipt.read_text()).items() if "state" not in key
+    }
+    receipt.write_text(json.dumps(older))
+    sets.prepare("folder", data, source=source, report=lines.append)
+    assert len(lines) == 1
