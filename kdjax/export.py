@@ -19,8 +19,12 @@ _SOURCE = flags.DEFINE_string("source", None, "A workdir or a network checkpoint
 _OUTPUT = flags.DEFINE_string("output", None, "A new directory for what is written.", required=True)
 _FORMAT = flags.DEFINE_list("format", None, f"Which of {', '.join(FORMATS)}.", required=True)
 _FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch norm into the convolutions.")
-_HEIGHT = flags.DEFINE_integer("height", None, "Height of the images.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", None, "Width of the images.", lower_bound=1)
+_HEIGHT = flags.DEFINE_integer(
+    "height", None, "Height of the images.", lower_bound=1, upper_bound=8192
+)
+_WIDTH = flags.DEFINE_integer(
+    "width", None, "Width of the images.", lower_bound=1, upper_bound=8192
+)
 
 
 def main(argv: list[str]) -> None:

@@ -47,6 +47,21 @@ def reachable(path: epath.PathLike) -> epath.Path:
     return path
 
 
+def check_folder(path: epath.PathLike) -> None:
+    """Checks that a local path is a folder, or that one can be made there.
+
+    Raises:
+      UserError: naming the file that is there or above.
+    """
+    path = epath.Path(path)
+    try:
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if not there.is_dir():
+            raise UserError(f"cannot write {path}: {there} is a file")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {why_unwritable(error)}") from error
+
+
 def why_unwritable(error: Exception) -> str:
     """What kept a file from being written, in a few words, from what a library raised."""
     if isinstance(error, OSError) and error.strerror:

@@ -1,9 +1,11 @@
 """Exports: what other programs load labels images as the network does, or nothing is written."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -211,9 +213,40 @@ def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):
     (full / "file").touch()
     assert refuse(source, full, ["stablehlo"]) == f"{full}: exists already; name a new directory"
     inside = full / "file" / "export"
-    message = refuse(source, inside, ["stablehlo"])
-    assert message.startswith(f"{inside}: cannot be written: ")
-    assert str(full / "file") in message
+    assert refuse(source, inside, ["stablehlo"]) == (
+        f"cannot write {inside}: {full / 'file'} is a file"
+    )
+    (tmp_path / "link").symlink_to("nowhere")
+    assert refuse(source, tmp_path / "link", ["stablehlo"]).endswith(
+        "link: exists already; name a new directory"
+    )
+    long = tmp_path / (300 * "n")
+    assert refuse(source, long, ["stablehlo"]) == f"cannot write {long}: File name too long"
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Files may not grow beyond a size: writing fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_a_full_disk_is_one_line_and_nothing_stays(source, tmp_path, monkeypatch, name):
+    chosen = formats.FORMATS[name]
+
+    def write(label, size, path):
+        with full_disk():
+            chosen.write(lambda images: jnp.sum(images, -1, dtype=jnp.int32), size, path)
+
+    monkeypatch.setitem(formats.FORMATS, name, chosen._replace(write=write))
+    output = tmp_path / "export"
+    assert refuse(source, output, [name], SIZE) == f"cannot write {output}: File too large"
+    assert not list(tmp_path.iterdir())
 
 
 # The command in a process of its own, which knows the tiny network.

@@ -19,7 +19,7 @@ from kdjax.models import saved
 from kdjax.models.folding import fold_batch_norm
 from kdjax.models.saved import NetworkInfo
 from kdjax.models.segmenter import Segmenter
-from kdjax.paths import is_remote
+from kdjax.paths import check_folder, is_remote, why_unwritable
 from kdjax.suggest import nearest
 
 DESCRIPTION = "export.json"
@@ -97,7 +97,7 @@ def export(
             (directory / DESCRIPTION).write_text(text + "\n")
             directory.rename(target)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error}") from error
+        raise UserError(f"cannot write {output}: {why_unwritable(error)}") from error
     return exports
 
 
@@ -114,7 +114,9 @@ def _check_formats(formats: Sequence[str], size: Size) -> None:
 def _check_output(output: str) -> None:
     if is_remote(output):
         raise UserError(f"{output}: exports are written to a local directory")
-    if os.path.lexists(output) and not (os.path.isdir(output) and not os.listdir(output)):
+    check_folder(output)
+    target = pathlib.Path(output)
+    if os.path.lexists(target) and (target.is_symlink() or any(target.iterdir())):
         raise UserError(f"{output}: exists already; name a new directory")
 
 

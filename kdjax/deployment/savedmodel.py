@@ -42,7 +42,11 @@ def write(
     images = tf.TensorSpec([batch, *size, 3], tf.uint8, name="images")
     # autograph would rewrite Python that JAX has to trace as it is.
     function = tf.function(labels, input_signature=[images], autograph=False)
-    tf.saved_model.save(tf.Module(), str(path), signatures={"serving_default": function})
+    try:
+        tf.saved_model.save(tf.Module(), str(path), signatures={"serving_default": function})
+    # TensorFlow's own, also where a disk is full: "PATH; what the system says [Op:SaveV2]".
+    except tf.errors.OpError as error:
+        raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
 
 
 def read(path: pathlib.Path) -> Label:

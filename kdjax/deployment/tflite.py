@@ -19,7 +19,7 @@ def write(label: Label, size: Size, path: pathlib.Path) -> None:
       UserError: where the network needs an operation that TensorFlow Lite does not have.
     """
     tf = tensorflow()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         # The converter takes StableHLO for one platform and of known shapes only.
         savedmodel.write(label, size, pathlib.Path(scratch), batch=1, platforms=("cpu",))
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)

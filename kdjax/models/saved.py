@@ -24,7 +24,7 @@ from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET, Preprocessing
 from kdjax.models.registry import create
 from kdjax.models.segmenter import Segmenter
-from kdjax.paths import absolute, is_remote, reachable, why_unwritable
+from kdjax.paths import absolute, check_folder, is_remote, reachable, why_unwritable
 
 FORMAT = 2  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
@@ -117,19 +117,14 @@ def check_output(path: epath.PathLike) -> epath.Path:
       UserError: when it has, when it is no directory and can be none, or its store does not answer.
     """
     directory = reachable(path)
-    try:
-        if not is_remote(directory):
-            there = next(place for place in (directory, *directory.parents) if place.exists())
-            if not there.is_dir():
-                raise UserError(f"cannot write {directory}: {there} is a file")
-        for name in ("network.json", "parameters"):
-            if (directory / name).exists() and not _is_ours(directory):
-                raise UserError(
-                    f"{directory / name} is there and is not that of a network checkpoint; choose "
-                    "another folder"
-                )
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {why_unwritable(error)}") from error
+    if not is_remote(directory):
+        check_folder(directory)
+    for name in ("network.json", "parameters"):
+        if (directory / name).exists() and not _is_ours(directory):
+            raise UserError(
+                f"{directory / name} is there and is not that of a network checkpoint; choose "
+                "another folder"
+            )
     return directory
 
 
