@@ -249,6 +249,8 @@ def test_what_may_be_gone_at_the_next_try_is_no_mistake_and_no_damage(finished, 
 def test_what_the_time_of_a_step_goes_into(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    # Three threads at work all the time.
+    monkeypatch.setattr(time, "process_time", lambda: 3 * now[0])
     clock = Clock(batch_size=8)
     for _ in range(2):
         with clock.waiting():
@@ -262,6 +264,7 @@ def test_what_the_time_of_a_step_goes_into(monkeypatch):
     assert clock.read() == {
         "train/images_per_second": 4.0,
         "train/step_seconds": 2.0,
+        "train/step_processor_seconds": 6.0,
         "train/input_wait": 0.25,
         "train/checkpoint_seconds": 10.0,
     }
