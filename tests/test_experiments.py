@@ -276,6 +276,16 @@ def test_a_path_that_cannot_be_written(config, tmp_path):
         run(config, tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize("begin", [run, lambda config, path: compare(config, str(path), (0,))])
+def test_a_workdir_where_another_run_is_at_work(config, tmp_path, begin):
+    message = rf"--workdir {tmp_path} is in use: process {os.getpid()} of .* writes there since"
+    with Workdir(tmp_path).hold():
+        before = [*tmp_path.iterdir()]
+        with pytest.raises(UserError, match=message):
+            begin(config, tmp_path)
+        assert [*tmp_path.iterdir()] == before
+
+
 @pytest.fixture
 def read_only(tmp_path):
     """A folder that nobody may write to, not even root: it is a mount where root asks."""
