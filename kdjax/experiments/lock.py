@@ -35,7 +35,8 @@ class Lock:
 
     The operating system, or the server of the disk, gives the lock back when its process dies. In
     an object store, and on a disk that knows no locks, the process shows every few seconds that it
-    is alive; one that was killed is then waited for for a minute.
+    is alive; one that was killed is then waited for for a minute. A disk whose locks end at the
+    machine, as NFS mounted with `nolock`, keeps only the processes of one machine apart.
 
     Args:
       path: of the file that is locked, and says by whom; it is there as long as the lock is held.
@@ -128,6 +129,11 @@ class Lock:
         write_atomically(self._path, json.dumps(record))
         time.sleep(SETTLE_SECONDS)
         found = _read(self._path)
+        for _ in range(3):
+            # Just being written, or a store that fails for once.
+            if found is None:
+                time.sleep(1)
+                found = _read(self._path)
         if found is None or found.get("key") != record["key"]:
             return found or {}
         self._heart = _Heart(self._path, record, f"{self._subject} was taken over")
