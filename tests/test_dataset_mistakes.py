@@ -67,6 +67,23 @@ def test_a_split_file_that_names_a_missing_image(tmp_path):
     refuses("pascal_context", source, tmp_path, r"there is no train\.txt in .*ImageSets/Main")
 
 
+def test_a_list_in_another_encoding_and_one_with_a_mark(tmp_path):
+    files = voc2012()
+    path = "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    marked = {**files, path: b"\xef\xbb\xbf" + files[path]}
+    dataset = prepare("voc2012", write_tree(tmp_path / "1", marked), tmp_path)
+    assert dataset.splits["val"] == 2
+    utf_16 = {**files, path: files[path].decode().encode("utf-16")}
+    source = write_tree(tmp_path / "2", utf_16)
+    refuses("voc2012", source, tmp_path / "b", r"val\.txt is not UTF-8 text \(line 1\)")
+
+
+def test_a_member_whose_name_is_not_utf_8(tmp_path):
+    files = {**camvid(), "CamVid/train/caf\udce9.png": b"", "CamVid/trainannot/caf\udce9.png": b""}
+    source = write_tar(tmp_path / "camvid.tar", files)
+    refuses("camvid", source, tmp_path, r"caf\\udce9\.png' is not UTF-8; rename it")
+
+
 def test_an_image_without_a_label_and_the_reverse(tmp_path):
     files = cityscapes()
     del files["gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"]

@@ -1,6 +1,7 @@
 """Preparing data sets: what is converted, what is refused, and what is left behind (nothing)."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -233,6 +234,34 @@ def _repeated_class(source):
     return "line 3 of"
 
 
+def _classes_in_latin_1(source):
+    (source / "classes.txt").write_bytes("road\nStraße\n".encode("latin-1"))
+    return "classes.txt is not UTF-8 text (line 2); save it as UTF-8"
+
+
+def _classes_in_utf_16(source):
+    (source / "classes.txt").write_bytes("a\nb\n".encode("utf-16"))
+    return "classes.txt is not UTF-8 text (line 1)"
+
+
+def _classes_in_utf_16_without_a_mark(source):
+    (source / "classes.txt").write_bytes("a\nb\n".encode("utf-16-le"))
+    return "classes.txt is not UTF-8 text (line 1)"
+
+
+def _name_not_utf_8(source):
+    for kind in ("images", "labels"):
+        path = source / kind / "train" / "a.png"
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
+    return "caf\\udce9.png' is not UTF-8; rename it"
+
+
+def _split_without_letters(source):
+    for kind in ("images", "labels"):
+        (source / kind / "val").rename(source / kind / "_")
+    return "images/_: a split is named by letters"
+
+
 @pytest.mark.parametrize(
     "breaks",
     [
@@ -256,6 +285,11 @@ def _repeated_class(source):
         _float_image,
         _masks_of_0_and_255,
         _repeated_class,
+        _classes_in_latin_1,
+        _classes_in_utf_16,
+        _classes_in_utf_16_without_a_mark,
+        _name_not_utf_8,
+        _split_without_letters,
     ],
 )
 def test_a_broken_tree_is_refused_in_one_line_and_leaves_nothing(source, tmp_path, breaks):
@@ -266,6 +300,40 @@ def test_a_broken_tree_is_refused_in_one_line_and_leaves_nothing(source, tmp_pat
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "data" / "folder").iterdir()] == [".lock"]
     assert not sets.is_prepared("folder", tmp_path / "data")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class(source, tmp_path):
+    names = ["Straße", "b", "c", "d", "e"]
+    (source / "classes.txt").write_bytes("\n".join(names).encode("utf-8-sig"))
+    assert prepare(source, tmp_path).class_names == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "is empty"),
+        ("x" * 300, "File name too long"),
+        ("nul\0l", "null byte"),
+        (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
+    ],
+)
+def test_folders_that_cannot_be_are_named(source, tmp_path, name, said):
+    with pytest.raises(UserError, match=f"--source .*{said}"):
+        sets.prepare("folder", tmp_path / "data", source=name)
+    with pytest.raises(UserError, match=f"--source .*{said}"):
+        sets.prepare("camvid", tmp_path / "data", source=name)
+    for function in (sets.is_prepared, sets.open_set, sets.verify):
+        with pytest.raises(UserError, match=f"data_dir .*{said}"):
+            function("folder", name)
+    with pytest.raises(UserError, match=f"data_dir .*{said}"):
+        sets.prepare("folder", name, source=source)
+
+
+def test_a_tilde_is_the_home_folder(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dataset = sets.prepare("folder", "~/data", source="~/source")
+    assert dataset.directory == tmp_path / "data" / "folder" / "1.0.0"
+    assert sets.open_set("folder", "~/data").splits["train"] == 3
 
 
 def test_a_missing_source_is_named(tmp_path):

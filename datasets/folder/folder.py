@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 
 from kdjax.data.builder import IGNORE_LABEL
 from kdjax.data.conversion import ConversionBuilder, Pair
-from kdjax.data.originals import read_values
-from kdjax.data.tree import File
+from kdjax.data.originals import read_text, read_values
+from kdjax.data.tree import File, check_name
 from kdjax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -90,7 +90,7 @@ def _read_class_names(path: pathlib.Path) -> list[str]:
     """The lines of `path`; nothing where there is no such file."""
     if not path.is_file():
         return []
-    names = [line.strip() for line in path.read_text().rstrip().splitlines()]
+    names = [line.strip() for line in read_text(_file(path)).rstrip().splitlines()]
     for number, name in enumerate(names):
         if not name or name in names[:number]:
             what = f"repeats the name {name!r}" if name else "is empty"
@@ -114,7 +114,7 @@ def _find_pairs(source: pathlib.Path) -> dict[str, list[Pair]]:
         for kind, found in trees.items():
             if split not in found:
                 raise UserError(f"{source} has no folder {kind}/{split}/")
-        if not re.fullmatch(r"\w+", split) or split == "all":
+        if not re.fullmatch(r"\w*[^\W_]\w*", split) or split == "all":
             raise UserError(
                 f"{source}/images/{split}: a split is named by letters, digits and _, but not `all`"
             )
@@ -156,6 +156,7 @@ def _by_name(root: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib
     for path in sorted(root.rglob("*")):
         if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
+        check_name(str(path))
         name = path.relative_to(root).with_suffix("").as_posix()
         if name in found:
             raise UserError(f"{found[name]} and {path} have one name; rename or remove one of them")

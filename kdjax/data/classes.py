@@ -60,7 +60,9 @@ def original_labels(name: str) -> list[int]:
 
 def read_table(path: pathlib.Path) -> list[dict[str, str]]:
     """Rows of a file of comma-separated values with a heading, by column."""
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    ]
     return list(csv.DictReader(lines))
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from kdjax.data import shards
 from kdjax.data.builder import SegmentationBuilder, encode_png
 from kdjax.data.classes import ClassTable
-from kdjax.data.originals import DamagedFile, Photo, read_photo
+from kdjax.data.originals import DamagedFile, Photo, read_photo, read_text
 from kdjax.data.tree import File, Listing, Tree
 from kdjax.errors import UserError
 
@@ -252,11 +252,11 @@ def read_split(lists: Listing, split: str) -> list[str]:
     """The names in the list of `split`, which is a file among `lists`.
 
     Raises:
-        UserError: there is no such list, or it is empty.
+        UserError: there is no such list, it is empty, or not UTF-8.
     """
     if split not in lists.files:
         raise UserError(f"there is no {split}{lists.suffix} in {lists.where}; it lists the images")
-    names = lists.files[split].read().decode().split()
+    names = read_text(lists.files[split]).split()
     if not names:
         raise UserError(f"{lists.files[split]} is empty; it should list the images of {split}")
     return names

@@ -1,5 +1,6 @@
-"""Decoding of original files: photos, label images and MATLAB's files, with what is wrong named."""
+"""Decoding of original files: photos, labels, lists, MATLAB's files, with what is wrong named."""
 
+import codecs
 import dataclasses
 import io
 from typing import Any
@@ -103,6 +104,24 @@ def read_colors(file: File) -> UInt8[np.ndarray, "H W 3"]:
     """
     _, label = _decoded(file, for_training=True)
     return np.asarray(label.convert("RGB"))
+
+
+def read_text(file: File) -> str:
+    """The text of a list, without the mark that some editors put before it.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    data = file.read().removeprefix(codecs.BOM_UTF8)
+    wrong = data.find(b"\0")  # as in UTF-16
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        text, wrong = "", error.start
+    if wrong >= 0:
+        line = data[:wrong].count(b"\n") + 1
+        raise UserError(f"{file} is not UTF-8 text (line {line}); save it as UTF-8")
+    return text
 
 
 def read_matlab(file: File, variable: str, *fields: str) -> UInt16[np.ndarray, "H W"]:

@@ -111,7 +111,7 @@ def prepare(
     if builder_class.NEEDS_SOURCE:
         if source is None:
             raise UserError(f"data set {name} is made from files: name their folder by --source")
-        options["source"] = os.path.realpath(source)
+        options["source"] = os.path.realpath(_possible(source, "--source"))
     elif source is not None:
         raise UserError(f"data set {name} is generated: leave --source out")
     made_from = json.loads(json.dumps(options))
@@ -247,7 +247,30 @@ def _directory(
             f"data_dir {data_dir} is not a local folder: records are read by random access, "
             "so copy the prepared set to a disk of this machine"
         )
-    return pathlib.Path(data_dir) / builder_class.name / str(builder_class.VERSION)
+    root = pathlib.Path(_possible(data_dir, "data_dir"))
+    return root / builder_class.name / str(builder_class.VERSION)
+
+
+def _possible(path: str | os.PathLike[str], what: str) -> str:
+    """The path, with the home folder for `~`.
+
+    Raises:
+        UserError: no file can be there; `what` names it.
+    """
+    expanded = os.path.expanduser(os.fspath(path))
+    if not expanded:
+        raise UserError(f"{what} is empty; name a folder")
+    try:
+        expanded.encode()
+        os.stat(expanded)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} {expanded!a} is not UTF-8; rename it") from error
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{what} {expanded!a}: {reason}") from error
+    return expanded
 
 
 @contextlib.contextmanager

@@ -111,7 +111,8 @@ class Tree:
         Where there are none, the other `folders` are tried in turn.
 
         Raises:
-            UserError: there are several such folders, or an archive is damaged.
+            UserError: there are several such folders, the name of a file is not UTF-8, or an
+                archive is damaged.
         """
         for folder in folders:
             for place in map(self._open, self._places):
@@ -123,6 +124,8 @@ class Tree:
                         f"--source names {self._expected}"
                     )
                 for root, names in roots.items():
+                    for path in names.values():
+                        check_name(place.where(path))
                     files = {name: place.file(names[name]) for name in sorted(names)}
                     return Listing(place.where(root), suffix, files)
         return None
@@ -144,6 +147,18 @@ class Tree:
         if path not in self._opened:
             self._opened[path] = _Folder(path) if path.is_dir() else _open_archive(path)
         return self._opened[path]
+
+
+def check_name(path: str) -> None:
+    """Refuses the path of a file that records could not name.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of {path!a} is not UTF-8; rename it") from error
 
 
 def _by_root(paths: Sequence[str], folder: str, suffix: str) -> dict[str, dict[str, str]]:
