@@ -1,5 +1,7 @@
 """Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
 
+import functools
+import itertools
 import json
 import os
 import pathlib
@@ -9,7 +11,10 @@ import shutil
 import signal
 import subprocess
 
+import jax
+import numpy as np
 import pytest
+import tiny
 import tiny_run
 from absl import flags
 from absl.testing import flagsaver
@@ -18,13 +23,16 @@ from ml_collections import ConfigDict
 from docs import comparison as docs_table
 from kdjax import config as configuration
 from kdjax.data import sets
+from kdjax.deployment.labelling import labelling
 from kdjax.errors import Preempted, UserError
 from kdjax.experiments import environment, reports
 from kdjax.experiments.comparison import compare
 from kdjax.experiments.images import Images
+from kdjax.experiments.networks import Network
 from kdjax.experiments.run import train
+from kdjax.experiments.students import make_student
 from kdjax.experiments.workdir import Workdir
-from kdjax.models import saved
+from kdjax.models import NETWORKS, saved
 from kdjax.reporting.report import write_report
 from kdjax.reporting.runs import write_runs
 from kdjax.reporting.tables import csv_table, text_table
@@ -260,6 +268,41 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "train/loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in logged if line.get("val/seconds", 0) > 0] == [2, 4]
+
+
+def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
+    """It trains, is saved, continues bit for bit, and draws nothing where it predicts."""
+    monkeypatch.setitem(NETWORKS, "noisy", functools.partial(tiny.create, backbone=tiny.Noisy))
+    config.data.test_split, config.student.name = "", "noisy"
+    config.optimizer.ema_decay = 0.5
+    run(config, tmp_path / "whole")
+    real = Images.train_batches
+
+    def stops_early(self, *, first_step, **options):
+        yield from itertools.islice(real(self, first_step=first_step, **options), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Images, "train_batches", stops_early)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut")
+    monkeypatch.setattr(Images, "train_batches", real)
+    run(config, tmp_path / "cut")
+    whole, cut = (saved.load(tmp_path / name) for name in ("whole", "cut"))
+    assert whole[1].fingerprint == cut[1].fingerprint
+
+    # What predicts is the same each time, and what trains on from it draws by its own seed.
+    network = Network.load(str(tmp_path / "cut"))
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    first, second = (network.predictor(network.state, images) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    label = labelling(whole[0], whole[1].preprocessing)
+    np.testing.assert_array_equal(label(images), first)
+    config.student.checkpoint = str(tmp_path / "whole")
+    keys = []
+    for config.seed in (1, 1, 2):
+        net, _ = make_student(config, Images(config.data))
+        keys.append(jax.random.key_data(net.backbone.dropout.rngs.key[...]).tolist())
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_diverged_run_stops_without_a_result(config, tmp_path):

@@ -7,6 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from taught_step import setup
 
@@ -18,6 +19,7 @@ from kdjax.training.cost import step_cost
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import Diverged, fit
 from kdjax.training.sharding import Placement
+from kdjax.training.state import TrainState
 
 
 class Recorder:
@@ -147,6 +149,54 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(finished):
     directory, whole, _ = finished
     continued, _ = run_loop(directory, first_step=2, steps=6)
     jax.tree.map(np.testing.assert_array_equal, whole, continued)
+
+
+def test_a_state_of_any_types_is_saved_and_checked(tmp_path):
+    """As of an optimizer whose moments are in bfloat16, or that draws noise."""
+    optimizer = optax.chain(
+        optax.scale_by_adam(mu_dtype=jnp.bfloat16), optax.add_noise(0.1, 0.5, key=jax.random.key(3))
+    )
+    params = {"student": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "adapters": {}}
+    values = {
+        "key": jax.random.key(5),
+        "keys": jax.random.split(jax.random.key(6), 3),
+        "half": jnp.array([1.5, -2.0], jnp.float16),
+        "small": jnp.array([-1, 7], jnp.int8),
+        "mask": jnp.array([True, False]),
+        "wave": jnp.array([1 + 2j]),
+    }
+    state = TrainState(
+        step=jnp.array(1),
+        seed=jnp.array(0),
+        params=params,
+        model_state=values,
+        opt_state=optimizer.init(params),
+        statistics={},
+        ema=None,
+    )
+    state = Placement().put_state(state)
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(1, state)
+    found = checkpoints.restore(1, state)
+    checkpoints.close()
+    assert checksum(found) == checksum(state)
+    draw = [jax.random.normal(each.model_state["key"]) for each in (found, state)]
+    assert draw[0] == draw[1]
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
+        assert (old.dtype, old.sharding) == (new.dtype, new.sharding)
+        if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(old, new)
+    others = {
+        "key": jax.random.key(4),
+        "keys": values["keys"][::-1],
+        "half": values["half"].at[0].set(1.25),
+        "small": values["small"].at[0].set(1),
+        "mask": ~values["mask"],
+        "wave": jnp.array([2 + 1j]),
+    }
+    assert others.keys() == values.keys()
+    for name, other in others.items():
+        assert checksum(values | {name: other}) != checksum(values)
 
 
 def test_a_diverged_run_names_step_and_term_and_keeps_its_checkpoint(tmp_path):

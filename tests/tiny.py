@@ -26,8 +26,20 @@ class Backbone(nnx.Module):
         return {"stage3": stem, "stage4": self.body(stem, train=train)}
 
 
-def create(*, num_classes, width, auxiliary, dtype, rngs):
-    backbone = Backbone(width, dtype=dtype, rngs=rngs)
+class Noisy(Backbone):
+    """Keeps its own random state, and asks nobody whether it is training."""
+
+    def __init__(self, width, *, dtype, rngs):
+        super().__init__(width, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, images, *, train, rngs):
+        features = super().__call__(images, train=train, rngs=None)
+        return features | {"stage4": self.dropout(features["stage4"])}
+
+
+def create(*, num_classes, width, auxiliary, dtype, rngs, backbone=Backbone):
+    backbone = backbone(width, dtype=dtype, rngs=rngs)
     specs = backbone.feature_specs
     head = FCNHead(specs, width, num_classes, sources=("stage4",), dtype=dtype, rngs=rngs)
     auxiliary_head = None

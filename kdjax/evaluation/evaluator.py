@@ -44,7 +44,9 @@ class Predictor:
 
         def look(state: Any, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
             shapes.append(pixels.shape)  # tracing comes here once for each shape
-            logits = nnx.merge(graphdef, state)(preprocessing(pixels)).logits
+            net = nnx.merge(graphdef, state)
+            net.eval()  # for modules that go by this, and not by what a call says
+            logits = net(preprocessing(pixels)).logits
             return resize(logits.astype(jnp.float32), pixels.shape[1:3])
 
         def best(scores: Float[Array, "B H W K"]) -> Int[Array, "B H W"]:

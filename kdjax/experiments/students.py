@@ -40,7 +40,7 @@ def make_student(config: Config, images: Images) -> tuple[Segmenter, NetworkInfo
         if config.student.backbone:
             return net, _take_backbone(config.student.backbone, net, info)
         return net, info
-    net, start = saved.load(config.student.checkpoint, dtype=config.student.dtype)
+    net, start = saved.load(config.student.checkpoint, dtype=config.student.dtype, seed=config.seed)
     for key in ("name", "num_classes", "width", "auxiliary"):
         if getattr(start, key) != getattr(info, key):
             raise UserError(
@@ -60,8 +60,8 @@ def _take_backbone(path: str, net: Segmenter, info: NetworkInfo) -> NetworkInfo:
     Classes, head and the number of channels behind the backbone may differ.
     """
     source, start = saved.load(path)
-    backbone = nnx.state(source.backbone)
-    if _shapes(backbone) != _shapes(nnx.state(net.backbone)):
+    backbone = nnx.state(source.backbone, nnx.Not(nnx.RngState))
+    if _shapes(backbone) != _shapes(nnx.state(net.backbone, nnx.Not(nnx.RngState))):
         raise UserError(
             f"config.student.backbone {path} is that of {start.name} (width {start.width}); "
             f"{info.name} (width {info.width}) has another"

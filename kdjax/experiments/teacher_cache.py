@@ -178,7 +178,9 @@ class TeacherCache:
 
     def _scores(self, state: nnx.State, pixels: Any) -> jax.Array:
         teacher = self._teacher
-        return nnx.merge(teacher.graphdef, state)(teacher.info.preprocessing(pixels)).logits
+        net = nnx.merge(teacher.graphdef, state)
+        net.eval()
+        return net(teacher.info.preprocessing(pixels)).logits
 
     def _maps(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Index and compact scores of every training image."""

@@ -90,13 +90,13 @@ def save(path: epath.PathLike, info: NetworkInfo, state: nnx.State) -> NetworkIn
     Args:
       path: the directory.
       info: what describes the network.
-      state: its parameters and running statistics, as `nnx.state(net)` holds them.
+      state: what `nnx.state(net)` holds; random state, which only training draws from, is left out.
 
     Raises:
       UserError: when it cannot be written, or something else would be replaced.
     """
     directory = check_output(path)
-    state = jax.device_get(state)
+    state = jax.device_get(nnx.filter_state(state, nnx.Not(nnx.RngState)))
     info = dataclasses.replace(info, fingerprint=fingerprint(state))
     values = {"format": FORMAT, **dataclasses.asdict(info)}
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
@@ -181,12 +181,15 @@ def _remove_unfinished(directory: epath.Path) -> None:
         path.rmtree() if path.is_dir() else path.unlink()
 
 
-def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, NetworkInfo]:
+def load(
+    path: epath.PathLike, *, dtype: str = "float32", seed: int = 0
+) -> tuple[Segmenter, NetworkInfo]:
     """Reads a network checkpoint, or the student of a finished run when given its workdir.
 
     Args:
       path: a network checkpoint, or a workdir that holds one as `student/`.
       dtype: compute dtype of the network.
+      seed: of the random state of modules that have their own, as `nnx.Dropout(0.1, rngs=rngs)`.
 
     Raises:
       UserError: when there is none, it is damaged, or its store does not answer.
@@ -198,8 +201,13 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
             "finished run)"
         )
     info = _read_info(directory / "network.json")
-    net = nnx.eval_shape(lambda: info.create(dtype=dtype, rngs=traced_rngs(0)))
-    graphdef, abstract = nnx.split(net)
+
+    def create() -> Segmenter:
+        return info.create(dtype=dtype, rngs=traced_rngs(seed))
+
+    graphdef, random, abstract = nnx.split(nnx.eval_shape(create), nnx.RngState, ...)
+    if random:
+        random = jax.jit(lambda: nnx.state(create(), nnx.RngState))()
     try:
         with _checkpointer() as checkpointer:
             values = checkpointer.restore(
@@ -212,7 +220,7 @@ def load(path: epath.PathLike, *, dtype: str = "float32") -> tuple[Segmenter, Ne
     if fingerprint(values) != info.fingerprint:
         raise UserError(f"{directory}: the weights are not those that network.json describes")
     nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.asarray, values))
-    return nnx.merge(graphdef, abstract), info
+    return nnx.merge(graphdef, random, abstract), info
 
 
 def fingerprint_in(path: epath.PathLike) -> str | None:

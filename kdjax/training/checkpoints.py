@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -130,7 +131,11 @@ class Checkpoints:
             )["state"]
         except Exception as error:
             raise _unreadable(path, error) from error
-        state = jax.tree.unflatten(jax.tree.structure(target), [restored[key] for key in flat])
+        leaves = [
+            _like(leaf, value)
+            for leaf, value in zip(jax.tree.leaves(target), map(restored.get, flat), strict=True)
+        ]
+        state = jax.tree.unflatten(jax.tree.structure(target), leaves)
         if checksum(state) != expected:
             raise Damaged(f"{path}: this checkpoint is damaged (its checksum is another)")
         return state
@@ -210,9 +215,28 @@ def _best_metric(metrics: dict[str, float]) -> float:
 
 
 def _flat(state: TrainState) -> dict[str, Any]:
-    """The arrays of a state by their path, which does not depend on flax's node types."""
+    """The arrays of a state by their path, which does not depend on flax's node types.
+
+    Random keys are there as the numbers that they are made of.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        )
+        for path, leaf in leaves
+    }
+
+
+def _like(leaf: jax.Array, value: Any) -> jax.Array:
+    """A value of `_flat` as what the leaf of its path is."""
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+    return value
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -8,12 +8,12 @@ from jaxtyping import Array, UInt32
 
 
 def checksum(tree: Any) -> int:
-    """Returns 32 bits that change with any word of the arrays, or with two that change places.
+    """Returns 32 bits that change with any value of the arrays, or with two that change places.
 
     Integers wrap around and their sum has no order, so that nothing depends on the sharding.
 
     Args:
-      tree: arrays of 32 bits each, as a training state holds.
+      tree: arrays of numbers of any type, and random keys.
     """
     return int(_checksum(jax.tree.leaves(tree)))
 
@@ -22,10 +22,23 @@ def checksum(tree: Any) -> int:
 def _checksum(leaves: list[Array]) -> UInt32[Array, ""]:
     total = jnp.zeros((), jnp.uint32)
     for leaf in leaves:
-        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        words = _words(leaf)
         # Odd factors: no change of a single word is multiplied to nothing.
-        total = total * 31 + jnp.sum(words * (2 * _positions(leaf.shape) + 1), dtype=jnp.uint32)
+        total = total * 31 + jnp.sum(words * (2 * _positions(words.shape) + 1), dtype=jnp.uint32)
     return total
+
+
+def _words(leaf: Array) -> UInt32[Array, "..."]:
+    """The bits of an array, one word or two for each element."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
+    if leaf.dtype.itemsize >= 4:
+        return jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    return leaf.astype(jnp.uint32)
 
 
 def _positions(shape: tuple[int, ...]) -> UInt32[Array, "..."]:

@@ -19,10 +19,12 @@ class TrainState:
       step: number of steps done.
       seed: of dropout. Here, and not in the program, so that runs of any seed are one program.
       params: {"student": parameters, "adapters": by term name}, all trained together.
-      model_state: the student's running statistics.
+      model_state: all else that the student keeps: running statistics, and the random state of
+        modules that have their own, as `nnx.Dropout(0.1, rngs=rngs)`.
       opt_state: the optimizer's.
       statistics: class statistics of the student's features, by name, for the terms that augment.
-      ema: moving averages of the student's parameters and running statistics, or None.
+      ema: moving averages of `params["student"]` and `model_state`, as `update_average` makes them;
+        or None.
     """
 
     step: Int[Array, ""]
@@ -37,6 +39,23 @@ class TrainState:
         """The weights to evaluate and export: the moving average where there is one."""
         params, model_state = self.ema or (self.params["student"], self.model_state)
         return nnx.merge_state(params, model_state)
+
+
+def update_average(average: Any, new: Any, decay: float) -> Any:
+    """Moves averages towards new values; what is no real number, as a count or a key, is taken.
+
+    Args:
+      average: the arrays so far.
+      new: the arrays of this step.
+      decay: share of the average that is kept.
+    """
+
+    def move(old: Array, now: Array) -> Array:
+        if not jnp.issubdtype(now.dtype, jnp.floating):
+            return now
+        return decay * old + (1 - decay) * now
+
+    return jax.tree.map(move, average, new)
 
 
 def create_state(

@@ -16,7 +16,7 @@ from kdjax.models import SegmentationOutput
 from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import Preprocessing
 from kdjax.training import cached_scores
-from kdjax.training.state import TrainState
+from kdjax.training.state import TrainState, update_average
 
 Batch = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
@@ -70,9 +70,9 @@ def make_train_step(
         theirs = None
         if teacher is not None:
             # Outside the differentiated function: no activation of the teacher is kept.
-            theirs = nnx.merge(teacher.graphdef, teacher_state)(
-                teacher.preprocessing(batch.get("clean", batch["image"]))
-            )
+            frozen = nnx.merge(teacher.graphdef, teacher_state)
+            frozen.eval()
+            theirs = frozen(teacher.preprocessing(batch.get("clean", batch["image"])))
         images = student.preprocessing(batch["image"])
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), index)
 
@@ -122,7 +122,7 @@ def make_train_step(
         ema = state.ema
         if ema is not None:
             new = (params["student"], model_state)
-            ema = jax.tree.map(lambda a, x: ema_decay * a + (1 - ema_decay) * x, ema, new)
+            ema = update_average(ema, new, ema_decay)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         state = TrainState(
