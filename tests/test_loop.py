@@ -1,8 +1,10 @@
 """The loop, its checkpoints, and what stops it."""
 
+import asyncio
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +234,19 @@ def test_a_run_that_is_asked_to_stop_saves_and_continues(finished, tmp_path, num
     continued, log = run_loop(tmp_path, steps=6)
     assert log.lines[0][0] == 4
     jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
+
+
+def test_a_thread_trains_without_handling_signals(finished, tmp_path):
+    """Nor does a loop of asyncio that runs, as in a notebook, stand in the way."""
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    async def train():
+        return run_loop(tmp_path, steps=6)
+
+    with ThreadPoolExecutor(1) as pool:
+        state, _ = pool.submit(asyncio.run, train()).result()
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    jax.tree.map(np.testing.assert_array_equal, finished[1], state)
 
 
 def test_a_run_that_is_stopped_in_an_evaluation_makes_it_first(finished, tmp_path):

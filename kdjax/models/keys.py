@@ -1,5 +1,7 @@
 """Random keys for networks, quick to draw where JAX traces."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from flax import nnx
@@ -14,7 +16,8 @@ class _Stream(nnx.RngStream):
 
     def __init__(self, key: jax.Array, *, tag: str):
         super().__init__(key, tag=tag)
-        self.count.set_raw_value(np.zeros(self.key.shape, np.uint32))
+        zero: Any = np.zeros(self.key.shape, np.uint32)
+        self.count.set_raw_value(zero)
 
     def __call__(self) -> jax.Array:
         count = self.count.get_raw_value()

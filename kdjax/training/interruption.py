@@ -2,6 +2,7 @@
 
 import collections
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -23,7 +24,8 @@ DELAY = 2
 class Interruption:
     """Inside this context, SIGTERM and SIGINT ask the run to stop instead of ending the process.
 
-    A second SIGINT interrupts at once. Among several processes, one that is asked stops all.
+    A second SIGINT interrupts at once. Among several processes, one that is asked stops all. In
+    other threads than the main one, where Python handles no signals, they are left as they are.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,8 @@ class Interruption:
         )
 
     def __enter__(self) -> "Interruption":
+        if threading.current_thread() is not threading.main_thread():
+            return self
         # Whoever hears of signals in a thread of its own would end the process.
         self._hearer = signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT):
