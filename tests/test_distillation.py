@@ -73,7 +73,8 @@ def test_adapter_only_where_channels_differ_and_it_learns():
 
 @pytest.mark.parametrize(("side", "size"), [("teacher", (5, 6)), ("student", (10, 12))])
 def test_sizes_that_differ_are_resized_by_the_stated_side(side, size):
-    (term,) = resolve(kl=config.term("pixelwise_kl", resize=side))
+    finer = TEACHER | {"logits": FeatureSpec(3, 4)}
+    (term,) = term_entries.resolve({"kl": config.term("pixelwise_kl", resize=side)}, STUDENT, finer)
     ours, theirs = output(STUDENT), output(TEACHER, (10, 12), seed=1)
     found = values((term,), ours, theirs)["kl"]
     resized = [
@@ -129,6 +130,33 @@ def test_reserved_names_and_other_classes_are_refused():
         )
 
 
+@pytest.mark.parametrize(
+    ("side", "change", "found"),
+    [
+        ("student", lambda x: x.transpose(0, 3, 1, 2), r"\[2, 4, 5, 6\]"),
+        ("teacher", lambda x: x.transpose(0, 3, 1, 2), r"\[2, 9, 5, 6\]"),
+        ("teacher", lambda x: x.reshape(2, 30, 9), r"\[2, 30, 9\]"),
+        ("student", lambda x: jnp.repeat(x, 2, axis=1), r"\[2, 10, 6, 4\]"),
+    ],
+    ids=["channels first", "of the teacher", "tokens", "another stride"],
+)
+def test_a_map_that_is_none_of_its_network(side, change, found):
+    resolved = resolve(mine=config.term("cwd", student="head", teacher="stage4"))
+    name = resolved[0].student if side == "student" else resolved[0].teacher
+    outputs = {"student": output(STUDENT), "teacher": output(TEACHER, seed=1)}
+    features = outputs[side].features
+    outputs[side] = outputs[side].replace(features=features | {name: change(features[name])})
+    adapters = terms.init_adapters(resolved, jax.random.key(0))
+    message = (
+        rf'^config\.terms\.mine\.{side}: "{name}" of the {side} is {found}; .* must be \[2, 5, 6'
+    )
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(
+            lambda adapters: values(resolved, outputs["student"], outputs["teacher"], adapters),
+            adapters,
+        )
+
+
 def test_schedules_go_from_weight_to_final_weight():
     progress = jnp.array([0.0, 0.5, 1.0])
     expected = {"constant": [2, 2, 2], "linear": [2, 1.5, 1], "cosine": [2, 1.5, 1]}
@@ -140,16 +168,15 @@ def test_objective_is_the_weighted_sum_of_its_named_parts():
     resolved = resolve(
         kl=config.term("pixelwise_kl", weight=2.0, schedule="linear", final_weight=0.0)
     )
-    labels = jax.random.randint(jax.random.key(2), (2, 10, 12), 0, 3).at[0, :3].set(255)
     ours, theirs = output(STUDENT), output(TEACHER, seed=1)
     ours = ours.replace(aux_logits=-ours.logits)
-    loss, parts, _ = Objective(1.0, 0.4, resolved)(ours, theirs, labels, {}, {}, jnp.array(0.25))
+    loss, parts, _ = Objective(1.0, 0.4, resolved)(ours, theirs, LABELS, {}, {}, jnp.array(0.25))
     assert parts.keys() == {"loss", "cross_entropy", "auxiliary_cross_entropy", "kl"}
     expected = parts["cross_entropy"] + 0.4 * parts["auxiliary_cross_entropy"] + 1.5 * parts["kl"]
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    resized = jax.image.resize(ours.logits, (2, 10, 12, 3), "bilinear", antialias=False)
-    pixels = losses.cross_entropy(resized, labels)
-    mean = float(pixels.sum() / (labels != 255).sum())
+    resized = jax.image.resize(ours.logits, (2, 40, 48, 3), "bilinear", antialias=False)
+    pixels = losses.cross_entropy(resized, LABELS)
+    mean = float(pixels.sum() / (LABELS != 255).sum())
     assert float(parts["cross_entropy"]) == pytest.approx(mean, rel=1e-5)
 
 

@@ -190,6 +190,7 @@ def _resolve(
         },
         adapter=adapter,
         statistics=statistics,
+        maps={side: specs[entry[side]] for side, specs in sides.items()},
     )
     _check_options(term, where, student, teacher)
     return term
@@ -198,16 +199,17 @@ def _resolve(
 def _check_options(
     term: Term, where: str, student: Mapping[str, FeatureSpec], teacher: Mapping[str, FeatureSpec]
 ) -> None:
-    """Traces the term on maps of 2 x 2 pixels: a wrong option is found before anything runs."""
+    """Traces the term on small images: a wrong option is found before anything runs."""
+    size = 2 * max(spec.stride for spec in term.maps.values())
 
     def trace() -> dict[str, Float[Array, ""]]:
         return values(
             (term,),
             init_adapters((term,), jax.random.key(0)),
             init_statistics((term,), student["logits"].channels),
-            _blank(student),
-            _blank(teacher) if term.teacher else None,
-            jnp.zeros((1, 2, 2), jnp.int32),
+            _blank(student, size),
+            _blank(teacher, size) if term.teacher else None,
+            jnp.zeros((1, size, size), jnp.int32),
             jnp.zeros(()),
         )
 
@@ -217,9 +219,12 @@ def _check_options(
         raise UserError(f"{where}: {error}") from error
 
 
-def _blank(specs: Mapping[str, FeatureSpec]) -> SegmentationOutput:
-    """An output with these maps, of 2 x 2 pixels."""
-    maps = {name: jnp.zeros((1, 2, 2, spec.channels)) for name, spec in specs.items()}
+def _blank(specs: Mapping[str, FeatureSpec], size: int) -> SegmentationOutput:
+    """An output with these maps, on a square image."""
+    maps = {
+        name: jnp.zeros((1, -(-size // spec.stride), -(-size // spec.stride), spec.channels))
+        for name, spec in specs.items()
+    }
     classifiers = {
         name: Classification(
             logits=maps[name],

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 from kdjax.distillation import labels as label_maps
 from kdjax.distillation.catalogue import LOSSES, Inputs
 from kdjax.distillation.schedules import Schedule
+from kdjax.errors import UserError
 from kdjax.losses import ClassStatistics
-from kdjax.models import SegmentationOutput
+from kdjax.models import FeatureSpec, SegmentationOutput
 from kdjax.models.layers import resize
 
 
@@ -38,6 +39,7 @@ class Term:
       options: keyword arguments of the loss.
       adapter: (student channels, teacher channels) where they differ, else None.
       statistics: the class statistics that the loss reads, else None.
+      maps: what the network of each side says of the map that is read.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Term:
     options: Mapping[str, Any]
     adapter: tuple[int, ...] | None
     statistics: StatisticsSpec | None
+    maps: Mapping[str, FeatureSpec]
 
     def describe(self) -> str:
         """One line for the start of a run."""
@@ -124,6 +127,9 @@ def values(
       teacher: the teacher's output on the same images; None where no term reads it.
       labels: train ids at the images' size.
       progress: share of the run that is done, 0 to 1.
+
+    Raises:
+      UserError: while it is traced, where a map is not what its network says of it.
     """
     found: dict[str, Float[Array, ""]] = {}
     for term in terms:
@@ -143,10 +149,13 @@ def _measure(
     progress: Float[Array, ""],
 ) -> dict[str, Float[Array, ""]]:
     ours, theirs = _read(student, term.student), None
+    _check_map(term, "student", ours, labels.shape[1:], ())
     size = ours.shape[1:3]
     if term.teacher is not None:
         assert teacher is not None
         theirs = _read(teacher, term.teacher)
+        # Scores that were kept come at the size of the student's.
+        _check_map(term, "teacher", theirs, labels.shape[1:], student.logits.shape[1:3])
         size = size if term.resize == "teacher" else theirs.shape[1:3]
         theirs = resize(theirs, size)
     if adapter is not None:
@@ -172,6 +181,27 @@ def _measure(
     for name, value in loss.diagnostics(inputs, **options).items():
         found[f"{term.name}/{name}"] = value
     return found
+
+
+def _check_map(
+    term: Term, side: str, found: Array, images: tuple[int, ...], grid: tuple[int, ...]
+) -> None:
+    """Requires a map [B, h, w, C] of the network's stride, or of the size of `grid`.
+
+    Losses cannot know it: channels that come first, or rows and columns in one axis, pass for maps.
+    """
+    channels, stride = term.maps[side]
+    wanted = tuple(-(-extent // stride) for extent in images)
+    # Pooling whose last window may be cut off makes a row and a column more.
+    near = [abs(ours - theirs) <= 1 for ours, theirs in zip(found.shape[1:], wanted, strict=False)]
+    if found.ndim == 4 and found.shape[3] == channels and (all(near) or found.shape[1:3] == grid):
+        return
+    name = term.student if side == "student" else term.teacher
+    raise UserError(
+        f'config.terms.{term.name}.{side}: "{name}" of the {side} is {list(found.shape)}; on '
+        f"images of {images[0]} x {images[1]} it must be {[found.shape[0], *wanted, channels]}: by "
+        f"what the network says of it, its stride is {stride}, and channels are the last axis"
+    )
 
 
 def _read(output: SegmentationOutput, name: str) -> Float[Array, "B h w C"]:
