@@ -17,7 +17,8 @@ import jax
 from absl import flags
 from jax._src import distributed
 
-from kdjax.errors import UserError
+from kdjax.errors import Transient, UserError
+from kdjax.paths import may_pass
 
 # "Try again": launchers start the command once more, and it continues.
 AGAIN = os.EX_TEMPFAIL
@@ -42,7 +43,7 @@ LIFELINE = "KDJAX_LIFELINE"
 _parting = threading.Event()
 # A key of JAX's service is used once.
 _works = itertools.count()
-_DONE = "done"
+_ENDS = {"again": Transient, "mistake": UserError}
 
 
 class Flags(NamedTuple):
@@ -73,7 +74,8 @@ def join(asked: Flags) -> None:
     Must be called before anything asks JAX for its devices.
 
     Raises:
-      UserError: when the flags make no sense, or the others do not answer.
+      UserError: when the flags make no sense, or JAX cannot join them.
+      Transient: when the others do not come in time.
     """
     coordinator, count, index = (flag.value for flag in asked)
     given = [value is not None for value in (coordinator, count, index)]
@@ -96,7 +98,9 @@ def join(asked: Flags) -> None:
             coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of the run do not find each other: {error}") from error
+        # One of them may come too late, as that of a machine which is being replaced.
+        kind = Transient if may_pass(error) else UserError
+        raise kind(f"the processes of the run do not find each other: {error}") from error
     threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -117,22 +121,24 @@ def lead(work: Callable[[], object]) -> None:
 
     Raises:
       UserError: in every process, where the work raises it or cannot write.
+      Transient: likewise, where that may pass.
     """
     if not jax.distributed.is_initialized():
         work()
         return
     service, key = _service(), f"kdjax: work {next(_works)}"
     if not leads():
-        error = service.blocking_key_value_get(key, 1000 * WORK_SECONDS)
-        if error != _DONE:
-            raise UserError(error)
+        end, _, reason = service.blocking_key_value_get(key, 1000 * WORK_SECONDS).partition(" ")
+        if end in _ENDS:
+            raise _ENDS[end](reason)
         return
     try:
         work()
-    except (UserError, OSError) as error:
-        service.key_value_set(key, str(error))
+    except (UserError, Transient, OSError) as error:
+        passing = isinstance(error, Transient) or (isinstance(error, OSError) and may_pass(error))
+        service.key_value_set(key, f"{'again' if passing else 'mistake'} {error}")
         raise
-    service.key_value_set(key, _DONE)
+    service.key_value_set(key, "done")
 
 
 def leave(status: int) -> NoReturn:
@@ -170,10 +176,10 @@ def _work_is_over() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def end_at_once(reason: str, status: int = AGAIN) -> NoReturn:
-    """Ends this process from any thread, in the midst of what it does."""
+def end_at_once(reason: str) -> NoReturn:
+    """Ends this process from any thread, in the midst of what it does, to be started again."""
     print(reason, file=sys.stderr, flush=True)
-    _end(status)
+    _end(AGAIN)
 
 
 def end_when_asked(name: str) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from jax import numpy as jnp
 from kdjax import processes
 from kdjax.data import sets
 from kdjax.data.evaluation_plan import plan
-from kdjax.errors import UserError
+from kdjax.errors import Transient, UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.training.sharding import Placement
 
@@ -163,7 +164,7 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
 WAITING = """
 import sys, time
 from kdjax import command, processes
-from kdjax.errors import UserError
+from kdjax.errors import Transient, UserError
 FLAGS = processes.define_flags()
 def fail(message):
     raise UserError(message)
@@ -268,6 +269,21 @@ def test_flags_of_processes_that_make_no_sense(arguments, message):
     ((status, _, errors),) = tiny_run.finish([wait(1, 0, *arguments)])
     assert (status, errors.count("\n")) == (2, 1)
     assert errors.endswith(f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("DEADLINE_EXCEEDED: Barrier timed out", Transient), ("no such cluster", UserError)],
+)
+def test_the_others_may_come_too_late(monkeypatch, said, kind):
+    def fail(*arguments, **options):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
+    monkeypatch.setattr(processes.jax.config, "update", lambda *arguments: None)
+    asked = SimpleNamespace(value=f"localhost:{free_port()}"), SimpleNamespace(value=1)
+    with pytest.raises(kind, match=f"do not find each other: {said}"):
+        processes.join(processes.Flags(*asked, SimpleNamespace(value=0)))
 
 
 def test_a_port_that_is_taken_is_named_at_once():
