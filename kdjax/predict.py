@@ -3,7 +3,8 @@
 python -m kdjax.predict --workdir DIR --images 'photos/**/*.jpg' --output DIR
 
 Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png` and `legend.png`, and says
-how long it took. Photos are turned as their camera noted. Without TensorFlow.
+how long it took. Photos are turned as their camera noted. Nothing that is there is replaced without
+--overwrite, and none of the images ever. Without TensorFlow.
 """
 
 from absl import flags

@@ -18,7 +18,7 @@ from kdjax.data.originals import read_photo
 from kdjax.data.tree import File
 from kdjax.errors import UserError
 from kdjax.experiments.networks import Network
-from kdjax.paths import is_remote
+from kdjax.paths import is_remote, why_unwritable
 from kdjax.reporting.figures import full_palette
 from kdjax.reporting.files import write_atomically
 from kdjax.reporting.label_maps import label_png, legend_png, overlay_png
@@ -275,7 +275,7 @@ def label_images(
             for written in writing:
                 written.result()
     except OSError as error:
-        raise UserError(f"cannot write to --output {output}: {error.strerror}") from error
+        raise UserError(f"cannot write to --output {output}: {why_unwritable(error)}") from error
     timing.seconds = time.perf_counter() - started
     if damaged:
         raise UserError(f"{len(damaged)} of {len(files)} images were left out: {damaged[0]}")
