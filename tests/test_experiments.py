@@ -1,5 +1,6 @@
 """Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
 
+import asyncio
 import functools
 import itertools
 import json
@@ -10,6 +11,7 @@ import runpy
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -271,11 +273,19 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
 
 
 def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
-    """It trains, is saved, continues bit for bit, and draws nothing where it predicts."""
+    """It trains, is saved, continues bit for bit, and draws nothing where it predicts.
+
+    One of the runs is in a thread, in which a loop of asyncio runs, as in a notebook.
+    """
     monkeypatch.setitem(NETWORKS, "noisy", functools.partial(tiny.create, backbone=tiny.Noisy))
     config.data.test_split, config.student.name = "", "noisy"
     config.optimizer.ema_decay = 0.5
-    run(config, tmp_path / "whole")
+
+    async def run_whole():
+        run(config, tmp_path / "whole")
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, run_whole()).result()
     real = Images.train_batches
 
     def stops_early(self, *, first_step, **options):

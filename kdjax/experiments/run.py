@@ -49,7 +49,8 @@ def train(
     """Trains the student of a config, or continues where an earlier call stopped.
 
     A finished run is left as it is. Afterwards the workdir holds the student as a network
-    checkpoint (`student/`), and `result.json`.
+    checkpoint (`student/`), and `result.json`. In the main thread of Python, SIGTERM and Ctrl-C ask
+    it to stop; in another thread it goes on until its end, or that of the process.
 
     Args:
       config: as `kdjax.config.default` makes it.
