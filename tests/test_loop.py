@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -258,6 +259,22 @@ def test_a_run_that_is_stopped_in_an_evaluation_makes_it_first(finished, tmp_pat
     assert evaluated == [2, 4, 6]
     assert Checkpoints(tmp_path, {"teacher": "abc"}).best_step == 2
     jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"miou": null}'])
+def test_a_score_that_is_damaged_is_made_again(finished, tmp_path, content):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "6" / "metrics" / "metrics").write_text(content)
+    evaluated = []
+    continued, log = run_loop(tmp_path / "run", steps=6, before_evaluation=evaluated.append)
+    (remark,) = log.remarks
+    assert remark == f"{tmp_path}/run/6: the score of this checkpoint is damaged"
+    assert evaluated == [6]
+    jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
+    assert Checkpoints(tmp_path / "run", {"teacher": "abc"}).best_step == 2
+    # Not of the latest one.
+    (tmp_path / "run" / "2" / "metrics" / "metrics").write_text(content)
+    assert Checkpoints(tmp_path / "run", {"teacher": "abc"}).best_step == 6
 
 
 def test_checkpoints_between_evaluations_bound_what_a_kill_costs(tmp_path):

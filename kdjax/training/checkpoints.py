@@ -42,6 +42,7 @@ class Checkpoints:
         self._directory = epath.Path(directory)
         # As it comes back from JSON.
         self._identity = json.loads(json.dumps(identity))
+        self._remarks = self._drop_damaged_scores()
         best = policies.BestN(
             get_metric_fn=_best_metric, n=1, keep_checkpoints_without_metrics=False
         )
@@ -144,8 +145,8 @@ class Checkpoints:
         """Reads the newest checkpoint that is whole; damaged ones are moved out of the way.
 
         Returns:
-          Its step, its state, and a line about each damaged one; step 0 and `target` where there
-          is no checkpoint.
+          Its step, its state, and a line about each thing that was damaged; step 0 and `target`
+          where there is no checkpoint.
 
         Raises:
           UserError: when none of those that there are is whole, or as `restore`.
@@ -158,7 +159,7 @@ class Checkpoints:
             except Damaged as error:
                 remark = str(error)
             if not _anywhere(bool(remark)):
-                return step, state, remarks
+                return step, state, self._remarks + remarks
             remarks.append(remark or f"{self._directory / str(step)}: damaged for another process")
             self._set_aside(step)
         if remarks:
@@ -178,6 +179,22 @@ class Checkpoints:
                 self._manager.wait_until_finished()
         finally:
             self._manager.close()
+
+    def _drop_damaged_scores(self) -> list[str]:
+        """Moves scores that cannot be read out of the way: their checkpoints are then unscored."""
+        remarks = []
+        if jax.process_index() == 0:
+            for path in sorted(self._directory.glob("*/metrics/metrics")):
+                step = path.parent.parent
+                if not step.name.isdecimal():
+                    continue
+                try:
+                    float(json.loads(path.read_text())[BEST_METRIC])
+                except (ValueError, TypeError, KeyError):
+                    path.parent.rename(self._directory / f"damaged-score-{step.name}")
+                    remarks.append(f"{step}: the score of this checkpoint is damaged")
+        _anywhere(bool(remarks))
+        return remarks
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
