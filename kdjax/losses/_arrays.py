@@ -1,4 +1,4 @@
-"""The two array operations that several losses share."""
+"""The array operations that several losses share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from jaxtyping import Array, Bool, Int
 
 # A float32 product in full. Accelerators round the operands to bfloat16 or TF32 unless told
@@ -25,3 +28,18 @@ def is_class(
     # int32 first: an ignore label of -1 would wrap around in uint8.
     labels = labels.astype(jnp.int32)[..., None]
     return (labels == jnp.arange(classes)) & (labels != ignore_label)
+
+
+def sum_over_first(function: Callable[..., Array], arrays: Any) -> Array:
+    """Sums `function` over the entries of the arrays' first axis, of which one exists at a time.
+
+    What an entry needs is computed once more in the backward pass.
+    """
+    function = jax.checkpoint(function, prevent_cse=False)
+    one = jax.eval_shape(function, jax.tree.map(lambda array: array[0], arrays))
+    # Zeros of that very type: on a mesh with Explicit axes, or in shard_map, it says how the sum
+    # is spread over devices, and a loop must not change it.
+    total, _ = jax.lax.scan(
+        lambda total, entry: (total + function(entry), None), jnp.zeros_like(one), arrays
+    )
+    return total

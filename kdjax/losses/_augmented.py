@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses._arrays import einsum, is_class
+from kdjax.losses._arrays import einsum, is_class, sum_over_first
 from kdjax.losses._checks import (
     check_labels,
     check_map,
@@ -92,12 +92,19 @@ def fakd_kl(
         the divergence is not a bound: it takes `sum_c p_c d_c` off `F`, as if noise raised the
         teacher's classes, where it averages to nothing; it can fall below the plain loss.
     """
-    scores, teacher, member = _head(
+    member = _check_distillation(
         student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
     )
     check_not_negative("strength", strength)
     check_positive("temperature", temperature)
     check_option("bound", bound, ("soft", "pairwise", "label", "student", "none"))
+    # Selected before anything is computed: what is not finite there would reach the gradient.
+    valid = labels.astype(jnp.int32) != ignore_label
+    student_features, teacher = (
+        jnp.where(valid[..., None], array, 0)
+        for array in (student_features, jax.lax.stop_gradient(teacher_logits))
+    )
+    scores, teacher = _scores(student_features, kernel, bias), teacher.astype(jnp.float32)
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
     kernel = kernel.astype(jnp.float32)
     if bound != "none":
@@ -111,18 +118,12 @@ def fakd_kl(
         classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
         table = scale * _spread(kernel, covariance, classes[:, None], classes[None])
 
-        of_label = jnp.minimum(labels.astype(jnp.int32), kernel.shape[-1] - 1)
-        augmented = jnp.any(member > 0, axis=-1, keepdims=True)
-
-        def add_class(total, of_class):
+        def class_growth(of_class):
             share, spread = of_class
-            added = jnp.where(augmented, spread[of_label], 0.0)
-            return total + share * _growth(scores, added, axis=-1), None
+            return share * _growth(scores, einsum("...k,kj->...j", member, spread), axis=-1)
 
-        growth, _ = jax.lax.scan(
-            jax.checkpoint(add_class, prevent_cse=False),
-            jnp.zeros_like(scores[..., 0]),
-            (jnp.moveaxis(target, -1, 0), jnp.moveaxis(table, 1, 0)),
+        growth = sum_over_first(
+            class_growth, (jnp.moveaxis(target, -1, 0), jnp.moveaxis(table, 1, 0))
         )
     else:
         anchor = {
@@ -134,8 +135,9 @@ def fakd_kl(
         spread = _spread(kernel, covariance, member, anchor)
         growth = _growth(scores, scale * spread, axis=-1)
 
-    values = temperature**2 * (softmax_kl(scores, teacher / temperature, 1.0, axis=-1) + growth)
-    return jnp.where(labels.astype(jnp.int32) == ignore_label, 0.0, values)
+    divergence, *_ = softmax_kl(scores, teacher / temperature, 1.0, axis=-1)
+    values = temperature**2 * (divergence + growth)
+    return jnp.where(valid, values, 0.0)
 
 
 def fakd_cwd(
@@ -180,18 +182,21 @@ def fakd_cwd(
         Yuan et al. (2022), see `fakd_kl`: that FAKD plugs into other losses is in the abstract,
         this bound is ours.
     """
-    scores, teacher, member = _head(
+    member = _check_distillation(
         student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
     )
     check_not_negative("strength", strength)
     check_positive("temperature", temperature)
+    scores = _scores(student_features, kernel, bias)
+    teacher = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     temperature = jax.lax.stop_gradient(temperature)
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
     classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
     table = _spread(kernel.astype(jnp.float32), covariance, classes, 0 * classes)
     added = strength / (2 * temperature**2) * einsum("...k,kc->...c", member, table)
     growth = _growth(scores / temperature, added, axis=(-3, -2))
-    return temperature**2 * (softmax_kl(scores, teacher, temperature, axis=(-3, -2)) + growth)
+    divergence, *_ = softmax_kl(scores, teacher, temperature, axis=(-3, -2))
+    return temperature**2 * (divergence + growth)
 
 
 def isda_logits(
@@ -275,14 +280,19 @@ def isda_cross_entropy(
         TypeError: If the features are not floating point or the labels not integers.
         ValueError: If shapes do not fit or the strength is negative.
     """
+    check_map("features", features)
+    check_labels(labels, features, "features")
+    # Selected before anything is computed: what is not finite there would reach the gradient.
+    valid = labels.astype(jnp.int32) != ignore_label
+    features = jnp.where(valid[..., None], features, 0)
     logits = isda_logits(
         features, kernel, bias, labels, covariance, strength=strength, ignore_label=ignore_label
     )
     return cross_entropy(logits, labels, ignore_label=ignore_label)
 
 
-def _head(features, kernel, bias, teacher_logits, labels, covariance, ignore_label):
-    """Checks the arguments; the student's scores, the teacher's, and each pixel's class."""
+def _check_distillation(features, kernel, bias, teacher_logits, labels, covariance, ignore_label):
+    """Checks the arguments; returns the class of each pixel, marked."""
     check_map("student_features", features)
     check_map("teacher_logits", teacher_logits)
     member = _check_head(features, kernel, bias, labels, covariance, ignore_label)
@@ -293,11 +303,11 @@ def _head(features, kernel, bias, teacher_logits, labels, covariance, ignore_lab
             f"and kernel {shape_of(kernel)} give, got {shape_of(teacher_logits)}; both networks "
             "need the same classes and the same size"
         )
-    teacher = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
-    return _scores(features, kernel, bias), teacher, member
+    return member
 
 
 def _check_head(features, kernel, bias, labels, covariance, ignore_label):
+    """Checks the student's side; returns the class of each pixel, marked."""
     channels = features.shape[-1]
     if kernel.ndim != 2 or kernel.shape[0] != channels:
         raise ValueError(
@@ -309,7 +319,7 @@ def _check_head(features, kernel, bias, labels, covariance, ignore_label):
         raise ValueError(
             f"bias must be [{classes}], as the kernel is {shape_of(kernel)}, got {shape_of(bias)}"
         )
-    check_labels(labels, features.shape[:-1], "features")
+    check_labels(labels, features, "features")
     if covariance.shape not in ((classes, channels), (classes, channels, channels)):
         raise ValueError(
             f"covariance must be [{classes}, {channels}] (diagonal) or "
@@ -338,24 +348,21 @@ def _spread(kernel, covariance, member, anchor):
         )
 
     # Class by class, in the space of classes: one covariance per pixel would not fit anywhere.
-    def add_class(total, of_class):
+    def class_spread(of_class):
         member, covariance = of_class
         gram = einsum("ai,ab,bj->ij", kernel, covariance, kernel)
         towards = einsum("...c,cj->...j", anchor, gram)
         spread = jnp.diagonal(gram) - 2 * towards
         spread += jnp.sum(towards * anchor, axis=-1, keepdims=True)
-        return total + member[..., None] * spread, None
+        return member[..., None] * spread
 
-    shape = jnp.broadcast_shapes(member.shape, anchor.shape)
-    total, _ = jax.lax.scan(
-        jax.checkpoint(add_class, prevent_cse=False),
-        jnp.zeros(shape, jnp.float32),
-        (jnp.moveaxis(member, -1, 0), covariance),
-    )
-    return total
+    return sum_over_first(class_spread, (jnp.moveaxis(member, -1, 0), covariance))
 
 
 def _growth(scores, added, axis):
-    """How much `log sum exp` grows when something is added to the scores."""
-    scores = scores - jax.lax.stop_gradient(jnp.max(scores, axis, keepdims=True))
-    return jax.nn.logsumexp(scores + added, axis) - jax.nn.logsumexp(scores, axis)
+    """How much `log sum exp` grows when something is added to the scores; 0 if all are -inf."""
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis, keepdims=True))
+    none = largest == -jnp.inf
+    scores = jnp.where(none, 0.0, scores - largest)
+    growth = jax.nn.logsumexp(scores + added, axis) - jax.nn.logsumexp(scores, axis)
+    return jnp.where(jnp.squeeze(none, axis), 0.0, growth)

@@ -54,13 +54,18 @@ def check_same_shape(student: jax.Array, teacher: jax.Array) -> None:
         )
 
 
-def check_labels(labels: jax.Array, shape: tuple[int, ...], owner: str) -> None:
-    """Requires integer labels of one shape, that of the map `owner` without its channels."""
+def check_labels(labels: jax.Array, array: jax.Array, owner: str) -> None:
+    """Requires integer labels of the shape of a map without its channels."""
     check_label_dtype(labels)
-    if labels.shape != shape:
-        raise ValueError(
-            f"labels must be {list(shape)}, one per pixel of the {owner}, got {shape_of(labels)}"
-        )
+    if labels.shape == array.shape[:-1]:
+        return
+    message = (
+        f"labels must be {list(array.shape[:-1])}, one per pixel of the {owner}, "
+        f"got {shape_of(labels)}"
+    )
+    if labels.shape == (*array.shape[:-3], *array.shape[-2:]):
+        message += f"; the {owner} {shape_of(array)} seem to have their channels first, not last"
+    raise ValueError(message)
 
 
 def check_label_dtype(labels: jax.Array) -> None:

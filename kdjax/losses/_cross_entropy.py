@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -47,12 +48,13 @@ def cross_entropy(
         1.3862943649291992
     """
     check_map("logits", logits)
-    check_labels(labels, logits.shape[:-1], "logits")
+    check_labels(labels, logits, "logits")
     labels = labels.astype(jnp.int32)
     valid = labels != ignore_label
     known = (labels >= 0) & (labels < logits.shape[-1])
-    values = jnp.where(known, _cross_entropy(logits, labels), jnp.nan)
-    return jnp.where(valid, values, 0.0)
+    # Selected before anything is computed: what is not finite there would reach the gradient.
+    values, _ = _cross_entropy(jnp.where(valid[..., None], logits, 0), labels)
+    return jnp.where(valid, jnp.where(known, values, jnp.nan), 0.0)
 
 
 def upsampled_cross_entropy(
@@ -172,32 +174,38 @@ def _bilinear_weights(
     return jnp.maximum(step - distance, 0).astype(jnp.float32) / step
 
 
-# The gradient rule is written out, so that the pass back reads the logits as they came and one
-# number per pixel; automatic differentiation would keep a float32 copy of their exponentials.
+# The rule of differentiation is written out, so that the pass back reads the logits as they came
+# and one number per pixel; automatic differentiation would keep a float32 copy of their
+# exponentials.
 
 
-@jax.custom_vjp
-def _cross_entropy(logits, labels) -> jax.Array:
-    return _cross_entropy_forward(logits, labels)[0]
-
-
-def _cross_entropy_forward(logits, labels):
+@jax.custom_jvp
+def _cross_entropy(logits, labels):
+    """The cross-entropy, and the logarithm of the softmax's denominator, which keeps its axis."""
     largest = jnp.max(logits, axis=-1, keepdims=True).astype(jnp.float32)
     shifted = logits.astype(jnp.float32) - largest
     log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
     chosen = jnp.sum(shifted, axis=-1, where=_at_label(logits, labels))
-    return log_sum - chosen, (logits, labels, largest + log_sum[..., None])
+    return log_sum - chosen, largest + log_sum[..., None]
 
 
-def _cross_entropy_backward(residuals, cotangent):
-    logits, labels, log_normalizer = residuals
-    probability = jnp.exp(logits.astype(jnp.float32) - log_normalizer)
-    gradient = cotangent[..., None] * (probability - _at_label(logits, labels))
-    return gradient.astype(logits.dtype), None
+@_cross_entropy.defjvp
+def _cross_entropy_jvp(primals, tangents):
+    logits, labels = primals
+    _, normalizer = out = _cross_entropy(logits, labels)
+
+    # Linear in `change`; the checkpoint keeps the probabilities from being stored.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def push(logits, normalizer, change):
+        probability = jnp.exp(logits.astype(jnp.float32) - normalizer)
+        change = change.astype(jnp.float32)
+        return (
+            jnp.sum((probability - _at_label(logits, labels)) * change, axis=-1),
+            jnp.sum(probability * change, axis=-1, keepdims=True),
+        )
+
+    return out, push(logits, normalizer, tangents[0])
 
 
 def _at_label(logits, labels):
     return labels[..., None] == jnp.arange(logits.shape[-1])
-
-
-_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -19,6 +19,7 @@ def nfd(
     *,
     axes: Literal["space", "batch_space", "channel", "all"] = "space",
     eps: float = 1e-5,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "*batch C"]:
     """Normalized feature distillation: squared distance of features freed from their scale.
 
@@ -55,9 +56,12 @@ def nfd(
     """
     check_same_shape(student, teacher)
     check_positive("eps", eps)
-    over = _over(axes, student.ndim)
-    teacher = jax.lax.stop_gradient(teacher)
-    difference = _normalize(student, over, eps) - _normalize(teacher, over, eps)
+    over = _over(axes, student.ndim, axis_name)
+    student, teacher = (
+        _normalize(features, over, eps, axis_name)
+        for features in (student, jax.lax.stop_gradient(teacher))
+    )
+    difference = student - teacher
     return jnp.mean(jnp.square(difference), axis=(-3, -2))
 
 
@@ -66,6 +70,7 @@ def dead_channels(
     *,
     axes: Literal["space", "batch_space", "channel", "all"] = "space",
     eps: float = 1e-5,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Bool[Array, ...]:
     """Marks what `nfd` cannot normalize: channels that hardly vary over an image.
 
@@ -89,35 +94,50 @@ def dead_channels(
     """
     check_map("features", features)
     check_positive("eps", eps)
-    over = _over(axes, features.ndim)
-    _, variance = _moments(jax.lax.stop_gradient(features), over)
+    over = _over(axes, features.ndim, axis_name)
+    _, variance = _moments(jax.lax.stop_gradient(features), over, axis_name)
     return jnp.squeeze(variance, over) <= eps
 
 
-def _over(axes, ndim):
+def _over(axes, ndim, axis_name):
     options = {
         "space": (-3, -2),
-        "batch_space": tuple(range(ndim - 1)),
+        "batch_space": (*range(ndim - 3), -3, -2),
         "channel": (-1,),
         "all": (-3, -2, -1),
     }
     check_option("axes", axes, tuple(options))
+    if axis_name is not None and axes != "batch_space":
+        raise ValueError(
+            f"axis_name belongs to axes='batch_space'; {axes!r} normalizes each image by itself"
+        )
     return options[axes]
 
 
-def _normalize(features, axes, eps):
-    centred, variance = _moments(features, axes)
+def _normalize(features, axes, eps, axis_name):
+    centred, variance = _moments(features, axes, axis_name)
     return centred * jax.lax.rsqrt(variance + eps)
 
 
-def _moments(features, axes):
+def _moments(features, axes, axis_name):
     """The features around their mean, and the variance, which keeps `axes`."""
     features = features.astype(jnp.float32)
     # Counted from one of its own values, a constant channel is exactly 0 however large it is, and
-    # a small variation around a large level keeps its digits.
-    origin = features
-    for axis in axes:
-        origin = jax.lax.index_in_dim(origin, 0, axis)
-    centred = features - jax.lax.stop_gradient(origin)
-    centred -= jnp.mean(centred, axes, keepdims=True)
-    return centred, jnp.mean(jnp.square(centred), axes, keepdims=True)
+    # a small variation around a large level keeps its digits. Of images, which may be spread over
+    # devices, it is the largest first pixel: all devices need the same.
+    origin = jax.lax.stop_gradient(features)
+    for axis in reversed(axes):
+        if axis < 0:
+            origin = jax.lax.index_in_dim(origin, 0, axis)
+        else:
+            origin = jnp.max(origin, axis, keepdims=True)
+    if axis_name is not None:
+        origin = jax.lax.pmax(origin, axis_name)
+
+    def mean(array):
+        array = jnp.mean(array, axes, keepdims=True)
+        return array if axis_name is None else jax.lax.pmean(array, axis_name)
+
+    centred = features - origin
+    centred -= mean(centred)
+    return centred, mean(jnp.square(centred))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from kdjax.losses._checks import check_labels, check_option, check_positive, check_same_shape
-from kdjax.losses._divergence import softmax_kl, softmax_kl_backward, softmax_kl_forward
+from kdjax.losses._divergence import softmax_kl
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -48,8 +49,8 @@ def pixelwise_kl(
     """
     check_same_shape(student, teacher)
     check_positive("temperature", temperature)
-    temperature = jax.lax.stop_gradient(temperature)
-    return temperature**2 * softmax_kl(student, teacher, temperature, axis=-1)
+    values, *_ = softmax_kl(student, teacher, temperature, axis=-1)
+    return jax.lax.stop_gradient(temperature) ** 2 * values
 
 
 def gap_weighted_kl(
@@ -94,14 +95,22 @@ def gap_weighted_kl(
         formula of the gap, the other two and the masking are our reading. No code was published.
     """
     check_same_shape(student, teacher)
-    check_labels(labels, student.shape[:-1], "logits")
+    check_labels(labels, student, "logits")
     check_positive("temperature", temperature)
     check_option("gap", gap, ("probability", "cross_entropy", "total_variation"))
     labels = labels.astype(jnp.int32)
-    plain = not isinstance(temperature, Tracer) and temperature == 1
-    options = (gap, ignore_label, plain)
-    temperature = jax.lax.stop_gradient(temperature)
-    return temperature**2 * _gap_weighted_kl(student, teacher, temperature, labels, options)
+    valid = labels != ignore_label
+    # Left out before anything is computed: what is not finite there would reach the gradient.
+    kl = functools.partial(softmax_kl, student, teacher, axis=-1, where=valid[..., None])
+    values, *normalizers = kl(temperature)
+    # The gap is that of the plain softmax; at temperature 1, its normalizers are known already.
+    if isinstance(temperature, Tracer) or temperature != 1:
+        _, *normalizers = kl(1.0)
+    weight = jax.lax.stop_gradient(_gap(student, teacher, *normalizers, labels, gap))
+    weight = jnp.where(valid, weight, 0.0)
+    # Selected again: a divergence of inf is not taught either where there is no gap.
+    weighted = jnp.where(weight == 0, 0.0, weight * values)
+    return jax.lax.stop_gradient(temperature) ** 2 * weighted
 
 
 def cwd(
@@ -143,33 +152,8 @@ def cwd(
     """
     check_same_shape(student, teacher)
     check_positive("temperature", temperature)
-    temperature = jax.lax.stop_gradient(temperature)
-    return temperature**2 * softmax_kl(student, teacher, temperature, axis=(-3, -2))
-
-
-def _weighted_kl(student, teacher, temperature, labels, options) -> jax.Array:
-    """The divergence times the gap; the last of the options says that the temperature is 1."""
-    return _gap_weighted_kl_forward(student, teacher, temperature, labels, options)[0]
-
-
-def _gap_weighted_kl_forward(student, teacher, temperature, labels, options):
-    gap, ignore_label, plain = options
-    values, residuals = softmax_kl_forward(student, teacher, temperature, -1)
-    # The gap is that of the plain softmax; at temperature 1, its normalizers are known already.
-    known = residuals if plain else softmax_kl_forward(student, teacher, 1.0, -1)[1]
-    weight = _gap(student, teacher, *known[-2:], labels, gap)
-    weight = jnp.where(labels == ignore_label, 0.0, weight)
-    return weight * values, (residuals, weight)
-
-
-def _gap_weighted_kl_backward(options, residuals, cotangent):
-    del options
-    residuals, weight = residuals
-    return *softmax_kl_backward(-1, residuals, cotangent * weight), None
-
-
-_gap_weighted_kl = jax.custom_vjp(_weighted_kl, nondiff_argnames=("options",))
-_gap_weighted_kl.defvjp(_gap_weighted_kl_forward, _gap_weighted_kl_backward)
+    values, *_ = softmax_kl(student, teacher, temperature, axis=(-3, -2))
+    return jax.lax.stop_gradient(temperature) ** 2 * values
 
 
 def _gap(student, teacher, log_normalizer_s, log_normalizer_t, labels, gap):
@@ -178,11 +162,13 @@ def _gap(student, teacher, log_normalizer_s, log_normalizer_t, labels, gap):
         share_s = jnp.exp(student.astype(jnp.float32) - log_normalizer_s)
         share_t = jnp.exp(teacher.astype(jnp.float32) - log_normalizer_t)
         return 0.5 * jnp.sum(jnp.abs(share_t - share_s), axis=-1)
-    labels = labels[..., None]
+    # A negative label would count from the last class.
+    labels = jnp.where(labels < 0, student.shape[-1], labels)[..., None]
     log_s, log_t = (
         jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan) - log_normalizer
         for logits, log_normalizer in ((student, log_normalizer_s), (teacher, log_normalizer_t))
     )
     if gap == "cross_entropy":
-        return jnp.maximum(log_t - log_s, 0.0)[..., 0]
+        # A teacher that rules out the class (-inf) is not ahead, whatever the student says.
+        return jnp.where(log_t == -jnp.inf, 0.0, jnp.maximum(log_t - log_s, 0.0))[..., 0]
     return jnp.maximum(jnp.exp(log_t) - jnp.exp(log_s), 0.0)[..., 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ from jax.core import Tracer
 
 from kdjax.losses._arrays import einsum
 from kdjax.losses._checks import check_option, check_positive, check_same_size
-from kdjax.losses._divergence import softmax_kl_forward
+from kdjax.losses._divergence import softmax_kl
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -76,7 +77,8 @@ def pfs(
         features / jnp.sqrt(temperature * math.sqrt(features.shape[-1]))
         for features in (student, teacher)
     )
-    return jnp.mean(_similarity_kl(student, teacher), axis=-1)
+    values, *_ = _similarity_kl(student, teacher)
+    return jnp.mean(values, axis=-1)
 
 
 def skd_pairwise(
@@ -144,7 +146,10 @@ def _max_pool(features, rows, columns):
     down, across = -(-height // rows), -(-width // columns)
     padding = [(0, down * rows - height), (0, across * columns - width), (0, 0)]
     features = jnp.pad(features, [(0, 0)] * len(batch) + padding, constant_values=-jnp.inf)
-    windows = features.reshape(*batch, down, rows, across, columns, channels)
+    # One axis after the other: a reshape of both at once is refused where the batch is spread over
+    # a mesh with Explicit axes.
+    windows = features.reshape(*batch, down, rows, across * columns, channels)
+    windows = windows.reshape(*batch, down, rows, across, columns, channels)
     return jnp.max(windows, axis=(-4, -2))
 
 
@@ -161,88 +166,108 @@ def _table_distance(student, teacher):
     return _gram_distance(student, teacher) / float(pixels) ** 2
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _gram_distance(student, teacher):
     """`|S S' - T T'|^2` from matrices of channels by channels."""
-    return _gram_distance_forward(student, teacher)[0]
+    return _grams(student, teacher)[0]
 
 
-def _gram_distance_forward(student, teacher):
+@_gram_distance.defjvp
+def _gram_distance_jvp(primals, tangents):
+    # By hand, because automatic differentiation makes three products of channels by pixels out of
+    # these two, and turns each around.
+    (student, teacher), (change, _) = primals, tangents
+    value, within_s, across = _grams(student, teacher)
+    moved = jnp.sum(within_s * einsum("...id,...ie->...de", student, change), axis=(-2, -1))
+    moved -= jnp.sum(across * einsum("...id,...ie->...de", change, teacher), axis=(-2, -1))
+    return value, 4.0 * moved
+
+
+def _grams(student, teacher):
+    """The squared distance, `S'S` and `S'T`."""
     within_s, within_t, across = (
         einsum("...id,...ie->...de", x, y)
         for x, y in ((student, student), (teacher, teacher), (student, teacher))
     )
     s, t, both = (jnp.sum(jnp.square(x), axis=(-2, -1)) for x in (within_s, within_t, across))
-    return s + t - 2.0 * both, (student, teacher, within_s, across)
-
-
-def _gram_distance_backward(residuals, cotangent):
-    # By hand, because automatic differentiation makes three products of channels by pixels out of
-    # these two, and turns each around.
-    student, teacher, within_s, across = residuals
-    slope = 4.0 * cotangent[..., None, None]
-    gradient = einsum("...id,...de->...ie", student, slope * within_s)
-    return gradient - einsum("...ie,...de->...id", teacher, slope * across), None
-
-
-_gram_distance.defvjp(_gram_distance_forward, _gram_distance_backward)
+    return s + t - 2.0 * both, within_s, across
 
 
 # Entries of one image's table that exist at a time.
 _STRIP = 2**21
 
 
-def _write_strips(function, out, pixels, axes):
-    """Fills the arrays `out`, strip after strip along their pixel `axes`, from `function`."""
-    rows = max(1, min(pixels // 4, _STRIP // pixels))
+def _strip_rows(pixels):
+    return max(1, min(pixels // 4, _STRIP // pixels))
 
-    def write(strip, out):
-        # The last strip overlaps the one before it, and writes the same values once more.
+
+def _over_strips(function, carry, pixels):
+    """Folds `function(carry, first, fresh)` over strips of rows that begin at row `first`.
+
+    The last strip overlaps the one before it; `fresh` marks the rows that were in none yet.
+    """
+    rows = _strip_rows(pixels)
+
+    def step(strip, carry):
         first = jnp.minimum(strip * rows, pixels - rows)
-        parts = function(lambda x, axis: jax.lax.dynamic_slice_in_dim(x, first, rows, axis))
-        return tuple(
-            jax.lax.dynamic_update_slice_in_dim(whole, part, first, axis)
-            for whole, part, axis in zip(out, parts, axes, strict=True)
-        )
+        return function(carry, first, first + jnp.arange(rows) >= strip * rows)
 
-    return jax.lax.fori_loop(0, -(-pixels // rows), write, out)
+    return jax.lax.fori_loop(0, -(-pixels // rows), step, carry)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _similarity_kl(student, teacher):
-    """`KL(softmax(T T') || softmax(S S'))` of every row, `[..., P]`."""
-    return _similarity_kl_forward(student, teacher)[0]
-
-
-def _similarity_kl_forward(student, teacher):
+    """`KL(softmax(T T') || softmax(S S'))` of every row, `[..., P]`, and the rows' normalizers."""
     pixels = student.shape[-2]
 
-    def strip(here):
-        table_s, table_t = (_table(here(x, -2), x) for x in (student, teacher))
-        values, (*_, normalizer_s, normalizer_t) = softmax_kl_forward(table_s, table_t, 1.0, -1)
-        return values, normalizer_s[..., 0], normalizer_t[..., 0]
+    def write(out, first, fresh):
+        del fresh  # what overlaps is written a second time
+        table_s, table_t = (_table(_rows(x, first, -2), x) for x in (student, teacher))
+        values, *normalizers = softmax_kl(table_s, table_t, 1.0, -1)
+        parts = values, *(x[..., 0] for x in normalizers)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(whole, part, first, -1)
+            for whole, part in zip(out, parts, strict=True)
+        )
 
-    empty = jnp.zeros(student.shape[:-1], jnp.float32)
-    values, *normalizers = _write_strips(strip, (empty, empty, empty), pixels, (-1, -1, -1))
-    return values, (student, teacher, *normalizers)
-
-
-def _similarity_kl_backward(residuals, cotangent):
-    student, teacher, normalizer_s, normalizer_t = residuals
-
-    def strip(here):
-        table_s, table_t = (_table(here(x, -2), x) for x in (student, teacher))
-
-        def slope(cotangent, normalizer_s, normalizer_t):
-            return cotangent * (jnp.exp(table_s - normalizer_s) - jnp.exp(table_t - normalizer_t))
-
-        # Features i and j meet twice in the table, in row i and in row j; and table_ij = table_ji.
-        rows = slope(*(here(x, -1)[..., :, None] for x in (cotangent, normalizer_s, normalizer_t)))
-        columns = slope(*(x[..., None, :] for x in (cotangent, normalizer_s, normalizer_t)))
-        return (einsum("...ij,...jd->...id", rows + columns, student),)
-
-    (gradient,) = _write_strips(strip, (jnp.zeros_like(student),), student.shape[-2], (-2,))
-    return gradient, None
+    # Zeros like these, not of their shape: they are spread over devices as the features are.
+    empty = jnp.zeros_like(student[..., 0] + teacher[..., 0])
+    return _over_strips(write, (empty, empty, empty), pixels)
 
 
-_similarity_kl.defvjp(_similarity_kl_forward, _similarity_kl_backward)
+@_similarity_kl.defjvp
+def _similarity_kl_jvp(primals, tangents):
+    (student, teacher), (change, _) = primals, tangents
+    _, normalizer_s, normalizer_t = out = _similarity_kl(student, teacher)
+
+    # Linear in `change`. The checkpoint keeps the tables from being stored for the pass back.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add_strip(moved, first, fresh):
+        table_s, table_t = (_table(_rows(x, first, -2), x) for x in (student, teacher))
+        turned = jnp.where(fresh[:, None], _table(_rows(change, first, -2), student), 0.0)
+        # Row i of `turned` says how entries ij of the table move, and entries ji too, which are
+        # the same: it is felt in row i and in every row j.
+        here = _rows(normalizer_s, first, -1)[..., :, None]
+        there = _rows(normalizer_t, first, -1)[..., :, None]
+        rows_s, columns_s = (jnp.exp(table_s - x) for x in (here, normalizer_s[..., None, :]))
+        rows = rows_s - jnp.exp(table_t - there)
+        columns = columns_s - jnp.exp(table_t - normalizer_t[..., None, :])
+        return tuple(
+            _add_rows(total + jnp.sum(c * turned, axis=-2), jnp.sum(r * turned, axis=-1), first)
+            for total, r, c in zip(moved, (rows, rows_s), (columns, columns_s), strict=True)
+        )
+
+    still = jnp.zeros_like(normalizer_t)
+    moved = _over_strips(add_strip, (still, still), student.shape[-2])
+    return out, (*moved, still)
+
+
+def _rows(array, first, axis):
+    """The rows of one strip."""
+    rows = _strip_rows(array.shape[axis])
+    return jax.lax.dynamic_slice_in_dim(array, first, rows, axis)
+
+
+def _add_rows(array, added, first):
+    here = _rows(array, first, -1)
+    return jax.lax.dynamic_update_slice_in_dim(array, here + added, first, -1)

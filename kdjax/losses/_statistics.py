@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax.losses._arrays import einsum, is_class
 from kdjax.losses._checks import check_labels, check_map, shape_of
@@ -46,7 +47,7 @@ class ClassStatistics:
         ...                strength=7.5 * progress)
     """
 
-    count: Float[Array, " K"]
+    count: Int[Array, " K"]
     mean: Float[Array, "K A"]
     covariance: Float[Array, "K A"] | Float[Array, "K A A"]
 
@@ -55,7 +56,7 @@ class ClassStatistics:
         """Statistics of no pixels, with a diagonal or a full covariance."""
         shape = (num_classes, channels, channels) if full else (num_classes, channels)
         return cls(
-            count=jnp.zeros(num_classes, jnp.float32),
+            count=jnp.zeros(num_classes, jnp.int32),
             mean=jnp.zeros((num_classes, channels), jnp.float32),
             covariance=jnp.zeros(shape, jnp.float32),
         )
@@ -65,6 +66,7 @@ class ClassStatistics:
         features: Float[Array, "*batch H W A"],
         labels: Int[Array, "*batch H W"],
         ignore_label: int = 255,
+        axis_name: str | tuple[str, ...] | None = None,
     ) -> ClassStatistics:
         """Statistics with the pixels of one batch added.
 
@@ -84,24 +86,33 @@ class ClassStatistics:
                 f"features must have the {self.mean.shape[-1]} channels of the statistics, "
                 f"got {shape_of(features)}"
             )
-        check_labels(labels, features.shape[:-1], "features")
+        check_labels(labels, features, "features")
         features = jax.lax.stop_gradient(features).astype(jnp.float32)
         features = features.reshape(-1, features.shape[-1])
-        member = is_class(labels.reshape(-1), len(self.count), ignore_label).astype(jnp.float32)
+        member = is_class(labels.reshape(-1), len(self.count), ignore_label)
+        # Selected, as 0 times what is not finite would reach every class.
+        counted = jnp.any(member, axis=-1, keepdims=True)
+
+        def everywhere(total):
+            return total if axis_name is None else jax.lax.psum(total, axis_name)
 
         # Twice over the batch, first for the means and then around them: E[x^2] - E[x]^2 would
         # lose the variance of features far from zero.
-        count = jnp.sum(member, axis=0)
-        mean = einsum("nk,na->ka", member, features) / jnp.maximum(count, 1.0)[:, None]
-        centred = features - einsum("nk,ka->na", member, mean)
+        count = everywhere(jnp.sum(member, axis=0, dtype=jnp.int32))
+        seen = jnp.maximum(count, 1).astype(jnp.float32)
+        member = member.astype(jnp.float32)
+        mean = _over_pixels("nk,na->ka", member, jnp.where(counted, features, 0.0))
+        mean = everywhere(mean) / seen[:, None]
+        centred = jnp.where(counted, features - einsum("nk,ka->na", member, mean), 0.0)
         if self.covariance.ndim == 2:
-            moment = einsum("nk,na->ka", member, jnp.square(centred))
+            moment = _over_pixels("nk,na->ka", member, jnp.square(centred))
         else:
             # Class by class: pixels x classes x channels would be too much at a time.
             moment = jax.lax.map(
-                lambda weight: einsum("na,nb->ab", weight[:, None] * centred, centred), member.T
+                lambda weight: _over_pixels("na,nb->ab", weight[:, None] * centred, centred),
+                member.T,
             )
-        covariance = moment / _like(jnp.maximum(count, 1.0), moment)
+        covariance = everywhere(moment) / _like(seen, moment)
         return self.merge(ClassStatistics(count, mean, covariance))
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
@@ -115,8 +126,9 @@ class ClassStatistics:
                 "both statistics must have the same shape, got covariances "
                 f"{shape_of(self.covariance)} and {shape_of(other.covariance)}"
             )
-        count = self.count + other.count
-        share = other.count / jnp.maximum(count, 1.0)
+        ours, added = (jnp.asarray(side.count, jnp.int32) for side in (self, other))
+        count = ours + jnp.minimum(added, _MOST - ours)
+        share = added / jnp.maximum(count, 1).astype(jnp.float32)
         apart = other.mean - self.mean
         if self.covariance.ndim == 2:
             between = jnp.square(apart)
@@ -126,6 +138,19 @@ class ClassStatistics:
         covariance = (1 - of_other) * self.covariance + of_other * other.covariance
         covariance += of_other * (1 - of_other) * between
         return ClassStatistics(count, self.mean + share[:, None] * apart, covariance)
+
+
+# Where counting ends.
+_MOST = 2**31 - 1
+
+
+def _over_pixels(equation, left, right):
+    """A product summed over pixels, which may be spread over devices."""
+    mesh = jax.typeof(right).sharding.mesh
+    # Along Explicit axes, a sum over what is spread has to be told where it shall be: everywhere.
+    explicit = AxisType.Explicit in mesh.axis_types
+    sharding = NamedSharding(mesh, PartitionSpec()) if explicit else None
+    return einsum(equation, left, right, out_sharding=sharding)
 
 
 def _like(per_class, array):
