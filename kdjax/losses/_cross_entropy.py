@@ -115,10 +115,20 @@ def upsampled_cross_entropy(
     labels = jnp.moveaxis(labels, (-2, -1, -3), (0, 1, 2))
     logits = jnp.moveaxis(logits, (-3, -2), (0, 1)).astype(jnp.float32)
 
+    # A matrix product takes what is not finite everywhere, as 0 times inf is NaN. So a class that
+    # cannot be (-inf) is resized as one that all but cannot, and a cell with another score that is
+    # not finite as zeros, and marked: it is to reach those pixels alone that see it.
+    spoiled = jnp.any(~(logits < jnp.inf), axis=-1)
+    logits = jnp.where(spoiled[..., None], 0.0, jnp.maximum(logits, _ALL_BUT_IMPOSSIBLE))
+    spoiled = spoiled.astype(jnp.float32)
+
     def band(to_rows, labels):
-        tall = einsum("Hh,hw...->wH...", to_rows, logits)
-        resized = einsum("Ww,w...->W...", to_width, tall)
-        return cross_entropy(resized, labels, ignore_label=ignore_label)
+        def resize(cells):
+            tall = einsum("Hh,hw...->wH...", to_rows, cells)
+            return einsum("Ww,w...->W...", to_width, tall)
+
+        mark = jnp.where(resize(spoiled) > 0, jnp.nan, 0.0)
+        return cross_entropy(resize(logits) + mark[..., None], labels, ignore_label=ignore_label)
 
     # prevent_cse: inside a loop nothing can undo the recomputation.
     band = jax.checkpoint(band, prevent_cse=False)
@@ -156,6 +166,9 @@ def valid_mean(values: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> 
 _BAND_ROWS = 16
 # and at most this many, which sets the share of the resized logits that exists at a time.
 _MAX_BANDS = 32
+
+# The smallest weights of an interpolation leave of it what no finite score comes near.
+_ALL_BUT_IMPOSSIBLE = -1e30
 
 
 def _bilinear_weights(

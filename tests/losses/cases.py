@@ -49,8 +49,13 @@ def close(actual, expected, tolerance=1e-5):
     assert error <= tolerance, f"relative error {error:.2e}"
 
 
-def _fakd(function, **options):
-    kernel, bias, covariance = head(7)
+def with_full_covariance(function):
+    """FAKD with a full covariance; for those tests that ask how it is computed."""
+    return _fakd(function, full=True, strength=2.0)
+
+
+def _fakd(function, full=False, **options):
+    kernel, bias, covariance = head(7, full=full)
 
     def loss(student, teacher, labels):
         return function(student, kernel, bias, teacher, labels, covariance, **options)

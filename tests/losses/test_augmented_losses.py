@@ -287,3 +287,34 @@ def test_a_large_level_of_the_scores_costs_no_digits():
             for shift in (0.0, 4096.0)
         )
         close(level[0], zero[0], 1e-6)
+
+
+@pytest.mark.parametrize("function", [losses.fakd_kl, losses.fakd_cwd])
+def test_a_class_that_both_rule_out_counts_for_nothing(function):
+    features, kernel, bias, teacher, truth, covariance = problem(0)
+    truth = np.where(truth == 5, 0, truth)
+    masked = [np.where(np.arange(CLASSES) == 5, -np.inf, x) for x in (bias, teacher)]
+    masked = (features, kernel, masked[0], masked[1], truth, covariance)
+    left = (features, kernel[:, :5], bias[:5], teacher[..., :5], truth, covariance[:5])
+    values, gradients = evaluate(function, masked, strength=2.0)
+    wanted, wanted_gradients = evaluate(function, left, strength=2.0)
+    if function is losses.fakd_cwd:  # one value a class
+        np.testing.assert_array_equal(values[..., 5], 0.0)
+        values, gradients = values[..., :5], [x * 6 / 5 for x in gradients]
+    close(values, wanted)
+    close(gradients[0], wanted_gradients[0])
+    close(gradients[1][:, :5], wanted_gradients[1])
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_ignored_pixels_that_are_not_finite_do_not_reach_the_kernel(bound):
+    arguments = problem(0)
+    features, *_, truth, _ = arguments
+    before = evaluate(losses.fakd_kl, arguments, bound, strength=2.0)
+    features[truth == 255] = np.nan
+    after = evaluate(losses.fakd_kl, arguments, bound, strength=2.0)
+    jax.tree.map(lambda x, y: close(x, y, 1e-6), after, before)
+    kernel, bias, covariance = arguments[1], arguments[2], arguments[5]
+    isda = functools.partial(losses.isda_cross_entropy, strength=2.0)
+    by_kernel = jax.grad(lambda k: isda(features, k, bias, truth, covariance).sum())(kernel)
+    assert jnp.all(jnp.isfinite(by_kernel))

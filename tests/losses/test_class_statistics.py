@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,16 +60,50 @@ def test_a_class_absent_from_a_batch_is_unchanged():
     jax.tree.map(np.testing.assert_array_equal, nothing, before)
 
 
+def test_pixels_that_are_left_out_may_hold_anything():
+    features, truth = stream(0)
+    before = update(ClassStatistics.zeros(4, 3), features, truth)
+    features[truth == 255] = np.nan
+    features[truth == 2] = np.inf
+    after = update(ClassStatistics.zeros(4, 3), features, np.where(truth == 2, 9, truth))
+    for field in ("count", "mean", "covariance"):
+        np.testing.assert_array_equal(getattr(after, field)[:2], getattr(before, field)[:2])
+        np.testing.assert_array_equal(getattr(after, field)[2:], 0)
+
+
+def test_a_few_pixels_move_a_large_count():
+    features, truth = stream(0)
+    statistics = update(ClassStatistics.zeros(4, 3), features, truth)
+    statistics = dataclasses.replace(statistics, count=jnp.full(4, 2**26))
+    few = np.full_like(truth, 255)
+    few[0, 0, :3] = 1
+    for _ in range(2):
+        statistics = update(statistics, features, few)
+    np.testing.assert_array_equal(statistics.count, [2**26, 2**26 + 6, 2**26, 2**26])
+    # There it ends, and does not wrap around.
+    full = dataclasses.replace(statistics, count=jnp.full(4, 2**31 - 2))
+    counts = update(full, features, few).count
+    np.testing.assert_array_equal(counts, [2**31 - 2, 2**31 - 1, 2**31 - 2, 2**31 - 2])
+
+
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
-def test_a_batch_over_eight_devices_counts_as_one(full):
+def test_a_batch_over_eight_devices_counts_as_one(full, axis_type):
     features, truth = (np.concatenate([x, x[:2]]) for x in stream(0))
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(axis_type,))
     spread = jax.device_put((features, truth), NamedSharding(mesh, PartitionSpec("batch")))
     zeros = ClassStatistics.zeros(4, 3, full)
-    jax.tree.map(
-        lambda a, b: close(a, b, 1e-5), update(zeros, *spread), update(zeros, features, truth)
+    each = jax.shard_map(
+        functools.partial(ClassStatistics.update, axis_name="batch"),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("batch"), PartitionSpec("batch")),
+        out_specs=PartitionSpec(),  # the same on every device
     )
+    expected = update(zeros, features, truth)
+    for found in (update(zeros, *spread), jax.jit(each)(zeros, *spread)):
+        np.testing.assert_array_equal(found.count, expected.count)
+        jax.tree.map(lambda a, b: close(a, b, 1e-6), found, expected)
 
 
 def test_half_precision_features_have_float32_statistics():
@@ -74,7 +111,7 @@ def test_half_precision_features_have_float32_statistics():
     features = jnp.asarray(features, jnp.bfloat16)
     statistics = update(ClassStatistics.zeros(4, 3), features, truth)
     exact = update(ClassStatistics.zeros(4, 3), features.astype(jnp.float32), truth)
-    assert {x.dtype for x in jax.tree.leaves(statistics)} == {jnp.dtype("float32")}
+    assert statistics.mean.dtype == statistics.covariance.dtype == jnp.float32
     jax.tree.map(lambda a, b: close(a, b, 1e-6), statistics, exact)
 
 

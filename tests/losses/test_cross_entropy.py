@@ -65,6 +65,27 @@ def test_upsampled_takes_no_or_several_batch_dimensions():
     close(upsampled(logits[1, 2], truth[1, 2]), values[1, 2], 1e-6)
 
 
+def test_upsampled_scores_that_are_not_finite_reach_those_pixels_that_see_them():
+    logits, truth = normal(0), labels(1, (2, 20, 15), classes=5, ignored=0)
+    upsampled = jax.jit(losses.upsampled_cross_entropy)
+    # A class that is ruled out everywhere: as if there was none.
+    wanted = upsampled(logits[..., :5], truth)
+    logits[..., 5] = -np.inf
+    close(upsampled(logits, truth), wanted, 1e-6)
+    gradient = jax.jit(jax.grad(lambda x: losses.upsampled_cross_entropy(x, truth).mean()))(logits)
+    assert jnp.all(jnp.isfinite(gradient))
+    np.testing.assert_array_equal(gradient[..., 5], 0.0)
+    # A cell that is NaN: five rows and three columns a cell, and half a cell around it.
+    logits[1, 0, 0] = np.nan
+    spoiled = np.zeros(truth.shape, bool)
+    spoiled[1, :7, :4] = True
+    values = upsampled(logits, truth)
+    np.testing.assert_array_equal(jnp.isnan(values), spoiled)
+    close(values[~spoiled], wanted[~spoiled], 1e-6)
+    logits[1, 0, 0] = np.inf
+    np.testing.assert_array_equal(jnp.isnan(upsampled(logits, truth)), spoiled)
+
+
 def test_valid_mean_is_the_mean_of_what_is_valid():
     values = jnp.array([[1.0, 2.0], [jnp.nan, 6.0]])
     valid = jnp.array([[True, True], [False, True]])

@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import EVERY, IMITATION, SHAPE, close, few, head, labels, normal, seeds
+from cases import (
+    EVERY,
+    IMITATION,
+    SHAPE,
+    close,
+    few,
+    head,
+    labels,
+    normal,
+    seeds,
+    with_full_covariance,
+)
 from hypothesis import given
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -67,8 +78,11 @@ def test_vmap_and_checkpoint_change_nothing(loss, request):
         close(mapped.by_student, expected.by_student)
 
 
+eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
+
+
 @every
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
+@eight
 def test_eight_devices_agree_with_one(loss):
     arguments = batch(shape=(4, *SHAPE[1:]))
     expected = compiled(loss)(*arguments)
@@ -77,6 +91,83 @@ def test_eight_devices_agree_with_one(loss):
     spread = compiled(loss)(*jax.device_put(arguments, sharding))
     close(spread.values, expected.values, 2e-6)
     close(spread.by_student, expected.by_student)
+
+
+def _nfd_of_the_whole_batch(student, teacher, truth):
+    return losses.nfd(student, teacher, axes="batch_space", axis_name="data")
+
+
+@eight
+@pytest.mark.parametrize(
+    ("way", "axis_type"),
+    [
+        ("jit", AxisType.Explicit),
+        ("shard_map", AxisType.Explicit),
+        ("shard_map", AxisType.Auto),
+    ],  # and jit with Auto above
+)
+def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
+    """All losses in one program: those of `jax.make_mesh`'s Explicit axes, and the others."""
+    arguments = batch(shape=(8, *SHAPE[1:]))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    over_data = PartitionSpec("data")
+    spread = jax.device_put(arguments, NamedSharding(mesh, over_data))
+    every = EVERY | {
+        "fakd_kl-full": with_full_covariance(losses.fakd_kl),
+        "fakd_cwd-full": with_full_covariance(losses.fakd_cwd),
+    }
+
+    def evaluate(losses, *arguments):
+        found = {name: gradients(loss)(*arguments) for name, loss in losses.items()}
+        return {name: (values, slope) for name, ((_, values), (slope, _)) in found.items()}
+
+    expected = jax.jit(functools.partial(evaluate, every))(*arguments)
+    if way == "jit":
+        found = jax.jit(functools.partial(evaluate, every))(*spread)
+    else:
+        # What is normalized over all images has to be told over which devices they are.
+        each = functools.partial(evaluate, every | {"nfd-batch_space": _nfd_of_the_whole_batch})
+        each = jax.shard_map(each, mesh=mesh, in_specs=over_data, out_specs=over_data)
+        found = jax.jit(each)(*spread)
+    for name, (values, slope) in found.items():
+        close(values, expected[name][0], 1e-6)
+        # The mean of a device's images is not yet that of all.
+        close(slope if way == "jit" else slope / 8, expected[name][1], 1e-6)
+
+
+# Part of their gradient is a constant by definition: a weight, a norm, a distribution.
+HELD = ("gap-probability", "gap-cross_entropy", "gap-total_variation", "skd_pairwise")
+HELD = (*HELD, "fakd_kl-student")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_forward_mode_and_second_derivatives(name):
+    student, teacher, truth = batch()
+    loss, direction = EVERY[name], normal(5)
+
+    @jax.jit
+    def derivatives(student, teacher):
+        def mean(student, teacher):
+            return jnp.mean(loss(student, teacher, truth))
+
+        def slope(student, teacher):
+            return jax.jvp(lambda s: mean(s, teacher), (student,), (direction,))[1]
+
+        # Reverse over forward; and forward over reverse, as jax.hessian.
+        first, second = jax.value_and_grad(slope, argnums=(0, 1))(student, teacher)
+        along = jax.jvp(jax.grad(mean), (student, teacher), (direction, 0 * direction))
+        return first, second, along
+
+    first, (by_student, by_teacher), (gradient, along) = derivatives(student, teacher)
+    close(first, np.vdot(gradient, direction), 1e-4)
+    close(along, by_student, 1e-4)
+    np.testing.assert_array_equal(by_teacher, 0.0)
+    if name not in HELD:  # the gradient a little further on either side says the same
+        step = 1e-2 * direction
+        ahead, behind = (
+            compiled(loss)(x, teacher, truth) for x in (student + step, student - step)
+        )
+        close((ahead.by_student - behind.by_student) / 2e-2, along, 2e-2)
 
 
 @every
@@ -163,6 +254,19 @@ def test_ignored_pixels_change_nothing(loss):
     student[ignored] += 3.0
     teacher[ignored] -= 2.0
     np.testing.assert_array_equal(compiled(loss)(student, teacher, truth).values, before)
+
+
+@pytest.mark.parametrize("name", [*MASKED, "upsampled_cross_entropy"])
+def test_ignored_pixels_that_are_not_finite_are_left_out(name):
+    arguments = batch()
+    student, teacher, truth = arguments
+    truth[:, 0] = truth[:, 1, :3] = 255  # resized, no other pixel sees the first two cells
+    before = compiled(EVERY[name])(*arguments)
+    for value in (np.nan, np.inf, -np.inf):
+        student[:, 0, :2], teacher[:, 0, :2] = value, -value
+        after = compiled(EVERY[name])(*arguments)
+        np.testing.assert_array_equal(after.values, before.values)
+        np.testing.assert_allclose(after.by_student, before.by_student, atol=1e-9)
 
 
 TEMPERED = {

@@ -69,7 +69,7 @@ def test_the_probability_gap_only_opens_where_the_teacher_is_ahead(seed):
 
 
 @pytest.mark.parametrize("gap", ["probability", "cross_entropy"])
-@pytest.mark.parametrize("wrong", [6, 200])
+@pytest.mark.parametrize("wrong", [6, 200, -1, -6])
 def test_a_label_that_is_no_class_has_no_gap(gap, wrong):
     truth = TRUTH.copy()
     truth[0, 1, 2] = wrong
@@ -170,3 +170,73 @@ def test_a_small_divergence_keeps_its_digits():
         loss, expected = getattr(losses, name), getattr(reference, name)
         wanted = expected(np.float64(student), np.float64(teacher), 4.0)
         close(loss(student, teacher, temperature=4.0), wanted, 1e-4)
+
+
+@pytest.mark.parametrize("gap", ["probability", "cross_entropy", "total_variation"])
+def test_the_gap_is_a_constant_to_the_second_derivative_too(gap):
+    student, teacher = normal(0)[0, 0, 0], normal(1)[0, 0, 0]
+    truth = np.argmax(reference.softmax(teacher) - reference.softmax(student))
+    weight = reference.gap_weight(
+        *(np.float64(x)[None] for x in (student, teacher)), truth[None], gap
+    )
+    assert weight[0] > 0
+
+    def loss(scores):
+        scores, target = (x[None, None] for x in (scores, teacher))
+        return losses.gap_weighted_kl(scores, target, truth[None, None], gap=gap).sum()
+
+    # The divergence's own: diag(q) - q q'.
+    share = reference.softmax(np.float64(student))
+    close(jax.hessian(loss)(student), weight * (np.diag(share) - np.outer(share, share)))
+
+
+IMPOSSIBLE = {
+    "pixelwise_kl": lambda s, t: losses.pixelwise_kl(s, t, temperature=2.0),
+    "cwd": losses.cwd,
+    **{
+        gap: functools.partial(losses.gap_weighted_kl, labels=TRUTH % 5, gap=gap)
+        for gap in ("probability", "cross_entropy", "total_variation")
+    },
+}
+
+
+@pytest.mark.parametrize("loss", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_class_that_both_rule_out_counts_for_nothing(loss, dtype):
+    """0 (-inf - (-inf)) is 0: what is left is the loss of the other classes."""
+    student, teacher = (jnp.asarray(normal(seed), dtype) for seed in (0, 1))
+    masked = [x.at[..., 5].set(-jnp.inf) for x in (student, teacher)]
+
+    def evaluate(student, teacher):
+        values, pull = jax.vjp(lambda s: loss(s, teacher), student)
+        return values, pull(jnp.ones_like(values))[0]
+
+    values, gradient = evaluate(*masked)
+    wanted, wanted_gradient = evaluate(student[..., :5], teacher[..., :5])
+    if loss is losses.cwd:  # one value a channel
+        np.testing.assert_array_equal(values[..., 5], 0.0)
+        values = values[..., :5]
+    close(values, wanted, 1e-6)
+    np.testing.assert_array_equal(gradient[..., 5], 0.0)
+    close(gradient[..., :5], wanted_gradient, 1e-6)
+    _, second = jax.jvp(lambda s: evaluate(s, masked[1])[1], masked[:1], [student])
+    assert jnp.all(jnp.isfinite(second))
+
+
+def test_what_only_one_of_the_two_rules_out():
+    student, teacher = normal(0), normal(1)
+    masked = np.array(student)
+    masked[..., 5] = -np.inf
+    # The teacher's leaves the sum; the student's makes it infinite, with a finite gradient.
+    assert jnp.all(jnp.isfinite(losses.pixelwise_kl(student, masked)))
+    assert jnp.all(jnp.isposinf(losses.pixelwise_kl(masked, teacher)))
+    gradient = jax.grad(lambda s: losses.pixelwise_kl(s, teacher).sum())(masked)
+    assert jnp.all(jnp.isfinite(gradient))
+    nothing = np.full_like(student, -np.inf)
+    np.testing.assert_array_equal(losses.pixelwise_kl(nothing, nothing), 0.0)
+    assert jnp.all(jnp.isposinf(losses.pixelwise_kl(nothing, teacher)))
+    assert jnp.all(jnp.isposinf(losses.pixelwise_kl(student, nothing)))
+    # No score is a NaN that goes unseen.
+    masked[0, 0, 0, 0] = np.nan
+    assert jnp.isnan(losses.pixelwise_kl(masked, nothing)[0, 0, 0])
+    assert jnp.isnan(losses.pixelwise_kl(student, masked)[0, 0, 0])

@@ -74,6 +74,12 @@ def test_labels_are_integers_of_the_size_of_the_map(call, request):
         refused(ValueError, message, *call(labels), **options)
 
 
+def test_labels_tell_a_map_whose_channels_come_first():
+    message = "one per pixel of the logits, got [2, 5, 6]; the logits [2, 4, 5, 6] seem to have"
+    first = jax.ShapeDtypeStruct((2, 5, 6), jnp.int32)
+    refused(ValueError, message + " their channels first", losses.cross_entropy, X, first)
+
+
 def test_upsampled_labels_have_the_batch_of_the_logits():
     function = losses.upsampled_cross_entropy
     message = "got labels [3, 9, 9] and logits [2, 4, 5, 6]"
@@ -123,6 +129,12 @@ def test_unknown_options_name_the_valid_ones():
     refused(ValueError, message, losses.fakd_kl, *head, strength=1.0, bound="plugin")
     refused(ValueError, "eps must be a positive number, got 0", losses.nfd, X, X, eps=0)
     refused(ValueError, "window must be positive, got 0", losses.skd_pairwise, X, X, window=0)
+
+
+def test_devices_are_named_where_they_matter():
+    message = "axis_name belongs to axes='batch_space'; 'space' normalizes each image by itself"
+    refused(ValueError, message, losses.nfd, X, X, axis_name="data")
+    refused(ValueError, message, losses.dead_channels, X, axis_name="data")
 
 
 def test_the_head_fits_together():
