@@ -127,6 +127,9 @@ def default() -> Config:
     config.loss = ConfigDict()
     config.loss.cross_entropy = 1.0
     config.loss.auxiliary = 0.4  # weight of the auxiliary head's cross-entropy
+    # The pixels over which both are averaged: "labelled", or "all", where ignored ones count as 0,
+    # as mmsegmentation does.
+    config.loss.mean_over = "labelled"
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # or "adamw"
@@ -274,6 +277,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "export": ("last", "best"),
         "data.cache": ("none", "host", "device", "auto"),
         "student.batch_norm": ("global", "per_device"),
+        "loss.mean_over": ("labelled", "all"),
         "student.dtype": DTYPES,
         "teacher.dtype": DTYPES,
         "teacher.view": ("student", "clean"),

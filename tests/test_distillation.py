@@ -174,6 +174,13 @@ def test_objective_is_the_weighted_sum_of_its_named_parts():
     assert parts.keys() == {"loss", "cross_entropy", "auxiliary_cross_entropy", "kl"}
     expected = parts["cross_entropy"] + 0.4 * parts["auxiliary_cross_entropy"] + 1.5 * parts["kl"]
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    # mmsegmentation's cross-entropies: over all pixels, of which some are ignored.
+    over_all = Objective(1.0, 0.4, resolved, mean_over="all")
+    _, fewer, _ = over_all(ours, theirs, LABELS, {}, {}, jnp.array(0.25))
+    share = float((LABELS != 255).mean())
+    assert share < 1
+    for name in ("cross_entropy", "auxiliary_cross_entropy"):
+        assert float(fewer[name]) == pytest.approx(share * float(parts[name]), rel=1e-5)
     resized = jax.image.resize(ours.logits, (2, 40, 48, 3), "bilinear", antialias=False)
     pixels = losses.cross_entropy(resized, LABELS)
     mean = float(pixels.sum() / (LABELS != 255).sum())

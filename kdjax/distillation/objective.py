@@ -1,7 +1,9 @@
 """What a step minimises: cross-entropy, auxiliary cross-entropy and the distillation terms."""
 
 import dataclasses
+from typing import Literal
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax import losses
@@ -18,11 +20,14 @@ class Objective:
       cross_entropy: weight of the cross-entropy with the labels.
       auxiliary: weight of the auxiliary head's cross-entropy.
       terms: the distillation terms; none for a plain student.
+      mean_over: the pixels over which both cross-entropies are averaged: those that have a label,
+        or all, where ignored ones count as 0, as in mmsegmentation.
     """
 
     cross_entropy: float
     auxiliary: float
     terms: tuple[distillation_terms.Term, ...] = ()
+    mean_over: Literal["labelled", "all"] = "labelled"
 
     def __call__(
         self,
@@ -43,10 +48,10 @@ class Objective:
           statistics: the terms' class statistics; those that are returned have this batch in them.
           progress: share of the run that is done, 0 to 1.
         """
-        parts = {"cross_entropy": _cross_entropy(student.logits, labels)}
+        parts = {"cross_entropy": self._cross_entropy(student.logits, labels)}
         loss = self.cross_entropy * parts["cross_entropy"]
         if student.aux_logits is not None and self.auxiliary:
-            parts["auxiliary_cross_entropy"] = _cross_entropy(student.aux_logits, labels)
+            parts["auxiliary_cross_entropy"] = self._cross_entropy(student.aux_logits, labels)
             loss += self.auxiliary * parts["auxiliary_cross_entropy"]
         if self.terms:
             statistics = distillation_terms.update_statistics(
@@ -60,10 +65,13 @@ class Objective:
             parts |= values
         return loss, {"loss": loss, **parts}, statistics
 
-
-def _cross_entropy(
-    logits: Float[Array, "B h w K"], labels: Int[Array, "B H W"]
-) -> Float[Array, ""]:
-    """Cross-entropy at the labels' size, averaged over the pixels that have a label."""
-    values = losses.upsampled_cross_entropy(logits, labels, ignore_label=label_maps.IGNORE_LABEL)
-    return losses.valid_mean(values, label_maps.counts(labels))
+    def _cross_entropy(
+        self, logits: Float[Array, "B h w K"], labels: Int[Array, "B H W"]
+    ) -> Float[Array, ""]:
+        """Cross-entropy at the labels' size, averaged."""
+        values = losses.upsampled_cross_entropy(
+            logits, labels, ignore_label=label_maps.IGNORE_LABEL
+        )
+        if self.mean_over == "all":
+            return jnp.mean(values)
+        return losses.valid_mean(values, label_maps.counts(labels))

@@ -1,9 +1,22 @@
 """Distillation losses for semantic segmentation: pure functions of arrays, on JAX alone.
 
-Arrays are channels-last, `[..., H, W, C]`. Every function returns its terms in float32 before any
-reduction, and their plain mean is the loss of the paper; `valid_mean` leaves out ignored pixels.
-The teacher receives no gradient. What is wrong with shapes, types and options is said when the
-function is traced.
+Arrays are channels-last, `[..., H, W, C]`: logits or features of one image, or of a batch of any
+shape. No function can tell other layouts from that: maps of PyTorch, `[B, C, H, W]`, and tokens,
+`[B, N, C]`, go through as maps of another size and give numbers that look right. Transpose them, or
+reshape tokens to rows and columns, first. What contradicts itself (labels or a kernel of another
+shape, networks of different sizes) and wrong types and options are refused when the function is
+traced.
+
+Every function returns its terms in float32 before any reduction, and their plain mean is the loss
+of the paper; `valid_mean` leaves out ignored pixels. What is left out may hold anything, NaN too.
+
+The teacher receives no gradient, in derivatives of any order. All can be differentiated in reverse
+and forward mode, more than once (`jax.grad`, `jax.jvp`, `jax.hessian`).
+
+The batch may be spread over a mesh, of Auto or Explicit axes, under `jit` or inside `shard_map`.
+Images whose rows are spread over devices are served on Auto axes; on Explicit ones `nfd`, `pfs` and
+`skd_pairwise` are sharding errors. Two look at several images at once, and inside `shard_map` need
+the `axis_name` over which these are spread: `nfd(axes="batch_space")` and `ClassStatistics.update`.
 """
 
 from kdjax.losses._augmented import fakd_cwd, fakd_kl, isda_cross_entropy, isda_logits

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from jaxtyping import Array, Bool, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 # A float32 product in full. Accelerators round the operands to bfloat16 or TF32 unless told
 # otherwise, and the losses below take small differences of such products.
@@ -28,6 +29,18 @@ def is_class(
     # int32 first: an ignore label of -1 would wrap around in uint8.
     labels = labels.astype(jnp.int32)[..., None]
     return (labels == jnp.arange(classes)) & (labels != ignore_label)
+
+
+def rows(
+    table: Float[Array, "rows columns"], index: Int[Array, "*shape"]
+) -> Float[Array, "*shape columns"]:
+    """The row of every index, on the device of the index; the nearest where there is none."""
+    sharding = jax.typeof(index).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:  # JAX does not say it by itself
+        spread = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, None))
+    else:
+        spread = None
+    return table.at[index].get(mode="clip", out_sharding=spread)
 
 
 def sum_over_first(function: Callable[..., Array], arrays: Any) -> Array:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses._arrays import einsum, is_class, sum_over_first
+from kdjax.losses._arrays import einsum, is_class, rows, sum_over_first
 from kdjax.losses._checks import (
     check_labels,
     check_map,
@@ -118,9 +118,11 @@ def fakd_kl(
         classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
         table = scale * _spread(kernel, covariance, classes[:, None], classes[None])
 
+        augmented = jnp.any(member > 0, axis=-1, keepdims=True)
+
         def class_growth(of_class):
             share, spread = of_class
-            return share * _growth(scores, einsum("...k,kj->...j", member, spread), axis=-1)
+            return share * _growth(scores, jnp.where(augmented, rows(spread, labels), 0.0), axis=-1)
 
         growth = sum_over_first(
             class_growth, (jnp.moveaxis(target, -1, 0), jnp.moveaxis(table, 1, 0))

@@ -32,9 +32,9 @@ def cross_entropy(
         ignore_label: The label of pixels that do not count.
 
     Returns:
-        float32 `[..., H, W]`. `valid_mean(values, labels != ignore_label)` is the mean that
-        PyTorch takes; the plain mean also divides by the ignored pixels, as mmsegmentation does
-        unless told otherwise.
+        float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
+        `valid_mean(values, labels != ignore_label)` is the mean that PyTorch takes; the plain mean
+        also divides by the ignored pixels, as mmsegmentation does unless told otherwise.
 
     Raises:
         TypeError: If the logits are not floating point or the labels not integers.
@@ -67,8 +67,10 @@ def upsampled_cross_entropy(
     """Cross-entropy at the size of the labels, without logits of that size in memory.
 
     Equal, in value and gradient, to bilinear resizing of the logits to the labels' size followed
-    by `cross_entropy`. The two are done together on a band of rows at a time, and once more in the
-    backward pass, so that only one band of resized logits exists at any moment.
+    by `cross_entropy`. A score that is not finite reaches those pixels alone that see its cell; a
+    class at -inf is one that all but cannot be. The two are done together on a band of rows at a
+    time, and once more in the backward pass, so that only one band of resized logits exists at any
+    moment.
 
     Args:
         logits: Scores `[..., h, w, C]`, any floating type.

@@ -38,6 +38,9 @@ def nfd(
         teacher: Features of the same shape; they receive no gradient.
         axes: What is normalized together.
         eps: Added to the variance; keeps a constant channel finite.
+        axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread,
+            for `"batch_space"`; without it every device normalizes its own. Under `jit` alone the
+            batch is the whole batch.
 
     Returns:
         float32 `[..., C]`, the mean over the pixels of each channel whichever `axes` is chosen;
@@ -45,7 +48,8 @@ def nfd(
 
     Raises:
         TypeError: If an input is not floating point.
-        ValueError: If the shapes differ, `axes` is unknown or `eps` is not positive.
+        ValueError: If the shapes differ, `axes` is unknown, `eps` is not positive, or an axis is
+            named where each image is normalized by itself.
 
     Source:
         Liu, Yang, Chen, "Normalized feature distillation for semantic segmentation" (2022). The
@@ -83,6 +87,7 @@ def dead_channels(
         features: `[..., H, W, C]`, any floating type.
         axes: As in `nfd`: what is normalized together, and so is dead or alive together.
         eps: As in `nfd`.
+        axis_name: As in `nfd`.
 
     Returns:
         bool, one value for each mean that `nfd` takes: `[..., C]` for `"space"`, `[C]` for
@@ -90,7 +95,7 @@ def dead_channels(
 
     Raises:
         TypeError: If the features are not floating point.
-        ValueError: If `axes` is unknown or `eps` is not positive.
+        ValueError: As `nfd`.
     """
     check_map("features", features)
     check_positive("eps", eps)

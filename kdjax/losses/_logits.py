@@ -26,6 +26,7 @@ def pixelwise_kl(
 
     `t^2 sum_c p_c (log p_c - log q_c)` with `p = softmax(teacher / t)`, `q = softmax(student / t)`
     over the channels and `t` the temperature: soft targets (Hinton et al., 2015) at every pixel.
+    A class at -inf in both networks adds nothing; in the student alone, it makes the loss infinite.
 
     Args:
         student: Logits `[..., H, W, C]`, any floating type.
@@ -76,14 +77,16 @@ def gap_weighted_kl(
     Args:
         student: Logits `[..., H, W, C]`, any floating type.
         teacher: Logits of the same shape; they receive no gradient.
-        labels: Class indices `[..., H, W]`.
+        labels: Class indices `[..., H, W]`. One that is neither a class nor `ignore_label` gives
+            NaN with the first two gaps.
         temperature: Softens the distributions inside the divergence.
         gap: How the gap is measured.
         ignore_label: The label of pixels that do not count.
 
     Returns:
-        float32 `[..., H, W]`, 0 where the label is `ignore_label`. `valid_mean` over the other
-        pixels is the loss; the plain mean is the same where nothing is ignored.
+        float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
+        `valid_mean` over the other pixels is the loss; the plain mean is the same where nothing is
+        ignored.
 
     Raises:
         TypeError: If a map is not floating point or the labels are not integers.
@@ -102,12 +105,12 @@ def gap_weighted_kl(
     valid = labels != ignore_label
     # Left out before anything is computed: what is not finite there would reach the gradient.
     kl = functools.partial(softmax_kl, student, teacher, axis=-1, where=valid[..., None])
-    values, *normalizers = kl(temperature)
+    values, normalizer_s, normalizer_t = kl(temperature)
     # The gap is that of the plain softmax; at temperature 1, its normalizers are known already.
     if isinstance(temperature, Tracer) or temperature != 1:
-        _, *normalizers = kl(1.0)
-    weight = jax.lax.stop_gradient(_gap(student, teacher, *normalizers, labels, gap))
-    weight = jnp.where(valid, weight, 0.0)
+        _, normalizer_s, normalizer_t = kl(1.0)
+    weight = _gap(student, teacher, normalizer_s, normalizer_t, labels, gap)
+    weight = jax.lax.stop_gradient(jnp.where(valid, weight, 0.0))
     # Selected again: a divergence of inf is not taught either where there is no gap.
     weighted = jnp.where(weight == 0, 0.0, weight * values)
     return jax.lax.stop_gradient(temperature) ** 2 * weighted
@@ -123,7 +126,8 @@ def cwd(
 
     `t^2 sum_i p_i (log p_i - log q_i)` for every channel, with `p` and `q` the softmax of the
     teacher's and the student's channel over its pixels `i`, at temperature `t`. It asks where a
-    channel looks, not how strongly: adding a constant to a channel changes nothing.
+    channel looks, not how strongly: adding a constant to a channel changes nothing. A pixel, or a
+    whole channel, at -inf in both networks adds nothing.
 
     Args:
         student: Logits or features `[..., H, W, C]`, any floating type.

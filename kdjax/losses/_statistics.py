@@ -26,15 +26,19 @@ if TYPE_CHECKING:
 class ClassStatistics:
     """Count, mean and (biased) covariance of the features seen in each class.
 
-    Exactly the moments of all pixels so far, in whatever order and however they were divided into
-    batches; under `jit` with the batch spread over devices, those of the whole batch. A pytree of
-    arrays without a gradient, to be kept in the training state.
+    The moments of all pixels so far, whatever their order and their division into batches; under
+    `jit` with the batch spread over devices, those of the whole batch. Inside `shard_map` each
+    device sees its own pixels: name the axes (`update(..., axis_name="data")`), or `merge` what the
+    devices found. A pytree of arrays without a gradient, to be kept in the training state.
+
+    Up to float32's rounding, that is: each update rounds mean and covariance once, and one whose
+    pixels are less than about 1e-7 of those seen in a class does not move them any more.
 
     Attributes:
-        count: Pixels seen, float32 `[K]`. Whole numbers up to 2^24, and exact enough beyond, as
-            a batch then adds thousands at a time.
-        mean: `[K, A]`.
-        covariance: `[K, A]` (the diagonal, as ISDA and FAKD use it) or `[K, A, A]`.
+        count: Pixels seen, int32 `[K]`: exact, however few a batch adds, up to 2^31 - 1, where it
+            stays.
+        mean: float32 `[K, A]`.
+        covariance: float32 `[K, A]` (the diagonal, as ISDA and FAKD use it) or `[K, A, A]`.
 
     Source:
         The online estimator of ISDA (Wang et al., NeurIPS 2019), in the form of the authors' code.
@@ -73,8 +77,10 @@ class ClassStatistics:
         Args:
             features: `[..., H, W, A]`, any floating type; they receive no gradient.
             labels: Class indices `[..., H, W]`, nearest-resized to the features' size. Labels that
-                are `ignore_label`, or no class, are left out.
+                are `ignore_label`, or no class, are left out, whatever the features are there.
             ignore_label: The label of pixels that do not count.
+            axis_name: Inside `shard_map`, the mesh axes over which the pixels are spread; the
+                statistics are then those of all of them, and the same on every device.
 
         Raises:
             TypeError: If the features are not floating point or the labels not integers.

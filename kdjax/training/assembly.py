@@ -34,7 +34,7 @@ def assemble_step(
     return make_train_step(
         student,
         teacher,
-        Objective(config.loss.cross_entropy, config.loss.auxiliary, terms),
+        Objective(config.loss.cross_entropy, config.loss.auxiliary, terms, config.loss.mean_over),
         optimizers.make_optimizer(config.optimizer, config.steps),
         optimizers.learning_rate_schedule(config.optimizer, config.steps),
         steps=config.steps,

@@ -33,7 +33,7 @@ def learning_rate_schedule(config: Any, steps: int) -> optax.Schedule:
     )
     if not config.warmup_steps:
         return poly
-    # The decay counts from step 0, as mmsegmentation's does.
+    # The decay counts from step 0; mmsegmentation's from the end of the warm-up.
     warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
     return lambda step: warmup(step) * poly(step)
 

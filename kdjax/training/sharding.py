@@ -27,8 +27,8 @@ class Placement:
       teacher are split over it: each array on its largest dimension that can be, small ones not.
     - Axis `space`: every part has its own rows of each image, for crops too big for one device.
 
-    The axis type is Auto on purpose: under Explicit axes, confusion counts, class statistics and
-    dropout masks of a batch-sharded array are sharding errors. XLA derives the place of everything
+    The axis type is Auto on purpose: under Explicit axes, confusion counts and dropout masks of a
+    batch-sharded array are sharding errors, and so are some losses where rows are sharded. XLA derives the place of everything
     between the inputs and the outputs of a step, and the collectives: it reduces batch norm's sums
     over all images, gathers weights where they are used, and exchanges the rows that
     convolutions need from their neighbours.

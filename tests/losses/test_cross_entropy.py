@@ -70,20 +70,19 @@ def test_upsampled_scores_that_are_not_finite_reach_those_pixels_that_see_them()
     upsampled = jax.jit(losses.upsampled_cross_entropy)
     # A class that is ruled out everywhere: as if there was none.
     wanted = upsampled(logits[..., :5], truth)
-    logits[..., 5] = -np.inf
+    logits = jnp.asarray(logits).at[..., 5].set(-jnp.inf)
     close(upsampled(logits, truth), wanted, 1e-6)
     gradient = jax.jit(jax.grad(lambda x: losses.upsampled_cross_entropy(x, truth).mean()))(logits)
     assert jnp.all(jnp.isfinite(gradient))
     np.testing.assert_array_equal(gradient[..., 5], 0.0)
     # A cell that is NaN: five rows and three columns a cell, and half a cell around it.
-    logits[1, 0, 0] = np.nan
     spoiled = np.zeros(truth.shape, bool)
     spoiled[1, :7, :4] = True
-    values = upsampled(logits, truth)
+    values = upsampled(logits.at[1, 0, 0].set(jnp.nan), truth)
     np.testing.assert_array_equal(jnp.isnan(values), spoiled)
     close(values[~spoiled], wanted[~spoiled], 1e-6)
-    logits[1, 0, 0] = np.inf
-    np.testing.assert_array_equal(jnp.isnan(upsampled(logits, truth)), spoiled)
+    values = upsampled(logits.at[1, 0, 0].set(jnp.inf), truth)
+    np.testing.assert_array_equal(jnp.isnan(values), spoiled)
 
 
 def test_valid_mean_is_the_mean_of_what_is_valid():
