@@ -28,10 +28,10 @@ class Placement:
     - Axis `space`: every part has its own rows of each image, for crops too big for one device.
 
     The axis type is Auto on purpose: under Explicit axes, confusion counts and dropout masks of a
-    batch-sharded array are sharding errors, and so are some losses where rows are sharded. XLA derives the place of everything
-    between the inputs and the outputs of a step, and the collectives: it reduces batch norm's sums
-    over all images, gathers weights where they are used, and exchanges the rows that
-    convolutions need from their neighbours.
+    batch-sharded array are sharding errors, and so are some losses of images whose rows are. XLA
+    derives the place of everything between the inputs and the outputs of a step, and the
+    collectives: it reduces batch norm's sums over all images, gathers weights where they are used,
+    and exchanges the rows that convolutions need from their neighbours.
 
     Args:
       sizes: devices along each axis of `AXES`, 1 where left out; one may be -1, for all that
