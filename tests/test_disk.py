@@ -8,6 +8,7 @@ import pathlib
 import re
 import resource
 import shutil
+import time
 
 import pytest
 import tiny_run
@@ -42,6 +43,8 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(data, whole, tmp_path)
     """Files may not grow beyond a size: writing fails as on a full disk."""
     child = tiny_run.start(data, tmp_path, pause=0.4)
     tiny_run.wait_for_step(tmp_path, 3, [child])
+    while not (tmp_path / "checkpoints" / "2").exists():
+        time.sleep(0.05)
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
     ((status, _, errors),) = tiny_run.finish([child])
     assert status == 2

@@ -1,6 +1,8 @@
 """One run from its config to its report: trains a teacher, a plain student or a taught one."""
 
+import contextlib
 import dataclasses
+import sys
 import time
 from typing import Any
 
@@ -192,7 +194,9 @@ def _train(
         finally:
             if profile:
                 profile.close()
-            log.close()
+            # What ended the run is said, and not that it kept the log from being closed, too.
+            with contextlib.suppress(OSError) if sys.exc_info()[0] else contextlib.nullcontext():
+                log.close()
             checkpoints.close()
         student_state = placement.fetch(state.student())
 
