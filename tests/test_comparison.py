@@ -53,6 +53,7 @@ class Trained:
             {
                 "scores": {split: {"miou": miou} for split in splits},
                 "teacher": [teacher, saved.fingerprint_in(teacher)] if teacher else None,
+                "platform": "cpu",
                 "step_processor_seconds": {"cwd": 0.5, "nfd": 0.36}.get("".join(config.terms), 0.2),
             }
         )

@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from kdjax import processes
@@ -227,26 +226,30 @@ def _equal_time(config: Config, root: Workdir, students: Sequence[Job]) -> dict[
     path = root.path / "equal_time.json"
     if path.exists():
         return read_json(path)
-    # On an accelerator the processor only waits.
-    unit = "step_processor_seconds" if jax.default_backend() == "cpu" else "step_seconds"
-    found: dict[str, list[float]] = {}
-    for job in students:
-        if job.files.result.exists():
-            found.setdefault(job.method, []).append(job.files.read_result()[unit])
-    cost = {method: statistics.median(values) for method, values in found.items()}
+    found = [(job.method, job.files.read_result()) for job in students if job.files.result.exists()]
+    # Older versions did not measure it.
+    found = [(method, result) for method, result in found if "platform" in result]
+    # On an accelerator the processor only waits. Not asked of JAX here, where it would take the
+    # devices away from runs in processes of their own.
+    on_cpu = all(result["platform"] == "cpu" for _, result in found)
+    unit = "step_processor_seconds" if on_cpu else "step_seconds"
+    seconds: dict[str, list[float]] = {}
+    for method, result in found:
+        seconds.setdefault(method, []).append(result[unit])
+    cost = {method: statistics.median(values) for method, values in seconds.items()}
     if PLAIN not in cost:
         return None
     costliest = max(cost, key=lambda method: cost[method])
     steps = round(config.steps * cost[costliest] / cost[PLAIN])
     if steps <= config.steps:
         return None
-    seconds = unit.removeprefix("step_").replace("_", " ")
+    what = unit.removeprefix("step_").replace("_", " ")
     budget = {
         "steps": steps,
         unit: cost,
         "why": (
             f"{EQUAL_TIME}: {steps:,} steps, which take as long as the {config.steps:,} of "
-            f"{costliest} ({cost[costliest]:.3g} {seconds} a step; the plain student's take "
+            f"{costliest} ({cost[costliest]:.3g} {what} a step; the plain student's take "
             f"{cost[PLAIN]:.3g})"
         ),
     }

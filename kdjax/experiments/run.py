@@ -215,6 +215,7 @@ def _train(
                         key: files.logged_median(key)
                         for key in ("step_seconds", "step_processor_seconds", "images_per_second")
                     },
+                    "platform": jax.default_backend(),
                     "config_fingerprint": configuration.fingerprint(config),
                     **files.step_cost(),
                     "teacher": teacher and [config.teacher.checkpoint, teacher.info.fingerprint],
