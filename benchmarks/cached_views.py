@@ -15,15 +15,18 @@ from flax import nnx
 
 from kdjax import command
 from kdjax import config as configuration
-from kdjax.distillation.labels import IGNORE_LABEL
+from kdjax.distillation import Distiller
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network
 from kdjax.experiments.teacher_cache import TeacherCache
 from kdjax.models.layers import resize
 from kdjax.training import cached_scores
+from kdjax.training.objective import IGNORE_LABEL
 from kdjax.training.sharding import Placement
 
+# Any term that reads scores alone would do.
+NO_TERMS = Distiller({}, student={})
 CONFIG = configuration.define_flag()
 SCALES = flags.DEFINE_list("scales", ["0.5", "0.75", "1", "1.5", "2"], "Of the images cropped.")
 BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
@@ -34,7 +37,7 @@ def main(argv: list[str]) -> None:
     config = configuration.from_flag(CONFIG)
     teacher = Network.load(config.teacher.checkpoint)
     net = nnx.merge(teacher.graphdef, teacher.state)
-    scores = TeacherCache(config, Images(config.data), teacher, ()).open("views")
+    scores = TeacherCache(config, Images(config.data), teacher, NO_TERMS).open("views")
 
     @jax.jit
     def compare(batch):

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from benchmarks.work import Work
 from kdjax import config as configuration
 from kdjax import models
-from kdjax.distillation import entries as term_entries
 from kdjax.models.preprocessing import IMAGENET
-from kdjax.training.assembly import assemble_state, assemble_step
+from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.step import Side as Network
 
 
@@ -26,25 +26,24 @@ class Side:
         self.teacher = None
         if work.taught:
             self.teacher = _network(work, work.teacher_depth, work.teacher_width, 1)
-        self.terms = term_entries.resolve(
-            work.terms,
-            self.student.feature_specs,
-            self.teacher.feature_specs if self.teacher else {},
-        )
         self.start()
 
     def start(self) -> None:
         """Begins the training of the networks as they are."""
         config = configuration.default()
         config.steps = self.work.steps
-        graphdef, self.state = assemble_state(config, self.student, self.terms, self.work.classes)
+        config.data.crop_size = self.work.crop
+        with config.unlocked():
+            config.terms = ConfigDict(self.work.terms)
+        distiller = assemble_distiller(config, self.student, self.teacher)
+        graphdef, self.state = assemble_state(config, self.student, distiller)
         # The step gives its state's memory back, and the network keeps its own.
         self.state = jax.tree.map(jnp.copy, self.state)
         teacher, self.teacher_state = None, None
         if self.teacher is not None:
             teacher_graphdef, self.teacher_state = nnx.split(self.teacher)
             teacher = Network(teacher_graphdef, IMAGENET)
-        train_step = assemble_step(config, Network(graphdef, IMAGENET), teacher, self.terms)
+        train_step = assemble_step(config, Network(graphdef, IMAGENET), teacher, distiller)
 
         def with_unread_teacher(state: Any, teacher_state: Any, batch: Any) -> Any:
             assert teacher is not None
@@ -53,7 +52,7 @@ class Side:
             # XLA leaves out what nobody reads.
             return state, metrics | {"teacher_logits": jnp.mean(maps.logits)}
 
-        unread = teacher is not None and not self.terms
+        unread = teacher is not None and distiller is None
         self._step = jax.jit(with_unread_teacher if unread else train_step, donate_argnums=0)
 
     @property

@@ -21,11 +21,11 @@ from flax import nnx
 from benchmarks import rounds
 from kdjax import command, models
 from kdjax import config as configuration
-from kdjax.distillation import entries as term_entries
+from kdjax.distillation import need_teacher
 from kdjax.experiments.comparison import in_order
 from kdjax.experiments.images import Images
 from kdjax.models.preprocessing import IMAGENET
-from kdjax.training.assembly import assemble_state, assemble_step
+from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Side
 
@@ -81,15 +81,18 @@ def step_call(
     """A call that runs one training step with these terms."""
     student = create(config.student, images, 0, config.student.auxiliary)
     teacher = create(config.teacher, images, 1, False)
-    terms = term_entries.resolve(entries, student.feature_specs, teacher.feature_specs)
-    graphdef, state = assemble_state(config, student, terms, images.num_classes)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.terms = entries
+    distiller = assemble_distiller(config, student, teacher)
+    graphdef, state = assemble_state(config, student, distiller)
     teacher_graphdef, teacher_state = nnx.split(teacher)
-    taught = term_entries.need_teacher(entries)
+    taught = need_teacher(entries)
     step = assemble_step(
         config,
         Side(graphdef, IMAGENET),
         Side(teacher_graphdef, IMAGENET) if taught else None,
-        terms,
+        distiller,
     )
     step = jax.jit(step, donate_argnums=0)
     states = [jax.device_put(state, placement.replicated)]

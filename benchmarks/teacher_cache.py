@@ -20,20 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import nnx
 
 from benchmarks import rounds
 from kdjax import command
 from kdjax import config as configuration
-from kdjax.distillation import entries as term_entries
-from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation import Distiller
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network
 from kdjax.experiments.score_files import ScoreFiles
 from kdjax.experiments.students import make_student
 from kdjax.experiments.teacher_cache import TeacherCache
-from kdjax.training.assembly import assemble_state, assemble_step
+from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Side
 
@@ -46,24 +44,20 @@ def main(argv: list[str]) -> None:
     del argv
     config = configuration.from_flag(CONFIG)
     images, teacher = Images(config.data), Network.load(config.teacher.checkpoint)
-    offered = nnx.merge(teacher.graphdef, teacher.state).feature_specs
-
-    def terms_of(entries: Any) -> tuple[distillation_terms.Term, ...]:
-        student, _ = make_student(config, images)
-        return term_entries.resolve(entries, student.feature_specs, offered)
-
-    terms = terms_of(config.terms)
+    student, _ = make_student(config, images)
+    distiller = assemble_distiller(config, student, teacher.module())
+    assert distiller is not None, "the config has no terms"
     with tempfile.TemporaryDirectory() as folder:
         calls = {
-            "plain": step_call(config, images, None, ()),
-            "live teacher": step_call(config, images, teacher, terms),
+            "plain": step_call(config, images, None, None),
+            "live teacher": step_call(config, images, teacher, distiller),
         }
         for keep in (0, KEEP.value):
             name = f"cache, {keep or 'all'} scores"
             config.teacher.cache = str(pathlib.Path(folder) / str(keep))
             config.teacher.cache_classes = keep
-            scores = TeacherCache(config, images, teacher, terms).open(name)
-            calls[name] = step_call(config, images, None, terms, scores)
+            scores = TeacherCache(config, images, teacher, distiller).open(name)
+            calls[name] = step_call(config, images, None, distiller, scores)
             print(f"{name}: {1e3 * reading(config, images, scores):.2f} ms to read a batch's\n")
         seconds = rounds.timed(calls, ROUNDS.value)
     print(f"{rounds.table(seconds, config.data.batch_size)}\n\n{rounds.machine()}")
@@ -73,19 +67,19 @@ def step_call(
     config: Any,
     images: Images,
     teacher: Network | None,
-    terms: tuple[distillation_terms.Term, ...],
+    distiller: Distiller | None,
     scores: ScoreFiles | None = None,
 ) -> Callable[[], Any]:
     """A call that runs one training step on a batch that stays on the device."""
     placement = Placement(config.mesh)
     student, info = make_student(config, images)
-    graphdef, state = assemble_state(config, student, terms, info.num_classes)
+    graphdef, state = assemble_state(config, student, distiller)
     source = feed(images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores)
     step = assemble_step(
         config,
         Side(graphdef, info.preprocessing),
         teacher and Side(teacher.graphdef, teacher.info.preprocessing),
-        terms,
+        distiller,
     )
     step = jax.jit(source.attach(step), donate_argnums=0)
     states = [placement.put_state(state)]

@@ -153,7 +153,10 @@ def same_weights(work: Work, batches: list[Any]) -> tuple[kdjax_side.Side, torch
     theirs.load(
         interop.to_mmseg(ours.student),
         interop.to_mmseg(ours.teacher),
-        {name: np.asarray(value) for name, value in ours.state.params["adapters"].items()},
+        {
+            name: np.asarray(learned["adapter"]["0"]["kernel"])
+            for name, learned in ours.state.params["terms"].items()
+        },
     )
     teacher = theirs.trainer.teacher
     assert teacher is not None

@@ -16,7 +16,7 @@ import numpy as np
 from docs.fakd_figures import head_loss
 from docs.scenes import class_statistics, forward, load
 from kdjax import losses
-from kdjax.distillation.labels import nearest
+from kdjax.losses import resize_labels
 
 STRENGTHS = (0.5, 1.0, 2.0, 7.5)
 BOUNDS = ("student", "soft", "pairwise", "label", "none")
@@ -36,7 +36,7 @@ def main() -> None:
     rows = {strength: [] for strength in STRENGTHS}
     for batch in images.eval_batches(config.val_split):
         output, target = taught(batch["image"]), teaching(batch["image"]).logits
-        labels = nearest(jnp.asarray(batch["label"]), target.shape[1:3])
+        labels = resize_labels(jnp.asarray(batch["label"]), target.shape[1:3])
         for strength, row in rows.items():
             rest = (output, target, labels, statistics.covariance)
             bounds = [head_loss(*rest, strength, bound=bound).mean() for bound in BOUNDS]

@@ -38,8 +38,8 @@ from docs.scenes import (
     pixel,
 )
 from kdjax import losses
-from kdjax.distillation.labels import nearest
 from kdjax.experiments.images import Images
+from kdjax.losses import resize_labels
 from kdjax.reporting.figures import COLORS
 
 METHODS = Path(__file__).parent / "methods"
@@ -69,7 +69,7 @@ def main() -> None:
     batch = next(itertools.islice(batches, index, None))
     image, label = batch["image"][place], batch["label"][place]
     outputs = [forward(network)(image[None]) for network in (teacher, student)]
-    small = np.asarray(nearest(jnp.asarray(label[None]), outputs[0].logits.shape[1:3]))[0]
+    small = np.asarray(resize_labels(jnp.asarray(label[None]), outputs[0].logits.shape[1:3]))[0]
     scene = Scene(image, label, small, *outputs)
     statistics = class_statistics(student, images.eval_batches(config.train_split))
 

@@ -12,9 +12,9 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import losses
-from kdjax.distillation.labels import nearest
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import Network
+from kdjax.losses import resize_labels
 from kdjax.models import SegmentationOutput
 
 
@@ -66,7 +66,7 @@ def class_statistics(student: Network, batches) -> losses.ClassStatistics:
     run, statistics = forward(student), None
     for batch in batches:
         features = run(batch["image"]).classifiers["logits"].inputs
-        labels = nearest(jnp.asarray(batch["label"]), features.shape[1:3])
+        labels = resize_labels(jnp.asarray(batch["label"]), features.shape[1:3])
         if statistics is None:
             classes = student.info.num_classes
             statistics = losses.ClassStatistics.zeros(classes, features.shape[-1])

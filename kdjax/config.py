@@ -15,7 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from kdjax import config_file, ranges
-from kdjax.distillation import entries as term_entries
+from kdjax.distillation import make_loss
+from kdjax.distillation import term as term
 from kdjax.errors import UserError
 from kdjax.models import DTYPES, NETWORKS
 from kdjax.ranges import Range, WrongValue
@@ -29,19 +30,6 @@ Config = Any
 def network(name: str = "", *, width: int = 64, dtype: str = "float32") -> dict[str, Any]:
     """A network by its name in `kdjax.models`; a width of 64 is the published one."""
     return {"name": name, "width": width, "dtype": dtype}
-
-
-def term(loss: str, **values: Any) -> dict[str, Any]:
-    """A distillation term: the defaults of `loss`, changed by `values`.
-
-    Args:
-      loss: a name in `kdjax.distillation.catalogue.LOSSES`.
-      **values: `student` and `teacher` (which output or feature of each side), `weight`,
-        `schedule` ("constant", "linear" or "cosine", from `weight` to `final_weight`), `resize`
-        (which side is resized to the other's size where they differ: "teacher" or "student"), and
-        the options of the loss, as `temperature`.
-    """
-    return {**term_entries.defaults(loss), **values}
 
 
 def extra_set(
@@ -329,9 +317,9 @@ def validate(config: Config) -> None:
                 f"config.{side}.name", f'is the unknown network "{name}": {nearest(name, NETWORKS)}'
             )
     _check_data(config.data)
-    term_entries.check("config.terms", config.terms)
-    for method, entries in config.compare.methods.items():
-        term_entries.check(f"config.compare.methods.{method}", entries)
+    _check_terms("config.terms", config.terms)
+    for method, terms in config.compare.methods.items():
+        _check_terms(f"config.compare.methods.{method}", terms)
     for method, base in config.compare.builds_on.items():
         ranges.check_type(f"config.compare.builds_on.{method}", base, "")
     if config.student.checkpoint and config.student.backbone:
@@ -382,6 +370,13 @@ def _check_numbers(key: str, value: Any, allowed: Range) -> None:
         return
     for number in value:
         ranges.check_number(key, number, allowed)
+
+
+def _check_terms(where: str, terms: Any) -> None:
+    if not isinstance(terms, ConfigDict):
+        raise WrongValue(where, f"is {terms!r}; it must be a dict of terms by name")
+    for name, entry in terms.items():
+        make_loss(f"{where}.{name}", entry)
 
 
 def _check_data(data: Config) -> None:

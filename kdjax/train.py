@@ -10,7 +10,7 @@ from absl import flags
 from kdjax import command, processes
 from kdjax import config as configuration
 from kdjax.config import Config
-from kdjax.distillation.entries import need_teacher
+from kdjax.distillation import need_teacher
 from kdjax.experiments import environment, reports
 from kdjax.experiments.images import Images
 from kdjax.experiments.run import train

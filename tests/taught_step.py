@@ -6,10 +6,10 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import models
-from kdjax.distillation import entries as term_entries
-from kdjax.distillation import terms as distillation_terms
-from kdjax.distillation.objective import Objective
+from kdjax.distillation import Distiller
 from kdjax.models.preprocessing import IMAGENET
+from kdjax.training.assembly import trace_maps
+from kdjax.training.objective import Objective
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.state import create_state
 from kdjax.training.step import Side, make_train_step
@@ -33,24 +33,23 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
     teacher = models.create("tiny", num_classes=3, width=8, rngs=nnx.Rngs(1))
     for head in (student.head, student.auxiliary_head):
         head.classifier.dropout.rate = dropout
-    terms = term_entries.resolve(
+    distiller = Distiller(
         {
             "logits_cwd": configuration.term("cwd"),
             "head_cwd": configuration.term("cwd", student="head", teacher="head"),
             "augmented": configuration.term("fakd_kl"),
         },
-        student.feature_specs,
-        teacher.feature_specs,
+        student=trace_maps(student, (16, 16), train=True),
+        teacher=trace_maps(teacher, (16, 16), train=False),
     )
-    adapters = distillation_terms.init_adapters(terms, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, STEPS)
-    statistics = distillation_terms.init_statistics(terms, classes=3)
-    graphdef, state = create_state(student, adapters, statistics, optimizer, ema=ema_decay > 0)
+    terms = distiller.init(jax.random.key(0))
+    graphdef, state = create_state(student, terms, optimizer, ema=ema_decay > 0)
     teacher_graphdef, teacher_state = nnx.split(teacher)
     step = make_train_step(
         Side(graphdef, IMAGENET),
         Side(teacher_graphdef, IMAGENET),
-        Objective(1.0, 0.4, terms),
+        Objective(1.0, 0.4, distiller),
         optimizer,
         learning_rate_schedule(config.optimizer, STEPS),
         steps=STEPS,

@@ -88,7 +88,11 @@ def test_a_name_that_there_is_not(key):
         ("data.mixture", ConfigDict({"a": 3}), r"mixture\.a holds 3; it must hold name, data_dir"),
         ("optimizer", 3, r"config\.optimizer is of type int; it must be .*, with accumulate, dec"),
         ("terms", 3, r"config\.terms is 3; it must be a dict by name"),
-        ("terms", ConfigDict({"mine": {"loss": "l2"}}), r'terms\.mine\.loss is the unknown loss "'),
+        (
+            "terms",
+            ConfigDict({"mine": {"loss": "l2"}}),
+            r'terms\.mine\.loss names the unknown loss "',
+        ),
         (
             "compare.methods",
             ConfigDict({"cwd": {"cwd": {"loss": "cwd", "weight": -1.0}}}),
@@ -160,7 +164,7 @@ FILES = {
     "user_error": (
         "    configuration.term('cwdd')\n    return config",
         2,
-        'unknown loss "cwdd" in a term: did you mean "cwd"',
+        'unknown loss "cwdd": did you mean "cwd"',
     ),
     "nothing": (
         "    config.steps = 3",

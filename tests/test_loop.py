@@ -159,7 +159,7 @@ def test_a_state_of_any_types_is_saved_and_checked(tmp_path):
     optimizer = optax.chain(
         optax.scale_by_adam(mu_dtype=jnp.bfloat16), optax.add_noise(0.1, 0.5, key=jax.random.key(3))
     )
-    params = {"student": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "adapters": {}}
+    params = {"student": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "terms": {}}
     values = {
         "key": jax.random.key(5),
         "keys": jax.random.split(jax.random.key(6), 3),
@@ -174,7 +174,7 @@ def test_a_state_of_any_types_is_saved_and_checked(tmp_path):
         params=params,
         model_state=values,
         opt_state=optimizer.init(params),
-        statistics={},
+        terms={},
         ema=None,
     )
     state = Placement().put_state(state)

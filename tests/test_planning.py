@@ -242,12 +242,12 @@ def test_a_plan_holds_what_training_holds(planned):
     state = program.state
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     # The head's adapter is among them, momentum is as large, and so is the average.
-    assert set(state.params["adapters"]) == {"nfd"}
+    assert set(state.params["terms"]) == {"nfd"}
     assert plan.memory["parameters"] == 4 * parameters
     assert plan.memory["optimizer"] == 4 * parameters + 4  # and a step count
     assert plan.memory["batch"] == 2 * 32 * 48 * 4
     assert plan.memory["teacher"] > plan.memory["parameters"]
-    assert plan.memory["class statistics"] == 0
+    assert plan.memory["what terms carry"] == 0
     assert plan.memory["activations and temporaries"] > 2 * 32 * 48 * 4
     assert plan.fits(CHIP)
 

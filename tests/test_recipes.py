@@ -22,14 +22,13 @@ import pytest
 from flax import nnx
 
 from kdjax import config as configuration
-from kdjax.distillation import entries as term_entries
-from kdjax.distillation import terms as distillation_terms
-from kdjax.distillation.objective import Objective
 from kdjax.models import create, mix_transformer, mobilenet, resnet
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.recipes import METHODS
 from kdjax.recipes.published import COMPARED, PAIRS, SCHEDULES, published
 from kdjax.training import optimizer as optimizers
+from kdjax.training.assembly import assemble_distiller
+from kdjax.training.objective import Objective
 from kdjax.training.state import create_state
 from kdjax.training.step import Side, make_train_step
 
@@ -135,21 +134,18 @@ def prepared_step(config):
     student = make(config.student.name, auxiliary=config.student.auxiliary, rngs=nnx.Rngs(0))
     teacher = make(config.teacher.name, rngs=nnx.Rngs(1)) if config.terms else None
     teacher_def, teacher_state = nnx.split(teacher) if teacher else (None, None)
-    terms = term_entries.resolve(
-        config.terms, student.feature_specs, teacher.feature_specs if teacher else {}
-    )
+    distiller = assemble_distiller(config, student, teacher)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     graphdef, state = create_state(
         student,
-        distillation_terms.init_adapters(terms, jax.random.key(0)),
-        distillation_terms.init_statistics(terms, CLASSES),
+        distiller.init(jax.random.key(0)) if distiller else ({}, {}),
         optimizer,
         ema=False,
     )
     step = make_train_step(
         Side(graphdef, IMAGENET),
         teacher_def and Side(teacher_def, IMAGENET),
-        Objective(config.loss.cross_entropy, config.loss.auxiliary, terms),
+        Objective(config.loss.cross_entropy, config.loss.auxiliary, distiller),
         optimizer,
         optimizers.learning_rate_schedule(config.optimizer, config.steps),
         steps=config.steps,
@@ -176,9 +172,9 @@ def filled(shapes):
 
     def fill(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.startswith(("opt_state", "statistics", "step")):
+        if name.startswith(("opt_state", "terms", "step")):
             return np.zeros(leaf.shape, leaf.dtype)
-        if "kernel" in name or "adapters" in name:
+        if "kernel" in name or "adapter" in name:
             return 0.1 * generator.standard_normal(leaf.shape, np.float32)
         one = name.startswith(("params", "model_state", "backbone", "head", "auxiliary_head"))
         one = one and re.search("scale|var", name)

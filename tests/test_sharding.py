@@ -18,15 +18,15 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import models
-from kdjax.distillation import entries as term_entries
-from kdjax.distillation import terms as distillation_terms
-from kdjax.distillation.objective import Objective
+from kdjax.distillation import Distiller
 from kdjax.errors import UserError
 from kdjax.models.batch_norm import BatchNorm, group_batch_norm
 from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.recipes import METHODS
+from kdjax.training.assembly import trace_maps
 from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.objective import Objective
 from kdjax.training.optimizer import make_optimizer
 from kdjax.training.sharding import Placement
 from kdjax.training.state import create_state
@@ -68,7 +68,11 @@ def program(method, mesh):
     create = functools.partial(models.create, "tiny", num_classes=CLASSES, auxiliary=False)
     student = create(width=16, rngs=nnx.Rngs(0))
     teacher = create(width=24, rngs=nnx.Rngs(1))
-    terms = term_entries.resolve(COMPARED[method], student.feature_specs, teacher.feature_specs)
+    distiller = Distiller(
+        COMPARED[method],
+        student=trace_maps(student, (32, 16), train=True),
+        teacher=trace_maps(teacher, (32, 16), train=False),
+    )
     settings = configuration.default().optimizer
     # Where a run goes must not depend on its rounding: gradients differ by 1e-6 of their size, and
     # at a high rate a random network would double that every few steps.
@@ -76,8 +80,7 @@ def program(method, mesh):
     optimizer = optax.chain(recorded_gradients(), make_optimizer(settings, STEPS))
     graphdef, state = create_state(
         student,
-        distillation_terms.init_adapters(terms, jax.random.key(0)),
-        distillation_terms.init_statistics(terms, CLASSES),
+        distiller.init(jax.random.key(0)),
         optimizer,
         ema=True,
     )
@@ -85,7 +88,7 @@ def program(method, mesh):
     step = make_train_step(
         Side(graphdef, IMAGENET),
         Side(teacher_graphdef, IMAGENET),
-        Objective(1.0, 0.0, terms),
+        Objective(1.0, 0.0, distiller),
         optimizer,
         optax.constant_schedule(settings.learning_rate),
         steps=STEPS,
@@ -140,8 +143,8 @@ def test_a_mesh_computes_what_one_device_does(method, mesh):
     state, expected = run[-1][2], expected_run[-1][2]
     for part in ("params", "model_state", "ema"):
         assert distance(getattr(state, part), getattr(expected, part)) < 1e-5, part
-    if expected.statistics:
-        assert distance(state.statistics, expected.statistics) < 1e-5
+    if expected.terms:
+        assert distance(state.terms, expected.terms) < 1e-5
 
 
 def test_memory_of_what_lasts_falls_by_the_fsdp_factor():

@@ -15,7 +15,6 @@ from PIL import Image
 from kdjax import config as configuration
 from kdjax import models, processes
 from kdjax.data import sets
-from kdjax.distillation import entries as term_entries
 from kdjax.errors import UserError
 from kdjax.experiments import score_files
 from kdjax.experiments.feeding import feed
@@ -26,6 +25,7 @@ from kdjax.experiments.teacher_cache import TeacherCache
 from kdjax.models import saved
 from kdjax.models.layers import resize
 from kdjax.models.preprocessing import IMAGENET, MEAN_ONLY
+from kdjax.training.assembly import assemble_distiller
 from kdjax.training.cached_scores import sample
 from kdjax.training.compact_scores import compact, expand
 from kdjax.training.sharding import Placement
@@ -99,9 +99,9 @@ def opened(config):
     images = Images(config.data)
     teacher = Network.load(config.teacher.checkpoint)
     student = models.create("tiny", num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
-    offered = nnx.merge(teacher.graphdef, teacher.state).feature_specs
-    terms = term_entries.resolve(config.terms, student.feature_specs, offered)
-    return TeacherCache(config, images, teacher, terms), images
+    distiller = assemble_distiller(config, student, teacher.module())
+    assert distiller is not None
+    return TeacherCache(config, images, teacher, distiller), images
 
 
 def losses_of(config, workdir):

@@ -14,12 +14,13 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import interop, models
-from kdjax.distillation import entries as term_entries
-from kdjax.distillation.objective import Objective
+from kdjax.distillation import Distiller
 from kdjax.models import attention, hrnet, layers, swin
 from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET
+from kdjax.training.assembly import trace_maps
+from kdjax.training.objective import Objective
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
 from kdjax.training.state import create_state
@@ -148,7 +149,16 @@ def compare_gradients(theirs, net, *, zero=0):
     def step(params):
         net = nnx.merge(graphdef, params, rest, copy=True)
         output = net(images, train=True)
-        value, _, _ = Objective(1.0, 0.4)(output, None, our_labels, {}, {}, jnp.zeros(()))
+        value, _ = Objective(1.0, 0.4)(
+            output.maps,
+            None,
+            our_labels,
+            {},
+            {},
+            step=jnp.zeros((), jnp.int32),
+            steps=1,
+            key=jax.random.key(0),
+        )
         return value, nnx.state(net, nnx.Not(nnx.Param))
 
     (value, statistics), gradients = step(params)
@@ -227,20 +237,20 @@ def test_twenty_steps_of_channel_wise_distillation():
         head.conv_seg.weight.data *= 0.05
 
     student, teacher = ours_with(theirs, "pspnet_r18"), ours_with(their_teacher, "pspnet_r101")
-    terms = term_entries.resolve(
+    distiller = Distiller(
         {"cwd": configuration.term("cwd", weight=3.0, temperature=4.0)},
-        student.feature_specs,
-        teacher.feature_specs,
+        student=trace_maps(student, (49, 65), train=True),
+        teacher=trace_maps(teacher, (49, 65), train=False),
     )
     settings = configuration.default().optimizer
     optimizer = make_optimizer(settings, STEPS)
-    graphdef, state = create_state(student, {}, {}, optimizer, ema=False)
+    graphdef, state = create_state(student, ({}, {}), optimizer, ema=False)
     teacher_graphdef, teacher_state = nnx.split(teacher)
     train_step = jax.jit(
         make_train_step(
             Side(graphdef, IMAGENET),
             Side(teacher_graphdef, IMAGENET),
-            Objective(1.0, 0.4, terms),
+            Objective(1.0, 0.4, distiller),
             optimizer,
             learning_rate_schedule(settings, STEPS),
             steps=STEPS,

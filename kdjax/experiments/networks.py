@@ -29,6 +29,10 @@ class Network:
         graphdef, state = nnx.split(net)
         return cls(info, graphdef, state, Predictor(graphdef, info.preprocessing, inference))
 
+    def module(self) -> nnx.Module:
+        """The network itself."""
+        return nnx.merge(self.graphdef, self.state)
+
 
 def predict_examples(
     predict: Callable[[np.ndarray], Any], examples: Sequence[dict[str, Any]], batch_size: int

@@ -4,16 +4,13 @@ import contextlib
 import dataclasses
 import sys
 import time
-from typing import Any
 
 import jax
-from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config, validate
-from kdjax.distillation import entries as term_entries
-from kdjax.distillation import terms as distillation_terms
+from kdjax.distillation import need_teacher
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.experiments import environment
@@ -28,7 +25,7 @@ from kdjax.models import saved
 from kdjax.models.batch_norm import group_batch_norm
 from kdjax.reporting import writers
 from kdjax.reporting.results import Role
-from kdjax.training.assembly import assemble_state, assemble_step
+from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import fit
@@ -104,23 +101,23 @@ def _train(
     if config.student.batch_norm == "per_device":
         group_batch_norm(student, placement.batch_shards)
     teacher = _load_teacher(config, placement)
-    terms = _resolve_terms(config, student, teacher)
+    distiller = assemble_distiller(config, student, teacher and teacher.module())
     cache = None
-    if teacher and config.teacher.cache:
-        cache = TeacherCache(config, images, teacher, terms)
+    if distiller and teacher and config.teacher.cache:
+        cache = TeacherCache(config, images, teacher, distiller)
     interruption = Interruption()
     scoring = Scoring(config, images, placement, _comparable(teacher, images), interruption)
     processes.say(f"{label}: mesh {placement.describe()}")
     processes.say(f"{label}: cache {images.cache.place}: {images.cache.reason}")
-    for term in terms:
-        processes.say(f"{label}: term {term.describe()}")
+    for line in distiller.describe() if distiller else ():
+        processes.say(f"{label}: term {line}")
     for split in filter(None, (config.data.val_split, config.data.test_split)):
         processes.say(f"{label}: {images.describe_evaluation(split)}")
     scoring.check_teacher(label)
     files.claim(config)
     kept = cache and cache.open(label)
 
-    graphdef, state = assemble_state(config, student, terms, info.num_classes)
+    graphdef, state = assemble_state(config, student, distiller)
     state = placement.put_state(state)
     checkpoints = Checkpoints(
         files.checkpoints,
@@ -155,7 +152,7 @@ def _train(
         config,
         Side(graphdef, info.preprocessing),
         live and Side(live.graphdef, live.info.preprocessing),
-        terms,
+        distiller,
     )
     training = feed(
         images,
@@ -249,7 +246,7 @@ def _writers(files: Workdir, steps: int, first_step: int, label: str) -> writers
 
 
 def _load_teacher(config: Config, placement: Placement) -> Network | None:
-    if not term_entries.need_teacher(config.terms):
+    if not need_teacher(config.terms):
         return None
     if not config.teacher.checkpoint:
         raise UserError(
@@ -265,13 +262,6 @@ def _load_teacher(config: Config, placement: Placement) -> Network | None:
                 f"{found!r}"
             )
     return dataclasses.replace(teacher, state=placement.put_state(teacher.state))
-
-
-def _resolve_terms(
-    config: Config, student: Any, teacher: Network | None
-) -> tuple[distillation_terms.Term, ...]:
-    offered = nnx.merge(teacher.graphdef, teacher.state).feature_specs if teacher else {}
-    return term_entries.resolve(config.terms, student.feature_specs, offered)
 
 
 def _comparable(teacher: Network | None, images: Images) -> Network | None:

@@ -5,7 +5,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 
 from kdjax import processes
 from kdjax.config import Config
-from kdjax.distillation.terms import Term
+from kdjax.distillation import Distiller
 from kdjax.errors import UserError
 from kdjax.experiments import score_files
 from kdjax.experiments.images import Images
@@ -36,19 +36,19 @@ class TeacherCache:
       config: of the run.
       images: its images.
       teacher: its teacher.
-      terms: what reads the teacher.
+      distiller: the terms, which read the teacher.
 
     Raises:
       UserError: the cache cannot serve the run, or the directory holds another.
     """
 
-    def __init__(self, config: Config, images: Images, teacher: Network, terms: Sequence[Term]):
+    def __init__(self, config: Config, images: Images, teacher: Network, distiller: Distiller):
         if is_remote(config.teacher.cache):
             raise UserError(
                 f"config.teacher.cache is {config.teacher.cache}; it is mapped into memory, so it "
                 "must be a directory on a disk"
             )
-        _check_terms(terms)
+        _check_terms(distiller)
         self._path = pathlib.Path(config.teacher.cache)
         self._config, self._images, self._teacher = config, images, teacher
         self._split = config.data.train_split
@@ -199,18 +199,19 @@ class TeacherCache:
                 yield batch["index"][row], {name: value[row] for name, value in found.items()}
 
 
-def _check_terms(terms: Sequence[Term]) -> None:
-    for term in terms:
-        where = f"config.terms.{term.name}"
-        if term.teacher not in (None, "logits"):
+def _check_terms(distiller: Distiller) -> None:
+    for name, loss in distiller.terms.items():
+        where = f"config.terms.{name}"
+        for read in loss.names("teacher"):
+            if read != "logits":
+                raise UserError(
+                    f'{where} reads the teacher\'s "{read}", but config.teacher.cache keeps its '
+                    "class scores (logits) only; leave the cache empty"
+                )
+        if loss.teacher and loss.resize != "teacher":
             raise UserError(
-                f'{where} reads the teacher\'s "{term.teacher}", but config.teacher.cache keeps '
-                "its class scores (logits) only; leave the cache empty"
-            )
-        if term.teacher and term.resize == "student":
-            raise UserError(
-                f'{where}.resize is "student", but scores from config.teacher.cache come at the '
-                'student\'s size; set it to "teacher", or leave the cache empty'
+                f'{where}.resize is "{loss.resize}", but scores from config.teacher.cache come at '
+                'the student\'s size; set it to "teacher", or leave the cache empty'
             )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kdjax.config import Config
-from kdjax.distillation.entries import defaults
+from kdjax.distillation import term
 from kdjax.reporting import files
 
 
@@ -27,10 +27,10 @@ class Setting(NamedTuple):
         """Sets a run's config to it."""
         config.optimizer.learning_rate = self.learning_rate
         config.optimizer.weight_decay = self.weight_decay
-        for term in config.terms.values():
-            whole = defaults(term.loss)
+        for entry in config.terms.values():
+            whole = term(entry.loss)
             for key in ("weight", "final_weight"):
-                term[key] = self.weight_factor * term.get(key, whole[key])
+                entry[key] = self.weight_factor * entry.get(key, whole[key])
 
 
 def plain_settings(config: Config) -> list[Setting]:

@@ -23,6 +23,7 @@ from kdjax.losses._augmented import fakd_cwd, fakd_kl, isda_cross_entropy, isda_
 from kdjax.losses._cross_entropy import cross_entropy, upsampled_cross_entropy, valid_mean
 from kdjax.losses._features import dead_channels, nfd
 from kdjax.losses._logits import cwd, gap_weighted_kl, pixelwise_kl
+from kdjax.losses._maps import resize, resize_labels
 from kdjax.losses._similarity import pfs, skd_pairwise
 from kdjax.losses._statistics import ClassStatistics
 
@@ -39,6 +40,8 @@ __all__ = [
     "nfd",
     "pfs",
     "pixelwise_kl",
+    "resize",
+    "resize_labels",
     "skd_pairwise",
     "upsampled_cross_entropy",
     "valid_mean",

@@ -1,6 +1,5 @@
 """Networks in Flax NNX; each returns one struct with logits, aux_logits and features by name."""
 
-from kdjax.models.outputs import Classification as Classification
 from kdjax.models.outputs import FeatureSpec as FeatureSpec
 from kdjax.models.outputs import SegmentationOutput as SegmentationOutput
 from kdjax.models.registry import DTYPES as DTYPES

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kdjax.distillation import Classification
 from kdjax.models.layers import Classifier
-from kdjax.models.outputs import Classification, FeatureSpec
+from kdjax.models.outputs import FeatureSpec
 
 
 class Head(nnx.Module):

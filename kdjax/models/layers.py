@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kdjax.distillation import Classification
+from kdjax.losses import resize as resize
 from kdjax.models.batch_norm import BatchNorm
-from kdjax.models.outputs import Classification
 
 
 def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
@@ -209,36 +210,6 @@ class Classifier(nnx.Module):
         kernel, bias = self.conv.kernel[...], self.conv.bias
         assert bias is not None
         return Classification(self.conv(x), x, kernel[0, 0], bias[...])
-
-
-def resize(
-    x: Float[Array, "B H W C"], size: tuple[int, ...], *, align_corners: bool = False
-) -> Float[Array, "B h w C"]:
-    """Resizes bilinearly without antialiasing, as PyTorch.
-
-    Args:
-      x: the map.
-      size: height and width of the result.
-      align_corners: put the centres of the corner pixels on each other, else the corners of the
-        images.
-    """
-    if x.shape[1:3] == tuple(size):
-        return x
-    # A pooled image: nothing to interpolate, and TensorFlow Lite gets the general way wrong for it.
-    if x.shape[1:3] == (1, 1):
-        return jnp.broadcast_to(x, (x.shape[0], *size, x.shape[3]))
-    if align_corners:
-        rows, columns = map(aligned_matrix, x.shape[1:3], size)
-        x = jnp.einsum("nh,bhwc->bnwc", jnp.asarray(rows, x.dtype), x)
-        return jnp.einsum("mw,bnwc->bnmc", jnp.asarray(columns, x.dtype), x)
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method="bilinear", antialias=False)
-
-
-def aligned_matrix(size: int, wanted: int) -> np.ndarray:
-    """Returns the weights [wanted, size] of an interpolation that aligns corners."""
-    positions = np.arange(wanted) * ((size - 1) / max(wanted - 1, 1))
-    distances = np.abs(positions[:, None] - np.arange(size))
-    return np.maximum(1 - distances, 0).astype(np.float32)
 
 
 def max_pool(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Array, "B h w C"]:

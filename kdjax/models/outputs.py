@@ -6,6 +6,8 @@ from typing import NamedTuple
 from flax import struct
 from jaxtyping import Array, Float
 
+from kdjax.distillation import Classification, Maps
+
 
 class FeatureSpec(NamedTuple):
     """A named feature map: its channel count and its stride relative to the image."""
@@ -24,23 +26,6 @@ def stage_specs(channels: Sequence[int]) -> dict[str, FeatureSpec]:
 
 
 @struct.dataclass
-class Classification:
-    """Class scores, and the linear map that made them: `logits = inputs @ kernel + bias`.
-
-    Attributes:
-      logits: class scores [B, h, w, K].
-      inputs: what the last 1x1 convolution read [B, h, w, A]: in training, after dropout.
-      kernel: its kernel [A, K].
-      bias: its bias [K].
-    """
-
-    logits: Float[Array, "B h w K"]
-    inputs: Float[Array, "B h w A"]
-    kernel: Float[Array, "A K"]
-    bias: Float[Array, " K"]
-
-
-@struct.dataclass
 class SegmentationOutput:
     """The output of a network on images [B, H, W, 3].
 
@@ -55,3 +40,11 @@ class SegmentationOutput:
     aux_logits: Float[Array, "B h w K"] | None
     features: dict[str, Float[Array, "B h w C"]]
     classifiers: dict[str, Classification]
+
+    @property
+    def maps(self) -> Maps:
+        """All maps by name, as distillation takes them: scores with the classifier behind them."""
+        scores = {"logits": self.logits}
+        if self.aux_logits is not None:
+            scores["aux_logits"] = self.aux_logits
+        return {**self.features, **scores, **self.classifiers}

@@ -11,14 +11,15 @@ from flax import nnx
 
 from kdjax.builders import builders_root
 from kdjax.config import Config, validate
-from kdjax.distillation import entries as term_entries
+from kdjax.distillation import need_teacher
+from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
 from kdjax.models import create
 from kdjax.models.batch_norm import group_batch_norm
 from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.training import flops
-from kdjax.training.assembly import assemble_state, assemble_step
+from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
 from kdjax.training.step import Batch, Side, TrainStep
@@ -78,7 +79,7 @@ class Program:
             "parameters": state.params,
             "running statistics": state.model_state,
             "optimizer": state.opt_state,
-            "class statistics": state.statistics,
+            "what terms carry": state.terms,
             "moving average": state.ema,
             "teacher": self.teacher_state,
             "batch": self.batch,
@@ -111,19 +112,17 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
     if config.student.batch_norm == "per_device":
         group_batch_norm(student, placement.batch_shards)
     teacher = _teacher(config, num_classes)
-    terms = term_entries.resolve(
-        config.terms, student.feature_specs, teacher.feature_specs if teacher else {}
-    )
+    distiller = assemble_distiller(config, student, teacher)
     graphdef, weights = nnx.split(student)
     state = jax.eval_shape(
-        lambda weights: assemble_state(config, nnx.merge(graphdef, weights), terms, num_classes)[1],
+        lambda weights: assemble_state(config, nnx.merge(graphdef, weights), distiller)[1],
         weights,
     )
     teacher_side, teacher_state = None, None
     if teacher is not None:
         teacher_graphdef, teacher_state = nnx.split(teacher)
         teacher_side = Side(teacher_graphdef, IMAGENET)
-    step = assemble_step(config, Side(graphdef, IMAGENET), teacher_side, terms)
+    step = assemble_step(config, Side(graphdef, IMAGENET), teacher_side, distiller)
     size = (batch_size, *config.data.crop_size)
     batch = {
         "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
@@ -131,7 +130,7 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
     }
     if teacher is not None and config.teacher.view == "clean":
         batch["clean"] = batch["image"]
-    read = {term.teacher for term in terms if term.teacher}
+    read = distiller.reads("teacher") if distiller else set()
     work = Work(
         teacher=_teacher_work(teacher, read, batch["image"]) if teacher else 0,
         student=_student_work(student, batch["image"]),
@@ -161,7 +160,7 @@ def known_classes(name: str) -> int:
 
 
 def _teacher(config: Config, num_classes: int) -> Any:
-    if not term_entries.need_teacher(config.terms):
+    if not need_teacher(config.terms):
         return None
     if not config.teacher.name:
         raise UserError(
@@ -188,9 +187,8 @@ def _teacher_work(teacher: Any, read: set[str], images: jax.ShapeDtypeStruct) ->
     graphdef, state = nnx.split(teacher)
 
     def forward(state: Any, images: jax.Array) -> list[Any]:
-        output = nnx.merge(graphdef, state)(IMAGENET(images))
-        maps = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
-        return [maps[name] for name in sorted(read)]
+        maps = nnx.merge(graphdef, state)(IMAGENET(images)).maps
+        return [array_of(maps[name]) for name in sorted(read)]
 
     return flops.count(forward, state, images)
 

@@ -10,7 +10,7 @@ from kdjax.errors import UserError
 from kdjax.suggest import nearest
 
 # Each method alone, on top of cross-entropy, with the weights of its paper or of its authors' code;
-# where neither is known (NFD, PFS, FAKD), with those that `kdjax.distillation.catalogue` explains.
+# where neither is known (NFD, PFS, FAKD), with those that `kdjax.distillation.builtin` explains.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "plain": {},
     "pixelwise_kl": {"pixelwise_kl": term("pixelwise_kl")},

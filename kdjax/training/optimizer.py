@@ -10,7 +10,7 @@ from kdjax.suggest import nearest
 
 OPTIMIZERS = ("sgd", "adamw")
 # Path parts of what is trained from scratch on top of a backbone.
-HEADS = ("head", "auxiliary_head", "adapters")
+HEADS = ("head", "auxiliary_head", "terms")
 
 # What is no kernel in spite of its shape: biases of positions in Swin, as mmsegmentation's configs
 # have them, and in own networks its other embeddings, and biases of several heads.

@@ -8,8 +8,6 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Int
 
-from kdjax.distillation.terms import Adapters, Statistics
-
 
 @struct.dataclass
 class TrainState:
@@ -18,11 +16,11 @@ class TrainState:
     Attributes:
       step: number of steps done.
       seed: of dropout. Here, and not in the program, so that runs of any seed are one program.
-      params: {"student": parameters, "adapters": by term name}, all trained together.
+      params: {"student": parameters, "terms": what they learn, by name}, all trained together.
       model_state: all else that the student keeps: running statistics, and the random state of
         modules that have their own, as `nnx.Dropout(0.1, rngs=rngs)`.
       opt_state: the optimizer's.
-      statistics: class statistics of the student's features, by name, for the terms that augment.
+      terms: what the distillation terms carry, by name.
       ema: moving averages of `params["student"]` and `model_state`, as `update_average` makes them;
         or None.
     """
@@ -32,7 +30,7 @@ class TrainState:
     params: dict[str, Any]
     model_state: nnx.State
     opt_state: optax.OptState
-    statistics: Statistics
+    terms: Any
     ema: tuple[nnx.State, nnx.State] | None
 
     def student(self) -> nnx.State:
@@ -60,23 +58,31 @@ def update_average(average: Any, new: Any, decay: float) -> Any:
 
 def create_state(
     student: nnx.Module,
-    adapters: Adapters,
-    statistics: Statistics,
+    terms: tuple[Any, Any],
     optimizer: optax.GradientTransformation,
     *,
     ema: bool,
     seed: int = 0,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Splits a student into its structure and the initial state of its training."""
+    """Splits a student into its structure and the initial state of its training.
+
+    Args:
+      student: the network.
+      terms: what the distillation terms learn and carry, as `Distiller.init` returns it.
+      optimizer: of the parameters of both.
+      ema: whether to keep moving averages.
+      seed: of the run.
+    """
     graphdef, student_params, model_state = nnx.split(student, nnx.Param, ...)
-    params = {"student": student_params, "adapters": adapters}
+    learned, carried = terms
+    params = {"student": student_params, "terms": learned}
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.int32),
         params=params,
         model_state=model_state,
         opt_state=optimizer.init(params),
-        statistics=statistics,
+        terms=carried,
         ema=jax.tree.map(jnp.copy, (student_params, model_state)) if ema else None,
     )
     return graphdef, state

@@ -8,20 +8,21 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from kdjax.distillation.objective import Objective
-from kdjax.distillation.terms import Statistics
+from kdjax.distillation import Maps
+from kdjax.distillation.maps import array_of
 from kdjax.models import SegmentationOutput
 from kdjax.models.keys import traced_rngs
 from kdjax.models.preprocessing import Preprocessing
 from kdjax.training import cached_scores
+from kdjax.training.objective import Objective
 from kdjax.training.state import TrainState, update_average
 
 Batch = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
-# What a forward pass changes beside the gradients: running statistics, and those of the classes.
-Moving = tuple[nnx.State, Statistics]
+# What a forward pass changes beside the gradients: the network's statistics, and the terms' state.
+Moving = tuple[nnx.State, PyTree]
 TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
 
 
@@ -55,7 +56,7 @@ def make_train_step(
       student: the network that is trained.
       teacher: the frozen network, where a term reads it and batches do not hold its scores.
       objective: what is minimised.
-      optimizer: applied to the student's parameters and the adapters.
+      optimizer: applied to the student's parameters and what the terms learn.
       learning_rate: the schedule inside `optimizer`, for the log.
       steps: length of the run.
       accumulate: micro-batches whose gradients are averaged before one update. Each is that of its
@@ -66,26 +67,35 @@ def make_train_step(
     def loss_and_gradients(
         state: TrainState, moving: Moving, teacher_state: Any, batch: Batch, index: Array
     ) -> tuple[dict[str, Any], Moving, Metrics]:
-        model_state, statistics = moving
-        theirs = None
+        model_state, carried = moving
+        theirs: Maps | None = None
         if teacher is not None:
             # Outside the differentiated function: no activation of the teacher is kept.
             frozen = nnx.merge(teacher.graphdef, teacher_state)
             frozen.eval()
-            theirs = frozen(teacher.preprocessing(batch.get("clean", batch["image"])))
+            theirs = frozen(teacher.preprocessing(batch.get("clean", batch["image"]))).maps
         images = student.preprocessing(batch["image"])
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), index)
+        seed = jax.random.key(state.seed)
+        key = jax.random.fold_in(jax.random.fold_in(seed, state.step), index)
 
         def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], tuple[Moving, Metrics]]:
             # Batch statistics change inside: without a copy, flax refuses the outer trace's.
             net = nnx.merge(student.graphdef, params["student"], model_state, copy=True)
-            ours: SegmentationOutput = net(images, train=True, rngs=traced_rngs(dropout=key))
+            output: SegmentationOutput = net(images, train=True, rngs=traced_rngs(dropout=key))
+            ours = output.maps
             new_model_state = nnx.state(net, nnx.Not(nnx.Param))
             taught = _cached(batch, ours) if "cached" in batch else theirs
-            value, metrics, new_statistics = objective(
-                ours, taught, batch["label"], params["adapters"], statistics, state.step / steps
+            value, (new_carried, metrics) = objective(
+                ours,
+                taught,
+                batch["label"],
+                params["terms"],
+                carried,
+                step=state.step,
+                steps=steps,
+                key=jax.random.fold_in(seed, index),
             )
-            return value, ((new_model_state, new_statistics), metrics)
+            return value, ((new_model_state, new_carried), metrics)
 
         gradients, (moving, metrics) = jax.grad(loss, has_aux=True)(state.params)
         return gradients, moving, metrics
@@ -93,7 +103,7 @@ def make_train_step(
     def train_step(
         state: TrainState, teacher_state: Any, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        moving: Moving = (state.model_state, state.statistics)
+        moving: Moving = (state.model_state, state.terms)
         if accumulate == 1:
             gradients, moving, metrics = loss_and_gradients(
                 state, moving, teacher_state, batch, jnp.zeros((), jnp.int32)
@@ -116,8 +126,9 @@ def make_train_step(
             gradients = jax.tree.map(lambda g: g / accumulate, gradients)
             metrics = jax.tree.map(jnp.mean, metrics)
 
-        model_state, statistics = moving
+        model_state, carried = moving
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates = _at_own_rates(updates, objective)
         params: Any = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
@@ -125,24 +136,31 @@ def make_train_step(
             ema = update_average(ema, new, ema_decay)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        state = TrainState(
-            state.step + 1, state.seed, params, model_state, opt_state, statistics, ema
-        )
+        state = TrainState(state.step + 1, state.seed, params, model_state, opt_state, carried, ema)
         return state, metrics
 
     return train_step
 
 
-def _cached(batch: Batch, student: SegmentationOutput) -> SegmentationOutput:
-    """The teacher's output on the crops, from its scores on the whole images."""
+def _cached(batch: Batch, student: Maps) -> Maps:
+    """The teacher's scores on the crops, from those on the whole images."""
     logits = cached_scores.sample(
         batch["cached"]["scores"],
         batch["cached"]["size"],
         batch["place"],
         crop_size=batch["image"].shape[1:3],
-        grid=student.logits.shape[1:3],
+        grid=array_of(student["logits"]).shape[1:3],
     )
-    return SegmentationOutput(logits, aux_logits=None, features={}, classifiers={})
+    return {"logits": logits}
+
+
+def _at_own_rates(updates: Any, objective: Objective) -> Any:
+    """Updates of what the terms learn, at the learning rates of their own."""
+    if objective.distiller is None:
+        return updates
+    rates = objective.distiller.learning_rates(updates["terms"])
+    scaled = jax.tree.map(lambda x, rate: x if rate == 1 else rate * x, updates["terms"], rates)
+    return {**updates, "terms": scaled}
 
 
 def _micro_batches(batch: Batch, count: int) -> Batch:

@@ -1,0 +1,495 @@
+"""Distillation terms as one object: what they learn and carry, and their weighted sum."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from kdjax import names, ranges
+from kdjax.distillation import adapter
+from kdjax.distillation.builtin import LOSSES
+from kdjax.distillation.loss import COMMON, SCHEDULES, Inputs, Loss, Metrics, loss_class
+from kdjax.distillation.maps import Classification, Maps, Spec, array_of, fits, spec_of
+from kdjax.errors import UserError
+from kdjax.losses import resize, resize_labels
+from kdjax.ranges import WrongValue
+from kdjax.suggest import nearest
+
+# Of the smallest map a side, in the trace that looks for mistakes, where nobody said its size.
+TRACED_CELLS = 16
+SIDES = ("student", "teacher")
+# Metrics that every run logs; a term's value is logged by the term's name.
+RESERVED = ("loss", "cross_entropy", "auxiliary_cross_entropy", "learning_rate", "gradient_norm")
+CHOICES = {
+    "schedule": tuple(SCHEDULES),
+    "resize": ("teacher", "student", "none"),
+    "adapter": ("where_needed", "always", "never"),
+}
+
+
+def term(loss: str | type[Loss] | Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """A term as a config holds it: the name of its loss, with all options that it has.
+
+    Args:
+      loss: a built-in name, "package.module:attribute", or such a class or function itself.
+      **options: what differs from the defaults: `student` and `teacher` (which map of each side, or
+        several), `weight`, `schedule`, and the other fields of `distillation.Loss` and of the loss.
+
+    Raises:
+      UserError: for an unknown loss or option, with the nearest one.
+    """
+    name = loss if isinstance(loss, str) else names.name_of(loss)
+    if name is None:
+        raise UserError(
+            f"{getattr(loss, '__qualname__', loss)} cannot be named in a config, since other "
+            "processes could not import it: define it at the top of a module"
+        )
+    kind = _class_of("term", name)
+    _check_options("term", name, kind, options)
+    return {"loss": name, **_defaults(kind), **options}
+
+
+class Distiller:
+    """Distillation terms between two networks, for any training loop.
+
+    Args:
+      terms: by name, each a `Loss` or what `term` returns. The names are those of the metrics.
+      student: the student's maps by name: arrays, `jax.ShapeDtypeStruct`s, or `Spec`s.
+      teacher: the teacher's; None where no term reads any.
+      image_size: height and width of the images, where the strides of maps are to be known.
+      ignore_label: the label of pixels that do not count.
+      where: what error messages call the terms.
+
+    Raises:
+      UserError: for an unknown loss, option or map, maps that do not go together, and whatever
+        tracing the terms on such maps raises; the message names the term.
+
+    Attributes:
+      terms: the losses by name.
+
+    Example:
+        >>> distiller = Distiller({"cwd": term("cwd")}, student=student_maps, teacher=teacher_maps)
+        >>> params, state = distiller.init(jax.random.key(0))
+        >>> loss, (state, metrics) = distiller(
+        ...     params, state, student_maps, teacher_maps, labels, step=step, steps=1000, key=key)
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, Loss | Mapping[str, Any]],
+        *,
+        student: Mapping[str, Any],
+        teacher: Mapping[str, Any] | None = None,
+        image_size: tuple[int, int] | None = None,
+        ignore_label: int = 255,
+        where: str = "terms",
+    ):
+        self.ignore_label = ignore_label
+        self._where = where
+        self._image_size = image_size
+        self._specs = {
+            side: {name: spec_of(name, value, image_size) for name, value in (maps or {}).items()}
+            for side, maps in zip(SIDES, (student, teacher), strict=True)
+        }
+        self.terms = {name: make_loss(f"{where}.{name}", entry) for name, entry in terms.items()}
+        for name, loss in self.terms.items():
+            self._check(name, loss)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term reads the teacher."""
+        return any(loss.teacher is not None for loss in self.terms.values())
+
+    def reads(self, side: str) -> set[str]:
+        """The maps that the terms read of "student" or "teacher"."""
+        return {name for loss in self.terms.values() for name in loss.names(side)}
+
+    def describe(self) -> list[str]:
+        """A line for each term: its loss, its maps, its options, and what it learns."""
+        return [self._describe(name, loss) for name, loss in self.terms.items()]
+
+    def init(self, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        """What the terms learn, and what they carry, each by the name of the term."""
+        params: dict[str, PyTree] = {}
+        state: dict[str, PyTree] = {}
+        for name, loss in self.terms.items():
+            for kept, found in zip((params, state), self._init(name, loss, key), strict=True):
+                if jax.tree.leaves(found):
+                    kept[name] = found
+        return params, state
+
+    def learning_rates(self, params: PyTree) -> PyTree:
+        """For each leaf of `params`, its learning rate in times of the run's."""
+        return {
+            name: jax.tree.map(lambda _, rate=self.terms[name].learning_rate: rate, learned)
+            for name, learned in params.items()
+        }
+
+    def __call__(
+        self,
+        params: PyTree,
+        state: PyTree,
+        student: Maps,
+        teacher: Maps | None = None,
+        labels: Int[Array, "B H W"] | None = None,
+        *,
+        step: Int[Array, ""] | int,
+        steps: int,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
+        """The weighted sum of the terms.
+
+        A pure function, to be differentiated with respect to `params` and what made `student`.
+
+        Args:
+          params: what the terms learn, as `init` returns it.
+          state: what they carry, likewise.
+          student: the student's maps by name; `Classification` where scores are augmented.
+          teacher: the teacher's, which get no gradient; None where no term reads them.
+          labels: class indices at the images' size; None where no term reads them.
+          step: steps done.
+          steps: of the whole run.
+          key: the same in every step; each step and term draws its own numbers.
+
+        Returns:
+          The loss, and the new state with the metrics: the unweighted value of each term by its
+          name, and what it logs beside as "term/name".
+        """
+        step = jnp.asarray(step, jnp.int32)
+        total = jnp.zeros(())
+        carried: dict[str, PyTree] = dict(state)
+        metrics: Metrics = {}
+        for name, loss in self.terms.items():
+            learned = params.get(name, {})
+            inputs = self._inputs(
+                name, loss, learned, student, teacher, labels, step, step / steps, key
+            )
+            before = state.get(name, {})
+            after = jax.tree.map(_constant, loss.update(before, jax.tree.map(_constant, inputs)))
+            if name in state:
+                carried[name] = after
+            found = loss(inputs, learned.get("loss", {}), after)
+            value, beside = found if isinstance(found, tuple) else (found, {})
+            if (shape := jnp.shape(value)) != ():
+                raise ValueError(
+                    f"the value must be a single number, got {list(shape)}; take a mean"
+                )
+            metrics[name] = value
+            metrics |= {f"{name}/{part}": jnp.asarray(number) for part, number in beside.items()}
+            total += loss.weight_at(inputs.progress) * value
+        return total, (carried, metrics)
+
+    def _inputs(
+        self,
+        name: str,
+        loss: Loss,
+        learned: PyTree,
+        student: Maps,
+        teacher: Maps | None,
+        labels: Int[Array, "B H W"] | None,
+        step: Int[Array, ""],
+        progress: Float[Array, ""],
+        key: PRNGKeyArray,
+    ) -> Inputs:
+        """What the term reads: resized and adapted."""
+        self._check_maps(name, loss, student, teacher, labels)
+        ours = [student[read] for read in loss.names("student")]
+        theirs = (
+            []
+            if loss.teacher is None or teacher is None
+            else [
+                jax.tree.map(_constant, array_of(teacher[read])) for read in loss.names("teacher")
+            ]
+        )
+        mine = [array_of(value) for value in ours]
+        for index, adapted in learned.get("adapter", {}).items():
+            mine[int(index)] = adapter.apply(adapted, mine[int(index)])
+        if loss.resize != "none":
+            for index, other in enumerate(theirs):
+                size = (mine[index] if loss.resize == "teacher" else other).shape[1:3]
+                mine[index], theirs[index] = resize(mine[index], size), resize(other, size)
+        first = ours[0]
+        classifier = None
+        if isinstance(first, Classification):
+            # Resizing and a 1x1 convolution may change places.
+            resized = resize(first.inputs, mine[0].shape[1:3])
+            classifier = dataclasses.replace(first, logits=mine[0], inputs=resized)
+        small = None
+        if labels is not None:
+            small = tuple(resize_labels(labels, x.shape[1:3]) for x in mine)
+        valid = None if small is None else tuple(x != self.ignore_label for x in small)
+
+        def one_or_all(values: Any, named: Any) -> Any:
+            return values if values is None or not isinstance(named, str) else values[0]
+
+        return Inputs(
+            student=one_or_all(tuple(mine), loss.student),
+            teacher=one_or_all(tuple(theirs), loss.teacher) if theirs else None,
+            labels=one_or_all(small, loss.student),
+            full_labels=labels,
+            valid=one_or_all(valid, loss.student),
+            classifier=classifier,
+            progress=progress,
+            step=step,
+            key=jax.random.fold_in(jax.random.fold_in(key, step), _number(name)),
+            ignore_label=self.ignore_label,
+        )
+
+    def _check_maps(
+        self,
+        name: str,
+        loss: Loss,
+        student: Maps,
+        teacher: Maps | None,
+        labels: Int[Array, "B H W"] | None,
+    ) -> None:
+        """Requires the maps to be those that the specs speak of.
+
+        Losses cannot know it: channels that come first, or rows and columns in one axis, pass for
+        maps of other sizes.
+        """
+        grids = []
+        for side, maps in zip(SIDES, (student, teacher), strict=True):
+            for read in loss.names(side):
+                if maps is None or read not in maps:
+                    raise ValueError(
+                        f'terms.{name} reads "{read}" of the {side}, which is not there'
+                    )
+                found, spec = array_of(maps[read]), self._specs[side][read]
+                fine = found.ndim == 4 and found.shape[3] == spec.channels
+                if fine and labels is not None and spec.stride and found.shape[1:3] not in grids:
+                    # Scores that were kept come at the size of the student's.
+                    fine = fits(found.shape[1:3], labels.shape[1:], spec.stride)
+                if not fine:
+                    size = spec.size or ("h", "w")
+                    if labels is not None and spec.stride:
+                        size = tuple(-(-extent // spec.stride) for extent in labels.shape[1:])
+                    wanted = ", ".join(map(str, (found.shape[0], *size, spec.channels)))
+                    raise UserError(
+                        f'{self._where}.{name}.{side}: "{read}" of the {side} is '
+                        f"{list(found.shape)}; it must be [{wanted}], channels last"
+                    )
+                if side == "student":
+                    grids.append(found.shape[1:3])
+
+    def _init(self, name: str, loss: Loss, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        key = jax.random.fold_in(key, _number(name))
+        adapters = {
+            str(index): adapter.init(
+                jax.random.fold_in(key, index),
+                mine.channels,
+                theirs.channels,
+                bias=loss.adapter_bias,
+                norm=loss.adapter_norm,
+            )
+            for index, (mine, theirs) in enumerate(self._pairs(loss))
+            if _is_adapted(loss, mine, theirs)
+        }
+        student, teacher = self._adapted_specs(loss)
+        own = loss.init_params(jax.random.fold_in(key, len(adapters)), student, teacher)
+        params = {"adapter": adapters} if adapters else {}
+        if jax.tree.leaves(own):
+            params["loss"] = own
+        return params, loss.init_state(student, teacher)
+
+    def _pairs(self, loss: Loss) -> list[tuple[Spec, Spec]]:
+        ours, theirs = ([self._specs[side][name] for name in loss.names(side)] for side in SIDES)
+        return list(zip(ours, theirs, strict=False))
+
+    def _adapted_specs(self, loss: Loss) -> tuple[Any, Any]:
+        """The specs of both sides as the loss gets the maps: one, or a tuple."""
+        ours, theirs = ([self._specs[side][name] for name in loss.names(side)] for side in SIDES)
+        for index, (mine, other) in enumerate(self._pairs(loss)):
+            if _is_adapted(loss, mine, other):
+                ours[index] = dataclasses.replace(mine, channels=other.channels)
+            if loss.resize != "none":
+                kept = ours[index] if loss.resize == "teacher" else other
+                place = {"stride": kept.stride, "size": kept.size}
+                ours[index] = dataclasses.replace(ours[index], **place)
+                theirs[index] = dataclasses.replace(other, **place)
+        student = ours[0] if isinstance(loss.student, str) else tuple(ours)
+        if loss.teacher is None:
+            return student, None
+        return student, theirs[0] if isinstance(loss.teacher, str) else tuple(theirs)
+
+    def _check(self, name: str, loss: Loss) -> None:
+        """Finds what would fail in the first step: by the specs, and by tracing it on such maps."""
+        where = f"{self._where}.{name}"
+        for side in SIDES:
+            specs = self._specs[side]
+            for read in loss.names(side):
+                if read not in specs:
+                    raise UserError(
+                        f'{where}.{side}: the {side} has no map "{read}"; it has '
+                        f"{', '.join(specs) or 'none'}"
+                    )
+        counts = [len(loss.names(side)) for side in SIDES]
+        if loss.teacher is not None and counts[0] != counts[1] and loss.resize != "none":
+            raise UserError(
+                f"{where} names {counts[0]} maps of the student and {counts[1]} of the teacher; "
+                'name as many of each, or set resize to "none"'
+            )
+        for mine, theirs in self._pairs(loss):
+            if mine.scores and theirs.scores and mine.channels != theirs.channels:
+                raise UserError(
+                    f"{where}: the student scores {mine.channels} classes and the teacher "
+                    f"{theirs.channels}; class scores can be compared only over the same classes"
+                )
+        try:
+            loss.check(*self._adapted_specs(loss))
+            jax.eval_shape(lambda: self._trace(name, loss))
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: {error}") from error
+        # What the user's own loss raises on maps as it will get them.
+        except Exception as error:
+            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+
+    def _trace(self, name: str, loss: Loss) -> Any:
+        alone = object.__new__(Distiller)
+        alone.__dict__ = {**self.__dict__, "terms": {name: loss}}
+        params, state = alone.init(jax.random.key(0))
+        specs = [self._specs[side][read] for side in SIDES for read in loss.names(side)]
+        widest = max(spec.stride or 1 for spec in specs)
+        images = self._image_size or (widest * TRACED_CELLS, widest * TRACED_CELLS)
+        student, teacher = (
+            {read: _blank(self._specs[side][read], images) for read in loss.names(side)}
+            for side in SIDES
+        )
+        labels = jnp.zeros((2, *images), jnp.int32)
+        return alone(
+            params, state, student, teacher, labels, step=0, steps=1, key=jax.random.key(0)
+        )
+
+    def _describe(self, name: str, loss: Loss) -> str:
+        options = {
+            field.name: getattr(loss, field.name)
+            for field in dataclasses.fields(loss)
+            if field.name not in COMMON
+        }
+        said = ", ".join(f"{key} {value}" for key, value in options.items())
+        maps = ", ".join(
+            named if isinstance(named, str) else "+".join(named)
+            for named in (loss.student, loss.teacher)
+            if named is not None
+        )
+        adapted = "".join(
+            f", adapter 1x1 {mine.channels} -> {theirs.channels}"
+            for mine, theirs in self._pairs(loss)
+            if _is_adapted(loss, mine, theirs)
+        )
+        return f"{name}: {type(loss).__name__}({maps}{'; ' if said else ''}{said}){adapted}"
+
+
+def make_loss(where: str, entry: Any) -> Loss:
+    """Makes the loss of a term, as far as that can be done without the networks.
+
+    Args:
+      where: what messages call it, as "config.terms.cwd".
+      entry: a loss, or what `term` returns.
+
+    Raises:
+      UserError: for an unknown loss, option or choice, a value of another type, or a weight that is
+        negative or not finite.
+    """
+    name = where.rpartition(".")[2]
+    if name in RESERVED:
+        raise WrongValue(where, "is the name of a metric that is always logged; choose another")
+    if isinstance(entry, Loss):
+        loss = entry
+    else:
+        # A ConfigDict has items, and is no Mapping.
+        if not hasattr(entry, "items"):
+            raise WrongValue(where, f"is {entry!r}; it must be a loss, or a dict as of term()")
+        values = {key: tuple(x) if isinstance(x, list) else x for key, x in entry.items()}
+        if "loss" not in values:
+            raise WrongValue(where, f"names no loss: {nearest('', LOSSES)}")
+        named = str(values.pop("loss"))
+        kind = _class_of(f"{where}.loss", named)
+        _check_options(where, named, kind, values)
+        try:
+            loss = kind(**values)  # pyright: ignore[reportArgumentType]  checked above
+        except TypeError as error:
+            raise WrongValue(where, f"({named}): {error}") from error
+    for key, choices in CHOICES.items():
+        if (value := getattr(loss, key)) not in choices:
+            raise WrongValue(f"{where}.{key}", f'is "{value}": {nearest(str(value), choices)}')
+    # Below zero, a term would be maximised.
+    for key in ("weight", "final_weight", "learning_rate"):
+        ranges.check_number(f"{where}.{key}", getattr(loss, key), ranges.NOT_NEGATIVE)
+    return loss
+
+
+def need_teacher(terms: Mapping[str, Any]) -> bool:
+    """Whether any of these terms reads a teacher, as `Distiller` takes them."""
+    return any(make_loss(f"terms.{name}", entry).teacher for name, entry in terms.items())
+
+
+def _class_of(where: str, name: str) -> type[Loss]:
+    found = names.resolve("loss", name, LOSSES, asked_by=where)
+    try:
+        return loss_class(found)
+    except (TypeError, ValueError) as error:
+        raise WrongValue(where, f"names {name}: {error}") from error
+
+
+def _defaults(kind: type[Loss]) -> dict[str, Any]:
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(kind)
+        if field.default is not dataclasses.MISSING
+    }
+
+
+def _check_options(where: str, name: str, kind: type[Loss], given: Mapping[str, Any]) -> None:
+    known, defaults = [field.name for field in dataclasses.fields(kind)], _defaults(kind)
+    for key, value in given.items():
+        if key not in known:
+            raise WrongValue(f"{where}.{key}", f"is no key of {name}: {nearest(key, known)}")
+        if key in SIDES:
+            _check_names(f"{where}.{key}", value, defaults[key])
+        elif type(defaults.get(key)) in ranges.KINDS:
+            ranges.check_type(f"{where}.{key}", value, defaults[key])
+        if isinstance(value, float):
+            ranges.check_number(f"{where}.{key}", value, ranges.FINITE)
+
+
+def _check_names(key: str, value: Any, default: Any) -> None:
+    """Requires the name of a map, or names; a loss without a teacher takes none."""
+    if default is None and value is not None:
+        raise WrongValue(key, f"is {value!r}; this loss reads no teacher")
+    several = isinstance(value, tuple) and bool(value) and all(isinstance(x, str) for x in value)
+    if default is not None and not isinstance(value, str) and not several:
+        raise WrongValue(key, f'is {value!r}; it must be the name of a map, as "logits", or names')
+
+
+def _is_adapted(loss: Loss, student: Spec, teacher: Spec) -> bool:
+    if loss.adapter == "where_needed":
+        return student.channels != teacher.channels
+    return loss.adapter == "always"
+
+
+def _blank(spec: Spec, images: tuple[int, ...]) -> Array | Classification:
+    """A map of zeros on images of a size, as the spec says."""
+    size = spec.size or tuple(-(-extent // (spec.stride or 1)) for extent in images)
+    zeros = jnp.zeros((2, *size, spec.channels))
+    if spec.classified is None:
+        return zeros
+    kernel = jnp.zeros((spec.classified, spec.channels))
+    inputs = jnp.zeros((2, *size, spec.classified))
+    return Classification(zeros, inputs, kernel, jnp.zeros(spec.channels))
+
+
+def _constant(leaf: Any) -> Any:
+    """A leaf without gradient; keys and whole numbers have none."""
+    return jax.lax.stop_gradient(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+
+
+def _number(name: str) -> int:
+    """A number of a term's name, the same in every process."""
+    return zlib.crc32(name.encode())

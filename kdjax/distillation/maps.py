@@ -1,0 +1,105 @@
+"""What a network hands to the losses: named maps, and what is known of them beforehand."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+# The names of class scores.
+SCORES = ("logits", "aux_logits")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["logits", "inputs", "kernel", "bias"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Class scores, and the linear map that made them: `logits = inputs @ kernel + bias`.
+
+    It may stand among the maps in place of the scores; losses that augment features need it.
+
+    Attributes:
+      logits: class scores [B, h, w, K].
+      inputs: what the last 1x1 convolution read [B, h, w, A]: in training, after dropout.
+      kernel: its kernel [A, K].
+      bias: its bias [K].
+    """
+
+    logits: Float[Array, "B h w K"]
+    inputs: Float[Array, "B h w A"]
+    kernel: Float[Array, "A K"]
+    bias: Float[Array, " K"]
+
+
+Maps = Mapping[str, Array | Classification]
+"""Maps [B, h, w, C] by name; "logits" is the name of the class scores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is known of a map.
+
+    Attributes:
+      channels: C.
+      stride: pixels of the image to a cell of the map; None where nobody said.
+      size: h and w; None where nobody said.
+      scores: whether it holds class scores.
+      classified: A, the channels of what the classifier read; None where it is not known.
+    """
+
+    channels: int
+    stride: int | None = None
+    size: tuple[int, int] | None = None
+    scores: bool = False
+    classified: int | None = None
+
+
+def spec_of(name: str, value: Any, image_size: tuple[int, int] | None = None) -> Spec:
+    """What is known of a map from an array, what stands for one, or a `Spec`.
+
+    Args:
+      name: of the map.
+      value: an array or `jax.ShapeDtypeStruct` [B, h, w, C], a `Classification` of such, or a spec.
+      image_size: height and width of the images, where they are known.
+
+    Raises:
+      ValueError: where the value is no map.
+    """
+    if isinstance(value, Spec):
+        return dataclasses.replace(value, scores=value.scores or name in SCORES)
+    classified = None
+    if isinstance(value, Classification):
+        classified = int(value.inputs.shape[-1])
+        value = value.logits
+    if len(getattr(value, "shape", ())) != 4:
+        found = list(value.shape) if hasattr(value, "shape") else type(value).__name__
+        raise ValueError(f'the map "{name}" must be [B, h, w, C], channels last; it is {found}')
+    _, height, width, channels = value.shape
+    stride = None
+    if image_size:
+        stride = max(1, round(image_size[0] / height))
+        if not fits((height, width), image_size, stride):
+            raise ValueError(
+                f'the map "{name}" is {list(value.shape)} on images of {image_size[0]} x '
+                f"{image_size[1]}: no stride makes that of height and width, and channels are the "
+                "last axis"
+            )
+    scores = name in SCORES or classified is not None
+    return Spec(channels, stride, (height, width), scores, classified)
+
+
+def fits(size: tuple[int, ...], image_size: tuple[int, ...], stride: int) -> bool:
+    """Whether a map of a stride may have this height and width."""
+    wanted = [-(-extent // stride) for extent in image_size]
+    # Pooling whose last window may be cut off makes a row and a column more.
+    return all(abs(found - right) <= 1 for found, right in zip(size, wanted, strict=True))
+
+
+def array_of(value: Array | Classification) -> Float[Array, "B h w C"]:
+    """The map itself."""
+    return value.logits if isinstance(value, Classification) else value

@@ -1,0 +1,70 @@
+"""Names of things that may be the user's own: a built-in name, or "package.module:attribute".
+
+Strings survive JSON, checkpoints and other processes, where objects do not. What kdjax brings
+stands in tables of such strings itself, and is found in the same way.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from kdjax.ranges import WrongValue
+from kdjax.suggest import nearest
+
+SEPARATOR = ":"
+
+
+def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) -> Any:
+    """Returns what a name stands for.
+
+    Args:
+      kind: what is named, for messages, as "network".
+      name: a key of `builtin`, or "package.module:attribute" of whatever can be imported.
+      builtin: built-in name -> "package.module:attribute".
+      asked_by: the key or the file that holds the name, for messages.
+
+    Raises:
+      UserError: for an unknown name, with the nearest; for a module that cannot be imported or has
+        no such attribute, with the reason.
+    """
+    path = builtin.get(name, name)
+    module, separator, attribute = path.partition(SEPARATOR)
+    if not (separator and module and attribute):
+        raise WrongValue(
+            asked_by,
+            f'names the unknown {kind} "{name}": {nearest(name, builtin)} (one of your own is '
+            'named "package.module:attribute")',
+        )
+    try:
+        found = importlib.import_module(module)
+    # Importing runs the module, which may raise anything.
+    except Exception as error:
+        raise WrongValue(asked_by, f'names the {kind} "{name}": {_why(module, error)}') from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            known = [known for known in vars(found) if not known.startswith("_")]
+            raise WrongValue(
+                asked_by,
+                f'names the {kind} "{name}": {module} has no "{attribute}"; {nearest(part, known)}',
+            ) from None
+    return found
+
+
+def name_of(value: Any) -> str | None:
+    """Returns the name that `resolve` finds a function or class by; None where there is none.
+
+    What was defined in a function or a notebook has none: another process could not import it.
+    """
+    module, attribute = getattr(value, "__module__", None), getattr(value, "__qualname__", "<")
+    if module in (None, "__main__") or "<" in attribute:
+        return None
+    return f"{module}{SEPARATOR}{attribute}"
+
+
+def _why(module: str, error: Exception) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and (module == missing or module.startswith(f"{missing}.")):
+        return f'there is no module "{missing}" on the path; set PYTHONPATH to the folder it is in'
+    return f"{module} cannot be imported: {type(error).__name__}: {error}"
