@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from kdjax import names
 from kdjax.errors import UserError
 from kdjax.ranges import KINDS
 
@@ -50,6 +51,8 @@ class Parser(flags.ArgumentParser[ConfigDict]):
 def read(text: str) -> ConfigDict:
     """Runs a config file and returns what its `get_config` returns.
 
+    Modules beside the file and in the working directory can be imported from then on.
+
     Args:
       text: the path; behind a colon, the argument of `get_config`.
 
@@ -62,6 +65,9 @@ def read(text: str) -> ConfigDict:
         raise UserError(f"{path}: this is a folder; name a config file")
     if not os.path.exists(path):
         raise UserError(f"{path}: no such config file")
+    # The user's own modules, which the config names, may lie beside it or where the command runs.
+    for folder in (pathlib.Path(path).parent, pathlib.Path()):
+        names.make_importable(folder)
     try:
         module = _run(path)
     except Exception as error:

@@ -5,6 +5,9 @@ stands in tables of such strings itself, and is found in the same way.
 """
 
 import importlib
+import os
+import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +53,15 @@ def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) 
                 f'names the {kind} "{name}": {module} has no "{attribute}"; {nearest(part, known)}',
             ) from None
     return found
+
+
+def make_importable(folder: pathlib.Path) -> None:
+    """Lets modules in a folder be found, behind all others, here and in processes started later."""
+    place = str(folder.resolve())
+    for path in (sys.path, inherited := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        if place not in path:
+            path.append(place)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, inherited))
 
 
 def name_of(value: Any) -> str | None:

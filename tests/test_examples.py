@@ -1,0 +1,48 @@
+"""The examples run as they stand."""
+
+import os
+import pathlib
+import runpy
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kdjax import config as configuration
+from kdjax import config_file
+from kdjax.distillation import Distiller
+
+EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
+
+
+def test_own_losses_are_terms_of_a_config_beside_them(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    config = config_file.read(str(EXAMPLES / "own_loss.py"))
+    # Processes that are started later find them too.
+    assert os.environ["PYTHONPATH"].split(os.pathsep)[:2] == ["elsewhere", str(EXAMPLES)]
+    configuration.validate(config)
+    again = configuration.from_json(configuration.to_json(config))
+    maps = {
+        side: {"head": jnp.ones((2, 4, 4, 3)), "stage4": jnp.ones((2, 4, 4, channels))}
+        for side, channels in (("student", 2), ("teacher", 5))
+    }
+    distiller = Distiller(again.terms, **maps)
+    params, state = distiller.init(jax.random.key(0))
+    assert params["mgd"]["loss"]["first"].shape == (3, 3, 5, 5)
+    loss, (_, metrics) = distiller(
+        params, state, *maps.values(), step=0, steps=1, key=jax.random.key(1)
+    )
+    assert metrics["hint"] == 0
+    assert 0 <= float(metrics["mgd/kept"]) <= 1
+    assert float(loss) == pytest.approx(float(metrics["mgd"]), rel=1e-6)
+
+
+def test_a_plain_loop(capsys):
+    lines = len((EXAMPLES / "plain_loop.py").read_text().splitlines())
+    assert lines <= 150
+    runpy.run_path(str(EXAMPLES / "plain_loop.py"))["main"](4)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith("taught: ")
+    assert any("maps/dead_teacher_channels" in line for line in printed)
