@@ -21,7 +21,7 @@ from kdjax.errors import UserError
 from kdjax.models import DTYPES, NETWORKS
 from kdjax.ranges import Range, WrongValue
 from kdjax.suggest import nearest
-from kdjax.training.optimizer import OPTIMIZERS
+from kdjax.training import optimizer as optimizers
 
 # What type checkers know of a config: its keys are set at run time (and locked by `default`).
 Config = Any
@@ -120,16 +120,27 @@ def default() -> Config:
     config.loss.mean_over = "labelled"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # or "adamw"
+    # "sgd", "adamw", or "package.module:factory" of one that takes learning_rate, as "optax:lion".
+    config.optimizer.name = "sgd"
+    config.optimizer.options = ConfigDict()  # further arguments of it
     config.optimizer.learning_rate = 0.01
-    config.optimizer.min_learning_rate = 0.0
-    config.optimizer.poly_power = 0.9
-    config.optimizer.warmup_steps = 0
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 5e-4
+    # "poly", or "package.module:factory" of a function from step to rate, called with learning_rate
+    # and steps, or what Optax calls them, as "optax:cosine_decay_schedule".
+    config.optimizer.schedule = "poly"
+    config.optimizer.schedule_options = ConfigDict()  # further arguments of it
+    config.optimizer.min_learning_rate = 0.0  # of poly
+    config.optimizer.poly_power = 0.9  # of poly
+    config.optimizer.warmup_steps = 0  # linear, of every schedule
+    config.optimizer.momentum = 0.9  # of sgd, and of others that have no default for it
+    config.optimizer.weight_decay = 5e-4  # of optimizers that take it
     config.optimizer.decay_norm_and_bias = True  # as PyTorch's SGD does; else kernels alone
+    # Regular expressions on the paths of parameters, as "student/backbone/stem/conv/kernel" or
+    # "terms/cwd/adapter/0/kernel": which do not decay,
+    config.optimizer.no_decay = ()
+    # and (expression, multiplier) of the learning rate; 0 keeps parameters as they are.
+    config.optimizer.rates = ()
+    config.optimizer.head_multiplier = 1.0  # the same of heads and adapters
     config.optimizer.gradient_clip = 0.0  # global norm; 0 for none
-    config.optimizer.head_multiplier = 1.0  # learning rate of heads and adapters
     # Micro-batches per step. Their gradients count alike, each that of its own mean over labelled
     # pixels: where some have more ignored pixels, these count less than in one large batch.
     config.optimizer.accumulate = 1
@@ -200,19 +211,18 @@ def fingerprint(config: Config) -> str:
 def from_json(text: str) -> Config:
     """The config of a workdir; keys that the file does not hold take their defaults."""
     config = default()
-    stored = json.loads(text)
-    _tuples(stored)
     with config.unlocked():
-        config.update(ConfigDict(stored))
+        config.update(ConfigDict(_with_tuples(json.loads(text))))
     return config
 
 
-def _tuples(tree: dict[str, Any]) -> None:
-    for key, value in tree.items():
-        if isinstance(value, list):
-            tree[key] = tuple(value)
-        elif isinstance(value, dict):
-            _tuples(value)
+def _with_tuples(value: Any) -> Any:
+    """What JSON holds, with tuples in place of its lists."""
+    if isinstance(value, list):
+        return tuple(map(_with_tuples, value))
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return value
 
 
 # The range of every number of a config, or of every number in a tuple.
@@ -269,14 +279,17 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "student.dtype": DTYPES,
         "teacher.dtype": DTYPES,
         "teacher.view": ("student", "clean"),
-        "optimizer.name": OPTIMIZERS,
     }
 )
+# Regular expressions on the paths of parameters, alone or each with a number.
+PATTERNS = ("optimizer.no_decay", "optimizer.rates")
 # Sections whose keys are names that the user gives.
 NAMED = (
     "config.data.test_groups",
     "config.data.mixture",
     "config.terms",
+    "config.optimizer.options",
+    "config.optimizer.schedule_options",
     "config.compare.methods",
     "config.compare.builds_on",
 )
@@ -328,6 +341,7 @@ def validate(config: Config) -> None:
             "and config.student.backbone are both set; the former brings a backbone with it, so "
             "leave one of them empty",
         )
+    _check_optimizer(config)
     if config.optimizer.warmup_steps > config.steps:
         raise WrongValue(
             "config.optimizer.warmup_steps",
@@ -379,6 +393,36 @@ def _check_terms(where: str, terms: Any) -> None:
         make_loss(f"{where}.{name}", entry)
 
 
+def _check_optimizer(config: Config) -> None:
+    key = "config.optimizer.no_decay"
+    for expression in config.optimizer.no_decay:
+        _check_expression(key, expression)
+    key = "config.optimizer.rates"
+    for pair in config.optimizer.rates:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise WrongValue(key, f'holds {pair!r}; it must hold pairs, as (("/head/", 10.0),)')
+        _check_expression(key, pair[0])
+        ranges.check_number(key, pair[1], ranges.NOT_NEGATIVE)
+    read = optimizers.check(config.optimizer)
+    for tried, name in (("learning_rates", "learning_rate"), ("weight_decays", "weight_decay")):
+        if config.compare[tried] and name not in read:
+            raise WrongValue(
+                f"config.compare.{tried}",
+                f"would change nothing: config.optimizer.{name} is set by options, or is not taken "
+                f"by {config.optimizer.name} with {config.optimizer.schedule}",
+            )
+
+
+def _check_expression(key: str, expression: Any) -> None:
+    ranges.check_type(key, expression, "")
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise WrongValue(
+            key, f'is "{expression}", which is no regular expression: {error}'
+        ) from error
+
+
 def _check_data(data: Config) -> None:
     for key in ("crop_size", "scale_range", "base_size"):
         if len(data[key]) != 2 and not (key == "base_size" and not data[key]):
@@ -392,13 +436,7 @@ def _check_data(data: Config) -> None:
         raise WrongValue("config.data.scale_range", f"is {low, high}; the first must not be larger")
     for name, expression in data.test_groups.items():
         key = f"config.data.test_groups.{name}"
-        ranges.check_type(key, expression, "")
-        try:
-            re.compile(expression)
-        except re.error as error:
-            raise WrongValue(
-                key, f'is "{expression}", which is no regular expression: {error}'
-            ) from error
+        _check_expression(key, expression)
     for label, entry in data.mixture.items():
         key, like = f"config.data.mixture.{label}", extra_set("")
         if not isinstance(entry, ConfigDict) or set(entry) != set(like):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from kdjax import config as configuration
 from kdjax import config_file
-from kdjax.config import CHOICES, NUMBERS
+from kdjax.config import CHOICES, NUMBERS, PATTERNS
 from kdjax.errors import UserError
 from kdjax.experiments.comparison import compare
 from kdjax.experiments.run import train
@@ -49,7 +49,7 @@ def test_every_number_has_a_range_and_every_tuple():
         for key, value in leaves(configuration.default())
         if isinstance(value, int | float | tuple) and not isinstance(value, bool)
     }
-    assert found == set(NUMBERS)
+    assert found == {*NUMBERS, *PATTERNS}
 
 
 @pytest.mark.parametrize("key", NUMBERS)
@@ -75,6 +75,36 @@ def test_a_name_that_there_is_not(key):
         ("optimizer.warmup_steps", 1001, r"is 1001; it must be at most config\.steps, 1000"),
         ("optimizer.nesterov", True, r"config\.optimizer\.nesterov is not known: there are: acc"),
         ("optimizer.learning_rat", 1.0, 'learning_rat is not known: did you mean "learning_rate"'),
+        (
+            "optimizer.schedule",
+            "poli",
+            'schedule names the unknown schedule "poli": did you mean "poly',
+        ),
+        (
+            "optimizer.name",
+            "optax:lio",
+            'optimizer "optax:lio": optax has no "lio"; did you mean "lion',
+        ),
+        (
+            "optimizer.name",
+            "optax:__version__",
+            '__version__", which cannot be called: .* is not a',
+        ),
+        ("optimizer.name", "optax:scale_by_adam", "which takes no learning_rate"),
+        (
+            "optimizer.options",
+            ConfigDict({"b3": 0.9}),
+            r"options\.b3 is no argument of sgd: there are",
+        ),
+        (
+            "optimizer.schedule",
+            "optax:linear_schedule",
+            r"missing a required argument: 'end_value'; set it in config\.optimizer\.schedule_opt",
+        ),
+        ("optimizer.no_decay", ("(",), r'no_decay is "\(", which is no regular expression'),
+        ("optimizer.no_decay", (3,), "no_decay is 3; it must be like '', a text in quotes"),
+        ("optimizer.rates", ("head",), r"rates holds 'head'; it must hold pairs, as \(\("),
+        ("optimizer.rates", (("head", -1.0),), r"rates is -1\.0; it must be 0 or more"),
         ("student.name", "pspnet_r19", 'is the unknown network "pspnet_r19": did you mean'),
         ("student.name", "", 'config.student.name is the unknown network ""'),
         ("data.flip", 1, r"config\.data\.flip is 1; it must be like True, True or False"),
@@ -109,6 +139,45 @@ def test_values_that_cannot_be(key, value, message):
     fails(changed(key, value), message)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"optimizer.name": "optax:adam", "compare.weight_decays": (0.1,)},
+            r"config\.compare\.weight_decays would change nothing: config\.optimizer\.weight",
+        ),
+        (
+            {
+                "optimizer.schedule": "optax:constant_schedule",
+                "optimizer.schedule_options": ConfigDict({"value": 0.1}),
+                "compare.learning_rates": (0.1,),
+            },
+            r"config\.compare\.learning_rates would change nothing",
+        ),
+        (
+            {"optimizer.name": "optax:yogi", "optimizer.decay_norm_and_bias": False},
+            None,  # nothing decays
+        ),
+        (
+            {"optimizer.name": "test_config:unmasked", "optimizer.no_decay": ("bias",)},
+            r"optimizer\.no_decay keeps .* decaying, for which test_config:unmasked takes no mask",
+        ),
+    ],
+)
+def test_what_an_optimizer_would_not_read(changes, message):
+    config = configuration.default()
+    with config.ignore_type(), config.unlocked():
+        config.update_from_flattened_dict(changes)
+    if message:
+        fails(config, message)
+    else:
+        configuration.validate(config)
+
+
+def unmasked(learning_rate, weight_decay):
+    raise AssertionError("a validation calls no factory")
+
+
 def test_sections_that_are_missing():
     config = configuration.default()
     with config.unlocked():
@@ -128,12 +197,23 @@ def test_who_begins_the_work_asks_first(tmp_path):
         "plan": lambda: make_program(config, jax.devices(), num_classes=3, batch_size=16),
     }
     for ask in begin.values():
-        with pytest.raises(UserError, match='name is "lion"; it must be sgd or adamw'):
+        with pytest.raises(UserError, match='name names the unknown optimizer "lion": there'):
             ask()
     config = configuration.default()
     with pytest.raises(UserError, match="--seeds is 4294967296; it must be at most"):
         compare(config, str(workdir), (0, 2**32))
     assert not workdir.exists()
+
+
+def test_options_and_patterns_are_stored_as_they_are():
+    config = configuration.default()
+    config.optimizer.name = "optax:lion"
+    config.optimizer.options = {"b1": 0.95, "mu_dtype": None}
+    config.optimizer.rates = (("/head/", 10.0), (r"stage[12]/.*kernel$", 0))
+    configuration.validate(config)
+    again = configuration.from_json(configuration.to_json(config))
+    configuration.validate(again)
+    assert again.optimizer.to_dict() == config.optimizer.to_dict()
 
 
 # What is wrong in a config file, its line counted from `def get_config`, and what is said of it.

@@ -221,6 +221,11 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
     with config.unlocked():
         config.terms = ConfigDict({"cwd": configuration.term("cwd", student="stage7")})
     fails("set config.teacher.checkpoint to a network checkpoint")
+    config.terms = ConfigDict()
+    config.optimizer.no_decay = ("stage9",)
+    fails('config.optimizer.no_decay has "stage9", which is found in no path')
+    config.optimizer.no_decay = ()
+    config.terms = ConfigDict({"cwd": configuration.term("cwd", student="stage7")})
     config.teacher.checkpoint = str(tmp_path)
     fails("no network checkpoint here")
     config.teacher.checkpoint = teacher
@@ -374,7 +379,7 @@ def test_every_config_builds(path):
     [
         ("steps", 0, "config.steps is 0; it must be positive"),
         ("export", "lst", 'config.export is "lst"; it must be last or best'),
-        ("optimizer.name", "adam", 'config.optimizer.name is "adam"; it must be sgd or adamw'),
+        ("optimizer.name", "adam", 'unknown optimizer "adam": did you mean "adamw"'),
         ("data.crop_size", (64,), r"config.data.crop_size is \(64,\); .* two positive"),
         ("data.scale_range", (2.0, 0.5), "the first must not be larger"),
         ("optimizer.ema_decay", 1.0, "config.optimizer.ema_decay is 1.0"),

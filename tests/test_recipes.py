@@ -116,6 +116,26 @@ def test_the_table_of_recipes_is_complete():
     assert not re.search(r"\bpretrained/(?!r18|mbv2|mit_b0|mit_b4)\w", text)
 
 
+def test_what_decays_and_learns_faster_in_segformer(shallow):
+    """Kernels alone decay, and the head learns ten times faster."""
+    config = published("ade20k", "segformer_b4_b0").optimizer
+    config.update({"name": "sgd", "schedule": "poly", "momentum": 0.0, "warmup_steps": 0})
+    config.update({"learning_rate": 1.0, "weight_decay": 1.0})
+    net = create("segformer_b0", num_classes=CLASSES, width=16, rngs=nnx.Rngs(0))
+    params = {"student": jax.tree.map(jnp.ones_like, nnx.state(net, nnx.Param))}
+    optimizer = optimizers.make_optimizer(config, 10)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    found = {
+        jax.tree_util.keystr(path[:-1], simple=True, separator="/"): set(np.unique(-leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    assert found == {
+        path: {(10.0 if "/head/" in path else 1.0) if path.endswith("/kernel") else 0.0}
+        for path in found
+    }
+
+
 @pytest.fixture
 def shallow(monkeypatch):
     """Networks with one block a stage."""

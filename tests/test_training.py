@@ -152,20 +152,30 @@ def test_moving_average_of_the_weights():
     jax.tree.map(np.testing.assert_array_equal, averaged, nnx.to_pure_dict(after.ema[0]))
 
 
-def optimize(changes, steps=3):
-    settings = configuration.default().optimizer
-    settings.update({"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0} | changes)
-    optimizer = make_optimizer(settings, STEPS)
-    params = {
-        "backbone": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
-        **{name: jnp.ones(2) for name in ("head", "auxiliary_head", "terms")},
-    }
-    state = optimizer.init(params)
+PARAMS = {
+    "backbone": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    **{name: jnp.ones(2) for name in ("head", "auxiliary_head", "terms")},
+}
+
+
+def apply(optimizer, steps=3):
+    state, params = optimizer.init(PARAMS), PARAMS
     for _ in range(steps):
         gradients = jax.tree.map(jnp.ones_like, params)
         updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
     return params
+
+
+def optimizer_settings(changes):
+    settings = configuration.default().optimizer
+    with settings.unlocked():
+        settings.update({"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0} | changes)
+    return settings
+
+
+def optimize(changes, steps=3):
+    return apply(make_optimizer(optimizer_settings(changes), STEPS), steps)
 
 
 def test_sgd_is_pytorchs_with_poly_decay():
@@ -212,9 +222,129 @@ def test_biases_and_embeddings_do_not_decay_whatever_their_shape():
     assert not any(jax.tree.leaves(decayed["own"]))
 
 
-def test_an_optimizer_that_there_is_not():
+def test_names_that_there_are_not():
     with pytest.raises(UserError, match='unknown optimizer "lion": there are: sgd, adamw'):
         optimize({"name": "lion"})
+    with pytest.raises(UserError, match='unknown schedule "cosine": there are: poly'):
+        optimize({"schedule": "cosine"})
+    with pytest.raises(UserError, match='"optax:safe_norm", which takes no learning_rate'):
+        optimize({"name": "optax:safe_norm", "options": {"x": 1.0, "min_norm": 1.0}})
+    with pytest.raises(UserError, match=r"which returns .*, no optax\.GradientTransf"):
+        optimize({"name": f"{__name__}:no_optimizer"})
+    with pytest.raises(UserError, match=r"which does not take its options: .*halves"):
+        optimize({"name": "optax:lion", "options": {"mu_dtype": "halves"}})
+
+
+def no_optimizer(learning_rate):
+    return learning_rate
+
+
+def halving(learning_rate, steps, *, times=1):
+    return lambda step: learning_rate * 0.5 ** (times * step / steps)
+
+
+def own_optimizer(learning_rate, **options):
+    return optax.chain(optax.scale(options["times"]), optax.scale_by_learning_rate(learning_rate))
+
+
+def exactly(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_any_optimizer_is_what_it_is_by_hand():
+    """Lion, with a momentum of few bits; AdamW and SGD as they always were; one's own."""
+    rate = learning_rate_schedule(optimizer_settings({}), STEPS)
+    options = {"b1": 0.8, "mu_dtype": "bfloat16"}
+    lion = optimize({"name": "optax:lion", "options": options, "weight_decay": 0.1})
+    exactly(lion, apply(optax.lion(rate, weight_decay=0.1, **options)))
+    # Options win.
+    lion = optimize({"name": "optax:lion", "options": {"weight_decay": 0.2}, "weight_decay": 0.1})
+    exactly(lion, apply(optax.lion(rate, weight_decay=0.2)))
+    decay = optax.add_decayed_weights(0.1)
+    schedule = optax.scale_by_learning_rate(rate)
+    adamw = optax.chain(optax.scale_by_adam(), decay, schedule)
+    exactly(optimize({"name": "adamw", "weight_decay": 0.1}), apply(adamw))
+    sgd = optax.chain(optax.clip_by_global_norm(1.0), decay, optax.trace(0.9), schedule)
+    same = {"momentum": 0.9, "weight_decay": 0.1, "gradient_clip": 1.0}
+    exactly(optimize(same), apply(sgd))
+    # A momentum that has a default keeps it.
+    exactly(optimize({"name": "optax:rmsprop", "momentum": 0.9}), apply(optax.rmsprop(rate)))
+    own = optimize({"name": f"{__name__}:own_optimizer", "options": {"times": 3.0}})
+    exactly(own, apply(optax.chain(optax.scale(3.0), schedule)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "expected"),
+    [
+        ("optax:cosine_decay_schedule", {}, optax.cosine_decay_schedule(0.1, STEPS)),
+        (
+            "optax:cosine_decay_schedule",
+            {"init_value": 0.3, "decay_steps": 4},
+            optax.cosine_decay_schedule(0.3, 4),
+        ),
+        (
+            "optax:warmup_cosine_decay_schedule",
+            {"init_value": 0.0, "warmup_steps": 2},
+            optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, STEPS),
+        ),
+        ("optax:constant_schedule", {}, optax.constant_schedule(0.1)),
+        (f"{__name__}:halving", {"times": 2}, halving(0.1, STEPS, times=2)),
+    ],
+)
+def test_any_schedule(schedule, options, expected):
+    changes = {"schedule": schedule, "schedule_options": options}
+    rate = learning_rate_schedule(optimizer_settings(changes), STEPS)
+    assert [float(rate(s)) for s in range(STEPS)] == [float(expected(s)) for s in range(STEPS)]
+    moved = 1 - optimize(changes, 1)["head"]
+    np.testing.assert_allclose(moved, float(expected(0)), rtol=1e-5)
+    warm = learning_rate_schedule(optimizer_settings(changes | {"warmup_steps": 4}), STEPS)
+    assert float(warm(2)) == pytest.approx(0.5 * float(expected(2)))
+
+
+def test_which_parameters_decay_and_learn_faster_by_their_paths():
+    decaying = {"weight_decay": 0.5, "no_decay": ("bias$", "^head")}
+    for name in ("sgd", "adamw", "optax:lion"):
+        plain = optimize({"name": name}, 1)
+        decayed = optimize({"name": name} | decaying, 1)
+        still = jax.tree.map(lambda a, b: bool((a == b).all()), plain, decayed)
+        assert still == {
+            "backbone": {"kernel": False, "bias": True},
+            "head": True,
+            "auxiliary_head": False,
+            "terms": False,
+        }
+    # Where Optax calls the mask by its other name.
+    mask = {
+        "backbone": {"kernel": True, "bias": False},
+        **{"head": False, "auxiliary_head": True, "terms": True},
+    }
+    rate = learning_rate_schedule(optimizer_settings({}), STEPS)
+    exactly(optimize({"name": "optax:lars"} | decaying), apply(optax.lars(rate, 0.5, mask)))
+    # Every pattern that is found multiplies, and so does that of heads.
+    rates = {"rates": (("backbone/", 0), ("head$", 2.0), ("^head", 4.0)), "head_multiplier": 10.0}
+    moved = jax.tree.map(lambda leaf: float((1 - leaf).max()) / 0.1, optimize(rates, 1))
+    assert moved == {
+        "backbone": {"kernel": 0, "bias": 0},
+        "head": pytest.approx(80.0),
+        "auxiliary_head": pytest.approx(20.0),
+        "terms": pytest.approx(10.0),
+    }
+
+
+def test_patterns_that_are_found_nowhere():
+    optimizer = make_optimizer(optimizer_settings({"no_decay": ("bias$", "nrom")}), STEPS)
+    net = create("pspnet_r18", num_classes=3, width=4, rngs=nnx.Rngs(0))
+    found = (
+        r'no_decay has "nrom", .* of the \d+ parameters, as student/auxiliary_head/\S+/bias, stu'
+    )
+    with pytest.raises(UserError, match=found):
+        optimizer.init({"student": nnx.state(net, nnx.Param)})
+    with pytest.raises(
+        UserError, match=r"optimizer\.rates has .* as auxiliary_head, backbone/bias, b"
+    ):
+        optimize({"rates": (("stage1", 2.0),)})
+    with pytest.raises(UserError, match=r"optimizer\.head_multiplier has .*, which is found in no"):
+        make_optimizer(optimizer_settings({"head_multiplier": 2.0}), STEPS).init({"w": jnp.ones(2)})
 
 
 def test_adamw_decay_is_decoupled():

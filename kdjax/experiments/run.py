@@ -102,6 +102,7 @@ def _train(
         group_batch_norm(student, placement.batch_shards)
     teacher = _load_teacher(config, placement)
     distiller = assemble_distiller(config, student, teacher and teacher.module())
+    graphdef, state = assemble_state(config, student, distiller)
     cache = None
     if distiller and teacher and config.teacher.cache:
         cache = TeacherCache(config, images, teacher, distiller)
@@ -117,7 +118,6 @@ def _train(
     files.claim(config)
     kept = cache and cache.open(label)
 
-    graphdef, state = assemble_state(config, student, distiller)
     state = placement.put_state(state)
     checkpoints = Checkpoints(
         files.checkpoints,

@@ -1,79 +1,299 @@
-"""The optimizer: SGD or AdamW, poly decay, weight decay, clipping, a faster head."""
+"""The optimizer and its learning rate, by name; which parameters decay, and which learn faster."""
 
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import jax
 import optax
+from jaxtyping import PyTree
 
-from kdjax.errors import UserError
+from kdjax import names
+from kdjax.ranges import WrongValue
 from kdjax.suggest import nearest
+from kdjax.training.parameter_paths import map_with_paths, matches, require_matches
 
-OPTIMIZERS = ("sgd", "adamw")
-# Path parts of what is trained from scratch on top of a backbone.
-HEADS = ("head", "auxiliary_head", "terms")
+OPTIMIZERS: Mapping[str, str] = MappingProxyType(
+    {"sgd": "kdjax.training.optimizer:sgd", "adamw": "optax:adamw"}
+)
+SCHEDULES: Mapping[str, str] = MappingProxyType({"poly": "kdjax.training.optimizer:poly"})
+
+# What is trained from scratch on top of a backbone.
+HEADS = r"(^|/)(head|auxiliary_head|terms)(/|$)"
 
 # What is no kernel in spite of its shape: biases of positions in Swin, as mmsegmentation's configs
 # have them, and in own networks its other embeddings, and biases of several heads.
-UNDECAYED = (
-    "relative_position_bias_table",
-    "absolute_pos_embed",
-    "pos_embed",
-    "cls_token",
-    "bias",
+UNDECAYED = r"(^|/)(relative_position_bias_table|absolute_pos_embed|pos_embed|cls_token|bias)(/|$)"
+
+
+def sgd(
+    learning_rate: optax.Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    mask: Any = None,
+    nesterov: bool = False,
+    accumulator_dtype: str | None = None,
+) -> optax.GradientTransformation:
+    """SGD as in PyTorch: weight decay is added to the gradient before the momentum.
+
+    Args:
+      learning_rate: by step.
+      momentum: share of the sum of gradients that is kept.
+      weight_decay: how much of a parameter is added to its gradient.
+      mask: of the parameters that decay, as `optax.add_decayed_weights` takes it.
+      nesterov: whether the gradient looks ahead.
+      accumulator_dtype: of the sum of gradients; None for that of the parameters.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.trace(momentum, nesterov, accumulator_dtype),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def poly(
+    *, learning_rate: float, steps: int, min_learning_rate: float, poly_power: float
+) -> optax.Schedule:
+    """Poly decay: `(start - end) * (1 - step / steps)^power + end`."""
+    return optax.polynomial_schedule(learning_rate, min_learning_rate, poly_power, steps)
+
+
+class _Kind(NamedTuple):
+    """What a name of `config.optimizer` stands for.
+
+    Attributes:
+      what: in words.
+      key: that holds the name.
+      options: the key that holds further arguments.
+      builtin: those that have a name without a colon.
+      made: what a factory returns, in words.
+      is_made: whether a value is that.
+    """
+
+    what: str
+    key: str
+    options: str
+    builtin: Mapping[str, str]
+    made: str
+    is_made: Callable[[Any], bool]
+
+
+_OPTIMIZER = _Kind(
+    "optimizer",
+    "name",
+    "options",
+    OPTIMIZERS,
+    "optax.GradientTransformation",
+    lambda made: hasattr(made, "init") and hasattr(made, "update"),
 )
+_SCHEDULE = _Kind(
+    "schedule", "schedule", "schedule_options", SCHEDULES, "function from step to rate", callable
+)
+
+# What Optax calls what kdjax gives: the first of the names that a factory has an argument of.
+_RATE = ("learning_rate", "peak_value", "init_value", "value")
+_STEPS = ("steps", "decay_steps", "transition_steps")
+_MASK = ("mask", "weight_decay_mask")
 
 
 def learning_rate_schedule(config: Any, steps: int) -> optax.Schedule:
     """The learning rate of `config.optimizer`, by step.
 
-    Poly decay `(start - end) * (1 - step / steps)^power + end`, times a linear warm-up.
+    A factory, as `poly` or `optax.cosine_decay_schedule`, is called by keyword with
+    `config.schedule_options`. Where it has arguments of these names and the options do not set
+    them, it gets `learning_rate` (Optax's `peak_value`, `init_value` or `value`) and `steps`
+    (`decay_steps`, `transition_steps`); where it has no defaults for them, `min_learning_rate` and
+    `poly_power`. A linear warm-up over `config.warmup_steps` multiplies what it returns.
+
+    Args:
+      config: the section `config.optimizer`.
+      steps: of the run.
+
+    Raises:
+      UserError: for an unknown schedule, and options that it does not take.
     """
-    poly = optax.polynomial_schedule(
-        config.learning_rate, config.min_learning_rate, config.poly_power, steps
-    )
+    schedule = _made(_SCHEDULE, config, _schedule_arguments(config, steps))
     if not config.warmup_steps:
-        return poly
+        return schedule
     # The decay counts from step 0; mmsegmentation's from the end of the warm-up.
     warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
-    return lambda step: warmup(step) * poly(step)
+    return lambda step: warmup(step) * schedule(step)
 
 
 def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
     """Builds the gradient transformation of `config.optimizer` for a run of `steps`.
 
-    SGD's weight decay is added to the gradient before the momentum, as in PyTorch; AdamW's is
-    decoupled.
+    A factory, as `sgd` or `optax.lion`, is called by keyword with `config.options`, the schedule as
+    its `learning_rate`, and, where it has arguments of these names and the options do not set them,
+    `weight_decay` and the `mask` (`weight_decay_mask`) of what decays; `momentum` where it has no
+    default for it. Gradients are clipped before, and updates multiplied by the rates of their
+    parameters after.
+
+    Args:
+      config: the section `config.optimizer`.
+      steps: of the run.
 
     Raises:
-      UserError: for a name that is none of `OPTIMIZERS`.
+      UserError: for an unknown optimizer or schedule, and options that they do not take; on `init`,
+        for a pattern that is found in no path of a parameter.
     """
-    if config.name not in OPTIMIZERS:
-        raise UserError(f'unknown optimizer "{config.name}": {nearest(config.name, OPTIMIZERS)}')
-    decay = optax.add_decayed_weights(
-        config.weight_decay, None if config.decay_norm_and_bias else _is_kernel
-    )
+    schedule = learning_rate_schedule(config, steps)
+    transformation = _made(_OPTIMIZER, config, _optimizer_arguments(config, schedule))
     parts = []
     if config.gradient_clip:
         parts.append(optax.clip_by_global_norm(config.gradient_clip))
-    if config.name == "sgd":
-        parts += [decay, optax.trace(config.momentum)]
-    else:
-        parts += [optax.scale_by_adam(), decay]
-    if config.head_multiplier != 1.0:
-        parts.append(optax.masked(optax.scale(config.head_multiplier), _is_head))
-    parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, steps)))
-    return optax.chain(*parts)
+    return optax.chain(*parts, transformation, _at_own_rates(config))
 
 
-def _is_kernel(params: Any) -> Any:
-    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
-        return leaf.ndim > 1 and not any(getattr(part, "key", None) in UNDECAYED for part in path)
+def check(config: Any) -> frozenset[str]:
+    """Finds the mistakes in `config.optimizer` that can be found before there are parameters.
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    Imports what it names, and calls nothing.
+
+    Returns:
+      Which of "learning_rate" and "weight_decay" the optimizer and the schedule take.
+
+    Raises:
+      UserError: as `learning_rate_schedule` and `make_optimizer`.
+    """
+    rate = _schedule_arguments(config, 1)
+    given = _optimizer_arguments(config, None)
+    taken = [key for key in _RATE if key in rate and key not in config.schedule_options]
+    read = {"learning_rate"} if taken else set()
+    if "weight_decay" in given and "weight_decay" not in config.options:
+        read.add("weight_decay")
+    return frozenset(read)
 
 
-def _is_head(params: Any) -> Any:
-    def in_head(path: tuple[Any, ...], _: Any) -> bool:
-        return any(getattr(part, "key", None) in HEADS for part in path)
+def _schedule_arguments(config: Any, steps: int) -> dict[str, Any]:
+    return _arguments(
+        _SCHEDULE,
+        config,
+        {_RATE: config.learning_rate, _STEPS: steps},
+        {"min_learning_rate": config.min_learning_rate, "poly_power": config.poly_power},
+    )
 
-    return jax.tree_util.tree_map_with_path(in_head, params)
+
+def _optimizer_arguments(config: Any, schedule: optax.Schedule | None) -> dict[str, Any]:
+    decayed = _decayed(config)
+    offered: dict[tuple[str, ...], Any] = {
+        ("learning_rate",): schedule,
+        ("weight_decay",): config.weight_decay,
+    }
+    if decayed is not None:
+        offered[_MASK] = decayed
+    given = _arguments(_OPTIMIZER, config, offered, {"momentum": config.momentum})
+    if "learning_rate" not in given:
+        raise _wrong(_OPTIMIZER, config, "which takes no learning_rate")
+    if decayed is not None and "weight_decay" in given and not set(_MASK) & set(given):
+        key = "decay_norm_and_bias" if not config.decay_norm_and_bias else "no_decay"
+        raise WrongValue(
+            f"config.optimizer.{key}",
+            f"keeps parameters from decaying, for which {config.name} takes no mask; leave it out, "
+            "or set config.optimizer.weight_decay by parameter in a factory of your own",
+        )
+    return given
+
+
+def _arguments(
+    kind: _Kind,
+    config: Any,
+    offered: Mapping[tuple[str, ...], Any],
+    if_required: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a factory is called with: its options, and of what is offered what it takes.
+
+    Args:
+      kind: of the factory.
+      config: the section `config.optimizer`.
+      offered: what it gets under the first of some names that it has an argument of.
+      if_required: what it gets if it has an argument of that name and no default for it.
+    """
+    try:
+        signature = inspect.signature(_factory(kind, config))
+    except (TypeError, ValueError) as error:
+        raise _wrong(kind, config, f"which cannot be called: {error}") from error
+    parameters = signature.parameters
+    given: dict[str, Any] = config[kind.options].to_dict()
+    any_option = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for option in given:
+        if option not in parameters and not any_option:
+            raise WrongValue(
+                f"config.optimizer.{kind.options}.{option}",
+                f"is no argument of {config[kind.key]}: {nearest(option, parameters)}",
+            )
+    for synonyms, value in offered.items():
+        taken = next((name for name in synonyms if name in parameters), None)
+        if taken is not None:
+            given.setdefault(taken, value)
+    for name, value in if_required.items():
+        if name in parameters and parameters[name].default is inspect.Parameter.empty:
+            given.setdefault(name, value)
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        reason = f"which is {error}; set it in config.optimizer.{kind.options}"
+        raise _wrong(kind, config, reason) from error
+    return given
+
+
+def _made(kind: _Kind, config: Any, arguments: Mapping[str, Any]) -> Any:
+    try:
+        made = _factory(kind, config)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise _wrong(kind, config, f"which does not take its options: {error}") from error
+    if not kind.is_made(made):
+        raise _wrong(kind, config, f"which returns {made!r}, no {kind.made}")
+    return made
+
+
+def _factory(kind: _Kind, config: Any) -> Callable[..., Any]:
+    key = f"config.optimizer.{kind.key}"
+    return names.resolve(kind.what, config[kind.key], kind.builtin, asked_by=key)
+
+
+def _wrong(kind: _Kind, config: Any, reason: str) -> WrongValue:
+    key = f"config.optimizer.{kind.key}"
+    return WrongValue(key, f'names the {kind.what} "{config[kind.key]}", {reason}')
+
+
+def _decayed(config: Any) -> Callable[[PyTree], PyTree] | None:
+    """The mask of parameters that decay; None where all do."""
+    kernels_alone, patterns = not config.decay_norm_and_bias, tuple(config.no_decay)
+    if not kernels_alone and not patterns:
+        return None
+    if kernels_alone:
+        patterns = (*patterns, UNDECAYED)
+
+    def decays(path: str, leaf: Any) -> bool:
+        return not (kernels_alone and leaf.ndim < 2) and not matches(patterns, path)
+
+    return functools.partial(map_with_paths, decays)
+
+
+def _at_own_rates(config: Any) -> optax.GradientTransformation:
+    """Multiplies updates by the rates of their parameters, each pattern's that is found there."""
+    rates, no_decay = tuple(config.rates), tuple(config.no_decay)
+    head = ((HEADS, config.head_multiplier),) if config.head_multiplier != 1.0 else ()
+
+    def init(params: PyTree) -> optax.EmptyState:
+        require_matches("config.optimizer.no_decay", no_decay, params)
+        require_matches("config.optimizer.rates", [pattern for pattern, _ in rates], params)
+        require_matches(
+            "config.optimizer.head_multiplier", [pattern for pattern, _ in head], params
+        )
+        return optax.EmptyState()
+
+    def scaled(path: str, update: Any) -> Any:
+        for pattern, rate in (*head, *rates):
+            if matches([pattern], path):
+                update = rate * update
+        return update
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        del params
+        return map_with_paths(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
