@@ -229,7 +229,7 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
     config.teacher.checkpoint = str(tmp_path)
     fails("no network checkpoint here")
     config.teacher.checkpoint = teacher
-    fails('no feature "stage7"; it has stage3, stage4, head, logits, aux_head, aux_logits')
+    fails('the student has no map "stage7"; it has aux_head, aux_logits, head, logits, stage3, ')
     config.terms.cwd.student = "logits"
     config.teacher.min_miou = 0.99
     fails("below config.teacher.min_miou 0.99")
