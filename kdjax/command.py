@@ -12,7 +12,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from kdjax import processes, strays
+from kdjax import extras, processes, strays
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.paths import may_pass
 
@@ -20,6 +20,9 @@ from kdjax.paths import may_pass
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 # and what a path says that can be none: a folder for a file, or the reverse; too long a name.
 _PATH = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+
+# A command imports this file before what an extra brings.
+extras.explain_imports()
 
 
 def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = False) -> None:
@@ -65,6 +68,8 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
                 processes.fail(2, _error_line(name, f"{where}: {error.strerror}"))
             if isinstance(error, OSError) and may_pass(error):
                 processes.fail(processes.AGAIN, _error_line(name, str(error)))
+            if isinstance(error, ModuleNotFoundError) and (line := extras.advice(name, error)):
+                processes.fail(2, _error_line(name, line))
             # They may be its cause.
             processes.fail(1, *held_back, traceback.format_exc())
 

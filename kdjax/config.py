@@ -168,7 +168,7 @@ def default() -> Config:
 def define_flag() -> flags.FlagHolder[Any]:
     """Defines `--config`, with `--config.key=value` for every leaf."""
     holder = config_flags.DEFINE_config_file(
-        "config", None, "A config file, as configs/quickstart.py.", lock_config=True
+        "config", None, "A config file, or one of kdjax's own, as quickstart.py.", lock_config=True
     )
     flags.FLAGS["config"].parser = config_file.Parser()
     return holder
@@ -183,10 +183,14 @@ def from_flag(flag: flags.FlagHolder[Any]) -> Config:
     """
     if flag.value is None:
         raise UserError("--config is missing, as in --config configs/quickstart.py")
+    parsed: Any = flags.FLAGS["config"]
+    named = parsed.config_filename.partition(":")[0]
+    if (found := config_file.find(named)) != named:
+        # Who meant a file of their own is not to learn it from the results.
+        print(f"config: there is no {named} here, so {found}", flush=True)
     try:
         validate(flag.value)
     except WrongValue as error:
-        parsed: Any = flags.FLAGS["config"]
         if error.key.removeprefix("config.") in parsed.override_values:
             raise
         raise UserError(f"{config_file.place(parsed.config_filename, error.key)}{error}") from error

@@ -1,6 +1,7 @@
 """Reads the file that `--config` names; what is wrong in it is one message with its line there."""
 
 import ast
+import difflib
 import importlib.util
 import inspect
 import os
@@ -16,11 +17,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from kdjax import names
+from kdjax import names, shipped
 from kdjax.errors import UserError
 from kdjax.ranges import KINDS
 
 FUNCTION = "get_config"
+_OWN = "configs"
 _MODULE = "config_file"
 # What ml_collections says of a value of another type, and of a key that there is not.
 _OTHER_TYPE = re.compile(
@@ -54,17 +56,14 @@ def read(text: str) -> ConfigDict:
     Modules beside the file and in the working directory can be imported from then on.
 
     Args:
-      text: the path; behind a colon, the argument of `get_config`.
+      text: the path, as `find` takes it; behind a colon, the argument of `get_config`.
 
     Raises:
       UserError: when the file cannot be read or run, or makes no config; naming the file, the line,
         and what would be right.
     """
-    path, colon, argument = text.partition(":")
-    if os.path.isdir(path):
-        raise UserError(f"{path}: this is a folder; name a config file")
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such config file")
+    named, colon, argument = text.partition(":")
+    path = find(named)
     # The user's own modules, which the config names, may lie beside it or where the command runs.
     for folder in (pathlib.Path(path).parent, pathlib.Path()):
         names.make_importable(folder)
@@ -100,6 +99,29 @@ def read(text: str) -> ConfigDict:
     return config
 
 
+def find(path: str) -> str:
+    """Returns the config file that a path names.
+
+    Where nothing is there, one of kdjax's own: `quickstart.py` and `configs/quickstart.py` name the
+    same in every folder.
+
+    Raises:
+      UserError: for a folder, and where there is neither; then with the nearest of kdjax's own.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{path}: this is a folder; name a config file")
+    if os.path.exists(path):
+        return path
+    own = shipped.folder(_OWN)
+    names = sorted(file.name for file in own.glob("*.py"))
+    folder, name = os.path.split(path)
+    if folder in ("", _OWN) and name in names:
+        return str(own / name)
+    near = difflib.get_close_matches(name, names, 1)
+    meant = f'did you mean kdjax\'s "{near[0]}"?' if near else f"kdjax's own lie in {own}"
+    raise UserError(f"{path}: no such config file; {meant}")
+
+
 def place(text: str, key: str) -> str:
     """Where a file sets a key, `configs/x.py, line 7: `; where it returns, if it does not.
 
@@ -107,7 +129,7 @@ def place(text: str, key: str) -> str:
       text: the path, as `read` takes it.
       key: as `config.optimizer.momentum`.
     """
-    path = text.partition(":")[0]
+    path = find(text.partition(":")[0])
     tree, parts = _tree(path), key.split(".")[1:]
     for length in range(len(parts), 0, -1):
         wanted = parts[:length]

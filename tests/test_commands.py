@@ -1,13 +1,17 @@
 """The commands as a user starts them: a mistake is one line and a non-zero exit."""
 
+import os
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import jax
 import pytest
 
+import kdjax.__main__ as door
+from kdjax import extras
 from kdjax.experiments import environment
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -26,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
         ),
         (
             ["train", "--config=configs/none.py"],
-            "kdjax.train: error: configs/none.py: no such config file",
+            "kdjax.train: error: configs/none.py: no such config file; kdjax's own lie in ",
         ),
         (
             ["predict", "--images=x", "--output=y", "--window=4,4"],
@@ -60,6 +64,111 @@ def test_a_mistake_is_one_line(tmp_path, arguments, message):
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
     assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_door_lists_every_command():
+    commands = {
+        path.stem
+        for path in (ROOT / "kdjax").glob("*.py")
+        if "    command.run(main" in path.read_text()
+    }
+    assert set(door.COMMANDS) == commands
+    lines = door._overview().splitlines()
+    for name in commands:
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert line.endswith("."), line
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_the_door_alone_says_what_is_behind_it(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kdjax", *words])
+    door.main()
+    assert capsys.readouterr().out == f"{door._overview()}\n"
+
+
+def test_a_command_that_there_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kdjax", "trian", "--config=x.py"])
+    with pytest.raises(SystemExit, match="2"):
+        door.main()
+    said = 'kdjax: error: "trian" is no command: did you mean "train"?\n'
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_behind_the_door_is_the_module_itself(tmp_path):
+    """Its name and flags too, which the report repeats, and what the working directory holds."""
+    (tmp_path / "own.py").write_text("")
+    code = """
+import sys
+from kdjax import __main__ as door, command
+from kdjax.experiments import reports
+sys.path.remove("")
+def run(main, **options):
+    import own
+    print(main.__module__, reports._command(), sys.argv[1:], "kdjax.train" in sys.modules)
+command.run = run
+door.main()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, "train", "--workdir=x"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.stdout == "__main__ train ['--workdir=x'] False\n", run.stderr
+
+
+def test_the_extras_are_those_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    imported_as = {"tensorflow-cpu": "tensorflow", "pillow": "PIL"}
+    for extra, modules in extras.MODULES.items():
+        names = [re.split(r"[^\w-]", line)[0] for line in project["optional-dependencies"][extra]]
+        found = {imported_as.get(name, name.replace("-", "_")) for name in names}
+        assert set(modules) == found
+
+
+WITHOUT_EXTRAS = """
+import runpy, sys
+for module in {missing!r}:
+    sys.modules[module] = None
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "missing", "extra"),
+    [
+        ("kdjax.train", ["--help"], None, "data,report"),
+        ("kdjax.evaluate", ["--help"], None, "data"),
+        ("kdjax", ["predict", "--help"], None, "report"),
+        # In the midst of its work.
+        (
+            "kdjax.train",
+            ["--config=configs/quickstart.py", "--workdir={}"],
+            ["tensorflow"],
+            "data,report",
+        ),
+        (
+            "kdjax.convert",
+            ["--source={}.safetensors", "--model=x", "--num_classes=2", "--output={}"],
+            ["safetensors"],
+            "convert",
+        ),
+    ],
+)
+def test_a_command_without_its_extra_says_which(tmp_path, module, words, missing, extra):
+    everything = [name for names in extras.MODULES.values() for name in names]
+    (tmp_path / "run.safetensors").write_bytes(b"not looked at")
+    code = WITHOUT_EXTRAS.format(missing=missing or everything, module=module)
+    words = [word.format(tmp_path / "run") for word in words]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
+    )
+    name = module if module != "kdjax" else f"kdjax.{words[0]}"
+    said = rf'{name}: error: \w+ is not installed: pip install "kdjax\[{extra}\]"\n'
+    assert re.fullmatch(said, run.stderr), run.stderr
+    assert run.returncode == 2
     assert not (tmp_path / "run").exists()
 
 

@@ -312,6 +312,24 @@ def test_files_that_are_none(tmp_path):
         config_file.read(str(tmp_path / "latin.py"))
 
 
+@pytest.mark.parametrize("path", ["quickstart.py", "configs/quickstart.py"])
+def test_a_config_of_kdjaxs_own_is_found_from_any_folder(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    assert config_file.find(path) == str(ROOT / "configs" / "quickstart.py")
+    assert config_file.read(path).compare.methods
+    said = config_file.place(path, "config.compare.teacher_steps")
+    assert said.startswith(f"{ROOT / 'configs' / 'quickstart.py'}, line ")
+    # A file that is there goes first,
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    write(tmp_path / path, "    config.steps = 7\n    return config")
+    assert config_file.find(path) == path
+    # and one of another folder is nobody else's.
+    with pytest.raises(UserError, match=r"no such config file; did you mean kdjax's \"quickstart"):
+        config_file.find("mine/quickstart.py")
+    with pytest.raises(UserError, match=r"no such config file; kdjax's own lie in .*configs$"):
+        config_file.find("xyz")
+
+
 # What is found when all is read, and where its line is.
 VALUES = """
 from ml_collections import ConfigDict

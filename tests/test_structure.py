@@ -58,6 +58,12 @@ def test_losses_need_jax_alone():
     }
 
 
+def test_the_package_and_its_list_of_commands_need_nothing():
+    loaded = loaded_by("import kdjax.__main__ as door; door._overview()")
+    assert not loaded & {"absl", "jax", "numpy"}
+    assert loaded_by("import kdjax") & {"jax", "numpy", "kdjax.config"} == set()
+
+
 def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
     loaded = loaded_by(
         "import kdjax.training.loop, kdjax.training.checkpoints, kdjax.evaluation, kdjax.interop, "

@@ -1,4 +1,4 @@
-"""The package as a wheel installs it: with the data sets, and beside HuggingFace's `datasets`."""
+"""The package as a wheel installs it: data sets and configs, its command, HuggingFace beside it."""
 
 import importlib.util
 import os
@@ -11,6 +11,8 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Folders of the repository that are inside the installed package.
+SHIPPED = ("datasets", "configs")
 
 LOOKED_UP = """
 import pathlib, shutil
@@ -42,7 +44,7 @@ def wheel(tmp_path_factory):
         pytest.skip(f"building a wheel needs {missing[0]}")
     # In a copy, since setuptools builds beside the sources and takes in what it built before.
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("kdjax", "datasets"):
+    for name in ("kdjax", *SHIPPED):
         shutil.copytree(
             ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
         )
@@ -63,40 +65,63 @@ def pip(*arguments):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_wheel_holds_every_module_and_every_data_set(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    sources = {
-        path.relative_to(ROOT)
-        for name in ("kdjax", "datasets")
-        for path in (ROOT / name).rglob("*")
-    }
-    expected = {
-        f"kdjax/{path}" if path.parts[0] == "datasets" else str(path)
-        for path in sources
-        if path.suffix in {".py", ".html"}
-        or (path.parts[0] == "datasets" and path.suffix in {".csv", ".txt", ".md"})
-    }
-    assert held == expected
-
-
-def test_an_installed_package_looks_up_its_own_data_sets(wheel, tmp_path):
+@pytest.fixture
+def installed(wheel, tmp_path):
+    """The folder of an installation, and how to run a program with it from an empty folder."""
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     pip("install", "--no-deps", "--no-index", "--target", site, wheel)
     elsewhere.mkdir()
+    variables = {key: value for key, value in os.environ.items() if key != "KDJAX_DATASETS"}
+
+    def run(*words):
+        return subprocess.run(
+            [*map(str, words)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=elsewhere,
+            env={**variables, "PYTHONPATH": str(site)},
+        )
+
+    return site, run
+
+
+def test_a_wheel_holds_every_module_every_data_set_and_every_config(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    sources = {
+        path.relative_to(ROOT) for name in ("kdjax", *SHIPPED) for path in (ROOT / name).rglob("*")
+    }
+    expected = {
+        f"kdjax/{path}" if path.parts[0] in SHIPPED else str(path)
+        for path in sources
+        if path.suffix in {".py", ".html", ".typed"}
+        or (path.parts[0] == "datasets" and path.suffix in {".csv", ".txt", ".md"})
+    }
+    assert {"kdjax/py.typed", "kdjax/configs/quickstart.py"} < expected
+    assert held == expected
+
+
+def test_the_installed_command_and_its_configs(installed):
+    site, run = installed
+    door = site / "bin" / "kdjax"
+    listed = run(door)
+    assert listed.returncode == 0, listed.stderr
+    assert "\n  compare   Compares methods: " in listed.stdout
+    begun = run(door, "train", "--config=quickstart.py", "--config.steps=0", "--workdir=run")
+    own = site / "kdjax" / "configs" / "quickstart.py"
+    assert begun.stdout == f"config: there is no quickstart.py here, so {own}\n"
+    assert begun.stderr == "kdjax.train: error: config.steps is 0; it must be positive\n"
+    assert begun.returncode == 2
+
+
+def test_an_installed_package_looks_up_its_own_data_sets(installed):
+    site, run = installed
     theirs = site / "datasets" / "theirs"
     theirs.mkdir(parents=True)
     (site / "datasets" / "__init__.py").write_text('IS = "HuggingFace\'s"\n')
     (theirs / "theirs.py").write_text("raise AssertionError('was looked up')\n")
-    variables = {key: value for key, value in os.environ.items() if key != "KDJAX_DATASETS"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOOKED_UP],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=elsewhere,
-        env={**variables, "PYTHONPATH": str(site)},
-    )
+    done = run(sys.executable, "-c", LOOKED_UP)
     assert done.returncode == 0, done.stderr
     found, counts, unknown, gone = done.stdout.splitlines()
     assert found == "Camvid Shapes"
