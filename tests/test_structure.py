@@ -1,10 +1,16 @@
 """The shape of the house: which room may import what."""
 
 import ast
+import inspect
 import os
 import pathlib
 import subprocess
 import sys
+import typing
+
+import pytest
+
+from kdjax import distillation, losses
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -62,6 +68,18 @@ def test_the_package_and_its_list_of_commands_need_nothing():
     loaded = loaded_by("import kdjax.__main__ as door; door._overview()")
     assert not loaded & {"absl", "jax", "numpy"}
     assert loaded_by("import kdjax") & {"jax", "numpy", "kdjax.config"} == set()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [getattr(room, name) for room in (losses, distillation) for name in room.__all__],
+    ids=lambda value: value.__name__,
+)
+def test_the_hints_of_what_is_public_resolve(value):
+    methods = vars(value).values() if inspect.isclass(value) else ()
+    functions = [getattr(method, "__func__", method) for method in methods]
+    for hinted in (value, *filter(inspect.isfunction, functions)):
+        typing.get_type_hints(hinted)
 
 
 def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():

@@ -1,19 +1,13 @@
 """The array operations that several losses share."""
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # A float32 product in full. Accelerators round the operands to bfloat16 or TF32 unless told
 # otherwise, and the losses below take small differences of such products.

@@ -5,12 +5,11 @@ loss is replaced by an upper bound that can be written down (ISDA for the labels
 teacher). All bounds rest on two facts, `E exp(u.z) = exp(u' Sigma u / 2)` and `E log <= log E`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from kdjax.losses._arrays import einsum, is_class, rows, sum_over_first
 from kdjax.losses._checks import (
@@ -23,9 +22,6 @@ from kdjax.losses._checks import (
 )
 from kdjax.losses._cross_entropy import cross_entropy
 from kdjax.losses._divergence import softmax_kl
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
 
 
 def fakd_kl(

@@ -1,16 +1,11 @@
 """What can be known before anything runs: shapes, dtypes and options, checked at trace time."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def shape_of(array: jax.Array) -> str:

@@ -1,18 +1,13 @@
 """Cross-entropy with the labels, at the size of the logits or at the size of the labels."""
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from kdjax.losses._arrays import einsum
 from kdjax.losses._checks import check_label_dtype, check_labels, check_map, shape_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
 
 
 def cross_entropy(

@@ -6,8 +6,6 @@ The forward pass reads each input twice, once for the maxima and once for the fo
 and no float32 copy of a half-precision input is made.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

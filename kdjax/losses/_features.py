@@ -1,16 +1,12 @@
 """Imitation of the teacher's features, value by value."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from kdjax.losses._checks import check_map, check_option, check_positive, check_same_shape
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
 
 
 def nfd(
@@ -75,7 +71,7 @@ def dead_channels(
     axes: Literal["space", "batch_space", "channel", "all"] = "space",
     eps: float = 1e-5,
     axis_name: str | tuple[str, ...] | None = None,
-) -> Bool[Array, ...]:
+) -> Bool[Array, "..."]:
     """Marks what `nfd` cannot normalize: channels that hardly vary over an image.
 
     Where the variance is at most `eps`, it is `eps` that `nfd` divides by. A teacher's dead channel

@@ -1,19 +1,15 @@
 """Imitation of the teacher's scores: pixel by pixel, channel by channel, or where it knows more."""
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Array, Float, Int
 
 from kdjax.losses._checks import check_labels, check_option, check_positive, check_same_shape
 from kdjax.losses._divergence import softmax_kl
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
 
 
 def pixelwise_kl(

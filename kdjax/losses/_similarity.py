@@ -1,21 +1,17 @@
 """Imitation of how alike the teacher finds two places of an image."""
 
-from __future__ import annotations
-
 import functools
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from kdjax.losses._arrays import einsum
 from kdjax.losses._checks import check_option, check_positive, check_same_size
 from kdjax.losses._divergence import softmax_kl
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
 
 
 def pfs(

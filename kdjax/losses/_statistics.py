@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from kdjax.losses._arrays import einsum, is_class
 from kdjax.losses._checks import check_labels, check_map, shape_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
 
 
 @functools.partial(
