@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from kdjax.builders import builders_root
+from kdjax.builders import builder_folder
 from kdjax.data.classes import read_table
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.evaluation.metrics import Scores
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cityscapes-python", required=True, metavar="PATH")
     python = parser.parse_args().cityscapes_python
-    table = read_table(builders_root() / "cityscapes" / "classes.csv")
+    table = read_table(builder_folder("cityscapes") / "classes.csv")
     values = np.array([int(row["label"]) for row in table], np.uint8)
     names = [row["name"] for row in table]
     labels, predictions = made_up(np.random.default_rng(0))

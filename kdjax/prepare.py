@@ -3,6 +3,7 @@
 python -m kdjax.prepare cityscapes --source DIR --data_dir data
 python -m kdjax.prepare cityscapes --source DIR --data_dir data --tiles
 python -m kdjax.prepare folder --source DIR --data_dir data --ignore 11
+python -m kdjax.prepare folder --source DIR --data_dir data --val_share 0.1 --test_share 0.1
 python -m kdjax.prepare shapes
 python -m kdjax.prepare cityscapes --data_dir data --verify
 """
@@ -28,6 +29,12 @@ _IGNORE = flags.DEFINE_multi_string(
 _CLASSES = flags.DEFINE_integer(
     "classes", None, "pascal_context: 59 classes, or 60 with background."
 )
+_VAL_SHARE = flags.DEFINE_float(
+    "val_share", None, "folder without splits: share of the images to validate on, by their names."
+)
+_TEST_SHARE = flags.DEFINE_float(
+    "test_share", None, "folder without splits: share of the images to test on, by their names."
+)
 _TILES = flags.DEFINE_bool(
     "tiles",
     False,
@@ -48,7 +55,7 @@ def main(argv: list[str]) -> None:
         raise UserError("name one data set: python -m kdjax.prepare NAME --source DIR")
     began = time.monotonic()
     if _VERIFY.value:
-        done, dataset = "is as it was written", sets.verify(argv[1], _DATA_DIR.value)
+        done, dataset = "is as it was written", sets.verify(argv[1], _DATA_DIR.value, **_options())
     else:
         done = "was there already" if sets.is_prepared(argv[1], _DATA_DIR.value) else "is prepared"
         dataset = _prepare(argv[1])
@@ -62,22 +69,29 @@ def main(argv: list[str]) -> None:
         print(f"\nleft out, {len(dataset.skipped)} damaged:", *dataset.skipped, sep="\n")
 
 
-def _prepare(name: str) -> PreparedSet:
+def _options() -> dict[str, Any]:
     # Only named where given: few data sets take them.
     options: dict[str, Any] = {}
     if _IGNORE.value:
         options["ignore"] = _label_values(_IGNORE.value)
     if _CLASSES.value is not None:
         options["classes"] = _CLASSES.value
+    for flag in (_VAL_SHARE, _TEST_SHARE):
+        if flag.value is not None:
+            options[flag.name] = flag.value
     if _TILES.value:
         options["tiles"] = True
+    return options
+
+
+def _prepare(name: str) -> PreparedSet:
     return sets.prepare(
         name,
         _DATA_DIR.value,
         source=_SOURCE.value,
         skip_damaged=_SKIP_DAMAGED.value,
         report=lambda line: print(line, flush=True),
-        **options,
+        **_options(),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -13,7 +14,9 @@ from PIL import Image
 
 from kdjax.data import pipeline, sets, statistics
 from kdjax.data.builder_lookup import find_builder
+from kdjax.data.classes import original_labels
 from kdjax.errors import UserError
+from kdjax.planning.program import known_classes
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -434,10 +437,158 @@ def test_names_and_options_are_checked(source, tmp_path):
         prepare(source, tmp_path).records("training")
 
 
-def test_builders_are_found_by_an_environment_variable(tmp_path, monkeypatch):
+OWN_BUILDER = """
+from kdjax.data.builder import SegmentationBuilder
+
+class {}(SegmentationBuilder):
+    class_names = ["one", "two"]
+    OPTIONS = ("option",)
+"""
+
+
+def write_builder(root, name, content=OWN_BUILDER, class_name=None):
+    path = root / name / f"{name}.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(content.format(class_name or name.capitalize()))
+    (path.parent / "classes.csv").write_text(
+        "label,name,red,green,blue\n7,one,0,0,0\n9,two,9,9,9\n"
+    )
+
+
+def test_a_search_path_adds_data_sets(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_builder(first, "mine")
+    write_builder(second, "theirs")
+    own = ROOT / "datasets"
+    # The built-in ones may be named too, as it was once needed; empty parts mean nothing.
+    path = os.pathsep.join([str(first), "", str(second), str(own)])
+    monkeypatch.setenv("KDJAX_DATASETS", path)
+    assert find_builder("mine").OPTIONS == ("option",)
+    assert find_builder("theirs").name == "theirs"
+    assert find_builder("shapes").name == "shapes"
+    assert known_classes("theirs") == 2
+    assert original_labels("mine") == [7, 9]
+    with pytest.raises(UserError, match='did you mean "theirs"') as refused:
+        find_builder("theirss")
+    for listed in (f"mine (in {first})", f"theirs (in {second})", f"voc2012 (in {own})"):
+        assert listed in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_two_data_sets_of_one_name_are_not_guessed_between(tmp_path, monkeypatch):
+    write_builder(tmp_path, "camvid")
+    monkeypatch.setenv("KDJAX_DATASETS", str(tmp_path))
+    wanted = f"{tmp_path / 'camvid'} and {ROOT / 'datasets' / 'camvid'}; rename"
+    for look_up in (find_builder, known_classes, original_labels):
+        with pytest.raises(UserError, match=re.escape(wanted)):
+            look_up("camvid")
+    assert find_builder("shapes").name == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("content", "class_name", "wanted"),
+    [
+        ("import no_such_module", None, "cannot be loaded: ModuleNotFoundError: .*no_such_module"),
+        ("", None, "defines no subclass of kdjax.data.builder.SegmentationBuilder"),
+        (OWN_BUILDER, "Cityscapes", "class Cityscapes makes a set named 'cityscapes'"),
+    ],
+)
+def test_an_own_builder_that_cannot_be_used_is_named(
+    tmp_path, monkeypatch, content, class_name, wanted
+):
+    write_builder(tmp_path, "mine", content, class_name)
+    monkeypatch.setenv("KDJAX_DATASETS", str(tmp_path))
+    with pytest.raises(UserError, match=rf"mine\.py.* {wanted}"):
+        find_builder("mine")
+
+
+def test_a_search_path_that_leads_nowhere_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("KDJAX_DATASETS", str(tmp_path / "elsewhere"))
-    with pytest.raises(UserError, match="KDJAX_DATASETS"):
+    with pytest.raises(UserError, match=r"KDJAX_DATASETS names .*elsewhere, which is no folder"):
         sets.open_set("shapes", tmp_path)
+
+
+def write_images(source, names):
+    for name in names:
+        write_pair(source, "", name, [[0, 1, 2]])
+
+
+def names_by_split(dataset):
+    return {split: set(dataset.records(split).names()) for split in dataset.splits}
+
+
+NAMES = [f"{number}" for number in range(24)] + [f"town/{number}" for number in range(24)]
+# Of them, those whose hash is below 0.2.
+VAL = [
+    "8",
+    "9",
+    "town/0",
+    "town/1",
+    "town/10",
+    "town/12",
+    "town/14",
+    "town/15",
+    "town/22",
+    "town/23",
+]
+
+
+def test_shares_split_by_name_and_adding_images_moves_none(tmp_path):
+    write_images(tmp_path / "source", NAMES)
+    write_images(tmp_path / "source", [".hidden/1"])
+    shares = {"val_share": 0.2, "test_share": 0.3}
+    before = prepare(tmp_path / "source", tmp_path, **shares)
+    assert list(before.splits) == ["train", "val", "test"]
+    found = names_by_split(before)
+    assert set.union(*found.values()) == set(NAMES)
+    assert sum(before.splits.values()) == len(NAMES)
+    # By the hash, for good: another one would move images of sets that people have.
+    assert sorted(found["val"]) == VAL
+    write_images(tmp_path / "source", [f"more/{number}" for number in range(8)])
+    more = names_by_split(sets.prepare("folder", tmp_path, source=tmp_path / "source", **shares))
+    assert all(found[split] == more[split] & set(NAMES) for split in found)
+    # Nor does another share of one split touch the other.
+    one = sets.prepare("folder", tmp_path / "one", source=tmp_path / "source", val_share=0.2)
+    assert names_by_split(one) == {"train": more["train"] | more["test"], "val": more["val"]}
+
+
+@pytest.mark.parametrize(
+    ("shares", "wanted"),
+    [
+        ({}, "has no splits: put .* --val_share 0.1 --test_share 0.1"),
+        ({"val_share": -0.1}, "--val_share -0.1: a share is above 0 and below 1"),
+        ({"test_share": 0.0}, "--test_share 0.0: a share is above 0"),
+        ({"val_share": float("nan")}, "--val_share nan: a share"),
+        ({"test_share": 1.0}, "--test_share 1.0: a share is .* below 1"),
+        ({"val_share": 0.5, "test_share": 0.5}, "--test_share 0.5 add up to 1, which leaves no"),
+        ({"val_share": 1e-9}, "--val_share 1e-09 of 2 images leave none to val; give other"),
+        ({"val_share": 1 - 1e-9}, "leave none to train"),
+    ],
+)
+def test_shares_that_make_no_splits_are_refused(tmp_path, shares, wanted):
+    write_images(tmp_path / "source", ["a", "town/b"])
+    with pytest.raises(UserError, match=wanted):
+        prepare(tmp_path / "source", tmp_path, **shares)
+    assert not sets.is_prepared("folder", tmp_path / "data")
+
+
+@pytest.mark.parametrize("splits", [("train", "val", "test"), ("Training", "validation", "more")])
+def test_splits_that_are_there_are_not_shared_out(source, tmp_path, splits):
+    for kind in ("images", "labels"):
+        for before, after in zip(("train", "val", "test"), splits, strict=True):
+            (source / kind / before).rename(source / kind / after)
+    with pytest.raises(UserError, match=r"has splits already, .*: leave --val_share 0.1 out"):
+        prepare(source, tmp_path, val_share=0.1)
+
+
+def test_another_share_is_another_set(tmp_path):
+    write_images(tmp_path / "source", NAMES)
+    prepare(tmp_path / "source", tmp_path, val_share=0.2)
+    with pytest.raises(UserError, match=r"was made from .*'val_share': 0.2.*, not from .*0\.3"):
+        prepare(tmp_path / "source", tmp_path, val_share=0.3)
+    sets.verify("folder", tmp_path / "data", val_share=0.2)
+    with pytest.raises(UserError, match=r"was made from .*0\.2.*, not with val_share 0\.3"):
+        sets.verify("folder", tmp_path / "data", val_share=0.3)
 
 
 def test_statistics_are_those_of_the_pixels(source, tmp_path):
@@ -484,6 +635,18 @@ def test_the_command_prints_a_summary(source, tmp_path):
     assert "class_2" in done.stdout
     receipt = json.loads((tmp_path / "folder" / "1.0.0" / "kdjax.json").read_text())
     assert receipt["made_from"]["ignore"] == [3, 4]
+
+
+def test_the_command_shares_out_and_verifies_the_shares(tmp_path):
+    write_images(tmp_path / "source", NAMES)
+    given = ("folder", "--data_dir", tmp_path, "--val_share", "0.2")
+    done = run_prepare(*given, "--test_share", "0.3", "--source", tmp_path / "source")
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads((tmp_path / "folder" / "1.0.0" / "kdjax.json").read_text())
+    assert receipt["made_from"].items() >= {"val_share": 0.2, "test_share": 0.3}.items()
+    done = run_prepare(*given, "--test_share", "0.2", "--verify")
+    assert done.returncode == 2
+    assert "not with test_share 0.2" in done.stderr
 
 
 def test_the_command_refuses_in_one_line(source, tmp_path):

@@ -61,11 +61,11 @@ def stop_at(monkeypatch, name, error=KeyboardInterrupt):
     return converted
 
 
-def interrupted(source, data_dir, monkeypatch, name="4", error=KeyboardInterrupt):
+def interrupted(source, data_dir, monkeypatch, name="4", error=KeyboardInterrupt, **options):
     with monkeypatch.context() as patch:
         stop_at(patch, name, error)
         with pytest.raises((KeyboardInterrupt, UserError)):
-            prepare(source, data_dir)
+            prepare(source, data_dir, **options)
     assert not sets.is_prepared("folder", data_dir)
 
 
@@ -104,6 +104,21 @@ def test_other_options_begin_anew(source, tmp_path, monkeypatch):
     converted = stop_at(monkeypatch, None)
     prepare(source, tmp_path, ignore=[2])
     assert len(converted) == IMAGES
+
+
+def test_other_shares_begin_anew_and_mix_nothing(source, tmp_path, monkeypatch):
+    for kind in ("images", "labels"):
+        for path in sorted((source / kind / "train").iterdir()):
+            path.rename(source / kind / path.name)
+        (source / kind / "train").rmdir()
+    # The hash of 4 puts it into val, the last split, by either share.
+    interrupted(source, tmp_path / "data", monkeypatch, val_share=0.3)
+    dataset = prepare(source, tmp_path / "data", val_share=0.6)
+    assert contents(dataset) == contents(prepare(source, tmp_path / "whole", val_share=0.6))
+    interrupted(source, tmp_path / "again", monkeypatch, val_share=0.6)
+    lines = []
+    prepare(source, tmp_path / "again", val_share=0.6, report=lines.append)
+    assert lines[0].startswith("continues: ")
 
 
 def test_what_was_left_out_is_remembered_and_never_forgiven(source, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Finds the builders of data sets, a folder and a file each."""
+"""Loads the builders of data sets, a folder and a file each."""
 
 import functools
 import importlib.util
@@ -6,30 +6,18 @@ import pathlib
 
 from tensorflow_datasets.core import registered
 
-from kdjax.builders import builders_root
+from kdjax.builders import builder_folder
 from kdjax.data.builder import SegmentationBuilder
 from kdjax.errors import UserError
-from kdjax.suggest import nearest
 
 
 def find_builder(name: str) -> type[SegmentationBuilder]:
     """Returns the builder of a data set.
 
     Raises:
-        UserError: there is none of that name, or no folder of builders.
+        UserError: there is none of that name, or several; or its file cannot be loaded.
     """
-    root = builders_root()
-    if not root.is_dir():
-        raise UserError(
-            f"no folder of data set builders at {root}; set KDJAX_DATASETS to the `datasets` "
-            "folder of a kdjax checkout"
-        )
-    known = sorted(
-        path.parent.name for path in root.glob("*/*.py") if path.stem == path.parent.name
-    )
-    if name not in known:
-        raise UserError(f"unknown data set {name!r}: {nearest(name, known)}")
-    return _load_builder(root / name / f"{name}.py")
+    return _load_builder(builder_folder(name) / f"{name}.py")
 
 
 @functools.cache
@@ -39,14 +27,28 @@ def _load_builder(path: pathlib.Path) -> type[SegmentationBuilder]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # TFDS keeps one registry of names, in which ours might meet its own.
-    with registered.skip_registration():
-        spec.loader.exec_module(module)
+    try:
+        # TFDS keeps one registry of names, in which ours might meet its own.
+        with registered.skip_registration():
+            spec.loader.exec_module(module)
+    except UserError:
+        raise
+    # A user's own file may raise anything.
+    except Exception as error:
+        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     for value in vars(module).values():
         if (
             isinstance(value, type)
             and value.__module__ == module.__name__
             and issubclass(value, SegmentationBuilder)
         ):
-            return value
-    raise TypeError(f"{path} defines no SegmentationBuilder")
+            break
+    else:
+        raise UserError(f"{path} defines no subclass of kdjax.data.builder.SegmentationBuilder")
+    # Prepared sets lie in a folder of the class's name, where another set's might lie already.
+    if value.name != path.stem:
+        raise UserError(
+            f"{path}: class {value.__name__} makes a set named {value.name!r}; file, folder and "
+            "set have one name, so rename the class or the files"
+        )
+    return value

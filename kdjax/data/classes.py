@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from kdjax.builders import builders_root
+from kdjax.builders import builder_folder, builder_folders
 from kdjax.data.tree import File
 from kdjax.errors import UserError
+
+_TABLE = "classes.csv"  # in the folder of a data set's builder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +54,10 @@ def original_labels(name: str) -> list[int]:
     Raises:
         UserError: no such set, or its labels have class ids already.
     """
-    tables = {path.parent.name: path for path in sorted(builders_root().glob("*/classes.csv"))}
-    if name not in tables:
-        raise UserError(f"{name!r} has no original ids; data sets that do: {', '.join(tables)}")
-    return ClassTable.read(tables[name]).labels
+    known = [path.name for path in builder_folders() if (path / _TABLE).is_file()]
+    if name not in known:
+        raise UserError(f"{name!r} has no original ids; data sets that do: {', '.join(known)}")
+    return ClassTable.read(builder_folder(name) / _TABLE).labels
 
 
 def read_table(path: pathlib.Path) -> list[dict[str, str]]:

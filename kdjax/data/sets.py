@@ -52,16 +52,29 @@ def open_set(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
     return open_directory(_directory(builder_class, data_dir))
 
 
-def verify(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
+def verify(name: str, data_dir: str | os.PathLike[str], **options: Any) -> PreparedSet:
     """Opens the prepared set `name` after reading all of its records again.
 
+    Args:
+        name: which data set.
+        data_dir: where prepared sets are kept.
+        **options: of `prepare`, such as `val_share`, that the set must have been made with.
+
     Raises:
-        UserError: it has not been prepared, or its records are not those that were written.
+        UserError: it has not been prepared, or with other options, or its records are not those
+            that were written.
     """
     builder_class = find_builder(name)
     if not is_prepared(name, data_dir):
         raise _not_prepared(builder_class, data_dir)
     directory = _directory(builder_class, data_dir)
+    made_from = read_receipt(directory)["made_from"]
+    for option, value in options.items():
+        if made_from.get(option) != json.loads(json.dumps(value)):
+            raise UserError(
+                f"{directory} was made from {made_from}, not with {option} {value}; leave that "
+                "out, or name another --data_dir"
+            )
     dataset = open_directory(directory)
     found = fingerprint({split: dataset.records(split) for split in dataset.splits})
     if found != dataset.fingerprint:

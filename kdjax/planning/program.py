@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from kdjax.builders import builders_root
+from kdjax.builders import builder_folder
 from kdjax.config import Config, validate
 from kdjax.distillation import need_teacher
 from kdjax.distillation.maps import array_of
@@ -147,12 +147,13 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
 
 
 def known_classes(name: str) -> int:
-    """The number of classes of a data set, from its table in `datasets/`.
+    """The number of classes of a data set, from the table beside its builder.
 
     Raises:
-      UserError: when its classes depend on its files, as those of `folder`.
+      UserError: there is no such data set, or its classes depend on its files, as those of
+        `folder`.
     """
-    table = builders_root() / name / "classes.csv"
+    table = builder_folder(name) / "classes.csv"
     if not table.is_file():
         raise UserError(f"how many classes has data set {name}? No table says: give --num_classes")
     lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
