@@ -69,4 +69,7 @@ def _unknown(name: str, folders: list[pathlib.Path]) -> str:
     near = closest(name, [folder.name for folder in folders])
     hint = f'did you mean "{near}"? ' if near else ""
     known = "; ".join(f"{', '.join(names)} (in {root})" for root, names in by_root.items())
-    return f"unknown data set {name!r}: {hint}there are: {known}"
+    return (
+        f"unknown data set {name!r}: {hint}there are: {known}; a builder of your own may be named "
+        '"package.module:attribute"'
+    )

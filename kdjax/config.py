@@ -69,7 +69,7 @@ def default() -> Config:
     config.export = "last"  # which weights become the exported student: "last" or "best" on val
 
     config.data = ConfigDict()
-    config.data.name = "shapes"
+    config.data.name = "shapes"  # or "package.module:Builder", a TFDS builder of your own
     config.data.data_dir = "data"
     config.data.train_split = "train"
     config.data.val_split = "val"

@@ -3,12 +3,15 @@
 import abc
 import colorsys
 import io
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
+
+from kdjax.errors import UserError
 
 IGNORE_LABEL = 255
 
@@ -67,11 +70,80 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             ),
             # Records keep the order of their keys; the pipeline shuffles as it reads.
             disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(
-                class_names=self.class_names,
-                palette=self.palette.tolist(),
-                ignore_label=IGNORE_LABEL,
-            ),
+            metadata=metadata_of(self.class_names, self.palette),
+        )
+
+
+def metadata_of(
+    class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
+) -> tfds.core.MetadataDict:
+    """What stands beside the records of every set."""
+    return tfds.core.MetadataDict(
+        class_names=list(class_names), palette=palette.tolist(), ignore_label=IGNORE_LABEL
+    )
+
+
+def check_features(builder: tfds.core.GeneratorBasedBuilder) -> list[str]:
+    """Requires that the records of any TFDS builder hold what those of `SegmentationBuilder` do.
+
+    Returns:
+        The names of the classes: `class_names` of its metadata, or else the label's own.
+
+    Raises:
+        UserError: they hold something else, or nothing names the classes.
+    """
+    who = f"the builder {type(builder).__name__}"
+    features, metadata = builder.info.features, builder.info.metadata
+    found: dict[str, Any] = {}
+    if isinstance(features, tfds.features.FeaturesDict):
+        found.update(features.items())
+    for key, channels in (("image", 3), ("label", 1)):
+        feature = found.get(key)
+        is_image = isinstance(feature, tfds.features.Image)
+        info: Any = feature.get_tensor_info() if is_image else None
+        if info is None or info.shape[2:] != (channels,) or info.np_dtype != np.uint8:
+            raise UserError(
+                f"{who} has to have a feature {key!r}, a tfds.features.Image of uint8 and of shape "
+                f"(None, None, {channels}); it has {feature or 'none'}"
+            )
+    if not isinstance(found.get("name"), tfds.features.Text):
+        raise UserError(f"{who} has to have a feature 'name', a tfds.features.Text: an id")
+    if isinstance(metadata, dict) and "class_names" in metadata:
+        return list(metadata["class_names"])
+    if isinstance(found["label"], tfds.features.LabeledImage):
+        return found["label"].names
+    raise UserError(
+        f"{who} names no classes: make the label a tfds.features.LabeledImage, or give its info "
+        "metadata with a list class_names"
+    )
+
+
+def check_example(example: Mapping[str, bytes], num_classes: int) -> None:
+    """Requires of an encoded example what training takes for granted.
+
+    Raises:
+        UserError: its files are of different sizes, or the label holds what is no class.
+    """
+    with (
+        Image.open(io.BytesIO(example["image"])) as image,
+        Image.open(io.BytesIO(example["label"])) as label,
+    ):
+        who = f"example {example['name'].decode()!r}"
+        if image.size != label.size:
+            raise UserError(
+                f"{who} has an image of {image.width} x {image.height} pixels and a label of "
+                f"{label.width} x {label.height}; they have to be of one size"
+            )
+        if label.format != "PNG" or label.mode != "L":
+            raise UserError(
+                f"{who} has a label that is a {label.format} of mode {label.mode}; it has to be a "
+                "PNG of one 8-bit channel"
+            )
+        values = np.unique(np.asarray(label))
+    if (wrong := values[(values >= num_classes) & (values != IGNORE_LABEL)]).size:
+        raise UserError(
+            f"{who} has a label that holds the value {wrong[0]}; allowed are 0..{num_classes - 1} "
+            f"and {IGNORE_LABEL}"
         )
 
 

@@ -1,23 +1,44 @@
-"""Loads the builders of data sets, a folder and a file each."""
+"""Finds the builders of data sets: by name, a folder and a file each, or by their class."""
 
 import functools
 import importlib.util
 import pathlib
 
+import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
+from kdjax import names
 from kdjax.builders import builder_folder
 from kdjax.data.builder import SegmentationBuilder
 from kdjax.errors import UserError
 
 
-def find_builder(name: str) -> type[SegmentationBuilder]:
+def find_builder(
+    name: str, *, asked_by: str = "the argument"
+) -> type[tfds.core.GeneratorBasedBuilder]:
     """Returns the builder of a data set.
 
+    Args:
+        name: of the set, or "package.module:attribute" of a builder class.
+        asked_by: what holds the name, for messages, as "config.data.name".
+
     Raises:
-        UserError: there is none of that name, or several; or its file cannot be loaded.
+        UserError: there is none of that name, or several; or it cannot be loaded or used.
     """
-    return _load_builder(builder_folder(name) / f"{name}.py")
+    if names.SEPARATOR not in name:
+        return _load_builder(builder_folder(name) / f"{name}.py")
+    found = names.resolve("data set", name, {}, asked_by=asked_by)
+    if not (isinstance(found, type) and issubclass(found, tfds.core.GeneratorBasedBuilder)):
+        raise UserError(
+            f'{asked_by} names the data set "{name}", which is no builder class: derive it from '
+            "kdjax.data.builder.SegmentationBuilder or tensorflow_datasets' GeneratorBasedBuilder"
+        )
+    if found.BUILDER_CONFIGS:
+        raise UserError(
+            f'{asked_by} names the data set "{name}", which has several BUILDER_CONFIGS: name a '
+            "subclass for one of them, whose BUILDER_CONFIGS is empty"
+        )
+    return found
 
 
 @functools.cache

@@ -8,13 +8,20 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from kdjax.data import shards
-from kdjax.data.builder import SegmentationBuilder
+from kdjax.data._tensorflow import tf
+from kdjax.data.builder import (
+    SegmentationBuilder,
+    check_example,
+    check_features,
+    distinct_colors,
+    metadata_of,
+)
 from kdjax.data.builder_lookup import find_builder
 from kdjax.data.prepared import (
     RECEIPT,
@@ -24,8 +31,10 @@ from kdjax.data.prepared import (
     open_records,
     read_receipt,
 )
+from kdjax.data.records import Records
 from kdjax.data.tree import state_of_source
 from kdjax.errors import UserError
+from kdjax.names import SEPARATOR
 from kdjax.paths import is_remote
 
 
@@ -35,21 +44,28 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
     Raises:
         UserError: there is no such data set.
     """
-    return (_directory(find_builder(name), data_dir) / RECEIPT).is_file()
+    return (_directory(name, find_builder(name), data_dir) / RECEIPT).is_file()
 
 
-def open_set(name: str, data_dir: str | os.PathLike[str]) -> PreparedSet:
+def open_set(
+    name: str, data_dir: str | os.PathLike[str], *, asked_by: str = "the argument"
+) -> PreparedSet:
     """Opens the prepared set `name` in `data_dir`; one that needs no source is made there first.
+
+    Args:
+        name: which data set, as `find_builder` takes it.
+        data_dir: where prepared sets are kept.
+        asked_by: what holds the name, for messages, as "config.data.name".
 
     Raises:
         UserError: there is no such data set, or it has not been prepared.
     """
-    builder_class = find_builder(name)
+    builder_class = find_builder(name, asked_by=asked_by)
     if not is_prepared(name, data_dir):
-        if not builder_class.NEEDS_SOURCE:
+        if not _needs_source(builder_class):
             return prepare(name, data_dir)
-        raise _not_prepared(builder_class, data_dir)
-    return open_directory(_directory(builder_class, data_dir))
+        raise _not_prepared(name, builder_class, data_dir)
+    return open_directory(_directory(name, builder_class, data_dir))
 
 
 def verify(name: str, data_dir: str | os.PathLike[str], **options: Any) -> PreparedSet:
@@ -66,8 +82,8 @@ def verify(name: str, data_dir: str | os.PathLike[str], **options: Any) -> Prepa
     """
     builder_class = find_builder(name)
     if not is_prepared(name, data_dir):
-        raise _not_prepared(builder_class, data_dir)
-    directory = _directory(builder_class, data_dir)
+        raise _not_prepared(name, builder_class, data_dir)
+    directory = _directory(name, builder_class, data_dir)
     made_from = read_receipt(directory)["made_from"]
     for option, value in options.items():
         if made_from.get(option) != json.loads(json.dumps(value)):
@@ -103,9 +119,10 @@ def prepare(
     source changes, which is reported.
 
     Args:
-        name: which data set.
+        name: which data set, as `find_builder` takes it.
         data_dir: where prepared sets are kept.
-        source: folder or archive with the original files; None for a set that is made.
+        source: folder or archive with the original files; None for a set that is made. Of a TFDS
+            builder with MANUAL_DOWNLOAD_INSTRUCTIONS, its `dl_manager.manual_dir`.
         skip_damaged: whether files that cannot be read are left out, instead of ending it all.
         report: called with each line of what was found, before anything is converted.
         **options: what the builder takes beside its source, such as `ignore` of `folder`; of all
@@ -117,20 +134,26 @@ def prepare(
             options.
     """
     builder_class = find_builder(name)
-    takes = (*builder_class.OPTIONS, *(("tiles",) if builder_class.NEEDS_SOURCE else ()))
+    # The others are TFDS builders that know nothing of kdjax.
+    ours = issubclass(builder_class, SegmentationBuilder)
+    needs_source = _needs_source(builder_class)
+    takes = (
+        *(builder_class.OPTIONS if ours else ()),
+        *(("tiles",) if ours and needs_source else ()),
+    )
     if unknown := sorted(options.keys() - set(takes)):
         allowed = ", ".join(takes) or "none"
         raise UserError(f"data set {name} takes no option {unknown[0]!r}; it takes: {allowed}")
-    if builder_class.NEEDS_SOURCE:
+    if needs_source:
         if source is None:
             raise UserError(f"data set {name} is made from files: name their folder by --source")
         options["source"] = os.path.realpath(_possible(source, "--source"))
     elif source is not None:
         raise UserError(f"data set {name} is generated: leave --source out")
     made_from = json.loads(json.dumps(options))
-    if builder_class.NEEDS_SOURCE:
+    if ours and needs_source:
         options["skip_damaged"] = skip_damaged
-    directory = _directory(builder_class, data_dir)
+    directory = _directory(name, builder_class, data_dir)
     with _lock(directory.parent, report):
         if not (directory / RECEIPT).is_file():
             _write(builder_class, options, directory, made_from, report)
@@ -167,7 +190,7 @@ def _source_state(directory: pathlib.Path, made_from: dict[str, Any]) -> str | N
 
 
 def _write(
-    builder_class: type[SegmentationBuilder],
+    builder_class: type[tfds.core.GeneratorBasedBuilder],
     options: dict[str, Any],
     directory: pathlib.Path,
     made_from: dict[str, Any],
@@ -180,20 +203,34 @@ def _write(
     tfds.disable_progress_bar()
     source_state = _source_state(directory, made_from)
     try:
-        builder = builder_class(data_dir=staging, file_format="array_record", **options)
-        for line in builder.findings:
-            report(line)
+        place: dict[str, Any] = {"data_dir": staging, "file_format": "array_record"}
+        if issubclass(builder_class, SegmentationBuilder):
+            builder = builder_class(**place, **options)
+            for line in builder.findings:
+                report(line)
+            class_names = builder.class_names
+            download: dict[str, Any] = {}
+        else:
+            builder = builder_class(**place)
+            class_names = check_features(builder)
+            config = tfds.download.DownloadConfig(manual_dir=options.get("source"))
+            download = {"download_config": config}
         if begun:
             report(f"continues: {begun} shards of an interrupted preparation are there")
         # TFDS announces the folder that it writes to, which is not where the set will be.
         with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+            builder.download_and_prepare(**download)
         written = pathlib.Path(builder.data_path)
+        records = open_records(builder)
+        if not isinstance(builder, SegmentationBuilder):
+            _check_examples(records, len(class_names))
+            palette = distinct_colors(len(class_names))
+            metadata_of(class_names, palette).save_metadata(builder.data_path)
         receipt = {
             "made_from": made_from,
             "source_state": source_state,
-            "fingerprint": fingerprint(open_records(builder)),
-            "skipped": builder.skipped,
+            "fingerprint": fingerprint(records),
+            "skipped": builder.skipped if isinstance(builder, SegmentationBuilder) else [],
         }
         (written / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
         written.rename(directory)
@@ -212,6 +249,14 @@ def _write(
         # What is finished of it, the next call takes over.
         if not _finished_shards(staging):
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_examples(records: Mapping[str, Records], num_classes: int) -> None:
+    for split in records.values():
+        for index in range(len(split)):
+            feature = tf.train.Example.FromString(*split.read([index])).features.feature
+            example = {key: feature[key].bytes_list.value[0] for key in ("image", "label", "name")}
+            check_example(example, num_classes)
 
 
 def _begin(staging: pathlib.Path, made_from: dict[str, Any]) -> int:
@@ -237,10 +282,18 @@ def _finished_shards(staging: pathlib.Path) -> int:
     return len(list((staging / shards.NOTES).glob("*.json")))
 
 
+def _needs_source(builder_class: type[tfds.core.GeneratorBasedBuilder]) -> bool:
+    if issubclass(builder_class, SegmentationBuilder):
+        return builder_class.NEEDS_SOURCE
+    return builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
+
+
 def _not_prepared(
-    builder_class: type[SegmentationBuilder], data_dir: str | os.PathLike[str]
+    name: str,
+    builder_class: type[tfds.core.GeneratorBasedBuilder],
+    data_dir: str | os.PathLike[str],
 ) -> UserError:
-    name, wanted = builder_class.name, _directory(builder_class, data_dir)
+    wanted = _directory(name, builder_class, data_dir)
     others = sorted(path.parent.name for path in wanted.parent.glob(f"*/{RECEIPT}"))
     lacks = (
         f"data set {name} in {data_dir} is of version {others[-1]}, and this kdjax reads "
@@ -248,12 +301,14 @@ def _not_prepared(
         if others
         else f"data set {name} has not been prepared in {data_dir}; run"
     )
-    source = " --source DIR" if builder_class.NEEDS_SOURCE else ""
+    source = " --source DIR" if _needs_source(builder_class) else ""
     return UserError(f"{lacks}: python -m kdjax.prepare {name}{source} --data_dir {data_dir}")
 
 
 def _directory(
-    builder_class: type[SegmentationBuilder], data_dir: str | os.PathLike[str]
+    name: str,
+    builder_class: type[tfds.core.GeneratorBasedBuilder],
+    data_dir: str | os.PathLike[str],
 ) -> pathlib.Path:
     if is_remote(data_dir):
         raise UserError(
@@ -261,7 +316,8 @@ def _directory(
             "so copy the prepared set to a disk of this machine"
         )
     root = pathlib.Path(_possible(data_dir, "data_dir"))
-    return root / builder_class.name / str(builder_class.VERSION)
+    # With a dot, which no name of a built-in set has.
+    return root / name.replace(SEPARATOR, ".") / str(builder_class.VERSION)
 
 
 def _possible(path: str | os.PathLike[str], what: str) -> str:

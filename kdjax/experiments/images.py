@@ -41,7 +41,7 @@ class Images:
         from kdjax.data import sets
 
         self._config = config
-        self._set = sets.open_set(config.name, config.data_dir)
+        self._set = sets.open_set(config.name, config.data_dir, asked_by="config.data.name")
         self.class_names = self._set.class_names
         self.palette = self._set.palette
         self.fingerprint = self._set.fingerprint
@@ -229,7 +229,7 @@ def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> Any:
     from kdjax.data import sets
 
     where = f"config.data.mixture.{label}"
-    extra = sets.open_set(entry.name, entry.data_dir)
+    extra = sets.open_set(entry.name, entry.data_dir, asked_by=f"{where}.name")
     if entry.split not in extra.splits:
         raise UserError(
             f'{where}.split is "{entry.split}"; {entry.name} in {entry.data_dir} has '

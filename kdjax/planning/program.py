@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from kdjax import names
 from kdjax.builders import builder_folder
 from kdjax.config import Config, validate
 from kdjax.distillation import need_teacher
@@ -153,8 +154,9 @@ def known_classes(name: str) -> int:
       UserError: there is no such data set, or its classes depend on its files, as those of
         `folder`.
     """
-    table = builder_folder(name) / "classes.csv"
-    if not table.is_file():
+    named = names.SEPARATOR in name  # a class, which lies beside no table
+    table = None if named else builder_folder(name) / "classes.csv"
+    if table is None or not table.is_file():
         raise UserError(f"how many classes has data set {name}? No table says: give --num_classes")
     lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
     return len(list(csv.DictReader(lines)))
