@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import pathlib
+import threading
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
@@ -11,6 +12,9 @@ from kdjax import names
 from kdjax.builders import builder_folder
 from kdjax.data.builder import SegmentationBuilder
 from kdjax.errors import UserError
+
+# Two threads must not load one file twice, nor one end the other's `skip_registration`.
+_LOADING = threading.Lock()
 
 
 def find_builder(
@@ -26,7 +30,9 @@ def find_builder(
         UserError: there is none of that name, or several; or it cannot be loaded or used.
     """
     if names.SEPARATOR not in name:
-        return _load_builder(builder_folder(name) / f"{name}.py")
+        path = builder_folder(name) / f"{name}.py"
+        with _LOADING:
+            return _load_builder(path)
     found = names.resolve("data set", name, {}, asked_by=asked_by)
     if not (isinstance(found, type) and issubclass(found, tfds.core.GeneratorBasedBuilder)):
         raise UserError(
