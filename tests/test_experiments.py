@@ -90,7 +90,7 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, comparison, capsys):
         "cwd/seed0",
     ]
     out = capsys.readouterr().out
-    assert "term cwd: cwd(logits, logits; temperature 4.0)" in out
+    assert "term cwd: CWD(logits, logits; temperature 4.0)" in out
     assert "teacher tiny (width 6" in out
 
     result = json.loads(runs[2].result.read_text())
