@@ -81,6 +81,8 @@ def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # Where libtpu is installed, it says on stderr that there is no TPU.
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
     _, errors = child.communicate()

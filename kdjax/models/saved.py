@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import textwrap
+import time
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from kdjax.paths import absolute, check_folder, is_remote, reachable, why_unwrit
 FORMAT = 2  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
 MAX_REASON = 160  # characters
+UNDO_TRIES, UNDO_SECONDS = 10, 0.3
 _UNFINISHED = ".kdjax-unfinished-"
 _MARK = {"kdjax": "network"}  # what tells our parameters from those of anybody else
 
@@ -169,10 +171,22 @@ def _write(directory: epath.Path, state: Any, description: str) -> None:
         new.rename(parameters)
         new_description.replace(described)
     except BaseException:
-        _remove_unfinished(directory)
-        if made:
-            directory.rmdir()
+        _undo(directory, made=made)
         raise
+
+
+def _undo(directory: epath.Path, *, made: bool) -> None:
+    """Removes what was begun; never an error, which would hide the one that led here."""
+    for _ in range(UNDO_TRIES):
+        # epath's errors are of many kinds.
+        with contextlib.suppress(Exception):
+            _remove_unfinished(directory)
+            if made and directory.exists():
+                directory.rmdir()
+        # Threads of Orbax that were at work when it gave up may make it anew.
+        time.sleep(UNDO_SECONDS)
+        if not (directory.exists() if made else any(directory.glob(f"{_UNFINISHED}*"))):
+            return
 
 
 def _remove_unfinished(directory: epath.Path) -> None:

@@ -42,7 +42,8 @@ class Checkpoints:
         self._directory = epath.Path(directory)
         # As it comes back from JSON.
         self._identity = json.loads(json.dumps(identity))
-        self._remarks = self._drop_damaged_scores()
+        with self._writing():
+            self._remarks = self._drop_damaged_scores()
         best = policies.BestN(
             get_metric_fn=_best_metric, n=1, keep_checkpoints_without_metrics=False
         )
