@@ -28,7 +28,8 @@ from kdjax.data.augment import augment
 from kdjax.data.augmentation import AugmentOptions, Draws, draw
 from kdjax.data.distortion import distort
 from kdjax.data.held import HeldExamples
-from kdjax.data.records import Records, Source, decode
+from kdjax.data.interface import Source
+from kdjax.data.records import Records, decode
 from kdjax.data.tiles import whole
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)

@@ -69,7 +69,10 @@ def default() -> Config:
     config.export = "last"  # which weights become the exported student: "last" or "best" on val
 
     config.data = ConfigDict()
-    config.data.name = "shapes"  # or "package.module:Builder", a TFDS builder of your own
+    # A prepared set, or "package.module:attribute" of a TFDS builder class, of a kdjax.data.Dataset
+    # or of a function that returns one.
+    config.data.name = "shapes"
+    config.data.options = ConfigDict()  # further arguments of such a function
     config.data.data_dir = "data"
     config.data.train_split = "train"
     config.data.val_split = "val"
@@ -289,6 +292,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 PATTERNS = ("optimizer.no_decay", "optimizer.rates")
 # Sections whose keys are names that the user gives.
 NAMED = (
+    "config.data.options",
     "config.data.test_groups",
     "config.data.mixture",
     "config.terms",

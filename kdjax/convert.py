@@ -26,6 +26,7 @@ from absl import flags
 from flax import nnx
 
 from kdjax import command, interop
+from kdjax.data.classes import distinct_colors
 from kdjax.errors import UserError
 from kdjax.models import Segmenter, saved
 from kdjax.models.keys import traced_rngs
@@ -125,9 +126,6 @@ def _classes(
         colors = described.get("palette") or described.get("PALETTE")
         if _are_names(names, count) and _are_colors(colors, count):
             return tuple(names), tuple(tuple(map(int, color)) for color in colors)
-    # Here and not above: the data room brings TensorFlow, which nothing else here needs.
-    from kdjax.data.builder import distinct_colors
-
     numbered = tuple(f"class {index}" for index in range(count))
     return numbered, tuple(tuple(color) for color in distinct_colors(count).tolist())
 

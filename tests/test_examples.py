@@ -7,11 +7,15 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kdjax import config as configuration
 from kdjax import config_file
 from kdjax.distillation import Distiller
+from kdjax.experiments import run
+from kdjax.experiments.images import Images
+from kdjax.experiments.workdir import Workdir
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
@@ -37,6 +41,23 @@ def test_own_losses_are_terms_of_a_config_beside_them(monkeypatch):
     assert metrics["hint"] == 0
     assert 0 <= float(metrics["mgd/kept"]) <= 1
     assert float(loss) == pytest.approx(float(metrics["mgd"]), rel=1e-6)
+
+
+def test_own_data_train_by_their_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    config = config_file.read(str(EXAMPLES / "own_data.py"))
+    config.update({"steps": 3, "eval_every": 3, "log_every": 1})
+    config.student.update(configuration.network("tiny", width=4))
+    config.data.batch_size = 8
+    run.train(config, str(tmp_path), label="own", method="student", role="student")
+    assert Workdir(tmp_path).read_result()["scores"]["val"]["miou"] > 0
+    images = Images(config.data)
+    assert images.class_names == ("ground", "disc", "square")
+    assert len(images.sizes("train")) == 128
+    (example, *_) = images.panel_examples()
+    assert example["name"] == "0.jpg"
+    assert set(np.unique(example["label"])) >= {0, 255}
 
 
 def test_a_plain_loop(capsys):

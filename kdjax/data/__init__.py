@@ -1,6 +1,10 @@
-"""Records to batches: prepared sets, stateless augmentation and input pipelines.
+"""Examples to batches: prepared sets and one's own, stateless augmentation and input pipelines.
 
-`sets` finds and prepares data sets, whose builders share `conversion`; `pipeline` turns them into
-batches of NumPy arrays. The submodules import TensorFlow; importing `kdjax.data` itself costs
-nothing.
+`sets` finds and prepares data sets, whose builders share `conversion`; a `Dataset` is one of a
+user's own; `pipeline` turns either into batches of NumPy arrays. The submodules import TensorFlow;
+importing `kdjax.data` itself does not.
 """
+
+from kdjax.data.dataset import Dataset, RandomAccess
+
+__all__ = ["Dataset", "RandomAccess"]

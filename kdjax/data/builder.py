@@ -1,7 +1,6 @@
 """What all data sets have in common: the schema of their records and a base for builders."""
 
 import abc
-import colorsys
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,9 +10,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
+from kdjax.data.classes import IGNORE_LABEL, distinct_colors
 from kdjax.errors import UserError
-
-IGNORE_LABEL = 255
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -104,7 +102,8 @@ def check_features(builder: tfds.core.GeneratorBasedBuilder) -> list[str]:
         if info is None or info.shape[2:] != (channels,) or info.np_dtype != np.uint8:
             raise UserError(
                 f"{who} has to have a feature {key!r}, a tfds.features.Image of uint8 and of shape "
-                f"(None, None, {channels}); it has {feature or 'none'}"
+                f"(None, None, {channels}); it has {feature or 'none'} (of others, make a "
+                "kdjax.data.Dataset, which says which feature is which)"
             )
     if not isinstance(found.get("name"), tfds.features.Text):
         raise UserError(f"{who} has to have a feature 'name', a tfds.features.Text: an id")
@@ -153,18 +152,3 @@ def encode_png(pixels: UInt8[np.ndarray, "H W ..."]) -> bytes:
     # Level 3 writes three times faster than the default 6, for files a few percent larger.
     Image.fromarray(pixels).save(buffer, "png", compress_level=3)
     return buffer.getvalue()
-
-
-def distinct_colors(count: int) -> UInt8[np.ndarray, "K 3"]:
-    """`count` RGB colours that tell neighbouring ids apart, the same on every call.
-
-    Hues advance by the golden ratio, which never comes back close to a recent one; brightness and
-    saturation take turns so that ids with similar hues still differ.
-    """
-    colors = [
-        colorsys.hsv_to_rgb(
-            0.58 + i * 0.6180339887, (0.75, 0.5, 0.95)[i % 3], (0.9, 0.98, 0.65)[i // 3 % 3]
-        )
-        for i in range(count)
-    ]
-    return np.round(np.asarray(colors).reshape(count, 3) * 255).astype(np.uint8)

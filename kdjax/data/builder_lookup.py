@@ -37,7 +37,9 @@ def find_builder(
     if not (isinstance(found, type) and issubclass(found, tfds.core.GeneratorBasedBuilder)):
         raise UserError(
             f'{asked_by} names the data set "{name}", which is no builder class: derive it from '
-            "kdjax.data.builder.SegmentationBuilder or tensorflow_datasets' GeneratorBasedBuilder"
+            "kdjax.data.builder.SegmentationBuilder or tensorflow_datasets' GeneratorBasedBuilder "
+            "(a kdjax.data.Dataset, or a function that returns one, needs no preparing: "
+            "config.data.name takes it as it is)"
         )
     if found.BUILDER_CONFIGS:
         raise UserError(

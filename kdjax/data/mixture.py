@@ -1,13 +1,16 @@
 """Several splits, of one data set or of several, read as one source with a fixed share each."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax.data import tiles
 from kdjax.data._tensorflow import tf
 from kdjax.data.augmentation import LABEL_PADDING
+from kdjax.data.interface import Split
 from kdjax.data.records import Records
 from kdjax.data.tiles import Read
 
@@ -23,9 +26,18 @@ class Part:
             losses that read no label learn from its images.
     """
 
-    records: Records
+    records: Split
     weight: int = 1
     labelled: bool = True
+
+
+class _Fetched(NamedTuple):
+    """Examples of a mixture, `[B]`: in which part, where in it, and what was read of them."""
+
+    record: tf.Tensor
+    member: tf.Tensor
+    place: tf.Tensor
+    labelled: tf.Tensor
 
 
 class Mixture:
@@ -36,31 +48,43 @@ class Mixture:
         self.lengths = tuple(len(part.records) for part in parts)
         self.weights = tuple(part.weight for part in parts)
         self._ends = np.cumsum(self.lengths)
+        # Records all open alike, so that nothing has to be chosen among them.
+        self._alike = all(isinstance(part.records, Records) for part in parts)
 
     def __len__(self) -> int:
         return sum(self.lengths)
 
-    def fetch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Reads, within a graph: int64 `[B]` to serialized examples and whether labels count."""
+    def fetch(self, indices: tf.Tensor) -> _Fetched:
+        """As `Source` has it: reads what the parts have serialized."""
 
-        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
             members = np.searchsorted(self._ends, indices, "right")
+            places = indices - np.array([0, *self._ends])[members]
             records = np.empty(len(indices), object)
             for member in np.unique(members):
                 part, rows = self._parts[member], np.flatnonzero(members == member)
-                begin = self._ends[member] - self.lengths[member]
-                records[rows] = part.records.read((indices[rows] - begin).tolist())
-            return records, np.array([self._parts[member].labelled for member in members])
+                records[rows] = part.records.read(places[rows].tolist())
+            labelled = np.array([self._parts[member].labelled for member in members])
+            return records, members.astype(np.int32), places, labelled
 
-        records, labelled = tf.numpy_function(read, [indices], [tf.string, tf.bool])
-        return tf.ensure_shape(records, [None]), tf.ensure_shape(labelled, [None])
+        types = [tf.string, tf.int32, tf.int64, tf.bool]
+        found = tf.numpy_function(read, [indices], types)
+        return _Fetched(*(tf.ensure_shape(tensor, [None]) for tensor in found))
 
-    def decode(self, fetched: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Read]:
+    def decode(self, fetched: _Fetched) -> tuple[tf.Tensor, Read]:
         """As `Source` has it."""
-        record, labelled = fetched
-        # All parts decode alike.
-        label, read = self._parts[0].records.decode(record)
-        return tf.where(labelled, label, tf.constant(LABEL_PADDING, tf.uint8)), read
+        if self._alike or len(self._parts) == 1:
+            opened = self._parts[0].records.open(fetched.record, fetched.place)
+        else:
+            opened = tf.switch_case(
+                fetched.member,
+                [
+                    functools.partial(part.records.open, fetched.record, fetched.place)
+                    for part in self._parts
+                ],
+            )
+        label = tf.where(fetched.labelled, opened.label, tf.constant(LABEL_PADDING, tf.uint8))
+        return label, tiles.reader(opened)
 
     def check(self, indices: Sequence[int]) -> None:
         """As `Source` has it."""

@@ -69,12 +69,21 @@ def read_photo(file: File, *, upright: bool = False, for_training: bool = False)
         image = ImageOps.exif_transpose(image)  # which has no format any more
     if image.mode == "RGB" and image.format in ("PNG", "JPEG"):
         return Photo(image, data)
+    return Photo(as_rgb(image, str(file)), None)
+
+
+def as_rgb(image: Image.Image, who: str) -> Image.Image:
+    """An image of any mode in 8-bit RGB.
+
+    Raises:
+        UserError: its pixels have 32 bits a channel; `who` names it.
+    """
     if image.mode.startswith("I;16"):
         # Pillow's own conversion cuts values off at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise UserError(f"{file} has 32-bit pixels; save it with 8 bits a channel")
-    return Photo(image.convert("RGB"), None)
+        raise UserError(f"{who} has 32-bit pixels; save it with 8 bits a channel")
+    return image.convert("RGB")
 
 
 def read_values(file: File) -> UInt8[np.ndarray, "H W"]:

@@ -1,4 +1,4 @@
-"""Prepared sets to batches of NumPy arrays, for training and for evaluation.
+"""Data sets to batches of NumPy arrays, for training and for evaluation.
 
 A training batch is a function of the examples, the options, the seed and the step alone. Nothing is
 shuffled through a buffer: position `step * batch_size + k` of an endless sequence of epochs names
@@ -15,9 +15,9 @@ from kdjax.data._tensorflow import tf, traced_as_written
 from kdjax.data.augment import augment
 from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING, AugmentOptions, Draws, draw
 from kdjax.data.evaluation_plan import EvalBatch, plan
+from kdjax.data.interface import SegmentationSet, Source
 from kdjax.data.order import example_indices
-from kdjax.data.prepared import PreparedSet
-from kdjax.data.records import Source, explained
+from kdjax.data.records import explained
 from kdjax.data.share import rows_of_process
 from kdjax.errors import UserError
 
@@ -40,7 +40,7 @@ def train_batches(
     of a batch. Starting late costs nothing: batch 137 is the same whether 136 came before or not.
 
     Args:
-        source: the examples, such as `PreparedSet.records(split)`.
+        source: the examples, such as `records(split)` of a set.
         batch_size: examples in a batch of all processes together, B.
         seed: not negative; chooses the order of the examples and what augmentation does to them.
         num_steps: the step before which to stop, counted from 0 and not from `start_step`.
@@ -102,7 +102,7 @@ def train_batches(
 
 
 def eval_batches(
-    dataset: PreparedSet,
+    dataset: SegmentationSet,
     split: str,
     *,
     batch_size: int,
@@ -175,7 +175,7 @@ def _eval_batch(batch: EvalBatch, examples: Iterator[dict[str, Any]]) -> dict[st
     return arrays
 
 
-def example_names(dataset: PreparedSet, split: str) -> list[str]:
+def example_names(dataset: SegmentationSet, split: str) -> list[str]:
     """The names of the examples of a split, by index.
 
     Raises:
@@ -184,8 +184,10 @@ def example_names(dataset: PreparedSet, split: str) -> list[str]:
     return dataset.records(split).names()
 
 
-def load_examples(dataset: PreparedSet, split: str, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """The examples at `indices` of a split, as they were prepared.
+def load_examples(
+    dataset: SegmentationSet, split: str, indices: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The examples at `indices` of a split, decoded.
 
     Returns:
         For each `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, str.

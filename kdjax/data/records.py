@@ -1,17 +1,17 @@
 """Random access to the records of a prepared split, and their decoding."""
 
-import functools
 import itertools
 import pathlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from kdjax.data import tiles
 from kdjax.data._tensorflow import reason, tf, traced_as_written
+from kdjax.data.interface import Opened
 from kdjax.errors import UserError
 
 _SCHEMA = {
@@ -22,35 +22,6 @@ _SCHEMA = {
 _READ_SIZE = 32  # records fetched by one call when many are read in a row
 # What array_record raises for files that are missing, cut or changed.
 _UNREADABLE = (OSError, RuntimeError, ValueError, IndexError)
-
-
-class Source(Protocol):
-    """Examples that training reads by index: one split, a mixture, or what memory holds.
-
-    Attributes:
-        lengths: number of examples of each set in it; indices count through all of them.
-        weights: how many of the examples in a row come from each set.
-    """
-
-    @property
-    def lengths(self) -> tuple[int, ...]: ...  # noqa: D102
-
-    @property
-    def weights(self) -> tuple[int, ...]: ...  # noqa: D102
-
-    def fetch(self, indices: tf.Tensor) -> Any:
-        """Reads, within a graph, int64 `[B]`: tensors with an axis `[B]`."""
-
-    def decode(self, fetched: Any) -> tuple[tf.Tensor, tiles.Read]:
-        """Of one of those the label, uint8 `[H, W]`, and what decodes a window of the image."""
-        ...
-
-    def check(self, indices: Sequence[int]) -> None:
-        """Reads and decodes examples one by one.
-
-        Raises:
-            UserError: names the first that cannot be.
-        """
 
 
 class Records:
@@ -115,8 +86,13 @@ class Records:
 
     def decode(self, fetched: tf.Tensor) -> tuple[tf.Tensor, tiles.Read]:
         """As `Source` has it."""
-        _, label, read = _opened(fetched)
-        return label, read
+        _, opened = _opened(fetched)
+        return opened.label, tiles.reader(opened)
+
+    def open(self, record: tf.Tensor, index: tf.Tensor) -> Opened:
+        """As `Split` has it; decodes the label."""
+        del index
+        return _opened(record)[1]
 
     def names(self) -> list[str]:
         """The names of all examples, without decoding their images."""
@@ -219,14 +195,14 @@ def _png_size(png: bytes) -> tuple[int, int]:
 @traced_as_written
 def decode(record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
-    name, label, read = _opened(record)
-    everything = tf.zeros(2, tf.int32), tf.shape(label)
-    return {"image": tiles.pixels(read(*everything), *everything), "label": label, "name": name}
+    name, opened = _opened(record)
+    everything = tf.zeros(2, tf.int32), tf.shape(opened.label)
+    image = tiles.pixels(tiles.reader(opened)(*everything), *everything)
+    return {"image": image, "label": opened.label, "name": name}
 
 
-def _opened(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tiles.Read]:
-    """The name and the label of a serialized example, and what decodes a window of its image."""
+def _opened(record: tf.Tensor) -> tuple[tf.Tensor, Opened]:
+    """The name of a serialized example, and the rest of it."""
     example = tf.io.parse_single_example(record, _SCHEMA)
     label = tf.io.decode_png(example["label"], channels=1)[..., 0]
-    read = functools.partial(tiles.decode, example["image"], tf.shape(label))
-    return example["name"], label, read
+    return example["name"], Opened(label, example["image"], tf.zeros([0, 0, 3], tf.uint8))

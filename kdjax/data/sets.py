@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import inspect
 import io
 import json
 import os
@@ -13,16 +14,19 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from kdjax import names
 from kdjax.data import shards
 from kdjax.data._tensorflow import tf
 from kdjax.data.builder import (
     SegmentationBuilder,
     check_example,
     check_features,
-    distinct_colors,
     metadata_of,
 )
 from kdjax.data.builder_lookup import find_builder
+from kdjax.data.classes import distinct_colors
+from kdjax.data.dataset import Dataset
+from kdjax.data.interface import SegmentationSet
 from kdjax.data.prepared import (
     RECEIPT,
     PreparedSet,
@@ -34,7 +38,6 @@ from kdjax.data.prepared import (
 from kdjax.data.records import Records
 from kdjax.data.tree import state_of_source
 from kdjax.errors import UserError
-from kdjax.names import SEPARATOR
 from kdjax.paths import is_remote
 
 
@@ -66,6 +69,67 @@ def open_set(
             return prepare(name, data_dir)
         raise _not_prepared(name, builder_class, data_dir)
     return open_directory(_directory(name, builder_class, data_dir))
+
+
+def open_named(
+    name: str,
+    data_dir: str | os.PathLike[str],
+    options: Mapping[str, Any],
+    *,
+    asked_by: str = "the argument",
+) -> SegmentationSet:
+    """Opens whatever data set a config may name.
+
+    Args:
+        name: of a prepared set, as `open_set` takes it; or "package.module:attribute" of a
+            `kdjax.data.Dataset`, or of a function that returns one.
+        data_dir: where prepared sets are kept; a function gets it if it takes it.
+        options: further arguments of a function.
+        asked_by: what holds the name, for messages, as "config.data.name".
+
+    Raises:
+        UserError: there is no such data set, it has not been prepared, or it cannot be made.
+    """
+    found: Any = None
+    if names.SEPARATOR in name:
+        found = names.resolve("data set", name, {}, asked_by=asked_by)
+    is_builder = isinstance(found, type) and issubclass(found, tfds.core.DatasetBuilder)
+    if callable(found) and not is_builder:
+        return _made(name, found, os.fspath(data_dir), dict(options), asked_by)
+    if options:
+        raise UserError(
+            f'{asked_by} names "{name}", which takes no options ({", ".join(options)}): only a '
+            "function that returns a kdjax.data.Dataset does"
+        )
+    return found if isinstance(found, Dataset) else open_set(name, data_dir, asked_by=asked_by)
+
+
+def _made(
+    name: str, function: Callable[..., Any], data_dir: str, options: dict[str, Any], asked_by: str
+) -> Dataset:
+    """What a user's function returns for its options, and for `data_dir` if it takes that."""
+
+    def wrong(why: str) -> UserError:
+        return UserError(f'{asked_by} names the data set "{name}", {why}')
+
+    try:
+        signature = inspect.signature(function)
+        if "data_dir" in signature.parameters:
+            options = {"data_dir": data_dir, **options}
+        signature.bind(**options)
+    except (TypeError, ValueError) as error:
+        options_key = f"{asked_by.rpartition('.')[0]}.options"
+        raise wrong(f"which cannot be called: {error} (see {options_key})") from error
+    try:
+        made = function(**options)
+    except UserError:
+        raise
+    # A user's function may raise anything.
+    except Exception as error:
+        raise wrong(f"which failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Dataset):
+        raise wrong(f"which returned a {type(made).__name__}, no kdjax.data.Dataset")
+    return made
 
 
 def verify(name: str, data_dir: str | os.PathLike[str], **options: Any) -> PreparedSet:
@@ -317,7 +381,7 @@ def _directory(
         )
     root = pathlib.Path(_possible(data_dir, "data_dir"))
     # With a dot, which no name of a built-in set has.
-    return root / name.replace(SEPARATOR, ".") / str(builder_class.VERSION)
+    return root / name.replace(names.SEPARATOR, ".") / str(builder_class.VERSION)
 
 
 def _possible(path: str | os.PathLike[str], what: str) -> str:

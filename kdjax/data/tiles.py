@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kdjax.data._tensorflow import tf
+from kdjax.data.interface import Opened
 
 # Height and width. Smaller tiles decode less beside the window, but cost more calls and more bytes.
 TILE = (64, 256)
@@ -59,6 +60,28 @@ def _encode_tile(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     # the files are no larger, and decode faster, than those of zlib's lower levels.
     Image.fromarray(pixels).save(buffer, "png", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
+
+
+def reader(opened: Opened) -> Read:
+    """What decodes a window of the image of an example."""
+
+    def decoded(begin: tf.Tensor, end: tf.Tensor) -> Window:
+        del begin, end
+        return whole(opened.pixels)
+
+    def encoded(begin: tf.Tensor, end: tf.Tensor) -> Window:
+        return decode(opened.encoded, tf.shape(opened.label), begin, end)
+
+    def either(begin: tf.Tensor, end: tf.Tensor) -> Window:
+        is_encoded = tf.size(opened.encoded) > 0
+        ends = begin, end
+        window = tf.cond(is_encoded, lambda: encoded(*ends), lambda: decoded(*ends))
+        return window._replace(tiles=tf.ensure_shape(window.tiles, [None, None, None, 3]))
+
+    # Only in a mixture of both is it not known beforehand.
+    if opened.encoded.shape[0] == 0:
+        return decoded
+    return encoded if opened.pixels.shape[0] == 0 else either
 
 
 def decode(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> Window:

@@ -13,6 +13,7 @@ from kdjax.config import Config
 from kdjax.data import device_batches
 from kdjax.data.augmentation import AugmentOptions
 from kdjax.data.evaluation_plan import count_shapes
+from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.experiments import caching
 
@@ -31,25 +32,29 @@ class Images:
 
     Args:
       config: the `data` part of a config.
+      data: the set itself, as a `kdjax.data.Dataset`; None for the one that the config names.
 
     Raises:
       UserError: when the set is not prepared, or has no such split.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, data: SegmentationSet | None = None):
         # Here and not above: reading data needs TensorFlow, which the rest can do without.
         from kdjax.data import sets
 
         self._config = config
-        self._set = sets.open_set(config.name, config.data_dir, asked_by="config.data.name")
+        self._set = data or sets.open_named(
+            config.name, config.data_dir, config.options, asked_by="config.data.name"
+        )
         self.class_names = self._set.class_names
         self.palette = self._set.palette
         self.fingerprint = self._set.fingerprint
         for key in ("train_split", "val_split", "test_split"):
             split = config[key]
             if split and split not in self._set.splits:
+                place = "" if data else f" in {config.data_dir}"
                 raise UserError(
-                    f'config.data.{key} is "{split}"; {config.name} in {config.data_dir} has '
+                    f'config.data.{key} is "{split}"; {self._set.name}{place} has '
                     f"{', '.join(self._set.splits)}"
                 )
 
@@ -190,7 +195,8 @@ class Images:
 
     def sizes(self, split: str) -> list[tuple[int, int]]:
         """Height and width of every image of a split."""
-        return self._set.records(split).sizes(range(self._set.splits[split]))
+        examples = self._set.records(split)
+        return examples.sizes(range(len(examples)))
 
     def describe_evaluation(self, split: str) -> str:
         """A line on the shapes that evaluating a split compiles, and what would make them fewer."""
@@ -210,12 +216,12 @@ class Images:
         from kdjax.data import pipeline
 
         split = self._config.val_split
-        count = self._set.splits[split]
+        count = len(self._set.records(split))
         indices = np.unique(np.linspace(0, count - 1, PANEL_EXAMPLES).astype(int))
         return pipeline.load_examples(self._set, split, indices.tolist())
 
 
-def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> Any:
+def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> SegmentationSet:
     """Opens a further set of a mixture.
 
     Args:
@@ -229,7 +235,7 @@ def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> Any:
     from kdjax.data import sets
 
     where = f"config.data.mixture.{label}"
-    extra = sets.open_set(entry.name, entry.data_dir, asked_by=f"{where}.name")
+    extra = sets.open_named(entry.name, entry.data_dir, {}, asked_by=f"{where}.name")
     if entry.split not in extra.splits:
         raise UserError(
             f'{where}.split is "{entry.split}"; {entry.name} in {entry.data_dir} has '
