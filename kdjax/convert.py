@@ -26,7 +26,7 @@ from absl import flags
 from flax import nnx
 
 from kdjax import command, interop
-from kdjax.data.classes import distinct_colors
+from kdjax.colors import distinct_colors
 from kdjax.errors import UserError
 from kdjax.models import Segmenter, saved
 from kdjax.models.keys import traced_rngs

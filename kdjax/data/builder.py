@@ -10,8 +10,10 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from kdjax.data.classes import IGNORE_LABEL, distinct_colors
+from kdjax.colors import distinct_colors
 from kdjax.errors import UserError
+
+IGNORE_LABEL = 255
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -1,6 +1,5 @@
 """What original labels mean: tables of classes, and maps from label values to class ids."""
 
-import colorsys
 import csv
 import dataclasses
 import pathlib
@@ -13,7 +12,6 @@ from kdjax.builders import builder_folder, builder_folders
 from kdjax.data.tree import File
 from kdjax.errors import UserError
 
-IGNORE_LABEL = 255
 _TABLE = "classes.csv"  # in the folder of a data set's builder
 
 
@@ -43,6 +41,9 @@ class ClassTable:
 
     def ids(self, *, ignored: Iterable[int] = ()) -> dict[int, int]:
         """Class id of each label value, 255 of the `ignored` ones."""
+        # Here and not above: the tables must not need TFDS, as `kdjax.predict` does not.
+        from kdjax.data.builder import IGNORE_LABEL
+
         classes = {label: number for number, label in enumerate(self.labels)}
         return {**dict.fromkeys(ignored, IGNORE_LABEL), **classes}
 
@@ -94,18 +95,3 @@ class LabelMap:
             value = self._format.format(values[unknown][0])
             raise UserError(f"{file} holds the value {value}; allowed are {self._known}")
         return ids.astype(np.uint8)
-
-
-def distinct_colors(count: int) -> UInt8[np.ndarray, "K 3"]:
-    """`count` RGB colours that tell neighbouring ids apart, the same on every call.
-
-    Hues advance by the golden ratio, which never comes back close to a recent one; brightness and
-    saturation take turns so that ids with similar hues still differ.
-    """
-    colors = [
-        colorsys.hsv_to_rgb(
-            0.58 + i * 0.6180339887, (0.75, 0.5, 0.95)[i % 3], (0.9, 0.98, 0.65)[i // 3 % 3]
-        )
-        for i in range(count)
-    ]
-    return np.round(np.asarray(colors).reshape(count, 3) * 255).astype(np.uint8)

@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from kdjax import names
+from kdjax.colors import distinct_colors
 from kdjax.data import shards
 from kdjax.data._tensorflow import tf
 from kdjax.data.builder import (
@@ -24,7 +25,6 @@ from kdjax.data.builder import (
     metadata_of,
 )
 from kdjax.data.builder_lookup import find_builder
-from kdjax.data.classes import distinct_colors
 from kdjax.data.dataset import Dataset
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.prepared import (
