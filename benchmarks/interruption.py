@@ -30,7 +30,7 @@ import tiny_run
 from kdjax.data import sets
 from kdjax.models import NETWORKS, saved
 
-NETWORKS["tiny"] = tiny.create
+NETWORKS["tiny"] = "tiny:create"
 
 STEPS = 300
 CHECKPOINT_EVERY = 5

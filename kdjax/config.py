@@ -18,7 +18,8 @@ from kdjax import config_file, ranges
 from kdjax.distillation import make_loss
 from kdjax.distillation import term as term
 from kdjax.errors import UserError
-from kdjax.models import DTYPES, NETWORKS
+from kdjax.models import DTYPES
+from kdjax.models.registry import find as find_network
 from kdjax.ranges import Range, WrongValue
 from kdjax.suggest import nearest
 from kdjax.training import optimizer as optimizers
@@ -27,9 +28,18 @@ from kdjax.training import optimizer as optimizers
 Config = Any
 
 
-def network(name: str = "", *, width: int = 64, dtype: str = "float32") -> dict[str, Any]:
-    """A network by its name in `kdjax.models`; a width of 64 is the published one."""
-    return {"name": name, "width": width, "dtype": dtype}
+def network(
+    name: str = "", *, width: int = 64, dtype: str = "float32", **options: Any
+) -> dict[str, Any]:
+    """A network by name, as `config.student` and `config.teacher` hold it.
+
+    Args:
+      name: of `kdjax.models`, or "package.module:factory" of one of your own.
+      width: channels of the first stage; 64 is the published network.
+      dtype: compute dtype.
+      **options: further arguments of the factory.
+    """
+    return {"name": name, "width": width, "dtype": dtype, "options": options}
 
 
 def extra_set(
@@ -98,6 +108,7 @@ def default() -> Config:
     config.mesh.fsdp = 1  # images, and weights and optimizer state with them
     config.mesh.space = 1  # rows of each image
 
+    # One of kdjax's, or "package.module:factory"; `options` are further arguments of it.
     config.student = ConfigDict(network("pspnet_r18"))
     config.student.auxiliary = True
     config.student.batch_norm = "global"  # statistics of the whole batch, or "per_device"
@@ -105,7 +116,9 @@ def default() -> Config:
     config.student.backbone = ""  # or of its backbone alone, from any network that has the same
 
     config.teacher = ConfigDict(network())
-    config.teacher.checkpoint = ""  # a network checkpoint, or the workdir of a finished run
+    # A network checkpoint, the workdir of a finished run, or "package.module:attribute" of a
+    # network that brings its trained weights, or of a function that returns one.
+    config.teacher.checkpoint = ""
     config.teacher.view = "student"  # of a crop: what the student sees, or "clean" colours
     # A directory on disk for the teacher's scores on the whole training images, at scale 1 and in
     # their own colours. Made at first use; no step runs the teacher then. Empty: it runs.
@@ -219,17 +232,8 @@ def from_json(text: str) -> Config:
     """The config of a workdir; keys that the file does not hold take their defaults."""
     config = default()
     with config.unlocked():
-        config.update(ConfigDict(_with_tuples(json.loads(text))))
+        config.update(ConfigDict(ranges.with_tuples(json.loads(text))))
     return config
-
-
-def _with_tuples(value: Any) -> Any:
-    """What JSON holds, with tuples in place of its lists."""
-    if isinstance(value, list):
-        return tuple(map(_with_tuples, value))
-    if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return value
 
 
 # The range of every number of a config, or of every number in a tuple.
@@ -295,6 +299,8 @@ NAMED = (
     "config.data.options",
     "config.data.test_groups",
     "config.data.mixture",
+    "config.student.options",
+    "config.teacher.options",
     "config.terms",
     "config.optimizer.options",
     "config.optimizer.schedule_options",
@@ -333,10 +339,10 @@ def validate(config: Config) -> None:
     for side in ("student", "teacher"):
         name = _value(config, f"{side}.name")
         # A teacher may be known by its checkpoint alone.
-        if name not in NETWORKS and (name or side == "student"):
-            raise WrongValue(
-                f"config.{side}.name", f'is the unknown network "{name}": {nearest(name, NETWORKS)}'
-            )
+        if name or side == "student":
+            settings = {key: _value(config, f"{side}.{key}") for key in ("width", "dtype")}
+            options = _value(config, f"{side}.options").to_dict()
+            find_network(name, num_classes=1, options=options, where=f"config.{side}", **settings)
     _check_data(config.data)
     _check_terms("config.terms", config.terms)
     for method, terms in config.compare.methods.items():

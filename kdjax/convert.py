@@ -28,7 +28,7 @@ from flax import nnx
 from kdjax import command, interop
 from kdjax.colors import distinct_colors
 from kdjax.errors import UserError
-from kdjax.models import Segmenter, saved
+from kdjax.models import NNXNetwork, Segmenter, create, saved
 from kdjax.models.keys import traced_rngs
 
 _SOURCE = flags.DEFINE_string("source", None, "The checkpoint file.", required=True)
@@ -77,19 +77,25 @@ def main(argv: list[str]) -> None:
             source=f"{origin}, {os.path.basename(_SOURCE.value)}{turned}",
         )
 
-        def create() -> Segmenter:
-            return info.create(dtype="float32", rngs=traced_rngs(_SEED.value))
+        def make() -> Segmenter:
+            return create(
+                info.name,
+                num_classes=count,
+                auxiliary=info.auxiliary,
+                rngs=traced_rngs(_SEED.value),
+            )
 
         # Only what keeps some of its initial values needs them; they take as much as the file.
         keeps = _NEW_CLASSIFIER.value or origin == interop.IMAGENET
-        net = create() if keeps else nnx.eval_shape(create)
+        net = make() if keeps else nnx.eval_shape(make)
         interop.load(net, weights, new_classifier=_NEW_CLASSIFIER.value)
         del weights
         if _BGR.value:
             interop.red_first(net)
     except UserError as error:
         raise UserError(f"{_SOURCE.value}: {error}") from error
-    info = saved.save(_OUTPUT.value, info, nnx.state(net))
+    _, variables = NNXNetwork.of(net)
+    info = saved.save(_OUTPUT.value, info, variables)
     print(f"{info.name} with {count} classes is in {_OUTPUT.value} (weights {info.fingerprint})")
 
 

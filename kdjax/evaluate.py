@@ -11,7 +11,7 @@ from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.experiments import environment
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.workdir import Workdir
 from kdjax.training.sharding import Placement
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     images = Images(config.data)
     split = _SPLIT.value or config.data.val_split
     inference = inference_flags.from_flags(config.data.crop_size)
-    network = Network.load(_CHECKPOINT.value or _WORKDIR.value, inference=inference)
+    network = TrainedNetwork.load(_CHECKPOINT.value or _WORKDIR.value, inference=inference)
     if network.info.num_classes != images.num_classes:
         raise UserError(
             f"the network scores {network.info.num_classes} classes, the data set has "
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
     scores = evaluate(
         network.predictor,
-        placement.put_state(network.state),
+        placement.put_state(network.variables),
         images.eval_batches(
             split,
             pad_to=inference_flags.pad_to(config.data.eval_pad_to),

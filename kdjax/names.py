@@ -5,10 +5,12 @@ stands in tables of such strings itself, and is found in the same way.
 """
 
 import importlib
+import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kdjax.ranges import WrongValue
@@ -53,6 +55,69 @@ def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) 
                 f'names the {kind} "{name}": {module} has no "{attribute}"; {nearest(part, known)}',
             ) from None
     return found
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is the path of a file or folder, and not "package.module:attribute"."""
+    module, separator, attribute = text.partition(SEPARATOR)
+    parts = (*module.split("."), *attribute.split("."))
+    return not separator or not all(part.isidentifier() for part in parts)
+
+
+def arguments(
+    kind: str,
+    name: str,
+    factory: Callable[..., Any],
+    options: Mapping[str, Any],
+    offered: Mapping[tuple[str, ...], Any],
+    if_required: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    key: str,
+    options_key: str,
+) -> dict[str, Any]:
+    """What a named factory is called with: its options, and of what is offered what it takes.
+
+    Args:
+      kind: what is named, for messages.
+      name: as `resolve` took it.
+      factory: what it returned; takes its arguments by keyword.
+      options: given as they are.
+      offered: given under the first of some names that the factory has an argument of, unless an
+        option sets it.
+      if_required: given to an argument of that name that has no default.
+      key: what holds the name, for messages.
+      options_key: what holds the options.
+
+    Raises:
+      UserError: for options that the factory does not take, and for arguments that are missing.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError) as error:
+        reason = f"which cannot be called: {error}"
+        raise WrongValue(key, f'names the {kind} "{name}", {reason}') from error
+    parameters = signature.parameters
+    given = dict(options)
+    any_option = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for option in given:
+        if option not in parameters and not any_option:
+            raise WrongValue(
+                f"{options_key}.{option}",
+                f"is no argument of {name}: {nearest(option, parameters)}",
+            )
+    for synonyms, value in offered.items():
+        taken = next((name for name in synonyms if name in parameters), None)
+        if taken is not None:
+            given.setdefault(taken, value)
+    for argument, value in if_required.items():
+        if argument in parameters and parameters[argument].default is inspect.Parameter.empty:
+            given.setdefault(argument, value)
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        reason = f"which is {error}; set it in {options_key}"
+        raise WrongValue(key, f'names the {kind} "{name}", {reason}') from error
+    return given
 
 
 def make_importable(folder: pathlib.Path) -> None:

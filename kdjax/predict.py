@@ -12,7 +12,7 @@ from absl import flags
 from kdjax import command, inference_flags
 from kdjax.data.classes import original_labels
 from kdjax.experiments import environment
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.prediction import find_images, label_images
 from kdjax.experiments.workdir import Workdir
 from kdjax.training.sharding import Placement
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     found = find_images(_IMAGES.value, _OUTPUT.value, overwrite=_OVERWRITE.value)
     environment.enable_compilation_cache()
     timing = label_images(
-        Network.load(_WORKDIR.value, inference=inference),
+        TrainedNetwork.load(_WORKDIR.value, inference=inference),
         found,
         _OUTPUT.value,
         batch_size=_BATCH_SIZE.value or Placement().mesh.size,

@@ -83,3 +83,12 @@ def check_number(key: str, value: Any, allowed: Range) -> None:
         raise WrongValue(key, f"is {value}; it must be {allowed.words}")
     if allowed.whole and value > LARGEST:
         raise WrongValue(key, f"is {value}; it must be at most {LARGEST}")
+
+
+def with_tuples(value: Any) -> Any:
+    """What JSON holds, with tuples in place of its lists, as configs have them."""
+    if isinstance(value, list):
+        return tuple(map(with_tuples, value))
+    if isinstance(value, dict):
+        return {key: with_tuples(item) for key, item in value.items()}
+    return value

@@ -19,11 +19,10 @@ import jax  # noqa: E402  reads the variables above
 jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest  # noqa: E402
-import tiny  # noqa: E402
 
 from kdjax.models import NETWORKS  # noqa: E402
 
-NETWORKS["tiny"] = tiny.create
+NETWORKS["tiny"] = "tiny:create"
 
 
 # They begin first, so that at the end no worker waits for another.

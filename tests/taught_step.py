@@ -7,8 +7,8 @@ from flax import nnx
 from kdjax import config as configuration
 from kdjax import models
 from kdjax.distillation import Distiller
+from kdjax.models.network import NNXNetwork, trace_maps
 from kdjax.models.preprocessing import IMAGENET
-from kdjax.training.assembly import trace_maps
 from kdjax.training.objective import Objective
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.state import create_state
@@ -39,16 +39,16 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
             "head_cwd": configuration.term("cwd", student="head", teacher="head"),
             "augmented": configuration.term("fakd_kl"),
         },
-        student=trace_maps(student, (16, 16), train=True),
-        teacher=trace_maps(teacher, (16, 16), train=False),
+        student=trace_maps(*NNXNetwork.of(student), (16, 16), train=True),
+        teacher=trace_maps(*NNXNetwork.of(teacher), (16, 16), train=False),
     )
     optimizer = make_optimizer(config.optimizer, STEPS)
     terms = distiller.init(jax.random.key(0))
-    graphdef, state = create_state(student, terms, optimizer, ema=ema_decay > 0)
-    teacher_graphdef, teacher_state = nnx.split(teacher)
+    (network, variables), (frozen, taught) = map(NNXNetwork.of, (student, teacher))
+    state = create_state(variables, terms, optimizer, ema=ema_decay > 0)
     step = make_train_step(
-        Side(graphdef, IMAGENET),
-        Side(teacher_graphdef, IMAGENET),
+        Side(network, IMAGENET),
+        Side(frozen, IMAGENET),
         Objective(1.0, 0.4, distiller),
         optimizer,
         learning_rate_schedule(config.optimizer, STEPS),
@@ -56,4 +56,4 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
         accumulate=accumulate,
         ema_decay=ema_decay,
     )
-    return step, state, teacher_state
+    return step, state, taught

@@ -32,7 +32,8 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     arguments = (f"--source={file}", f"--output={output}", "--model=pspnet_r18")
     run = convert(*arguments, "--num_classes=5")
     assert run.returncode == 0, run.stderr
-    net, info = saved.load(output)
+    network, variables, info = saved.load(output)
+    net = network.module(variables)
     assert_same(interop.to_mmseg(net), weights)
     assert (info.name, info.num_classes, info.auxiliary) == ("pspnet_r18", 5, False)
     assert info.source == "mmsegmentation, net.safetensors"
@@ -58,7 +59,8 @@ def test_convert_records_what_the_images_were(tmp_path):
     arguments += ("--num_classes=5", "--bgr", "--mean=3,2,1")
     run = convert(*arguments)
     assert run.returncode == 0, run.stderr
-    net, info = saved.load(tmp_path / "net")
+    network, variables, info = saved.load(tmp_path / "net")
+    net = network.module(variables)
     assert info.preprocessing == IMAGENET._replace(mean=(3.0, 2.0, 1.0))
     assert info.channel_order == "RGB"
     assert info.source == "mmsegmentation, net.safetensors, blue first there"

@@ -125,7 +125,7 @@ nothing = 3
 EVALUATE = """
 import runpy, tiny
 from kdjax.models import NETWORKS
-NETWORKS["tiny"] = tiny.create
+NETWORKS["tiny"] = "tiny:create"
 runpy.run_module("kdjax.evaluate", run_name="__main__", alter_sys=True)
 """
 

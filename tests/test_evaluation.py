@@ -13,6 +13,7 @@ from kdjax.data.augmentation import IMAGE_PADDING
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluator, metrics
 from kdjax.evaluation.metrics import Scores, confusion_matrix
+from kdjax.models import NNXNetwork
 from kdjax.models.preprocessing import IMAGENET
 
 RNG = np.random.default_rng(0)
@@ -110,7 +111,7 @@ def test_a_prediction_is_the_class_of_the_scores_resized_to_the_image():
     images = RNG.integers(0, 256, (2, 16, 24, 3), np.uint8)
     logits = net(IMAGENET(images)).logits
     expected = jnp.argmax(jax.image.resize(logits, (2, 16, 24, 3), "bilinear"), axis=-1)
-    found = evaluator.Predictor(nnx.graphdef(net), IMAGENET)(nnx.state(net), images)
+    found = evaluator.Predictor(NNXNetwork.of(net)[0], IMAGENET)(NNXNetwork.of(net)[1], images)
     assert len(np.unique(expected)) > 1
     assert (found == expected).mean() > 0.99
     blocks = jnp.argmax(logits, axis=-1).repeat(8, axis=1).repeat(8, axis=2)

@@ -1,7 +1,6 @@
 """Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
 
 import asyncio
-import functools
 import itertools
 import json
 import os
@@ -16,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-import tiny
 import tiny_run
 from absl import flags
 from absl.testing import flagsaver
@@ -30,7 +28,7 @@ from kdjax.errors import Preempted, UserError
 from kdjax.experiments import environment, reports
 from kdjax.experiments.comparison import compare
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.run import train
 from kdjax.experiments.students import make_student
 from kdjax.experiments.workdir import Workdir
@@ -282,7 +280,7 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
 
     One of the runs is in a thread, in which a loop of asyncio runs, as in a notebook.
     """
-    monkeypatch.setitem(NETWORKS, "noisy", functools.partial(tiny.create, backbone=tiny.Noisy))
+    monkeypatch.setitem(NETWORKS, "noisy", "tiny:noisy")
     config.data.test_split, config.student.name = "", "noisy"
     config.optimizer.ema_decay = 0.5
 
@@ -303,20 +301,21 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
     monkeypatch.setattr(Images, "train_batches", real)
     run(config, tmp_path / "cut")
     whole, cut = (saved.load(tmp_path / name) for name in ("whole", "cut"))
-    assert whole[1].fingerprint == cut[1].fingerprint
+    assert whole[2].fingerprint == cut[2].fingerprint
 
     # What predicts is the same each time, and what trains on from it draws by its own seed.
-    network = Network.load(str(tmp_path / "cut"))
+    network = TrainedNetwork.load(str(tmp_path / "cut"))
     images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    first, second = (network.predictor(network.state, images) for _ in range(2))
+    first, second = (network.predictor(network.variables, images) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    label = labelling(whole[0], whole[1].preprocessing)
+    label = labelling(*whole[:2], whole[2].preprocessing)
     np.testing.assert_array_equal(label(images), first)
     config.student.checkpoint = str(tmp_path / "whole")
     keys = []
     for config.seed in (1, 1, 2):
-        net, _ = make_student(config, Images(config.data))
-        keys.append(jax.random.key_data(net.backbone.dropout.rngs.key[...]).tolist())
+        _, variables, _ = make_student(config, Images(config.data))
+        key = variables["state"]["backbone"]["dropout"]["rngs"]["key"]
+        keys.append(jax.random.key_data(key).tolist())
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -20,7 +20,7 @@ from kdjax.deployment import agreement, formats, labelling
 from kdjax.deployment.labelling import ANY, Size
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
-from kdjax.models import saved
+from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import ConvNorm, adaptive_average_pools, resize
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ def net():
 def source(net, tmp_path_factory):
     """A finished workdir: the student lies in a folder of it."""
     workdir = tmp_path_factory.mktemp("run")
-    saved.save(workdir / "student", described("tiny"), nnx.state(net))
+    saved.save(workdir / "student", described("tiny"), NNXNetwork.of(net)[1])
     return str(workdir)
 
 
@@ -73,8 +73,8 @@ def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, fo
         "export.json",
     }
     assert list(output.parent.iterdir()) == [output]
-    graphdef, state = nnx.split(net)
-    predictor = Predictor(graphdef, described("tiny").preprocessing)
+    network, state = NNXNetwork.of(net)
+    predictor = Predictor(network, described("tiny").preprocessing)
     for export in exports:
         chosen = formats.FORMATS[export.format]
         label = chosen.read(output / export.file)
@@ -100,7 +100,7 @@ def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, fo
 def test_the_auxiliary_head_is_not_written(net, source, tmp_path):
     (export,) = deployment.export(source, str(tmp_path / "a"), ["stablehlo"])
     without = models.create("tiny", num_classes=CLASSES, width=4, auxiliary=False, rngs=nnx.Rngs(0))
-    label = labelling.labelling(without, described("tiny").preprocessing)
+    label = labelling.labelling(*NNXNetwork.of(without), described("tiny").preprocessing)
     path = tmp_path / "b"
     formats.FORMATS["stablehlo"].write(label, ANY, path)
     assert abs(export.bytes - path.stat().st_size) < 200
@@ -113,8 +113,8 @@ def test_networks_that_compute_with_their_images_size_are_recognised(name, expec
     net = nnx.eval_shape(
         lambda: models.create(name, num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
     )
-    graphdef, state = nnx.split(net)
-    predictor = Predictor(graphdef, described(name).preprocessing)
+    network, state = NNXNetwork.of(net)
+    predictor = Predictor(network, described(name).preprocessing)
 
     def label(images):
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
@@ -148,7 +148,7 @@ def refuse(source, output, names, size=ANY):
 def test_a_network_that_needs_a_size_says_so_and_takes_the_given_one(tmp_path):
     net = models.create("pspnet_r18", num_classes=CLASSES, width=2, rngs=nnx.Rngs(0))
     info = described("pspnet_r18")
-    saved.save(tmp_path / "net", dataclasses.replace(info, width=2), nnx.state(net))
+    saved.save(tmp_path / "net", dataclasses.replace(info, width=2), NNXNetwork.of(net)[1])
     output = tmp_path / "export"
     assert refuse(tmp_path / "net", output, ["stablehlo"]) == (
         "pspnet_r18 cannot be exported for images of any size, since it computes with their size: "

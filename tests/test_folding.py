@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from kdjax import models
-from kdjax.models import folding
+from kdjax.models import NNXNetwork, folding
 from kdjax.models.layers import ConvNorm
 
 # Every head and every kind of backbone; depthwise convolutions in two of them.
@@ -30,6 +30,11 @@ def randomised(name):
     return net
 
 
+def fold(net):
+    network, variables = folding.fold_batch_norm(*NNXNetwork.of(net))
+    return network.module(variables)
+
+
 @jax.jit
 def scores(net, images):
     output = net(images)
@@ -40,7 +45,7 @@ def scores(net, images):
 def test_a_folded_network_gives_the_same_scores_and_has_no_batch_norm(name):
     net = randomised(name)
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(net)))
-    folded = folding.fold_batch_norm(net)
+    folded = fold(net)
     images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 33, 47, 3), np.float32))
     for expected, found in zip(scores(net, images), scores(folded, images), strict=True):
         if expected is not None:
@@ -58,14 +63,14 @@ def test_a_bias_before_the_norm_is_folded_too():
     module.norm.mean[...] = jnp.full(4, 0.5)
     net = nnx.Dict(only=module)
     x = jnp.ones((1, 5, 5, 3))
-    folded = folding.fold_batch_norm(net)
+    folded = fold(net)
     expected = module(x, train=False)
     np.testing.assert_allclose(folded.only(x, train=False), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_folding_twice_changes_nothing_more_and_training_is_refused():
-    folded = folding.fold_batch_norm(randomised("tiny"))
-    again = folding.fold_batch_norm(folded)
+    folded = fold(randomised("tiny"))
+    again = fold(folded)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(folded), nnx.state(again))
     with pytest.raises(ValueError, match="cannot be trained"):
         folded(jnp.ones((1, 32, 32, 3)), train=True, rngs=nnx.Rngs(0))

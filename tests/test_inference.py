@@ -15,6 +15,7 @@ from kdjax.data.evaluation_plan import plan
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import Inference, class_scores, scaled
+from kdjax.models import NNXNetwork
 from kdjax.models.preprocessing import IMAGENET
 
 RNG = np.random.default_rng(0)
@@ -138,7 +139,7 @@ def test_scales_and_mirror_images_are_averaged_as_probabilities(slide):
 
 def test_a_sharded_padded_batch_gives_what_each_image_gives_alone():
     net = models.create("tiny", num_classes=CLASSES, width=4, rngs=nnx.Rngs(2))
-    predictor = Predictor(nnx.graphdef(net), IMAGENET, Inference((16, 24), (8, 16)))
+    predictor = Predictor(NNXNetwork.of(net)[0], IMAGENET, Inference((16, 24), (8, 16)))
     sizes = [(30, 40), (32, 33), (24, 38), (31, 35)] * 2
     blocks = [RNG.integers(0, 256, (4, 5, 3), np.uint8) for _ in sizes]
     images = [

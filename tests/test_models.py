@@ -13,7 +13,7 @@ from jax._src.interpreters import partial_eval
 
 from kdjax import models
 from kdjax.errors import UserError
-from kdjax.models import layers, saved
+from kdjax.models import NNXNetwork, layers, saved
 from kdjax.models.keys import traced_rngs
 from kdjax.models.saved import NetworkInfo
 
@@ -115,8 +115,9 @@ INFO = NetworkInfo(
 
 def test_saved_network_comes_back_with_what_describes_it(tmp_path):
     net = tiny()
-    info = saved.save(tmp_path / "net", INFO, nnx.state(net))
-    again, found = saved.load(tmp_path / "net")
+    info = saved.save(tmp_path / "net", INFO, NNXNetwork.of(net)[1])
+    network, variables, found = saved.load(tmp_path / "net")
+    again = network.module(variables)
     assert found == info == dataclasses.replace(INFO, fingerprint=info.fingerprint)
     images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
     np.testing.assert_array_equal(run(net, images), run(again, images))
@@ -125,7 +126,7 @@ def test_saved_network_comes_back_with_what_describes_it(tmp_path):
 def test_damaged_or_missing_network_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="no network checkpoint here"):
         saved.load(tmp_path)
-    saved.save(tmp_path / "net", INFO, nnx.state(tiny()))
+    saved.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
     description = tmp_path / "net" / "network.json"
     text = description.read_text()
     description.write_text(json.dumps(json.loads(text) | {"fingerprint": "0" * 16}))
@@ -151,12 +152,12 @@ def test_what_something_else_wrote_is_not_replaced(tmp_path, foreign):
     file.parent.mkdir(parents=True)
     file.write_text("[1]")
     with pytest.raises(UserError, match=r"net/(parameters|network.json) is there and is not that"):
-        saved.save(tmp_path / "net", INFO, nnx.state(tiny()))
+        saved.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
     assert file.read_text() == "[1]"
 
 
 def test_what_a_stopped_process_left_is_replaced(tmp_path):
-    path, state = tmp_path / "net", nnx.state(tiny())
+    path, state = tmp_path / "net", NNXNetwork.of(tiny())[1]
     saved.save(path, INFO, state)
     (path / "network.json").unlink()
     (path / ".kdjax-unfinished-parameters.orbax-checkpoint-tmp-1").mkdir()
@@ -176,11 +177,11 @@ def test_what_a_stopped_process_left_is_replaced(tmp_path):
 def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, place, reason):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=rf"^cannot write {tmp_path}/{place}: .*{reason}$"):
-        saved.save(tmp_path / place, INFO, nnx.state(tiny()))
+        saved.save(tmp_path / place, INFO, NNXNetwork.of(tiny())[1])
 
 
 def test_a_network_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
-    path, state = tmp_path / "net", nnx.state(tiny())
+    path, state = tmp_path / "net", NNXNetwork.of(tiny())[1]
     info = saved.save(path, INFO, state)
 
     class Full(ocp.StandardCheckpointer):
@@ -195,11 +196,11 @@ def test_a_network_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
     assert [file.name for file in tmp_path.iterdir()] == ["net"]
     assert {file.name for file in path.iterdir()} == {"network.json", "parameters"}
     monkeypatch.undo()
-    assert saved.load(path)[1] == info
+    assert saved.load(path)[2] == info
 
 
 def test_parameters_of_another_network_are_one_short_line(tmp_path):
-    saved.save(tmp_path / "net", INFO, nnx.state(tiny()))
+    saved.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
     description = tmp_path / "net" / "network.json"
     other = json.loads(description.read_text()) | {"name": "segformer_b0", "width": 32}
     description.write_text(json.dumps(other))

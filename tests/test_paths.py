@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
-from flax import nnx
 
 from kdjax import config as configuration
 from kdjax.errors import UserError
@@ -54,7 +53,7 @@ def test_networks_go_to_the_store(monkeypatch):
         epath.testing.mock_epath(exists=lambda *args: False, makedirs=done, remove=done),
         pytest.raises(UserError, match=r"^cannot write gs://bucket/net: gs://bucket/net/param"),
     ):
-        saved.save("gs://bucket/net", info, nnx.State({}))
+        saved.save("gs://bucket/net", info, {"params": {}, "state": {}})
 
 
 @pytest.mark.parametrize("opens", [saved.load, Workdir])

@@ -16,9 +16,9 @@ from PIL import Image
 from kdjax.data import classes
 from kdjax.errors import UserError
 from kdjax.evaluation.inference import Inference
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.prediction import find_images, label_images
-from kdjax.models import saved
+from kdjax.models import NNXNetwork, saved
 from kdjax.reporting.label_maps import label_png, overlay_png
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -31,13 +31,13 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("network")
     net = tiny.create(num_classes=3, width=4, auxiliary=False, dtype="float32", rngs=nnx.Rngs(2))
     info = saved.NetworkInfo("tiny", 3, 4, False, ("red", "green", "blue"), PALETTE)
-    saved.save(path, info, nnx.state(net))
+    saved.save(path, info, NNXNetwork.of(net)[1])
     return path
 
 
 @pytest.fixture(scope="module")
 def network(checkpoint):
-    return Network.load(str(checkpoint), inference=SLIDE)
+    return TrainedNetwork.load(str(checkpoint), inference=SLIDE)
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_the_command_needs_no_tensorflow(checkpoint, photos, tmp_path):
     code = (
         "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None; "
         "sys.path.insert(0, 'tests'); import tiny; "
-        "from kdjax.models import NETWORKS; NETWORKS['tiny'] = tiny.create; "
+        "from kdjax.models import NETWORKS; NETWORKS['tiny'] = 'tiny:create'; "
         "from kdjax import command, predict; command.run(predict.main)"
     )
     arguments = [f"--workdir={checkpoint}", f"--images={photos}/plain.png", "--mode=slide"]

@@ -22,7 +22,7 @@ import pytest
 from flax import nnx
 
 from kdjax import config as configuration
-from kdjax.models import create, mix_transformer, mobilenet, resnet
+from kdjax.models import NNXNetwork, create, mix_transformer, mobilenet, resnet
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.recipes import METHODS
 from kdjax.recipes.published import COMPARED, PAIRS, SCHEDULES, published
@@ -153,24 +153,25 @@ def prepared_step(config):
     make = functools.partial(create, num_classes=CLASSES, width=width)
     student = make(config.student.name, auxiliary=config.student.auxiliary, rngs=nnx.Rngs(0))
     teacher = make(config.teacher.name, rngs=nnx.Rngs(1)) if config.terms else None
-    teacher_def, teacher_state = nnx.split(teacher) if teacher else (None, None)
-    distiller = assemble_distiller(config, student, teacher)
+    network, variables = NNXNetwork.of(student)
+    taught_by = NNXNetwork.of(teacher) if teacher else None
+    distiller = assemble_distiller(config, (network, variables), taught_by, num_classes=CLASSES)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
-    graphdef, state = create_state(
-        student,
+    state = create_state(
+        variables,
         distiller.init(jax.random.key(0)) if distiller else ({}, {}),
         optimizer,
         ema=False,
     )
     step = make_train_step(
-        Side(graphdef, IMAGENET),
-        teacher_def and Side(teacher_def, IMAGENET),
+        Side(network, IMAGENET),
+        Side(taught_by[0], IMAGENET) if taught_by else None,
         Objective(config.loss.cross_entropy, config.loss.auxiliary, distiller),
         optimizer,
         optimizers.learning_rate_schedule(config.optimizer, config.steps),
         steps=config.steps,
     )
-    return step, state, teacher_state
+    return step, state, taught_by and taught_by[1]
 
 
 def abstract_step(config):

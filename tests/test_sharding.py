@@ -22,9 +22,9 @@ from kdjax.distillation import Distiller
 from kdjax.errors import UserError
 from kdjax.models.batch_norm import BatchNorm, group_batch_norm
 from kdjax.models.keys import traced_rngs
+from kdjax.models.network import NNXNetwork, trace_maps
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.recipes import METHODS
-from kdjax.training.assembly import trace_maps
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.objective import Objective
 from kdjax.training.optimizer import make_optimizer
@@ -70,24 +70,24 @@ def program(method, mesh):
     teacher = create(width=24, rngs=nnx.Rngs(1))
     distiller = Distiller(
         COMPARED[method],
-        student=trace_maps(student, (32, 16), train=True),
-        teacher=trace_maps(teacher, (32, 16), train=False),
+        student=trace_maps(*NNXNetwork.of(student), (32, 16), train=True),
+        teacher=trace_maps(*NNXNetwork.of(teacher), (32, 16), train=False),
     )
     settings = configuration.default().optimizer
     # Where a run goes must not depend on its rounding: gradients differ by 1e-6 of their size, and
     # at a high rate a random network would double that every few steps.
     settings.learning_rate = 1e-3
     optimizer = optax.chain(recorded_gradients(), make_optimizer(settings, STEPS))
-    graphdef, state = create_state(
-        student,
+    (network, variables), (frozen, teacher_state) = map(NNXNetwork.of, (student, teacher))
+    state = create_state(
+        variables,
         distiller.init(jax.random.key(0)),
         optimizer,
         ema=True,
     )
-    teacher_graphdef, teacher_state = nnx.split(teacher)
     step = make_train_step(
-        Side(graphdef, IMAGENET),
-        Side(teacher_graphdef, IMAGENET),
+        Side(network, IMAGENET),
+        Side(frozen, IMAGENET),
         Objective(1.0, 0.0, distiller),
         optimizer,
         optax.constant_schedule(settings.learning_rate),

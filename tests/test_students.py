@@ -18,7 +18,7 @@ from kdjax import config as configuration
 from kdjax import models
 from kdjax.errors import UserError
 from kdjax.experiments.students import make_student
-from kdjax.models import saved
+from kdjax.models import NNXNetwork, saved
 from kdjax.models.preprocessing import MEAN_ONLY
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -46,8 +46,16 @@ def stored(path, *, width=4, num_classes=5, name="tiny", auxiliary=True):
         ((0, 0, 0),) * num_classes,
     )
     info = dataclasses.replace(info, preprocessing=MEAN_ONLY)
-    net = info.create(dtype="float32", rngs=nnx.Rngs(3))
-    return net, saved.save(path, info, nnx.state(net))
+    net = models.create(
+        name, num_classes=num_classes, width=width, auxiliary=auxiliary, rngs=nnx.Rngs(3)
+    )
+    return net, saved.save(path, info, NNXNetwork.of(net)[1])
+
+
+def made(config, images):
+    """The student as a module, and its info."""
+    network, variables, info = make_student(config, images)
+    return network.module(variables), info
 
 
 def leaves(module):
@@ -59,7 +67,7 @@ def same(first, second):
 
 
 def test_a_student_from_noise_is_that_of_its_seed(config):
-    net, info = make_student(config, IMAGES)
+    net, info = made(config, IMAGES)
     fresh = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(7))
     assert same(net, fresh)
     assert info.class_names == ("a", "b", "c")
@@ -69,7 +77,7 @@ def test_a_student_from_noise_is_that_of_its_seed(config):
 def test_a_backbone_is_taken_and_the_heads_are_those_of_the_seed(config, tmp_path):
     source, start = stored(tmp_path)
     config.student.backbone = str(tmp_path)
-    net, info = make_student(config, IMAGES)
+    net, info = made(config, IMAGES)
     fresh = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(7))
     assert same(net.backbone, source.backbone)
     assert not same(net.backbone, fresh.backbone)
@@ -96,7 +104,7 @@ def test_another_backbone_is_refused(config, tmp_path):
 def test_a_whole_checkpoint_is_taken_where_it_fits(config, tmp_path):
     source, start = stored(tmp_path / "a", num_classes=3)
     config.student.checkpoint = str(tmp_path / "a")
-    net, info = make_student(config, IMAGES)
+    net, info = made(config, IMAGES)
     assert same(net, source)
     assert info.preprocessing == MEAN_ONLY
     assert info.source.endswith(f", from {tmp_path / 'a'} ({start.fingerprint})")
@@ -131,7 +139,7 @@ def test_an_image_classifier_is_converted_and_begins_a_student(config, tmp_path)
     assert info.source == "an image classifier, mit_b0.safetensors"
     config.student.update(configuration.network("segformer_b0"))
     config.student.backbone = str(tmp_path / "mit_b0")
-    net, info = make_student(config, IMAGES)
+    net, info = made(config, IMAGES)
     assert info.num_classes == 3
     kernel = net.backbone.stages[3].blocks[1].ffn.contract.kernel[...]
     np.testing.assert_array_equal(np.squeeze(kernel).T, weights["block4.1.mlp.fc2.weight"])

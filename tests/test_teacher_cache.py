@@ -19,10 +19,10 @@ from kdjax.errors import UserError
 from kdjax.experiments import score_files
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.run import train
 from kdjax.experiments.teacher_cache import TeacherCache
-from kdjax.models import saved
+from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import resize
 from kdjax.models.preprocessing import IMAGENET, MEAN_ONLY
 from kdjax.training.assembly import assemble_distiller
@@ -68,7 +68,7 @@ def teachers(tmp_path_factory):
         info = saved.NetworkInfo(
             "tiny", CLASSES, 6, True, ("c",) * CLASSES, ((0, 0, 0),) * CLASSES, preprocessing
         )
-        saved.save(root / name, info, nnx.state(net))
+        saved.save(root / name, info, NNXNetwork.of(net)[1])
     return root
 
 
@@ -97,9 +97,14 @@ def opened(config):
     """The cache of a config, and its images."""
     configuration.validate(config)
     images = Images(config.data)
-    teacher = Network.load(config.teacher.checkpoint)
+    teacher = TrainedNetwork.load(config.teacher.checkpoint)
     student = models.create("tiny", num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
-    distiller = assemble_distiller(config, student, teacher.module())
+    distiller = assemble_distiller(
+        config,
+        NNXNetwork.of(student),
+        (teacher.network, teacher.variables),
+        num_classes=CLASSES,
+    )
     assert distiller is not None
     return TeacherCache(config, images, teacher, distiller), images
 
@@ -188,8 +193,8 @@ def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
     config.data.update({"data_dir": data_dirs["varied"], "crop_size": (16, 24), "flip": True})
     config.data.update({"scale_range": (0.5, 2.0), "photometric": False})
     config.teacher.cache_classes = keep
-    teacher = Network.load(config.teacher.checkpoint)
-    net = nnx.merge(teacher.graphdef, teacher.state)
+    teacher = TrainedNetwork.load(config.teacher.checkpoint)
+    net = teacher.network.module(teacher.variables)
     examples = None
     found = {}
     for place in ("none", "host", "device"):

@@ -18,8 +18,8 @@ from kdjax.distillation import Distiller
 from kdjax.models import attention, hrnet, layers, swin
 from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.keys import traced_rngs
+from kdjax.models.network import NNXNetwork, trace_maps
 from kdjax.models.preprocessing import IMAGENET
-from kdjax.training.assembly import trace_maps
 from kdjax.training.objective import Objective
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
@@ -239,17 +239,17 @@ def test_twenty_steps_of_channel_wise_distillation():
     student, teacher = ours_with(theirs, "pspnet_r18"), ours_with(their_teacher, "pspnet_r101")
     distiller = Distiller(
         {"cwd": configuration.term("cwd", weight=3.0, temperature=4.0)},
-        student=trace_maps(student, (49, 65), train=True),
-        teacher=trace_maps(teacher, (49, 65), train=False),
+        student=trace_maps(*NNXNetwork.of(student), (49, 65), train=True),
+        teacher=trace_maps(*NNXNetwork.of(teacher), (49, 65), train=False),
     )
     settings = configuration.default().optimizer
     optimizer = make_optimizer(settings, STEPS)
-    graphdef, state = create_state(student, ({}, {}), optimizer, ema=False)
-    teacher_graphdef, teacher_state = nnx.split(teacher)
+    (trained, variables), (frozen, teacher_state) = map(NNXNetwork.of, (student, teacher))
+    state = create_state(variables, ({}, {}), optimizer, ema=False)
     train_step = jax.jit(
         make_train_step(
-            Side(graphdef, IMAGENET),
-            Side(teacher_graphdef, IMAGENET),
+            Side(trained, IMAGENET),
+            Side(frozen, IMAGENET),
             Objective(1.0, 0.4, distiller),
             optimizer,
             learning_rate_schedule(settings, STEPS),
@@ -265,7 +265,7 @@ def test_twenty_steps_of_channel_wise_distillation():
         errors += [abs(float(metrics[name]) / float(x) - 1) for name, x in expected.items()]
     print(f"{STEPS} steps: worst loss {max(errors):.1e}")
     assert max(errors) <= 1e-3
-    nnx.update(student, state.student())
+    student = trained.module(state.student())
     trained = {name: x.numpy() for name, x in theirs.state_dict().items() if x.ndim}
     scales = {name: np.abs(x).max() for name, x in trained.items()}
     check("weights and running statistics", interop.to_mmseg(student), trained, scales, 1e-2)

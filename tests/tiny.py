@@ -3,6 +3,8 @@
 A ResNet-18 of any width takes XLA twenty seconds to compile; this takes one or two.
 """
 
+import functools
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -54,3 +56,6 @@ def create(*, num_classes, width, auxiliary, dtype, rngs, backbone=Backbone):
         num_classes=num_classes,
         dtype=jnp.dtype(dtype),
     )
+
+
+noisy = functools.partial(create, backbone=Noisy)

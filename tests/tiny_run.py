@@ -131,11 +131,10 @@ def assert_same(workdir: pathlib.Path, expected: tuple[dict[tuple[str, int], flo
 
 
 def _main() -> None:
-    import tiny
 
     from kdjax.experiments.images import Images
 
-    NETWORKS["tiny"] = tiny.create
+    NETWORKS["tiny"] = "tiny:create"
     batches = Images.train_batches
 
     def slowly(self: Images, **options: Any) -> Any:

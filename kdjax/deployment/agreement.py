@@ -6,14 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from kdjax.deployment.labelling import ANY, Images, Label, Labels, Size, labelling
 from kdjax.errors import UserError
+from kdjax.models import Network, Preprocessing, Variables
 from kdjax.models.layers import resize
-from kdjax.models.preprocessing import Preprocessing
-from kdjax.models.segmenter import Segmenter
+from kdjax.models.network import scores_of
 
 # Another program adds in another order. Two classes whose scores are nearer to each other than this
 # part of the image's largest score are a tie, which rounding may decide either way.
@@ -64,7 +63,8 @@ def random_images(size: Size) -> list[UInt8[np.ndarray, "B H W 3"]]:
 
 def compare(
     label: Label,
-    net: Segmenter,
+    network: Network,
+    variables: Variables,
     preprocessing: Preprocessing,
     batches: Iterable[UInt8[np.ndarray, "B H W 3"]],
 ) -> Agreement:
@@ -72,14 +72,22 @@ def compare(
 
     Args:
       label: the exported function.
-      net: the network as it was before anything was done to it.
+      network: as it was before anything was done to it.
+      variables: its arrays.
       preprocessing: how pixels become its input.
       batches: images.
 
     Raises:
       UserError: where they differ by more than the rounding of scores explains.
     """
-    predict = labelling(net, preprocessing)
+    predict = labelling(network, variables, preprocessing)
+
+    @jax.jit
+    def behind(variables: Variables, images: Images, labels: Labels) -> Float[Array, "B H W"]:
+        seen = preprocessing(jnp.asarray(images))
+        scores = scores_of(network.apply(variables, seen, train=False, key=None)[0])
+        return _behind(resize(scores.astype(jnp.float32), images.shape[1:3]), labels)
+
     pixels, agreeing, classes = 0, 0, set()
     for images in batches:
         expected, found = np.asarray(predict(images)), np.asarray(label(images))
@@ -89,7 +97,7 @@ def compare(
             )
         # The scores are computed only where they are needed: they take another compilation.
         same = np.array_equal(found, expected)
-        wrong = 0 if same else int(np.sum(_behind(net, preprocessing, images, found) > TIE))
+        wrong = 0 if same else int(np.sum(behind(variables, images, found) > TIE))
         if wrong:
             raise UserError(
                 f"{wrong} of {found.size} labels are not the network's, by more than rounding"
@@ -100,17 +108,8 @@ def compare(
     return Agreement(pixels, agreeing, len(classes))
 
 
-@nnx.jit(static_argnames="preprocessing")
-def _behind(
-    net: Segmenter,
-    preprocessing: Preprocessing,
-    images: Images,
-    labels: Labels,
-) -> Float[Array, "B H W"]:
+def _behind(scores: Float[Array, "B H W K"], labels: Labels) -> Float[Array, "B H W"]:
     """How far the labels' scores are behind the best, as a part of the image's largest score."""
-    scores = resize(
-        net(preprocessing(jnp.asarray(images))).logits.astype(jnp.float32), images.shape[1:3]
-    )
     # A label that is no class has no score.
     chosen = jnp.sum(jax.nn.one_hot(labels, scores.shape[-1]) * scores, axis=-1)
     known = (labels >= 0) & (labels < scores.shape[-1])

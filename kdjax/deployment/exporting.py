@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import kdjax
 from kdjax.deployment.agreement import Agreement, compare, random_images
 from kdjax.deployment.formats import FORMATS
-from kdjax.deployment.labelling import ANY, Size, labelling, takes_any_size
+from kdjax.deployment.labelling import ANY, Label, Size, labelling, takes_any_size
 from kdjax.deployment.stablehlo import PLATFORMS
 from kdjax.errors import UserError
 from kdjax.models import saved
 from kdjax.models.folding import fold_batch_norm
 from kdjax.models.saved import NetworkInfo
-from kdjax.models.segmenter import Segmenter
 from kdjax.paths import check_folder, is_remote, why_unwritable
 from kdjax.suggest import nearest
 
@@ -71,10 +70,11 @@ def export(
     formats = list(dict.fromkeys(formats))
     _check_formats(formats, size)
     _check_output(output)
-    net, info = saved.load(source)
-    net.auxiliary_head = None
-    sizes = _sizes(net, info, formats, size)
-    label = labelling(fold_batch_norm(net) if folded else net, info.preprocessing)
+    network, variables, info = saved.load(source)
+    label = labelling(network, variables, info.preprocessing)
+    sizes = _sizes(label, info, formats, size)
+    if folded:
+        label = labelling(*fold_batch_norm(network, variables), info.preprocessing)
     target = pathlib.Path(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,9 @@ def export(
                 chosen.write(label, sizes[name], path)
                 images = random_images(sizes[name])
                 try:
-                    agreement = compare(chosen.read(path), net, info.preprocessing, images)
+                    agreement = compare(
+                        chosen.read(path), network, variables, info.preprocessing, images
+                    )
                 except UserError as error:
                     raise UserError(f"{name}: nothing is written, since {error}") from error
                 exports.append(Export(name, chosen.file, sizes[name], _bytes(path), agreement))
@@ -120,13 +122,11 @@ def _check_output(output: str) -> None:
         raise UserError(f"{output}: exists already; name a new directory")
 
 
-def _sizes(
-    net: Segmenter, info: NetworkInfo, formats: Sequence[str], size: Size
-) -> dict[str, Size]:
+def _sizes(label: Label, info: NetworkInfo, formats: Sequence[str], size: Size) -> dict[str, Size]:
     """The image size of each format: any where that can be, else the given one."""
     flexible = [name for name in formats if FORMATS[name].flexible]
     sizes = dict.fromkeys(formats, size)
-    if flexible and takes_any_size(labelling(net, info.preprocessing)):
+    if flexible and takes_any_size(label):
         sizes |= dict.fromkeys(flexible, ANY)
     elif flexible and not size.fixed:
         raise UserError(

@@ -6,13 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import export
 from jaxtyping import Array, Int, UInt8
 
 from kdjax.evaluation.evaluator import Predictor
-from kdjax.models.preprocessing import Preprocessing
-from kdjax.models.segmenter import Segmenter
+from kdjax.models import Network, Preprocessing, Variables
 
 # JAX traces it; what is loaded from a file takes and returns NumPy arrays.
 Images = UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"]
@@ -40,16 +38,16 @@ class Size(NamedTuple):
 ANY = Size(None, None)
 
 
-def labelling(net: Segmenter, preprocessing: Preprocessing) -> Label:
+def labelling(network: Network, variables: Variables, preprocessing: Preprocessing) -> Label:
     """Returns what `Predictor` computes, with the weights inside.
 
     Args:
-      net: the network.
+      network: the network.
+      variables: its arrays.
       preprocessing: how pixels become its input.
     """
-    graphdef, state = nnx.split(net)
-    predictor = Predictor(graphdef, preprocessing)
-    return lambda images: predictor(state, images)
+    predictor = Predictor(network, preprocessing)
+    return lambda images: predictor(variables, images)
 
 
 def takes_any_size(label: Label) -> bool:

@@ -2,19 +2,18 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from kdjax.errors import UserError
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.evaluation.metrics import Scores, confusion_matrix
+from kdjax.models import Network, Preprocessing, Variables
 from kdjax.models.layers import resize
-from kdjax.models.preprocessing import Preprocessing
+from kdjax.models.network import scores_of
 
 MAX_COUNT = np.iinfo(np.int32).max
 
@@ -23,7 +22,7 @@ class Predictor:
     """A network as a compiled function from its weights and 8-bit images to class ids.
 
     Args:
-      graphdef: the network's structure.
+      network: the network.
       preprocessing: how pixels become its input.
       inference: what it is shown of an image; whole images by default.
 
@@ -34,7 +33,7 @@ class Predictor:
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef,
+        network: Network,
         preprocessing: Preprocessing,
         inference: Inference = WHOLE,
     ):
@@ -42,12 +41,10 @@ class Predictor:
         self.shapes: list[tuple[int, ...]] = []
         shapes = self.shapes
 
-        def look(state: Any, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
+        def look(variables: Variables, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
             shapes.append(pixels.shape)  # tracing comes here once for each shape
-            net = nnx.merge(graphdef, state)
-            net.eval()  # for modules that go by this, and not by what a call says
-            logits = net(preprocessing(pixels)).logits
-            return resize(logits.astype(jnp.float32), pixels.shape[1:3])
+            output, _ = network.apply(variables, preprocessing(pixels), train=False, key=None)
+            return resize(scores_of(output).astype(jnp.float32), pixels.shape[1:3])
 
         def best(scores: Float[Array, "B H W K"]) -> Int[Array, "B H W"]:
             return jnp.argmax(scores, axis=-1).astype(jnp.int32)
@@ -58,42 +55,42 @@ class Predictor:
 
     def __call__(
         self,
-        state: Any,
+        variables: Variables,
         images: UInt8[Array, "B H W 3"] | np.ndarray,
         sizes: Int[Array, "B 2"] | np.ndarray | None = None,
     ) -> Int[Array, "B H W"]:
         """Returns the class of every pixel, at the images' own size.
 
         Args:
-          state: parameters and running statistics, as `nnx.state(net)` holds them.
+          variables: of the network.
           images: 8-bit RGB images of one size, or padded to one below and on the right.
           sizes: height and width of each without its padding, which sliding windows then avoid.
         """
         if self.inference == WHOLE:
-            return self._whole(state, images)
-        look = functools.partial(self._look, state)
+            return self._whole(variables, images)
+        look = functools.partial(self._look, variables)
         return self._best(class_scores(look, jnp.asarray(images), sizes, self.inference))
 
 
 def evaluate(
     predictor: Predictor,
-    state: Any,
+    variables: Variables,
     batches: Iterable[Mapping[str, np.ndarray]],
     num_classes: int,
     put: Callable[[dict[str, np.ndarray]], dict[str, Array]],
     *,
-    reference: tuple[Predictor, Any] | None = None,
+    reference: tuple[Predictor, Variables] | None = None,
 ) -> Scores:
     """Scores a network on batches.
 
     Args:
       predictor: the network.
-      state: its weights.
+      variables: its arrays.
       batches: each `image` [B, H, W, 3] uint8, `label` [B, H, W] and `size` [B, 2], the image's
         own height and width; a blank filler image has the label 255 everywhere.
       num_classes: K.
       put: places a batch on the devices.
-      reference: the teacher and its weights, for the agreement.
+      reference: the teacher and its variables, for the agreement.
 
     Raises:
       UserError: when a batch has more pixels than the device can count.
@@ -115,7 +112,7 @@ def evaluate(
             agreeing += int(totals["agreeing"])
             totals, counted = _zeros(num_classes), 0
         counted += pixels
-        predictions = predictor(state, arrays["image"], arrays["size"])
+        predictions = predictor(variables, arrays["image"], arrays["size"])
         theirs = predictions
         if reference:
             theirs = reference[0](reference[1], arrays["image"], arrays["size"])

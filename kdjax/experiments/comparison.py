@@ -273,6 +273,7 @@ def _teacher_job(config: Config, root: Workdir) -> Job | None:
     with teacher.unlocked():
         for key in ("name", "width", "dtype"):
             teacher.student[key] = config.teacher[key]
+        teacher.student.options = config.teacher.options.copy_and_resolve_references()
         teacher.student.checkpoint = teacher.student.backbone = ""
         teacher.teacher.name = ""
         teacher.terms = ConfigDict()

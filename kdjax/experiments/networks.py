@@ -5,33 +5,35 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import WHOLE, Inference
-from kdjax.models import saved
+from kdjax.models import Network, Variables, saved
 from kdjax.models.saved import NetworkInfo
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """A network with its weights and its compiled prediction."""
+class TrainedNetwork:
+    """A network with its variables and its compiled prediction."""
 
     info: NetworkInfo
-    graphdef: nnx.GraphDef
-    state: nnx.State
+    network: Network
+    variables: Variables
     predictor: Predictor
 
     @classmethod
-    def load(cls, path: str, *, dtype: str = "float32", inference: Inference = WHOLE) -> "Network":
-        """Reads a network checkpoint, or the student of a finished workdir."""
-        net, info = saved.load(path, dtype=dtype)
-        graphdef, state = nnx.split(net)
-        return cls(info, graphdef, state, Predictor(graphdef, info.preprocessing, inference))
+    def load(
+        cls, source: str, *, dtype: str = "float32", inference: Inference = WHOLE
+    ) -> "TrainedNetwork":
+        """Loads a network.
 
-    def module(self) -> nnx.Module:
-        """The network itself."""
-        return nnx.merge(self.graphdef, self.state)
+        Args:
+          source: as `saved.load` takes it.
+          dtype: compute dtype.
+          inference: what the network is shown of an image.
+        """
+        network, variables, info = saved.load(source, dtype=dtype)
+        return cls(info, network, variables, Predictor(network, info.preprocessing, inference))
 
 
 def predict_examples(

@@ -17,7 +17,7 @@ from kdjax.data.evaluation_plan import EvalBatch, plan
 from kdjax.data.originals import read_photo
 from kdjax.data.tree import File
 from kdjax.errors import UserError
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.paths import is_remote, why_unwritable
 from kdjax.reporting.figures import full_palette
 from kdjax.reporting.files import write_atomically
@@ -199,7 +199,7 @@ def upright_size(path: pathlib.Path) -> tuple[int, int]:
 
 
 def label_images(
-    network: Network,
+    network: TrainedNetwork,
     files: Sequence[Files],
     output: str,
     *,
@@ -310,9 +310,9 @@ def _numbers(num_classes: int, values: Sequence[int] | None) -> np.ndarray:
 class _Timed:
     """A network on all devices, and the time that it takes."""
 
-    def __init__(self, network: Network, placement: Placement, timing: Timing):
+    def __init__(self, network: TrainedNetwork, placement: Placement, timing: Timing):
         self._predictor = network.predictor
-        self._state = placement.replicate(network.state)
+        self._variables = placement.replicate(network.variables)
         self._placement = placement
         self._timing = timing
 
@@ -320,7 +320,7 @@ class _Timed:
         """Class numbers, uint8 [B, H, W], of padded images [B, H, W, 3] and their sizes [B, 2]."""
         begun, compiled = time.perf_counter(), len(self._predictor.shapes)
         arrays = self._placement.put_batch({"image": images, "size": sizes})
-        found = self._predictor(self._state, arrays["image"], arrays["size"])
+        found = self._predictor(self._variables, arrays["image"], arrays["size"])
         labels = np.asarray(found).astype(np.uint8)
         number = int(sizes.all(axis=1).sum())
         self._timing.images += number

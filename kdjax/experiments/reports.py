@@ -8,7 +8,7 @@ from kdjax import config as configuration
 from kdjax.config import Config
 from kdjax.experiments import environment
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network, predict_examples
+from kdjax.experiments.networks import TrainedNetwork, predict_examples
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting.results import Example, Report
 
@@ -38,10 +38,10 @@ def make_report(
     examples = images.panel_examples()
     predictions = {}
     for name, path in panels.items():
-        network = Network.load(path)
+        network = TrainedNetwork.load(path)
         if network.info.num_classes == images.num_classes:
             predictions[name] = predict_examples(
-                functools.partial(network.predictor, network.state),
+                functools.partial(network.predictor, network.variables),
                 examples,
                 config.data.eval_batch_size,
             )

@@ -16,13 +16,13 @@ from kdjax.evaluation.evaluator import Predictor
 from kdjax.experiments import environment
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.scoring import Scoring
 from kdjax.experiments.students import make_student
 from kdjax.experiments.teacher_cache import TeacherCache
 from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
-from kdjax.models.batch_norm import group_batch_norm
+from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.reporting import writers
 from kdjax.reporting.results import Role
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
@@ -97,12 +97,17 @@ def _train(
     placement = Placement(config.mesh)
     placement.check_batch_size("data.batch_size", config.data.batch_size)
     placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
-    student, info = make_student(config, images)
+    student, variables, info = make_student(config, images)
     if config.student.batch_norm == "per_device":
-        group_batch_norm(student, placement.batch_shards)
+        student = with_grouped_batch_norm(student, placement.batch_shards)
     teacher = _load_teacher(config, placement)
-    distiller = assemble_distiller(config, student, teacher and teacher.module())
-    graphdef, state = assemble_state(config, student, distiller)
+    distiller = assemble_distiller(
+        config,
+        (student, variables),
+        teacher and (teacher.network, teacher.variables),
+        num_classes=images.num_classes,
+    )
+    state = assemble_state(config, variables, distiller)
     cache = None
     if distiller and teacher and config.teacher.cache:
         cache = TeacherCache(config, images, teacher, distiller)
@@ -129,7 +134,7 @@ def _train(
     if first_step:
         processes.say(f"{label}: continues after step {first_step}")
     log = _writers(files, config.steps, first_step, label)
-    predictor = Predictor(graphdef, info.preprocessing)
+    predictor = Predictor(student, info.preprocessing)
 
     def evaluate_state(step: int, state: TrainState) -> float:
         weights, started = state.student(), time.perf_counter()
@@ -150,8 +155,8 @@ def _train(
     live = None if kept else teacher
     train_step = assemble_step(
         config,
-        Side(graphdef, info.preprocessing),
-        live and Side(live.graphdef, live.info.preprocessing),
+        Side(student, info.preprocessing),
+        live and Side(live.network, live.info.preprocessing),
         distiller,
     )
     training = feed(
@@ -168,7 +173,7 @@ def _train(
         try:
             state = fit(
                 state,
-                live and live.state,
+                live and live.variables,
                 training.attach(train_step),
                 training.batches,
                 batch_size=config.data.batch_size,
@@ -195,10 +200,10 @@ def _train(
             with contextlib.suppress(OSError) if sys.exc_info()[0] else contextlib.nullcontext():
                 log.close()
             checkpoints.close()
-        student_state = placement.fetch(state.student())
+        trained = placement.fetch(state.student())
 
         def finish() -> None:
-            saved.save(files.student, info, student_state)
+            saved.save(files.student, info, trained)
             files.write_result(
                 {
                     "role": role,
@@ -245,15 +250,15 @@ def _writers(files: Workdir, steps: int, first_step: int, label: str) -> writers
     )
 
 
-def _load_teacher(config: Config, placement: Placement) -> Network | None:
+def _load_teacher(config: Config, placement: Placement) -> TrainedNetwork | None:
     if not need_teacher(config.terms):
         return None
     if not config.teacher.checkpoint:
         raise UserError(
-            "config.terms need a teacher: set config.teacher.checkpoint to a network checkpoint or "
-            "the workdir of a finished run"
+            "config.terms need a teacher: set config.teacher.checkpoint to a network checkpoint, "
+            'the workdir of a finished run, or "package.module:attribute" of a trained network'
         )
-    teacher = Network.load(config.teacher.checkpoint, dtype=config.teacher.dtype)
+    teacher = TrainedNetwork.load(config.teacher.checkpoint, dtype=config.teacher.dtype)
     for key in ("name", "width"):
         wanted, found = config.teacher[key], getattr(teacher.info, key)
         if config.teacher.name and wanted != found:
@@ -261,10 +266,10 @@ def _load_teacher(config: Config, placement: Placement) -> Network | None:
                 f"config.teacher.{key} is {wanted!r}, but {config.teacher.checkpoint} holds "
                 f"{found!r}"
             )
-    return dataclasses.replace(teacher, state=placement.put_state(teacher.state))
+    return dataclasses.replace(teacher, variables=placement.put_state(teacher.variables))
 
 
-def _comparable(teacher: Network | None, images: Images) -> Network | None:
+def _comparable(teacher: TrainedNetwork | None, images: Images) -> TrainedNetwork | None:
     """The teacher where it predicts the classes of the data, rather than only having features."""
     if teacher is None or teacher.info.num_classes != images.num_classes:
         return None

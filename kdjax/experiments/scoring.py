@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-from flax import nnx
 
 from kdjax import processes
 from kdjax.config import Config
@@ -11,8 +10,9 @@ from kdjax.evaluation.evaluator import Predictor, evaluate
 from kdjax.evaluation.metrics import Scores
 from kdjax.experiments import environment
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network, predict_examples
+from kdjax.experiments.networks import TrainedNetwork, predict_examples
 from kdjax.experiments.workdir import Workdir
+from kdjax.models import Variables
 from kdjax.reporting import figures
 from kdjax.reporting.results import Role
 from kdjax.training.interruption import Interruption
@@ -35,7 +35,7 @@ class Scoring:
         config: Config,
         images: Images,
         placement: Placement,
-        teacher: Network | None,
+        teacher: TrainedNetwork | None,
         interruption: Interruption,
     ):
         self._config = config
@@ -44,12 +44,12 @@ class Scoring:
         self._teacher = teacher
         self._interruption = interruption
         self._examples = images.panel_examples()
-        self._taught = teacher and self._label_maps(teacher.predictor, teacher.state)
+        self._taught = teacher and self._label_maps(teacher.predictor, teacher.variables)
 
     def scores(
         self,
         predictor: Predictor,
-        state: nnx.State,
+        variables: Variables,
         split: str,
         *,
         group: str | None = None,
@@ -62,28 +62,28 @@ class Scoring:
         """
         reference = None
         if agreement and self._teacher:
-            reference = (self._teacher.predictor, self._teacher.state)
+            reference = (self._teacher.predictor, self._teacher.variables)
         return evaluate(
             predictor,
-            state,
+            variables,
             self._interruption.stop_between(self._images.eval_batches(split, group=group)),
             self._images.num_classes,
             self._placement.put_batch,
             reference=reference,
         )
 
-    def final_scores(self, predictor: Predictor, state: nnx.State) -> dict[str, Scores]:
+    def final_scores(self, predictor: Predictor, variables: Variables) -> dict[str, Scores]:
         """Scores with agreement by split, and by group of the test split as "test/group"."""
         data = self._config.data
         found = {
-            split: self.scores(predictor, state, split, agreement=True)
+            split: self.scores(predictor, variables, split, agreement=True)
             for split in (data.val_split, data.test_split)
             if split
         }
         if data.test_split:
             for group in data.test_groups:
                 found[f"{data.test_split}/{group}"] = self.scores(
-                    predictor, state, data.test_split, group=group, agreement=True
+                    predictor, variables, data.test_split, group=group, agreement=True
                 )
         return found
 
@@ -92,7 +92,7 @@ class Scoring:
         teacher, config = self._teacher, self._config
         if teacher is None:
             return
-        scores = self.scores(teacher.predictor, teacher.state, config.data.val_split)
+        scores = self.scores(teacher.predictor, teacher.variables, config.data.val_split)
         processes.say(
             f"{label}: teacher {teacher.info.name} (width {teacher.info.width}, weights "
             f"{teacher.info.fingerprint}) has {config.data.val_split} mIoU "
@@ -104,9 +104,9 @@ class Scoring:
                 f"{config.teacher.min_miou}: are these its classes and its weights?"
             )
 
-    def pictures(self, predictor: Predictor, state: nnx.State) -> dict[str, np.ndarray]:
+    def pictures(self, predictor: Predictor, variables: Variables) -> dict[str, np.ndarray]:
         """Image, label, teacher and student of a few examples, side by side."""
-        students = self._label_maps(predictor, state)
+        students = self._label_maps(predictor, variables)
         pictures = {}
         for index, (example, student) in enumerate(zip(self._examples, students, strict=True)):
             predictions = {"student": student}
@@ -117,9 +117,9 @@ class Scoring:
             )
         return pictures
 
-    def _label_maps(self, predictor: Predictor, state: nnx.State) -> list[np.ndarray]:
+    def _label_maps(self, predictor: Predictor, variables: Variables) -> list[np.ndarray]:
         def predict(images: np.ndarray) -> np.ndarray:
-            return self._placement.fetch(predictor(state, self._placement.put_images(images)))
+            return self._placement.fetch(predictor(variables, self._placement.put_images(images)))
 
         return predict_examples(predict, self._examples, self._config.data.eval_batch_size)
 
@@ -136,20 +136,20 @@ def score_given(config: Config, files: Workdir, checkpoint: str, role: Role) -> 
       role: what it is there for, and what it is called in tables.
     """
     images, placement = Images(config.data), Placement(config.mesh)
-    network = Network.load(checkpoint, dtype=config.teacher.dtype)
+    network = TrainedNetwork.load(checkpoint, dtype=config.teacher.dtype)
     if network.info.num_classes != images.num_classes:
         return
     if files.result.exists() and files.read_result()["weights"][1] == network.info.fingerprint:
         return
     scoring = Scoring(config, images, placement, None, Interruption())
-    scores = scoring.final_scores(network.predictor, placement.put_state(network.state))
+    scores = scoring.final_scores(network.predictor, placement.put_state(network.variables))
     result = {
         "role": role,
         "method": role,
         "seed": config.seed,
         "steps": None,
         "learning_rate": None,
-        "parameters": _count_parameters(network),
+        "parameters": sum(x.size for x in jax.tree.leaves(network.variables["params"])),
         "seconds": None,
         "images_per_second": None,
         "weights": [checkpoint, network.info.fingerprint],
@@ -157,8 +157,3 @@ def score_given(config: Config, files: Workdir, checkpoint: str, role: Role) -> 
         "versions": environment.versions(),
     }
     processes.lead(lambda: files.write_result(result))
-
-
-def _count_parameters(network: Network) -> int:
-    parameters = nnx.merge(network.graphdef, network.state)
-    return sum(x.size for x in jax.tree.leaves(nnx.state(parameters, nnx.Param)))

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from kdjax import processes
 from kdjax.config import Config
@@ -19,8 +18,10 @@ from kdjax.errors import UserError
 from kdjax.experiments import score_files
 from kdjax.experiments.images import Images
 from kdjax.experiments.lock import Lock
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.score_files import ScoreFiles
+from kdjax.models import Variables
+from kdjax.models.network import scores_of
 from kdjax.paths import is_remote
 from kdjax.training.compact_scores import compact
 from kdjax.training.sharding import Placement
@@ -42,7 +43,9 @@ class TeacherCache:
       UserError: the cache cannot serve the run, or the directory holds another.
     """
 
-    def __init__(self, config: Config, images: Images, teacher: Network, distiller: Distiller):
+    def __init__(
+        self, config: Config, images: Images, teacher: TrainedNetwork, distiller: Distiller
+    ):
         if is_remote(config.teacher.cache):
             raise UserError(
                 f"config.teacher.cache is {config.teacher.cache}; it is mapped into memory, so it "
@@ -165,22 +168,21 @@ class TeacherCache:
     def _map_sizes(self) -> np.ndarray:
         """Height and width of the teacher's scores of every training image, int32 [N, 2]."""
         images = self._images.sizes(self._split)
-        state = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._teacher.state
+        variables = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._teacher.variables
         )
         shapes = {
             size: jax.eval_shape(
-                self._scores, state, jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
+                self._scores, variables, jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
             ).shape[1:3]
             for size in set(images)
         }
         return np.array([shapes[size] for size in images], np.int32)
 
-    def _scores(self, state: nnx.State, pixels: Any) -> jax.Array:
+    def _scores(self, variables: Variables, pixels: Any) -> jax.Array:
         teacher = self._teacher
-        net = nnx.merge(teacher.graphdef, state)
-        net.eval()
-        return net(teacher.info.preprocessing(pixels)).logits
+        images = teacher.info.preprocessing(pixels)
+        return scores_of(teacher.network.apply(variables, images, train=False, key=None)[0])
 
     def _maps(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Index and compact scores of every training image."""
@@ -189,12 +191,12 @@ class TeacherCache:
         count = math.gcd(settings.data.eval_batch_size, len(devices))
         placement = Placement(devices=devices[:count])
         # Those of the run may be split over the devices of all processes.
-        whole = Network.load(settings.teacher.checkpoint, dtype=settings.teacher.dtype).state
-        state = placement.replicate(whole)
-        forward = jax.jit(lambda state, pixels: compact(self._scores(state, pixels), self._keep))
+        whole = TrainedNetwork.load(settings.teacher.checkpoint, dtype=settings.teacher.dtype)
+        variables = placement.replicate(whole.variables)
+        forward = jax.jit(lambda *given: compact(self._scores(*given), self._keep))
         for batch in self._images.whole_images(self._split):
             pixels = placement.put_images(batch["image"])
-            found = jax.device_get(forward(state, pixels))
+            found = jax.device_get(forward(variables, pixels))
             for row in np.flatnonzero(batch["valid"]):
                 yield batch["index"][row], {name: value[row] for name, value in found.items()}
 

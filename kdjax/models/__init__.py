@@ -1,8 +1,15 @@
-"""Networks in Flax NNX; each returns one struct with logits, aux_logits and features by name."""
+"""Networks: kdjax's own in Flax NNX, and the neutral form in which anybody's come."""
 
+from kdjax.models.network import LinenNetwork as LinenNetwork
+from kdjax.models.network import Network as Network
+from kdjax.models.network import NNXNetwork as NNXNetwork
+from kdjax.models.network import Variables as Variables
+from kdjax.models.network import network_of as network_of
 from kdjax.models.outputs import FeatureSpec as FeatureSpec
 from kdjax.models.outputs import SegmentationOutput as SegmentationOutput
+from kdjax.models.preprocessing import Preprocessing as Preprocessing
 from kdjax.models.registry import DTYPES as DTYPES
 from kdjax.models.registry import NETWORKS as NETWORKS
 from kdjax.models.registry import create as create
+from kdjax.models.registry import make_network as make_network
 from kdjax.models.segmenter import Segmenter as Segmenter

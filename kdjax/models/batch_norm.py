@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kdjax.errors import UserError
+from kdjax.models.network import Network, NNXNetwork
+
 
 class _Statistic(nnx.BatchStat):
     """A running statistic, which is always assigned whole.
@@ -65,8 +68,36 @@ class BatchNorm(nnx.BatchNorm):
         return (centred * multiplier + self.bias[...]).reshape(x.shape).astype(self.dtype)
 
 
-def group_batch_norm(net: nnx.Module, groups: int) -> None:
-    """Gives each of `groups` parts of a training batch batch statistics of its own."""
-    for _, module in nnx.iter_modules(net):
-        if isinstance(module, BatchNorm):
-            module.groups = groups
+def group_batch_norm(net: nnx.Module, groups: int) -> int:
+    """Gives each of `groups` parts of a training batch batch statistics of its own.
+
+    Returns:
+      How many batch norms of this kind the network has.
+    """
+    found = [module for _, module in nnx.iter_modules(net) if isinstance(module, BatchNorm)]
+    for module in found:
+        module.groups = groups
+    return len(found)
+
+
+def with_grouped_batch_norm(network: Network, groups: int) -> Network:
+    """The network with batch statistics of its own for each of so many parts of a batch.
+
+    Raises:
+      UserError: where it has none of kdjax's batch norms, which alone can do so.
+    """
+
+    def change(module: Any) -> None:
+        if not group_batch_norm(module, groups):
+            raise _no_batch_norm()
+
+    if not isinstance(network, NNXNetwork):
+        raise _no_batch_norm()
+    return network.changed(change)
+
+
+def _no_batch_norm() -> UserError:
+    return UserError(
+        'config.student.batch_norm is "per_device", which needs a network of Flax NNX with '
+        'kdjax.models.BatchNorm; set it to "global"'
+    )

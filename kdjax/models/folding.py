@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kdjax.errors import UserError
 from kdjax.models.layers import ConvNorm
-from kdjax.models.segmenter import Segmenter
+from kdjax.models.network import Network, NNXNetwork, Variables
 
 
 class Folded(nnx.Module):
@@ -25,22 +26,30 @@ class Folded(nnx.Module):
         return x
 
 
-def fold_batch_norm(net: Segmenter) -> Segmenter:
+def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork, Variables]:
     """Returns a network that predicts the same, up to rounding, without any batch norm.
 
     Every `ConvNorm` takes the scale of its norm into its kernel, and the rest becomes the bias of
-    its convolution; full and depthwise kernels both end with the output channels. `net` stays as
-    it is. In bfloat16 other products are rounded, so that predictions differ as much as they do
-    from float32.
+    its convolution; full and depthwise kernels both end with the output channels. In bfloat16
+    other products are rounded, so that predictions differ as much as they do from float32.
 
     Args:
-      net: any network of `kdjax.models`; one that is folded already stays so.
+      network: one of Flax NNX, built of kdjax's `ConvNorm`s; one that is folded already stays so.
+      variables: its arrays.
+
+    Raises:
+      UserError: for another network, whose batch norms are not known here.
     """
-    net = nnx.clone(net)
-    for _, module in nnx.iter_modules(net):
-        if isinstance(module, ConvNorm) and isinstance(module.norm, nnx.BatchNorm):
-            _fold(module)
-    return net
+    if not isinstance(network, NNXNetwork):
+        raise UserError("batch norm can be folded in networks of Flax NNX alone; leave it as it is")
+    module = network.module(variables)
+    convolutions = [part for _, part in nnx.iter_modules(module) if isinstance(part, ConvNorm)]
+    if not convolutions:
+        raise UserError("there is no kdjax.models.layers.ConvNorm whose batch norm could be folded")
+    for part in convolutions:
+        if isinstance(part.norm, nnx.BatchNorm):
+            _fold(part)
+    return NNXNetwork.of(module)
 
 
 def _fold(module: ConvNorm) -> None:

@@ -1,16 +1,19 @@
-"""Networks by name: a head, an underscore, a backbone.
+"""Networks by name: of kdjax's own a head, an underscore, a backbone; or anybody's.
 
 Channels are those of mmsegmentation's published configs, in times of the width. A backbone that
 maps images to "stage1" to "stage4" goes with every head: it is one file and one line here.
 """
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
+from kdjax import names, ranges
 from kdjax.errors import UserError
 from kdjax.models.aspp import AtrousPyramid
 from kdjax.models.combine import combine
@@ -19,8 +22,10 @@ from kdjax.models.distillers import DISTILLERS
 from kdjax.models.fcn import FCNHead
 from kdjax.models.head import PyramidHead
 from kdjax.models.hrnet import PLANS, HRNet
+from kdjax.models.keys import traced_rngs
 from kdjax.models.mix_transformer import SIZES, MixTransformer
 from kdjax.models.mobilenet import MobileNetV2
+from kdjax.models.network import Network, NNXNetwork, NoNetwork, is_made, network_of
 from kdjax.models.psp import PyramidPooling
 from kdjax.models.resnet import DEPTHS, ResNet
 from kdjax.models.segformer import segformer, segformer_linear, segformer_nvlabs
@@ -28,7 +33,7 @@ from kdjax.models.segmenter import Segmenter
 from kdjax.models.separable_aspp import SeparableASPPHead
 from kdjax.models.swin import SwinTransformer
 from kdjax.models.upernet import UPerHead
-from kdjax.suggest import nearest
+from kdjax.ranges import WrongValue
 
 # That networks compute in; their parameters are float32.
 DTYPES = ("float32", "bfloat16")
@@ -105,23 +110,27 @@ def _fcn_hrnet(
     return Segmenter(backbone, head, None, num_classes=num_classes, dtype=dtype)
 
 
-NETWORKS: dict[str, Callable[..., Segmenter]] = {
+_FACTORIES: dict[str, Callable[..., Segmenter]] = {
     f"{family}_{backbone}": _network(FAMILIES[family], backbone)
     for family in FAMILIES
     for backbone in (*DILATABLE, *FIXED)
 }
-NETWORKS |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
-NETWORKS |= {f"segformer_{size}": partial(segformer, size) for size in SIZES}
-NETWORKS |= {f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES}
-NETWORKS |= {f"segformer_{size}@nvlabs": partial(segformer_nvlabs, size) for size in SIZES}
+_FACTORIES |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
+_FACTORIES |= {f"segformer_{size}": partial(segformer, size) for size in SIZES}
+_FACTORIES |= {f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES}
+_FACTORIES |= {f"segformer_{size}@nvlabs": partial(segformer_nvlabs, size) for size in SIZES}
 # torchvision's, under its own names.
 for _depth in (50, 101):
     _plain = partial(ResNet, _depth, stem="plain")
-    NETWORKS[f"fcn_resnet{_depth}"] = partial(
+    _FACTORIES[f"fcn_resnet{_depth}"] = partial(
         combine, _plain, partial(FCNHead, sources=("stage4",)), 8, 4
     )
-    NETWORKS[f"deeplabv3_resnet{_depth}"] = partial(combine, _plain, DeepLabHead, 4, 4)
-NETWORKS |= DISTILLERS
+    _FACTORIES[f"deeplabv3_resnet{_depth}"] = partial(combine, _plain, DeepLabHead, 4, 4)
+_FACTORIES |= DISTILLERS
+
+# As names of anybody else's, these say where to import from; what they name is made above.
+built_in = types.SimpleNamespace(**_FACTORIES)
+NETWORKS = {name: f"{__name__}:built_in.{name}" for name in _FACTORIES}
 
 
 def create(
@@ -131,9 +140,9 @@ def create(
     rngs: nnx.Rngs,
     width: int = 64,
     auxiliary: bool = True,
-    dtype: str | jnp.dtype = "float32",
+    dtype: str = "float32",
 ) -> Segmenter:
-    """Creates a network by name, with freshly initialised float32 parameters.
+    """Creates one of kdjax's own networks, with freshly initialised float32 parameters.
 
     Args:
       name: one of `NETWORKS`, as "pspnet_r18".
@@ -148,14 +157,98 @@ def create(
     Raises:
       UserError: for an unknown name (with the nearest one), width or dtype.
     """
-    if name not in NETWORKS:
-        raise UserError(f'unknown network "{name}": {nearest(name, NETWORKS)}')
+    factory, arguments = find(
+        name, num_classes=num_classes, width=width, auxiliary=auxiliary, dtype=dtype
+    )
+    return factory(**{**arguments, "rngs": rngs})
+
+
+def make_network(name: str, *, where: str = "network", **settings: Any) -> Network:
+    """A network by name in its neutral form: kdjax's own, or anybody's.
+
+    Args:
+      name: as `find` takes it.
+      where: what holds the name, for messages, as "config.student".
+      **settings: as `find` takes them.
+
+    Raises:
+      UserError: as `find`; for a factory that fails, or returns what is no network.
+    """
+    found, arguments = find(name, where=where, **settings)
+    try:
+        if is_made(found):
+            return network_of(found)
+        if "rngs" not in arguments:
+            return network_of(found(**arguments))
+
+        def make(rngs: nnx.Rngs) -> Any:
+            return found(**{**arguments, "rngs": rngs})
+
+        module: Any = nnx.eval_shape(lambda: make(traced_rngs(0)))
+        if isinstance(module, nnx.bridge.ToNNX):
+            return network_of(module)
+        return NNXNetwork(make, module)
+    # What the user's own code raises.
+    except Exception as error:
+        reason = str(error) if isinstance(error, NoNetwork) else f"{type(error).__name__}: {error}"
+        raise WrongValue(f"{where}.name", f'names the network "{name}": {reason}') from error
+
+
+def find(
+    name: str,
+    *,
+    num_classes: int,
+    width: int = 64,
+    auxiliary: bool = True,
+    dtype: str = "float32",
+    options: Mapping[str, Any] = MappingProxyType({}),
+    where: str = "network",
+) -> tuple[Any, dict[str, Any]]:
+    """What a name stands for, and what it is called with; nothing is called.
+
+    A factory gets `num_classes`, `width`, `auxiliary`, `dtype` and `rngs` as far as it names them
+    among its arguments. Those that it does not name must be left at their defaults.
+
+    Args:
+      name: one of `NETWORKS`, or "package.module:attribute" of a factory, or of what is a network
+        already.
+      num_classes: as in `create`.
+      width: likewise.
+      auxiliary: likewise.
+      dtype: likewise.
+      options: further keyword arguments of the factory.
+      where: what holds the name, for messages.
+
+    Raises:
+      UserError: for an unknown name (with the nearest one), width, dtype or option, and for an
+        argument that is missing.
+    """
+    found = names.resolve("network", name, NETWORKS, asked_by=f"{where}.name")
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
-    if width < 2 or width % 2:
-        raise UserError(f"width is {width}; it must be even and positive (64 is as published)")
-    if (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in DTYPES:
-        raise UserError(f'dtype is "{dtype}"; compute in "{DTYPES[0]}" or "{DTYPES[1]}"')
-    return NETWORKS[name](
-        num_classes=num_classes, width=width, auxiliary=auxiliary, dtype=jnp.dtype(dtype), rngs=rngs
-    )
+    ranges.check_number(f"{where}.width", width, ranges.WIDTH)
+    if dtype not in DTYPES:
+        raise WrongValue(f"{where}.dtype", f'is "{dtype}"; it must be {" or ".join(DTYPES)}')
+    settings = {"width": width, "auxiliary": auxiliary, "dtype": dtype}
+    given: dict[str, Any] = {}
+    if not is_made(found):
+        offered = {"num_classes": num_classes, **settings, "dtype": jnp.dtype(dtype), "rngs": None}
+        given = names.arguments(
+            "network",
+            name,
+            found,
+            options,
+            {(argument,): value for argument, value in offered.items()},
+            key=f"{where}.name",
+            options_key=f"{where}.options",
+        )
+    elif options:
+        raise WrongValue(f"{where}.options", f"is {dict(options)}, and {name} is no factory")
+    for key, default in (("width", 64), ("auxiliary", True), ("dtype", "float32")):
+        if key not in given and settings[key] != default:
+            raise WrongValue(
+                f"{where}.{key}",
+                f"is {settings[key]!r}, and {name} takes no {key}; what else it takes is set in "
+                f"{where}.options",
+            )
+    return found, given

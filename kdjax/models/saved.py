@@ -1,15 +1,17 @@
 """Network checkpoints: one network with all that is needed to run it, and nothing of its training.
 
 DIR/network.json    name, classes, preprocessing, where it comes from; written last
-DIR/parameters/     parameters and running statistics, by Orbax
+DIR/parameters/     parameters and running statistics by their paths, by Orbax
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import textwrap
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,17 +19,29 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import nnx
 from orbax.checkpoint.options import MultiprocessingOptions
 
+from kdjax import names
+from kdjax.colors import distinct_colors
+from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
-from kdjax.models.keys import traced_rngs
+from kdjax.models.network import (
+    SCORES,
+    Network,
+    Variables,
+    arrays_by_path,
+    is_made,
+    is_random_key,
+    network_of,
+    preprocessing_of,
+    trace_maps,
+)
 from kdjax.models.preprocessing import IMAGENET, Preprocessing
-from kdjax.models.registry import create
-from kdjax.models.segmenter import Segmenter
+from kdjax.models.registry import make_network
 from kdjax.paths import absolute, check_folder, is_remote, reachable, why_unwritable
+from kdjax.ranges import with_tuples
 
-FORMAT = 2  # of network.json and of how parameters are named
+FORMAT = 3  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
 MAX_REASON = 160  # characters
 UNDO_TRIES, UNDO_SECONDS = 10, 0.3
@@ -40,12 +54,14 @@ class NetworkInfo:
     """What describes a network beside its weights.
 
     Attributes:
-      name: the name in the registry.
+      name: of the network or its factory, as `kdjax.models.make_network` takes it.
       num_classes: number of class scores per pixel.
       width: channels of the first stage.
       auxiliary: whether it has its auxiliary head.
       class_names: a name per class.
       palette: an RGB colour per class.
+      options: further keyword arguments of the factory.
+      image_size: height and width that its parameters were made for, where they depend on it.
       preprocessing: how pixels become its input.
       channel_order: of the images that it reads and of `preprocessing`: "RGB", for all of kdjax.
       source: where the weights come from, in words.
@@ -58,32 +74,49 @@ class NetworkInfo:
     auxiliary: bool
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, ...], ...]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    image_size: tuple[int, int] = (64, 64)
     preprocessing: Preprocessing = IMAGENET
     channel_order: str = CHANNEL_ORDER
     source: str = ""
     fingerprint: str = ""
 
-    def create(self, *, dtype: str, rngs: nnx.Rngs) -> Segmenter:
-        """Creates the network with fresh parameters."""
-        return create(
+    def make(self, *, dtype: str, where: str = "network") -> Network:
+        """Makes the network, without variables; `where` is what holds its name, for messages."""
+        return make_network(
             self.name,
             num_classes=self.num_classes,
             width=self.width,
             auxiliary=self.auxiliary,
             dtype=dtype,
-            rngs=rngs,
+            options=self.options,
+            where=where,
         )
 
+    def blank_image(self) -> np.ndarray:
+        """What `Network.init` is given [1, H, W, 3]."""
+        return np.zeros((1, *self.image_size, 3), np.float32)
 
-def fingerprint(state: Any) -> str:
-    """Returns a hash of all arrays of a pytree, in its order."""
+
+def fingerprint(variables: Variables) -> str:
+    """Returns a hash of all arrays of a network but its random keys."""
+    return _hash(_kept(variables))
+
+
+def _kept(variables: Variables) -> dict[str, Any]:
+    """What a checkpoint holds, by path: no random keys, which only training draws from."""
+    arrays = arrays_by_path(variables)
+    return {path: leaf for path, leaf in arrays.items() if not is_random_key(leaf)}
+
+
+def _hash(arrays: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(state):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+    for path in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[path]).tobytes())
     return digest.hexdigest()[:16]
 
 
-def save(path: epath.PathLike, info: NetworkInfo, state: nnx.State) -> NetworkInfo:
+def save(path: epath.PathLike, info: NetworkInfo, variables: Variables) -> NetworkInfo:
     """Writes a network checkpoint, replacing one that is there; returns its info with fingerprint.
 
     Among several processes one alone writes it, from arrays that it has whole. On a local disk the
@@ -92,18 +125,18 @@ def save(path: epath.PathLike, info: NetworkInfo, state: nnx.State) -> NetworkIn
     Args:
       path: the directory.
       info: what describes the network.
-      state: what `nnx.state(net)` holds; random state, which only training draws from, is left out.
+      variables: of the network; random keys, which only training draws from, are left out.
 
     Raises:
       UserError: when it cannot be written, or something else would be replaced.
     """
     directory = check_output(path)
-    state = jax.device_get(nnx.filter_state(state, nnx.Not(nnx.RngState)))
-    info = dataclasses.replace(info, fingerprint=fingerprint(state))
+    arrays = jax.device_get(_kept(variables))
+    info = dataclasses.replace(info, fingerprint=_hash(arrays))
     values = {"format": FORMAT, **dataclasses.asdict(info)}
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     try:
-        _write(directory, nnx.to_pure_dict(state), text)
+        _write(directory, arrays, text)
     # Every client of an object store has errors of its own; TensorStore's are ValueErrors.
     except Exception as error:
         if not is_remote(directory) and not isinstance(error, (OSError, ValueError)):
@@ -147,7 +180,7 @@ def _is_ours(directory: epath.Path) -> bool:
     return _MARK.items() <= (metadata.custom_metadata or {}).items()
 
 
-def _write(directory: epath.Path, state: Any, description: str) -> None:
+def _write(directory: epath.Path, arrays: dict[str, Any], description: str) -> None:
     parameters, described = directory / "parameters", directory / "network.json"
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
@@ -155,7 +188,7 @@ def _write(directory: epath.Path, state: Any, description: str) -> None:
         # Without network.json the directory is no checkpoint: a cut write is never taken for one.
         described.unlink(missing_ok=True)
         with _checkpointer() as checkpointer:
-            checkpointer.save(absolute(parameters), state, force=True, custom_metadata=_MARK)
+            checkpointer.save(absolute(parameters), arrays, force=True, custom_metadata=_MARK)
         described.write_text(description)
         return
     new = directory / f"{_UNFINISHED}parameters"
@@ -163,7 +196,7 @@ def _write(directory: epath.Path, state: Any, description: str) -> None:
     try:
         _remove_unfinished(directory)  # of a process that was killed
         with _checkpointer() as checkpointer:
-            checkpointer.save(absolute(new), state, custom_metadata=_MARK)
+            checkpointer.save(absolute(new), arrays, custom_metadata=_MARK)
         new_description.write_text(description)
         # Between these, the old description does not fit the weights, which `load` notices.
         if parameters.exists():
@@ -197,44 +230,79 @@ def _remove_unfinished(directory: epath.Path) -> None:
 
 def load(
     path: epath.PathLike, *, dtype: str = "float32", seed: int = 0
-) -> tuple[Segmenter, NetworkInfo]:
+) -> tuple[Network, Variables, NetworkInfo]:
     """Reads a network checkpoint, or the student of a finished run when given its workdir.
 
     Args:
-      path: a network checkpoint, or a workdir that holds one as `student/`.
+      path: a network checkpoint, or a workdir that holds one as `student/`. Or the name of a
+        network of one's own, "package.module:attribute", or of a function without arguments that
+        returns one: its `init` brings the trained variables. It may have `class_names`.
       dtype: compute dtype of the network.
       seed: of the random state of modules that have their own, as `nnx.Dropout(0.1, rngs=rngs)`.
 
     Raises:
-      UserError: when there is none, it is damaged, or its store does not answer.
+      UserError: when there is none, it is damaged, its store does not answer, or the network that
+        it names cannot be made.
     """
+    if not names.is_path(os.fspath(path)):
+        return _of_ones_own(os.fspath(path), dtype, seed)
     directory = _find(path)
     if directory is None:
         raise UserError(
             f"{path}: no network checkpoint here (expected network.json, or the student/ of a "
             "finished run)"
         )
-    info = _read_info(directory / "network.json")
-
-    def create() -> Segmenter:
-        return info.create(dtype=dtype, rngs=traced_rngs(seed))
-
-    graphdef, random, abstract = nnx.split(nnx.eval_shape(create), nnx.RngState, ...)
-    if random:
-        random = jax.jit(lambda: nnx.state(create(), nnx.RngState))()
+    description = directory / "network.json"
+    info = _read_info(description)
+    network = info.make(dtype=dtype, where=str(description))
+    key, image = jax.random.key(seed), info.blank_image()
+    abstract = jax.eval_shape(network.init, key, image)
     try:
         with _checkpointer() as checkpointer:
-            values = checkpointer.restore(
-                absolute(directory / "parameters"), nnx.to_pure_dict(abstract)
-            )
+            arrays = checkpointer.restore(absolute(directory / "parameters"), _kept(abstract))
     except Exception as error:
         # Orbax may name every array of the tree in one line.
         reason = textwrap.shorten(str(error).partition("\n")[0], MAX_REASON, placeholder=" ...")
         raise UserError(f"{directory}: the network checkpoint is damaged: {reason}") from error
-    if fingerprint(values) != info.fingerprint:
+    if _hash(arrays) != info.fingerprint:
         raise UserError(f"{directory}: the weights are not those that network.json describes")
-    nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.asarray, values))
-    return nnx.merge(graphdef, random, abstract), info
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    paths = list(arrays_by_path(abstract))
+    if len(paths) > len(arrays):
+        arrays |= jax.jit(lambda: _random_keys(network.init(key, image)))()
+    leaves = [arrays[path] for path in paths]
+    return network, jax.tree.unflatten(jax.tree.structure(abstract), leaves), info
+
+
+def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, NetworkInfo]:
+    """A network that brings its trained variables."""
+    if dtype != "float32":
+        raise UserError(f"{name} computes in a dtype of its own; {dtype} cannot be asked of it")
+    found = names.resolve("network", name, {}, asked_by="what a network is loaded from")
+    try:
+        network = network_of(found if is_made(found) else found())
+    # What the user's own code raises.
+    except Exception as error:
+        raise UserError(f"{name}: {type(error).__name__}: {error}") from error
+    info = NetworkInfo(name, 1, 64, False, (), (), source=name)
+    variables = network.init(jax.random.key(seed), info.blank_image())
+    maps = trace_maps(network, variables, info.image_size, train=False, name=name)
+    count = array_of(maps[SCORES]).shape[-1]
+    named = getattr(network, "class_names", None) or (f"class {index}" for index in range(count))
+    info = dataclasses.replace(
+        info,
+        num_classes=count,
+        class_names=tuple(named),
+        palette=tuple(tuple(color) for color in distinct_colors(count).tolist()),
+        preprocessing=preprocessing_of(network),
+        fingerprint=fingerprint(variables),
+    )
+    return network, variables, info
+
+
+def _random_keys(variables: Variables) -> dict[str, Any]:
+    arrays = arrays_by_path(variables)
+    return {path: leaf for path, leaf in arrays.items() if is_random_key(leaf)}
 
 
 def fingerprint_in(path: epath.PathLike) -> str | None:
@@ -279,6 +347,8 @@ def _read_info(path: epath.Path) -> NetworkInfo:
         values["preprocessing"] = Preprocessing(*map(tuple, values["preprocessing"]))
         values["class_names"] = tuple(values["class_names"])
         values["palette"] = tuple(map(tuple, values["palette"]))
+        values["options"] = with_tuples(values["options"])
+        values["image_size"] = tuple(values["image_size"])
         return NetworkInfo(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged: {error}") from error

@@ -7,18 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from kdjax import names
 from kdjax.builders import builder_folder
 from kdjax.config import Config, validate
 from kdjax.distillation import need_teacher
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.maps import SCORES, array_of
 from kdjax.errors import UserError
-from kdjax.models import create
-from kdjax.models.batch_norm import group_batch_norm
-from kdjax.models.keys import traced_rngs
-from kdjax.models.preprocessing import IMAGENET
+from kdjax.models import Network, Variables, make_network, saved
+from kdjax.models.batch_norm import with_grouped_batch_norm
+from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.training import flops
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
@@ -51,7 +49,7 @@ class Program:
 
     step: TrainStep
     state: TrainState
-    teacher_state: Any
+    frozen: Variables | None
     batch: Batch
     placement: Placement
     work: Work
@@ -64,7 +62,7 @@ class Program:
         """
         shardings = (self.placement.state_shardings(self.state), self.placement.replicated)
         jitted = jax.jit(self.step, donate_argnums=0, out_shardings=shardings)
-        lowered = jitted.lower(self.state, self.teacher_state, self.batch)
+        lowered = jitted.lower(self.state, self.frozen, self.batch)
         try:
             return lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -82,7 +80,7 @@ class Program:
             "optimizer": state.opt_state,
             "what terms carry": state.terms,
             "moving average": state.ema,
-            "teacher": self.teacher_state,
+            "teacher": self.frozen,
             "batch": self.batch,
         }
         return {kind: _device_bytes(tree) for kind, tree in kinds.items()}
@@ -109,21 +107,21 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
         )
     placement = Placement(config.mesh, devices)
     placement.check_batch_size("data.batch_size", batch_size)
-    student = _abstract(config.student, num_classes, config.student.auxiliary)
+    student, variables = _abstract(config, "student", num_classes, config.student.auxiliary)
     if config.student.batch_norm == "per_device":
-        group_batch_norm(student, placement.batch_shards)
-    teacher = _teacher(config, num_classes)
-    distiller = assemble_distiller(config, student, teacher)
-    graphdef, weights = nnx.split(student)
+        student = with_grouped_batch_norm(student, placement.batch_shards)
+    taught_by = _teacher(config, num_classes)
+    teacher, frozen = taught_by or (None, None)
+    distiller = assemble_distiller(config, (student, variables), taught_by, num_classes=num_classes)
     state = jax.eval_shape(
-        lambda weights: assemble_state(config, nnx.merge(graphdef, weights), distiller)[1],
-        weights,
+        lambda variables: assemble_state(config, variables, distiller), variables
     )
-    teacher_side, teacher_state = None, None
-    if teacher is not None:
-        teacher_graphdef, teacher_state = nnx.split(teacher)
-        teacher_side = Side(teacher_graphdef, IMAGENET)
-    step = assemble_step(config, Side(graphdef, IMAGENET), teacher_side, distiller)
+    step = assemble_step(
+        config,
+        Side(student, preprocessing_of(student)),
+        Side(teacher, preprocessing_of(teacher)) if teacher else None,
+        distiller,
+    )
     size = (batch_size, *config.data.crop_size)
     batch = {
         "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
@@ -133,14 +131,14 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
         batch["clean"] = batch["image"]
     read = distiller.reads("teacher") if distiller else set()
     work = Work(
-        teacher=_teacher_work(teacher, read, batch["image"]) if teacher else 0,
-        student=_student_work(student, batch["image"]),
-        step=flops.count(step, state, teacher_state, batch),
+        teacher=_teacher_work(teacher, frozen, read, batch["image"]) if teacher else 0,
+        student=_student_work(student, variables, batch["image"]),
+        step=flops.count(step, state, frozen, batch),
     )
     return Program(
         step=step,
         state=_placed(state, placement.state_shardings(state)),
-        teacher_state=_placed(teacher_state, placement.state_shardings(teacher_state)),
+        frozen=_placed(frozen, placement.state_shardings(frozen)),
         batch=_placed(batch, placement.batch_shardings(batch)),
         placement=placement,
         work=work,
@@ -162,49 +160,57 @@ def known_classes(name: str) -> int:
     return len(list(csv.DictReader(lines)))
 
 
-def _teacher(config: Config, num_classes: int) -> Any:
+def _teacher(config: Config, num_classes: int) -> tuple[Network, Variables] | None:
     if not need_teacher(config.terms):
         return None
-    if not config.teacher.name:
+    source = config.teacher.checkpoint
+    if not config.teacher.name and (not source or names.is_path(source)):
         raise UserError(
             "config.terms need a teacher: name its network, as config.teacher.name = pspnet_r101"
         )
+    if not config.teacher.name:
+        network, variables, _ = saved.load(source, dtype=config.teacher.dtype)
+        return network, jax.eval_shape(lambda: variables)
     # Converted teachers bring their auxiliary head. Nothing computes it, but it takes memory.
-    return _abstract(config.teacher, num_classes, True)
+    return _abstract(config, "teacher", num_classes, True)
 
 
-def _abstract(network: Any, num_classes: int, auxiliary: bool) -> Any:
-    return nnx.eval_shape(
-        lambda: create(
-            network.name,
-            num_classes=num_classes,
-            width=network.width,
-            auxiliary=auxiliary,
-            dtype=network.dtype,
-            rngs=traced_rngs(0),
-        )
+def _abstract(
+    config: Config, side: str, num_classes: int, auxiliary: bool
+) -> tuple[Network, Variables]:
+    """A network, and what stands for its variables."""
+    settings = config[side]
+    network = make_network(
+        settings.name,
+        num_classes=num_classes,
+        width=settings.width,
+        auxiliary=auxiliary,
+        dtype=settings.dtype,
+        options=settings.options.to_dict(),
+        where=f"config.{side}",
     )
+    image = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), np.float32)
+    return network, jax.eval_shape(network.init, jax.random.key(0), image)
 
 
-def _teacher_work(teacher: Any, read: set[str], images: jax.ShapeDtypeStruct) -> int:
-    graphdef, state = nnx.split(teacher)
-
-    def forward(state: Any, images: jax.Array) -> list[Any]:
-        maps = nnx.merge(graphdef, state)(IMAGENET(images)).maps
+def _teacher_work(
+    teacher: Network, variables: Any, read: set[str], images: jax.ShapeDtypeStruct
+) -> int:
+    def forward(variables: Variables, images: jax.Array) -> list[Any]:
+        seen = preprocessing_of(teacher)(images)
+        maps = maps_of(teacher.apply(variables, seen, train=False, key=None)[0])
         return [array_of(maps[name]) for name in sorted(read)]
 
-    return flops.count(forward, state, images)
+    return flops.count(forward, variables, images)
 
 
-def _student_work(student: Any, images: jax.ShapeDtypeStruct) -> int:
-    graphdef, state = nnx.split(student)
+def _student_work(student: Network, variables: Any, images: jax.ShapeDtypeStruct) -> int:
+    def forward(variables: Variables, images: jax.Array) -> list[Any]:
+        seen = preprocessing_of(student)(images)
+        maps = maps_of(student.apply(variables, seen, train=True, key=jax.random.key(0))[0])
+        return [array_of(maps[name]) for name in SCORES if name in maps]
 
-    def forward(state: Any, images: jax.Array) -> list[Any]:
-        net = nnx.merge(graphdef, state, copy=True)
-        output = net(IMAGENET(images), train=True, rngs=traced_rngs(dropout=0))
-        return [output.logits, output.aux_logits]
-
-    return flops.count(forward, state, images)
+    return flops.count(forward, variables, images)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

@@ -3,11 +3,12 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 
-from kdjax.distillation import Distiller, Maps
-from kdjax.models.keys import traced_rngs
+from kdjax.distillation import Distiller
+from kdjax.distillation.maps import array_of
+from kdjax.errors import UserError
+from kdjax.models import Network, Variables
+from kdjax.models.network import SCORES, trace_maps
 from kdjax.training import optimizer as optimizers
 from kdjax.training.objective import IGNORE_LABEL, Objective
 from kdjax.training.state import TrainState, create_state
@@ -15,32 +16,51 @@ from kdjax.training.step import Side, TrainStep, make_train_step
 
 
 def assemble_distiller(
-    config: Any, student: nnx.Module, teacher: nnx.Module | None
+    config: Any,
+    student: tuple[Network, Variables],
+    teacher: tuple[Network, Variables] | None,
+    *,
+    num_classes: int,
 ) -> Distiller | None:
     """The distillation terms of a config; None where it has none.
 
     What maps there are, and of which channels and strides, is found by tracing both networks.
 
+    Args:
+      config: of the run.
+      student: the network and its variables, or what stands for them.
+      teacher: likewise; None where no term reads it.
+      num_classes: of the data.
+
     Raises:
-      UserError: for terms that do not go with the networks.
+      UserError: for terms that do not go with the networks, and networks that fail, or score other
+        classes.
     """
+    size = tuple(config.data.crop_size)
+    maps = trace_maps(*student, size, train=True, name=f"config.student {config.student.name}")
+    if (found := array_of(maps[SCORES]).shape[-1]) != num_classes:
+        raise UserError(
+            f"config.student {config.student.name} scores {found} classes; the data have "
+            f"{num_classes}"
+        )
     if not config.terms:
         return None
-    size = tuple(config.data.crop_size)
+    taught = None
+    if teacher:
+        name = f"config.teacher {config.teacher.name or config.teacher.checkpoint}"
+        taught = trace_maps(*teacher, size, train=False, name=name)
     return Distiller(
         config.terms,
-        student=trace_maps(student, size, train=True),
-        teacher=trace_maps(teacher, size, train=False) if teacher else None,
+        student=maps,
+        teacher=taught,
         image_size=size,
         ignore_label=IGNORE_LABEL,
         where="config.terms",
     )
 
 
-def assemble_state(
-    config: Any, student: nnx.Module, distiller: Distiller | None
-) -> tuple[nnx.GraphDef, TrainState]:
-    """The student's structure, and the state before the first step."""
+def assemble_state(config: Any, student: Variables, distiller: Distiller | None) -> TrainState:
+    """The state before the first step, of a student's variables."""
     return create_state(
         student,
         distiller.init(jax.random.key(config.seed)) if distiller else ({}, {}),
@@ -66,23 +86,3 @@ def assemble_step(
         accumulate=config.optimizer.accumulate,
         ema_decay=config.optimizer.ema_decay,
     )
-
-
-def trace_maps(net: nnx.Module, size: tuple[int, ...], *, train: bool) -> Maps:
-    """What stands for the maps of a network, by name.
-
-    Args:
-      net: the network.
-      size: height and width of the images.
-      train: whether as in training, with an auxiliary head.
-    """
-    graphdef, state = nnx.split(net)
-    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
-
-    def forward(state: Any, images: jax.Array) -> Maps:
-        called: Any = nnx.merge(graphdef, state, copy=True)
-        if not train:
-            return called(images).maps
-        return called(images, train=True, rngs=traced_rngs(dropout=0)).maps
-
-    return jax.eval_shape(forward, state, images)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from kdjax.errors import Transient, UserError
+from kdjax.models.network import arrays_by_path, is_random_key
 from kdjax.paths import absolute, may_pass, why_unwritable
 from kdjax.training.checksum import checksum
 from kdjax.training.state import TrainState
@@ -233,28 +233,18 @@ def _best_metric(metrics: dict[str, float]) -> float:
 
 
 def _flat(state: TrainState) -> dict[str, Any]:
-    """The arrays of a state by their path, which does not depend on flax's node types.
-
-    Random keys are there as the numbers that they are made of.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    """The arrays of a state by path; random keys as the numbers that they are made of."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        )
-        for path, leaf in leaves
+        path: jax.random.key_data(leaf) if is_random_key(leaf) else leaf
+        for path, leaf in arrays_by_path(state).items()
     }
 
 
 def _like(leaf: jax.Array, value: Any) -> jax.Array:
     """A value of `_flat` as what the leaf of its path is."""
-    if _is_key(leaf):
+    if is_random_key(leaf):
         return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
     return value
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,6 @@
 """The optimizer and its learning rate, by name; which parameters decay, and which learn faster."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ from jaxtyping import PyTree
 
 from kdjax import names
 from kdjax.ranges import WrongValue
-from kdjax.suggest import nearest
 from kdjax.training.parameter_paths import map_with_paths, matches, require_matches
 
 OPTIMIZERS: Mapping[str, str] = MappingProxyType(
@@ -203,40 +201,17 @@ def _arguments(
     offered: Mapping[tuple[str, ...], Any],
     if_required: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a factory is called with: its options, and of what is offered what it takes.
-
-    Args:
-      kind: of the factory.
-      config: the section `config.optimizer`.
-      offered: what it gets under the first of some names that it has an argument of.
-      if_required: what it gets if it has an argument of that name and no default for it.
-    """
-    try:
-        signature = inspect.signature(_factory(kind, config))
-    except (TypeError, ValueError) as error:
-        raise _wrong(kind, config, f"which cannot be called: {error}") from error
-    parameters = signature.parameters
-    given: dict[str, Any] = config[kind.options].to_dict()
-    any_option = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for option in given:
-        if option not in parameters and not any_option:
-            raise WrongValue(
-                f"config.optimizer.{kind.options}.{option}",
-                f"is no argument of {config[kind.key]}: {nearest(option, parameters)}",
-            )
-    for synonyms, value in offered.items():
-        taken = next((name for name in synonyms if name in parameters), None)
-        if taken is not None:
-            given.setdefault(taken, value)
-    for name, value in if_required.items():
-        if name in parameters and parameters[name].default is inspect.Parameter.empty:
-            given.setdefault(name, value)
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        reason = f"which is {error}; set it in config.optimizer.{kind.options}"
-        raise _wrong(kind, config, reason) from error
-    return given
+    """What a factory is called with, as `names.arguments` finds it."""
+    return names.arguments(
+        kind.what,
+        config[kind.key],
+        _factory(kind, config),
+        config[kind.options].to_dict(),
+        offered,
+        if_required,
+        key=f"config.optimizer.{kind.key}",
+        options_key=f"config.optimizer.{kind.options}",
+    )
 
 
 def _made(kind: _Kind, config: Any, arguments: Mapping[str, Any]) -> Any:

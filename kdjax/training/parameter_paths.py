@@ -15,9 +15,6 @@ SHOWN = 5
 
 def path_of(keys: tuple[Any, ...]) -> str:
     """The path of a parameter, as "student/backbone/stem/conv/kernel" or "terms/cwd/adapter/0"."""
-    # A Flax variable is a node of its own around its array.
-    if keys and keys[-1] == jax.tree_util.GetAttrKey("value"):
-        keys = keys[:-1]
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 

@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, struct
-from jaxtyping import Array, Int
+from flax import struct
+from jaxtyping import Array, Int, PyTree
+
+from kdjax.models import Variables
 
 
 @struct.dataclass
@@ -17,8 +19,7 @@ class TrainState:
       step: number of steps done.
       seed: of dropout. Here, and not in the program, so that runs of any seed are one program.
       params: {"student": parameters, "terms": what they learn, by name}, all trained together.
-      model_state: all else that the student keeps: running statistics, and the random state of
-        modules that have their own, as `nnx.Dropout(0.1, rngs=rngs)`.
+      model_state: all else that the student keeps: its variables' "state".
       opt_state: the optimizer's.
       terms: what the distillation terms carry, by name.
       ema: moving averages of `params["student"]` and `model_state`, as `update_average` makes them;
@@ -27,16 +28,16 @@ class TrainState:
 
     step: Int[Array, ""]
     seed: Int[Array, ""]
-    params: dict[str, Any]
-    model_state: nnx.State
+    params: dict[str, PyTree]
+    model_state: PyTree
     opt_state: optax.OptState
-    terms: Any
-    ema: tuple[nnx.State, nnx.State] | None
+    terms: PyTree
+    ema: tuple[PyTree, PyTree] | None
 
-    def student(self) -> nnx.State:
-        """The weights to evaluate and export: the moving average where there is one."""
+    def student(self) -> Variables:
+        """The variables to evaluate and export: the moving average where there is one."""
         params, model_state = self.ema or (self.params["student"], self.model_state)
-        return nnx.merge_state(params, model_state)
+        return {"params": params, "state": model_state}
 
 
 def update_average(average: Any, new: Any, decay: float) -> Any:
@@ -57,32 +58,30 @@ def update_average(average: Any, new: Any, decay: float) -> Any:
 
 
 def create_state(
-    student: nnx.Module,
+    student: Variables,
     terms: tuple[Any, Any],
     optimizer: optax.GradientTransformation,
     *,
     ema: bool,
     seed: int = 0,
-) -> tuple[nnx.GraphDef, TrainState]:
-    """Splits a student into its structure and the initial state of its training.
+) -> TrainState:
+    """The state before the first step.
 
     Args:
-      student: the network.
+      student: the network's variables.
       terms: what the distillation terms learn and carry, as `Distiller.init` returns it.
       optimizer: of the parameters of both.
       ema: whether to keep moving averages.
       seed: of the run.
     """
-    graphdef, student_params, model_state = nnx.split(student, nnx.Param, ...)
     learned, carried = terms
-    params = {"student": student_params, "terms": learned}
-    state = TrainState(
+    params = {"student": student["params"], "terms": learned}
+    return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.int32),
         params=params,
-        model_state=model_state,
+        model_state=student["state"],
         opt_state=optimizer.init(params),
         terms=carried,
-        ema=jax.tree.map(jnp.copy, (student_params, model_state)) if ema else None,
+        ema=jax.tree.map(jnp.copy, (student["params"], student["state"])) if ema else None,
     )
-    return graphdef, state

@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from kdjax.distillation import Maps
 from kdjax.distillation.maps import array_of
-from kdjax.models import SegmentationOutput
-from kdjax.models.keys import traced_rngs
-from kdjax.models.preprocessing import Preprocessing
+from kdjax.models import Network, Preprocessing, Variables
+from kdjax.models.network import maps_of
 from kdjax.training import cached_scores
 from kdjax.training.objective import Objective
 from kdjax.training.state import TrainState, update_average
@@ -22,15 +20,15 @@ from kdjax.training.state import TrainState, update_average
 Batch = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
 # What a forward pass changes beside the gradients: the network's statistics, and the terms' state.
-Moving = tuple[nnx.State, PyTree]
-TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
+Moving = tuple[PyTree, PyTree]
+TrainStep = Callable[[TrainState, Variables | None, Batch], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A network in a step: its structure and how pixels become its input."""
+    """A network in a step, and how pixels become its input."""
 
-    graphdef: nnx.GraphDef
+    network: Network
     preprocessing: Preprocessing
 
 
@@ -45,7 +43,7 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float = 0.0,
 ) -> TrainStep:
-    """Returns `train_step(state, teacher_state, batch) -> (state, metrics)`, not yet jitted.
+    """Returns `train_step(state, teacher_variables, batch) -> (state, metrics)`, not yet jitted.
 
     A batch holds `image` [B, H, W, 3] and `label` [B, H, W], both uint8. Where it holds `clean`
     too, the teacher sees that instead of `image`. Where it holds `cached`, no teacher runs: these
@@ -65,25 +63,23 @@ def make_train_step(
     """
 
     def loss_and_gradients(
-        state: TrainState, moving: Moving, teacher_state: Any, batch: Batch, index: Array
+        state: TrainState, moving: Moving, frozen: Any, batch: Batch, index: Array
     ) -> tuple[dict[str, Any], Moving, Metrics]:
         model_state, carried = moving
         theirs: Maps | None = None
         if teacher is not None:
             # Outside the differentiated function: no activation of the teacher is kept.
-            frozen = nnx.merge(teacher.graphdef, teacher_state)
-            frozen.eval()
-            theirs = frozen(teacher.preprocessing(batch.get("clean", batch["image"]))).maps
+            seen = teacher.preprocessing(batch.get("clean", batch["image"]))
+            output, _ = teacher.network.apply(frozen, seen, train=False, key=None)
+            theirs = maps_of(output)
         images = student.preprocessing(batch["image"])
         seed = jax.random.key(state.seed)
         key = jax.random.fold_in(jax.random.fold_in(seed, state.step), index)
 
         def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], tuple[Moving, Metrics]]:
-            # Batch statistics change inside: without a copy, flax refuses the outer trace's.
-            net = nnx.merge(student.graphdef, params["student"], model_state, copy=True)
-            output: SegmentationOutput = net(images, train=True, rngs=traced_rngs(dropout=key))
-            ours = output.maps
-            new_model_state = nnx.state(net, nnx.Not(nnx.Param))
+            variables = {"params": params["student"], "state": model_state}
+            output, changed = student.network.apply(variables, images, train=True, key=key)
+            ours = maps_of(output)
             taught = _cached(batch, ours) if "cached" in batch else theirs
             value, (new_carried, metrics) = objective(
                 ours,
@@ -95,26 +91,22 @@ def make_train_step(
                 steps=steps,
                 key=jax.random.fold_in(seed, index),
             )
-            return value, ((new_model_state, new_carried), metrics)
+            return value, ((changed["state"], new_carried), metrics)
 
         gradients, (moving, metrics) = jax.grad(loss, has_aux=True)(state.params)
         return gradients, moving, metrics
 
-    def train_step(
-        state: TrainState, teacher_state: Any, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         moving: Moving = (state.model_state, state.terms)
         if accumulate == 1:
             gradients, moving, metrics = loss_and_gradients(
-                state, moving, teacher_state, batch, jnp.zeros((), jnp.int32)
+                state, moving, frozen, batch, jnp.zeros((), jnp.int32)
             )
         else:
 
             def micro_step(carry: Any, inputs: Any) -> tuple[Any, Metrics]:
                 total, moving = carry
-                gradients, moving, metrics = loss_and_gradients(
-                    state, moving, teacher_state, *inputs
-                )
+                gradients, moving, metrics = loss_and_gradients(state, moving, frozen, *inputs)
                 return (jax.tree.map(jnp.add, total, gradients), moving), metrics
 
             zeros = jax.tree.map(jnp.zeros_like, state.params)

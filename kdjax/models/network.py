@@ -1,0 +1,298 @@
+"""The neutral form of a network: a function from variables and images to named maps.
+
+Training, evaluation, export and plans know this form alone. Flax NNX and Linen come by the two
+adapters here; anything else, as Equinox, several teachers at once or a network of another
+framework behind `jax.pure_callback`, is an object with the two methods of `Network`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen, nnx
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from kdjax.distillation import Maps
+from kdjax.distillation.maps import array_of
+from kdjax.errors import UserError
+from kdjax.models.keys import traced_rngs
+from kdjax.models.outputs import SegmentationOutput
+from kdjax.models.preprocessing import IMAGENET, Preprocessing
+
+Variables = dict[str, PyTree]
+"""All arrays of a network: "params" are trained, "state" changes otherwise, as running statistics
+and the random state of modules that have their own."""
+
+Images = Float[Array, "B H W 3"] | Float[np.ndarray, "B H W 3"]
+SCORES = "logits"
+
+
+class NoNetwork(TypeError):
+    """What was given is no network, or returns no maps."""
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What a step, the evaluator, the exporter and the planner need of a network.
+
+    It may have a `preprocessing` (`kdjax.models.Preprocessing`): how 8-bit pixels become its input;
+    without one that is the mean and deviation of ImageNet.
+    """
+
+    def init(self, key: PRNGKeyArray, images: Images) -> Variables:
+        """Its first variables, {"params": ..., "state": ...}: pytrees of arrays.
+
+        Args:
+          key: for what is drawn at random.
+          images: of the shape that it will see; their values mean nothing.
+        """
+        ...
+
+    def apply(
+        self,
+        variables: Variables,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Any, Variables]:
+        """Its output, and the variables with what a training step changed beside the gradients.
+
+        Args:
+          variables: as `init` returned them; a pure function of them.
+          images: normalised.
+          train: whether this is a step of training.
+          key: for what is drawn at random, as by dropout; None where `train` is False.
+
+        Returns:
+          The class scores [B, h, w, K], or a dict of maps [B, h, w, C] by name with "logits" among
+          them, or a `SegmentationOutput`; and the variables.
+        """
+        ...
+
+
+class NNXNetwork:
+    """A network of Flax NNX.
+
+    Args:
+      make: returns a new module, of random streams. It is called as module(images), with `train=`
+        and `rngs=` where its `__call__` takes them.
+      like: a module as `make` returns it, whose arrays may be abstract; made where it is None.
+
+    Attributes:
+      preprocessing: of the module where it has one.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], like: nnx.Module | None = None):
+        self._make = make
+        module: Any = like or nnx.eval_shape(lambda: make(traced_rngs(0)))
+        self._graphdef = nnx.graphdef(module)
+        self._takes = _parameters_of(type(module).__call__)
+        self.preprocessing = preprocessing_of(module)
+
+    @classmethod
+    def of(cls, module: nnx.Module) -> tuple[Self, Variables]:
+        """A module's neutral form, and its variables; both leave the module as it is."""
+        return cls(lambda rngs: nnx.clone(module), module), _variables(module)
+
+    def changed(self, change: Callable[[nnx.Module], None]) -> Self:
+        """The network whose module was changed in place, of the same variables."""
+
+        def make(rngs: nnx.Rngs) -> nnx.Module:
+            module = self._make(rngs)
+            change(module)
+            return module
+
+        return type(self)(make)
+
+    def module(self, variables: Variables) -> nnx.Module:
+        """The module with these variables."""
+        return nnx.merge(self._graphdef, variables["params"], variables["state"])
+
+    def init(self, key: PRNGKeyArray, images: Images) -> Variables:
+        """As `Network.init`."""
+        del images
+        return _variables(self._make(traced_rngs(key)))
+
+    def apply(
+        self,
+        variables: Variables,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Any, Variables]:
+        """As `Network.apply`."""
+        module: Any = self.module(variables)
+        if not train:
+            module.eval()  # for modules that go by this, and not by what a call says
+        offered = {"train": train, "rngs": None if key is None else traced_rngs(dropout=key)}
+        output = module(images, **{k: v for k, v in offered.items() if k in self._takes})
+        return output, _variables(module) if train else variables
+
+
+class LinenNetwork:
+    """A network of Flax Linen.
+
+    Args:
+      module: called as module.apply(variables, images), with `train=` where its `__call__` takes
+        it. "params" is the collection that is trained; the others are carried.
+    """
+
+    def __init__(self, module: linen.Module):
+        self._module = module
+        self._takes = _parameters_of(type(module).__call__)
+        self.preprocessing = preprocessing_of(module)
+
+    def init(self, key: PRNGKeyArray, images: Images) -> Variables:
+        """As `Network.init`."""
+        made = jax.jit(lambda: self._module.init({"params": key}, images, **self._mode(False)))()
+        state = dict(linen.meta.unbox(made))
+        return {"params": state.pop("params", {}), "state": state}
+
+    def apply(
+        self,
+        variables: Variables,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Any, Variables]:
+        """As `Network.apply`."""
+        params, state = variables["params"], variables["state"]
+        output, changed = self._module.apply(
+            {"params": params, **state},
+            images,
+            **self._mode(train),
+            # All streams that a module may name fall back to this one.
+            rngs=None if key is None else {"params": key},
+            mutable=list(state) if train else [],
+        )
+        return output, {"params": params, "state": {**state, **changed}}
+
+    def _mode(self, train: bool) -> dict[str, Any]:
+        return {"train": train} if "train" in self._takes else {}
+
+
+def is_made(found: Any) -> bool:
+    """Whether a name stands for a network, and not for what makes one."""
+    return not isinstance(found, type) and isinstance(found, (nnx.Module, linen.Module, Network))
+
+
+def network_of(made: Any) -> Network:
+    """The neutral form of what a factory of a user's returned.
+
+    Args:
+      made: a module of Linen or NNX, or an object with the methods of `Network`.
+
+    Raises:
+      NoNetwork: for anything else.
+    """
+    if isinstance(made, nnx.bridge.ToNNX):
+        return LinenNetwork(made.to_nnx__module)
+    if isinstance(made, linen.Module):
+        return LinenNetwork(made)
+    if isinstance(made, nnx.Module):
+        return NNXNetwork.of(made)[0]
+    if isinstance(made, Network) and not isinstance(made, type):
+        return made
+    raise NoNetwork(
+        f"it is a {type(made).__name__}; it must be a module of Flax NNX or Linen, or an object "
+        "with the methods init(key, images) and apply(variables, images, *, train, key)"
+    )
+
+
+def preprocessing_of(network: Any) -> Preprocessing:
+    """How pixels become the input of a network or a module."""
+    return getattr(network, "preprocessing", IMAGENET)
+
+
+def maps_of(output: Any) -> Maps:
+    """The maps by name of what a network returned.
+
+    Raises:
+      NoNetwork: where it is neither scores, nor maps with "logits" among them.
+    """
+    if isinstance(output, SegmentationOutput):
+        return output.maps
+    if isinstance(output, Mapping) and SCORES in output:
+        return output
+    if isinstance(output, jax.Array):
+        return {SCORES: output}
+    found = f"maps {', '.join(output)}" if isinstance(output, Mapping) else type(output).__name__
+    raise NoNetwork(
+        f'its output must be the class scores, or a dict of maps with "{SCORES}"; it is {found}'
+    )
+
+
+def scores_of(output: Any) -> Float[Array, "B h w K"]:
+    """The class scores among what a network returned."""
+    return array_of(maps_of(output)[SCORES])
+
+
+def trace_maps(
+    network: Network,
+    variables: Variables,
+    size: tuple[int, ...],
+    *,
+    train: bool,
+    name: str = "the network",
+) -> Maps:
+    """What stands for the maps of a network, by name.
+
+    Args:
+      network: the network.
+      variables: its arrays, or what stands for them.
+      size: height and width of the images.
+      train: whether as in training, with an auxiliary head.
+      name: what messages call it.
+
+    Raises:
+      UserError: where it fails on such images, or returns something else.
+    """
+
+    def forward(variables: Variables, images: Array) -> Maps:
+        key = jax.random.key(0) if train else None
+        return maps_of(network.apply(variables, images, train=train, key=key)[0])
+
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    try:
+        maps = jax.eval_shape(forward, variables, images)
+    except UserError:
+        raise
+    # What the user's own code raises.
+    except Exception as error:
+        if isinstance(error, NoNetwork):
+            raise UserError(f"{name}: {error}") from error
+        raise UserError(
+            f"{name} fails on images [2, {size[0]}, {size[1]}, 3]: {type(error).__name__}: {error}"
+        ) from error
+    if len(array_of(maps[SCORES]).shape) != 4:
+        raise UserError(
+            f"{name}: its logits are {list(array_of(maps[SCORES]).shape)}; they must be "
+            "[B, h, w, K], channels last"
+        )
+    return maps
+
+
+def arrays_by_path(tree: PyTree) -> dict[str, Array]:
+    """All arrays of a pytree by their paths, which do not depend on the types of its nodes."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def is_random_key(leaf: Any) -> bool:
+    """Whether an array holds random keys, which are no numbers."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _variables(module: nnx.Module) -> Variables:
+    params, state = nnx.state(module, nnx.Param, ...)
+    return {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
+
+
+def _parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
