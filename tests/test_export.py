@@ -175,20 +175,20 @@ def test_labels_that_are_wrong_are_an_error_and_nothing_stays(net, source, tmp_p
 
 def test_only_ties_may_differ(net):
     preprocessing = described("tiny").preprocessing
-    label = labelling.labelling(net, preprocessing)
+    label = labelling.labelling(*NNXNetwork.of(net), preprocessing)
     images = random_images(1, 32, 48)
     # Two equal classes: either label is right, a third one is not.
     twins = nnx.clone(net)
     conv = twins.head.classifier.conv
     conv.kernel[...] = conv.kernel[...].at[..., 1].set(conv.kernel[..., 0])
     conv.bias[...] = jnp.asarray([9.0, 9.0, 0.0, 0.0, 0.0])
-    found = agreement.compare(lambda x: label(x) * 0 + 1, twins, preprocessing, [images])
+    found = agreement.compare(lambda x: label(x) * 0 + 1, *NNXNetwork.of(twins), preprocessing, [images])
     assert found == (32 * 48, 0, 1)
     for wrong in (2, -1, CLASSES):
         with pytest.raises(UserError, match="1536 of 1536 labels are not"):
-            agreement.compare(lambda x, w=wrong: label(x) * 0 + w, twins, preprocessing, [images])
+            agreement.compare(lambda x, w=wrong: label(x) * 0 + w, *NNXNetwork.of(twins), preprocessing, [images])
     with pytest.raises(UserError, match=r"by \(1, 32\) instead of \(1, 32, 48\)"):
-        agreement.compare(lambda x: label(x)[..., 0], net, preprocessing, [images])
+        agreement.compare(lambda x: label(x)[..., 0], *NNXNetwork.of(net), preprocessing, [images])
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):

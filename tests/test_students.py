@@ -135,7 +135,7 @@ def test_an_image_classifier_is_converted_and_begins_a_student(config, tmp_path)
     paths = (f"--source={tmp_path / 'mit_b0.safetensors'}", f"--output={tmp_path / 'mit_b0'}")
     run = subprocess.run([*command, *paths], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    _, info = saved.load(tmp_path / "mit_b0")
+    *_, info = saved.load(tmp_path / "mit_b0")
     assert info.source == "an image classifier, mit_b0.safetensors"
     config.student.update(configuration.network("segformer_b0"))
     config.student.backbone = str(tmp_path / "mit_b0")

@@ -12,7 +12,7 @@ from taught_step import STEPS, make_batch, setup
 
 from kdjax import config as configuration
 from kdjax.errors import UserError
-from kdjax.models import create
+from kdjax.models import NNXNetwork, create
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
 
@@ -337,7 +337,7 @@ def test_patterns_that_are_found_nowhere():
         r'no_decay has "nrom", .* of the \d+ parameters, as student/auxiliary_head/\S+/bias, stu'
     )
     with pytest.raises(UserError, match=found):
-        optimizer.init({"student": nnx.state(net, nnx.Param)})
+        optimizer.init({"student": NNXNetwork.of(net)[1]["params"]})
     with pytest.raises(
         UserError, match=r"optimizer\.rates has .* as auxiliary_head, backbone/bias, b"
     ):

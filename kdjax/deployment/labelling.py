@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.extend import core
+from jax.interpreters import partial_eval
 from jaxtyping import Array, Int, UInt8
 
 from kdjax.evaluation.evaluator import Predictor
@@ -39,7 +41,7 @@ ANY = Size(None, None)
 
 
 def labelling(network: Network, variables: Variables, preprocessing: Preprocessing) -> Label:
-    """Returns what `Predictor` computes, with the weights inside.
+    """Returns what `Predictor` computes, with those weights inside that it needs.
 
     Args:
       network: the network.
@@ -47,7 +49,17 @@ def labelling(network: Network, variables: Variables, preprocessing: Preprocessi
       preprocessing: how pixels become its input.
     """
     predictor = Predictor(network, preprocessing)
-    return lambda images: predictor(variables, images)
+
+    def label(images: Images) -> Labels:
+        shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        program = jax.make_jaxpr(predictor)(variables, shape)
+        # What predicting does not need, as an auxiliary head, is not to be written.
+        needed, used = partial_eval.dce_jaxpr(program.jaxpr, [True])
+        given = (*jax.tree.leaves(variables), images)
+        read = [value for value, needs in zip(given, used, strict=True) if needs]
+        return core.jaxpr_as_fun(core.ClosedJaxpr(needed, program.consts))(*read)[0]
+
+    return label
 
 
 def takes_any_size(label: Label) -> bool:
