@@ -24,7 +24,6 @@ from flax import nnx
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
-import tiny
 import tiny_run
 
 from kdjax.data import sets

@@ -4,6 +4,7 @@ Strings survive JSON, checkpoints and other processes, where objects do not. Wha
 stands in tables of such strings itself, and is found in the same way.
 """
 
+import functools
 import importlib
 import inspect
 import os
@@ -92,7 +93,7 @@ def arguments(
       UserError: for options that the factory does not take, and for arguments that are missing.
     """
     try:
-        signature = inspect.signature(factory)
+        signature = _signature(factory)
     except (TypeError, ValueError) as error:
         reason = f"which cannot be called: {error}"
         raise WrongValue(key, f'names the {kind} "{name}", {reason}') from error
@@ -138,6 +139,20 @@ def name_of(value: Any) -> str | None:
     if module in (None, "__main__") or "<" in attribute:
         return None
     return f"{module}{SEPARATOR}{attribute}"
+
+
+def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+    """As `inspect.signature`, also of classes whose metaclass hides it, as those of Flax NNX."""
+    if isinstance(factory, functools.partial):
+
+        def stub() -> None: ...
+
+        stub.__signature__ = _signature(factory.func)  # pyright: ignore[reportFunctionMemberAccess]
+        return inspect.signature(functools.partial(stub, *factory.args, **factory.keywords))
+    if not isinstance(factory, type):
+        return inspect.signature(factory)
+    _, *parameters = inspect.signature(factory.__init__).parameters.values()
+    return inspect.Signature(parameters)
 
 
 def _why(module: str, error: Exception) -> str:

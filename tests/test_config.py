@@ -105,8 +105,8 @@ def test_a_name_that_there_is_not(key):
         ("optimizer.no_decay", (3,), "no_decay is 3; it must be like '', a text in quotes"),
         ("optimizer.rates", ("head",), r"rates holds 'head'; it must hold pairs, as \(\("),
         ("optimizer.rates", (("head", -1.0),), r"rates is -1\.0; it must be 0 or more"),
-        ("student.name", "pspnet_r19", 'is the unknown network "pspnet_r19": did you mean'),
-        ("student.name", "", 'config.student.name is the unknown network ""'),
+        ("student.name", "pspnet_r19", 'names the unknown network "pspnet_r19": did you mean'),
+        ("student.name", "", 'config.student.name names the unknown network ""'),
         ("data.flip", 1, r"config\.data\.flip is 1; it must be like True, True or False"),
         ("data.crop_size", 96, r"config\.data\.crop_size is 96; it must be like \(96, 96\), a tup"),
         (

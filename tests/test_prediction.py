@@ -81,7 +81,7 @@ def test_every_kind_of_image_is_labelled_at_its_own_size(network, photos, tmp_pa
     label = opened(tmp_path / "out" / "labels" / "plain.png")
     assert label.mode == "P"
     image = np.asarray(opened(photos / "plain.png"))
-    expected = np.asarray(network.predictor(network.state, image[None]))[0]
+    expected = np.asarray(network.predictor(network.variables, image[None]))[0]
     assert len(np.unique(expected)) > 1
     assert (np.asarray(label) == expected).mean() > 0.998
     colors = np.array(PALETTE, np.uint8)[np.asarray(label)]

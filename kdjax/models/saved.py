@@ -60,12 +60,12 @@ class NetworkInfo:
       auxiliary: whether it has its auxiliary head.
       class_names: a name per class.
       palette: an RGB colour per class.
-      options: further keyword arguments of the factory.
-      image_size: height and width that its parameters were made for, where they depend on it.
       preprocessing: how pixels become its input.
       channel_order: of the images that it reads and of `preprocessing`: "RGB", for all of kdjax.
       source: where the weights come from, in words.
       fingerprint: hash of the weights; set when they are saved.
+      options: further keyword arguments of the factory.
+      image_size: height and width that its parameters were made for, where they depend on it.
     """
 
     name: str
@@ -74,12 +74,12 @@ class NetworkInfo:
     auxiliary: bool
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, ...], ...]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    image_size: tuple[int, int] = (64, 64)
     preprocessing: Preprocessing = IMAGENET
     channel_order: str = CHANNEL_ORDER
     source: str = ""
     fingerprint: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    image_size: tuple[int, int] = (64, 64)
 
     def make(self, *, dtype: str, where: str = "network") -> Network:
         """Makes the network, without variables; `where` is what holds its name, for messages."""

@@ -1,0 +1,68 @@
+"""Several teachers as one, for any method: an object that brings its trained variables.
+
+    python -m kdjax.train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
+    python -m kdjax.train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher2 \\
+        --config.seed=1
+    python -m kdjax.train --config examples/ensemble_of_teachers.py --workdir runs/from_two
+
+`config.teacher.checkpoint` names the function below in place of a path; so may `--checkpoint` of
+`kdjax.evaluate`, which says how good the ensemble is. A network of another framework comes in the
+same way, with `jax.pure_callback` in its `apply`.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import recipes
+from kdjax.config import Config, term
+from kdjax.models import saved, scores_of
+
+# Whoever runs this elsewhere says where theirs are.
+TEACHERS = os.environ.get("TEACHERS", "runs/teacher:runs/teacher2").split(":")
+
+
+class Ensemble:
+    """The mean of the class probabilities of several networks, as one network.
+
+    Args:
+      paths: of network checkpoints, or workdirs of finished runs, for the same classes and with
+        the same preprocessing.
+    """
+
+    def __init__(self, paths):
+        self._networks, self._variables, infos = zip(*map(saved.load, paths), strict=True)
+        self.preprocessing = infos[0].preprocessing
+        self.class_names = infos[0].class_names
+        if any(info.preprocessing != self.preprocessing for info in infos):
+            raise ValueError("the teachers' images are normalised differently")
+
+    def init(self, key, images):
+        """The variables that were trained, in place of random ones."""
+        del key, images
+        return {"params": {}, "state": list(self._variables)}
+
+    def apply(self, variables, images, *, train, key):
+        """The logarithm of a mean of probabilities: a softmax gives that mean back."""
+        del train, key
+        logits = [
+            scores_of(network.apply(own, images, train=False, key=None)[0])
+            for network, own in zip(self._networks, variables["state"], strict=True)
+        ]
+        mean = jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(x) for x in logits]), axis=0)
+        return mean - jnp.log(len(logits)), variables
+
+
+def ensemble():
+    """What `config.teacher.checkpoint` names."""
+    return Ensemble(TEACHERS)
+
+
+def get_config() -> Config:
+    """The shapes of the quickstart, taught by both."""
+    config = recipes.shapes()
+    config.teacher.checkpoint = "ensemble_of_teachers:ensemble"
+    with config.unlocked():
+        config.terms.cwd = term("cwd")
+    return config

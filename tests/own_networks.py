@@ -1,0 +1,108 @@
+"""Networks as users write them: in NNX, in Linen, by a bridge, and in nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+
+from kdjax.models import BatchNorm
+
+
+class InNNX(nnx.Module):
+    """With batch norm, and dropout that draws from its own random state."""
+
+    def __init__(self, *, num_classes, rngs, channels=8):
+        self.stem = nnx.Conv(3, channels, (3, 3), strides=4, rngs=rngs)
+        self.norm = nnx.BatchNorm(channels, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.classifier = nnx.Conv(channels, num_classes, (1, 1), rngs=rngs)
+
+    def __call__(self, images):
+        head = self.dropout(nnx.relu(self.norm(self.stem(images))))
+        return {"logits": self.classifier(head), "head": head}
+
+
+class Grouped(nnx.Module):
+    """With kdjax's batch norm, and told whether it is training."""
+
+    def __init__(self, *, num_classes, rngs, dtype):
+        self.stem = nnx.Conv(3, 8, (3, 3), strides=4, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(8, dtype=dtype, rngs=rngs)
+        self.classifier = nnx.Conv(8, num_classes, (1, 1), rngs=rngs)
+
+    def __call__(self, images, *, train):
+        return self.classifier(self.norm(self.stem(images), use_running_average=not train))
+
+
+class InLinen(linen.Module):
+    num_classes: int
+    channels: int = 8
+
+    @linen.compact
+    def __call__(self, images, train):
+        x = linen.Conv(self.channels, (3, 3), (4, 4))(images)
+        x = linen.relu(linen.BatchNorm(use_running_average=not train)(x))
+        head = linen.Dropout(0.5, deterministic=not train)(x)
+        return {"logits": linen.Conv(self.num_classes, (1, 1))(head), "head": head}
+
+
+def bridged(*, num_classes, rngs, channels=8):
+    return nnx.bridge.ToNNX(InLinen(num_classes, channels), rngs=rngs)
+
+
+class Plain:
+    """Counts its training steps, and draws noise."""
+
+    def __init__(self, num_classes, channels=8):
+        self.shape = (3, num_classes)
+        self.channels = channels
+
+    def init(self, key, images):
+        kernel = 0.1 * jax.random.normal(key, (self.channels, *self.shape))
+        return {"params": {"kernel": kernel}, "state": {"steps": jnp.zeros((), jnp.int32)}}
+
+    def apply(self, variables, images, *, train, key):
+        x = images[:, ::4, ::4]
+        steps = variables["state"]["steps"]
+        if train:
+            x += 0.1 * jax.random.normal(key, x.shape)
+            steps += 1
+        head = jnp.einsum("bhwi,cik->bhwck", x, variables["params"]["kernel"])
+        logits = head.mean(-2)
+        return logits, {"params": variables["params"], "state": {"steps": steps}}
+
+
+def trained():
+    """A teacher that brings its variables, and says its classes."""
+    network = Plain(3)
+    network.class_names = ("a", "b", "c")
+    return network
+
+
+def broken(*, num_classes):
+    raise RuntimeError("no such weights")
+
+
+narrow = functools.partial(InNNX, channels=2)
+
+
+def of_two_axes(*, num_classes):
+    class Flat(Plain):
+        def apply(self, variables, images, *, train, key):
+            output, variables = super().apply(variables, images, train=train, key=key)
+            return output.reshape(output.shape[0], -1), variables
+
+    return Flat(num_classes)
+
+
+def without_logits(*, num_classes):
+    class Other:
+        def __init__(self, plain):
+            self.init, self._apply = plain.init, plain.apply
+
+        def apply(self, variables, images, *, train, key):
+            output, variables = self._apply(variables, images, train=train, key=key)
+            return {"scores": output}, variables
+
+    return Other(Plain(num_classes))

@@ -1,0 +1,172 @@
+"""Networks of any framework in the neutral form, through the steps, files and predictions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from taught_step import make_batch
+
+from kdjax import config as configuration
+from kdjax.deployment.labelling import labelling
+from kdjax.distillation import Distiller, term
+from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import Predictor
+from kdjax.models import (
+    LinenNetwork,
+    NNXNetwork,
+    make_network,
+    maps_of,
+    network_of,
+    saved,
+    scores_of,
+)
+from kdjax.models.batch_norm import with_grouped_batch_norm
+from kdjax.models.network import arrays_by_path, trace_maps
+from kdjax.models.preprocessing import IMAGENET
+from kdjax.training.objective import Objective
+from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.state import create_state
+from kdjax.training.step import Side, make_train_step
+
+KINDS = ("InNNX", "InLinen", "bridged", "Plain")
+BLANK = np.zeros((1, 32, 32, 3), np.float32)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+
+
+def made(kind, **options):
+    network = make_network(f"own_networks:{kind}", num_classes=3, **options)
+    return network, network.init(jax.random.key(0), BLANK)
+
+
+def forward(network, variables, *, train, seed=0):
+    key = jax.random.key(seed) if train else None
+    return network.apply(variables, IMAGENET(IMAGES), train=train, key=key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
+    network, variables = made(kind, options={"channels": 4})
+    taught_by = made("Plain")
+    maps = {
+        "student": trace_maps(network, variables, (16, 16), train=True),
+        "teacher": trace_maps(*taught_by, (16, 16), train=False),
+    }
+    distiller = Distiller({"cwd": term("cwd")}, **maps)
+    settings = configuration.default().optimizer
+    settings.update({"head_multiplier": 1.0})
+    optimizer = make_optimizer(settings, 10)
+    state = create_state(variables, distiller.init(jax.random.key(0)), optimizer, ema=True)
+    step = jax.jit(
+        make_train_step(
+            Side(network, IMAGENET),
+            Side(taught_by[0], IMAGENET),
+            Objective(1.0, 0.4, distiller),
+            optimizer,
+            learning_rate_schedule(settings, 10),
+            steps=10,
+            ema_decay=0.5,
+        )
+    )
+    after, metrics = step(state, taught_by[1], make_batch())
+    assert np.isfinite(float(metrics["cwd"]))
+    # What it keeps moved: running statistics, the count of draws, the count of steps.
+    kept = [jax.tree.leaves(s.model_state) for s in (state, after)]
+    moved = [not bool((old == new).all()) for old, new in zip(*kept, strict=True)]
+    assert any(moved)
+    changed = [
+        not bool((old == new).all())
+        for old, new in zip(
+            jax.tree.leaves(state.params), jax.tree.leaves(after.params), strict=True
+        )
+    ]
+    assert all(changed)
+
+    # It comes back from its file alone, and predicts as before.
+    info = saved.NetworkInfo(
+        f"own_networks:{kind}", 3, 64, True, tuple("abc"), ((0, 0, 0),) * 3, options={"channels": 4}
+    )
+    trained = after.student()
+    info = saved.save(tmp_path, info, trained)
+    again, loaded, found = saved.load(tmp_path)
+    assert found == info
+    expected = Predictor(network, IMAGENET)(trained, IMAGES)
+    np.testing.assert_array_equal(Predictor(again, IMAGENET)(loaded, IMAGES), expected)
+    np.testing.assert_array_equal(labelling(again, loaded, IMAGENET)(IMAGES), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_trains_draws_and_what_predicts_does_not(kind):
+    network, variables = made(kind)
+    first, after = forward(network, variables, train=False)
+    assert saved.fingerprint(after) == saved.fingerprint(variables)
+    np.testing.assert_array_equal(
+        scores_of(first), scores_of(forward(network, variables, train=False)[0])
+    )
+    drawn = [scores_of(forward(network, variables, train=True, seed=seed)[0]) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != scores_of(first)).any()
+    # NNX draws from the random state that the module keeps, the others from the step's key.
+    assert bool((drawn[0] == drawn[2]).all()) == (kind == "InNNX")
+
+
+def test_the_kinds_are_recognised():
+    assert isinstance(made("InNNX")[0], NNXNetwork)
+    assert isinstance(made("InLinen")[0], LinenNetwork)
+    assert isinstance(made("bridged")[0], LinenNetwork)
+    params = made("InLinen")[1]["params"]
+    assert set(arrays_by_path(params)) == set(arrays_by_path(made("bridged")[1]["params"]))
+    assert made("narrow")[1]["params"]["stem"]["kernel"].shape == (3, 3, 3, 2)
+    with pytest.raises(TypeError, match="it is a dict; it must be a module of Flax NNX or Linen"):
+        network_of({})
+
+
+def test_an_ensemble_brings_its_variables_and_its_classes():
+    network, variables, info = saved.load("own_networks:trained")
+    assert info.class_names == ("a", "b", "c")
+    assert info.num_classes == len(info.palette) == 3
+    assert info.fingerprint == saved.fingerprint(variables)
+    assert forward(network, variables, train=False)[0].shape == (2, 8, 8, 3)
+    with pytest.raises(UserError, match="computes in a dtype of its own; bfloat16 cannot be"):
+        saved.load("own_networks:trained", dtype="bfloat16")
+    with pytest.raises(UserError, match='has no "trainde"; did you mean "trained"'):
+        saved.load("own_networks:trainde")
+
+
+def test_batch_statistics_of_parts_need_the_batch_norm_that_has_them():
+    network, variables = made("Grouped")
+    images = jnp.arange(4 * 8 * 8 * 3, dtype=jnp.float32).reshape(4, 8, 8, 3)
+    whole, parts = (
+        net.apply(variables, images, train=True, key=jax.random.key(0))[0]
+        for net in (network, with_grouped_batch_norm(network, 2))
+    )
+    alone, _ = network.apply(variables, images[:2], train=True, key=jax.random.key(0))
+    np.testing.assert_allclose(parts[:2], alone, rtol=1e-4, atol=1e-5)
+    assert np.abs(whole - parts).max() > 0.1
+    for kind in ("InNNX", "InLinen"):
+        with pytest.raises(UserError, match=r"per_device.*needs a network of Flax NNX with kdjax"):
+            with_grouped_batch_norm(made(kind)[0], 2)
+
+
+def traced(name, **settings):
+    network = make_network(name, num_classes=3, where="config.student", **settings)
+    variables = network.init(jax.random.key(0), BLANK)
+    return trace_maps(network, variables, (32, 32), train=True, name="config.student")
+
+
+def test_mistakes_in_ones_own_network_are_one_line():
+    def refused(name, message, **settings):
+        with pytest.raises(UserError, match=message) as error:
+            traced(f"own_networks:{name}", **settings)
+        assert "\n" not in str(error.value)
+
+    refused("broken", r"config\.student\.name names .*own_networks:broken.*no such weights")
+    refused("of_two_axes", r"its logits are \[2, 192\]; they must be \[B, h, w, K\], channels last")
+    refused(
+        "without_logits", 'config.student: its output must be .* with "logits"; it is maps scor'
+    )
+    refused("InLinen", r"options\.chanels is no argument of .*\"channels\"", options={"chanels": 1})
+    refused("InLinen", r"config\.student\.width is 16, and .* takes no width", width=16)
+    refused("Plain", r"config\.student\.dtype is 'bfloat16', and .* takes no", dtype="bfloat16")
+    refused("IMAGES", 'has no "IMAGES"')
+    with pytest.raises(TypeError, match=r"its output must be the class scores.*it is list"):
+        maps_of([])
