@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import nnx
 
 from kdjax import command
 from kdjax import config as configuration
 from kdjax.distillation import Distiller
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.teacher_cache import TeacherCache
+from kdjax.models import scores_of
 from kdjax.models.layers import resize
 from kdjax.training import cached_scores
 from kdjax.training.objective import IGNORE_LABEL
@@ -35,14 +35,15 @@ BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
 def main(argv: list[str]) -> None:
     del argv
     config = configuration.from_flag(CONFIG)
-    teacher = Network.load(config.teacher.checkpoint)
-    net = nnx.merge(teacher.graphdef, teacher.state)
+    teacher = TrainedNetwork.load(config.teacher.checkpoint)
     scores = TeacherCache(config, Images(config.data), teacher, NO_TERMS).open("views")
 
     @jax.jit
     def compare(batch):
         label = batch["label"]
-        live = net(teacher.info.preprocessing(batch["image"])).logits.astype(jnp.float32)
+        seen = teacher.info.preprocessing(batch["image"])
+        output, _ = teacher.network.apply(teacher.variables, seen, train=False, key=None)
+        live = scores_of(output).astype(jnp.float32)
         crop = label.shape[1:]
         kept, sizes = batch["cached"]["scores"], batch["cached"]["size"]
         cached = cached_scores.sample(kept, sizes, batch["place"], crop, live.shape[1:3])

@@ -55,7 +55,7 @@ def main() -> None:
     labels, predictions = made_up(np.random.default_rng(0))
     ours = evaluate(
         remembered(predictions),
-        None,
+        {},
         batches(labels),
         CLASSES,
         lambda batch: {key: jnp.asarray(value) for key, value in batch.items()},

@@ -20,7 +20,6 @@ import time
 
 import jax
 import numpy as np
-from flax import nnx
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
@@ -143,8 +142,8 @@ def _saving(workdir: pathlib.Path) -> bool:
 
 
 def _student(workdir: pathlib.Path) -> list[np.ndarray]:
-    net, _ = saved.load(workdir)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(net))]
+    _, variables, _ = saved.load(workdir)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
 
 
 def _compare(workdir: pathlib.Path, expected: list[np.ndarray]) -> None:

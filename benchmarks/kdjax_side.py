@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from benchmarks.work import Work
 from kdjax import config as configuration
 from kdjax import models
+from kdjax.models import NNXNetwork, scores_of
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.step import Side as Network
@@ -35,22 +36,25 @@ class Side:
         config.data.crop_size = self.work.crop
         with config.unlocked():
             config.terms = ConfigDict(self.work.terms)
-        distiller = assemble_distiller(config, self.student, self.teacher)
-        graphdef, self.state = assemble_state(config, self.student, distiller)
+        student, variables = NNXNetwork.of(self.student)
+        taught_by = None if self.teacher is None else NNXNetwork.of(self.teacher)
+        distiller = assemble_distiller(
+            config, (student, variables), taught_by, num_classes=self.student.num_classes
+        )
+        self.state = assemble_state(config, variables, distiller)
         # The step gives its state's memory back, and the network keeps its own.
         self.state = jax.tree.map(jnp.copy, self.state)
-        teacher, self.teacher_state = None, None
-        if self.teacher is not None:
-            teacher_graphdef, self.teacher_state = nnx.split(self.teacher)
-            teacher = Network(teacher_graphdef, IMAGENET)
-        train_step = assemble_step(config, Network(graphdef, IMAGENET), teacher, distiller)
+        network, self.frozen = taught_by or (None, None)
+        teacher = Network(network, IMAGENET) if network else None
+        train_step = assemble_step(config, Network(student, IMAGENET), teacher, distiller)
 
-        def with_unread_teacher(state: Any, teacher_state: Any, batch: Any) -> Any:
-            assert teacher is not None
-            maps = nnx.merge(teacher.graphdef, teacher_state)(IMAGENET(batch["image"]))
-            state, metrics = train_step(state, teacher_state, batch)
+        def with_unread_teacher(state: Any, frozen: Any, batch: Any) -> Any:
+            assert network is not None
+            seen = IMAGENET(batch["image"])
+            output, _ = network.apply(frozen, seen, train=False, key=None)
+            state, metrics = train_step(state, frozen, batch)
             # XLA leaves out what nobody reads.
-            return state, metrics | {"teacher_logits": jnp.mean(maps.logits)}
+            return state, metrics | {"teacher_logits": jnp.mean(scores_of(output))}
 
         unread = teacher is not None and distiller is None
         self._step = jax.jit(with_unread_teacher if unread else train_step, donate_argnums=0)
@@ -61,7 +65,7 @@ class Side:
 
     def step(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """One step; returns without waiting for a GPU."""
-        self.state, metrics = self._step(self.state, self.teacher_state, dict(batch))
+        self.state, metrics = self._step(self.state, self.frozen, dict(batch))
         return metrics
 
     def wait(self) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from flax import nnx
 
 from benchmarks import rounds
 from kdjax import command, models
 from kdjax import config as configuration
 from kdjax.distillation import need_teacher
+from kdjax.evaluation.evaluator import Predictor
 from kdjax.experiments.comparison import in_order
 from kdjax.experiments.images import Images
 from kdjax.models.preprocessing import IMAGENET
@@ -64,15 +64,19 @@ def input_rate(images: Images) -> float:
     return count / (time.perf_counter() - started)
 
 
-def create(side: Any, images: Images, seed: int, auxiliary: bool) -> models.Segmenter:
-    return models.create(
+def create(
+    side: Any, images: Images, seed: int, auxiliary: bool
+) -> tuple[models.Network, models.Variables]:
+    network = models.make_network(
         side.name,
         num_classes=images.num_classes,
         width=side.width,
         auxiliary=auxiliary,
         dtype=side.dtype,
-        rngs=nnx.Rngs(seed),
+        options=side.options.to_dict(),
     )
+    blank = jnp.zeros((1, 64, 64, 3))
+    return network, network.init(jax.random.key(seed), blank)
 
 
 def step_call(
@@ -84,19 +88,18 @@ def step_call(
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.terms = entries
-    distiller = assemble_distiller(config, student, teacher)
-    graphdef, state = assemble_state(config, student, distiller)
-    teacher_graphdef, teacher_state = nnx.split(teacher)
+    distiller = assemble_distiller(config, student, teacher, num_classes=images.num_classes)
+    state = assemble_state(config, student[1], distiller)
     taught = need_teacher(entries)
     step = assemble_step(
         config,
-        Side(graphdef, IMAGENET),
-        Side(teacher_graphdef, IMAGENET) if taught else None,
+        Side(student[0], IMAGENET),
+        Side(teacher[0], IMAGENET) if taught else None,
         distiller,
     )
     step = jax.jit(step, donate_argnums=0)
     states = [jax.device_put(state, placement.replicated)]
-    frozen = jax.device_put(teacher_state, placement.replicated) if taught else None
+    frozen = jax.device_put(teacher[1], placement.replicated) if taught else None
 
     def call() -> None:
         state, metrics = step(states.pop(), frozen, batch)
@@ -110,10 +113,10 @@ def teacher_call(
     config: Any, images: Images, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
     """A call that runs the teacher on the batch."""
-    graphdef, state = nnx.split(create(config.teacher, images, 1, False))
-    state = jax.device_put(state, placement.replicated)
-    forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(IMAGENET(x)).logits)
-    return lambda: jax.block_until_ready(forward(state, batch["image"]))
+    teacher, variables = create(config.teacher, images, 1, False)
+    variables = jax.device_put(variables, placement.replicated)
+    forward = jax.jit(Predictor(teacher, IMAGENET))
+    return lambda: jax.block_until_ready(forward(variables, batch["image"]))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from kdjax import config as configuration
 from kdjax.distillation import Distiller
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.score_files import ScoreFiles
 from kdjax.experiments.students import make_student
 from kdjax.experiments.teacher_cache import TeacherCache
@@ -43,9 +43,14 @@ KEEP = flags.DEFINE_integer("keep", 3, "Scores of each cell in the smaller cache
 def main(argv: list[str]) -> None:
     del argv
     config = configuration.from_flag(CONFIG)
-    images, teacher = Images(config.data), Network.load(config.teacher.checkpoint)
-    student, _ = make_student(config, images)
-    distiller = assemble_distiller(config, student, teacher.module())
+    images, teacher = Images(config.data), TrainedNetwork.load(config.teacher.checkpoint)
+    student, variables, _ = make_student(config, images)
+    distiller = assemble_distiller(
+        config,
+        (student, variables),
+        (teacher.network, teacher.variables),
+        num_classes=images.num_classes,
+    )
     assert distiller is not None, "the config has no terms"
     with tempfile.TemporaryDirectory() as folder:
         calls = {
@@ -66,24 +71,24 @@ def main(argv: list[str]) -> None:
 def step_call(
     config: Any,
     images: Images,
-    teacher: Network | None,
+    teacher: TrainedNetwork | None,
     distiller: Distiller | None,
     scores: ScoreFiles | None = None,
 ) -> Callable[[], Any]:
     """A call that runs one training step on a batch that stays on the device."""
     placement = Placement(config.mesh)
-    student, info = make_student(config, images)
-    graphdef, state = assemble_state(config, student, distiller)
+    student, variables, info = make_student(config, images)
+    state = assemble_state(config, variables, distiller)
     source = feed(images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores)
     step = assemble_step(
         config,
-        Side(graphdef, info.preprocessing),
-        teacher and Side(teacher.graphdef, teacher.info.preprocessing),
+        Side(student, info.preprocessing),
+        teacher and Side(teacher.network, teacher.info.preprocessing),
         distiller,
     )
     step = jax.jit(source.attach(step), donate_argnums=0)
     states = [placement.put_state(state)]
-    frozen = teacher and placement.put_state(teacher.state)
+    frozen = teacher and placement.put_state(teacher.variables)
     batch = next(iter(source.batches))
 
     def call() -> None:

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import losses
 from kdjax.experiments.images import Images
-from kdjax.experiments.networks import Network
+from kdjax.experiments.networks import TrainedNetwork
 from kdjax.losses import resize_labels
 from kdjax.models import SegmentationOutput
 
@@ -42,26 +41,28 @@ class Scene:
         return self.student.logits, self.teacher.logits
 
 
-def load(workdir: Path, data_dir: str | None) -> tuple[Any, Images, Network, Network]:
+def load(workdir: Path, data_dir: str | None) -> tuple[Any, Images, TrainedNetwork, TrainedNetwork]:
     """The data that a comparison used (as its config names it), its teacher and its student."""
     config = configuration.from_json((workdir / "teacher" / "config.json").read_text()).data
     config.data_dir = data_dir or config.data_dir
-    teacher, student = (Network.load(str(workdir / run)) for run in ("teacher", "plain/seed0"))
+    teacher, student = (
+        TrainedNetwork.load(str(workdir / run)) for run in ("teacher", "plain/seed0")
+    )
     return config, Images(config), teacher, student
 
 
-def forward(network: Network) -> Callable[[np.ndarray], SegmentationOutput]:
+def forward(network: TrainedNetwork) -> Callable[[np.ndarray], SegmentationOutput]:
     """A network as a compiled function from 8-bit images to its whole output."""
 
     @jax.jit
     def run(images: np.ndarray) -> SegmentationOutput:
-        net = nnx.merge(network.graphdef, network.state)
-        return net(network.info.preprocessing(jnp.asarray(images)))
+        seen = network.info.preprocessing(jnp.asarray(images))
+        return network.network.apply(network.variables, seen, train=False, key=None)[0]
 
     return run
 
 
-def class_statistics(student: Network, batches) -> losses.ClassStatistics:
+def class_statistics(student: TrainedNetwork, batches) -> losses.ClassStatistics:
     """Mean and variance of the student's last features in each class, over a split."""
     run, statistics = forward(student), None
     for batch in batches:
