@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from kdjax import config as configuration
-from kdjax import config_file
+from kdjax import config_file, models
 from kdjax.distillation import Distiller
 from kdjax.experiments import run
 from kdjax.experiments.images import Images
 from kdjax.experiments.workdir import Workdir
+from kdjax.models import make_network, saved
+from kdjax.models.network import trace_maps
+from kdjax.models.saved import NetworkInfo
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
@@ -67,3 +71,48 @@ def test_a_plain_loop(capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("taught: ")
     assert any("maps/dead_teacher_channels" in line for line in printed)
+
+
+def traced_maps(name, monkeypatch):
+    """The config of an example, and the maps of its student."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = config_file.read(str(EXAMPLES / f"{name}.py"))
+    configuration.validate(config)
+    again = configuration.from_json(configuration.to_json(config))
+    network = make_network(again.student.name, num_classes=5, options=again.student.options)
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return config, trace_maps(network, variables, (32, 32), train=True)
+
+
+def test_a_network_of_ones_own_in_linen(monkeypatch):
+    config, maps = traced_maps("own_network_linen", monkeypatch)
+    shapes = {name: value.shape[1:] for name, value in maps.items()}
+    assert shapes == {"logits": (8, 8, 5), "head": (8, 8, 48), "coarse": (4, 4, 96)}
+    assert config.terms.features.student == "coarse"
+
+
+def test_a_network_of_ones_own_in_equinox(monkeypatch):
+    pytest.importorskip("equinox", reason="Equinox is not installed")
+    _, maps = traced_maps("own_network_equinox", monkeypatch)
+    shapes = {name: value.shape[1:] for name, value in maps.items()}
+    assert shapes == {"logits": (4, 4, 5), "head": (4, 4, 64)}
+
+
+def test_an_ensemble_of_teachers(monkeypatch, tmp_path):
+    outputs = []
+    for seed in (0, 1):
+        net = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(seed))
+        network, variables = models.NNXNetwork.of(net)
+        info = NetworkInfo("tiny", 3, 4, True, ("a", "b", "c"), ((0, 0, 0),) * 3)
+        saved.save(tmp_path / str(seed), info, variables)
+        images = jax.random.normal(jax.random.key(2), (1, 16, 16, 3))
+        outputs.append(network.apply(variables, images, train=False, key=None)[0].logits)
+    monkeypatch.setenv("TEACHERS", f"{tmp_path / '0'}:{tmp_path / '1'}")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = config_file.read(str(EXAMPLES / "ensemble_of_teachers.py"))
+    configuration.validate(config)
+    teacher, variables, info = saved.load(config.teacher.checkpoint)
+    assert info.class_names == ("a", "b", "c")
+    found, _ = teacher.apply(variables, images, train=False, key=None)
+    mean = (jax.nn.softmax(outputs[0]) + jax.nn.softmax(outputs[1])) / 2
+    assert jnp.allclose(jax.nn.softmax(found), mean, atol=1e-6)
