@@ -149,11 +149,11 @@ def test_a_sharded_padded_batch_gives_what_each_image_gives_alone():
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     arrays = jax.device_put((batch.astype(np.uint8), extents), sharding)
-    found = predictor(nnx.state(net), *arrays)
+    found = predictor(NNXNetwork.of(net)[1], *arrays)
     assert predictor.shapes == [(8, 16, 24, 3)]  # the network is compiled for windows alone
     assert len(found.sharding.device_set) == 8
     found = np.asarray(found)
-    alone = predictor(nnx.state(net), images[1][None])
+    alone = predictor(NNXNetwork.of(net)[1], images[1][None])
     assert len(np.unique(alone)) > 1
     assert (found[1, :32, :33] == alone[0]).mean() > 0.998  # but for ties of rounding
 

@@ -20,7 +20,7 @@ from kdjax.models.head import PyramidHead
 from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.psp import PyramidPooling
 from kdjax.models.resnet import ResNet
-from kdjax.models.segformer import segformer_cirkd
+from kdjax.models.segformer import AUTHORS_NORMS, segformer_linear
 from kdjax.models.segmenter import Segmenter
 
 # Channels of the heads in times of the width: on ResNet-18 and MobileNetV2, and on deeper ones.
@@ -55,7 +55,9 @@ def _cirkd() -> dict[str, Callable[..., Segmenter]]:
     for family, head in CIRKD_HEADS.items():
         networks[f"{family}_mbv2@cirkd"] = partial(combine, mobilenet, head, 2, 0)
     for size in ("b0", "b1", "b2", "b3", "b4"):
-        networks[f"segformer_{size}@cirkd"] = partial(segformer_cirkd, size)
+        networks[f"segformer_{size}@cirkd"] = partial(
+            segformer_linear, size, AUTHORS_NORMS, dropout=0.0
+        )
     return networks
 
 

@@ -28,7 +28,12 @@ from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.network import Network, NNXNetwork, NoNetwork, is_made, network_of
 from kdjax.models.psp import PyramidPooling
 from kdjax.models.resnet import DEPTHS, ResNet
-from kdjax.models.segformer import segformer, segformer_linear, segformer_nvlabs
+from kdjax.models.segformer import (
+    AUTHORS_NORMS,
+    HUGGINGFACE_NORMS,
+    segformer,
+    segformer_linear,
+)
 from kdjax.models.segmenter import Segmenter
 from kdjax.models.separable_aspp import SeparableASPPHead
 from kdjax.models.swin import SwinTransformer
@@ -117,8 +122,12 @@ _FACTORIES: dict[str, Callable[..., Segmenter]] = {
 }
 _FACTORIES |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
 _FACTORIES |= {f"segformer_{size}": partial(segformer, size) for size in SIZES}
-_FACTORIES |= {f"segformer_linear_{size}": partial(segformer_linear, size) for size in SIZES}
-_FACTORIES |= {f"segformer_{size}@nvlabs": partial(segformer_nvlabs, size) for size in SIZES}
+_FACTORIES |= {
+    f"segformer_linear_{size}": partial(segformer_linear, size, HUGGINGFACE_NORMS) for size in SIZES
+}
+_FACTORIES |= {
+    f"segformer_{size}@nvlabs": partial(segformer_linear, size, AUTHORS_NORMS) for size in SIZES
+}
 # torchvision's, under its own names.
 for _depth in (50, 101):
     _plain = partial(ResNet, _depth, stem="plain")
