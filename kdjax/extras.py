@@ -8,6 +8,7 @@ MODULES = {
     "data": (
         "tensorflow",
         "tensorflow_datasets",
+        "importlib_resources",
         "array_record",
         "PIL",
         "scipy",
