@@ -194,9 +194,7 @@ def from_flag(flag: flags.FlagHolder[Any]) -> Config:
     try:
         validate(flag.value)
     except WrongValue as error:
-        if error.key.removeprefix("config.") in parsed.override_values:
-            raise
-        raise UserError(f"{config_file.place(parsed.config_filename, error.key)}{error}") from error
+        raise config_file.located(error) from None
     return flag.value
 
 

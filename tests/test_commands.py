@@ -228,6 +228,32 @@ command.run(main)
     assert re.fullmatch(said, run.stderr), run.stderr
 
 
+def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_path):
+    """As a data set whose module is not there, which no command asks for before it reads data."""
+    path = tmp_path / "mine.py"
+    lines = ("from kdjax import config", "", "def get_config():", "    mine = config.default()")
+    path.write_text("\n".join([*lines, '    mine.data.name = "my:Set"', "    return mine", ""]))
+    code = """
+import sys
+from kdjax import command, config
+from kdjax.ranges import WrongValue
+holder = config.define_flag()
+def main(argv):
+    config.from_flag(holder)
+    raise WrongValue("config.data.name", "names nothing")
+command.run(main)
+"""
+    for more, place in (([], f"{path}, line 5: "), (["--config.data.name=shapes"], "")):
+        run = subprocess.run(
+            [sys.executable, "-c", code, f"--config={path}", *more],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert run.stderr == f"kdjax.-c: error: {place}config.data.name names nothing\n"
+        assert run.returncode == 2
+
+
 def test_a_report_that_is_being_written_is_finished_when_asked_to_stop(tmp_path):
     code = """
 import os, signal, sys
