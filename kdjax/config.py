@@ -6,6 +6,7 @@ can be overridden on the command line as `--config.optimizer.learning_rate=0.02`
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -196,6 +197,27 @@ def from_flag(flag: flags.FlagHolder[Any]) -> Config:
     except WrongValue as error:
         raise config_file.located(error) from None
     return flag.value
+
+
+def checked(config: Config | str | os.PathLike[str], data: Any = None) -> Config:
+    """Returns a valid copy of a config, which later changes to it leave alone.
+
+    Args:
+      config: as `default` makes it, or the path of a config file, as `--config` takes it.
+      data: the data set itself, if that is given; the copy has its name.
+
+    Raises:
+      UserError: when a value makes no sense, or the file cannot be read.
+    """
+    if isinstance(config, str | os.PathLike):
+        config = config_file.read(os.fspath(config)).lock()
+    validate(config)
+    copy = config.copy_and_resolve_references()
+    if data is not None:
+        if not isinstance(getattr(data, "name", None), str):
+            raise UserError(f"data is a {type(data).__name__}; it must be a kdjax.data.Dataset")
+        copy.data.name = data.name
+    return copy
 
 
 def to_json(config: Config) -> str:

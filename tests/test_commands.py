@@ -105,7 +105,7 @@ from kdjax.experiments import reports
 sys.path.remove("")
 def run(main, **options):
     import own
-    print(main.__module__, reports._command(), sys.argv[1:], "kdjax.train" in sys.modules)
+    print(main.__module__, reports._command(), "kdjax.train" in sys.modules)
 command.run = run
 door.main()
 """
@@ -116,7 +116,7 @@ door.main()
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert run.stdout == "__main__ train ['--workdir=x'] False\n", run.stderr
+    assert run.stdout == "__main__ python -m kdjax.train --workdir=x False\n", run.stderr
 
 
 def test_the_extras_are_those_of_the_package():
@@ -256,11 +256,15 @@ command.run(main)
 
 def test_a_report_that_is_being_written_is_finished_when_asked_to_stop(tmp_path):
     code = """
-import os, signal, sys
-from kdjax import command, train
-train.train = lambda *arguments, **options: None
-train._report = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
-command.run(train.main, resumes=True)
+import os, pathlib, signal, sys
+from kdjax import command
+from kdjax.library import training
+from kdjax.train import main
+def finish(config, workdir, **options):
+    pathlib.Path(workdir, "result.json").write_text("{}")
+training.run.train = finish
+training._report = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
+command.run(main, resumes=True)
 """
     arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
     run = subprocess.run(

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import importlib
 import itertools
 import json
 import os
@@ -176,8 +177,8 @@ def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config
 def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
     comparison, data_dir, tmp_path, capsys, monkeypatch
 ):
-    from kdjax import evaluate  # here, since its flags have the names of other commands' flags
-
+    # Here, since its flags have the names of other commands' flags.
+    evaluate = importlib.import_module("kdjax.evaluate")
     monkeypatch.setattr(environment, "enable_compilation_cache", lambda: None)
     workdir = tmp_path / "run"
     shutil.copytree(comparison / "cwd" / "seed0", workdir)

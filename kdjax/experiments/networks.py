@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import WHOLE, Inference
 from kdjax.models import saved
@@ -24,10 +25,41 @@ class Network:
 
     @classmethod
     def load(cls, path: str, *, dtype: str = "float32", inference: Inference = WHOLE) -> "Network":
-        """Reads a network checkpoint, or the student of a finished workdir."""
+        """Reads a network checkpoint, or the student of a finished run.
+
+            network = kdjax.load("runs/first")
+            labels = network.predict(images)
+
+        Args:
+          path: of the checkpoint, or the workdir of the run.
+          dtype: that the network computes in.
+          inference: what it is shown of an image; whole images by default.
+
+        Raises:
+          UserError: when there is none, it is damaged, or its store does not answer.
+        """
         net, info = saved.load(path, dtype=dtype)
         graphdef, state = nnx.split(net)
         return cls(info, graphdef, state, Predictor(graphdef, info.preprocessing, inference))
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Returns the class of every pixel, int32 `[B, H, W]`, or `[H, W]` of a single image.
+
+        Args:
+          images: 8-bit RGB, `[B, H, W, 3]` or `[H, W, 3]`. Each size is compiled for once.
+
+        Raises:
+          UserError: for other shapes and types.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+            raise UserError(
+                f"images are {images.dtype} {list(images.shape)}; they must be RGB of 8 bits, "
+                "uint8 [B, H, W, 3] or [H, W, 3]"
+            )
+        whole = images if images.ndim == 4 else images[None]
+        labels = np.asarray(self.predictor(self.state, whole))
+        return labels if images.ndim == 4 else labels[0]
 
     def module(self) -> nnx.Module:
         """The network itself."""

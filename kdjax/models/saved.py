@@ -237,14 +237,20 @@ def load(
     return nnx.merge(graphdef, random, abstract), info
 
 
-def fingerprint_in(path: epath.PathLike) -> str | None:
-    """The fingerprint of the network that `load` would read, None where there is none.
+def info_in(path: epath.PathLike) -> NetworkInfo | None:
+    """What describes the network that `load` would read, None where there is none.
 
     Raises:
       UserError: when its description is damaged, or its store does not answer.
     """
     directory = _find(path)
-    return None if directory is None else _read_info(directory / "network.json").fingerprint
+    return None if directory is None else _read_info(directory / "network.json")
+
+
+def fingerprint_in(path: epath.PathLike) -> str | None:
+    """The fingerprint of the network that `load` would read, as `info_in` finds it."""
+    info = info_in(path)
+    return info and info.fingerprint
 
 
 def _find(path: epath.PathLike) -> epath.Path | None:
