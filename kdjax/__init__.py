@@ -6,8 +6,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdjax.config import Config, extra_set, network
+    from kdjax.config import Config
     from kdjax.config import default as default_config
+    from kdjax.data import Dataset
     from kdjax.deployment.exporting import export
     from kdjax.distillation import Distiller, Loss, term
     from kdjax.errors import Preempted, Transient, UserError
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ComparisonResult",
     "Config",
+    "Dataset",
     "Distiller",
     "Diverged",
     "Evaluation",
@@ -39,9 +41,7 @@ __all__ = [
     "default_config",
     "evaluate",
     "export",
-    "extra_set",
     "load",
-    "network",
     "predict",
     "term",
     "train",
@@ -51,6 +51,7 @@ __all__ = [
 _PLACES = {
     "ComparisonResult": "kdjax.library.comparing",
     "Config": "kdjax.config",
+    "Dataset": "kdjax.data",
     "Distiller": "kdjax.distillation",
     "Diverged": "kdjax.training.loop",
     "Evaluation": "kdjax.library.evaluating",
@@ -64,9 +65,7 @@ _PLACES = {
     "default_config": "kdjax.config:default",
     "evaluate": "kdjax.library.evaluating",
     "export": "kdjax.deployment.exporting",
-    "extra_set": "kdjax.config",
     "load": "kdjax.experiments.networks:Network.load",
-    "network": "kdjax.config",
     "predict": "kdjax.library.predicting",
     "term": "kdjax.distillation",
     "train": "kdjax.library.training",

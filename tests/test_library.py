@@ -175,7 +175,9 @@ def test_an_object_cannot_reach_other_processes(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_overwriting_removes_a_run_and_nothing_else(trained, config, tmp_path):
+def test_overwriting_with_examples_of_ones_own_removes_the_run_and_nothing_else(
+    trained, config, tmp_path
+):
     workdir = tmp_path / "run"
     shutil.copytree(trained[0], workdir)
     (workdir / "notes.txt").write_text("mine")
@@ -198,11 +200,22 @@ def test_overwriting_removes_a_run_and_nothing_else(trained, config, tmp_path):
     with Workdir(workdir).hold(), pytest.raises(UserError, match="is in use: process"):
         kdjax.train(config, workdir, overwrite=True)
 
-    result = kdjax.train(config, workdir, overwrite=True)
+    generator = np.random.default_rng(0)
+    examples = [
+        {"image": generator.integers(0, 256, (24, 32, 3), np.uint8), "label": label}
+        for label in generator.integers(0, 3, (8, 24, 32), np.uint8)
+    ]
+    own = kdjax.Dataset({"train": examples, "val": examples[:2]}, ["a", "b", "c"])
+    result = kdjax.train(config, workdir, overwrite=True, data=own)
+    assert [*result.scores["val"].iou] == ["a", "b", "c"]
+    assert kdjax.evaluate(workdir, data=own).miou == result.scores["val"].miou
+    # What other commands can find is named in the config.
+    with pytest.raises(UserError, match="data set ['\"]own"):
+        kdjax.evaluate(workdir)
     assert result.to_dict()["seed"] == 1
     assert [line["step"] for line in result.history if "train/loss" in line] == [1, 2, 3, 4]
     assert (workdir / "notes.txt").read_text() == "mine"
-    assert result.files.report.stat().st_mtime_ns > before[workdir / "report.html"]
+    assert (workdir / "report.html").stat().st_mtime_ns > before[workdir / "report.html"]
 
 
 def test_a_folder_of_another_program_is_never_removed(config, tmp_path):

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from kdjax import processes, ranges
 from kdjax.config import Config, check_seed, default, validate
+from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.experiments import jobs, tuning
 from kdjax.experiments.jobs import Job
@@ -41,7 +42,11 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    config: Config, workdir: str, seeds: Sequence[int], parallel: int = 1, data: Any = None
+    config: Config,
+    workdir: str,
+    seeds: Sequence[int],
+    parallel: int = 1,
+    data: SegmentationSet | None = None,
 ) -> Comparison:
     """Tunes and trains what is missing of a comparison.
 
@@ -78,7 +83,7 @@ def compare(
 
 
 def _compare(
-    config: Config, root: Workdir, seeds: Sequence[int], parallel: int, data: Any
+    config: Config, root: Workdir, seeds: Sequence[int], parallel: int, data: SegmentationSet | None
 ) -> Comparison:
     teacher = _teacher_job(config, root)
     checkpoint = config.teacher.checkpoint
@@ -177,7 +182,9 @@ def _is_tuned(config: Config) -> bool:
     return any(len(values) > 1 for values in (*tried, config.compare.weight_factors))
 
 
-def _tune(config: Config, root: Workdir, checkpoint: str, parallel: int, data: Any) -> list[Choice]:
+def _tune(
+    config: Config, root: Workdir, checkpoint: str, parallel: int, data: SegmentationSet | None
+) -> list[Choice]:
     """The choices of the plain student, if there is one, and then of the methods."""
     methods = in_order(config.compare.methods)
     plain = [name for name, terms in methods if not terms]

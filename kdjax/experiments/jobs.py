@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
 from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
+from kdjax.data.interface import SegmentationSet
 from kdjax.errors import Transient, UserError
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
@@ -43,7 +43,7 @@ class Job:
     method: str
     role: Role
 
-    def run(self, data: Any = None) -> None:
+    def run(self, data: SegmentationSet | None = None) -> None:
         """Trains it; a run that diverged is noted, and not begun again.
 
         Args:
@@ -87,7 +87,7 @@ class Job:
         return cls(**values)
 
 
-def run(jobs: Sequence[Job], parallel: int = 1, data: Any = None) -> None:
+def run(jobs: Sequence[Job], parallel: int = 1, data: SegmentationSet | None = None) -> None:
     """Trains what is missing of them.
 
     Args:

@@ -5,7 +5,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from etils import epath
@@ -13,6 +12,7 @@ from etils import epath
 from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config, validate
+from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import need_teacher
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
@@ -45,7 +45,7 @@ def train(
     label: str,
     method: str,
     role: Role,
-    data: Any = None,
+    data: SegmentationSet | None = None,
     writers: Sequence[Writer] = (),
     overwrite: bool = False,
     profiled_steps: tuple[int, int] | None = None,
@@ -105,7 +105,7 @@ def _train(
     label: str,
     method: str,
     role: Role,
-    data: Any,
+    data: SegmentationSet | None,
     writers: Sequence[Writer],
     overwrite: bool,
     profiled_steps: tuple[int, int] | None,

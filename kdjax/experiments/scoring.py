@@ -1,13 +1,12 @@
 """How good the student of a run is, in scores and in pictures."""
 
-from typing import Any
-
 import jax
 import numpy as np
 from flax import nnx
 
 from kdjax import processes
 from kdjax.config import Config
+from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, evaluate
 from kdjax.evaluation.metrics import Scores
@@ -127,7 +126,7 @@ class Scoring:
 
 
 def score_given(
-    config: Config, files: Workdir, checkpoint: str, role: Role, data: Any = None
+    config: Config, files: Workdir, checkpoint: str, role: Role, data: SegmentationSet | None = None
 ) -> None:
     """Writes the scores of a network that no run of the comparison trained, as a run's result.
 

@@ -11,6 +11,7 @@ from etils import epath
 from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
+from kdjax.data.interface import SegmentationSet
 from kdjax.experiments import comparison, reports
 from kdjax.experiments.comparison import TEACHER, Comparison
 from kdjax.experiments.images import Images
@@ -85,7 +86,7 @@ def compare(
     config: Config | str,
     workdir: epath.PathLike,
     *,
-    data: Any = None,
+    data: SegmentationSet | None = None,
     parallel: int = 1,
     seeds: Sequence[int] | None = None,
 ) -> ComparisonResult:

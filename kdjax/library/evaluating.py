@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.inference import make_inference, padding
@@ -49,7 +50,7 @@ def evaluate(
     *,
     split: str | None = None,
     checkpoint: epath.PathLike | None = None,
-    data: Any = None,
+    data: SegmentationSet | None = None,
     data_dir: str | None = None,
     mode: str = "whole",
     window: tuple[int, int] | None = None,

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
+from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import need_teacher
 from kdjax.errors import UserError
 from kdjax.experiments import reports, run
@@ -112,7 +113,7 @@ def train(
     config: Config | str,
     workdir: epath.PathLike,
     *,
-    data: Any = None,
+    data: SegmentationSet | None = None,
     writers: Sequence[Writer] = (),
     overwrite: bool = False,
     profile: tuple[int, int] | None = None,
@@ -166,7 +167,7 @@ def train(
     return result
 
 
-def _report(config: Config, files: Workdir, method: str, data: Any) -> None:
+def _report(config: Config, files: Workdir, method: str, data: SegmentationSet | None) -> None:
     if files.report.exists():
         return
     panels = {"student": str(files.student)}
