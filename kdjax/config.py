@@ -339,7 +339,7 @@ def check_seed(key: str, seed: Any) -> None:
 def validate(config: Config) -> None:
     """Checks all that can be known of a config by itself.
 
-    `kdjax.experiments.run.train`, `compare` and the plans do so before anything else.
+    `kdjax.train`, `kdjax.compare` and the plans do so before anything else.
 
     Raises:
       UserError: naming the key, its value, and what would be right.

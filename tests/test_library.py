@@ -3,12 +3,14 @@
 import ast
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import types
 import typing
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -210,7 +212,7 @@ def test_overwriting_with_examples_of_ones_own_removes_the_run_and_nothing_else(
     assert [*result.scores["val"].iou] == ["a", "b", "c"]
     assert kdjax.evaluate(workdir, data=own).miou == result.scores["val"].miou
     # What other commands can find is named in the config.
-    with pytest.raises(UserError, match="data set ['\"]own"):
+    with pytest.raises(UserError, match=r"data set ['\"]own"):
         kdjax.evaluate(workdir)
     assert result.to_dict()["seed"] == 1
     assert [line["step"] for line in result.history if "train/loss" in line] == [1, 2, 3, 4]
@@ -264,6 +266,27 @@ class TestNames:
         with pytest.raises(AttributeError, match="module 'kdjax' has no attribute 'trian'"):
             kdjax.trian  # noqa: B018
         assert set(kdjax.__all__) <= set(dir(kdjax))
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_the_writers_of_the_docs(monkeypatch, tracker):
+    """As far as that goes without what they write to."""
+    page = (ROOT / "docs" / "writers.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (code,) = [block for block in blocks if block.startswith(f"import {tracker}\n")]
+    told = mock.MagicMock()
+    monkeypatch.setitem(sys.modules, tracker, told)
+
+    def train(config, workdir, **given):
+        writers.check_writers(given["writers"])
+        log = writers.Writers(given["writers"])
+        log.scalars(3, {"train/loss": 0.5})
+        log.images(3, {"val/a": np.zeros((2, 2, 3), np.uint8)})
+
+    given = {"kdjax": types.SimpleNamespace(train=train), "config": kdjax.default_config()}
+    exec(compile(code, "writers.md", "exec"), given)
+    called = [name for name, _, _ in told.mock_calls if "log" in name.rpartition(".")[2]]
+    assert len(called) == 2 + (tracker == "mlflow")
 
 
 def test_a_notebook_gets_a_bar(monkeypatch, capsys):
