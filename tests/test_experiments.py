@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import html
 import importlib
 import itertools
 import json
@@ -23,6 +24,7 @@ from absl import flags
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
+import kdjax
 from docs import comparison as docs_table
 from kdjax import config as configuration
 from kdjax.data import sets
@@ -131,9 +133,29 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, comparison, capsys):
 
 def test_what_is_done_is_not_done_again(config, comparison, capsys):
     before = {p: p.stat().st_mtime_ns for p in comparison.rglob("result.json")}
-    compare(config, str(comparison), (0,))
+    result = kdjax.compare(config, comparison)
     assert {p: p.stat().st_mtime_ns for p in comparison.rglob("result.json")} == before
     assert capsys.readouterr().out.count("already done") == 3
+
+    teacher, plain, cwd = result.table
+    assert [row["method"] for row in result.table] == ["teacher", "plain student", "cwd"]
+    assert cwd["miou"] == result.students["cwd"].scores["test"].miou
+    assert cwd["vs_plain"] == pytest.approx(100 * (cwd["miou"] - plain["miou"]))
+    assert set(result.to_dict()["splits"]) == {"test", "test/unseen"}
+    assert (
+        json.loads(json.dumps(result.to_dict()))["table"][0]["parameters"] == teacher["parameters"]
+    )
+    said = str(result)
+    assert said.startswith("\ntest\nMethod ")
+    assert "\n\ntest/unseen\nMethod " in said
+    assert said.endswith(
+        f"\nreport: {result.report}, with results.md, results.csv and runs.csv beside it"
+    )
+    assert "<th>cwd</th>" in result._repr_html_()
+    for name in ("report.html", "results.md", "results.csv", "runs.csv"):
+        assert (comparison / name).stat().st_size > 100
+    page = (comparison / "report.html").read_text()
+    assert f'kdjax.compare(config, "{comparison}")' in html.unescape(page)
 
 
 def test_the_docs_have_a_row_for_each_method_of_a_comparison(config, comparison, tmp_path, capsys):
