@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from kdjax.experiments.images import Images
 from kdjax.experiments.workdir import Workdir
 from kdjax.library.scores import html_table
 from kdjax.library.training import RunResult
+from kdjax.reporting.files import to_json
 from kdjax.reporting.report import write_report, write_results
 from kdjax.reporting.results import Report
 from kdjax.reporting.runs import write_runs
@@ -53,8 +55,11 @@ class ComparisonResult:
         return method_rows(self._measured)
 
     def to_dict(self) -> dict[str, Any]:
-        """The table, the tables of every split, the choices, the notes and where the report is."""
-        return {
+        """All of it as JSON holds it: None stands for NaN.
+
+        The table, those of every split, the choices, the notes and where the report is.
+        """
+        values = {
             "split": self._measured.split,
             "table": self.table,
             "splits": {split: method_rows(report) for split, report in self._splits.items()},
@@ -62,6 +67,7 @@ class ComparisonResult:
             "notes": [*self.notes],
             "report": str(self.report),
         }
+        return json.loads(to_json(values))
 
     @property
     def _measured(self) -> Report:

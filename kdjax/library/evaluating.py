@@ -30,7 +30,7 @@ class Evaluation(SplitScores):
     shapes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores by name, and the split; NaN stays NaN."""
+        """The split and the scores by name, as JSON holds them: None stands for NaN."""
         return {"split": self.split, **super().to_dict()}
 
     def __str__(self) -> str:

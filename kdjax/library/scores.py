@@ -38,13 +38,17 @@ class SplitScores:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores by name; NaN stays NaN."""
+        """The scores by name, as JSON holds them: None stands for NaN."""
         return {
-            "miou": self.miou,
-            "pixel_accuracy": self.pixel_accuracy,
+            "miou": _known(self.miou),
+            "pixel_accuracy": _known(self.pixel_accuracy),
             "agreement": self.agreement,
-            "iou": dict(self.iou),
+            "iou": {name: _known(iou) for name, iou in self.iou.items()},
         }
+
+
+def _known(share: float) -> float | None:
+    return None if math.isnan(share) else share
 
 
 def percent(share: float | None) -> str:

@@ -144,7 +144,7 @@ def method_rows(report: Report) -> list[dict[str, Any]]:
         numbers += [*gain(result, plain), *gain(result, report.base(result))]
         numbers += gap_closed(result, plain, teacher)
         numbers += [result.mean(field) for field in _MEANS]
-        known = [None if number is None else float(number) for number in numbers]
+        known = [None if x is None or math.isnan(x) else float(x) for x in numbers]
         cells = (result.method, result.role, len(result.runs), *known)
         rows.append(dict(zip(_COLUMNS, cells, strict=True)))
     return rows
