@@ -1,3 +1,104 @@
 """kdjax: knowledge distillation for semantic segmentation in JAX."""
 
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdjax.config import Config
+    from kdjax.config import default as default_config
+    from kdjax.data import Dataset
+    from kdjax.deployment.exporting import export
+    from kdjax.distillation import Distiller, Loss, term
+    from kdjax.errors import Preempted, Transient, UserError
+    from kdjax.experiments.networks import TrainedNetwork
+    from kdjax.library.comparing import ComparisonResult, compare
+    from kdjax.library.evaluating import Evaluation, evaluate
+    from kdjax.library.predicting import predict
+    from kdjax.library.training import RunResult, train
+    from kdjax.reporting.writers import Writer
+    from kdjax.training.loop import Diverged
+
+    load = TrainedNetwork.load
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ComparisonResult",
+    "Config",
+    "Dataset",
+    "Distiller",
+    "Diverged",
+    "Evaluation",
+    "Loss",
+    "Preempted",
+    "RunResult",
+    "TrainedNetwork",
+    "Transient",
+    "UserError",
+    "Writer",
+    "compare",
+    "default_config",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "term",
+    "train",
+]
+
+# Where each is, imported when it is asked for: importing kdjax itself takes no time.
+_PLACES = {
+    "ComparisonResult": "kdjax.library.comparing",
+    "Config": "kdjax.config",
+    "Dataset": "kdjax.data",
+    "Distiller": "kdjax.distillation",
+    "Diverged": "kdjax.training.loop",
+    "Evaluation": "kdjax.library.evaluating",
+    "Loss": "kdjax.distillation",
+    "Preempted": "kdjax.errors",
+    "RunResult": "kdjax.library.training",
+    "Transient": "kdjax.errors",
+    "TrainedNetwork": "kdjax.experiments.networks",
+    "UserError": "kdjax.errors",
+    "Writer": "kdjax.reporting.writers",
+    "compare": "kdjax.library.comparing",
+    "default_config": "kdjax.config:default",
+    "evaluate": "kdjax.library.evaluating",
+    "export": "kdjax.deployment.exporting",
+    "load": "kdjax.experiments.networks:TrainedNetwork.load",
+    "predict": "kdjax.library.predicting",
+    "term": "kdjax.distillation",
+    "train": "kdjax.library.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    found: Any = importlib.import_module(module)
+    for part in (attribute or name).split("."):
+        found = getattr(found, part)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """This package, in which `train` is the function and not the command of the same name.
+
+    Whoever imports the command's module, as `import kdjax.train`, would otherwise put it in the
+    function's place; it is still in `sys.modules`, where `python -m` and `importlib` find it.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PLACES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

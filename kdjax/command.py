@@ -12,9 +12,10 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from kdjax import extras, processes, strays
+from kdjax import config_file, extras, processes, strays
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.paths import may_pass
+from kdjax.ranges import WrongValue
 
 # What a disk says that is full or may not be written to,
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -60,7 +61,9 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
             print(f"\n{name}: interrupted", file=sys.stderr)
             processes.leave(130)
         except (UserError, Transient) as error:
-            line = _error_line(name, str(error))
+            # Found while it was at work, as that a data set's module is not there.
+            told = config_file.located(error) if isinstance(error, WrongValue) else error
+            line = _error_line(name, str(told))
             processes.fail(2 if isinstance(error, UserError) else processes.AGAIN, line)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (*_DISK, *_PATH):

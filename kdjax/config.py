@@ -6,6 +6,7 @@ can be overridden on the command line as `--config.optimizer.learning_rate=0.02`
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -207,10 +208,29 @@ def from_flag(flag: flags.FlagHolder[Any]) -> Config:
     try:
         validate(flag.value)
     except WrongValue as error:
-        if error.key.removeprefix("config.") in parsed.override_values:
-            raise
-        raise UserError(f"{config_file.place(parsed.config_filename, error.key)}{error}") from error
+        raise config_file.located(error) from None
     return flag.value
+
+
+def checked(config: Config | str | os.PathLike[str], data: Any = None) -> Config:
+    """Returns a valid copy of a config, which later changes to it leave alone.
+
+    Args:
+      config: as `default` makes it, or the path of a config file, as `--config` takes it.
+      data: the data set itself, if that is given; the copy has its name.
+
+    Raises:
+      UserError: when a value makes no sense, or the file cannot be read.
+    """
+    if isinstance(config, str | os.PathLike):
+        config = config_file.read(os.fspath(config)).lock()
+    validate(config)
+    copy = config.copy_and_resolve_references()
+    if data is not None:
+        if not isinstance(getattr(data, "name", None), str):
+            raise UserError(f"data is a {type(data).__name__}; it must be a kdjax.data.Dataset")
+        copy.data.name = data.name
+    return copy
 
 
 def to_json(config: Config) -> str:
@@ -325,7 +345,7 @@ def check_seed(key: str, seed: Any) -> None:
 def validate(config: Config) -> None:
     """Checks all that can be known of a config by itself.
 
-    `kdjax.experiments.run.train`, `compare` and the plans do so before anything else.
+    `kdjax.train`, `kdjax.compare` and the plans do so before anything else.
 
     Raises:
       UserError: naming the key, its value, and what would be right.

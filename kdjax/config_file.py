@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from kdjax import names, shipped
 from kdjax.errors import UserError
-from kdjax.ranges import KINDS
+from kdjax.ranges import KINDS, WrongValue
 
 FUNCTION = "get_config"
 _OWN = "configs"
@@ -120,6 +120,20 @@ def find(path: str) -> str:
     near = difflib.get_close_matches(name, names, 1)
     meant = f'did you mean kdjax\'s "{near[0]}"?' if near else f"kdjax's own lie in {own}"
     raise UserError(f"{path}: no such config file; {meant}")
+
+
+def located(error: WrongValue) -> UserError:
+    """The error of a config that a flag names, with the line that sets the value if no flag does.
+
+    That of anything else, as of a workdir's config, comes back as it is.
+    """
+    section, _, key = error.key.partition(".")
+    if section != "config" or section not in flags.FLAGS:
+        return error
+    parsed: Any = flags.FLAGS[section]
+    if not parsed.present or key in parsed.override_values:
+        return error
+    return UserError(f"{place(parsed.config_filename, error.key)}{error}")
 
 
 def place(text: str, key: str) -> str:

@@ -12,7 +12,6 @@ from absl import flags
 
 from kdjax import command
 from kdjax.deployment import FORMATS, Export, export
-from kdjax.deployment.labelling import Size
 from kdjax.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "A workdir or a network checkpoint.", required=True)
@@ -32,13 +31,8 @@ def main(argv: list[str]) -> None:
     del argv
     if (_HEIGHT.value is None) != (_WIDTH.value is None):
         raise UserError("--height and --width go together: give both or neither")
-    exports = export(
-        _SOURCE.value,
-        _OUTPUT.value,
-        _FORMAT.value,
-        size=Size(_HEIGHT.value, _WIDTH.value),
-        folded=_FOLD.value,
-    )
+    size = (_HEIGHT.value, _WIDTH.value) if _HEIGHT.value and _WIDTH.value else None
+    exports = export(_SOURCE.value, _OUTPUT.value, _FORMAT.value, size=size, folded=_FOLD.value)
     for written in exports:
         print(_line(written))
     print(f"{_OUTPUT.value} holds them and export.json, which describes them")

@@ -8,6 +8,7 @@ MODULES = {
     "data": (
         "tensorflow",
         "tensorflow_datasets",
+        "importlib_resources",
         "array_record",
         "PIL",
         "scipy",
@@ -36,9 +37,10 @@ def advice(command: str, error: ImportError) -> str | None:
       error: of an import, wherever it was.
     """
     needed = NEEDED.get(command.removeprefix("kdjax."), ())
-    if not any(error.name in MODULES[extra] for extra in needed):
+    package = (error.name or "").partition(".")[0]
+    if not any(package in MODULES[extra] for extra in needed):
         return None
-    return f'{error.name} is not installed: pip install "kdjax[{",".join(needed)}]"'
+    return f'{package} is not installed: pip install "kdjax[{",".join(needed)}]"'
 
 
 def explain_imports() -> None:

@@ -10,12 +10,8 @@ how long it took. Photos are turned as their camera noted. Nothing that is there
 from absl import flags
 
 from kdjax import command, inference_flags
-from kdjax.data.classes import original_labels
 from kdjax.experiments import environment
-from kdjax.experiments.networks import TrainedNetwork
-from kdjax.experiments.prediction import find_images, label_images
-from kdjax.experiments.workdir import Workdir
-from kdjax.training.sharding import Placement
+from kdjax.library.predicting import predict
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "A workdir of kdjax.train, or a network checkpoint.", required=True
@@ -39,20 +35,16 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are the
 def main(argv: list[str]) -> None:
     """Writes the pictures and prints the time."""
     del argv
-    files = Workdir(_WORKDIR.value)
-    crop_size = files.read_config().data.crop_size if files.config.exists() else None
-    inference = inference_flags.from_flags(crop_size)
-    values = None if _IDS.value is None else original_labels(_IDS.value)
-    found = find_images(_IMAGES.value, _OUTPUT.value, overwrite=_OVERWRITE.value)
     environment.enable_compilation_cache()
-    timing = label_images(
-        TrainedNetwork.load(_WORKDIR.value, inference=inference),
-        found,
+    timing = predict(
+        _WORKDIR.value,
+        _IMAGES.value,
         _OUTPUT.value,
-        batch_size=_BATCH_SIZE.value or Placement().mesh.size,
-        pad_to=inference_flags.pad_to(1),
-        values=values,
+        ids=_IDS.value,
         opacity=_OPACITY.value,
+        batch_size=_BATCH_SIZE.value,
+        overwrite=_OVERWRITE.value,
+        **inference_flags.options(),
     )
     print(timing)
 

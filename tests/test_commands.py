@@ -105,7 +105,7 @@ from kdjax.experiments import reports
 sys.path.remove("")
 def run(main, **options):
     import own
-    print(main.__module__, reports._command(), sys.argv[1:], "kdjax.train" in sys.modules)
+    print(main.__module__, reports._command(), "kdjax.train" in sys.modules)
 command.run = run
 door.main()
 """
@@ -116,7 +116,7 @@ door.main()
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert run.stdout == "__main__ train ['--workdir=x'] False\n", run.stderr
+    assert run.stdout == "__main__ python -m kdjax.train --workdir=x False\n", run.stderr
 
 
 def test_the_extras_are_those_of_the_package():
@@ -228,13 +228,43 @@ command.run(main)
     assert re.fullmatch(said, run.stderr), run.stderr
 
 
+def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_path):
+    """As a data set whose module is not there, which no command asks for before it reads data."""
+    path = tmp_path / "mine.py"
+    lines = ("from kdjax import config", "", "def get_config():", "    mine = config.default()")
+    path.write_text("\n".join([*lines, '    mine.data.name = "my:Set"', "    return mine", ""]))
+    code = """
+import sys
+from kdjax import command, config
+from kdjax.ranges import WrongValue
+holder = config.define_flag()
+def main(argv):
+    config.from_flag(holder)
+    raise WrongValue("config.data.name", "names nothing")
+command.run(main)
+"""
+    for more, place in (([], f"{path}, line 5: "), (["--config.data.name=shapes"], "")):
+        run = subprocess.run(
+            [sys.executable, "-c", code, f"--config={path}", *more],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert run.stderr == f"kdjax.-c: error: {place}config.data.name names nothing\n"
+        assert run.returncode == 2
+
+
 def test_a_report_that_is_being_written_is_finished_when_asked_to_stop(tmp_path):
     code = """
-import os, signal, sys
-from kdjax import command, train
-train.train = lambda *arguments, **options: None
-train._report = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
-command.run(train.main, resumes=True)
+import os, pathlib, signal, sys
+from kdjax import command
+from kdjax.library import training
+from kdjax.train import main
+def finish(config, workdir, **options):
+    pathlib.Path(workdir, "result.json").write_text("{}")
+training.run.train = finish
+training._report = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
+command.run(main, resumes=True)
 """
     arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
     run = subprocess.run(

@@ -35,7 +35,7 @@ class Trained:
     def __init__(self, score):
         self.score, self.configs = score, {}
 
-    def __call__(self, config, workdir, *, label, method, role, patience):
+    def __call__(self, config, workdir, *, label, method, role, data, patience):
         files = Workdir(workdir)
         files.claim(config)
         if files.result.exists():

@@ -1,6 +1,8 @@
 """Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
 
 import asyncio
+import html
+import importlib
 import itertools
 import json
 import os
@@ -20,6 +22,7 @@ from absl import flags
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
+import kdjax
 from docs import comparison as docs_table
 from kdjax import config as configuration
 from kdjax.data import sets
@@ -128,9 +131,26 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, comparison, capsys):
 
 def test_what_is_done_is_not_done_again(config, comparison, capsys):
     before = {p: p.stat().st_mtime_ns for p in comparison.rglob("result.json")}
-    compare(config, str(comparison), (0,))
+    result = kdjax.compare(config, comparison)
     assert {p: p.stat().st_mtime_ns for p in comparison.rglob("result.json")} == before
     assert capsys.readouterr().out.count("already done") == 3
+
+    teacher, plain, cwd = result.table
+    assert [row["method"] for row in result.table] == ["teacher", "plain student", "cwd"]
+    assert cwd["miou"] == result.students["cwd"].scores["test"].miou
+    assert cwd["vs_plain"] == pytest.approx(cwd["miou"] - plain["miou"])
+    stored = json.loads(json.dumps(result.to_dict()))
+    assert set(stored["splits"]) == {"test", "test/unseen"}
+    assert stored["table"][0] == teacher
+    said, beside = str(result), "with results.md, results.csv and runs.csv beside it"
+    assert said.startswith("\ntest\nMethod ")
+    assert "\n\ntest/unseen\nMethod " in said
+    assert said.endswith(f"\nreport: {result.report}, {beside}")
+    assert "<th>cwd</th>" in result._repr_html_()
+    for name in ("report.html", "results.md", "results.csv", "runs.csv"):
+        assert (comparison / name).stat().st_size > 100
+    page = html.unescape((comparison / "report.html").read_text())
+    assert f'<span>kdjax.compare(config,</span> <span>"{comparison}")</span>' in page
 
 
 def test_the_docs_have_a_row_for_each_method_of_a_comparison(config, comparison, tmp_path, capsys):
@@ -174,8 +194,8 @@ def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config
 def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
     comparison, data_dir, tmp_path, capsys, monkeypatch
 ):
-    from kdjax import evaluate  # here, since its flags have the names of other commands' flags
-
+    # Here, since its flags have the names of other commands' flags.
+    evaluate = importlib.import_module("kdjax.evaluate")
     monkeypatch.setattr(environment, "enable_compilation_cache", lambda: None)
     workdir = tmp_path / "run"
     shutil.copytree(comparison / "cwd" / "seed0", workdir)

@@ -14,7 +14,7 @@ from kdjax import inference_flags, models
 from kdjax.data.evaluation_plan import plan
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
-from kdjax.evaluation.inference import Inference, class_scores, scaled
+from kdjax.evaluation.inference import Inference, class_scores, make_inference, padding, scaled
 from kdjax.models import NNXNetwork
 from kdjax.models.preprocessing import IMAGENET
 
@@ -218,7 +218,9 @@ def flags_of(given, crop_size=(64, 96)):
     """What a command line of these flags asks for."""
     flags.FLAGS.mark_as_parsed()
     with flagsaver.as_parsed(**given):
-        return inference_flags.from_flags(crop_size), inference_flags.pad_to(1)
+        given = inference_flags.options()
+    pad_to = padding(given["mode"], given.pop("pad_to"), whole=1)
+    return make_inference(**given, crop_size=crop_size), pad_to
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,6 +35,9 @@ class Recorder:
     def scalars(self, step, values):
         self.lines.append((step, dict(values)))
 
+    def median(self, key):
+        return statistics.median(values[key] for _, values in self.lines)
+
 
 def run_loop(
     directory,
@@ -43,6 +47,7 @@ def run_loop(
     poison=-1,
     checkpoint_every=0,
     profile=None,
+    earlier=(),
     before_batch=lambda step: None,
     before_evaluation=lambda step: None,
 ):
@@ -83,7 +88,7 @@ def run_loop(
     log.remarks = remarks
     try:
         with interruption:
-            state = fit(
+            fitted = fit(
                 state,
                 placement.put_state(teacher),
                 step,
@@ -100,10 +105,12 @@ def run_loop(
                 checkpoints=checkpoints,
                 interruption=interruption,
                 profile=profile,
+                earlier=earlier,
             )
     finally:
         checkpoints.close()
-    return jax.device_get(state), log
+    log.fitted = fitted
+    return jax.device_get(fitted.state), log
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +134,11 @@ def test_the_loop_logs_means_and_keeps_the_latest_and_the_best(finished):
     )
     # The cost of the compiled step is said once.
     assert ["train/step_flops" in values for _, values in log.lines] == [True, False, False]
+    assert log.fitted.step_seconds == log.median("train/step_seconds")
+    assert log.fitted.step_processor_seconds == log.median("train/step_processor_seconds")
+    assert log.fitted.images_per_second == log.median("train/images_per_second")
+    assert log.fitted.step_flops == log.lines[0][1]["train/step_flops"]
+    assert log.fitted.step_bytes == log.lines[0][1]["train/step_bytes"]
     checkpoints = Checkpoints(directory, {"teacher": "abc"})
     assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
     assert sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) == [2, 4, 6]
@@ -152,6 +164,19 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(finished):
     directory, whole, _ = finished
     continued, _ = run_loop(directory, first_step=2, steps=6)
     jax.tree.map(np.testing.assert_array_equal, whole, continued)
+
+
+def test_the_figures_of_a_continued_run_are_those_of_all_its_starts(finished):
+    directory, _, _ = finished
+    slow = {"train/step_seconds": 1e9, "train/images_per_second": None, "train/step_flops": 1.0}
+    _, log = run_loop(directory, first_step=4, steps=6, earlier=[slow, {"val/miou": 0.5}])
+    (step, values), found = log.lines[0], log.fitted
+    assert (step, found.step_seconds) == (6, (1e9 + values["train/step_seconds"]) / 2)
+    assert found.images_per_second == values["train/images_per_second"]
+    assert found.step_flops == values["train/step_flops"]
+    # Killed after its last step, and with nothing left to do.
+    _, log = run_loop(directory, first_step=6, steps=6, earlier=[slow])
+    assert log.fitted[1:] == (1e9, None, None, 1.0, None)
 
 
 def test_a_state_of_any_types_is_saved_and_checked(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from test_loop import run_loop
 
 from kdjax.errors import UserError
-from kdjax.training.profiling import Profile, steps_of
+from kdjax.training.profiling import Profile, check_steps, steps_of
 
 
 def traces(directory):
@@ -41,11 +41,12 @@ def test_only_the_steps_that_were_asked_for_are_traced(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["5", "5:", "a:b", "7:3", "0:2", "3:11"])
 def test_a_wrong_pair_of_steps_is_a_mistake(text):
     with pytest.raises(UserError, match="--profile is"):
-        steps_of(text, 10)
+        check_steps(*steps_of(text), 10)
 
 
 def test_steps_are_read():
-    assert steps_of("3:10", 10) == (3, 10)
+    assert steps_of("3:10") == (3, 10)
+    check_steps(3, 10, 10)
 
 
 def test_a_trace_needs_a_local_workdir():

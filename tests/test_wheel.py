@@ -1,18 +1,11 @@
 """The package as a wheel installs it: data sets and configs, its command, HuggingFace beside it."""
 
-import importlib.util
-import os
-import pathlib
-import shutil
-import subprocess
 import sys
 import zipfile
 
+import installed
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Folders of the repository that are inside the installed package.
-SHIPPED = ("datasets", "configs")
+from installed import ROOT, SHIPPED
 
 LOOKED_UP = """
 import pathlib, shutil
@@ -39,51 +32,12 @@ except UserError as error:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    missing = [name for name in ("pip", "setuptools") if not importlib.util.find_spec(name)]
-    if missing:
-        pytest.skip(f"building a wheel needs {missing[0]}")
-    # In a copy, since setuptools builds beside the sources and takes in what it built before.
-    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("kdjax", *SHIPPED):
-        shutil.copytree(
-            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-        )
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", output, source)
-    (built,) = output.glob("*.whl")
-    return built
-
-
-def pip(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *map(str, arguments), "--disable-pip-version-check"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    return installed.build_wheel(tmp_path_factory.mktemp("built"))
 
 
 @pytest.fixture
-def installed(wheel, tmp_path):
-    """The folder of an installation, and how to run a program with it from an empty folder."""
-    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    pip("install", "--no-deps", "--no-index", "--target", site, wheel)
-    elsewhere.mkdir()
-    variables = {key: value for key, value in os.environ.items() if key != "KDJAX_DATASETS"}
-
-    def run(*words):
-        return subprocess.run(
-            [*map(str, words)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=elsewhere,
-            env={**variables, "PYTHONPATH": str(site)},
-        )
-
-    return site, run
+def installation(wheel, tmp_path):
+    return installed.Installation(wheel, tmp_path)
 
 
 def test_a_wheel_holds_every_module_every_data_set_and_every_config(wheel):
@@ -102,8 +56,8 @@ def test_a_wheel_holds_every_module_every_data_set_and_every_config(wheel):
     assert held == expected
 
 
-def test_the_installed_command_and_its_configs(installed):
-    site, run = installed
+def test_the_installed_command_and_its_configs(installation):
+    site, run = installation.site, installation.run
     door = site / "bin" / "kdjax"
     listed = run(door)
     assert listed.returncode == 0, listed.stderr
@@ -115,8 +69,8 @@ def test_the_installed_command_and_its_configs(installed):
     assert begun.returncode == 2
 
 
-def test_an_installed_package_looks_up_its_own_data_sets(installed):
-    site, run = installed
+def test_an_installed_package_looks_up_its_own_data_sets(installation):
+    site, run = installation.site, installation.run
     theirs = site / "datasets" / "theirs"
     theirs.mkdir(parents=True)
     (site / "datasets" / "__init__.py").write_text('IS = "HuggingFace\'s"\n')

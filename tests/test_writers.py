@@ -146,15 +146,15 @@ class TestConsole:
 
 class TestWriters:
     def test_tensorboard_and_fan_out(self, tmp_path):
-        everything = writers.Writers(
-            [
-                writers.JsonLines(tmp_path / "metrics.jsonl"),
-                writers.TensorBoard(tmp_path / "events", resume_step=5),
-            ]
-        )
+        made = [
+            writers.JsonLines(tmp_path / "metrics.jsonl"),
+            writers.TensorBoard(tmp_path / "events", resume_step=5),
+        ]
+        everything = writers.Writers(made)
         everything.scalars(6, {"train/loss": 1.0})
         everything.images(6, {"val/example_0": np.zeros((4, 8, 3), np.uint8)})
-        everything.close()
+        for writer in made:
+            writer.close()
         (events,) = (tmp_path / "events").iterdir()
         assert b"train/loss" in events.read_bytes()
         assert b"val/example_0" in events.read_bytes()
@@ -182,15 +182,11 @@ class TestWriters:
         assert b"train/lr" in copy.read_bytes()
         assert list((tmp_path / "run").iterdir()) == [copy]
 
-    def test_one_that_fails_to_close_does_not_keep_the_others_open(self, tmp_path):
-        class Broken(writers.JsonLines):
-            def close(self):
-                super().close()
-                raise OSError("disk full")
+    def test_what_is_no_writer_is_named_with_what_it_lacks(self):
+        class Half:
+            def scalars(self, step, values):
+                pass
 
-        broken = Broken(tmp_path / "a")
-        sound = writers.JsonLines(tmp_path / "b")
-        with pytest.raises(OSError, match="disk full"):
-            writers.Writers([broken, sound]).close()
-        with pytest.raises(ValueError, match="closed"):
-            sound.scalars(1, {})
+        message = r"writers\[1\] is a Half without the method images; a writer has scalars\(step, "
+        with pytest.raises(UserError, match=message):
+            writers.check_writers([writers.Writers([]), Half()])

@@ -12,6 +12,7 @@ from kdjax import names
 from kdjax.builders import builder_folder
 from kdjax.data.builder import SegmentationBuilder
 from kdjax.errors import UserError
+from kdjax.ranges import WrongValue
 
 # Two threads must not load one file twice, nor one end the other's `skip_registration`.
 _LOADING = threading.Lock()
@@ -35,16 +36,18 @@ def find_builder(
             return _load_builder(path)
     found = names.resolve("data set", name, {}, asked_by=asked_by)
     if not (isinstance(found, type) and issubclass(found, tfds.core.GeneratorBasedBuilder)):
-        raise UserError(
-            f'{asked_by} names the data set "{name}", which is no builder class: derive it from '
+        raise WrongValue(
+            asked_by,
+            f'names the data set "{name}", which is no builder class: derive it from '
             "kdjax.data.builder.SegmentationBuilder or tensorflow_datasets' GeneratorBasedBuilder "
             "(a kdjax.data.Dataset, or a function that returns one, needs no preparing: "
-            "config.data.name takes it as it is)"
+            "config.data.name takes it as it is)",
         )
     if found.BUILDER_CONFIGS:
-        raise UserError(
-            f'{asked_by} names the data set "{name}", which has several BUILDER_CONFIGS: name a '
-            "subclass for one of them, whose BUILDER_CONFIGS is empty"
+        raise WrongValue(
+            asked_by,
+            f'names the data set "{name}", which has several BUILDER_CONFIGS: name a subclass for '
+            "one of them, whose BUILDER_CONFIGS is empty",
         )
     return found
 

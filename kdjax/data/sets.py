@@ -39,6 +39,7 @@ from kdjax.data.records import Records
 from kdjax.data.tree import state_of_source
 from kdjax.errors import UserError
 from kdjax.paths import is_remote
+from kdjax.ranges import WrongValue
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
@@ -97,9 +98,10 @@ def open_named(
     if callable(found) and not is_builder:
         return _made(name, found, os.fspath(data_dir), dict(options), asked_by)
     if options:
-        raise UserError(
-            f'{asked_by} names "{name}", which takes no options ({", ".join(options)}): only a '
-            "function that returns a kdjax.data.Dataset does"
+        raise WrongValue(
+            asked_by,
+            f'names "{name}", which takes no options ({", ".join(options)}): only a function that '
+            "returns a kdjax.data.Dataset does",
         )
     return found if isinstance(found, Dataset) else open_set(name, data_dir, asked_by=asked_by)
 
@@ -109,8 +111,8 @@ def _made(
 ) -> Dataset:
     """What a user's function returns for its options, and for `data_dir` if it takes that."""
 
-    def wrong(why: str) -> UserError:
-        return UserError(f'{asked_by} names the data set "{name}", {why}')
+    def wrong(why: str) -> WrongValue:
+        return WrongValue(asked_by, f'names the data set "{name}", {why}')
 
     try:
         signature = inspect.signature(function)

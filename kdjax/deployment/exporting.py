@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from etils import epath
+
 import kdjax
 from kdjax.deployment.agreement import Agreement, compare, random_images
 from kdjax.deployment.formats import FORMATS
@@ -43,14 +45,16 @@ class Export(NamedTuple):
 
 
 def export(
-    source: str,
-    output: str,
-    formats: Sequence[str],
+    source: epath.PathLike,
+    output: str | os.PathLike[str],
+    formats: str | Sequence[str],
     *,
-    size: Size = ANY,
+    size: tuple[int, int] | Size | None = None,
     folded: bool = False,
 ) -> list[Export]:
     """Writes a network without its auxiliary head, and `export.json`, which describes it.
+
+        kdjax.export("runs/first", "exported", ["stablehlo", "tflite"], size=(512, 1024))
 
     Every file takes 8-bit RGB images [B, H, W, 3] and returns class ids [B, H, W] int32 at the
     images' size, as `kdjax.evaluation` computes them. It is loaded again and compared on random
@@ -59,15 +63,17 @@ def export(
     Args:
       source: a network checkpoint, or the workdir of a finished run.
       output: a directory that does not exist yet, or is empty.
-      formats: names of `FORMATS`.
-      size: of the images, where a format or the network needs one; elsewhere any will do.
+      formats: one name of `FORMATS`, or several.
+      size: height and width of the images, where a format or the network needs them; elsewhere any
+        will do.
       folded: fold batch norm into the convolutions.
 
     Raises:
       UserError: where there is no network, a format is unknown, a size is missing, or the output
         cannot be written; where a file's labels are not the network's.
     """
-    formats = list(dict.fromkeys(formats))
+    formats = list(dict.fromkeys([formats] if isinstance(formats, str) else formats))
+    output, size = os.fspath(output), Size(*size) if size else ANY
     _check_formats(formats, size)
     _check_output(output)
     network, variables, info = saved.load(source)

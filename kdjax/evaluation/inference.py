@@ -9,7 +9,7 @@ means of their softmax over the classes are compared.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +91,59 @@ class Inference:
 
 
 WHOLE = Inference()
+MODES = ("whole", "slide")
+# Padding changes nothing for sliding windows, so that they need not be compiled for every size.
+SLIDE_PAD_TO = 64
+
+
+def make_inference(
+    mode: str,
+    window: Sequence[int] | None,
+    stride: Sequence[int] | None,
+    scales: Sequence[float],
+    flip: bool,
+    *,
+    crop_size: Sequence[int] | None,
+) -> Inference:
+    """What a user asks for by the options of `kdjax.evaluate` and `kdjax.predict`.
+
+    Args:
+      mode: "whole" or "slide".
+      window: height and width of sliding windows; None for `crop_size`.
+      stride: rows and columns between two of them; None for two thirds of the window.
+      scales: as `Inference` takes them.
+      flip: likewise.
+      crop_size: of the run that trained the network, where that is known.
+
+    Raises:
+      UserError: for values that make no sense.
+    """
+    if mode not in MODES:
+        raise UserError(f'--mode is "{mode}"; it must be {" or ".join(MODES)}')
+    pairs = {"window": window, "stride": stride}
+    for name, pair in pairs.items():
+        if pair is None:
+            continue
+        if mode == "whole":
+            raise UserError(f"--{name} is for sliding windows; add --mode slide")
+        if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+            raise UserError(f"--{name} is {pair!r}; give height and width, as 512,1024")
+    scales = tuple(map(float, scales))
+    if mode == "whole":
+        return Inference(scales=scales, flip=flip)
+    window = window or crop_size
+    if not window:
+        raise UserError("--window is missing: this network's crop is not known; give height,width")
+    height, width = window
+    rows, columns = stride or (max(2 * side // 3, 1) for side in window)
+    return Inference((height, width), (rows, columns), scales, flip)
+
+
+def padding(mode: str, pad_to: int | None, *, whole: int) -> int:
+    """What images are padded to a multiple of: `pad_to`, or else `whole` for whole images."""
+    if pad_to is not None:
+        return pad_to
+    return SLIDE_PAD_TO if mode == "slide" else whole
 
 
 def scaled(size: Any, scale: float) -> Any:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax import processes
+from kdjax import processes, ranges
 from kdjax.config import Config, check_seed, default, validate
+from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.experiments import jobs, tuning
 from kdjax.experiments.jobs import Job
@@ -40,7 +41,13 @@ class Comparison(NamedTuple):
     notes: list[str]
 
 
-def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 1) -> Comparison:
+def compare(
+    config: Config,
+    workdir: str,
+    seeds: Sequence[int],
+    parallel: int = 1,
+    data: SegmentationSet | None = None,
+) -> Comparison:
     """Tunes and trains what is missing of a comparison.
 
     Layout: `teacher/`, `tuning/<method>/<setting>/seed<N>/`, `<method>/seed<N>/` and
@@ -55,6 +62,7 @@ def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 
       workdir: where everything is written.
       seeds: those of the runs that are reported.
       parallel: how many runs to have at once; see `kdjax.experiments.jobs`.
+      data: as `kdjax.experiments.images.Images` takes it; None with runs at once.
 
     Raises:
       UserError: for a mistake in the config, or a workdir of another comparison; also while
@@ -63,20 +71,28 @@ def compare(config: Config, workdir: str, seeds: Sequence[int], parallel: int = 
       Transient: when what did not end well may be tried again.
     """
     _check(config, seeds)
+    ranges.check_number("parallel", parallel, ranges.COUNT)
+    if data is not None and parallel > 1:
+        raise UserError(
+            "data is an object, which the processes of parallel runs cannot be given; name it in "
+            'config.data.name, as "package.module:attribute", or leave parallel at 1'
+        )
     root = Workdir(workdir)
     with root.hold():
-        return _compare(config, root, seeds, parallel)
+        return _compare(config, root, seeds, parallel, data)
 
 
-def _compare(config: Config, root: Workdir, seeds: Sequence[int], parallel: int) -> Comparison:
+def _compare(
+    config: Config, root: Workdir, seeds: Sequence[int], parallel: int, data: SegmentationSet | None
+) -> Comparison:
     teacher = _teacher_job(config, root)
     checkpoint = config.teacher.checkpoint
     if teacher:
-        jobs.run([teacher])
+        jobs.run([teacher], data=data)
         if teacher.files.diverged.exists():
             raise UserError(teacher.files.why_diverged())
         checkpoint = str(teacher.files.student)
-    choices = _tune(config, root, checkpoint, parallel)
+    choices = _tune(config, root, checkpoint, parallel, data)
     _write_choices(root, choices)
     settings = {choice.method: choice.best() for choice in choices}
 
@@ -87,7 +103,7 @@ def _compare(config: Config, root: Workdir, seeds: Sequence[int], parallel: int)
         for name in order
         if (setting := settings[name])
     ]
-    jobs.run(students, parallel)
+    jobs.run(students, parallel, data)
     budget = _equal_time(config, root, students) if config.compare.equal_time else None
     if budget:
         longer = [
@@ -95,10 +111,10 @@ def _compare(config: Config, root: Workdir, seeds: Sequence[int], parallel: int)
             for job in students
             if job.role == "plain"
         ]
-        jobs.run(longer, parallel)
+        jobs.run(longer, parallel, data)
         students += longer
     if config.teacher.checkpoint:
-        score_given(config, Workdir(root.path / TEACHER), checkpoint, TEACHER)
+        score_given(config, Workdir(root.path / TEACHER), checkpoint, TEACHER, data)
     finished = [job for job in students if job.files.result.exists()]
     runs = [Workdir(root.path / TEACHER), *(job.files for job in finished)]
     first = {job.method: job.files for job in reversed(finished)}
@@ -166,7 +182,9 @@ def _is_tuned(config: Config) -> bool:
     return any(len(values) > 1 for values in (*tried, config.compare.weight_factors))
 
 
-def _tune(config: Config, root: Workdir, checkpoint: str, parallel: int) -> list[Choice]:
+def _tune(
+    config: Config, root: Workdir, checkpoint: str, parallel: int, data: SegmentationSet | None
+) -> list[Choice]:
     """The choices of the plain student, if there is one, and then of the methods."""
     methods = in_order(config.compare.methods)
     plain = [name for name, terms in methods if not terms]
@@ -186,7 +204,7 @@ def _tune(config: Config, root: Workdir, checkpoint: str, parallel: int) -> list
         }
         if len(settings) == 1:
             return [Choice(name, settings, ()) for name in names]
-        jobs.run([job for rows in found.values() for row in rows for job in row], parallel)
+        jobs.run([job for rows in found.values() for row in rows for job in row], parallel, data)
         return [
             Choice(
                 name,

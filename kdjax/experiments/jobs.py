@@ -20,6 +20,7 @@ import jax
 from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config
+from kdjax.data.interface import SegmentationSet
 from kdjax.errors import Transient, UserError
 from kdjax.experiments.run import train
 from kdjax.experiments.workdir import Workdir
@@ -42,8 +43,11 @@ class Job:
     method: str
     role: Role
 
-    def run(self) -> None:
+    def run(self, data: SegmentationSet | None = None) -> None:
         """Trains it; a run that diverged is noted, and not begun again.
+
+        Args:
+          data: as `train` takes it.
 
         Raises:
           UserError: as `train`.
@@ -60,6 +64,7 @@ class Job:
                 label=self.label,
                 method=self.method,
                 role=self.role,
+                data=data,
                 patience=ENDING_SECONDS,
             )
         except Diverged as error:
@@ -82,12 +87,13 @@ class Job:
         return cls(**values)
 
 
-def run(jobs: Sequence[Job], parallel: int = 1) -> None:
+def run(jobs: Sequence[Job], parallel: int = 1, data: SegmentationSet | None = None) -> None:
     """Trains what is missing of them.
 
     Args:
       jobs: none needs what another one writes.
       parallel: how many at once, in processes that share the accelerators, or else the cores.
+      data: as `train` takes it, for one at a time.
 
     Raises:
       UserError: as `train`; or when there are fewer devices than runs at once.
@@ -96,7 +102,7 @@ def run(jobs: Sequence[Job], parallel: int = 1) -> None:
     """
     if parallel == 1:
         for job in jobs:
-            job.run()
+            job.run(data)
         return
     if jax.distributed.is_initialized():
         raise UserError("--parallel is for a single process; these train one run together")

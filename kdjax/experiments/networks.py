@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import WHOLE, Inference
 from kdjax.models import Network, Variables, saved
@@ -23,17 +24,43 @@ class TrainedNetwork:
 
     @classmethod
     def load(
-        cls, source: str, *, dtype: str = "float32", inference: Inference = WHOLE
+        cls, path: str, *, dtype: str = "float32", inference: Inference = WHOLE
     ) -> "TrainedNetwork":
-        """Loads a network.
+        """Reads a network checkpoint, or the student of a finished run.
+
+            network = kdjax.load("runs/first")
+            labels = network.predict(images)
 
         Args:
-          source: as `saved.load` takes it.
-          dtype: compute dtype.
-          inference: what the network is shown of an image.
+          path: of the checkpoint, or the workdir of the run; or "package.module:attribute" of a
+            network that brings its trained variables, or of a function that returns one.
+          dtype: that the network computes in.
+          inference: what it is shown of an image; whole images by default.
+
+        Raises:
+          UserError: when there is none, it is damaged, or its store does not answer.
         """
-        network, variables, info = saved.load(source, dtype=dtype)
+        network, variables, info = saved.load(path, dtype=dtype)
         return cls(info, network, variables, Predictor(network, info.preprocessing, inference))
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Returns the class of every pixel, int32 `[B, H, W]`, or `[H, W]` of a single image.
+
+        Args:
+          images: 8-bit RGB, `[B, H, W, 3]` or `[H, W, 3]`. Each size is compiled for once.
+
+        Raises:
+          UserError: for other shapes and types.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+            raise UserError(
+                f"images are {images.dtype} {list(images.shape)}; they must be RGB of 8 bits, "
+                "uint8 [B, H, W, 3] or [H, W, 3]"
+            )
+        whole = images if images.ndim == 4 else images[None]
+        labels = np.asarray(self.predictor(self.variables, whole))
+        return labels if images.ndim == 4 else labels[0]
 
 
 def predict_examples(

@@ -21,6 +21,7 @@ def make_report(
     *,
     title: str,
     subtitle: str,
+    call: str = "",
     remarks: Sequence[str] = (),
 ) -> Report:
     """Gathers the report of finished runs.
@@ -32,9 +33,31 @@ def make_report(
       panels: column title -> network checkpoint, of the networks whose predictions are shown.
       title: heading of the report.
       subtitle: one sentence on data, networks and budget.
+      call: what has this again, where Python called it and no command runs.
       remarks: lines on how settings were chosen, and on runs that diverged.
     """
     split = config.data.test_split or config.data.val_split
+    return Report(
+        title=title,
+        subtitle=subtitle,
+        split=split,
+        runs=[run.summary(split) for run in runs],
+        class_names=images.class_names,
+        palette=images.palette,
+        examples=predict_panels(config, images, panels),
+        config=configuration.to_json(config),
+        versions=environment.versions(),
+        remarks=remarks,
+        builds_on=dict(config.compare.builds_on),
+        command=_command() or call,
+    )
+
+
+def predict_panels(config: Config, images: Images, panels: Mapping[str, str]) -> list[Example]:
+    """A few labelled examples with the predictions of networks, as `make_report` takes `panels`.
+
+    Networks that score other classes are left out.
+    """
     examples = images.panel_examples()
     predictions = {}
     for name, path in panels.items():
@@ -45,28 +68,19 @@ def make_report(
                 examples,
                 config.data.eval_batch_size,
             )
-    return Report(
-        title=title,
-        subtitle=subtitle,
-        split=split,
-        runs=[run.summary(split) for run in runs],
-        class_names=images.class_names,
-        palette=images.palette,
-        examples=[
-            Example(
-                image=example["image"],
-                label=example["label"],
-                predictions={name: found[index] for name, found in predictions.items()},
-            )
-            for index, example in enumerate(examples)
-        ],
-        config=configuration.to_json(config),
-        versions=environment.versions(),
-        remarks=remarks,
-        builds_on=dict(config.compare.builds_on),
-        command=f"python -m kdjax.{_command()} {' '.join(sys.argv[1:])}",
-    )
+    return [
+        Example(
+            image=example["image"],
+            label=example["label"],
+            predictions={name: found[index] for name, found in predictions.items()},
+        )
+        for index, example in enumerate(examples)
+    ]
 
 
-def _command() -> str:
-    return sys.argv[0].rpartition("/")[2].removesuffix(".py")
+def _command() -> str | None:
+    """The command that runs, with its flags; None where none does."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or not spec.name.startswith("kdjax."):
+        return None
+    return f"python -m {spec.name} {' '.join(sys.argv[1:])}"

@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
+from etils import epath
 
 from kdjax import config as configuration
 from kdjax import processes
 from kdjax.config import Config, validate
+from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import need_teacher
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
@@ -23,13 +26,13 @@ from kdjax.experiments.teacher_cache import TeacherCache
 from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
-from kdjax.reporting import writers
 from kdjax.reporting.results import Role
+from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import fit
-from kdjax.training.profiling import Profile
+from kdjax.training.profiling import Profile, check_steps
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
 from kdjax.training.step import Side
@@ -37,11 +40,14 @@ from kdjax.training.step import Side
 
 def train(
     config: Config,
-    workdir: str,
+    workdir: epath.PathLike,
     *,
     label: str,
     method: str,
     role: Role,
+    data: SegmentationSet | None = None,
+    writers: Sequence[Writer] = (),
+    overwrite: bool = False,
     profiled_steps: tuple[int, int] | None = None,
     patience: float = 0.0,
 ) -> None:
@@ -57,6 +63,10 @@ def train(
       label: what the progress lines begin with.
       method: what the run is called in tables.
       role: what it is there for.
+      data: as `Images` takes it.
+      writers: take numbers and pictures too, in the process that leads; whoever made them closes
+        them.
+      overwrite: remove the run that is there, finished or not, as `Workdir.clear` does.
       profiled_steps: the first and the last step to trace into `profile/`.
       patience: seconds to wait for another run in the workdir that is about to end.
 
@@ -67,13 +77,18 @@ def train(
       Preempted: when the process was asked to stop; what was done is saved.
     """
     validate(config)
+    check_writers(writers)
+    if profiled_steps:
+        check_steps(*profiled_steps, config.steps)
     files = Workdir(workdir)
-    if _is_done(config, files, label):
+    if overwrite:
+        files.check_clear(config)
+    elif _is_done(config, files, label):
         return
     with files.hold(patience):
         # Whoever was at work there may have come to the end.
-        if not _is_done(config, files, label):
-            _train(config, files, label, method, role, profiled_steps)
+        if overwrite or not _is_done(config, files, label):
+            _train(config, files, label, method, role, data, writers, overwrite, profiled_steps)
 
 
 def _is_done(config: Config, files: Workdir, label: str) -> bool:
@@ -90,10 +105,13 @@ def _train(
     label: str,
     method: str,
     role: Role,
+    data: SegmentationSet | None,
+    writers: Sequence[Writer],
+    overwrite: bool,
     profiled_steps: tuple[int, int] | None,
 ) -> None:
     profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
-    images = Images(config.data)
+    images = Images(config.data, data)
     placement = Placement(config.mesh)
     placement.check_batch_size("data.batch_size", config.data.batch_size)
     placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
@@ -120,6 +138,9 @@ def _train(
     for split in filter(None, (config.data.val_split, config.data.test_split)):
         processes.say(f"{label}: {images.describe_evaluation(split)}")
     scoring.check_teacher(label)
+    # Not before all is checked that can be: what is there is lost then.
+    if overwrite:
+        processes.lead(files.clear)
     files.claim(config)
     kept = cache and cache.open(label)
 
@@ -133,7 +154,11 @@ def _train(
         processes.say(f"{label}: {remark}; moved aside")
     if first_step:
         processes.say(f"{label}: continues after step {first_step}")
-    log = _writers(files, config.steps, first_step, label)
+    own, log = contextlib.ExitStack(), Writers([])
+    # Those of the other processes write nothing.
+    if processes.leads():
+        log = Writers([*_own_writers(own, files, config.steps, first_step, label), *writers])
+    earlier = files.history() if first_step else []
     predictor = Predictor(student, info.preprocessing)
 
     def evaluate_state(step: int, state: TrainState) -> float:
@@ -171,7 +196,7 @@ def _train(
     started = time.perf_counter()
     with interruption:
         try:
-            state = fit(
+            fitted = fit(
                 state,
                 live and live.variables,
                 training.attach(train_step),
@@ -188,8 +213,9 @@ def _train(
                 checkpoints=checkpoints,
                 interruption=interruption,
                 profile=profile,
+                earlier=earlier,
             )
-            seconds = time.perf_counter() - started
+            seconds, state = time.perf_counter() - started, fitted.state
             if config.export == "best" and checkpoints.best_step is not None:
                 state = checkpoints.restore(checkpoints.best_step, state)
             scores = scoring.final_scores(predictor, state.student())
@@ -198,7 +224,7 @@ def _train(
                 profile.close()
             # What ended the run is said, and not that it kept the log from being closed, too.
             with contextlib.suppress(OSError) if sys.exc_info()[0] else contextlib.nullcontext():
-                log.close()
+                own.close()
             checkpoints.close()
         trained = placement.fetch(state.student())
 
@@ -213,13 +239,13 @@ def _train(
                     "learning_rate": config.optimizer.learning_rate,
                     "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
                     "seconds": seconds,
-                    **{
-                        key: files.logged_median(key)
-                        for key in ("step_seconds", "step_processor_seconds", "images_per_second")
-                    },
+                    "step_seconds": fitted.step_seconds,
+                    "step_processor_seconds": fitted.step_processor_seconds,
+                    "images_per_second": fitted.images_per_second,
                     "platform": jax.default_backend(),
                     "config_fingerprint": configuration.fingerprint(config),
-                    **files.step_cost(),
+                    "step_flops": fitted.step_flops,
+                    "step_bytes": fitted.step_bytes,
                     "teacher": teacher and [config.teacher.checkpoint, teacher.info.fingerprint],
                     "scores": {split: value.as_dict() for split, value in scores.items()},
                     "versions": environment.versions(),
@@ -236,18 +262,19 @@ def _train(
         interruption.check(f"the run in {files.path} is done")
 
 
-def _writers(files: Workdir, steps: int, first_step: int, label: str) -> writers.Writers:
-    """The log of the process that leads; those of the others write nothing."""
-    if not processes.leads():
-        return writers.Writers([])
+def _own_writers(
+    own: contextlib.ExitStack, files: Workdir, steps: int, first_step: int, label: str
+) -> list[Writer]:
+    """Those that every run has; `own` closes them."""
     resume_step = first_step or None
-    return writers.Writers(
-        [
-            writers.JsonLines(files.metrics, resume_step=resume_step),
-            writers.TensorBoard(files.tensorboard, resume_step=resume_step),
-            writers.Console(steps, first_step, label),
-        ]
-    )
+    made = [
+        JsonLines(files.metrics, resume_step=resume_step),
+        TensorBoard(files.tensorboard, resume_step=resume_step),
+        Console(steps, first_step, label),
+    ]
+    for writer in made:
+        own.callback(writer.close)
+    return [*made]
 
 
 def _load_teacher(config: Config, placement: Placement) -> TrainedNetwork | None:

@@ -5,6 +5,7 @@ import numpy as np
 
 from kdjax import processes
 from kdjax.config import Config
+from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, evaluate
 from kdjax.evaluation.metrics import Scores
@@ -124,7 +125,9 @@ class Scoring:
         return predict_examples(predict, self._examples, self._config.data.eval_batch_size)
 
 
-def score_given(config: Config, files: Workdir, checkpoint: str, role: Role) -> None:
+def score_given(
+    config: Config, files: Workdir, checkpoint: str, role: Role, data: SegmentationSet | None = None
+) -> None:
     """Writes the scores of a network that no run of the comparison trained, as a run's result.
 
     Nothing is done where they are there, or where it scores other classes than those of the data.
@@ -134,8 +137,9 @@ def score_given(config: Config, files: Workdir, checkpoint: str, role: Role) -> 
       files: where the result is written.
       checkpoint: the network checkpoint, or the workdir of a finished run.
       role: what it is there for, and what it is called in tables.
+      data: as `Images` takes it.
     """
-    images, placement = Images(config.data), Placement(config.mesh)
+    images, placement = Images(config.data, data), Placement(config.mesh)
     network = TrainedNetwork.load(checkpoint, dtype=config.teacher.dtype)
     if network.info.num_classes != images.num_classes:
         return

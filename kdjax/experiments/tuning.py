@@ -9,7 +9,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdjax.config import Config
 from kdjax.distillation import term
@@ -116,22 +116,22 @@ class Choice(NamedTuple):
             line += f" (at the end of what was tried of {' and '.join(edges)})"
         return line
 
+    def to_dict(self) -> dict[str, Any]:
+        """The method, what was tried with its scores, and what was taken."""
+        best = self.best()
+        return {
+            "method": self.method,
+            "tried": [
+                {**setting._asdict(), "val_miou": scores}
+                for setting, scores in zip(self.tried, self.scores, strict=True)
+            ],
+            "taken": best and best._asdict(),
+        }
+
 
 def to_json(choices: Sequence[Choice]) -> str:
     """All choices, as a comparison keeps them."""
-    return files.to_json(
-        [
-            {
-                "method": choice.method,
-                "tried": [
-                    {**setting._asdict(), "val_miou": scores}
-                    for setting, scores in zip(choice.tried, choice.scores, strict=True)
-                ],
-                "taken": (best := choice.best()) and best._asdict(),
-            }
-            for choice in choices
-        ]
-    )
+    return files.to_json([choice.to_dict() for choice in choices])
 
 
 def _percent(share: float) -> str:

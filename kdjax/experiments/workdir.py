@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-import statistics
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,8 +21,11 @@ from kdjax.reporting.results import RunSummary
 from kdjax.reporting.writers import read_metrics
 
 # The keys of a config whose values are paths, beside the `data_dir` of every set.
-PATHS = ("student.checkpoint", "student.backbone", "teacher.checkpoint", "teacher.cache")
+CHECKPOINTS = ("student.checkpoint", "student.backbone", "teacher.checkpoint")
+PATHS = (*CHECKPOINTS, "teacher.cache")
 TEACHER = "teacher.checkpoint"
+# Some of what every config has, and no config.json of another program.
+_SECTIONS = {"data", "student", "teacher", "terms", "optimizer"}
 
 SUMMARY_FIELDS = (
     "role",
@@ -62,6 +65,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.student = self.path / "student"
         self.report = self.path / "report.html"
+        self.examples = self.path / "examples.png"
 
     @contextlib.contextmanager
     def hold(self, patience: float = 0.0) -> Iterator[None]:
@@ -132,6 +136,54 @@ class Workdir:
             reason = error.strerror or str(error)
             raise UserError(f"cannot write to --workdir {self.path}: {reason}") from error
 
+    def check_clear(self, config: Config) -> None:
+        """Checks that `clear` removes a run of kdjax, and nothing that `config` begins with.
+
+        Raises:
+          UserError: naming what it would remove.
+        """
+        if not self.config.exists():
+            return
+        try:
+            there = json.loads(self.config.read_text())
+        except ValueError:
+            there = None
+        if not (isinstance(there, dict) and there.keys() >= _SECTIONS):
+            raise UserError(
+                f"{self.config} is not the config of a run; overwrite=True removes runs of kdjax "
+                "and nothing else, so choose another workdir"
+            )
+        saved.check_output(self.student)
+        here = absolute(self.path)
+        for key in CHECKPOINTS:
+            section, name = key.split(".")
+            path = config[section][name]
+            if path and here in (absolute(path), *absolute(path).parents):
+                raise UserError(
+                    f"config.{key} is {path}, of the run that overwrite=True would remove; choose "
+                    "another workdir"
+                )
+
+    def clear(self) -> None:
+        """Removes the run that `check_clear` found there, and leaves everything else.
+
+        Raises:
+          UserError: when something cannot be removed.
+        """
+        if not self.config.exists():
+            return
+        files = (self.result, self.diverged, self.report, self.examples, self.metrics)
+        folders = (self.tensorboard, self.profile, self.checkpoints, self.student)
+        # The config last: what a killed process leaves is still known to be a run.
+        for path in (*files, *folders, self.config):
+            try:
+                if path in folders and path.is_dir() and not os.path.islink(path):
+                    path.rmtree()
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
+
     def read_config(self) -> Config:
         """The config of the run that the workdir holds.
 
@@ -172,17 +224,9 @@ class Workdir:
             return math.nan
         return _number(self.read_result()["scores"][split]["miou"])
 
-    def logged_median(self, key: str) -> float:
-        """The median of what the run logged as `train/<key>`, over all its starts."""
-        return statistics.median(self._logged(f"train/{key}"))
-
-    def step_cost(self) -> dict[str, float | None]:
-        """`kdjax.training.cost.step_cost` of the run's last start; None for what it did not say."""
-        keys = ("step_flops", "step_bytes")
-        return {key: next(reversed(self._logged(f"train/{key}")), None) for key in keys}
-
-    def _logged(self, key: str) -> list[float]:
-        return [record[key] for record in read_metrics(self.metrics) if key in record]
+    def history(self) -> list[dict[str, Any]]:
+        """What the run has logged, a record for each time, oldest first."""
+        return read_metrics(self.metrics) if self.metrics.exists() else []
 
     def summary(self, split: str) -> RunSummary:
         """The finished run as tables and reports show it, with its scores on a split."""
@@ -196,7 +240,7 @@ class Workdir:
             pixel_accuracy=_number(scores["pixel_accuracy"]),
             agreement=scores["agreement"],
             class_iou=[_number(value) for value in scores["iou"]],
-            history=read_metrics(self.metrics) if self.metrics.exists() else (),
+            history=self.history(),
         )
 
     def _alike(self, key: str, there: Any, here: Any) -> bool:

@@ -305,14 +305,20 @@ def _random_keys(variables: Variables) -> dict[str, Any]:
     return {path: leaf for path, leaf in arrays.items() if is_random_key(leaf)}
 
 
-def fingerprint_in(path: epath.PathLike) -> str | None:
-    """The fingerprint of the network that `load` would read, None where there is none.
+def info_in(path: epath.PathLike) -> NetworkInfo | None:
+    """What describes the network that `load` would read, None where there is none.
 
     Raises:
       UserError: when its description is damaged, or its store does not answer.
     """
     directory = _find(path)
-    return None if directory is None else _read_info(directory / "network.json").fingerprint
+    return None if directory is None else _read_info(directory / "network.json")
+
+
+def fingerprint_in(path: epath.PathLike) -> str | None:
+    """The fingerprint of the network that `load` would read, as `info_in` finds it."""
+    info = info_in(path)
+    return info and info.fingerprint
 
 
 def _find(path: epath.PathLike) -> epath.Path | None:

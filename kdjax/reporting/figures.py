@@ -226,20 +226,27 @@ def samples(
     """Labelled images, a row each: the image, and its label in colours with the classes' names.
 
     Args:
-        examples: At least one, each of `image` `[H, W, 3]` and `label` `[H, W]`, both uint8.
-        class_names: The `K` names, of which those in the labels are shown.
+        examples: At least one, each of `image` `[H, W, 3]` and `label` `[H, W]`, both uint8;
+            further label maps by title, the same titles in each, as `predictions`.
+        class_names: The `K` names, of which those in the label maps are shown.
         palette: `[K, 3]` uint8. What is ignored is white, since grey may be a class.
     """
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(palette)] = palette
+    titles = ["label", *examples[0].get("predictions", ())]
+    maps = [[e["label"], *e.get("predictions", {}).values()] for e in examples]
     heights = [WIDTH / 2 * len(e["label"]) / e["label"].shape[1] for e in examples]
-    figure = Figure(figsize=(WIDTH, sum(heights)), dpi=160, facecolor="white", layout="constrained")
-    grid = figure.subplots(len(examples), 2, squeeze=False, height_ratios=heights)
-    for row, example in zip(grid, examples, strict=True):
-        for axes, pixels in zip(row, (example["image"], colors[example["label"]]), strict=True):
+    size = WIDTH / 2 * (1 + len(titles)), sum(heights)
+    figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
+    grid = figure.subplots(len(examples), 1 + len(titles), squeeze=False, height_ratios=heights)
+    for row, example, labels in zip(grid, examples, maps, strict=True):
+        for axes, pixels in zip(row, [example["image"], *(colors[m] for m in labels)], strict=True):
             axes.imshow(pixels)
             axes.set_axis_off()
-    present = np.unique(np.concatenate([example["label"].ravel() for example in examples])).tolist()
+    if len(titles) > 1:
+        for axes, title in zip(grid[0], ["image", *titles], strict=True):
+            axes.set_title(title, fontsize="small")
+    present = np.unique(np.concatenate([m.ravel() for labels in maps for m in labels])).tolist()
     named = {
         name: "#" + bytes(colors[i]).hex() for i, name in enumerate(class_names) if i in present
     }

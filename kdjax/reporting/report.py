@@ -1,18 +1,21 @@
 """The report of a run or of a comparison: one HTML file that needs nothing beside it."""
 
+import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 
 import jinja2
 import numpy as np
 from etils import epath
+from matplotlib.figure import Figure
 
 from kdjax.reporting import figures, intervals, tables
 from kdjax.reporting.class_gains import heat_map
 from kdjax.reporting.files import write_atomically
 from kdjax.reporting.interval_figure import interval_dots
 from kdjax.reporting.panels import COLORS, NEITHER, ONLY_PLAIN, ONLY_TAUGHT, css_color, panels
-from kdjax.reporting.results import MethodResult, Report, plain_student, teacher_of
+from kdjax.reporting.results import MethodResult, Report, RunSummary, plain_student, teacher_of
 
 # What every training step logs beside its loss terms.
 _DIAGNOSTICS = (
@@ -57,7 +60,7 @@ def _render(report: Report) -> str:
         plain.method if plain and taught else None,
     )
     gains, many = heat_map(report), len(methods) > _MANY
-    terms = _charts(methods, _loss_terms(report), colors)
+    terms = _charts(methods, _loss_terms(report.runs), colors)
     return _TEMPLATES.get_template("report.html").render(
         report=report,
         headline=_headline(report, methods),
@@ -70,7 +73,7 @@ def _render(report: Report) -> str:
         losses_folded=many,
         diagnostics=[
             *(terms if many else []),
-            *_charts(methods, [*_DIAGNOSTICS, *_term_diagnostics(report)], colors),
+            *_charts(methods, [*_DIAGNOSTICS, *_term_diagnostics(report.runs)], colors),
         ],
         heat_map=gains,
         class_charts=[] if gains else _class_charts(report.class_names, methods, colors),
@@ -104,6 +107,24 @@ def write_results(directory: epath.PathLike, report: Report) -> None:
         text += "\n" + "".join(f"- {line}\n" for line in report.remarks)
     write_atomically(directory / "results.md", text)
     write_atomically(directory / "results.csv", tables.csv_table(report))
+
+
+def run_figures(run: RunSummary, class_names: Sequence[str]) -> dict[str, Figure]:
+    """The charts of a single run by title: mIoU on val, the loss and its terms, IoU by class."""
+    methods = [MethodResult(method=run.method, role=run.role, runs=[run])]
+    colors = figures.method_colors([run.method])
+    names = dict.fromkeys(("val/miou", "train/loss", *_loss_terms([run])))
+    drawn = dict(_curves(methods, list(names), colors))
+    bars = figures.class_iou_bars({run.method: run.class_iou}, class_names, colors)
+    return drawn | {"IoU by class (%)": bars}
+
+
+def examples_png(report: Report) -> bytes:
+    """The examples of a report as a picture: image, label and predictions, a row each."""
+    examples = [dataclasses.asdict(example) for example in report.examples]
+    buffer = io.BytesIO()
+    figures.samples(examples, report.class_names, report.palette).savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
@@ -141,20 +162,20 @@ def _legend(report: Report) -> list[tuple[str, str]]:
     return colors
 
 
-def _loss_terms(report: Report) -> list[str]:
+def _loss_terms(runs: Sequence[RunSummary]) -> list[str]:
     """The loss and its terms."""
     others = {*_DIAGNOSTICS, *_NOT_DRAWN}
-    return [n for n in _logged(report) if n.count("/") == 1 and n not in others]
+    return [n for n in _logged(runs) if n.count("/") == 1 and n not in others]
 
 
-def _term_diagnostics(report: Report) -> list[str]:
+def _term_diagnostics(runs: Sequence[RunSummary]) -> list[str]:
     """What terms log beside their values, as `train/nfd/dead_teacher_channels`."""
-    return [name for name in _logged(report) if name.count("/") > 1]
+    return [name for name in _logged(runs) if name.count("/") > 1]
 
 
-def _logged(report: Report) -> list[str]:
+def _logged(runs: Sequence[RunSummary]) -> list[str]:
     """The names of what training steps log, in the order in which the runs do."""
-    names = dict.fromkeys(name for run in report.runs for record in run.history for name in record)
+    names = dict.fromkeys(name for run in runs for record in run.history for name in record)
     return [name for name in names if name.startswith("train/")]
 
 
@@ -208,7 +229,18 @@ def _charts(
     limits: tuple[float, float] | None = None,
 ) -> list[tuple[str, str]]:
     """Title and `<svg>` of each metric that some run has logged."""
-    charts = []
+    drawn = _curves(methods, names, colors, limits)
+    return [(title, figures.svg(figure)) for title, figure in drawn]
+
+
+def _curves(
+    methods: Sequence[MethodResult],
+    names: Sequence[str],
+    colors: Mapping[str, str],
+    limits: tuple[float, float] | None = None,
+) -> list[tuple[str, Figure]]:
+    """Title and figure of each metric that some run has logged."""
+    drawn = []
     for name in names:
         scale = 100 if name == "val/miou" else 1
         series = {
@@ -220,8 +252,8 @@ def _charts(
             title = _TITLES.get(
                 name, name.removeprefix("train/").replace("/", ": ").replace("_", " ")
             )
-            charts.append((title, figures.svg(figures.curves(series, title, colors, limits))))
-    return charts
+            drawn.append((title, figures.curves(series, title, colors, limits)))
+    return drawn
 
 
 def _class_charts(

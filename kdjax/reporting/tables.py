@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from kdjax.reporting.files import to_csv
 from kdjax.reporting.intervals import LEVEL, Estimate, gain, gap_closed
@@ -133,25 +134,25 @@ def markdown_table(report: Report) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (table.header, rule, *rows))
 
 
-def csv_table(report: Report) -> str:
-    """The table of methods with unrounded numbers: shares of one, seconds; empty where unknown."""
+def method_rows(report: Report) -> list[dict[str, Any]]:
+    """The table of methods with unrounded numbers: shares of one, seconds; None where unknown."""
     methods = report.methods()
     plain, teacher = plain_student(methods), teacher_of(methods)
-    fields = ("pixel_accuracy", "agreement", "parameters")
-    fields += ("step_flops", "step_bytes", "images_per_second", "seconds")
-    estimates = ("vs_plain", "own_effect", "gap_closed")
-    intervals = [f"{name}{end}" for name in estimates for end in _ENDS]
-    rows: list[list[str | float | None]] = [
-        ["method", "role", "seeds", "miou", "miou_deviation", *intervals, *fields]
-    ]
+    rows = []
     for result in methods:
         numbers = [result.miou, result.miou_deviation]
         numbers += [*gain(result, plain), *gain(result, report.base(result))]
         numbers += gap_closed(result, plain, teacher)
-        numbers += [result.mean(field) for field in fields]
-        known = [None if number is None else float(number) for number in numbers]
-        rows.append([result.method, result.role, len(result.runs), *known])
-    return to_csv(rows)
+        numbers += [result.mean(field) for field in _MEANS]
+        known = [None if x is None or math.isnan(x) else float(x) for x in numbers]
+        cells = (result.method, result.role, len(result.runs), *known)
+        rows.append(dict(zip(_COLUMNS, cells, strict=True)))
+    return rows
+
+
+def csv_table(report: Report) -> str:
+    """`method_rows` under their header; empty where unknown."""
+    return to_csv([_COLUMNS, *([*row.values()] for row in method_rows(report))])
 
 
 def miou_text(result: MethodResult) -> str:
@@ -171,7 +172,16 @@ def estimate_text(estimate: Estimate, form: str) -> str:
     return texts[0] + (f" [{texts[1]}, {texts[2]}]" if len(texts) > 1 else "")
 
 
-_ENDS = ("", "_low", "_high")
+_MEANS = (
+    *("pixel_accuracy", "agreement", "parameters"),
+    *("step_flops", "step_bytes", "images_per_second", "seconds"),
+)
+_ESTIMATES = [
+    f"{name}{end}"
+    for name in ("vs_plain", "own_effect", "gap_closed")
+    for end in ("", "_low", "_high")
+]
+_COLUMNS = ("method", "role", "seeds", "miou", "miou_deviation", *_ESTIMATES, *_MEANS)
 
 
 def _table(rows: Sequence[dict[str, Cell]], roles: Sequence[str]) -> Table:

@@ -1,6 +1,5 @@
 """Where the numbers and pictures of a running training go: a file, TensorBoard, the terminal."""
 
-import contextlib
 import io
 import json
 import sys
@@ -11,7 +10,7 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
+from tqdm import auto, tqdm
 
 from kdjax.errors import UserError
 from kdjax.paths import is_remote
@@ -29,7 +28,7 @@ class Writer(Protocol):
     """Something that takes the scalars and pictures of a step.
 
     Scalars are named `group/name`. The group `train` is what a training step yields; any other
-    group, such as `val`, is the result of an evaluation.
+    group, such as `val`, is the result of an evaluation. Whoever makes a writer also closes it.
     """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -40,13 +39,24 @@ class Writer(Protocol):
         """Records pictures by name, uint8 `[H, W, 3]`."""
         ...
 
-    def close(self) -> None:
-        """Writes out what is still held back."""
-        ...
+
+def check_writers(writers: Sequence[Any]) -> None:
+    """Requires that each is a `Writer`.
+
+    Raises:
+        UserError: naming the first that is none, and the method that it lacks.
+    """
+    for place, writer in enumerate(writers):
+        for method in ("scalars", "images"):
+            if not callable(getattr(writer, method, None)):
+                raise UserError(
+                    f"writers[{place}] is a {type(writer).__name__} without the method {method}; a "
+                    "writer has scalars(step, values) and images(step, images)"
+                )
 
 
 class Writers:
-    """Hands everything to each of several writers."""
+    """Hands everything to each of several writers, in their order."""
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
@@ -60,12 +70,6 @@ class Writers:
         """Records pictures by name, uint8 `[H, W, 3]`."""
         for writer in self._writers:
             writer.images(step, images)
-
-    def close(self) -> None:
-        """Closes every writer, also when one of them fails."""
-        with contextlib.ExitStack() as stack:
-            for writer in reversed(self._writers):
-                stack.callback(writer.close)
 
 
 class JsonLines:
@@ -204,8 +208,8 @@ class TensorBoard:
 class Console:
     """The training as a progress bar, and each evaluation as a line above it.
 
-    Where the stream is not a terminal (a log file, a batch system) every call prints a plain line
-    and no bar is drawn.
+    In a notebook the bar is the notebook's own. Where the stream is neither a terminal nor a
+    notebook (a log file, a batch system) every call prints a plain line and no bar is drawn.
 
     Args:
         total_steps: The step at which the training ends.
@@ -222,18 +226,19 @@ class Console:
         stream: TextIO | None = None,
     ):
         self._stream = stream or sys.stdout
-        self._terminal = self._stream.isatty()
+        notebook = stream is None and _in_notebook()
+        self._drawn = notebook or self._stream.isatty()
         self._started = time.monotonic()
         # Step and time of the first report, which compilation delays.
         self._first: tuple[int, float] | None = None
         bar = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
         line = "{desc}: step {n_fmt}/{total_fmt}{postfix}"
-        self._bar = tqdm(
+        self._bar = (auto.tqdm if notebook else tqdm)(
             total=total_steps,
             initial=start_step,
             desc=description,
-            bar_format=bar if self._terminal else line,
-            file=self._stream if self._terminal else io.StringIO(),
+            bar_format=bar if self._drawn else line,
+            file=self._stream if self._drawn else io.StringIO(),
             dynamic_ncols=True,
         )
 
@@ -248,7 +253,7 @@ class Console:
         self._bar.n = step
         words = [form.format(values[key]) for key, form in shown.items() if key in values]
         self._bar.set_postfix_str(", ".join([*words, *self._times(step)]))
-        if not self._terminal:
+        if not self._drawn:
             self._print(str(self._bar))
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -261,7 +266,7 @@ class Console:
     def _times(self, step: int) -> Iterator[str]:
         """Time since the start, in a log, and time left at the mean rate since the first report."""
         now = time.monotonic()
-        if not self._terminal:
+        if not self._drawn:
             yield f"{tqdm.format_interval(now - self._started)} elapsed"
         if self._first is None:
             self._first = step, now
@@ -274,6 +279,13 @@ class Console:
     def _print(self, line: str) -> None:
         tqdm.write(line, file=self._stream)  # lifts the bar, prints, and draws it again
         self._stream.flush()
+
+
+def _in_notebook() -> bool:
+    """Whether cells of a notebook run here, as `tqdm.auto` finds it out."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def _json_line(step: int, values: Mapping[str, float]) -> str:

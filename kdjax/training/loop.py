@@ -2,8 +2,9 @@
 
 import collections
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -32,6 +33,27 @@ class Log(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...  # noqa: D102
 
 
+class Fitted(NamedTuple):
+    """What a training came to.
+
+    Attributes:
+      state: the state after the last step.
+      step_seconds: of a step, the median of what was logged; None where nothing was.
+      step_processor_seconds: of all of this process's threads on the processor; likewise.
+      images_per_second: likewise.
+      step_flops: of a step on all devices, as `kdjax.training.cost.step_cost` says; None where no
+        step was done, or it is not known.
+      step_bytes: what a device holds during a step; likewise.
+    """
+
+    state: TrainState
+    step_seconds: float | None
+    step_processor_seconds: float | None
+    images_per_second: float | None
+    step_flops: float | None
+    step_bytes: float | None
+
+
 def fit(
     state: TrainState,
     teacher_state: Any,
@@ -50,8 +72,9 @@ def fit(
     checkpoints: Checkpoints,
     interruption: Interruption,
     profile: Profile | None = None,
-) -> TrainState:
-    """Trains from `first_step` to `steps` and returns the last state.
+    earlier: Sequence[Mapping[str, float | None]] = (),
+) -> Fitted:
+    """Trains from `first_step` to `steps`.
 
     Every `eval_every` steps and at the end, the state is evaluated first and then saved with its
     mIoU. A run that continues from a checkpoint of such a step without a mIoU was stopped in that
@@ -77,6 +100,10 @@ def fit(
       checkpoints: where the state is saved.
       interruption: says when to save and stop.
       profile: traces some of the steps.
+      earlier: what earlier starts of the run gave to their `log`; the figures are of all of them.
+
+    Returns:
+      The last state, and what a step took.
 
     Raises:
       Diverged: at the first step with a metric that is not finite, naming step and metric.
@@ -91,6 +118,7 @@ def fit(
     pending: collections.deque[tuple[int, Metrics]] = collections.deque()
     window: list[dict[str, float]] = []
     cost: dict[str, float] = {}
+    logged: list[Mapping[str, float | None]] = list(earlier)
 
     def settle(limit: int) -> None:
         while len(pending) > limit:
@@ -136,14 +164,27 @@ def fit(
         if step % log_every == 0 or step == steps:
             settle(0)
             means = {f"train/{key}": float(np.mean([m[key] for m in window])) for key in metrics}
-            log.scalars(step, means | clock.read() | cost)
+            line = means | clock.read() | cost
+            logged.append(line)
+            log.scalars(step, line)
             window.clear()
             cost = {}
         if scored_at(step):
             score(step)
         elif checkpoint_every and step % checkpoint_every == 0:
             save(step)
-    return state
+
+    def found(key: str) -> list[float]:
+        values = [line.get(f"train/{key}") for line in logged]
+        return [value for value in values if value is not None]
+
+    medians = ("step_seconds", "step_processor_seconds", "images_per_second")
+    return Fitted(
+        state,
+        **{key: statistics.median(found(key)) if found(key) else None for key in medians},
+        # Of the last start.
+        **{key: next(reversed(found(key)), None) for key in ("step_flops", "step_bytes")},
+    )
 
 
 def _stopped(step: int) -> Preempted:

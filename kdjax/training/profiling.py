@@ -49,20 +49,25 @@ class Profile:
             jax.profiler.stop_trace()
 
 
-def steps_of(text: str, steps: int) -> tuple[int, int]:
-    """Reads START:STOP.
-
-    Args:
-      text: the value of --profile.
-      steps: of the run.
+def steps_of(text: str) -> tuple[int, int]:
+    """Reads START:STOP, the value of --profile.
 
     Raises:
-      UserError: when it is no such pair, or not within the run.
+      UserError: when it is no such pair.
     """
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if match is None:
         raise UserError(f'--profile is "{text}"; give the first and the last step, as 20:25')
-    start, stop = int(match.group(1)), int(match.group(2))
+    return int(match.group(1)), int(match.group(2))
+
+
+def check_steps(start: int, stop: int, steps: int) -> None:
+    """Requires that steps to trace are within a run of so many.
+
+    Raises:
+      UserError: when they are not.
+    """
     if not 1 <= start <= stop <= steps:
-        raise UserError(f"--profile is {text}; give steps from 1 to {steps}, the first one first")
-    return start, stop
+        raise UserError(
+            f"--profile is {start}:{stop}; give steps from 1 to {steps}, the first one first"
+        )
