@@ -210,7 +210,12 @@ def checked(config: Config | str | os.PathLike[str], data: Any = None) -> Config
       UserError: when a value makes no sense, or the file cannot be read.
     """
     if isinstance(config, str | os.PathLike):
-        config = config_file.read(os.fspath(config)).lock()
+        path = os.fspath(config)
+        config = config_file.read(path).lock()
+        try:
+            validate(config)
+        except WrongValue as error:
+            raise UserError(f"{config_file.place(path, error.key)}{error}") from None
     validate(config)
     copy = config.copy_and_resolve_references()
     if data is not None:
