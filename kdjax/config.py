@@ -222,10 +222,15 @@ def checked(config: Config | str | os.PathLike[str], data: Any = None) -> Config
     Raises:
       UserError: when a value makes no sense, or the file cannot be read.
     """
-    if isinstance(config, str | os.PathLike):
-        config = config_file.read(os.fspath(config)).lock()
-    validate(config)
-    copy = config.copy_and_resolve_references()
+    path = os.fspath(config) if isinstance(config, str | os.PathLike) else None
+    asked: Config = config if path is None else config_file.read(path).lock()
+    try:
+        validate(asked)
+    except WrongValue as error:
+        if path is None:
+            raise
+        raise UserError(f"{config_file.place(path, error.key)}{error}") from None
+    copy = asked.copy_and_resolve_references()
     if data is not None:
         if not isinstance(getattr(data, "name", None), str):
             raise UserError(f"data is a {type(data).__name__}; it must be a kdjax.data.Dataset")

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import kdjax
+from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.errors import UserError
 from kdjax.experiments.workdir import Workdir
@@ -163,6 +164,19 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path):
     fails("--profile is 3:9; give steps from 1 to 4", profile=(3, 9))
     config.steps = 0
     fails("config.steps is 0; it must be positive")
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from kdjax import default_config\ndef get_config():\n    config = default_config()\n"
+        "    config.steps = 0\n    return config\n"
+    )
+    fails(r"own.py, line 4: config.steps is 0; it must be positive", own)
+
+
+def test_what_a_caller_changes_later_does_not_reach_a_run(config):
+    copy = configuration.checked(config)
+    config.steps, config.terms.augmented.weight = 7, 7.0
+    assert (copy.steps, copy.terms.augmented.weight) == (4, 1.0)
+    assert copy.is_locked
 
 
 def test_an_object_cannot_reach_other_processes(config, tmp_path):

@@ -302,7 +302,7 @@ def test_a_score_that_is_damaged_is_made_again(finished, tmp_path, content):
     assert Checkpoints(tmp_path / "run", {"teacher": "abc"}).best_step == 6
 
 
-def test_checkpoints_between_evaluations_bound_what_a_kill_costs(tmp_path):
+def test_checkpoints_between_evaluations_bound_what_a_kill_costs(tmp_path, caplog):
     def die(step):
         if step == 2:
             raise RuntimeError
@@ -311,6 +311,7 @@ def test_checkpoints_between_evaluations_bound_what_a_kill_costs(tmp_path):
         run_loop(tmp_path, checkpoint_every=1, before_evaluation=die)
     checkpoints = Checkpoints(tmp_path, {"teacher": "abc"})
     assert (checkpoints.latest_step, checkpoints.best_step) == (1, None)
+    assert "metrics" not in caplog.text
 
 
 def test_a_clock_that_jumps_changes_nothing(finished, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,10 @@ from kdjax.training.state import TrainState
 BEST_METRIC = "miou"
 # The one before the latest is there for when the latest turns out to be damaged.
 LATEST = 2
+# Those between evaluations have no score, of which Orbax warns each time; in a notebook it shows.
+logging.getLogger("absl").addFilter(
+    lambda record: "did not provide metrics" not in record.getMessage()
+)
 
 
 class Damaged(UserError):
