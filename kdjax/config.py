@@ -8,14 +8,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from kdjax import config_file, ranges
+from kdjax import config_file, names, ranges
 from kdjax.distillation import make_loss
 from kdjax.distillation import term as term
 from kdjax.errors import UserError
@@ -30,17 +30,22 @@ Config = Any
 
 
 def network(
-    name: str = "", *, width: int = 64, dtype: str = "float32", **options: Any
+    name: str | Callable[..., Any] = "",
+    *,
+    width: int = 64,
+    dtype: str = "float32",
+    **options: Any,
 ) -> dict[str, Any]:
     """A network by name, as `config.student` and `config.teacher` hold it.
 
     Args:
-      name: of `kdjax.models`, or "package.module:factory" of one of your own.
+      name: of `kdjax.models`, or "package.module:factory" of one of your own, or that itself.
       width: channels of the first stage; 64 is the published network.
       dtype: compute dtype.
       **options: further arguments of the factory.
     """
-    return {"name": name, "width": width, "dtype": dtype, "options": options}
+    named = names.name_of("network", name)
+    return {"name": named, "width": width, "dtype": dtype, "options": options}
 
 
 def extra_set(

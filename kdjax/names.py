@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from kdjax.errors import UserError
 from kdjax.ranges import WrongValue
 from kdjax.suggest import nearest
 
 SEPARATOR = ":"
+MAIN = "__main__"
 
 
 def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) -> Any:
@@ -51,6 +53,9 @@ def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) 
             found = getattr(found, part)
         except AttributeError:
             known = [known for known in vars(found) if not known.startswith("_")]
+            if module == MAIN:
+                reason = "which a notebook or a script defined: put it into a module of its own"
+                raise WrongValue(asked_by, f'names the {kind} "{name}", {reason}') from None
             raise WrongValue(
                 asked_by,
                 f'names the {kind} "{name}": {module} has no "{attribute}"; {nearest(part, known)}',
@@ -130,14 +135,27 @@ def make_importable(folder: pathlib.Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, inherited))
 
 
-def name_of(value: Any) -> str | None:
-    """Returns the name that `resolve` finds a function or class by; None where there is none.
+def name_of(kind: str, value: str | Callable[..., Any]) -> str:
+    """Returns the name that `resolve` finds something by: a name is its own.
 
-    What was defined in a function or a notebook has none: another process could not import it.
+    What is defined in a notebook or a script is "__main__:attribute", which is found as long as
+    that runs, and by no other process.
+
+    Args:
+      kind: what is named, for messages.
+      value: a name, or a function or class at the top of a module.
+
+    Raises:
+      UserError: for what has no name, as a lambda, or what a function returned.
     """
+    if isinstance(value, str):
+        return value
     module, attribute = getattr(value, "__module__", None), getattr(value, "__qualname__", "<")
-    if module in (None, "__main__") or "<" in attribute:
-        return None
+    if module is None or "<" in attribute:
+        raise UserError(
+            f"the {kind} {value!r} has no name that a config could hold: define a function or a "
+            "class at the top of a module, or of a notebook"
+        )
     return f"{module}{SEPARATOR}{attribute}"
 
 

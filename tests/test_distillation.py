@@ -143,7 +143,7 @@ class TestOwnLosses:
         class Local(distillation.Loss):
             pass
 
-        with pytest.raises(UserError, match="other processes could not import it"):
+        with pytest.raises(UserError, match="has no name that a config could hold"):
             term(Local)
 
 

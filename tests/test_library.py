@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
+import own_networks
 import pytest
 import tiny_run
 from ml_collections import ConfigDict
@@ -316,3 +317,32 @@ def test_a_notebook_gets_a_bar(monkeypatch, capsys):
     assert out.count("\r") > 2
     assert out.count("\n") == 2
     assert "train: step 20, val mIoU 50.00 %\n" in out
+
+
+def test_a_network_of_a_notebooks_own(config, tmp_path, monkeypatch):
+    """What a cell defines trains there, and says elsewhere why it cannot be found."""
+    main = sys.modules["__main__"]
+
+    class Cell(own_networks.Plain):
+        __module__, __qualname__ = "__main__", "Cell"
+
+    monkeypatch.setattr(main, "Cell", Cell, raising=False)
+    config.student.auxiliary, config.steps = True, 2
+    with config.unlocked():
+        config.student.update(configuration.network(Cell, channels=4))
+        config.terms = ConfigDict()
+    result = kdjax.train(config, tmp_path / "run")
+    labels = result.student.predict(np.zeros((16, 24, 3), np.uint8))
+    assert labels.shape == (16, 24)
+    assert result.student.info.name == "__main__:Cell"
+    with config.unlocked():
+        config.compare.methods.plain = ConfigDict()
+        config.teacher.name = "tiny"
+    with pytest.raises(UserError, match=r"a notebook or a script defines.* put it into a module"):
+        kdjax.compare(config, tmp_path / "compared", parallel=2)
+    assert not (tmp_path / "compared").exists()
+    monkeypatch.delattr(main, "Cell")
+    with pytest.raises(UserError, match=r"network\.json.*Cell.* defined: put it into a module"):
+        kdjax.load(tmp_path / "run")
+    with pytest.raises(UserError, match="has no name that a config could hold"):
+        configuration.network(lambda num_classes: None)

@@ -42,12 +42,7 @@ def term(loss: str | type[Loss] | Callable[..., Any], **options: Any) -> dict[st
     Raises:
       UserError: for an unknown loss or option, with the nearest one.
     """
-    name = loss if isinstance(loss, str) else names.name_of(loss)
-    if name is None:
-        raise UserError(
-            f"{getattr(loss, '__qualname__', loss)} cannot be named in a config, since other "
-            "processes could not import it: define it at the top of a module"
-        )
+    name = names.name_of("loss", loss)
     kind = _class_of("term", name)
     _check_options("term", name, kind, options)
     return {"loss": name, **_defaults(kind), **options}

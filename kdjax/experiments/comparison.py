@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax import processes, ranges
+from kdjax import names, processes, ranges
 from kdjax.config import Config, check_seed, default, validate
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
@@ -76,6 +76,11 @@ def compare(
         raise UserError(
             "data is an object, which the processes of parallel runs cannot be given; name it in "
             'config.data.name, as "package.module:attribute", or leave parallel at 1'
+        )
+    if parallel > 1 and f"{names.MAIN}{names.SEPARATOR}" in config.to_json_best_effort():
+        raise UserError(
+            "the config names what a notebook or a script defines, which the processes of parallel "
+            "runs cannot import; put it into a module of its own, or leave parallel at 1"
         )
     root = Workdir(workdir)
     with root.hold():
