@@ -18,7 +18,7 @@ from kdjax.distillation import Distiller
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import TrainedNetwork
-from kdjax.experiments.teacher_cache import TeacherCache
+from kdjax.experiments.teacher_cache import NetworkScores, TeacherCache
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
 from kdjax.training import cached_scores
@@ -36,7 +36,9 @@ def main(argv: list[str]) -> None:
     del argv
     config = configuration.from_flag(CONFIG)
     teacher = TrainedNetwork.load(config.teacher.checkpoint)
-    scores = TeacherCache(config, Images(config.data), teacher, NO_TERMS).open("views")
+    images = Images(config.data)
+    said = NetworkScores(config, images, teacher)
+    scores = TeacherCache(config, images, said, NO_TERMS).open("views")
 
     @jax.jit
     def compare(batch):

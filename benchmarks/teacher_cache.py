@@ -30,7 +30,7 @@ from kdjax.experiments.images import Images
 from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.score_files import ScoreFiles
 from kdjax.experiments.students import make_student
-from kdjax.experiments.teacher_cache import TeacherCache
+from kdjax.experiments.teacher_cache import NetworkScores, TeacherCache
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Side
@@ -61,7 +61,8 @@ def main(argv: list[str]) -> None:
             name = f"cache, {keep or 'all'} scores"
             config.teacher.cache = str(pathlib.Path(folder) / str(keep))
             config.teacher.cache_classes = keep
-            scores = TeacherCache(config, images, teacher, distiller).open(name)
+            said = NetworkScores(config, images, teacher)
+            scores = TeacherCache(config, images, said, distiller).open(name)
             calls[name] = step_call(config, images, None, distiller, scores)
             print(f"{name}: {1e3 * reading(config, images, scores):.2f} ms to read a batch's\n")
         seconds = rounds.timed(calls, ROUNDS.value)

@@ -129,6 +129,9 @@ def default() -> Config:
     # A directory on disk for the teacher's scores on the whole training images, at scale 1 and in
     # their own colours. Made at first use; no step runs the teacher then. Empty: it runs.
     config.teacher.cache = ""
+    # A directory of the class scores of a teacher that ran elsewhere, a .npy or .safetensors file
+    # for every training image: the cache is made from these, and no teacher network is needed.
+    config.teacher.logits = ""
     config.teacher.cache_classes = 0  # highest scores kept of each cell, beside one for the rest
     config.teacher.min_miou = 0.0  # refuse a teacher below this on the validation split
 
@@ -251,7 +254,8 @@ def to_json(config: Config) -> str:
 def fingerprint(config: Config) -> str:
     """Twelve hexadecimal digits that change with what is done, and not with where files lie."""
     values = json.loads(config.to_json_best_effort())
-    del values["teacher"]["checkpoint"], values["teacher"]["cache"]
+    for key in ("checkpoint", "cache", "logits"):
+        del values["teacher"][key]
     del values["student"]["checkpoint"], values["student"]["backbone"]
     for data in (values["data"], *values["data"]["mixture"].values()):
         del data["data_dir"]
@@ -385,6 +389,8 @@ def validate(config: Config) -> None:
             "and config.student.backbone are both set; the former brings a backbone with it, so "
             "leave one of them empty",
         )
+    if config.teacher.logits:
+        _check_logits(config.teacher)
     _check_optimizer(config)
     if config.optimizer.warmup_steps > config.steps:
         raise WrongValue(
@@ -435,6 +441,23 @@ def _check_terms(where: str, terms: Any) -> None:
         raise WrongValue(where, f"is {terms!r}; it must be a dict of terms by name")
     for name, entry in terms.items():
         make_loss(f"{where}.{name}", entry)
+
+
+def _check_logits(teacher: Config) -> None:
+    key = "config.teacher.logits"
+    if teacher.checkpoint:
+        raise WrongValue(
+            key, "and config.teacher.checkpoint are both set; only one teaches, so leave one empty"
+        )
+    if not teacher.cache:
+        raise WrongValue(
+            key, "is set: name the directory that is made from these files in config.teacher.cache"
+        )
+    if teacher.min_miou:
+        raise WrongValue(
+            "config.teacher.min_miou",
+            f"cannot be asked of {key}, which says nothing of the validation split; set it to 0",
+        )
 
 
 def _check_optimizer(config: Config) -> None:

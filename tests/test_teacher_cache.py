@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
+from safetensors.numpy import save_file
 
 from kdjax import config as configuration
 from kdjax import models, processes
@@ -18,10 +19,13 @@ from kdjax.data import sets
 from kdjax.errors import UserError
 from kdjax.experiments import score_files
 from kdjax.experiments.feeding import feed
+from kdjax.experiments.given_logits import GivenLogits
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.run import train
-from kdjax.experiments.teacher_cache import TeacherCache
+from kdjax.experiments.teacher_cache import NetworkScores, TeacherCache
+from kdjax.experiments.workdir import Workdir
+from kdjax.library.comparing import compare
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import resize
 from kdjax.models.preprocessing import IMAGENET, MEAN_ONLY
@@ -66,7 +70,13 @@ def teachers(tmp_path_factory):
     ):
         net = models.create("tiny", num_classes=CLASSES, width=6, rngs=nnx.Rngs(seed))
         info = saved.NetworkInfo(
-            "tiny", CLASSES, 6, True, ("c",) * CLASSES, ((0, 0, 0),) * CLASSES, preprocessing
+            "tiny",
+            CLASSES,
+            6,
+            True,
+            ("c",) * CLASSES,
+            ((0, 0, 0),) * CLASSES,
+            preprocessing=preprocessing,
         )
         saved.save(root / name, info, NNXNetwork.of(net)[1])
     return root
@@ -106,7 +116,8 @@ def opened(config):
         num_classes=CLASSES,
     )
     assert distiller is not None
-    return TeacherCache(config, images, teacher, distiller), images
+    scores = NetworkScores(config, images, teacher)
+    return TeacherCache(config, images, scores, distiller), images
 
 
 def losses_of(config, workdir):
@@ -323,19 +334,19 @@ def test_nothing_is_written_for_a_cache_that_is_refused(config, teachers, tmp_pa
 
 def test_half_a_cache_is_none(config, tmp_path, monkeypatch):
     cache, _ = opened(config)
-    real = TeacherCache._maps
+    real = NetworkScores.maps
 
-    def breaks(self):
-        for count, item in enumerate(real(self)):
+    def breaks(self, keep):
+        for count, item in enumerate(real(self, keep)):
             if count == 4:
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr(TeacherCache, "_maps", breaks)
+    monkeypatch.setattr(NetworkScores, "maps", breaks)
     with pytest.raises(KeyboardInterrupt):
         cache.open("test")
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(TeacherCache, "_maps", real)
+    monkeypatch.setattr(NetworkScores, "maps", real)
     # What a killed process leaves behind.
     (tmp_path / ".cache.unfinished").mkdir()
     (tmp_path / ".cache.unfinished" / "cache.json").write_text("{")
@@ -382,17 +393,131 @@ def test_the_leading_process_makes_it_for_the_others(config, monkeypatch):
 def test_runs_at_once_make_it_once(config, monkeypatch, capsys):
     """The second one waits for the first, says for whom, and takes what that made."""
     (first, _), (second, _) = opened(config), opened(config)
-    real, calls = TeacherCache._maps, []
+    real, calls = NetworkScores.maps, []
     waiter = threading.Thread(target=second.open, args=("second",))
 
-    def slowly(self):
+    def slowly(self, keep):
         calls.append(self)
         waiter.start()
         while "waits" not in capsys.readouterr().out:
             time.sleep(0.05)
-        yield from real(self)
+        yield from real(self, keep)
 
-    monkeypatch.setattr(TeacherCache, "_maps", slowly)
+    monkeypatch.setattr(NetworkScores, "maps", slowly)
     first.open("first")
     waiter.join()
-    assert calls == [first]
+    assert calls == [first._scores]
+
+
+@pytest.fixture
+def logits(config, data_dirs, tmp_path):
+    """What the teacher says of the training images, in files of both kinds, and its classes."""
+    config.data.data_dir = data_dirs["varied"]
+    folder = tmp_path / "logits"
+    folder.mkdir()
+    images = Images(config.data)
+    teacher = TrainedNetwork.load(config.teacher.checkpoint)
+    (folder / "classes.txt").write_text("\n".join(images.class_names) + "\n")
+    for number, (name, example) in enumerate(
+        zip(images.names("train"), images._source.decoded(), strict=True)
+    ):
+        pixels = teacher.info.preprocessing(example["image"][None])
+        output, _ = teacher.network.apply(teacher.variables, pixels, train=False, key=None)
+        found = np.asarray(output.logits[0])
+        if number % 2:
+            save_file({"logits": found, "other": found[:1]}, folder / f"{name}.safetensors")
+        else:
+            np.save(folder / f"{name}.npy", found)
+    return folder
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+def test_logits_from_elsewhere_teach_as_their_network_does(config, logits, tmp_path, keep):
+    config.teacher.cache_classes = keep
+    network = losses_of(config, tmp_path / "network")
+    config.teacher.checkpoint, config.teacher.logits = "", str(logits)
+    config.teacher.cache = str(tmp_path / "made")
+    np.testing.assert_allclose(losses_of(config, tmp_path / "given"), network, rtol=1e-4)
+    path, fingerprint = Workdir(tmp_path / "given").read_result()["teacher"]
+    assert (path, len(fingerprint)) == (str(logits), 16)
+    # Of other logits nothing is continued, and nothing of the cache is taken.
+    name = next(iter(sorted(logits.glob("*.npy"))))
+    np.save(name, np.load(name) + 1)
+    with pytest.raises(UserError, match=rf"of another run \(teacher logits {fingerprint} there"):
+        losses_of(config, tmp_path / "again")
+    config.terms.cwd.teacher = "stage4"
+    with pytest.raises(UserError, match=r'cwd\.teacher: the teacher has no map "stage4"; it has'):
+        losses_of(config, tmp_path / "again")
+
+
+def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
+    config.update({"steps": 1, "eval_every": 1})
+    config.teacher.checkpoint, config.teacher.logits = "", str(logits)
+    config.compare.equal_time = False
+    with config.unlocked():
+        config.terms = ConfigDict()
+        config.compare.methods = ConfigDict(
+            {"plain": {}, "cwd": {"cwd": configuration.term("cwd")}}
+        )
+        config.compare.seeds = (0,)
+    compared = compare(config, tmp_path / "compared")
+    assert {row["method"] for row in compared.table} == {"plain student", "cwd"}
+    assert not compared.students["plain student"].files.read_config().teacher.logits
+    assert "logits from elsewhere teach tiny" in compared.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"4": None},
+            r"4\.npy \(or \.safetensors\) is missing: config\.teacher\.logits",
+        ),
+        (
+            {"4": (CLASSES, 6, 8)},
+            r"4\.npy is \[4, 6, 8\], with the classes first; .*moveaxis",
+        ),
+        ({"4": (6, 8, 5)}, r"4\.npy is \[6, 8, 5\], of 5 classes; it must be .* \[h, w, 4\]"),
+        ({"4": (1, 6, 8, CLASSES)}, r"4\.npy is float32 \[1, 6, 8, 4\]; it must be"),
+        (
+            {"4": np.zeros((6, 8, CLASSES), int)},
+            r"4\.npy is int64 \[6, 8, 4\]; it must be",
+        ),
+        ({"4": b"nothing"}, r"4\.npy cannot be read: "),
+        ({"3": (6, 8, CLASSES)}, r"3\.npy and 3\.safetensors are both there; remove one"),
+        ({"classes.txt": None}, r"classes\.txt cannot be read \(No such file.*a line each"),
+        (
+            {"classes.txt": "class_0\nclass_2\n"},
+            r"other classes .*class 1 is \"class_2\" there and \"class_1\"",
+        ),
+        ({"4": np.full((6, 8, CLASSES), np.nan, "f")}, r"4\.npy holds values that are not finite"),
+    ],
+)
+def test_logits_that_do_not_fit_are_named(config, logits, changes, message):
+    for name, value in changes.items():
+        path = logits / (name if "." in name else f"{name}.npy")
+        if value is None:
+            path.unlink()
+        elif isinstance(value, str):
+            path.write_text(value)
+        elif isinstance(value, bytes):
+            path.write_bytes(value)
+        else:
+            np.save(path, np.zeros(value, "f") if isinstance(value, tuple) else value)
+    with pytest.raises(UserError, match=message):
+        list(GivenLogits(str(logits), Images(config.data), "train").maps(0))
+
+
+def test_what_logits_do_not_go_with(config, tmp_path):
+    config.teacher.logits = str(tmp_path / "logits")
+    with pytest.raises(UserError, match=r"logits and config\.teacher\.checkpoint are both set"):
+        configuration.validate(config)
+    config.teacher.checkpoint = ""
+    with pytest.raises(UserError, match=r"teacher\.logits is .*, which is no directory"):
+        losses_of(config, tmp_path / "run")
+    config.teacher.min_miou = 0.5
+    with pytest.raises(UserError, match=r"min_miou cannot be asked of config\.teacher\.logits"):
+        configuration.validate(config)
+    config.teacher.update({"min_miou": 0.0, "cache": ""})
+    with pytest.raises(UserError, match=r"teacher\.logits is set: name the directory"):
+        configuration.validate(config)

@@ -176,9 +176,10 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
             "config.compare.learning_rates and weight_decays are tried by the plain student; add "
             "'plain': {} to config.compare.methods"
         )
-    if not config.teacher.checkpoint and not config.teacher.name:
+    if not (config.teacher.checkpoint or config.teacher.name or config.teacher.logits):
         raise UserError(
-            "config.teacher names neither a checkpoint nor a network to train as the teacher"
+            "config.teacher names neither a checkpoint nor a network to train as the teacher, nor "
+            "logits"
         )
 
 
@@ -290,7 +291,7 @@ def _equal_time_job(config: Config, root: Workdir, plain: Job, steps: int) -> Jo
 
 def _teacher_job(config: Config, root: Workdir) -> Job | None:
     """The teacher's own training: the students' recipe with its network, steps and rate."""
-    if config.teacher.checkpoint:
+    if config.teacher.checkpoint or config.teacher.logits:
         return None
     teacher = config.copy_and_resolve_references()
     with teacher.unlocked():
@@ -354,5 +355,5 @@ def _forget_comparison(run: Config) -> None:
 
 def _forget_cache(run: Config) -> None:
     """Leaves out what a run without a teacher does not read, so that it serves with and without."""
-    for key in ("cache", "cache_classes"):
+    for key in ("cache", "cache_classes", "logits"):
         run.teacher[key] = default().teacher[key]

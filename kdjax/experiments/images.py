@@ -168,7 +168,7 @@ class Images:
 
         indices = None
         if group is not None:
-            names = pipeline.example_names(self._set, split)
+            names = self.names(split)
             expression = re.compile(self._config.test_groups[group])
             indices = [i for i, name in enumerate(names) if expression.search(name)]
             if not indices:
@@ -192,6 +192,10 @@ class Images:
         from kdjax.data import pipeline
 
         return pipeline.eval_batches(self._set, split, batch_size=self._config.eval_batch_size)
+
+    def names(self, split: str) -> list[str]:
+        """The names of all examples of a split, by index."""
+        return self._set.records(split).names()
 
     def sizes(self, split: str) -> list[tuple[int, int]]:
         """Height and width of every image of a split."""
@@ -241,16 +245,17 @@ def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> Segment
             f'{where}.split is "{entry.split}"; {entry.name} in {entry.data_dir} has '
             f"{', '.join(extra.splits)}"
         )
-    if entry.labelled and tuple(extra.class_names) != tuple(class_names):
-        differing = next(
-            f'class {index} is "{theirs}" there and "{ours}" in the main set'
-            for index, (ours, theirs) in enumerate(
-                itertools.zip_longest(class_names, extra.class_names, fillvalue="none")
-            )
-            if ours != theirs
-        )
+    if entry.labelled and (difference := differing_class(class_names, extra.class_names)):
         raise UserError(
-            f"{where}: its labels mean other classes ({differing}); set {where}.labelled to False "
+            f"{where}: its labels mean other classes ({difference}); set {where}.labelled to False "
             "to train on its images alone"
         )
     return extra
+
+
+def differing_class(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
+    """Says which class is the first that another list calls otherwise; None where none is."""
+    for index, (our, their) in enumerate(itertools.zip_longest(ours, theirs, fillvalue="none")):
+        if our != their:
+            return f'class {index} is "{their}" there and "{our}" in the data'
+    return None

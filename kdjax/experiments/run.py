@@ -18,11 +18,12 @@ from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.experiments import environment
 from kdjax.experiments.feeding import feed
+from kdjax.experiments.given_logits import GivenLogits
 from kdjax.experiments.images import Images
 from kdjax.experiments.networks import TrainedNetwork
 from kdjax.experiments.scoring import Scoring
 from kdjax.experiments.students import make_student
-from kdjax.experiments.teacher_cache import TeacherCache
+from kdjax.experiments.teacher_cache import NetworkScores, TeacherCache
 from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
@@ -118,17 +119,23 @@ def _train(
     student, variables, info = make_student(config, images)
     if config.student.batch_norm == "per_device":
         student = with_grouped_batch_norm(student, placement.batch_shards)
-    teacher = _load_teacher(config, placement)
+    given = _given_logits(config, images)
+    teacher = None if given else _load_teacher(config, placement)
     distiller = assemble_distiller(
         config,
         (student, variables),
-        teacher and (teacher.network, teacher.variables),
+        given.specs if given else teacher and (teacher.network, teacher.variables),
         num_classes=images.num_classes,
     )
     state = assemble_state(config, variables, distiller)
+    scores, taught_by = given, given and [config.teacher.logits, given.fingerprint]
+    if teacher:
+        taught_by = [config.teacher.checkpoint, teacher.info.fingerprint]
+        if config.teacher.cache:
+            scores = NetworkScores(config, images, teacher)
     cache = None
-    if distiller and teacher and config.teacher.cache:
-        cache = TeacherCache(config, images, teacher, distiller)
+    if distiller and scores:
+        cache = TeacherCache(config, images, scores, distiller)
     interruption = Interruption()
     scoring = Scoring(config, images, placement, _comparable(teacher, images), interruption)
     processes.say(f"{label}: mesh {placement.describe()}")
@@ -147,7 +154,7 @@ def _train(
     state = placement.put_state(state)
     checkpoints = Checkpoints(
         files.checkpoints,
-        {"data": images.fingerprint, "teacher": teacher and teacher.info.fingerprint},
+        {"data": images.fingerprint, "teacher": taught_by and taught_by[1]},
     )
     first_step, state, remarks = checkpoints.restore_latest(state)
     for remark in remarks:
@@ -246,7 +253,7 @@ def _train(
                     "config_fingerprint": configuration.fingerprint(config),
                     "step_flops": fitted.step_flops,
                     "step_bytes": fitted.step_bytes,
-                    "teacher": teacher and [config.teacher.checkpoint, teacher.info.fingerprint],
+                    "teacher": taught_by,
                     "scores": {split: value.as_dict() for split, value in scores.items()},
                     "versions": environment.versions(),
                 }
@@ -277,13 +284,20 @@ def _own_writers(
     return [*made]
 
 
+def _given_logits(config: Config, images: Images) -> GivenLogits | None:
+    if not config.teacher.logits or not need_teacher(config.terms):
+        return None
+    return GivenLogits(config.teacher.logits, images, config.data.train_split)
+
+
 def _load_teacher(config: Config, placement: Placement) -> TrainedNetwork | None:
     if not need_teacher(config.terms):
         return None
     if not config.teacher.checkpoint:
         raise UserError(
             "config.terms need a teacher: set config.teacher.checkpoint to a network checkpoint, "
-            'the workdir of a finished run, or "package.module:attribute" of a trained network'
+            'the workdir of a finished run, or "package.module:attribute" of a trained network; or '
+            "config.teacher.logits to the scores of a teacher that ran elsewhere"
         )
     teacher = TrainedNetwork.load(config.teacher.checkpoint, dtype=config.teacher.dtype)
     for key in ("name", "width"):

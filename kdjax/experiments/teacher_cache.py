@@ -5,8 +5,8 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -30,22 +30,47 @@ FORMAT = 1  # of the files, and of what they mean
 PROGRESS_LINES = 10
 
 
+class TeacherScores(Protocol):
+    """Class scores of a teacher on the training images, as a cache is made from them.
+
+    Attributes:
+      num_classes: K.
+      description: which teacher it is, and what it was shown.
+    """
+
+    @property
+    def num_classes(self) -> int: ...  # noqa: D102
+
+    @property
+    def description(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    def map_sizes(self) -> np.ndarray:
+        """Height and width of the scores of every image, int32 `[N, 2]`."""
+        ...
+
+    def maps(self, keep: int) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+        """Index and compact scores of every image once, in any order.
+
+        Args:
+          keep: as `kdjax.training.compact_scores.compact` takes it.
+        """
+        ...
+
+
 class TeacherCache:
     """What `config.teacher.cache` asks for; nothing is written before `open`.
 
     Args:
       config: of the run.
       images: its images.
-      teacher: its teacher.
+      scores: what the teacher says of them.
       distiller: the terms, which read the teacher.
 
     Raises:
       UserError: the cache cannot serve the run, or the directory holds another.
     """
 
-    def __init__(
-        self, config: Config, images: Images, teacher: TrainedNetwork, distiller: Distiller
-    ):
+    def __init__(self, config: Config, images: Images, scores: TeacherScores, distiller: Distiller):
         if is_remote(config.teacher.cache):
             raise UserError(
                 f"config.teacher.cache is {config.teacher.cache}; it is mapped into memory, so it "
@@ -53,9 +78,8 @@ class TeacherCache:
             )
         _check_terms(distiller)
         self._path = pathlib.Path(config.teacher.cache)
-        self._config, self._images, self._teacher = config, images, teacher
-        self._split = config.data.train_split
-        self._num_classes = teacher.info.num_classes
+        self._scores = scores
+        self._num_classes = scores.num_classes
         self._keep = config.teacher.cache_classes
         if self._keep >= self._num_classes:
             raise UserError(
@@ -67,13 +91,11 @@ class TeacherCache:
                 "config.teacher.cache holds the scores of config.data.train_split alone; leave it "
                 f"empty to train on config.data.mixture.{next(iter(config.data.mixture))} too"
             )
-        info = teacher.info
         self._description = {
             "format": FORMAT,
-            "teacher": f"{info.name} {info.fingerprint} in {config.teacher.dtype}",
-            "preprocessing": [list(values) for values in info.preprocessing],
+            **scores.description,
             "data": images.fingerprint,
-            "split": self._split,
+            "split": config.data.train_split,
             "num_classes": self._num_classes,
             "cache_classes": self._keep,
         }
@@ -128,7 +150,7 @@ class TeacherCache:
         return True
 
     def _make(self, label: str) -> None:
-        sizes = self._map_sizes()
+        sizes = self._scores.map_sizes()
         needed = score_files.num_bytes(sizes, self._num_classes, self._keep)
         started = time.perf_counter()
         # A file beside the cache, since the cache comes by a rename.
@@ -153,7 +175,7 @@ class TeacherCache:
                 self._path,
                 self._description,
                 sizes,
-                _told(self._maps(), len(sizes), label),
+                _told(self._scores.maps(self._keep), len(sizes), label),
                 num_classes=self._num_classes,
                 keep=self._keep,
             )
@@ -165,8 +187,28 @@ class TeacherCache:
             lock.release()
         processes.say(f"{label}: teacher cache made in {time.perf_counter() - started:.1f} s")
 
-    def _map_sizes(self) -> np.ndarray:
-        """Height and width of the teacher's scores of every training image, int32 [N, 2]."""
+
+class NetworkScores:
+    """What a teacher network says of the training images.
+
+    Args:
+      config: of the run.
+      images: its images.
+      teacher: its teacher.
+    """
+
+    def __init__(self, config: Config, images: Images, teacher: TrainedNetwork):
+        self._config, self._images, self._teacher = config, images, teacher
+        self._split = config.data.train_split
+        self.num_classes = teacher.info.num_classes
+        info = teacher.info
+        self.description = {
+            "teacher": f"{info.name} {info.fingerprint} in {config.teacher.dtype}",
+            "preprocessing": [list(values) for values in info.preprocessing],
+        }
+
+    def map_sizes(self) -> np.ndarray:
+        """As `TeacherScores` has it, by tracing the network."""
         images = self._images.sizes(self._split)
         variables = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._teacher.variables
@@ -179,13 +221,8 @@ class TeacherCache:
         }
         return np.array([shapes[size] for size in images], np.int32)
 
-    def _scores(self, variables: Variables, pixels: Any) -> jax.Array:
-        teacher = self._teacher
-        images = teacher.info.preprocessing(pixels)
-        return scores_of(teacher.network.apply(variables, images, train=False, key=None)[0])
-
-    def _maps(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Index and compact scores of every training image."""
+    def maps(self, keep: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """As `TeacherScores` has it."""
         settings, devices = self._config, jax.local_devices()
         # The batches of evaluation, on as many devices as divide them.
         count = math.gcd(settings.data.eval_batch_size, len(devices))
@@ -193,12 +230,17 @@ class TeacherCache:
         # Those of the run may be split over the devices of all processes.
         whole = TrainedNetwork.load(settings.teacher.checkpoint, dtype=settings.teacher.dtype)
         variables = placement.replicate(whole.variables)
-        forward = jax.jit(lambda *given: compact(self._scores(*given), self._keep))
+        forward = jax.jit(lambda *given: compact(self._scores(*given), keep))
         for batch in self._images.whole_images(self._split):
             pixels = placement.put_images(batch["image"])
             found = jax.device_get(forward(variables, pixels))
             for row in np.flatnonzero(batch["valid"]):
                 yield batch["index"][row], {name: value[row] for name, value in found.items()}
+
+    def _scores(self, variables: Variables, pixels: Any) -> jax.Array:
+        teacher = self._teacher
+        images = teacher.info.preprocessing(pixels)
+        return scores_of(teacher.network.apply(variables, images, train=False, key=None)[0])
 
 
 def _check_terms(distiller: Distiller) -> None:

@@ -22,7 +22,7 @@ from kdjax.reporting.writers import read_metrics
 
 # The keys of a config whose values are paths, beside the `data_dir` of every set.
 CHECKPOINTS = ("student.checkpoint", "student.backbone", "teacher.checkpoint")
-PATHS = (*CHECKPOINTS, "teacher.cache")
+PATHS = (*CHECKPOINTS, "teacher.cache", "teacher.logits")
 TEACHER = "teacher.checkpoint"
 # Some of what every config has, and no config.json of another program.
 _SECTIONS = {"data", "student", "teacher", "terms", "optimizer"}

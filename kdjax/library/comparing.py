@@ -148,6 +148,9 @@ def _report(
     config: Config, images: Images, found: Comparison, path: epath.Path, seeds: int
 ) -> Report:
     """The report without examples, which one process alone predicts."""
+    teacher = f"{config.teacher.name} of width {config.teacher.width} teaches"
+    if config.teacher.logits:
+        teacher = "logits from elsewhere teach"
     return reports.make_report(
         config,
         images,
@@ -155,9 +158,8 @@ def _report(
         {},
         title=f"Distillation on {config.data.name}",
         subtitle=(
-            f"{config.teacher.name} of width {config.teacher.width} teaches {config.student.name} "
-            f"of width {config.student.width}; {config.steps} steps of {config.data.batch_size} "
-            f"images each, {seeds} seed{'s' if seeds > 1 else ''}"
+            f"{teacher} {config.student.name} of width {config.student.width}; {config.steps} "
+            f"steps of {config.data.batch_size} images each, {seeds} seed{'s' if seeds > 1 else ''}"
         ),
         call=f'kdjax.compare(config, "{path.parent}")',
         remarks=found.notes,
@@ -177,7 +179,9 @@ def _write(
     splits: Mapping[str, Report],
     path: epath.Path,
 ) -> None:
-    panels = {TEACHER: config.teacher.checkpoint or str(found.runs[0].student)}
+    panels = {}
+    if not config.teacher.logits:
+        panels[TEACHER] = config.teacher.checkpoint or str(found.runs[0].student)
     panels |= {name: str(files.student) for name, files in found.students.items()}
     examples = reports.predict_panels(config, images, panels)
     write_report(path, dataclasses.replace(report, examples=examples))

@@ -171,7 +171,7 @@ def _report(config: Config, files: Workdir, method: str, data: SegmentationSet |
     if files.report.exists():
         return
     panels = {"student": str(files.student)}
-    if need_teacher(config.terms):
+    if need_teacher(config.terms) and not config.teacher.logits:
         panels = {"teacher": config.teacher.checkpoint, **panels}
     report = reports.make_report(
         config,

@@ -1,10 +1,11 @@
 """The terms, the state and the step of a config's training, from its networks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from kdjax.distillation import Distiller
+from kdjax.distillation import Distiller, Spec
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
 from kdjax.models import Network, Variables
@@ -18,7 +19,7 @@ from kdjax.training.step import Side, TrainStep, make_train_step
 def assemble_distiller(
     config: Any,
     student: tuple[Network, Variables],
-    teacher: tuple[Network, Variables] | None,
+    teacher: tuple[Network, Variables] | Mapping[str, Spec] | None,
     *,
     num_classes: int,
 ) -> Distiller | None:
@@ -29,7 +30,7 @@ def assemble_distiller(
     Args:
       config: of the run.
       student: the network and its variables, or what stands for them.
-      teacher: likewise; None where no term reads it.
+      teacher: likewise, or its maps alone; None where no term reads it.
       num_classes: of the data.
 
     Raises:
@@ -45,8 +46,9 @@ def assemble_distiller(
         )
     if not config.terms:
         return None
-    taught = None
-    if teacher:
+    if teacher is None or isinstance(teacher, Mapping):
+        taught = teacher
+    else:
         name = f"config.teacher {config.teacher.name or config.teacher.checkpoint}"
         taught = trace_maps(*teacher, size, train=False, name=name)
     return Distiller(
