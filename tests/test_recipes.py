@@ -22,6 +22,8 @@ import pytest
 from flax import nnx
 
 from kdjax import config as configuration
+from kdjax import recipes
+from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create, mix_transformer, mobilenet, resnet
 from kdjax.models.preprocessing import IMAGENET
 from kdjax.recipes import METHODS
@@ -253,3 +255,15 @@ def structure(config):
 def test_recipes_of_two_sets_differ_in_numbers_alone(pair, method):
     first, *others = [structure(get_config(leaf(data, pair, method))) for data in SCHEDULES]
     assert others == [first] * len(others)
+
+
+def test_methods_of_ones_own_are_compared_by_name():
+    config = recipes.shapes()
+    recipes.compare_methods(config, ["plain", "cwd", "own_losses:METHOD"])
+    assert {*config.compare.methods} == {"plain", "cwd", "METHOD"}
+    assert config.compare.methods.METHOD.mine.loss == "own_losses:Masked"
+    configuration.validate(config)
+    recipes.teach(config, "own_losses:METHOD", "runs/teacher")
+    assert [*config.terms] == ["mine"]
+    with pytest.raises(UserError, match='the recipe names the unknown method "cwdd": did you mean'):
+        recipes.teach(config, "cwdd", "runs/teacher")

@@ -1,13 +1,14 @@
 """The methods of distillation by name, as recipes use them."""
 
+import types
 from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from kdjax import names
 from kdjax.config import Config, term
-from kdjax.errors import UserError
-from kdjax.suggest import nearest
+from kdjax.names import SEPARATOR
 
 # Each method alone, on top of cross-entropy, with the weights of its paper or of its authors' code;
 # where neither is known (NFD, PFS, FAKD), with those that `kdjax.distillation.builtin` explains.
@@ -31,6 +32,9 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "skd_pairwise": {"skd_pairwise": term("skd_pairwise")},
 }
 
+# As the names of anybody else's, these say where to import from.
+built_in = types.SimpleNamespace(**METHODS)
+_NAMES = {name: f"{__name__}{SEPARATOR}built_in.{name}" for name in METHODS}
 
 # A method that is another one with something added or weighted: its own effect is what it gains
 # over that one, and not what both gain over the plain student.
@@ -42,28 +46,29 @@ BUILDS_ON = {
 }
 
 
-def compare_methods(config: Config, names: Iterable[str] = METHODS) -> Config:
-    """Has a config compare methods of `METHODS`, each also with the one that it builds on.
+def compare_methods(config: Config, methods: Iterable[str] = METHODS) -> Config:
+    """Has a config compare methods, each also with the one that it builds on.
 
     Args:
       config: the recipe of the students.
-      names: of the methods, among them "plain".
+      methods: names in `METHODS`, among them "plain", or "package.module:attribute" of terms by
+        name, whose method is then called as the attribute.
     """
-    methods = {name: _terms(name) for name in names}
+    found = {name.replace(SEPARATOR, ".").rpartition(".")[2]: _terms(name) for name in methods}
     with config.unlocked():
-        config.compare.methods = ConfigDict(methods)
+        config.compare.methods = ConfigDict(found)
         config.compare.builds_on = ConfigDict(
-            {name: base for name, base in BUILDS_ON.items() if {name, base} <= methods.keys()}
+            {name: base for name, base in BUILDS_ON.items() if {name, base} <= found.keys()}
         )
     return config
 
 
 def teach(config: Config, method: str, teacher: str) -> Config:
-    """Makes the recipe of a plain student one with a method of `METHODS`.
+    """Makes the recipe of a plain student one with a method.
 
     Args:
       config: the recipe.
-      method: its name.
+      method: a name as `compare_methods` takes it.
       teacher: the teacher's workdir or network checkpoint.
     """
     with config.unlocked():
@@ -73,6 +78,4 @@ def teach(config: Config, method: str, teacher: str) -> Config:
 
 
 def _terms(method: str) -> dict[str, dict[str, Any]]:
-    if method not in METHODS:
-        raise UserError(f'unknown method "{method}": {nearest(method, METHODS)}')
-    return METHODS[method]
+    return names.resolve("method", method, _NAMES, asked_by="the recipe")

@@ -1,1 +1,27 @@
 """State, step, loop, optimizer, sharding and checkpoints of a training run."""
+
+from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.interruption import Interruption
+from kdjax.training.loop import Diverged, Fitted, fit
+from kdjax.training.objective import Objective
+from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.sharding import Placement
+from kdjax.training.state import TrainState, create_state
+from kdjax.training.step import Side, TrainStep, make_train_step
+
+__all__ = [
+    "Checkpoints",
+    "Diverged",
+    "Fitted",
+    "Interruption",
+    "Objective",
+    "Placement",
+    "Side",
+    "TrainState",
+    "TrainStep",
+    "create_state",
+    "fit",
+    "learning_rate_schedule",
+    "make_optimizer",
+    "make_train_step",
+]
