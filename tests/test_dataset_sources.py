@@ -17,6 +17,7 @@ from original_trees import (
     write_zip,
 )
 
+import kdjax
 from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.data.builder_lookup import find_builder
@@ -200,6 +201,15 @@ def test_a_config_that_names_no_module_is_named(tmp_path):
     config.data.name = "no_such_module:Builder"
     with pytest.raises(UserError, match=r"config\.data\.name names .* no module \"no_such_module"):
         Images(config.data)
+
+
+def test_a_run_that_names_no_module_is_named(tmp_path):
+    config = configuration.default()
+    config.data.name = "no_such_module:Builder"
+    (tmp_path / "config.json").write_text(configuration.to_json(config))
+    where = rf"{tmp_path / 'config.json'}: config\.data\.name"
+    with pytest.raises(UserError, match=rf"{where} names .* no module \"no_such_module"):
+        kdjax.evaluate(tmp_path)
 
 
 def test_a_run_on_a_builder_of_ones_own_by_the_commands(tmp_path, monkeypatch):

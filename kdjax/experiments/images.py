@@ -33,18 +33,21 @@ class Images:
     Args:
       config: the `data` part of a config.
       data: the set itself, as a `kdjax.data.Dataset`; None for the one that the config names.
+      where: what holds `config`, for messages.
 
     Raises:
       UserError: when the set is not prepared, or has no such split.
     """
 
-    def __init__(self, config: Config, data: SegmentationSet | None = None):
+    def __init__(
+        self, config: Config, data: SegmentationSet | None = None, *, where: str = "config.data"
+    ):
         # Here and not above: reading data needs TensorFlow, which the rest can do without.
         from kdjax.data import sets
 
         self._config = config
         self._set = data or sets.open_named(
-            config.name, config.data_dir, config.options, asked_by="config.data.name"
+            config.name, config.data_dir, config.options, asked_by=f"{where}.name"
         )
         self.class_names = self._set.class_names
         self.palette = self._set.palette

@@ -81,9 +81,10 @@ def evaluate(
       UserError: where there is no run or no network, for options that make no sense, and for a
         network of other classes.
     """
-    config = Workdir(workdir).read_config()
+    files = Workdir(workdir)
+    config = files.read_config()
     config.data.data_dir = data_dir or config.data.data_dir
-    images = Images(config.data, data)
+    images = Images(config.data, data, where=f"{files.config}: config.data")
     chosen = split or config.data.val_split
     inference = make_inference(mode, window, stride, scales, flip, crop_size=config.data.crop_size)
     network = TrainedNetwork.load(str(checkpoint or workdir), inference=inference)

@@ -254,7 +254,7 @@ def load(
         )
     description = directory / "network.json"
     info = _read_info(description)
-    network = info.make(dtype=dtype, where=str(description))
+    network = info.make(dtype=dtype, where=f"{description}: network")
     key, image = jax.random.key(seed), info.blank_image()
     abstract = jax.eval_shape(network.init, key, image)
     try:
