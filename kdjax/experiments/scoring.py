@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from kdjax import processes
+from kdjax import names, processes
 from kdjax.config import Config
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
@@ -94,10 +94,12 @@ class Scoring:
         if teacher is None:
             return
         scores = self.scores(teacher.predictor, teacher.variables, config.data.val_split)
+        info = teacher.info
+        # Networks of a user's own have no width that kdjax knows of.
+        width = "" if names.SEPARATOR in info.name else f"width {info.width}, "
         processes.say(
-            f"{label}: teacher {teacher.info.name} (width {teacher.info.width}, weights "
-            f"{teacher.info.fingerprint}) has {config.data.val_split} mIoU "
-            f"{100 * scores.miou:.2f} %"
+            f"{label}: teacher {info.name} ({width}weights {info.fingerprint}) has "
+            f"{config.data.val_split} mIoU {100 * scores.miou:.2f} %"
         )
         if not scores.miou >= config.teacher.min_miou:
             raise UserError(

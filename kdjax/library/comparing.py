@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from kdjax import config as configuration
-from kdjax import processes
+from kdjax import names, processes
 from kdjax.config import Config
 from kdjax.data.interface import SegmentationSet
 from kdjax.experiments import comparison, reports
@@ -148,7 +148,7 @@ def _report(
     config: Config, images: Images, found: Comparison, path: epath.Path, seeds: int
 ) -> Report:
     """The report without examples, which one process alone predicts."""
-    teacher = f"{config.teacher.name} of width {config.teacher.width} teaches"
+    teacher = f"{_in_words(config.teacher)} teaches"
     if config.teacher.logits:
         teacher = "logits from elsewhere teach"
     return reports.make_report(
@@ -158,12 +158,19 @@ def _report(
         {},
         title=f"Distillation on {config.data.name}",
         subtitle=(
-            f"{teacher} {config.student.name} of width {config.student.width}; {config.steps} "
+            f"{teacher} {_in_words(config.student)}; {config.steps} "
             f"steps of {config.data.batch_size} images each, {seeds} seed{'s' if seeds > 1 else ''}"
         ),
         call=f'kdjax.compare(config, "{path.parent}")',
         remarks=found.notes,
     )
+
+
+def _in_words(network: Config) -> str:
+    """A network of a config; those of a user's own have no width that kdjax knows of."""
+    name = network.name or network.checkpoint
+    known = network.name and names.SEPARATOR not in network.name
+    return f"{name} of width {network.width}" if known else name
 
 
 def _reported(config: Config, report: Report) -> list[str]:

@@ -95,8 +95,8 @@ def _plan_json(topology: Topology, plan: Plan) -> dict[str, Any]:
 
 
 def _title(config: Config, topology: Topology, plan: Plan) -> str:
-    student = config.student.name
-    pair = f"{config.teacher.name} teaches {student}" if plan.work.teacher else student
+    student, teacher = config.student.name, config.teacher.name or config.teacher.checkpoint
+    pair = f"{teacher} teaches {student}" if plan.work.teacher else student
     terms = (
         f" by {', '.join(entry.loss for entry in config.terms.values())}" if config.terms else ""
     )
