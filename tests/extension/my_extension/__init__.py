@@ -1,0 +1,1 @@
+"""What a user has of their own beside kdjax: a kind of extension a module."""
