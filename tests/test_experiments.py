@@ -1,8 +1,10 @@
 """Whole runs on a few tiny images: from a config to a student, a comparison and a report."""
 
 import asyncio
+import contextlib
 import html
 import importlib
+import io
 import itertools
 import json
 import os
@@ -53,8 +55,7 @@ def data_dir(tmp_path_factory):
     return target
 
 
-@pytest.fixture
-def config(data_dir):
+def make_config(data_dir):
     config = configuration.default()
     config.steps = 4
     config.log_every = 1
@@ -78,19 +79,32 @@ def config(data_dir):
     return config
 
 
+@pytest.fixture
+def config(data_dir):
+    return make_config(data_dir)
+
+
 @pytest.fixture(scope="session")
-def comparison(tmp_path_factory):
-    return tmp_path_factory.mktemp("comparison")
+def compared(data_dir, tmp_path_factory):
+    """A comparison: its workdir, its runs, and what was printed."""
+    workdir, printed = tmp_path_factory.mktemp("comparison"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runs = compare(make_config(data_dir), str(workdir), (0,)).runs
+    return workdir, runs, printed.getvalue()
 
 
-def test_a_comparison_ends_in_a_table_and_a_report(config, comparison, capsys):
-    runs = compare(config, str(comparison), (0,)).runs
+@pytest.fixture(scope="session")
+def comparison(compared):
+    return compared[0]
+
+
+def test_a_comparison_ends_in_a_table_and_a_report(config, compared):
+    comparison, runs, out = compared
     assert [run.path.relative_to(comparison).as_posix() for run in runs] == [
         "teacher",
         "plain/seed0",
         "cwd/seed0",
     ]
-    out = capsys.readouterr().out
     assert "term cwd: CWD(logits, logits; temperature 4.0)" in out
     assert "teacher tiny (width 6" in out
 
