@@ -4,6 +4,7 @@ The argument says of which kind the student is; the teacher is of another.
 """
 
 from kdjax import config as configuration
+from kdjax import recipes
 
 TEACHERS = {"Nnx": "Linen", "Linen": "Plain", "Plain": "Nnx"}
 
@@ -24,7 +25,7 @@ def get_config(student):
     config.compare.teacher_steps = 2
     # It depends on measured times.
     config.compare.equal_time = False
-    network, term = configuration.network, configuration.term
+    network = configuration.network
     with config.unlocked():
         config.student.update(network(f"my_extension.networks:{student}", channels=6))
         config.teacher.update(network(f"my_extension.networks:{TEACHERS[student]}"))
@@ -35,8 +36,7 @@ def get_config(student):
             config.data.options.seed = 1
         config.optimizer.options.noise = 1e-3
         config.optimizer.schedule_options.teeth = 2
-        config.terms.distance = term("my_extension.losses:distance", power=1.5)
-        config.terms.remembered = term("my_extension.losses:Remembered", weight=0.5)
-        config.compare.methods.plain = {}
-        config.compare.methods.mine = config.terms.copy_and_resolve_references()
+    recipes.compare_methods(config, ["plain", "my_extension.methods:mine"])
+    with config.unlocked():
+        config.terms = config.compare.methods.mine.copy_and_resolve_references()
     return config
