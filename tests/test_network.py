@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from taught_step import make_batch
 
@@ -23,6 +24,7 @@ from kdjax.models import (
 from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.models.network import arrays_by_path, trace_maps
 from kdjax.models.preprocessing import IMAGENET
+from kdjax.training import Placement
 from kdjax.training.objective import Objective
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.state import create_state
@@ -92,6 +94,31 @@ def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
     expected = Predictor(network, IMAGENET)(trained, IMAGES)
     np.testing.assert_array_equal(Predictor(again, IMAGENET)(loaded, IMAGES), expected)
     np.testing.assert_array_equal(labelling(again, loaded, IMAGENET)(IMAGES), expected)
+
+
+def test_a_teacher_of_another_framework_on_any_number_of_devices():
+    student, teacher = made("Plain"), made("Elsewhere")
+    maps = {
+        "student": trace_maps(*student, (16, 16), train=True),
+        "teacher": trace_maps(*teacher, (16, 16), train=False),
+    }
+    distiller = Distiller({"cwd": term("cwd")}, **maps)
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(
+        Side(student[0], IMAGENET),
+        Side(teacher[0], IMAGENET),
+        Objective(1.0, 0.0, distiller),
+        optimizer,
+        optax.constant_schedule(0.1),
+        steps=10,
+    )
+    state, batch = create_state(student[1], ({}, {}), optimizer, ema=False), make_batch()
+    found = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        placement = Placement(devices=devices)
+        arrays = placement.put_state(state), {}, placement.put_batch(batch)
+        found.append(jax.jit(step)(*arrays)[1]["cwd"])
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
