@@ -26,7 +26,15 @@ NETWORKS["tiny"] = "tiny:create"
 
 
 # They begin first, so that at the end no worker waits for another.
-_LONGEST = ("processes", "recipes", "training_parity", "slurm", "torch_trainer", "experiments")
+_LONGEST = (
+    "extensions",
+    "processes",
+    "recipes",
+    "training_parity",
+    "slurm",
+    "torch_trainer",
+    "experiments",
+)
 
 
 def pytest_collection_modifyitems(items):
