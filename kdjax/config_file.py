@@ -23,6 +23,8 @@ from kdjax.ranges import KINDS, WrongValue
 
 FUNCTION = "get_config"
 _OWN = "configs"
+# Names of configs share most of their words: with less, that of one set is taken for another's.
+_LIKENESS = 0.85
 _MODULE = "config_file"
 # What ml_collections says of a value of another type, and of a key that there is not.
 _OTHER_TYPE = re.compile(
@@ -113,12 +115,13 @@ def find(path: str) -> str:
     if os.path.exists(path):
         return path
     own = shipped.folder(_OWN)
-    names = sorted(file.name for file in own.glob("*.py"))
+    stems = sorted(file.stem for file in own.glob("*.py"))
     folder, name = os.path.split(path)
-    if folder in ("", _OWN) and name in names:
+    stem = name.removesuffix(".py")
+    if folder in ("", _OWN) and stem != name and stem in stems:
         return str(own / name)
-    near = difflib.get_close_matches(name, names, 1)
-    meant = f'did you mean kdjax\'s "{near[0]}"?' if near else f"kdjax's own lie in {own}"
+    near = difflib.get_close_matches(stem, stems, 1, _LIKENESS)
+    meant = f'did you mean kdjax\'s "{near[0]}.py"?' if near else f"kdjax's own lie in {own}"
     raise UserError(f"{path}: no such config file; {meant}")
 
 

@@ -328,6 +328,9 @@ def test_a_config_of_kdjaxs_own_is_found_from_any_folder(tmp_path, monkeypatch, 
         config_file.find("mine/quickstart.py")
     with pytest.raises(UserError, match=r"no such config file; kdjax's own lie in .*configs$"):
         config_file.find("xyz")
+    # What another set's is called is no recipe of a set that has none by that name.
+    with pytest.raises(UserError, match="no such config file; kdjax's own lie in "):
+        config_file.find("configs/cityscapes_pspnet_r18.py")
 
 
 # What is found when all is read, and where its line is.

@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import re
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import kdjax
 from kdjax import config as configuration
-from kdjax import recipes
+from kdjax import config_file, recipes
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create, mix_transformer, mobilenet, resnet
 from kdjax.models.preprocessing import IMAGENET
@@ -33,41 +33,28 @@ from kdjax.training.assembly import assemble_distiller
 from kdjax.training.objective import Objective
 from kdjax.training.state import create_state
 from kdjax.training.step import Side, make_train_step
+from tools import published_recipes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLASSES = 3
 SIZE = 64
 
 
-def leaf(data, pair, method):
-    """The file that a recipe has by the rule of names."""
-    return f"{data}_{PAIRS[pair].student}" if method == "plain" else f"{data}_{pair}_{method}"
-
-
-RECIPES = {
-    leaf(data, pair, method): (data, pair, method)
-    for data in SCHEDULES
-    for pair in PAIRS
-    for method in COMPARED
-}
-TEACHERS = ("voc2012_segformer_b4", "pascal_context_segformer_b4", "coco_stuff_segformer_b4")
-ORDER = list(RECIPES)
-
-
+RECIPES = [f"{data},{pair},{method}" for data in SCHEDULES for pair in PAIRS for method in COMPARED]
 STEPPED = [
-    leaf(data, pair, method)
+    f"{data},{pair},{method}"
     for data, pair, method in zip(SCHEDULES, itertools.cycle(PAIRS), COMPARED, strict=False)
 ]
 
 
-def get_config(stem):
-    return runpy.run_path(str(ROOT / "configs" / f"{stem}.py"))["get_config"]()
+def get_config(recipe):
+    return config_file.read(f"published.py:{recipe}")
 
 
-@pytest.mark.parametrize("stem", ORDER)
-def test_a_recipe_is_what_its_name_says(stem):
-    data, pair, method = RECIPES[stem]
-    config = get_config(stem)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_what_its_name_says(recipe):
+    data, pair, method = recipe.split(",")
+    config = get_config(recipe)
     configuration.validate(config)
     networks, schedule = PAIRS[pair], SCHEDULES[data]
     assert config.data.name == data
@@ -83,39 +70,100 @@ def test_a_recipe_is_what_its_name_says(stem):
     assert set(config.compare.methods) == (set(COMPARED) if method == "plain" else set())
 
 
-def test_every_published_leaf_is_a_recipe():
-    stems = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    found = {stem for stem in stems if stem.startswith(tuple(f"{data}_" for data in SCHEDULES))}
-    assert found == {*RECIPES, *TEACHERS}
-    assert len(RECIPES) == 100
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("data", SCHEDULES)
+def test_every_recipe_builds_and_is_stored_as_it_is(data, pair):
+    for method in (*METHODS, recipes.TEACHER, "own_losses:METHOD"):
+        config = get_config(f"{data},{pair},{method}")
+        configuration.validate(config)
+        again = configuration.from_json(configuration.to_json(config))
+        assert configuration.to_json(again) == configuration.to_json(config)
 
 
-@pytest.mark.parametrize("stem", TEACHERS)
-def test_a_teacher_that_is_not_published_has_a_recipe(stem):
-    config = get_config(stem)
-    configuration.validate(config)
-    assert f"{config.data.name}_{config.student.name}" == stem
+@pytest.mark.parametrize("data", SCHEDULES)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_teacher_of_a_pair_is_the_one_that_its_students_look_for(data, pair):
+    config = get_config(f"{data},{pair},teacher")
     assert not config.terms
-    students = [get_config(name) for name in RECIPES if name.startswith(f"{stem}_b0_")]
-    assert {student.teacher.checkpoint for student in students} == {f"teachers/{stem}"}
+    assert not config.compare.methods
+    assert not config.teacher.checkpoint
+    student = get_config(f"{data},{pair},cwd")
+    assert student.teacher.checkpoint == f"teachers/{data}_{config.student.name}"
+    assert student.teacher.name == config.student.name
+    for shared in ("data", "optimizer", "loss"):
+        assert config[shared].to_json_best_effort() == student[shared].to_json_best_effort()
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        (
+            ":citiscapes,pspnet_r101_r18,cwd",
+            'no recipe for data set "citiscapes": did you mean "ci',
+        ),
+        (":coco,pspnet_r101_r18,cwd", 'data set "coco": there are: cityscapes, voc2012, ade20k, '),
+        (":ade20k,pspnet_r18,cwd", 'pair of networks "pspnet_r18": did you mean "pspnet_r101_r18"'),
+        (":ade20k,pspnet_r101_r18,cwdd", 'no recipe for method "cwdd": did you mean "cwd"?'),
+        (":ade20k,pspnet_r101_r18,techer", 'no recipe for method "techer": did you mean "teacher"'),
+        (
+            ":ade20k,pspnet_r101_r18,a:b",
+            'the recipe names the method "a:b": there is no module "a"',
+        ),
+        (":ade20k,cwd", '"ade20k,cwd" is no recipe; give SET,PAIR,METHOD, as in published.py:cit'),
+        (
+            ":",
+            "no recipe is named; give SET,PAIR,METHOD, as in published.py:cityscapes,pspnet_r101",
+        ),
+        ("", "no recipe is named; give SET,PAIR,METHOD, as in published.py:cityscapes,pspnet_r101"),
+    ],
+)
+def test_a_recipe_that_there_is_not(argument, said):
+    with pytest.raises(UserError, match=rf"published\.py, line \d+: .*{re.escape(said)}") as raised:
+        config_file.read(f"published.py{argument}")
+    assert "\n" not in str(raised.value)
+    if "SET" in said:
+        for name in (*SCHEDULES, *PAIRS, *METHODS, recipes.TEACHER):
+            assert name in str(raised.value)
+
+
+def test_a_shorter_run_of_segformer_warms_up_for_no_longer_than_that():
+    config = get_config("ade20k,segformer_b4_b0,cwd")
+    assert config.optimizer.warmup_steps == 1500
+    config.steps = 7
+    configuration.validate(config)
+    assert config.optimizer.warmup_steps == 7
+    config.optimizer.warmup_steps = 3
+    assert (config.steps, config.optimizer.warmup_steps) == (7, 3)
+
+
+def test_functions_take_a_recipe_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in (kdjax.train, kdjax.compare):
+        with pytest.raises(UserError, match="data set ade20k has not been prepared in"):
+            run("published.py:ade20k,pspnet_r101_r18,plain", "run")
 
 
 def test_weights_are_changed_only_where_they_were_published():
-    assert dict(get_config("cityscapes_pspnet_r101_r18_cwd").terms.cwd)["weight"] == 5.0
-    assert get_config("ade20k_pspnet_r18").compare.methods.cwd.cwd.weight == 10.0
+    assert dict(get_config("cityscapes,pspnet_r101_r18,cwd").terms.cwd)["weight"] == 5.0
+    assert get_config("ade20k,pspnet_r101_r18,plain").compare.methods.cwd.cwd.weight == 10.0
     # After the others were made, since they start from the same entry.
     assert published("voc2012", "pspnet_r101_r18", "cwd").terms.cwd.temperature == 4.0
 
 
-def test_the_table_of_recipes_is_complete():
-    text = (ROOT / "docs" / "recipes.md").read_text()
-    for data in SCHEDULES:
-        for pair in PAIRS:
-            assert f"`{leaf(data, pair, 'plain')}`" in text
-            assert f"`{data}_{pair}_*`" in text
-    for stem in TEACHERS:
-        assert f"`{stem}`" in text
+def test_the_table_of_recipes_is_that_of_the_code():
+    text = published_recipes.PAGE.read_text()
+    assert published_recipes.TABLE.findall(text) == [published_recipes.table()]
     assert not re.search(r"\bpretrained/(?!r18|mbv2|mit_b0|mit_b4)\w", text)
+
+
+def test_the_pages_of_the_repository_name_recipes_that_there_are():
+    found = []
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").glob("*")):
+        if path.suffix in (".md", ".py"):
+            found += re.findall(r"published\.py:([a-z]\w*,[\w,]+)", path.read_text())
+    for recipe in {*found}:
+        configuration.validate(get_config(recipe))
+    assert len({*found}) >= 3
 
 
 def test_what_decays_and_learns_faster_in_segformer(shallow):
@@ -217,9 +265,9 @@ def batch():
     }
 
 
-@pytest.mark.parametrize("stem", ORDER if os.environ.get("KDJAX_EVERY_RECIPE") else STEPPED)
-def test_a_recipe_takes_two_steps(stem, shallow):
-    config = get_config(stem)
+@pytest.mark.parametrize("recipe", RECIPES if os.environ.get("KDJAX_EVERY_RECIPE") else STEPPED)
+def test_a_recipe_takes_two_steps(recipe, shallow):
+    config = get_config(recipe)
     step, *shapes = abstract_step(config)
     before, teacher_state = map(filled, shapes)
     step, state = jax.jit(step), before
@@ -253,7 +301,7 @@ def structure(config):
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("method", COMPARED)
 def test_recipes_of_two_sets_differ_in_numbers_alone(pair, method):
-    first, *others = [structure(get_config(leaf(data, pair, method))) for data in SCHEDULES]
+    first, *others = [structure(get_config(f"{data},{pair},{method}")) for data in SCHEDULES]
     assert others == [first] * len(others)
 
 

@@ -67,6 +67,11 @@ def test_the_installed_command_and_its_configs(installation):
     assert begun.stdout == f"config: there is no quickstart.py here, so {own}\n"
     assert begun.stderr == "kdjax.train: error: config.steps is 0; it must be positive\n"
     assert begun.returncode == 2
+    recipe = "published.py:ade20k,segformer_b4_b0,cwd"
+    begun = run(door, "train", f"--config={recipe}", "--config.steps=7", "--workdir=run")
+    own = own.with_name("published.py")
+    assert begun.stdout == f"config: there is no published.py here, so {own}\n"
+    assert "data set ade20k has not been prepared in" in begun.stderr
 
 
 def test_an_installed_package_looks_up_its_own_data_sets(installation):

@@ -3,8 +3,10 @@
 from kdjax.recipes.methods import METHODS as METHODS
 from kdjax.recipes.methods import compare_methods as compare_methods
 from kdjax.recipes.methods import teach as teach
+from kdjax.recipes.published import PAIRS as PAIRS
+from kdjax.recipes.published import SCHEDULES as SCHEDULES
+from kdjax.recipes.published import TEACHER as TEACHER
 from kdjax.recipes.published import published as published
-from kdjax.recipes.published import published_teacher as published_teacher
 from kdjax.recipes.small import camvid as camvid
 from kdjax.recipes.small import compare_camvid_methods as compare_camvid_methods
 from kdjax.recipes.small import shapes as shapes

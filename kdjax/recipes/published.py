@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 
 from kdjax.config import Config, default, network
 from kdjax.errors import UserError
-from kdjax.recipes.methods import compare_methods, teach
+from kdjax.names import SEPARATOR
+from kdjax.recipes.methods import METHODS, compare_methods, teach
 from kdjax.suggest import nearest
 
 # Plain, and each of the four papers.
 COMPARED = ("plain", "cwd", "nfd", "pfs", "fakd")
+
+# Stands in place of a method where the pair's teacher is what is trained.
+TEACHER = "teacher"
 
 
 class Schedule(NamedTuple):
@@ -59,6 +63,7 @@ SCHEDULES = {
 
 # SegFormer's own schedule, where it was published for a set: steps and crop.
 SEGFORMER = {"cityscapes": (160_000, (1024, 1024)), "ade20k": (160_000, (512, 512))}
+SEGFORMER_WARMUP = 1500
 
 
 class Pair(NamedTuple):
@@ -85,7 +90,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
 
 
 def published(data: str, pair: str, method: str = "plain") -> Config:
-    """A student on a published set, plain or taught.
+    """A student on a published set, plain or taught, or its teacher.
 
     The teacher is `teachers/<set>_<network>` and the student's backbone `pretrained/<backbone>`,
     both written by `kdjax.convert`. A plain recipe has all of `COMPARED` for `kdjax.compare`.
@@ -93,13 +98,25 @@ def published(data: str, pair: str, method: str = "plain") -> Config:
     Args:
       data: one of `SCHEDULES`.
       pair: one of `PAIRS`.
-      method: one of `METHODS`.
+      method: one of `METHODS`, or "package.module:attribute" as `teach` takes it; `TEACHER` for the
+        pair's teacher, trained as its students are, where no weights of it are published.
 
     Raises:
       UserError: for a name that there is not, with the nearest.
     """
-    config = _schedule(data, pair)
-    networks = PAIRS[pair]
+    for name, known, what in (
+        (data, SCHEDULES, "data set"),
+        (pair, PAIRS, "pair of networks"),
+        (method, (*METHODS, TEACHER), "method"),
+    ):
+        own = what == "method" and SEPARATOR in name
+        if name not in known and not own:
+            raise UserError(f'no recipe for {what} "{name}": {nearest(name, known)}')
+    config, networks = _schedule(data, pair), PAIRS[pair]
+    if method == TEACHER:
+        config.student.update(network(networks.teacher))
+        config.student.backbone = f"pretrained/{networks.teacher_backbone}"
+        return config
     config.teacher.update(network(networks.teacher))
     config.student.update(network(networks.student))
     config.student.backbone = f"pretrained/{networks.student_backbone}"
@@ -115,18 +132,7 @@ def published(data: str, pair: str, method: str = "plain") -> Config:
     return config
 
 
-def published_teacher(data: str, pair: str) -> Config:
-    """The teacher of a pair, trained as its students are, where no weights of it are published."""
-    config = _schedule(data, pair)
-    config.student.update(network(PAIRS[pair].teacher))
-    config.student.backbone = f"pretrained/{PAIRS[pair].teacher_backbone}"
-    return config
-
-
 def _schedule(data: str, pair: str) -> Config:
-    for name, known, what in ((data, SCHEDULES, "data set"), (pair, PAIRS, "pair of networks")):
-        if name not in known:
-            raise UserError(f'no recipe for {what} "{name}": {nearest(name, known)}')
     schedule, config = SCHEDULES[data], default()
     config.steps, config.eval_every = schedule.steps, 8000
     config.data.name = data
@@ -150,7 +156,10 @@ def _as_segformer(config: Config) -> None:
     config.loss.auxiliary = 0.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate, config.optimizer.min_learning_rate = 6e-5, 0.0
-    config.optimizer.poly_power, config.optimizer.warmup_steps = 1.0, 1500
+    config.optimizer.poly_power = 1.0
+    # The smaller of the two, as arithmetic that also follows `--config.steps` of a shorter run.
+    asked = config.get_oneway_ref("steps")
+    config.optimizer.warmup_steps = (asked + SEGFORMER_WARMUP - abs(asked - SEGFORMER_WARMUP)) // 2
     config.optimizer.weight_decay, config.optimizer.decay_norm_and_bias = 0.01, False
     config.optimizer.head_multiplier = 10.0
 
