@@ -23,6 +23,7 @@ from flax import nnx
 import kdjax
 from kdjax import config as configuration
 from kdjax import config_file, recipes
+from kdjax.config import Config
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create, mix_transformer, mobilenet, resnet
 from kdjax.models.preprocessing import IMAGENET
@@ -47,7 +48,7 @@ STEPPED = [
 ]
 
 
-def get_config(recipe):
+def get_config(recipe) -> Config:
     return config_file.read(f"published.py:{recipe}")
 
 
@@ -87,6 +88,7 @@ def test_the_teacher_of_a_pair_is_the_one_that_its_students_look_for(data, pair)
     assert not config.terms
     assert not config.compare.methods
     assert not config.teacher.checkpoint
+    assert config.student.backbone == f"pretrained/{PAIRS[pair].teacher_backbone}"
     student = get_config(f"{data},{pair},cwd")
     assert student.teacher.checkpoint == f"teachers/{data}_{config.student.name}"
     assert student.teacher.name == config.student.name
@@ -153,7 +155,8 @@ def test_weights_are_changed_only_where_they_were_published():
 def test_the_table_of_recipes_is_that_of_the_code():
     text = published_recipes.PAGE.read_text()
     assert published_recipes.TABLE.findall(text) == [published_recipes.table()]
-    assert not re.search(r"\bpretrained/(?!r18|mbv2|mit_b0|mit_b4)\w", text)
+    backbones = {name for pair in PAIRS.values() for name in pair[2:]}
+    assert {*re.findall(r"\bpretrained/(\w+)", text)} == backbones
 
 
 def test_the_pages_of_the_repository_name_recipes_that_there_are():
