@@ -193,7 +193,10 @@ def default() -> Config:
 def define_flag() -> flags.FlagHolder[Any]:
     """Defines `--config`, with `--config.key=value` for every leaf."""
     holder = config_flags.DEFINE_config_file(
-        "config", None, "A config file, or one of kdjax's own, as quickstart.py.", lock_config=True
+        "config",
+        None,
+        "A config file, or one of kdjax's own, as quickstart.py or published.py:SET,PAIR,METHOD.",
+        lock_config=True,
     )
     flags.FLAGS["config"].parser = config_file.Parser()
     return holder
