@@ -400,7 +400,7 @@ def test_a_workdir_on_a_read_only_path(config, read_only):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds(path):
     module = runpy.run_path(str(path))
-    # Of the family, one; tests/test_recipes.py builds all.
+    # Of the family, one; the tests of recipes build all.
     recipe = ["cityscapes,pspnet_r101_r18,cwd"] if path.stem == "published" else []
     config = module["get_config"](*recipe)
     configuration.validate(config)
