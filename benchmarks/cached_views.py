@@ -14,6 +14,7 @@ from absl import flags
 
 from kdjax import command
 from kdjax import config as configuration
+from kdjax.classes import IGNORE_LABEL
 from kdjax.distillation import Distiller
 from kdjax.experiments.feeding import feed
 from kdjax.experiments.images import Images
@@ -22,7 +23,6 @@ from kdjax.experiments.teacher_cache import NetworkScores, TeacherCache
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
 from kdjax.training import cached_scores
-from kdjax.training.objective import IGNORE_LABEL
 from kdjax.training.sharding import Placement
 
 # Any term that reads scores alone would do.

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from kdjax.builders import builder_folder
-from kdjax.data.classes import read_table
+from kdjax.classes import read_table
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.evaluation.metrics import Scores
 from kdjax.reporting.figures import full_palette

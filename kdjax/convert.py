@@ -26,7 +26,7 @@ from absl import flags
 from flax import nnx
 
 from kdjax import command, interop
-from kdjax.colors import distinct_colors
+from kdjax.classes import distinct_colors, numbered_names
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, Segmenter, create, saved
 from kdjax.models.keys import traced_rngs
@@ -132,7 +132,7 @@ def _classes(
         colors = described.get("palette") or described.get("PALETTE")
         if _are_names(names, count) and _are_colors(colors, count):
             return tuple(names), tuple(tuple(map(int, color)) for color in colors)
-    numbered = tuple(f"class {index}" for index in range(count))
+    numbered = numbered_names(count)
     return numbered, tuple(tuple(color) for color in distinct_colors(count).tolist())
 
 

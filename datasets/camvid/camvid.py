@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.data.builder import IGNORE_LABEL
-from kdjax.data.classes import ClassTable, LabelMap, color_of, read_table
+from kdjax.classes import IGNORE_LABEL, read_table
+from kdjax.data.classes import ClassTable, LabelMap, color_of
 from kdjax.data.conversion import Pair, PublishedBuilder, pair_listed, pair_up
 from kdjax.data.originals import read_colors, read_values
 from kdjax.data.tree import File, Tree

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.data.builder import IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data.classes import ClassTable, LabelMap
 from kdjax.data.conversion import Pair, PublishedBuilder, pair_up
 from kdjax.data.originals import read_values

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.data.builder import IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data.conversion import ConversionBuilder, Pair
 from kdjax.data.originals import read_text, read_values
 from kdjax.data.tree import File, check_name

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.data.builder import IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data.classes import ClassTable, LabelMap
 from kdjax.data.conversion import Pair, PublishedBuilder, pair_listed, read_split
 from kdjax.data.originals import read_matlab, read_values

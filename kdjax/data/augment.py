@@ -6,11 +6,11 @@ compiles for each shape: crops are of one shape, and what they are taken from is
 
 import functools
 
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf
 from kdjax.data.augmentation import (
     CROP_TRIES,
     IMAGE_PADDING,
-    LABEL_PADDING,
     WEIGHT_BITS,
     AugmentOptions,
     Draws,
@@ -107,7 +107,7 @@ def _first_varied(
         # Labels that are ignored are beyond the bins, and not counted.
         counts = tf.raw_ops.DenseBincount(
             input=tf.cast(tf.reshape(crop, [-1]), tf.int32),
-            size=LABEL_PADDING,
+            size=IGNORE_LABEL,
             weights=tf.constant([], tf.float32),
         )
         return tf.reduce_max(counts) >= options.max_class_share * tf.reduce_sum(counts)
@@ -185,7 +185,7 @@ def _gather_label(
     crop_size: tuple[int, int],
 ) -> tf.Tensor:
     crop = tf.gather(pixels, rows[:, None] + columns)
-    return tf.where(_inside(covered, crop_size), crop, tf.constant(LABEL_PADDING, tf.uint8))
+    return tf.where(_inside(covered, crop_size), crop, tf.constant(IGNORE_LABEL, tf.uint8))
 
 
 def _sample_image(

@@ -13,7 +13,6 @@ import numpy as np
 
 # The rounded ImageNet mean: what normalisation on the device turns into (almost) 0.
 IMAGE_PADDING = (124, 116, 104)
-LABEL_PADDING = 255  # ignored by every loss and metric
 # How many crops are tried for one that no class fills; the next one is taken as it is.
 CROP_TRIES = 10
 # A place between two pixels is known to 1/2048, as in OpenCV: the sum of four 8-bit pixels with

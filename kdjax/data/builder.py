@@ -10,10 +10,8 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from kdjax.colors import distinct_colors
+from kdjax.classes import IGNORE_LABEL, distinct_colors
 from kdjax.errors import UserError
-
-IGNORE_LABEL = 255
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -1,6 +1,5 @@
 """What original labels mean: tables of classes, and maps from label values to class ids."""
 
-import csv
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from kdjax.builders import builder_folder, builder_folders
+from kdjax.classes import IGNORE_LABEL, read_table
 from kdjax.data.tree import File
 from kdjax.errors import UserError
 
@@ -41,9 +41,6 @@ class ClassTable:
 
     def ids(self, *, ignored: Iterable[int] = ()) -> dict[int, int]:
         """Class id of each label value, 255 of the `ignored` ones."""
-        # Here and not above: the tables must not need TFDS, as `kdjax.predict` does not.
-        from kdjax.data.builder import IGNORE_LABEL
-
         classes = {label: number for number, label in enumerate(self.labels)}
         return {**dict.fromkeys(ignored, IGNORE_LABEL), **classes}
 
@@ -58,14 +55,6 @@ def original_labels(name: str) -> list[int]:
     if name not in known:
         raise UserError(f"{name!r} has no original ids; data sets that do: {', '.join(known)}")
     return ClassTable.read(builder_folder(name) / _TABLE).labels
-
-
-def read_table(path: pathlib.Path) -> list[dict[str, str]]:
-    """Rows of a file of comma-separated values with a heading, by column."""
-    lines = [
-        line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")
-    ]
-    return list(csv.DictReader(lines))
 
 
 def color_of(row: Mapping[str, str]) -> tuple[int, int, int]:

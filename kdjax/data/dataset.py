@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import ArrayLike, Int, Integer, UInt8
 
-from kdjax.colors import distinct_colors
-from kdjax.data.augmentation import LABEL_PADDING as IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL, distinct_colors
 from kdjax.data.interface import Opened
 from kdjax.errors import UserError
 

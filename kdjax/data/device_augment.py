@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data.augmentation import (
     CROP_TRIES,
     IMAGE_PADDING,
-    LABEL_PADDING,
     WEIGHT_BITS,
     AugmentOptions,
     Draws,
@@ -100,7 +100,7 @@ def _augment(
         columns = jnp.where(draws.mirrored, (width - 1 - columns) % options.crop_size[1], columns)
         crop = {key: value[:, columns] for key, value in crop.items()}
     crop = {
-        key: jnp.where(inside, value, LABEL_PADDING)
+        key: jnp.where(inside, value, IGNORE_LABEL)
         if key == "label"
         else jnp.where(inside[..., None], value, jnp.array(IMAGE_PADDING, jnp.uint8))
         for key, value in crop.items()
@@ -151,7 +151,7 @@ def _first_varied(label_at, corners: Int[Array, "T 2"], options: AugmentOptions)
     def filled(index: Int[Array, ""]) -> Bool[Array, ""]:
         # Compared and added up rather than scattered into bins: devices do that faster by far.
         crop = label_at(corners[index])[..., None]
-        counts = jnp.sum(crop == jnp.arange(LABEL_PADDING, dtype=jnp.uint8), (0, 1), jnp.float32)
+        counts = jnp.sum(crop == jnp.arange(IGNORE_LABEL, dtype=jnp.uint8), (0, 1), jnp.float32)
         return jnp.max(counts) >= options.max_class_share * jnp.sum(counts)
 
     return jax.lax.while_loop(
@@ -194,7 +194,7 @@ def _sample_label(
     """The crop at `corner` of a label scaled to `scaled`, 255 outside."""
     rows, columns = (_centre(axis, size, scaled, corner, crop_size)[0] for axis in (0, 1))
     inside = _inside(scaled, corner, crop_size)
-    return jnp.where(inside, labels[index, rows][:, columns], LABEL_PADDING)
+    return jnp.where(inside, labels[index, rows][:, columns], IGNORE_LABEL)
 
 
 def _sample_image(

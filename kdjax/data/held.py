@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING
+from kdjax.classes import IGNORE_LABEL
+from kdjax.data.augmentation import IMAGE_PADDING
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -80,7 +81,7 @@ class HeldExamples:
         height, width = sizes.max(0)
         images = np.empty((len(self), height, width, 3), np.uint8)
         images[:] = IMAGE_PADDING
-        labels = np.full((len(self), height, width), LABEL_PADDING, np.uint8)
+        labels = np.full((len(self), height, width), IGNORE_LABEL, np.uint8)
         for row, (h, w) in enumerate(sizes):
             images[row, :h, :w], labels[row, :h, :w] = self._images[row], self._labels[row]
         return {"image": images, "label": labels, "size": sizes}

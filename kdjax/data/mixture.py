@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data import tiles
 from kdjax.data._tensorflow import tf
-from kdjax.data.augmentation import LABEL_PADDING
 from kdjax.data.interface import Split
 from kdjax.data.records import Records
 from kdjax.data.tiles import Read
@@ -83,7 +83,7 @@ class Mixture:
                     for part in self._parts
                 ],
             )
-        label = tf.where(fetched.labelled, opened.label, tf.constant(LABEL_PADDING, tf.uint8))
+        label = tf.where(fetched.labelled, opened.label, tf.constant(IGNORE_LABEL, tf.uint8))
         return label, tiles.reader(opened)
 
     def check(self, indices: Sequence[int]) -> None:
@@ -99,7 +99,7 @@ class Mixture:
             for example in part.records.decoded(range(len(part.records))):
                 label = example["label"]
                 if not part.labelled:
-                    label = np.full_like(label, LABEL_PADDING)
+                    label = np.full_like(label, IGNORE_LABEL)
                 yield {"image": example["image"], "label": label}
 
     def sample_sizes(self, count: int) -> list[tuple[int, int]]:

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf, traced_as_written
 from kdjax.data.augment import augment
-from kdjax.data.augmentation import IMAGE_PADDING, LABEL_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
 from kdjax.data.evaluation_plan import EvalBatch, plan
 from kdjax.data.interface import SegmentationSet, Source
 from kdjax.data.order import example_indices
@@ -162,7 +163,7 @@ def _eval_batch(batch: EvalBatch, examples: Iterator[dict[str, Any]]) -> dict[st
     rows = len(batch.indices)
     arrays = {
         "image": np.full((rows, *batch.size, 3), IMAGE_PADDING, np.uint8),
-        "label": np.full((rows, *batch.size), LABEL_PADDING, np.uint8),
+        "label": np.full((rows, *batch.size), IGNORE_LABEL, np.uint8),
         "size": np.zeros((rows, 2), np.int32),
         "valid": np.array(batch.indices) >= 0,
         "index": np.array(batch.indices, np.int32),

@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from kdjax import names
-from kdjax.colors import distinct_colors
+from kdjax.classes import distinct_colors
 from kdjax.data import shards
 from kdjax.data._tensorflow import tf
 from kdjax.data.builder import (

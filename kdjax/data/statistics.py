@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kdjax.data.builder import IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data.prepared import PreparedSet
 from kdjax.errors import UserError
 

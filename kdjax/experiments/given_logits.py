@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from kdjax.classes import differing_class
 from kdjax.distillation import Spec
 from kdjax.errors import UserError
-from kdjax.experiments.images import Images, differing_class
+from kdjax.experiments.images import Images
 from kdjax.paths import is_remote
 from kdjax.training.compact_scores import compact
 

@@ -1,7 +1,6 @@
 """The images of a run: its data set, in the batches that training and evaluation take."""
 
 import functools
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax.classes import differing_class
 from kdjax.config import Config
 from kdjax.data import device_batches
 from kdjax.data.augmentation import AugmentOptions
@@ -254,11 +254,3 @@ def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> Segment
             "to train on its images alone"
         )
     return extra
-
-
-def differing_class(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
-    """Says which class is the first that another list calls otherwise; None where none is."""
-    for index, (our, their) in enumerate(itertools.zip_longest(ours, theirs, fillvalue="none")):
-        if our != their:
-            return f'class {index} is "{their}" there and "{our}" in the data'
-    return None

@@ -22,7 +22,7 @@ from etils import epath
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax import names
-from kdjax.colors import distinct_colors
+from kdjax.classes import distinct_colors, numbered_names
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
 from kdjax.models.network import (
@@ -288,7 +288,7 @@ def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, 
     variables = network.init(jax.random.key(seed), info.blank_image())
     maps = trace_maps(network, variables, info.image_size, train=False, name=name)
     count = array_of(maps[SCORES]).shape[-1]
-    named = getattr(network, "class_names", None) or (f"class {index}" for index in range(count))
+    named = getattr(network, "class_names", None) or numbered_names(count)
     info = dataclasses.replace(
         info,
         num_classes=count,

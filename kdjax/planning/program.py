@@ -1,6 +1,5 @@
 """A config's training step on devices that need not exist: shapes in place of arrays."""
 
-import csv
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from kdjax import names
 from kdjax.builders import builder_folder
+from kdjax.classes import read_table
 from kdjax.config import Config, validate
 from kdjax.distillation import need_teacher
 from kdjax.distillation.maps import SCORES, array_of
@@ -156,8 +156,7 @@ def known_classes(name: str) -> int:
     table = None if named else builder_folder(name) / "classes.csv"
     if table is None or not table.is_file():
         raise UserError(f"how many classes has data set {name}? No table says: give --num_classes")
-    lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
-    return len(list(csv.DictReader(lines)))
+    return len(read_table(table))
 
 
 def _teacher(config: Config, num_classes: int) -> tuple[Network, Variables] | None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 
+from kdjax.classes import IGNORE_LABEL
 from kdjax.distillation import Distiller, Spec
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
 from kdjax.models import Network, Variables
 from kdjax.models.network import SCORES, trace_maps
 from kdjax.training import optimizer as optimizers
-from kdjax.training.objective import IGNORE_LABEL, Objective
+from kdjax.training.objective import Objective
 from kdjax.training.state import TrainState, create_state
 from kdjax.training.step import Side, TrainStep, make_train_step
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from kdjax import losses
+from kdjax.classes import IGNORE_LABEL
 from kdjax.distillation import Classification, Distiller, Maps
 from kdjax.distillation.loss import Metrics
 from kdjax.distillation.maps import array_of
-
-IGNORE_LABEL = 255
 
 
 @dataclasses.dataclass(frozen=True)
