@@ -1,7 +1,5 @@
 """Writes a student in several formats: all, each loaded again and compared, or none."""
 
-import contextlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -11,7 +9,6 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-import kdjax
 from kdjax.deployment.agreement import Agreement, compare, random_images
 from kdjax.deployment.formats import FORMATS
 from kdjax.deployment.labelling import ANY, Label, Size, labelling, takes_any_size
@@ -22,6 +19,7 @@ from kdjax.models.folding import fold_batch_norm
 from kdjax.models.saved import NetworkInfo
 from kdjax.paths import check_folder, is_remote, why_unwritable
 from kdjax.suggest import nearest
+from kdjax.versions import versions
 
 DESCRIPTION = "export.json"
 
@@ -163,17 +161,9 @@ def _description(info: NetworkInfo, exports: Sequence[Export], folded: bool) -> 
             for export in exports
         },
         "platforms": {"stablehlo": PLATFORMS, "savedmodel": PLATFORMS},
-        "versions": {"kdjax": kdjax.__version__, **_versions()},
+        # Of what wrote the files, and what they have to be loaded by.
+        "versions": versions("jax", "flax", "tensorflow", "tensorflow-cpu"),
     }
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what wrote the files and of what they have to be loaded by."""
-    found = {}
-    for package in ("jax", "flax", "tensorflow", "tensorflow-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def _bytes(path: pathlib.Path) -> int:

@@ -1,13 +1,12 @@
 """The software and hardware that a run runs on."""
 
-import importlib.metadata
 import os
 import pathlib
 import platform
 
 import jax
 
-import kdjax
+from kdjax.versions import versions
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu")
 
@@ -19,14 +18,9 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "kdjax" / "jax"))
 
 
-def versions() -> dict[str, str]:
+def describe() -> dict[str, str]:
     """Versions of kdjax, of Python, of what it stands on, and the devices."""
-    found = {"kdjax": kdjax.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = versions(*PACKAGES) | {"python": platform.python_version()}
     device = jax.devices()[0]
     found["devices"] = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"

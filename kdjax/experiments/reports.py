@@ -46,7 +46,7 @@ def make_report(
         palette=images.palette,
         examples=predict_panels(config, images, panels),
         config=configuration.to_json(config),
-        versions=environment.versions(),
+        versions=environment.describe(),
         remarks=remarks,
         builds_on=dict(config.compare.builds_on),
         command=_command() or call,

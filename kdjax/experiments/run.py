@@ -255,7 +255,7 @@ def _train(
                     "step_bytes": fitted.step_bytes,
                     "teacher": taught_by,
                     "scores": {split: value.as_dict() for split, value in scores.items()},
-                    "versions": environment.versions(),
+                    "versions": environment.describe(),
                 }
             )
 

@@ -160,6 +160,6 @@ def score_given(
         "images_per_second": None,
         "weights": [checkpoint, network.info.fingerprint],
         "scores": {split: value.as_dict() for split, value in scores.items()},
-        "versions": environment.versions(),
+        "versions": environment.describe(),
     }
     processes.lead(lambda: files.write_result(result))

@@ -1,16 +1,13 @@
 """A plan as a table for people and as JSON for programs."""
 
 import dataclasses
-import importlib.metadata
 from typing import Any
 
-import jax
-
-import kdjax
 from kdjax.config import Config
 from kdjax.planning.chips import GIB
 from kdjax.planning.estimate import Plan
 from kdjax.planning.topology import Topology
+from kdjax.versions import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +58,7 @@ def as_json(
         "chip": dataclasses.asdict(chip) if chip else topology.devices[0].device_kind,
         "send_bandwidth": topology.send_bandwidth,
         **_plan_json(topology, plan),
-        "versions": versions(),
+        "versions": versions("jax", "flax", "optax", "libtpu"),
     }
     if price is not None:
         found["price_per_chip_hour"] = price
@@ -69,17 +66,6 @@ def as_json(
     if largest:
         best = largest.plan and _plan_json(topology, largest.plan)
         found["largest_batch"] = {"compiled": largest.compiled, "plan": best}
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what made the plan."""
-    found = {"kdjax": kdjax.__version__, "jax": jax.__version__}
-    for package in ("flax", "optax", "libtpu"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
