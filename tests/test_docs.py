@@ -6,9 +6,9 @@ import re
 import jax
 import pytest
 
-from docs import comparison, networks
 from kdjax import losses
 from kdjax.distillation import term
+from tools import comparison, networks
 
 METHODS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "methods"
 RESULTS = METHODS.parent / "results"
@@ -79,7 +79,7 @@ def test_the_table_of_networks_is_that_of_the_code():
     table = networks.committed()
     # conftest.py registers a network for the tests.
     assert table.keys() == set(networks.LISTED) - {"tiny"}
-    # A few of them; `python -m docs.networks --check` compares all.
+    # A few of them; `python -m tools.networks --check` compares all.
     for name in ("pspnet_r18", "deeplabv3_r18@cirkdv2", "upernet_swin_t"):
         assert table[name] == networks.described(networks.build(name))
 

@@ -25,7 +25,6 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 import kdjax
-from docs import comparison as docs_table
 from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.deployment.labelling import labelling
@@ -42,6 +41,7 @@ from kdjax.reporting.report import write_report
 from kdjax.reporting.runs import write_runs
 from kdjax.reporting.tables import csv_table, text_table
 from kdjax.training.loop import Diverged
+from tools import comparison as docs_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))

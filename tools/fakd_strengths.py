@@ -1,7 +1,7 @@
 """Prints how far FAKD's bounds lie above the expected loss: the table of docs/methods/fakd.md.
 
     python -m kdjax.compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
-    python -m docs.fakd_strengths --workdir runs/shapes
+    python -m tools.fakd_strengths --workdir runs/shapes
 
 Means over the val split of `shapes`. The expectation is the mean of drawn augmentations.
 """
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from docs.fakd_figures import head_loss
-from docs.scenes import class_statistics, forward, load
 from kdjax import losses
 from kdjax.losses import resize_labels
+from tools.fakd_figures import head_loss
+from tools.scenes import class_statistics, forward, load
 
 STRENGTHS = (0.5, 1.0, 2.0, 7.5)
 BOUNDS = ("student", "soft", "pairwise", "label", "none")

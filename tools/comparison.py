@@ -1,6 +1,6 @@
 """Prints the table of a comparison's `runs.csv`, as docs/results has it, and draws its chart.
 
-python -m docs.comparison docs/results/camvid_500.csv [docs/results/camvid_500.png]
+python -m tools.comparison docs/results/camvid_500.csv [docs/results/camvid_500.png]
 """
 
 import math

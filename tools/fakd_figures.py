@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from docs.figure_panels import MAGNITUDE, colored, show_image, show_map
-from docs.scenes import Scene, pixel
 from kdjax import losses
 from kdjax.experiments.images import Images
 from kdjax.reporting.figures import COLORS
+from tools.figure_panels import MAGNITUDE, colored, show_image, show_map
+from tools.scenes import Scene, pixel
 
 STRENGTH = 7.5  # ISDA's for segmentation
 

@@ -1,7 +1,7 @@
 """Draws the pictures of docs/methods: what each method looks at in one scene of `shapes`.
 
     python -m kdjax.compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
-    python -m docs.pictures --workdir runs/shapes
+    python -m tools.pictures --workdir runs/shapes
 
 The first command trains the networks; of its workdir only `teacher/` and `plain/seed0/` are read,
 so that the student that is drawn was taught by nobody. The second takes seconds.
@@ -19,8 +19,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from docs.fakd_figures import fakd, fakd_bounds
-from docs.figure_panels import (
+from kdjax import losses
+from kdjax.experiments.images import Images
+from kdjax.losses import resize_labels
+from kdjax.reporting.figures import COLORS
+from tools.fakd_figures import fakd, fakd_bounds
+from tools.figure_panels import (
     colored,
     grid,
     mark,
@@ -28,7 +32,7 @@ from docs.figure_panels import (
     show_map,
     show_signed,
 )
-from docs.scenes import (
+from tools.scenes import (
     Scene,
     class_statistics,
     forward,
@@ -37,12 +41,8 @@ from docs.scenes import (
     marked_pixels,
     pixel,
 )
-from kdjax import losses
-from kdjax.experiments.images import Images
-from kdjax.losses import resize_labels
-from kdjax.reporting.figures import COLORS
 
-METHODS = Path(__file__).parent / "methods"
+METHODS = Path(__file__).resolve().parent.parent / "docs" / "methods"
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,

@@ -1,6 +1,6 @@
 """Prints the table of docs/scale.md from plans.
 
-python -m docs.scale plans/*.json
+python -m tools.scale plans/*.json
 
 Each file is what `python -m kdjax.plan --json` wrote.
 """

@@ -1,7 +1,7 @@
 """Writes docs/networks.md: parameters, operations and features of the named networks.
 
-    python -m docs.networks            writes the page
-    python -m docs.networks --check    compares parameters and features with it (seconds a network)
+    python -m tools.networks            writes the page
+    python -m tools.networks --check    compares parameters and features with it (seconds a network)
 
 Nothing is computed: networks are built and run on shapes alone. Multiply-adds are those of the
 convolutions and matrix products that tracing a prediction finds, on one image of 512 x 1024;
@@ -25,7 +25,7 @@ from kdjax.models import layers
 from kdjax.models.keys import traced_rngs
 from kdjax.models.registry import FIXED
 
-PAGE = pathlib.Path(__file__).with_suffix(".md")
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "networks.md"
 SIZE = (512, 1024)
 CLASSES = 19
 COLUMNS = ("stage1", "stage2", "stage3", "stage4", "head", "aux_head")
@@ -46,7 +46,7 @@ Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with 
 channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), TorchDistiller's, and
 SegFormer as its authors published it (`@nvlabs`).
 
-    python -m docs.networks
+    python -m tools.networks
 
 | network | parameters | multiply-adds | {" | ".join(COLUMNS)} |
 | --- | ---: | ---: |{" --- |" * len(COLUMNS)}
