@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
-from test_distillers import segformer_weights
+from made_up_weights import segformer_weights
 
 from kdjax import config as configuration
 from kdjax import models

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from made_up_weights import segformer_weights
 
 from kdjax import interop, models
 from kdjax.errors import UserError
@@ -100,40 +101,6 @@ def test_heads_have_their_channels():
     }
     assert {name: head(name) for name in channels} == channels
     assert "pspnet_r18@cirkdv2" not in models.NETWORKS
-
-
-def segformer_weights(channels, decoder):
-    """Random weights with the names of CIRKD's SegFormer, one block in each stage."""
-    rng = np.random.default_rng(0)
-    weights = {}
-
-    def add(name, *shape):
-        weights[f"{name}.weight"] = rng.standard_normal(shape, np.float32)
-        weights[f"{name}.bias"] = rng.standard_normal(shape[:1], np.float32)
-
-    before = 3
-    for i, (c, reduction) in enumerate(zip(channels, (8, 4, 2, 1), strict=True), 1):
-        size, block = 7 if i == 1 else 3, f"block{i}.0"
-        add(f"patch_embed{i}.proj", c, before, size, size)
-        for norm in (f"patch_embed{i}.norm", f"{block}.norm1", f"{block}.norm2", f"norm{i}"):
-            add(norm, c)
-        add(f"{block}.attn.q", c, c)
-        add(f"{block}.attn.kv", 2 * c, c)
-        add(f"{block}.attn.proj", c, c)
-        if reduction > 1:
-            add(f"{block}.attn.sr", c, c, reduction, reduction)
-            add(f"{block}.attn.norm", c)
-        add(f"{block}.mlp.fc1", 4 * c, c)
-        add(f"{block}.mlp.dwconv.dwconv", 4 * c, 1, 3, 3)
-        add(f"{block}.mlp.fc2", c, 4 * c)
-        add(f"linear_c{i}.proj", decoder, c)
-        before = c
-    add("linear_fuse.0", decoder, 4 * decoder, 1, 1)
-    add("linear_fuse.1", decoder)
-    weights["linear_fuse.1.running_mean"] = rng.standard_normal(decoder, np.float32)
-    weights["linear_fuse.1.running_var"] = 1 + rng.random(decoder, np.float32)
-    add("linear_pred", CLASSES, decoder, 1, 1)
-    return weights
 
 
 def authors_names(weights):

@@ -1,7 +1,7 @@
 """Training next to PyTorch's: gradients, running statistics, twenty steps, details of layers.
 
 The networks there compute in float64, so that what is rounded is rounded here. The worst figures
-are printed: `pytest tests/test_training_parity.py -rP` shows them.
+are printed: `pytest tests/training/test_training_parity.py -rP` shows them.
 """
 
 from functools import partial
