@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from kdjax.data import sets, shards
 from kdjax.data.builder_lookup import find_builder
 from kdjax.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = 7
 
 
@@ -180,7 +182,7 @@ def test_an_interrupted_command_says_so_and_is_continued(source, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert stopped.returncode == 130, stopped.stderr
     assert stopped.stderr == "\nkdjax.prepare: interrupted\n"
@@ -234,7 +236,7 @@ def test_a_folder_without_room_is_refused_in_one_line(source, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        cwd=os.path.dirname(os.path.dirname(__file__)),
+        cwd=ROOT,
     )
     assert run.returncode == 2, run.stderr
     assert run.stderr.count("\n") == 1

@@ -23,7 +23,7 @@ from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import ConvNorm, adaptive_average_pools, resize
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = Size(32, 48)
 CLASSES = 5
 

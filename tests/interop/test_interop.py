@@ -17,7 +17,7 @@ from made_up_weights import abstract, assert_same, random_weights
 from kdjax import interop, models
 from kdjax.errors import UserError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

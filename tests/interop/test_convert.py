@@ -15,7 +15,7 @@ from kdjax import interop
 from kdjax.models import saved
 from kdjax.models.preprocessing import IMAGENET
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 COMMAND = [sys.executable, "-m", "kdjax.convert"]

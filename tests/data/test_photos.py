@@ -10,7 +10,7 @@ from PIL import Image
 
 from kdjax.data import pipeline
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def write_photo(source, name, label, orientation):

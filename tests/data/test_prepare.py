@@ -18,7 +18,7 @@ from kdjax.data.classes import original_labels
 from kdjax.errors import UserError
 from kdjax.planning.program import known_classes
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def pixels_of(path):

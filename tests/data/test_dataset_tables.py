@@ -6,7 +6,7 @@ import pathlib
 
 from original_trees import ROOT, committed, found_in, published, write_zip
 
-TABLES = pathlib.Path(__file__).parent / "fixtures" / "tables"
+TABLES = pathlib.Path(__file__).parent / "tables"
 
 
 def shared(table):
