@@ -16,7 +16,6 @@ import pytest
 import tiny_run
 from jax import export
 from PIL import Image
-from test_processes import free_port
 
 STEPS = 6
 ADVICE = 'there is no module "my_extension" on the path; set PYTHONPATH to the folder it is in'
@@ -138,7 +137,7 @@ def test_a_run_that_was_killed_continues_bit_for_bit(house, trained, tmp_path, k
 
 def test_two_processes_of_four_devices_do_what_one_device_does(house, trained, tmp_path):
     whole, flags = trained["Nnx"]
-    together = (f"--coordinator=localhost:{free_port()}", "--num_processes=2")
+    together = (f"--coordinator=localhost:{tiny_run.free_port()}", "--num_processes=2")
     arguments = (*flags, *together, "--workdir", tmp_path)
     ended = tiny_run.finish(
         [house.start("train", *arguments, f"--process_id={i}", devices=4) for i in range(2)]

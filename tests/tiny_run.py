@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import runpy
+import socket
 import subprocess
 import sys
 import time
@@ -67,6 +68,13 @@ def environment(*, devices: int, pause: float) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TINY_PAUSE": str(pause),
     }
+
+
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def start(

@@ -12,7 +12,7 @@ import sys
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 TRAIN = ["--config", "configs/X.py", "--workdir", "runs/a b"]
 TPU = ["--name", "kdjax", "--zone", "us-west4-a", "--type", "v5litepod-16"]

@@ -23,7 +23,8 @@ from kdjax.errors import Transient, UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.training.sharding import Placement
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 SIZES = [(8, 6), (8, 6), (4, 4), (8, 6), (4, 4)]
 
 
@@ -62,14 +63,9 @@ def child(process_index, port):
     print("rows", *np.asarray(order), "confusion", *scores.confusion.ravel())
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 def test_two_processes_share_batches_and_evaluation():
-    port = free_port()
+    port = tiny_run.free_port()
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", HERE)))
     code = "import sys, test_processes as t; t.child(int(sys.argv[1]), int(sys.argv[2]))"
     children = [
         subprocess.Popen(
@@ -77,7 +73,7 @@ def test_two_processes_share_batches_and_evaluation():
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={"PATH": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"},
+            env={"PATH": "", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         )
         for index in range(2)
     ]
@@ -100,7 +96,7 @@ def data(tmp_path_factory):
 
 def start(data, workdir, count, **options):
     """Starts a run of `count` processes with four devices in all."""
-    port = free_port()
+    port = tiny_run.free_port()
     return [
         tiny_run.start(
             data,
@@ -197,7 +193,7 @@ def wait(port, work, *arguments):
 
 def wait_together(*works):
     """Starts a process for each work, and returns when they have joined."""
-    port, count = free_port(), f"--num_processes={len(works)}"
+    port, count = tiny_run.free_port(), f"--num_processes={len(works)}"
     children = [
         wait(port, work, count, f"--process_id={index}") for index, work in enumerate(works)
     ]
@@ -232,7 +228,7 @@ def test_what_the_leading_process_cannot_do_all_say():
 
 
 def test_a_process_that_waits_for_the_others_is_asked_to_stop():
-    port = free_port()
+    port = tiny_run.free_port()
     child = wait(port, 0, "--num_processes=2", "--process_id=0")
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
@@ -281,7 +277,7 @@ def test_the_others_may_come_too_late(monkeypatch, said, kind):
 
     monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
     monkeypatch.setattr(processes.jax.config, "update", lambda *arguments: None)
-    asked = SimpleNamespace(value=f"localhost:{free_port()}"), SimpleNamespace(value=1)
+    asked = SimpleNamespace(value=f"localhost:{tiny_run.free_port()}"), SimpleNamespace(value=1)
     with pytest.raises(kind, match=f"do not find each other: {said}"):
         processes.join(processes.Flags(*asked, SimpleNamespace(value=0)))
 

@@ -21,7 +21,7 @@ from kdjax.experiments.prediction import find_images, label_images
 from kdjax.models import NNXNetwork, saved
 from kdjax.reporting.label_maps import label_png, overlay_png
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PALETTE = ((250, 10, 20), (10, 240, 30), (20, 30, 230))
 SLIDE = Inference((16, 24), (8, 16))
 

@@ -24,7 +24,7 @@ from kdjax.experiments.tuning import Choice, Setting
 from kdjax.experiments.workdir import Workdir
 from kdjax.models import saved
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAN = math.nan
 RATES = [Setting(rate, 5e-4) for rate in (0.1, 0.2, 0.4)]
 

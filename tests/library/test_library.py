@@ -26,7 +26,7 @@ from kdjax.errors import UserError
 from kdjax.experiments.workdir import Workdir
 from kdjax.reporting import writers
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Recorder:

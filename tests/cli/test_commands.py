@@ -14,7 +14,7 @@ import kdjax.__main__ as door
 from kdjax import extras
 from kdjax.experiments import environment
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(

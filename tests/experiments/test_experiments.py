@@ -43,7 +43,7 @@ from kdjax.reporting.tables import csv_table, text_table
 from kdjax.training.loop import Diverged
 from tools import comparison as docs_table
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 

@@ -19,7 +19,7 @@ from kdjax.experiments.run import train
 from kdjax.planning.program import make_program
 from kdjax.ranges import LARGEST
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def changed(key, value):

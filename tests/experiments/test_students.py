@@ -21,7 +21,7 @@ from kdjax.experiments.students import make_student
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.preprocessing import MEAN_ONLY
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = types.SimpleNamespace(
     num_classes=3, class_names=("a", "b", "c"), palette=np.arange(9).reshape(3, 3)
 )

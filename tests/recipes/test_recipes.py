@@ -36,7 +36,7 @@ from kdjax.training.state import create_state
 from kdjax.training.step import Side, make_train_step
 from tools import published_recipes
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLASSES = 3
 SIZE = 64
 

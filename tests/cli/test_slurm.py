@@ -14,7 +14,7 @@ import tiny_run
 
 from kdjax.data import sets
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged")
 MISSING = [name for name in PROGRAMS if not shutil.which(name)]
 
