@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.programs import float32_arrays, parse, reads
 from kdjax import losses
+from tools.hlo import float32_arrays, parse, reads
 
 
 def compile_gradient(loss, *arguments):
