@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdjax.config import Config
+    from kdjax.config import Config, network
     from kdjax.config import default as default_config
     from kdjax.data import Dataset
     from kdjax.deployment.exporting import export
@@ -43,6 +43,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "network",
     "predict",
     "term",
     "train",
@@ -68,6 +69,7 @@ _PLACES = {
     "evaluate": "kdjax.library.evaluating",
     "export": "kdjax.deployment.exporting",
     "load": "kdjax.experiments.networks:TrainedNetwork.load",
+    "network": "kdjax.config",
     "predict": "kdjax.library.predicting",
     "term": "kdjax.distillation",
     "train": "kdjax.library.training",
