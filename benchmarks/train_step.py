@@ -44,9 +44,8 @@ from benchmarks.torch import side as torch_side  # noqa: E402
 from benchmarks.torch.trainer import Execution, settle  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
 from kdjax import command, interop  # noqa: E402
-from kdjax.config import default  # noqa: E402
 from kdjax.errors import UserError  # noqa: E402
-from kdjax.recipes.methods import compare_methods  # noqa: E402
+from kdjax.recipes import terms_of  # noqa: E402
 
 GPU = Work()
 CPU = dataclasses.replace(
@@ -80,9 +79,7 @@ def main(argv: list[str]) -> None:
     if on_gpu != torch.cuda.is_available():
         raise UserError("one of JAX and PyTorch sees a GPU and the other does not: compare alike")
     plain = chosen_work(GPU if on_gpu else CPU)
-    chosen: dict[str, Any] = compare_methods(default(), METHODS.value).compare.methods.to_dict()
-    # A ConfigDict sorts its keys; the first is the one that was named first.
-    works = {name: dataclasses.replace(plain, terms=chosen[name]) for name in METHODS.value}
+    works = {name: dataclasses.replace(plain, terms=terms_of(name)) for name in METHODS.value}
     name, first = next(iter(works.items()))
     if not torch_side.supports(first):
         raise UserError(f"benchmarks/torch has no {name}; begin --methods with one that it has")

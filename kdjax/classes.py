@@ -33,11 +33,19 @@ def numbered_names(count: int) -> tuple[str, ...]:
     return tuple(f"class {index}" for index in range(count))
 
 
-def differing_class(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
-    """Says which class is the first that another list calls otherwise; None where none is."""
+def differing_class(
+    ours: Sequence[str], theirs: Sequence[str], *, here: str = "the data"
+) -> str | None:
+    """Says which class is the first that another list calls otherwise; None where none is.
+
+    Args:
+      ours: names of classes.
+      theirs: the other list.
+      here: what the message calls the former.
+    """
     for index, (our, their) in enumerate(itertools.zip_longest(ours, theirs, fillvalue="none")):
         if our != their:
-            return f'class {index} is "{their}" there and "{our}" in the data'
+            return f'class {index} is "{their}" there and "{our}" in {here}'
     return None
 
 

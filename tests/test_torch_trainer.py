@@ -7,7 +7,6 @@ from absl import flags
 from absl.testing import flagsaver
 
 from kdjax.config import term
-from kdjax.recipes.methods import METHODS
 
 pytest.importorskip("torch", reason="compares with PyTorch")
 from benchmarks import alone, train_step
@@ -38,7 +37,7 @@ TINY = Work(
     terms=TERMS,
 )
 FLAGS = {
-    "methods": "every",
+    "methods": "test_torch_trainer:TERMS",
     "teacher_depth": "18",
     "teacher_width": "8",
     "student_width": "4",
@@ -60,7 +59,6 @@ def given_flags():
 def test_the_sides_have_the_same_losses_and_their_steps_are_compared(
     given_flags, monkeypatch, capsys
 ):
-    monkeypatch.setitem(METHODS, "every", TERMS)
     figures = {"kdjax": 3.0, "pytorch": 2.0}
     monkeypatch.setattr(
         train_step,
@@ -71,7 +69,7 @@ def test_the_sides_have_the_same_losses_and_their_steps_are_compared(
     printed = capsys.readouterr().out
     assert "PSPNet-R18 (width 8) teaches R18 (width 4), 8 x 33 x 49, float32." in printed
     assert "Worst relative difference of a loss in the first steps, in float32: " in printed
-    assert "\n| every | " in printed
+    assert "\n| test_torch_trainer:TERMS | " in printed
     assert "| peak of the process, MiB | 3.0 | 2.0 | 1.50 |" in printed
 
 

@@ -248,7 +248,8 @@ def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> Segment
             f'{where}.split is "{entry.split}"; {entry.name} in {entry.data_dir} has '
             f"{', '.join(extra.splits)}"
         )
-    if entry.labelled and (difference := differing_class(class_names, extra.class_names)):
+    difference = differing_class(class_names, extra.class_names, here="the main set")
+    if entry.labelled and difference:
         raise UserError(
             f"{where}: its labels mean other classes ({difference}); set {where}.labelled to False "
             "to train on its images alone"

@@ -3,6 +3,7 @@
 from kdjax.recipes.methods import METHODS as METHODS
 from kdjax.recipes.methods import compare_methods as compare_methods
 from kdjax.recipes.methods import teach as teach
+from kdjax.recipes.methods import terms_of as terms_of
 from kdjax.recipes.published import PAIRS as PAIRS
 from kdjax.recipes.published import SCHEDULES as SCHEDULES
 from kdjax.recipes.published import TEACHER as TEACHER

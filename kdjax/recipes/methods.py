@@ -54,7 +54,7 @@ def compare_methods(config: Config, methods: Iterable[str] = METHODS) -> Config:
       methods: names in `METHODS`, among them "plain", or "package.module:attribute" of terms by
         name, whose method is then called as the attribute.
     """
-    found = {name.replace(SEPARATOR, ".").rpartition(".")[2]: _terms(name) for name in methods}
+    found = {name.replace(SEPARATOR, ".").rpartition(".")[2]: terms_of(name) for name in methods}
     with config.unlocked():
         config.compare.methods = ConfigDict(found)
         config.compare.builds_on = ConfigDict(
@@ -72,10 +72,11 @@ def teach(config: Config, method: str, teacher: str) -> Config:
       teacher: the teacher's workdir or network checkpoint.
     """
     with config.unlocked():
-        config.terms = ConfigDict(_terms(method))
+        config.terms = ConfigDict(terms_of(method))
     config.teacher.checkpoint = teacher
     return config
 
 
-def _terms(method: str) -> dict[str, dict[str, Any]]:
+def terms_of(method: str) -> dict[str, dict[str, Any]]:
+    """The terms of a method, by a name as `compare_methods` takes it."""
     return names.resolve("method", method, _NAMES, asked_by="the recipe")

@@ -407,9 +407,11 @@ def test_what_may_be_tried_again_is_no_mistake(config, tmp_path, monkeypatch):
 RUN = """
 import os, signal, sys, time
 from kdjax import processes
-signal.signal(signal.SIGTERM, lambda *_: (print("asked", os.getpid(), flush=True), sys.exit(75)))
+def say(word):  # in one piece: both runs write to one pipe at once
+    os.write(1, f"{word} {os.getpid()}\\n".encode())
+signal.signal(signal.SIGTERM, lambda *_: (say("asked"), sys.exit(75)))
 processes.end_with_parent()
-print("runs", os.getpid(), flush=True)
+say("runs")
 time.sleep(100)
 """
 
