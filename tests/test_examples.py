@@ -79,7 +79,10 @@ def traced_maps(name, monkeypatch):
     config = config_file.read(str(EXAMPLES / f"{name}.py"))
     configuration.validate(config)
     again = configuration.from_json(configuration.to_json(config))
-    network = make_network(again.student.name, num_classes=5, options=again.student.options)
+    settings = {
+        key: again.student[key] for key in ("name", "width", "auxiliary", "dtype", "options")
+    }
+    network = make_network(**settings, num_classes=5)
     variables = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     return config, trace_maps(network, variables, (32, 32), train=True)
 

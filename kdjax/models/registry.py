@@ -216,7 +216,7 @@ def find(
     """What a name stands for, and what it is called with; nothing is called.
 
     A factory gets `num_classes`, `width`, `auxiliary`, `dtype` and `rngs` as far as it names them
-    among its arguments. Those that it does not name must be left at their defaults.
+    among its arguments. A width or a dtype that it does not name must be left at its default.
 
     Args:
       name: one of `NETWORKS`, or "package.module:attribute" of a factory, or of what is a network
@@ -253,7 +253,8 @@ def find(
         )
     elif options:
         raise WrongValue(f"{where}.options", f"is {dict(options)}, and {name} is no factory")
-    for key, default in (("width", 64), ("auxiliary", True), ("dtype", "float32")):
+    # Without a word on auxiliary heads, a network has what it has.
+    for key, default in (("width", 64), ("dtype", "float32")):
         if key not in given and settings[key] != default:
             raise WrongValue(
                 f"{where}.{key}",
