@@ -163,10 +163,11 @@ def _signature(factory: Callable[..., Any]) -> inspect.Signature:
     """As `inspect.signature`, also of classes whose metaclass hides it, as those of Flax NNX."""
     if isinstance(factory, functools.partial):
 
-        def stub() -> None: ...
+        def signed() -> None:
+            """Is never called: it lends its signature to `functools.partial`."""
 
-        stub.__signature__ = _signature(factory.func)  # pyright: ignore[reportFunctionMemberAccess]
-        return inspect.signature(functools.partial(stub, *factory.args, **factory.keywords))
+        signed.__signature__ = _signature(factory.func)  # pyright: ignore[reportFunctionMemberAccess]
+        return inspect.signature(functools.partial(signed, *factory.args, **factory.keywords))
     if not isinstance(factory, type):
         return inspect.signature(factory)
     _, *parameters = inspect.signature(factory.__init__).parameters.values()
