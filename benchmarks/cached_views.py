@@ -12,17 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from kdjax import command
 from kdjax import config as configuration
 from kdjax.classes import IGNORE_LABEL
+from kdjax.cli import command
+from kdjax.data.images import Images
 from kdjax.distillation import Distiller
-from kdjax.experiments.feeding import feed
-from kdjax.experiments.images import Images
-from kdjax.experiments.networks import TrainedNetwork
-from kdjax.experiments.teacher_cache import NetworkScores, TeacherCache
+from kdjax.evaluation.trained import TrainedNetwork
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
-from kdjax.training import cached_scores
+from kdjax.runs.feeding import feed
+from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.training.sharding import Placement
 
 # Any term that reads scores alone would do.
@@ -47,8 +46,7 @@ def main(argv: list[str]) -> None:
         output, _ = teacher.network.apply(teacher.variables, seen, train=False, key=None)
         live = scores_of(output).astype(jnp.float32)
         crop = label.shape[1:]
-        kept, sizes = batch["cached"]["scores"], batch["cached"]["size"]
-        cached = cached_scores.sample(kept, sizes, batch["place"], crop, live.shape[1:3])
+        cached = batch["teacher"].like({"logits": live})["logits"]
         labelled = label != IGNORE_LABEL
         said = [jnp.argmax(resize(scores, crop), -1) for scores in (live, cached)]
         shares = [

@@ -26,12 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from kdjax.builders import builder_folder
 from kdjax.classes import read_table
-from kdjax.evaluation.evaluator import evaluate
-from kdjax.evaluation.metrics import Scores
+from kdjax.data.preparing.classes import builder_folder
+from kdjax.evaluation.evaluator import Scores, evaluate
 from kdjax.reporting.figures import full_palette
-from kdjax.reporting.label_maps import label_png
+from kdjax.reporting.panels import label_png
 
 BAR = 1e-6
 SIZE = (64, 96)

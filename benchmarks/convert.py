@@ -23,7 +23,7 @@ from flax import nnx
 
 from kdjax import convert, models
 from kdjax.interop import mmseg
-from kdjax.models.keys import traced_rngs
+from kdjax.models.network import traced_rngs
 
 BAR = 3
 CLASSES = 19
@@ -60,7 +60,7 @@ def measure(name, file, output):
 
     if file.suffix == ".pth":
         import torch  # noqa: F401
-    import kdjax.data.builder  # noqa: F401  names the classes
+    import kdjax.data.preparing.builder  # noqa: F401  names the classes
 
     jnp.zeros(1).block_until_ready()
     settings = {"source": file, "model": name, "num_classes": CLASSES, "output": output}

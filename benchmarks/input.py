@@ -22,15 +22,13 @@ import torch
 from absl import app, flags
 
 from benchmarks import input_torch, made_up
-from kdjax.data import pipeline
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import augment
-from kdjax.data.augmentation import AugmentOptions, Draws, draw
-from kdjax.data.distortion import distort
-from kdjax.data.held import HeldExamples
+from kdjax.data.feeding import pipeline
+from kdjax.data.feeding.augment import augment, distort
+from kdjax.data.feeding.augmentation import AugmentOptions, Draws, draw
+from kdjax.data.feeding.records import Records, decode_example, whole
+from kdjax.data.feeding.sources import HeldExamples
 from kdjax.data.interface import Source
-from kdjax.data.records import Records, decode
-from kdjax.data.tiles import whole
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", 1)
@@ -141,7 +139,7 @@ def stages(records: Records, options: AugmentOptions) -> dict[str, float]:
 
     serialized, reading = timed(lambda row: tf.constant(records.read([row])[0]), indices)
     _, decoding = timed(decoded_crop, serialized, draws)
-    examples = [decode(record) for record in serialized]
+    examples = [decode_example(record) for record in serialized]
     crops, geometry = timed(augmented(plain), examples, draws)
     _, choosing = timed(augmented(varied), examples, draws)
     images = [crop["image"] for crop in crops]

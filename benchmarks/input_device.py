@@ -20,12 +20,12 @@ from absl import app, flags
 from flax import nnx
 
 from kdjax import models
-from kdjax.data.augmentation import AugmentOptions
-from kdjax.data.device_augment import augment_batch
-from kdjax.data.device_batches import index_batches
-from kdjax.data.held import HeldExamples
+from kdjax.data.feeding.augmentation import AugmentOptions
+from kdjax.data.feeding.device_augment import augment_batch
+from kdjax.data.feeding.order import index_batches
+from kdjax.data.feeding.sources import HeldExamples
 from kdjax.losses import upsampled_cross_entropy
-from kdjax.models.preprocessing import IMAGENET
+from kdjax.models.outputs import IMAGENET
 from kdjax.training.sharding import Placement
 
 EXAMPLES = flags.DEFINE_integer("examples", 512, "On the device.", 1)

@@ -6,11 +6,11 @@ import pathlib
 import cv2  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from kdjax.data.builder import encode_png
-from kdjax.data.originals import read_photo, read_values
-from kdjax.data.records import Records
-from kdjax.data.shards import write_shard
-from kdjax.data.tree import File
+from kdjax.data.feeding.records import Records
+from kdjax.data.preparing.builder import encode_png
+from kdjax.data.preparing.originals import read_photo, read_values
+from kdjax.data.preparing.prepared import write_shard
+from kdjax.data.preparing.tree import File
 
 # Height, width and file type of the images.
 SIZES = {"cityscapes": (1024, 2048, ".png"), "ade20k": (512, 683, ".jpg")}

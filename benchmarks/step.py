@@ -18,13 +18,14 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks import rounds
-from kdjax import command, models
 from kdjax import config as configuration
+from kdjax import models
+from kdjax.cli import command
+from kdjax.comparison.methods import in_order
+from kdjax.data.images import Images
 from kdjax.distillation import need_teacher
 from kdjax.evaluation.evaluator import Predictor
-from kdjax.experiments.comparison import in_order
-from kdjax.experiments.images import Images
-from kdjax.models.preprocessing import IMAGENET
+from kdjax.models.outputs import IMAGENET
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Side

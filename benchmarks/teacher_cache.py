@@ -22,15 +22,15 @@ import numpy as np
 from absl import flags
 
 from benchmarks import rounds
-from kdjax import command
 from kdjax import config as configuration
+from kdjax.cli import command
+from kdjax.data.images import Images
 from kdjax.distillation import Distiller
-from kdjax.experiments.feeding import feed
-from kdjax.experiments.images import Images
-from kdjax.experiments.networks import TrainedNetwork
-from kdjax.experiments.score_files import ScoreFiles
-from kdjax.experiments.students import make_student
-from kdjax.experiments.teacher_cache import NetworkScores, TeacherCache
+from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.runs.feeding import feed
+from kdjax.runs.student import make_student
+from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
+from kdjax.teacher_cache.scores import ScoreFiles
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Side

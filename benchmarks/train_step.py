@@ -10,7 +10,7 @@ and with the teacher's forward pass and no method; ratios are those of one round
 time to the first step come from a process of their own for each side.
 
 On a GPU the work is PSPNet-R101 teaching R18 on 8 crops of 512 x 1024 in bfloat16, else a narrow
-pair on small crops in float32. Methods are those of `kdjax.recipes.methods`; the PyTorch trainer
+pair on small crops in float32. Methods are those of `kdjax.recipes`; the PyTorch trainer
 has some of them, and the price of a method here is measured for all.
 """
 
@@ -43,7 +43,8 @@ from benchmarks import kdjax_side  # noqa: E402
 from benchmarks.torch import side as torch_side  # noqa: E402
 from benchmarks.torch.trainer import Execution, settle  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
-from kdjax import command, interop  # noqa: E402
+from kdjax import interop  # noqa: E402
+from kdjax.cli import command  # noqa: E402
 from kdjax.errors import UserError  # noqa: E402
 from kdjax.recipes import terms_of  # noqa: E402
 

@@ -6,18 +6,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdjax.comparison.compare import ComparisonResult, compare
     from kdjax.config import Config, network
     from kdjax.config import default as default_config
     from kdjax.data import Dataset
     from kdjax.deployment.exporting import export
     from kdjax.distillation import Distiller, Loss, term
     from kdjax.errors import Preempted, Transient, UserError
-    from kdjax.experiments.networks import TrainedNetwork
-    from kdjax.library.comparing import ComparisonResult, compare
-    from kdjax.library.evaluating import Evaluation, evaluate
-    from kdjax.library.predicting import predict
-    from kdjax.library.training import RunResult, train
+    from kdjax.evaluation.trained import TrainedNetwork
     from kdjax.reporting.writers import Writer
+    from kdjax.runs.evaluate import Evaluation, evaluate, predict
+    from kdjax.runs.train import RunResult, train
     from kdjax.training.loop import Diverged
 
     load = TrainedNetwork.load
@@ -51,28 +50,28 @@ __all__ = [
 
 # Where each is, imported when it is asked for: importing kdjax itself takes no time.
 _PLACES = {
-    "ComparisonResult": "kdjax.library.comparing",
+    "ComparisonResult": "kdjax.comparison.compare",
     "Config": "kdjax.config",
     "Dataset": "kdjax.data",
     "Distiller": "kdjax.distillation",
     "Diverged": "kdjax.training.loop",
-    "Evaluation": "kdjax.library.evaluating",
+    "Evaluation": "kdjax.runs.evaluate",
     "Loss": "kdjax.distillation",
     "Preempted": "kdjax.errors",
-    "RunResult": "kdjax.library.training",
+    "RunResult": "kdjax.runs.train",
     "Transient": "kdjax.errors",
-    "TrainedNetwork": "kdjax.experiments.networks",
+    "TrainedNetwork": "kdjax.evaluation.trained",
     "UserError": "kdjax.errors",
     "Writer": "kdjax.reporting.writers",
-    "compare": "kdjax.library.comparing",
+    "compare": "kdjax.comparison.compare",
     "default_config": "kdjax.config:default",
-    "evaluate": "kdjax.library.evaluating",
+    "evaluate": "kdjax.runs.evaluate",
     "export": "kdjax.deployment.exporting",
-    "load": "kdjax.experiments.networks:TrainedNetwork.load",
+    "load": "kdjax.evaluation.trained:TrainedNetwork.load",
     "network": "kdjax.config",
-    "predict": "kdjax.library.predicting",
+    "predict": "kdjax.runs.evaluate",
     "term": "kdjax.distillation",
-    "train": "kdjax.library.training",
+    "train": "kdjax.runs.train",
 }
 
 

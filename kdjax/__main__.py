@@ -7,7 +7,7 @@ import runpy
 import sys
 
 import kdjax
-from kdjax.suggest import nearest
+from kdjax.names import nearest
 
 # In the order in which one needs them.
 COMMANDS = ("prepare", "train", "compare", "evaluate", "predict", "export", "convert", "plan")

@@ -5,11 +5,11 @@ python -m kdjax.compare --config configs/X.py --workdir DIR [--seeds 0,1,2] [--p
 
 from absl import flags
 
-from kdjax import command, processes
 from kdjax import config as configuration
+from kdjax import environment, processes
+from kdjax.cli import command
+from kdjax.comparison.compare import compare
 from kdjax.errors import UserError
-from kdjax.experiments import environment
-from kdjax.library.comparing import compare
 
 _CONFIG = configuration.define_flag()
 _WORKDIR = flags.DEFINE_string(

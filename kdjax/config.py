@@ -21,8 +21,8 @@ from kdjax.distillation import term as term
 from kdjax.errors import UserError
 from kdjax.models import DTYPES
 from kdjax.models.registry import find as find_network
+from kdjax.names import nearest
 from kdjax.ranges import Range, WrongValue
-from kdjax.suggest import nearest
 from kdjax.training import optimizer as optimizers
 
 # What type checkers know of a config: its keys are set at run time (and locked by `default`).

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from kdjax import names, shipped
+from kdjax import files, names
 from kdjax.errors import UserError
 from kdjax.ranges import KINDS, WrongValue
 
@@ -114,7 +114,7 @@ def find(path: str) -> str:
         raise UserError(f"{path}: this is a folder; name a config file")
     if os.path.exists(path):
         return path
-    own = shipped.folder(_OWN)
+    own = files.folder(_OWN)
     stems = sorted(file.stem for file in own.glob("*.py"))
     folder, name = os.path.split(path)
     stem = name.removesuffix(".py")

@@ -25,11 +25,12 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from kdjax import command, interop
+from kdjax import interop
 from kdjax.classes import distinct_colors, numbered_names
+from kdjax.cli import command
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, Segmenter, create, saved
-from kdjax.models.keys import traced_rngs
+from kdjax.models.network import traced_rngs
 
 _SOURCE = flags.DEFINE_string("source", None, "The checkpoint file.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "The network, as pspnet_r101.", required=True)

@@ -6,9 +6,9 @@ python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
 
 from absl import flags
 
-from kdjax import command, inference_flags, processes
-from kdjax.experiments import environment
-from kdjax.library.evaluating import evaluate
+from kdjax import environment, processes
+from kdjax.cli import command, shared_flags
+from kdjax.runs.evaluate import evaluate
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "A workdir of kdjax.train, whose data set is evaluated on.", required=True
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         split=_SPLIT.value,
         checkpoint=_CHECKPOINT.value,
         data_dir=_DATA_DIR.value,
-        **inference_flags.options(),
+        **shared_flags.options(),
     )
     processes.say(str(found))
 

@@ -10,7 +10,7 @@ with the size of their images (PSPNet, UPerNet, SegFormer, Swin), need `--height
 
 from absl import flags
 
-from kdjax import command
+from kdjax.cli import command
 from kdjax.deployment import FORMATS, Export, export
 from kdjax.errors import UserError
 

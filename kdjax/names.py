@@ -4,19 +4,19 @@ Strings survive JSON, checkpoints and other processes, where objects do not. Wha
 stands in tables of such strings itself, and is found in the same way.
 """
 
+import difflib
 import functools
 import importlib
 import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from kdjax.errors import UserError
 from kdjax.ranges import WrongValue
-from kdjax.suggest import nearest
 
 SEPARATOR = ":"
 MAIN = "__main__"
@@ -179,3 +179,16 @@ def _why(module: str, error: Exception) -> str:
     if missing and (module == missing or module.startswith(f"{missing}.")):
         return f'there is no module "{missing}" on the path; set PYTHONPATH to the folder it is in'
     return f"{module} cannot be imported: {type(error).__name__}: {error}"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that `name` may well have been meant to be; None if none is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns 'did you mean "x"?' where a known name is near, else the list of known names."""
+    known = list(known)
+    if near := closest(name, known):
+        return f'did you mean "{near}"?'
+    return f"there are: {', '.join(known)}" if known else "there are none"

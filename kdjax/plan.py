@@ -12,15 +12,15 @@ import pathlib
 import jax
 from absl import flags
 
-from kdjax import command
 from kdjax import config as configuration
+from kdjax.cli import command
 from kdjax.config import Config
 from kdjax.errors import UserError
-from kdjax.planning import search, tables, topology
+from kdjax.files import to_json, write_atomically
+from kdjax.planning import chips, estimate, tables
+from kdjax.planning.chips import Topology
 from kdjax.planning.estimate import Plan, make_plan
 from kdjax.planning.program import known_classes
-from kdjax.planning.topology import Topology
-from kdjax.reporting.files import to_json, write_atomically
 
 _CONFIG = configuration.define_flag()
 _TOPOLOGY = flags.DEFINE_string(
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--json {output}: there is no folder {output.parent}")
     if output and output.is_dir():
         raise UserError(f"--json {output} is a folder; name a file")
-    if _TOPOLOGY.value != topology.LOCAL:
+    if _TOPOLOGY.value != chips.LOCAL:
         # What is attached here is not asked, and not needed.
         jax.config.update("jax_platforms", "cpu")
-    found = topology.find(_TOPOLOGY.value)
+    found = chips.find(_TOPOLOGY.value)
     if _SEARCH.value and found.chip is None:
         raise UserError(
             f"--search_batch: the memory of {found.devices[0].device_kind} is not in the chip table"
@@ -72,7 +72,7 @@ def _largest(config: Config, found: Topology, plan: Plan, classes: int) -> table
             plans[count] = make_plan(config, found, num_classes=classes, batch_size=count * unit)
         return bool(plans[count].fits(found.chip))
 
-    best = search.largest(fits, max(1, plan.batch_size // unit))
+    best = estimate.largest(fits, max(1, plan.batch_size // unit))
     return tables.Largest(plans.get(best), len(plans))
 
 

@@ -9,9 +9,9 @@ how long it took. Photos are turned as their camera noted. Nothing that is there
 
 from absl import flags
 
-from kdjax import command, inference_flags
-from kdjax.experiments import environment
-from kdjax.library.predicting import predict
+from kdjax import environment
+from kdjax.cli import command, shared_flags
+from kdjax.runs.evaluate import predict
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "A workdir of kdjax.train, or a network checkpoint.", required=True
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         opacity=_OPACITY.value,
         batch_size=_BATCH_SIZE.value,
         overwrite=_OVERWRITE.value,
-        **inference_flags.options(),
+        **shared_flags.options(),
     )
     print(timing)
 

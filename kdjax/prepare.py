@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from kdjax import command
-from kdjax.data import sets, statistics
-from kdjax.data.prepared import PreparedSet
+from kdjax.cli import command
+from kdjax.data import sets
+from kdjax.data.preparing import prepared
+from kdjax.data.preparing.prepared import PreparedSet
 from kdjax.errors import UserError
 from kdjax.reporting import figures
 
@@ -103,7 +104,7 @@ def _label_values(texts: list[str]) -> list[int]:
 
 
 def _summary(dataset: PreparedSet) -> str:
-    measured = {split: statistics.measure(dataset, split) for split in dataset.splits}
+    measured = {split: prepared.measure(dataset, split) for split in dataset.splits}
     width = max(map(len, (*dataset.class_names, "standard deviation")))
 
     def row(title: str, cells: list[str]) -> str:

@@ -18,7 +18,7 @@ from absl import flags
 from jax._src import distributed
 
 from kdjax.errors import Transient, UserError
-from kdjax.paths import may_pass
+from kdjax.files import may_pass
 
 # "Try again": launchers start the command once more, and it continues.
 AGAIN = os.EX_TEMPFAIL

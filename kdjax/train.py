@@ -7,10 +7,10 @@ python -m kdjax.train --config configs/X.py --workdir DIR [--config.key=value ..
 
 from absl import flags
 
-from kdjax import command, processes
 from kdjax import config as configuration
-from kdjax.experiments import environment
-from kdjax.library.training import train
+from kdjax import environment, processes
+from kdjax.cli import command
+from kdjax.runs.train import train
 from kdjax.training import profiling
 
 _CONFIG = configuration.define_flag()

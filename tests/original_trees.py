@@ -14,9 +14,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from kdjax.data import pipeline, sets
-from kdjax.data.builder_lookup import find_builder
-from kdjax.data.tree import Tree
+from kdjax.data import sets
+from kdjax.data.feeding import pipeline
+from kdjax.data.preparing.builder import find_builder
+from kdjax.data.preparing.tree import Tree
 from kdjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

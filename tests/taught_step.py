@@ -8,11 +8,10 @@ from kdjax import config as configuration
 from kdjax import models
 from kdjax.distillation import Distiller
 from kdjax.models.network import NNXNetwork, trace_maps
-from kdjax.models.preprocessing import IMAGENET
-from kdjax.training.objective import Objective
+from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.state import create_state
-from kdjax.training.step import Side, make_train_step
+from kdjax.training.step import Objective, Side, make_train_step
 
 STEPS = 10
 RNG = np.random.default_rng(0)

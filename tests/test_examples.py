@@ -13,13 +13,13 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import config_file, models
+from kdjax.data.images import Images
 from kdjax.distillation import Distiller
-from kdjax.experiments import run
-from kdjax.experiments.images import Images
-from kdjax.experiments.workdir import Workdir
 from kdjax.models import make_network, saved
 from kdjax.models.network import trace_maps
 from kdjax.models.saved import NetworkInfo
+from kdjax.runs import run
+from kdjax.runs.workdir import Workdir
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 

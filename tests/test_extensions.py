@@ -23,7 +23,7 @@ ADVICE = 'there is no module "my_extension" on the path; set PYTHONPATH to the f
 # A training whose data dries up after a few batches, so that it can be killed in the midst of them.
 DRIED_UP = """
 import itertools, runpy, time
-from kdjax.experiments.images import Images
+from kdjax.data.images import Images
 batches = Images.train_batches
 def few(self, **options):
     yield from itertools.islice(batches(self, **options), {count})

@@ -14,15 +14,25 @@ from kdjax import distillation, losses
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# A room may import itself and what stands before it. Side buildings stand on `errors` and on what
-# is named here.
-FLOORS = ("losses", "distillation", "models", "evaluation", "training")
-SIDE_BUILDINGS = {
-    "data": set(),
+# What a room may import, beside itself and the files at the top that are no rooms (errors, names,
+# ranges, files, processes, ...): some of the rooms above it, as CONTRIBUTING.md lists them.
+CORE = {"losses", "distillation", "models", "training"}
+ROOMS = {
+    "losses": set(),
+    "distillation": {"losses"},
+    "models": {"losses", "distillation"},
+    "training": {"losses", "distillation", "models"},
+    "config": CORE,
+    "data": {"config"},
     "reporting": set(),
+    "evaluation": {*CORE, "data", "reporting"},
     "interop": {"distillation", "models"},
     "deployment": {"distillation", "models", "evaluation"},
-    "planning": {*FLOORS, "config"},
+    "planning": {*CORE, "config", "data"},
+    "cli": {"config", "evaluation"},
+    "teacher_cache": {*CORE, "config", "data", "evaluation"},
+    "runs": {*CORE, "config", "data", "reporting", "evaluation", "teacher_cache"},
+    "comparison": {*CORE, "config", "data", "reporting", "evaluation", "cli", "runs"},
 }
 
 
@@ -38,15 +48,24 @@ def imported_rooms(path):
 
 
 def test_a_lower_floor_never_imports_a_higher_one():
-    rooms = {*FLOORS, *SIDE_BUILDINGS, "experiments", "library", "planning", "config"}
-    for level, room in enumerate(FLOORS):
-        for path in (ROOT / "kdjax" / room).rglob("*.py"):
-            wrong = (imported_rooms(path) & rooms) - set(FLOORS[: level + 1])
+    before = set()
+    for room, below in ROOMS.items():
+        assert below <= before, f"{room} stands before what it imports"
+        before.add(room)
+        paths = [*(ROOT / "kdjax" / room).rglob("*.py"), ROOT / "kdjax" / f"{room}.py"]
+        for path in filter(pathlib.Path.exists, paths):
+            wrong = (imported_rooms(path) & ROOMS.keys()) - {room, *below}
             assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
-    for room, below in SIDE_BUILDINGS.items():
-        for path in (ROOT / "kdjax" / room).rglob("*.py"):
-            wrong = (imported_rooms(path) & rooms) - {room, *below}
-            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_every_room_is_in_the_list():
+    found = {path.parent.name for path in (ROOT / "kdjax").glob("*/__init__.py")}
+    assert found <= ROOMS.keys()
+
+
+def test_feeding_knows_nothing_of_preparing():
+    for path in (ROOT / "kdjax" / "data" / "feeding").glob("*.py"):
+        assert "kdjax.data.preparing" not in path.read_text(), path.name
 
 
 def loaded_by(statement):
@@ -95,8 +114,7 @@ def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
 
 def test_examples_in_memory_need_no_tensorflow():
     loaded = loaded_by(
-        "import kdjax.data.held, kdjax.data.device_batches, kdjax.data.device_augment, "
-        "kdjax.data.evaluation_plan, kdjax.experiments.feeding"
+        "import kdjax.data.feeding.sources, kdjax.data.feeding.order, kdjax.runs.feeding"
     )
     assert not loaded & {"tensorflow", "tensorflow_datasets", "array_record"}
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models import FeatureSpec, Segmenter
-from kdjax.models.fcn import FCNHead
+from kdjax.models.heads import FCNHead
 from kdjax.models.layers import ConvNorm
 
 

@@ -140,7 +140,7 @@ def assert_same(workdir: pathlib.Path, expected: tuple[dict[tuple[str, int], flo
 
 def _main() -> None:
 
-    from kdjax.experiments.images import Images
+    from kdjax.data.images import Images
 
     NETWORKS["tiny"] = "tiny:create"
     batches = Images.train_batches

@@ -6,12 +6,10 @@ python -m tools.comparison docs/results/camvid_500.csv [docs/results/camvid_500.
 import math
 import sys
 
-from kdjax.recipes.methods import BUILDS_ON
+from kdjax.recipes import BUILDS_ON
 from kdjax.reporting import figures
-from kdjax.reporting.interval_figure import interval_dots
-from kdjax.reporting.intervals import gain, gap_closed, paired_gains
-from kdjax.reporting.results import MethodResult, RunSummary, plain_student, teacher_of
-from kdjax.reporting.runs import read_runs
+from kdjax.reporting.intervals import gain, gap_closed, interval_dots, paired_gains
+from kdjax.reporting.results import MethodResult, RunSummary, plain_student, read_runs, teacher_of
 from kdjax.reporting.tables import estimate_text, miou_text
 
 

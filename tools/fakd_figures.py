@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdjax import losses
-from kdjax.experiments.images import Images
+from kdjax.data.images import Images
 from kdjax.reporting.figures import COLORS
 from tools.figure_panels import MAGNITUDE, colored, show_image, show_map
 from tools.scenes import Scene, pixel

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdjax.experiments.images import Images
+from kdjax.data.images import Images
 from kdjax.reporting.figures import colorize
 
 MAGNITUDE, SIGNED = "viridis", "RdBu_r"

@@ -22,7 +22,7 @@ from jax.extend.core import jaxprs_in_params
 
 from kdjax import models
 from kdjax.models import layers
-from kdjax.models.keys import traced_rngs
+from kdjax.models.network import traced_rngs
 from kdjax.models.registry import FIXED
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "networks.md"

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdjax import losses
-from kdjax.experiments.images import Images
+from kdjax.data.images import Images
 from kdjax.losses import resize_labels
 from kdjax.reporting.figures import COLORS
 from tools.fakd_figures import fakd, fakd_bounds

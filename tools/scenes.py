@@ -11,8 +11,8 @@ import numpy as np
 
 from kdjax import config as configuration
 from kdjax import losses
-from kdjax.experiments.images import Images
-from kdjax.experiments.networks import TrainedNetwork
+from kdjax.data.images import Images
+from kdjax.evaluation.trained import TrainedNetwork
 from kdjax.losses import resize_labels
 from kdjax.models import SegmentationOutput
 

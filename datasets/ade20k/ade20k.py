@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.data.classes import ClassTable, LabelMap
-from kdjax.data.conversion import Pair, PublishedBuilder, pair_up
-from kdjax.data.originals import read_values
-from kdjax.data.tree import File, Tree
+from kdjax.data.preparing.classes import ClassTable, LabelMap
+from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_up
+from kdjax.data.preparing.originals import read_values
+from kdjax.data.preparing.tree import File, Tree
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
 # 0 is everything else, which the benchmark ignores.

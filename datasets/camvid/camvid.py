@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL, read_table
-from kdjax.data.classes import ClassTable, LabelMap, color_of
-from kdjax.data.conversion import Pair, PublishedBuilder, pair_listed, pair_up
-from kdjax.data.originals import read_colors, read_values
-from kdjax.data.tree import File, Tree
+from kdjax.data.preparing.classes import ClassTable, LabelMap, color_of
+from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, pair_up
+from kdjax.data.preparing.originals import read_colors, read_values
+from kdjax.data.preparing.tree import File, Tree
 
 _HERE = pathlib.Path(__file__).parent
 _TABLE = ClassTable.read(_HERE / "classes.csv")

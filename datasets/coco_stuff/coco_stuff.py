@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL
-from kdjax.data.classes import ClassTable, LabelMap
-from kdjax.data.conversion import Pair, PublishedBuilder, pair_up
-from kdjax.data.originals import read_values
-from kdjax.data.tree import File, Tree
+from kdjax.data.preparing.classes import ClassTable, LabelMap
+from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_up
+from kdjax.data.preparing.originals import read_values
+from kdjax.data.preparing.tree import File, Tree
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
 # 11 of the 182 labels that COCO once planned are used nowhere, and refused.

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL
-from kdjax.data.conversion import ConversionBuilder, Pair
-from kdjax.data.originals import read_text, read_values
-from kdjax.data.tree import File, check_name
+from kdjax.data.preparing.conversion import ConversionBuilder, Pair
+from kdjax.data.preparing.originals import read_text, read_values
+from kdjax.data.preparing.tree import File, check_name
 from kdjax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL
-from kdjax.data.classes import ClassTable, LabelMap
-from kdjax.data.conversion import Pair, PublishedBuilder, pair_listed, read_split
-from kdjax.data.originals import read_matlab, read_values
-from kdjax.data.tree import File, Tree
+from kdjax.data.preparing.classes import ClassTable, LabelMap
+from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, read_split
+from kdjax.data.preparing.originals import read_matlab, read_values
+from kdjax.data.preparing.tree import File, Tree
 from kdjax.errors import UserError
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 
-from kdjax.data.builder import SegmentationBuilder, encode_png
+from kdjax.data.preparing.builder import SegmentationBuilder, encode_png
 
 SIZE = 96  # pixels, both sides
 SPLITS = {"train": 800, "val": 200, "test": 200}

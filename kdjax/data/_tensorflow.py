@@ -3,9 +3,9 @@
 import os
 import re
 
-from kdjax import tensorflow_environment
+from kdjax import environment
 
-tensorflow_environment.set_up()
+environment.set_up()
 
 import tensorflow as tf  # noqa: E402  reads the environment
 

@@ -18,7 +18,7 @@ from kdjax.errors import UserError
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.tiles import Read
+    from kdjax.data.feeding.records import Read
 
 _THREADS = 4  # that read examples for evaluation
 _AHEAD = 8  # examples that are read before they are needed
@@ -227,10 +227,10 @@ class SourceSplit:
 
     def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, Read]":
         """As `Source` has it."""
-        from kdjax.data import tiles
+        from kdjax.data.feeding import records
 
         opened = self.open(fetched, fetched)
-        return opened.label, tiles.reader(opened)
+        return opened.label, records.reader(opened)
 
     def open(self, record: "tf.Tensor", index: "tf.Tensor") -> Opened:
         """As `Split` has it; reads and decodes all of the example."""
@@ -332,7 +332,7 @@ class SourceSplit:
     def _image(self, index: int, example: Mapping[str, Any]) -> np.ndarray:
         value = self._feature(index, example, "image")
         if _is_pil(value):
-            from kdjax.data.originals import as_rgb
+            from kdjax.data.preparing.originals import as_rgb
 
             return np.asarray(as_rgb(value, self._of(index)))
         pixels = np.asarray(value)

@@ -1,6 +1,7 @@
 """What training and evaluation need of a data set, whoever made it.
 
-Prepared sets (`kdjax.data.prepared`) and sets of a user's own (`kdjax.data.dataset`) have it alike.
+Prepared sets (`kdjax.data.preparing.prepared`) and sets of a user's own (`kdjax.data.dataset`) have
+it alike.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -12,7 +13,7 @@ from jaxtyping import UInt8
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.tiles import Read
+    from kdjax.data.feeding.records import Read
 
 
 class Opened(NamedTuple):

@@ -16,18 +16,19 @@ import tensorflow_datasets as tfds
 
 from kdjax import names
 from kdjax.classes import distinct_colors
-from kdjax.data import shards
 from kdjax.data._tensorflow import tf
-from kdjax.data.builder import (
+from kdjax.data.dataset import Dataset
+from kdjax.data.feeding.records import Records
+from kdjax.data.interface import SegmentationSet
+from kdjax.data.preparing import prepared
+from kdjax.data.preparing.builder import (
     SegmentationBuilder,
     check_example,
     check_features,
+    find_builder,
     metadata_of,
 )
-from kdjax.data.builder_lookup import find_builder
-from kdjax.data.dataset import Dataset
-from kdjax.data.interface import SegmentationSet
-from kdjax.data.prepared import (
+from kdjax.data.preparing.prepared import (
     RECEIPT,
     PreparedSet,
     fingerprint,
@@ -35,10 +36,9 @@ from kdjax.data.prepared import (
     open_records,
     read_receipt,
 )
-from kdjax.data.records import Records
-from kdjax.data.tree import state_of_source
+from kdjax.data.preparing.tree import state_of_source
 from kdjax.errors import UserError
-from kdjax.paths import is_remote
+from kdjax.files import is_remote
 from kdjax.ranges import WrongValue
 
 
@@ -345,7 +345,7 @@ def _holds(note: pathlib.Path, made_from: dict[str, Any]) -> bool:
 
 
 def _finished_shards(staging: pathlib.Path) -> int:
-    return len(list((staging / shards.NOTES).glob("*.json")))
+    return len(list((staging / prepared.NOTES).glob("*.json")))
 
 
 def _needs_source(builder_class: type[tfds.core.GeneratorBasedBuilder]) -> bool:

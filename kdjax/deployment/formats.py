@@ -1,11 +1,203 @@
-"""The formats by name."""
+"""The formats of exported students, and the function from images to labels that each holds."""
 
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from kdjax.deployment import savedmodel, stablehlo, tflite
-from kdjax.deployment.labelling import Label, Size
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jax.extend import core
+from jax.interpreters import partial_eval
+from jaxtyping import Array, Int, UInt8
+
+from kdjax import environment
+from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import Predictor
+from kdjax.models import Network, Preprocessing, Variables
+
+
+def tensorflow() -> Any:
+    """Imports TensorFlow.
+
+    Raises:
+      UserError: where it is not installed.
+    """
+    environment.set_up()
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(
+            'the formats savedmodel and tflite need TensorFlow: pip install "kdjax[export]"'
+        ) from error
+    # JAX has the accelerators.
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+    return tf
+
+
+# JAX traces it; what is loaded from a file takes and returns NumPy arrays.
+Images = UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"]
+Labels = Int[Array, "B H W"] | Int[np.ndarray, "B H W"]
+Label = Callable[[Images], Labels]
+
+
+class Size(NamedTuple):
+    """Height and width of the images, or None twice where any size will do."""
+
+    height: int | None
+    width: int | None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether images must have this size."""
+        return self.height is not None
+
+    @property
+    def symbolic(self) -> str:
+        """The input's shape as JAX writes it, with the batch open."""
+        return f"(b, {self.height}, {self.width}, 3)" if self.fixed else "(b, h, w, 3)"
+
+
+ANY = Size(None, None)
+
+
+def labelling(network: Network, variables: Variables, preprocessing: Preprocessing) -> Label:
+    """Returns what `Predictor` computes, with those weights inside that it needs.
+
+    Args:
+      network: the network.
+      variables: its arrays.
+      preprocessing: how pixels become its input.
+    """
+    predictor = Predictor(network, preprocessing)
+
+    def label(images: Images) -> Labels:
+        shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        program = jax.make_jaxpr(predictor)(variables, shape)
+        # What predicting does not need, as an auxiliary head, is not to be written.
+        needed, used = partial_eval.dce_jaxpr(program.jaxpr, [True])
+        given = (*jax.tree.leaves(variables), images)
+        read = [value for value, needs in zip(given, used, strict=True) if needs]
+        return core.jaxpr_as_fun(core.ClosedJaxpr(needed, program.consts))(*read)[0]
+
+    return label
+
+
+def takes_any_size(label: Label) -> bool:
+    """Whether JAX can trace the function without knowing the height and width.
+
+    Adaptive pooling (PSPNet, UPerNet) and window attention (Swin) build arrays whose sizes are
+    computed from the image's, in Python.
+    """
+    shape = export.symbolic_shape(ANY.symbolic)
+    try:
+        jax.eval_shape(label, jax.ShapeDtypeStruct(shape, jnp.uint8))
+    # What asks for a number where there is a symbol: `range` and NumPy raise the first, comparisons
+    # the second.
+    except (TypeError, jax.errors.InconclusiveDimensionOperation):
+        return False
+    return True
+
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write_stablehlo(label: Label, size: Size, path: pathlib.Path) -> None:
+    """Writes the serialised function."""
+    images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
+    path.write_bytes(export.export(jax.jit(label), platforms=PLATFORMS)(images).serialize())
+
+
+def read_stablehlo(path: pathlib.Path) -> Label:
+    """Loads it."""
+    return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+
+
+def write_savedmodel(
+    label: Label,
+    size: Size,
+    path: pathlib.Path,
+    *,
+    batch: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> None:
+    """Writes the folder; its one signature takes `images` and returns `labels`.
+
+    Args:
+      label: what is written.
+      size: of the images.
+      path: the folder.
+      batch: how many images it takes at once; None leaves it open.
+      platforms: where it can run.
+    """
+    tf = tensorflow()
+    from jax.experimental import jax2tf
+
+    converted = jax2tf.convert(
+        label,
+        polymorphic_shapes=[size.symbolic] if batch is None else None,
+        with_gradient=False,
+        native_serialization_platforms=platforms,
+    )
+
+    def labels(images: Any) -> dict[str, Any]:
+        return {"labels": converted(images)}
+
+    images = tf.TensorSpec([batch, *size, 3], tf.uint8, name="images")
+    # autograph would rewrite Python that JAX has to trace as it is.
+    function = tf.function(labels, input_signature=[images], autograph=False)
+    try:
+        tf.saved_model.save(tf.Module(), str(path), signatures={"serving_default": function})
+    # TensorFlow's own, also where a disk is full: "PATH; what the system says [Op:SaveV2]".
+    except tf.errors.OpError as error:
+        raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
+
+
+def read_savedmodel(path: pathlib.Path) -> Label:
+    """Loads it."""
+    tf = tensorflow()
+    # The signature lives no longer than the model that it comes from.
+    model = tf.saved_model.load(str(path))
+    return lambda images: model.signatures["serving_default"](images=tf.constant(images))[
+        "labels"
+    ].numpy()
+
+
+def write_tflite(label: Label, size: Size, path: pathlib.Path) -> None:
+    """Writes the file, for one image of the fixed size at a time.
+
+    Raises:
+      UserError: where the network needs an operation that TensorFlow Lite does not have.
+    """
+    tf = tensorflow()
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        # The converter takes StableHLO for one platform and of known shapes only.
+        write_savedmodel(label, size, pathlib.Path(scratch), batch=1, platforms=("cpu",))
+        converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
+        # Without TensorFlow's own operations, which a runtime would have to bring.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        try:
+            content = converter.convert()
+        # Its own class of errors is not public.
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"tflite: this network cannot be converted: {reason}") from error
+    path.write_bytes(content)
+
+
+def read_tflite(path: pathlib.Path) -> Label:
+    """Loads it; a batch is run image by image."""
+    tf = tensorflow()
+    with warnings.catch_warnings():
+        # The interpreter moves to a package of its own, ai-edge-litert; this one is at hand.
+        warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated", UserWarning)
+        interpreter = tf.lite.Interpreter(model_path=str(path))
+    run = interpreter.get_signature_runner()
+    return lambda images: np.concatenate([run(images=image[None])["labels"] for image in images])
 
 
 class Format(NamedTuple):
@@ -29,7 +221,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "stablehlo": Format("student.stablehlo", stablehlo.write, stablehlo.read),
-    "savedmodel": Format("savedmodel", savedmodel.write, savedmodel.read),
-    "tflite": Format("student.tflite", tflite.write, tflite.read, flexible=False),
+    "stablehlo": Format("student.stablehlo", write_stablehlo, read_stablehlo),
+    "savedmodel": Format("savedmodel", write_savedmodel, read_savedmodel),
+    "tflite": Format("student.tflite", write_tflite, read_tflite, flexible=False),
 }

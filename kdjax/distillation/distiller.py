@@ -10,14 +10,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from kdjax import names, ranges
-from kdjax.distillation import adapter
 from kdjax.distillation.builtin import LOSSES
 from kdjax.distillation.loss import COMMON, SCHEDULES, Inputs, Loss, Metrics, loss_class
-from kdjax.distillation.maps import Classification, Maps, Spec, array_of, fits, spec_of
+from kdjax.distillation.maps import (
+    Classification,
+    Maps,
+    Spec,
+    adapt,
+    array_of,
+    fits,
+    init_adapter,
+    spec_of,
+)
 from kdjax.errors import UserError
 from kdjax.losses import resize, resize_labels
+from kdjax.names import nearest
 from kdjax.ranges import WrongValue
-from kdjax.suggest import nearest
 
 # Of the smallest map a side, in the trace that looks for mistakes, where nobody said its size.
 TRACED_CELLS = 16
@@ -202,7 +210,7 @@ class Distiller:
         )
         mine = [array_of(value) for value in ours]
         for index, adapted in learned.get("adapter", {}).items():
-            mine[int(index)] = adapter.apply(adapted, mine[int(index)])
+            mine[int(index)] = adapt(adapted, mine[int(index)])
         if loss.resize != "none":
             for index, other in enumerate(theirs):
                 size = (mine[index] if loss.resize == "teacher" else other).shape[1:3]
@@ -274,7 +282,7 @@ class Distiller:
     def _init(self, name: str, loss: Loss, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         key = jax.random.fold_in(key, _number(name))
         adapters = {
-            str(index): adapter.init(
+            str(index): init_adapter(
                 jax.random.fold_in(key, index),
                 mine.channels,
                 theirs.channels,

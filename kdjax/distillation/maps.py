@@ -1,4 +1,4 @@
-"""What a network hands to the losses: named maps, and what is known of them beforehand."""
+"""Named maps and their specs, and the 1x1 convolution that adapts one to another's channels."""
 
 import dataclasses
 import functools
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 # The names of class scores.
 SCORES = ("logits", "aux_logits")
@@ -103,3 +104,45 @@ def fits(size: tuple[int, ...], image_size: tuple[int, ...], stride: int) -> boo
 def array_of(value: Array | Classification) -> Float[Array, "B h w C"]:
     """The map itself."""
     return value.logits if isinstance(value, Classification) else value
+
+
+Params = dict[str, Float[Array, "..."]]
+_EPSILON = 1e-5
+
+
+def init_adapter(
+    key: PRNGKeyArray, channels: int, wanted: int, *, bias: bool = False, norm: bool = False
+) -> Params:
+    """Draws an adapter.
+
+    Without bias by default, as CIRKD and TorchDistiller; drawn with variance 1 / channels, so that
+    the scale of the student's map is kept.
+
+    Args:
+      key: for the kernel.
+      channels: of the student's map.
+      wanted: of the teacher's.
+      bias: whether it has a bias.
+      norm: whether a batch norm follows, with the statistics of the batch: an adapter is used in
+        training alone, and keeps none.
+    """
+    initialize = jax.nn.initializers.lecun_normal()
+    params = {"kernel": initialize(key, (channels, wanted), jnp.float32)}
+    if bias:
+        params["bias"] = jnp.zeros(wanted)
+    if norm:
+        params |= {"scale": jnp.ones(wanted), "shift": jnp.zeros(wanted)}
+    return params
+
+
+def adapt(params: Params, x: Float[Array, "B h w S"]) -> Float[Array, "B h w T"]:
+    """Takes a map to the teacher's channels, in its own type."""
+    y = x @ params["kernel"].astype(x.dtype)
+    if "bias" in params:
+        y = y + params["bias"].astype(x.dtype)
+    if "scale" in params:
+        full = y.astype(jnp.float32)
+        centred = full - full.mean((0, 1, 2))
+        deviation = jnp.sqrt(jnp.square(centred).mean((0, 1, 2)) + _EPSILON)
+        y = (centred / deviation * params["scale"] + params["shift"]).astype(x.dtype)
+    return y

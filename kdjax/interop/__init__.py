@@ -1,8 +1,8 @@
 """Weights from and to PyTorch projects, as dicts of NumPy arrays; torch only reads files."""
 
-from kdjax.interop.channel_order import red_first as red_first
-from kdjax.interop.cirkd import from_cirkd as from_cirkd
-from kdjax.interop.classifiers import from_classifier as from_classifier
+from kdjax.interop.distillation_projects import from_cirkd as from_cirkd
+from kdjax.interop.distillation_projects import from_torchdistiller as from_torchdistiller
+from kdjax.interop.distillation_projects import red_first as red_first
 from kdjax.interop.files import Checkpoint as Checkpoint
 from kdjax.interop.files import read as read
 from kdjax.interop.huggingface import segformer_to_mmseg as segformer_to_mmseg
@@ -16,6 +16,6 @@ from kdjax.interop.origins import has_auxiliary_head as has_auxiliary_head
 from kdjax.interop.origins import load as load
 from kdjax.interop.origins import origin as origin
 from kdjax.interop.origins import preprocessing as preprocessing
-from kdjax.interop.torchdistiller import from_torchdistiller as from_torchdistiller
+from kdjax.interop.torchvision import from_classifier as from_classifier
 from kdjax.interop.torchvision import from_timm as from_timm
 from kdjax.interop.torchvision import from_torchvision as from_torchvision

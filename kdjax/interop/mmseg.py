@@ -1,7 +1,15 @@
-"""Weights from and to mmsegmentation: the same network under other names and layouts."""
+"""Weights from and to mmsegmentation: the same network under other names and layouts.
+
+A rule is a regular expression that matches the whole slash-joined path of a module, and what its
+matches expand to: the module's dotted name in mmsegmentation. The first rule that matches counts.
+A parameter's own name (`weight`, `bias`) follows after a dot, except after a name that ends in an
+underscore, which it continues: PyTorch's fused projection is no module there, its parameters are
+`in_proj_weight` and `in_proj_bias`. A parameter whose name is no layer's
+(`relative_position_bias_table`) keeps it.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,11 +17,160 @@ import numpy as np
 from flax import nnx
 
 from kdjax.errors import UserError
-from kdjax.interop import attention_names, names
-from kdjax.interop.wrappers import unwrapped
 from kdjax.models import Segmenter
+from kdjax.models.swin import relative_position_index
 
-RULES = [*names.RULES, *attention_names.RULES]
+
+def _pair(path: str, conv: str, norm: str) -> list[tuple[str, str]]:
+    return [(f"{path}/conv", conv), (f"{path}/norm", norm)]
+
+
+def _conv_module(path: str, name: str) -> list[tuple[str, str]]:
+    """Rules for mmcv's ConvModule, which names the two `conv` and `bn`."""
+    return _pair(path, f"{name}.conv", f"{name}.bn")
+
+
+def _residual_block(path: str, name: str) -> list[tuple[str, str]]:
+    groups = name.count("\\")
+    return [
+        *_pair(rf"{path}/conv(\d)", rf"{name}.conv\{groups + 1}", rf"{name}.bn\{groups + 1}"),
+        *_pair(f"{path}/downsample", f"{name}.downsample.0", f"{name}.downsample.1"),
+    ]
+
+
+def _resnet() -> list[tuple[str, str]]:
+    rules = _pair(r"backbone/conv(\d)", r"backbone.conv\1", r"backbone.bn\1")
+    for index in range(3):
+        conv, norm = f"backbone.stem.{3 * index}", f"backbone.stem.{3 * index + 1}"
+        rules += _pair(f"backbone/stem/{index}", conv, norm)
+    for index in range(4):
+        rules += _residual_block(
+            rf"backbone/stages/{index}/(\d+)", rf"backbone.layer{index + 1}.\1"
+        )
+    return rules
+
+
+def _mobilenet() -> list[tuple[str, str]]:
+    rules = _conv_module("backbone/entry", "backbone.conv1")
+    for index in range(7):
+        rules += _conv_module(
+            rf"backbone/layers/{index}/(\d+)/convs/(\d+)", rf"backbone.layer{index + 1}.\1.conv.\2"
+        )
+    return rules
+
+
+def _hrnet() -> list[tuple[str, str]]:
+    rules = [
+        *_residual_block(r"backbone/layer1/(\d+)", r"backbone.layer1.\1"),
+        *_pair("backbone/first_branch", "backbone.transition1.0.0", "backbone.transition1.0.1"),
+    ]
+    for index in range(3):
+        new = f"backbone.transition{index + 1}.{index + 1}.0"
+        rules += _pair(f"backbone/new_branches/{index}", f"{new}.0", f"{new}.1")
+        path, name = rf"backbone/stages/{index}/(\d+)", rf"backbone.stage{index + 2}.\1"
+        rules += _residual_block(rf"{path}/branches/(\d+)/(\d+)", rf"{name}.branches.\2.\3")
+        fuse = rf"{name}.fuse_layers.\2.\3"
+        rules += _pair(rf"{path}/paths/(\d)/(\d)/project", rf"{fuse}.0", rf"{fuse}.1")
+        rules += _pair(rf"{path}/paths/(\d)/(\d)/convs/(\d)", rf"{fuse}.\4.0", rf"{fuse}.\4.1")
+    return rules
+
+
+def _head(path: str, name: str) -> list[tuple[str, str]]:
+    rules = [
+        (f"{path}/classifier/conv", f"{name}.conv_seg"),
+        *_conv_module(rf"{path}/convs/(\d+)", rf"{name}.convs.\1"),
+        *_conv_module(f"{path}/merge", f"{name}.conv_cat"),
+        *_conv_module(f"{path}/pyramid/bottleneck", f"{name}.bottleneck"),
+        *_conv_module(f"{path}/pyramid/image_pool", f"{name}.image_pool.1"),
+        *_conv_module(rf"{path}/pyramid/branches/(\d)", rf"{name}.psp_modules.\1.1"),
+        *_conv_module(rf"{path}/pyramid/atrous/(\d)", rf"{name}.aspp_modules.\1"),
+        *_conv_module(f"{path}/fine", f"{name}.c1_bottleneck"),
+        *_conv_module(rf"{path}/laterals/(\d)", rf"{name}.lateral_convs.\1"),
+        *_conv_module(rf"{path}/smoothers/(\d)", rf"{name}.fpn_convs.\1"),
+        *_conv_module(f"{path}/fusion", f"{name}.fpn_bottleneck"),
+    ]
+    for ours, theirs in (("depthwise", "depthwise_conv"), ("pointwise", "pointwise_conv")):
+        rules += _conv_module(
+            rf"{path}/pyramid/atrous/(\d)/{ours}", rf"{name}.aspp_modules.\1.{theirs}"
+        )
+        rules += _conv_module(rf"{path}/decoder/(\d)/{ours}", rf"{name}.sep_bottleneck.\1.{theirs}")
+    # torchvision's head has one convolution more than any of mmsegmentation's.
+    rules += _conv_module(f"{path}/refine", f"{name}.refine")
+    return rules
+
+
+CONVOLUTION_RULES = [
+    *_resnet(),
+    *_mobilenet(),
+    *_hrnet(),
+    *_head("head", "decode_head"),
+    *_head("auxiliary_head", "auxiliary_head"),
+]
+
+
+_MIX_STAGE = r"backbone/stages/(\d+)"
+_MIX_BLOCK = rf"{_MIX_STAGE}/blocks/(\d+)"
+_MIX_NAME = r"backbone.layers.\1"
+_MIX_BLOCK_NAME = rf"{_MIX_NAME}.1.\2"
+
+_SWIN_BLOCK = r"backbone/stages/(\d+)/(\d+)"
+_SWIN_BLOCK_NAME = r"backbone.stages.\1.blocks.\2"
+
+ATTENTION_RULES: list[tuple[str, str]] = [
+    (rf"{_MIX_STAGE}/embedding/(projection|norm)", rf"{_MIX_NAME}.0.\2"),
+    (rf"{_MIX_BLOCK}/(norm1|norm2)", rf"{_MIX_BLOCK_NAME}.\3"),
+    (rf"{_MIX_BLOCK}/attention/in_projection", rf"{_MIX_BLOCK_NAME}.attn.attn.in_proj_"),
+    (rf"{_MIX_BLOCK}/attention/out_projection", rf"{_MIX_BLOCK_NAME}.attn.attn.out_proj"),
+    (rf"{_MIX_BLOCK}/attention/reduction/conv", rf"{_MIX_BLOCK_NAME}.attn.sr"),
+    (rf"{_MIX_BLOCK}/attention/reduction/norm", rf"{_MIX_BLOCK_NAME}.attn.norm"),
+    (rf"{_MIX_BLOCK}/ffn/expand", rf"{_MIX_BLOCK_NAME}.ffn.layers.0"),
+    (rf"{_MIX_BLOCK}/ffn/depthwise", rf"{_MIX_BLOCK_NAME}.ffn.layers.1"),
+    (rf"{_MIX_BLOCK}/ffn/contract", rf"{_MIX_BLOCK_NAME}.ffn.layers.4"),
+    (rf"{_MIX_STAGE}/norm", rf"{_MIX_NAME}.2"),
+    (r"head/projections/(\d+)/conv", r"decode_head.convs.\1.conv"),
+    (r"head/projections/(\d+)/norm", r"decode_head.convs.\1.bn"),
+    (r"head/fuse/conv", r"decode_head.fusion_conv.conv"),
+    (r"head/fuse/norm", r"decode_head.fusion_conv.bn"),
+    (r"backbone/embedding/(projection|norm)", r"backbone.patch_embed.\1"),
+    (rf"{_SWIN_BLOCK}/(norm1|norm2)", rf"{_SWIN_BLOCK_NAME}.\3"),
+    (rf"{_SWIN_BLOCK}/attention", rf"{_SWIN_BLOCK_NAME}.attn.w_msa"),
+    (rf"{_SWIN_BLOCK}/attention/in_projection", rf"{_SWIN_BLOCK_NAME}.attn.w_msa.qkv"),
+    (rf"{_SWIN_BLOCK}/attention/out_projection", rf"{_SWIN_BLOCK_NAME}.attn.w_msa.proj"),
+    (rf"{_SWIN_BLOCK}/expand", rf"{_SWIN_BLOCK_NAME}.ffn.layers.0.0"),
+    (rf"{_SWIN_BLOCK}/contract", rf"{_SWIN_BLOCK_NAME}.ffn.layers.1"),
+    (r"backbone/mergings/(\d+)/(norm|reduction)", r"backbone.stages.\1.downsample.\2"),
+    (r"backbone/norms/(\d+)", r"backbone.norm\1"),
+]
+
+# Buffers that mmsegmentation stores and that are constants here: the parameter beside which each
+# stands, and what computes it. Import skips them, export adds them.
+BUFFERS = {"relative_position_index": ("relative_position_bias_table", relative_position_index)}
+
+
+# PyTorch's data-parallel wrapper.
+PARALLEL = "module."
+# What distillers call the student that stands beside its teacher, connectors and losses in one
+# file: mmrazor before 1.0, mmrazor, and mmsegmentation-distiller.
+STUDENTS = ("architecture.model.", "architecture.", "student.")
+
+
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Returns each weight's own name by its name in the file; of a distiller, the student's alone.
+
+    Args:
+      names: all names in the file.
+    """
+    own = {name: name.removeprefix(PARALLEL) for name in names}
+    for prefix in STUDENTS:
+        found = {
+            name: rest.removeprefix(prefix) for name, rest in own.items() if rest.startswith(prefix)
+        }
+        if found:
+            return found
+    return own
+
+
+RULES = [*CONVOLUTION_RULES, *ATTENTION_RULES]
 
 # What PyTorch calls our leaves; others keep their name.
 LEAVES = {
@@ -85,7 +242,7 @@ def to_mmseg(net: Segmenter) -> dict[str, np.ndarray]:
         )
         for name, (path, variable) in leaves(net).items()
     }
-    for buffer, (parameter, compute) in attention_names.BUFFERS.items():
+    for buffer, (parameter, compute) in BUFFERS.items():
         for name in [name for name in weights if name.endswith(parameter)]:
             weights[name.removesuffix(parameter) + buffer] = compute()
     return weights
@@ -113,7 +270,7 @@ def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     inner = state_dict.get("state_dict", state_dict)
     arrays = {}
     for name, own_name in unwrapped(inner).items():
-        if name.endswith(("num_batches_tracked", *attention_names.BUFFERS)):
+        if name.endswith(("num_batches_tracked", *BUFFERS)):
             continue
         array = np.asarray(inner[name])
         if array.dtype == object or not jnp.issubdtype(array.dtype, jnp.floating):

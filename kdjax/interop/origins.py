@@ -4,17 +4,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kdjax.errors import UserError
-from kdjax.interop.cirkd import from_cirkd
-from kdjax.interop.classifiers import from_classifier, is_classifier
+from kdjax.interop.distillation_projects import from_cirkd, from_torchdistiller
 from kdjax.interop.huggingface import segformer_to_mmseg
-from kdjax.interop.mmseg import from_mmseg, weights_of
+from kdjax.interop.mmseg import from_mmseg, unwrapped, weights_of
 from kdjax.interop.nvlabs import from_nvlabs
-from kdjax.interop.torchdistiller import from_torchdistiller
-from kdjax.interop.torchvision import from_torchvision
-from kdjax.interop.wrappers import unwrapped
+from kdjax.interop.torchvision import from_classifier, from_torchvision, is_classifier
 from kdjax.models import Segmenter
-from kdjax.models.preprocessing import IMAGENET as IMAGENET_PREPROCESSING
-from kdjax.models.preprocessing import MEAN_ONLY, Preprocessing
+from kdjax.models.outputs import IMAGENET as IMAGENET_PREPROCESSING
+from kdjax.models.outputs import MEAN_ONLY, Preprocessing
 
 MMSEG = "mmsegmentation"
 TORCHVISION = "torchvision"

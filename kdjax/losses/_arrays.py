@@ -1,11 +1,14 @@
-"""The array operations that several losses share."""
+"""What the losses share: checks at trace time, float32 arrays, maps and labels of one size."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -50,3 +53,130 @@ def sum_over_first(function: Callable[..., Array], arrays: Any) -> Array:
         lambda total, entry: (total + function(entry), None), jnp.zeros_like(one), arrays
     )
     return total
+
+
+def shape_of(array: jax.Array) -> str:
+    """Writes a shape the way the documentation does, `[2, 64, 128, 19]`."""
+    return str(list(array.shape))
+
+
+def check_map(name: str, array: jax.Array) -> None:
+    """Requires a floating-point array `[..., H, W, C]`."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be floating point, got {array.dtype} {shape_of(array)}; "
+            "a loss takes scores or features, not class indices"
+        )
+    if array.ndim < 3:
+        raise ValueError(f"{name} must be [..., H, W, C], got {shape_of(array)}")
+    if math.prod(array.shape[-3:]) == 0:
+        raise ValueError(f"{name} must have at least one pixel and channel, got {shape_of(array)}")
+
+
+def check_same_size(student: jax.Array, teacher: jax.Array) -> None:
+    """Requires two maps of the same batch and size; their channels may differ."""
+    check_map("student", student)
+    check_map("teacher", teacher)
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(
+            "student and teacher must have the same batch and size, got student "
+            f"{shape_of(student)} and teacher {shape_of(teacher)}; resize one of the two first"
+        )
+
+
+def check_same_shape(student: jax.Array, teacher: jax.Array) -> None:
+    """Requires two maps that can be compared channel by channel."""
+    check_same_size(student, teacher)
+    if student.shape[-1] != teacher.shape[-1]:
+        raise ValueError(
+            "student and teacher must have the same number of channels, got student "
+            f"{shape_of(student)} and teacher {shape_of(teacher)}; add a 1x1 convolution to the "
+            f"student, {student.shape[-1]} to {teacher.shape[-1]} channels "
+            "(the adapter of a distillation term does that)"
+        )
+
+
+def check_labels(labels: jax.Array, array: jax.Array, owner: str) -> None:
+    """Requires integer labels of the shape of a map without its channels."""
+    check_label_dtype(labels)
+    if labels.shape == array.shape[:-1]:
+        return
+    message = (
+        f"labels must be {list(array.shape[:-1])}, one per pixel of the {owner}, "
+        f"got {shape_of(labels)}"
+    )
+    if labels.shape == (*array.shape[:-3], *array.shape[-2:]):
+        message += f"; the {owner} {shape_of(array)} seem to have their channels first, not last"
+    raise ValueError(message)
+
+
+def check_label_dtype(labels: jax.Array) -> None:
+    """Requires integers."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"labels must be integer class indices, got {labels.dtype} {shape_of(labels)}"
+        )
+
+
+def check_option(name: str, value: str, valid: Sequence[str]) -> None:
+    """Requires one of the named options."""
+    if value not in valid:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
+
+
+def check_positive(name: str, value: float | jax.Array) -> None:
+    """Requires a finite number above zero; a traced value (a schedule) cannot be looked at."""
+    if not isinstance(value, Tracer) and not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value}")
+
+
+def check_not_negative(name: str, value: float | jax.Array) -> None:
+    """Requires a finite number that is zero or above; a traced value cannot be looked at."""
+    if not isinstance(value, Tracer) and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be zero or a positive number, got {value}")
+
+
+def resize(
+    x: Float[Array, "*batch H W C"], size: tuple[int, ...], *, align_corners: bool = False
+) -> Float[Array, "*batch h w C"]:
+    """Resizes a map bilinearly without antialiasing, as PyTorch.
+
+    Args:
+      x: the map.
+      size: height and width of the result.
+      align_corners: put the centres of the corner pixels on each other, else the corners of the
+        images.
+    """
+    *batch, height, width, channels = x.shape
+    if (height, width) == tuple(size):
+        return x
+    # A pooled image: nothing to interpolate, and TensorFlow Lite gets the general way wrong for it.
+    if (height, width) == (1, 1):
+        return jnp.broadcast_to(x, (*batch, *size, channels))
+    if align_corners:
+        rows, columns = map(aligned_matrix, (height, width), size)
+        x = jnp.einsum("nh,...hwc->...nwc", jnp.asarray(rows, x.dtype), x)
+        return jnp.einsum("mw,...nwc->...nmc", jnp.asarray(columns, x.dtype), x)
+    return jax.image.resize(x, (*batch, *size, channels), method="bilinear", antialias=False)
+
+
+@functools.cache
+def aligned_matrix(size: int, wanted: int) -> np.ndarray:
+    """Returns the weights [wanted, size] of an interpolation that aligns corners."""
+    positions = np.arange(wanted) * ((size - 1) / max(wanted - 1, 1))
+    distances = np.abs(positions[:, None] - np.arange(size))
+    return np.maximum(1 - distances, 0).astype(np.float32)
+
+
+def resize_labels(labels: Int[Array, "*batch H W"], size: tuple[int, ...]) -> Any:
+    """Takes the label under the centre of each cell of a map of `size`: [..., h, w].
+
+    The centres are those of bilinear resizing without aligned corners, so that a cell's label is
+    the one that its scores are compared with once they are upsampled. (PyTorch's "nearest" takes
+    the cell's upper left pixel instead.)
+    """
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(labels.shape[-2:], size, strict=True)
+    )
+    return labels[..., rows, :][..., columns]

@@ -11,17 +11,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kdjax.losses._arrays import einsum, is_class, rows, sum_over_first
-from kdjax.losses._checks import (
+from kdjax.losses._arrays import (
     check_labels,
     check_map,
     check_not_negative,
     check_option,
     check_positive,
+    einsum,
+    is_class,
+    rows,
     shape_of,
+    sum_over_first,
 )
 from kdjax.losses._cross_entropy import cross_entropy
-from kdjax.losses._divergence import softmax_kl
+from kdjax.losses._logits import softmax_kl
 
 
 def fakd_kl(

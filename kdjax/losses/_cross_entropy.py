@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kdjax.losses._arrays import einsum
-from kdjax.losses._checks import check_label_dtype, check_labels, check_map, shape_of
+from kdjax.losses._arrays import check_label_dtype, check_labels, check_map, einsum, shape_of
 
 
 def cross_entropy(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kdjax.losses._checks import check_map, check_option, check_positive, check_same_shape
+from kdjax.losses._arrays import check_map, check_option, check_positive, check_same_shape
 
 
 def nfd(

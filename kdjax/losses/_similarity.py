@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from kdjax.losses._arrays import einsum
-from kdjax.losses._checks import check_option, check_positive, check_same_size
-from kdjax.losses._divergence import softmax_kl
+from kdjax.losses._arrays import check_option, check_positive, check_same_size, einsum
+from kdjax.losses._logits import softmax_kl
 
 
 def pfs(

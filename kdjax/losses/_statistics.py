@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from kdjax.losses._arrays import einsum, is_class
-from kdjax.losses._checks import check_labels, check_map, shape_of
+from kdjax.losses._arrays import check_labels, check_map, einsum, is_class, shape_of
 
 
 @functools.partial(

@@ -16,7 +16,7 @@ class _Statistic(nnx.BatchStat):
 
     Flax would compare the sharding of the old and the new value first. One that is traced has none,
     and JAX gathers the text of an error that Flax drops from all operations so far (as in
-    `kdjax.models.keys`): to trace the step of an HRNet-W18 took two minutes.
+    `kdjax.models.network`): to trace the step of an HRNet-W18 took two minutes.
     """
 
     def set_value(self, value: Array, **index: Any) -> None:

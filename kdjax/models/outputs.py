@@ -1,10 +1,11 @@
-"""What every network returns, and how it declares its features."""
+"""What goes into a network and what comes out: pixels as its input, named maps and their specs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from kdjax.distillation import Classification, Maps
 
@@ -48,3 +49,19 @@ class SegmentationOutput:
         if self.aux_logits is not None:
             scores["aux_logits"] = self.aux_logits
         return {**self.features, **scores, **self.classifiers}
+
+
+class Preprocessing(NamedTuple):
+    """Mean and standard deviation of each channel, in the units of 8-bit RGB pixels."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+        """Normalises 8-bit RGB images."""
+        return (images.astype(jnp.float32) - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+IMAGENET = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+# What projects in the tradition of Caffe use, as CIRKD and TorchDistiller.
+MEAN_ONLY = Preprocessing(mean=(122.67891434, 116.66876762, 104.00698793), std=(1.0, 1.0, 1.0))

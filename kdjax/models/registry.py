@@ -15,29 +15,29 @@ from flax import nnx
 
 from kdjax import names, ranges
 from kdjax.errors import UserError
-from kdjax.models.aspp import AtrousPyramid
-from kdjax.models.combine import combine
-from kdjax.models.deeplab_head import DeepLabHead
-from kdjax.models.distillers import DISTILLERS
-from kdjax.models.fcn import FCNHead
-from kdjax.models.head import PyramidHead
+from kdjax.models.heads import FCNHead, PyramidHead
 from kdjax.models.hrnet import PLANS, HRNet
-from kdjax.models.keys import traced_rngs
 from kdjax.models.mix_transformer import SIZES, MixTransformer
 from kdjax.models.mobilenet import MobileNetV2
-from kdjax.models.network import Network, NNXNetwork, NoNetwork, is_made, network_of
-from kdjax.models.psp import PyramidPooling
+from kdjax.models.network import Network, NNXNetwork, NoNetwork, is_made, network_of, traced_rngs
+from kdjax.models.project_variants import DISTILLERS
+from kdjax.models.pyramid_heads import (
+    AtrousPyramid,
+    DeepLabHead,
+    PyramidPooling,
+    SeparableASPPHead,
+    UPerHead,
+)
 from kdjax.models.resnet import DEPTHS, ResNet
-from kdjax.models.segformer import (
+from kdjax.models.segmenter import (
     AUTHORS_NORMS,
     HUGGINGFACE_NORMS,
+    Segmenter,
+    combine,
     segformer,
     segformer_linear,
 )
-from kdjax.models.segmenter import Segmenter
-from kdjax.models.separable_aspp import SeparableASPPHead
 from kdjax.models.swin import SwinTransformer
-from kdjax.models.upernet import UPerHead
 from kdjax.ranges import WrongValue
 
 # That networks compute in; their parameters are float32.

@@ -25,6 +25,7 @@ from kdjax import names
 from kdjax.classes import distinct_colors, numbered_names
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
+from kdjax.files import absolute, check_folder, is_remote, reachable, why_unwritable
 from kdjax.models.network import (
     SCORES,
     Network,
@@ -36,9 +37,8 @@ from kdjax.models.network import (
     preprocessing_of,
     trace_maps,
 )
-from kdjax.models.preprocessing import IMAGENET, Preprocessing
+from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.models.registry import make_network
-from kdjax.paths import absolute, check_folder, is_remote, reachable, why_unwritable
 from kdjax.ranges import with_tuples
 
 FORMAT = 3  # of network.json and of how parameters are named

@@ -1,12 +1,14 @@
 """A segmentation network: a backbone, a head, and an auxiliary head for training."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.head import Head
+from kdjax.models.heads import FCNHead, Head, LinearProjection, MLPHead
+from kdjax.models.mix_transformer import MixTransformer
 from kdjax.models.outputs import FeatureSpec, SegmentationOutput
 
 
@@ -74,3 +76,95 @@ class Segmenter(nnx.Module):
             auxiliary, features["aux_head"] = self.auxiliary_head(features, train=train, rngs=rngs)
             classifiers["aux_logits"], aux_logits = auxiliary, auxiliary.logits
         return SegmentationOutput(scores.logits, aux_logits, features, classifiers)
+
+
+def combine(
+    backbone: Callable[..., Any],
+    head: Callable[..., Any],
+    channels: int,
+    auxiliary_channels: int,
+    auxiliary_head: Callable[..., Any] = FCNHead,
+    *,
+    num_classes: int,
+    width: int,
+    auxiliary: bool,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> Segmenter:
+    """Builds a network.
+
+    Args:
+      backbone: builds it from (width=, dtype=, rngs=).
+      head: builds it from (specs, channels, num_classes, dtype=, rngs=).
+      channels: of the head, in times of the width.
+      auxiliary_channels: of the auxiliary head, which reads "stage3"; 0 where there is none.
+      auxiliary_head: builds it from what `head` takes and sources=.
+      num_classes: K.
+      width: channels of the first stage.
+      auxiliary: whether to build the auxiliary head.
+      dtype: compute dtype; parameters are float32.
+      rngs: source of the initial parameters.
+    """
+    body = backbone(width=width, dtype=dtype, rngs=rngs)
+    specs = body.feature_specs
+    main = head(specs, channels * width, num_classes, dtype=dtype, rngs=rngs)
+    beside = None
+    if auxiliary and auxiliary_channels:
+        beside = auxiliary_head(
+            specs,
+            auxiliary_channels * width,
+            num_classes,
+            sources=("stage3",),
+            dtype=dtype,
+            rngs=rngs,
+        )
+    return Segmenter(body, main, beside, num_classes=num_classes, dtype=dtype)
+
+
+def segformer(
+    size: str, *, num_classes: int, width: int, auxiliary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> Segmenter:
+    """Builds mmsegmentation's SegFormer, with four times the width in its head.
+
+    It has no auxiliary head, whatever `auxiliary` says.
+    """
+    del auxiliary
+    backbone = MixTransformer(size, width=width, dtype=dtype, rngs=rngs)
+    head = MLPHead(backbone.feature_specs, 4 * width, num_classes, dtype=dtype, rngs=rngs)
+    return Segmenter(backbone, head, None, num_classes=num_classes, dtype=dtype)
+
+
+# Epsilons of HuggingFace's layer norms; of the authors' own, those behind a convolution have
+# PyTorch's.
+HUGGINGFACE_NORMS = {"epsilon": 1e-5}
+AUTHORS_NORMS = {"epsilon": 1e-6, "conv_epsilon": 1e-5}
+
+
+def segformer_linear(
+    size: str,
+    norms: dict[str, float],
+    *,
+    num_classes: int,
+    width: int,
+    auxiliary: bool,
+    dropout: float = 0.1,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> Segmenter:
+    """Builds SegFormer with linear projections, and a wider head from B2 on.
+
+    So do HuggingFace, the authors and CIRKD, whose head has no dropout. It has no auxiliary head,
+    whatever `auxiliary` says.
+    """
+    del auxiliary
+    backbone = MixTransformer(size, width=width, **norms, dtype=dtype, rngs=rngs)
+    head = MLPHead(
+        backbone.feature_specs,
+        (4 if size in ("b0", "b1") else 12) * width,
+        num_classes,
+        projection=LinearProjection,
+        dropout=dropout,
+        dtype=dtype,
+        rngs=rngs,
+    )
+    return Segmenter(backbone, head, None, num_classes=num_classes, dtype=dtype)

@@ -8,16 +8,16 @@ import jax
 import numpy as np
 
 from kdjax import names
-from kdjax.builders import builder_folder
 from kdjax.classes import read_table
 from kdjax.config import Config, validate
+from kdjax.data.preparing.classes import builder_folder
 from kdjax.distillation import need_teacher
 from kdjax.distillation.maps import SCORES, array_of
 from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.models.network import maps_of, preprocessing_of
-from kdjax.training import flops
+from kdjax.training import profiling
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
@@ -87,7 +87,7 @@ class Program:
 
 
 def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: int) -> Program:
-    """Puts together the step of `config` for `devices`, as `kdjax.experiments.run` does.
+    """Puts together the step of `config` for `devices`, as `kdjax.runs.run` does.
 
     Args:
       config: as `kdjax.config.default` makes it.
@@ -133,7 +133,7 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
     work = Work(
         teacher=_teacher_work(teacher, frozen, read, batch["image"]) if teacher else 0,
         student=_student_work(student, variables, batch["image"]),
-        step=flops.count(step, state, frozen, batch),
+        step=profiling.count(step, state, frozen, batch),
     )
     return Program(
         step=step,
@@ -200,7 +200,7 @@ def _teacher_work(
         maps = maps_of(teacher.apply(variables, seen, train=False, key=None)[0])
         return [array_of(maps[name]) for name in sorted(read)]
 
-    return flops.count(forward, variables, images)
+    return profiling.count(forward, variables, images)
 
 
 def _student_work(student: Network, variables: Any, images: jax.ShapeDtypeStruct) -> int:
@@ -209,7 +209,7 @@ def _student_work(student: Network, variables: Any, images: jax.ShapeDtypeStruct
         maps = maps_of(student.apply(variables, seen, train=True, key=jax.random.key(0))[0])
         return [array_of(maps[name]) for name in SCORES if name in maps]
 
-    return flops.count(forward, variables, images)
+    return profiling.count(forward, variables, images)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

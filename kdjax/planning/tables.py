@@ -4,10 +4,9 @@ import dataclasses
 from typing import Any
 
 from kdjax.config import Config
-from kdjax.planning.chips import GIB
+from kdjax.environment import versions
+from kdjax.planning.chips import GIB, Topology
 from kdjax.planning.estimate import Plan
-from kdjax.planning.topology import Topology
-from kdjax.versions import versions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,24 @@
-"""What seeds say about a difference: confidence intervals by Student's t, pairs of seeds.
+"""What seeds say about a difference: intervals by Student's t, over all classes and of each class.
 
 Student and method of one seed share their initial weights and batches, so that their difference
 varies less than each of them; intervals are those of the mean of these differences.
 """
 
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import special
 
-from kdjax.reporting.results import MethodResult
+from kdjax.reporting import figures
+from kdjax.reporting.figures import GAIN, LOSS
+from kdjax.reporting.results import MethodResult, Report, plain_student
 
 LEVEL = 0.95
 _FENCE = 3  # interquartile ranges beyond the quartiles, where Tukey calls a value far out
@@ -162,3 +171,159 @@ def _estimate(value: float, low: float, high: float) -> Estimate:
 def _quantile(n: int, level: float) -> float:
     # As `scipy.stats.t.ppf`, without the half second in which that module is imported.
     return float(special.stdtrit(n - 1, (1 + level) / 2))
+
+
+@matplotlib.rc_context(figures.STYLE)
+def interval_dots(
+    estimates: Mapping[str, Estimate],
+    seeds: Mapping[str, Sequence[float]],
+    title: str,
+    colors: Mapping[str, str],
+    *,
+    line_at: float,
+) -> Figure:
+    """One row per method: a dot at its value, a bar over its interval, a small mark per seed.
+
+    The axis shows what is not far out, so that one diverged run does not make all others alike.
+    A bar that reaches further is cut; a dot further out is an arrow at the edge with its number.
+
+    Args:
+        estimates: Of each method, shares of one, drawn in percent. A row without a value is empty.
+        seeds: The values that each estimate is the mean of.
+        title: What the values are, with their unit.
+        colors: From `figures.method_colors`.
+        line_at: Where the plain student is; a line through all rows.
+    """
+    height = 0.75 + 0.26 * len(estimates)
+    figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    values = [estimate.value for estimate in estimates.values()]
+    values += [line_at, *(value for one in seeds.values() for value in one)]
+    low, high = _limits(100 * np.array(values))
+    axes.axvline(100 * line_at, color=figures.INK, lw=0.9, ls=(0, (4, 3)))
+    for row, (method, estimate) in enumerate(estimates.items()):
+        color, value = colors[method], 100 * estimate.value
+        if estimate.low is not None and estimate.high is not None:
+            ends = np.clip([100 * estimate.low, 100 * estimate.high], low, high)
+            axes.plot(ends, [row, row], color=color, lw=5, alpha=0.3, solid_capstyle="butt")
+        marks = 100 * np.array(seeds[method])
+        axes.plot(marks, [row] * len(marks), "|", color=color, markersize=8, markeredgewidth=1.1)
+        if low <= value <= high:
+            axes.plot(value, row, "o", color=color, markersize=6)
+        elif not np.isnan(value):
+            _arrow(axes, row, value, color, right=value > high)
+    axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+    axes.set(xlim=(low, high), ylim=(len(estimates) - 0.5, -0.5))
+    axes.set_yticks(range(len(estimates)), list(estimates))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    return figure
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Ends of the axis: of all values but those far out, with some room."""
+    inside = without_far_out(values)
+    room = max(0.08 * (inside.max() - inside.min()), 0.5)
+    return float(inside.min() - room), float(inside.max() + room)
+
+
+def _arrow(axes: Axes, row: int, value: float, color: str, *, right: bool) -> None:
+    """Points out of the axis to a value, and names it."""
+    edge, sign = (1, -1) if right else (0, 1)
+    across = axes.get_yaxis_transform()  # x in shares of the axis, y in rows
+    axes.plot(edge + sign * 0.012, row, ">" if right else "<", color=color, transform=across)
+    axes.text(
+        edge + sign * 0.035,
+        row,
+        f"{value:.1f}",
+        transform=across,
+        ha="right" if right else "left",
+        va="center",
+        fontsize="small",
+    )
+
+
+_STRONGEST = 0.7  # opacity of a colour under text that must stay legible, on white and on black
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatCell:
+    """A cell.
+
+    Attributes:
+        text: What a reader sees.
+        key: What rows are sorted by; empty for what is not known.
+        background: A CSS colour; empty for none.
+        interval: The interval of the gain in words; empty where it has none.
+        sure: The interval excludes zero.
+    """
+
+    text: str
+    key: float | str
+    background: str = ""
+    interval: str = ""
+    sure: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatMap:
+    """Rows are classes; columns are the plain student's IoU and the gains of all others.
+
+    Attributes:
+        header: Of the columns; the first holds the names of the classes.
+        rows: The cells after the name of each class.
+        names: Of the classes.
+        full: From how many points on a gain has the full colour.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[HeatCell]]
+    names: Sequence[str]
+    full: float
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether some gain has one."""
+        return any(cell.interval for row in self.rows for cell in row)
+
+
+def heat_map(report: Report) -> HeatMap | None:
+    """Gains per class over the plain student; None where there is nothing to compare.
+
+    The teacher's have no colour: they say how much there is to gain.
+    """
+    methods = report.methods()
+    plain = plain_student(methods)
+    others = [result for result in methods if result is not plain]
+    if plain is None or not any(result.role == "taught" for result in others):
+        return None
+    gains = {result.method: class_gains(result, plain) for result in others}
+    students = [result.method for result in others if result.role != "teacher"]
+    colored = np.array([estimate.value for method in students for estimate in gains[method]])
+    full = 100 * float(np.max(np.abs(without_far_out(colored)), initial=0))
+    rows = []
+    for index, iou in enumerate(plain.class_iou):
+        cells = [HeatCell("–", "") if math.isnan(iou) else HeatCell(f"{100 * iou:.1f}", iou)]
+        for result in others:
+            estimate = gains[result.method][index]
+            cells.append(_cell(estimate, None if result.role == "teacher" else full))
+        rows.append(cells)
+    header = ["Class", f"{plain.method}, IoU %", *(result.method for result in others)]
+    return HeatMap(header, rows, report.class_names, full)
+
+
+def _cell(estimate: Estimate, full: float | None) -> HeatCell:
+    value, low, high = (None if x is None else 100 * x for x in estimate)
+    if value is None or math.isnan(value):
+        return HeatCell("–", "")
+    background = ""
+    if full:
+        rgb = " ".join(str(part) for part in bytes.fromhex((GAIN if value > 0 else LOSS)[1:]))
+        background = f"rgb({rgb} / {100 * _STRONGEST * min(abs(value) / full, 1):.0f}%)"
+    text = f"{round(value, 1) + 0:+.1f}"  # not -0.0
+    if low is None or high is None:
+        return HeatCell(text, value, background)
+    interval = f"[{low:+.1f}, {high:+.1f}]"
+    return HeatCell(text, value, background, interval, low > 0 or high < 0)

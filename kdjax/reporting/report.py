@@ -10,10 +10,9 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
+from kdjax.files import write_atomically
 from kdjax.reporting import figures, intervals, tables
-from kdjax.reporting.class_gains import heat_map
-from kdjax.reporting.files import write_atomically
-from kdjax.reporting.interval_figure import interval_dots
+from kdjax.reporting.intervals import heat_map, interval_dots
 from kdjax.reporting.panels import COLORS, NEITHER, ONLY_PLAIN, ONLY_TAUGHT, css_color, panels
 from kdjax.reporting.results import MethodResult, Report, RunSummary, plain_student, teacher_of
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from kdjax.reporting.files import to_csv
+from kdjax.files import to_csv
 from kdjax.reporting.intervals import LEVEL, Estimate, gain, gap_closed
 from kdjax.reporting.results import (
     MethodResult,

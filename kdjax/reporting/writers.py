@@ -13,8 +13,7 @@ from etils import epath
 from tqdm import auto, tqdm
 
 from kdjax.errors import UserError
-from kdjax.paths import is_remote
-from kdjax.reporting.files import to_json, write_atomically
+from kdjax.files import is_remote, to_json, write_atomically
 
 # How often files are brought up to date that would be slow to write with every line: those in an
 # object store, which cannot append and is given the whole file, and TensorBoard's.

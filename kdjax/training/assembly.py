@@ -12,9 +12,8 @@ from kdjax.errors import UserError
 from kdjax.models import Network, Variables
 from kdjax.models.network import SCORES, trace_maps
 from kdjax.training import optimizer as optimizers
-from kdjax.training.objective import Objective
 from kdjax.training.state import TrainState, create_state
-from kdjax.training.step import Side, TrainStep, make_train_step
+from kdjax.training.step import Objective, Side, TrainStep, make_train_step
 
 
 def assemble_distiller(

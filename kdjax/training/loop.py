@@ -11,10 +11,8 @@ import numpy as np
 
 from kdjax.errors import Preempted, UserError
 from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.clock import Clock
-from kdjax.training.cost import step_cost
 from kdjax.training.interruption import Interruption
-from kdjax.training.profiling import Profile
+from kdjax.training.profiling import Clock, Profile, step_cost
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
 from kdjax.training.step import Batch, Metrics, TrainStep
@@ -41,8 +39,8 @@ class Fitted(NamedTuple):
       step_seconds: of a step, the median of what was logged; None where nothing was.
       step_processor_seconds: of all of this process's threads on the processor; likewise.
       images_per_second: likewise.
-      step_flops: of a step on all devices, as `kdjax.training.cost.step_cost` says; None where no
-        step was done, or it is not known.
+      step_flops: of a step on all devices, as `kdjax.training.profiling.step_cost` says; None where
+        no step was done, or it is not known.
       step_bytes: what a device holds during a step; likewise.
     """
 
@@ -95,7 +93,7 @@ def fit(
       log: takes `train/...` values: `step_seconds` is the time of a step, `step_processor_seconds`
         that of all of this process's threads on the processor, `input_wait` the share of the former
         that the host waited for a batch, `checkpoint_seconds` what saving has cost since the
-        last line. The first line also has what `kdjax.training.cost.step_cost` says.
+        last line. The first line also has what `kdjax.training.profiling.step_cost` says.
       evaluate: called with the step and the state; returns the mIoU.
       checkpoints: where the state is saved.
       interruption: says when to save and stop.

@@ -1,13 +1,196 @@
-"""A trace of some steps, for TensorBoard's profiler and for Perfetto."""
+"""What a step costs: its time, its multiplications, its memory, and a trace of it."""
 
+import contextlib
+import math
 import re
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jax.extend import core
+from jax.interpreters import partial_eval
 
 from kdjax.errors import UserError
-from kdjax.paths import is_remote
+from kdjax.files import is_remote
+
+
+class Clock:
+    """Adds up the seconds between two lines of the log.
+
+    Args:
+      batch_size: images in a step.
+
+    Attributes:
+      steps: done since the last line; whoever does them counts them.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._begin()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for a batch."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no part of the steps."""
+        started, worked = time.perf_counter(), time.process_time()
+        yield
+        self._since += time.perf_counter() - started
+        self._worked += time.process_time() - worked
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around what writes a checkpoint, as far as the run waits for it."""
+        started = time.perf_counter()
+        with self.paused():
+            yield
+        self._saved += time.perf_counter() - started
+
+    def read(self) -> dict[str, float]:
+        """The numbers of a line of the log; the next line begins here."""
+        passed = time.perf_counter() - self._since
+        values = {
+            "train/images_per_second": self.steps * self._batch_size / passed,
+            "train/step_seconds": passed / self.steps,
+            "train/step_processor_seconds": (time.process_time() - self._worked) / self.steps,
+            "train/input_wait": self._waited / passed,
+            "train/checkpoint_seconds": self._saved,
+        }
+        self._begin()
+        return values
+
+    def _begin(self) -> None:
+        self.steps = 0
+        self._waited = self._saved = 0.0
+        self._since = time.perf_counter()
+        self._worked = time.process_time()
+
+
+def count(function: Callable[..., Any], *arguments: Any) -> int:
+    """Multiplications and additions of `function` on arguments of these shapes.
+
+    Results that nothing needs do not count, as XLA leaves them out. A `while` loop of unknown
+    length counts once.
+
+    Args:
+      function: any that JAX can trace.
+      *arguments: arrays or `jax.ShapeDtypeStruct`, in any pytrees.
+    """
+    return count_program(jax.make_jaxpr(function)(*arguments))
+
+
+def count_program(closed: core.ClosedJaxpr) -> int:
+    """The same of a program that has been traced."""
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
+    return _count(jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _dot(equation)
+    if name == "conv_general_dilated":
+        return _convolution(equation)
+    inner = [_count(jaxpr) for jaxpr in _inside(params)]
+    if name == "cond":
+        return max(inner)
+    return params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
+
+
+def _inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """The programs that an equation runs."""
+    for value in params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, core.ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, core.Jaxpr):
+                yield part
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _dot(equation: core.JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    return 2 * math.prod(out) * math.prod(left[i] for i in contracted)
+
+
+def _convolution(equation: core.JaxprEqn) -> int:
+    """Without the products with padding, and with the zeros between dilated rows."""
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    image, kernel = map(_shape, equation.invars)
+    out = _shape(equation.outvars[0])
+    pairs = math.prod(
+        _pairs(image[i], kernel[k], out[o], *window)
+        for i, k, o, *window in zip(
+            numbers.lhs_spec[2:],
+            numbers.rhs_spec[2:],
+            numbers.out_spec[2:],
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            strict=True,
+        )
+    )
+    out_features, in_features = (kernel[i] for i in numbers.rhs_spec[:2])
+    batch = image[numbers.lhs_spec[0]] // params["batch_group_count"]
+    return 2 * batch * out_features * in_features * pairs
+
+
+def _pairs(
+    image: int,
+    kernel: int,
+    out: int,
+    stride: int,
+    padding: tuple[int, int],
+    image_dilation: int,
+    kernel_dilation: int,
+) -> int:
+    """Pairs of an output and a kernel position, along one axis, that meet a pixel of the image."""
+    place = np.arange(out)[:, None] * stride + np.arange(kernel) * kernel_dilation - padding[0]
+    inside = (place >= 0) & (place <= (image - 1) * image_dilation)
+    return int((inside & (place % image_dilation == 0)).sum())
+
+
+def step_cost(step_fn: Any, *arguments: Any) -> dict[str, float]:
+    """Compiles a step for its arguments, which its first call then need not do again.
+
+    Args:
+      step_fn: a function under `jax.jit`.
+      *arguments: what it is to be called with; they are only looked at.
+
+    Returns:
+      `train/step_flops`, multiplications and additions on all devices together, and
+      `train/step_bytes`, what a device holds while it runs: arguments, results that take no
+      argument's place, and temporaries. No bytes where the backend does not tell.
+    """
+    traced = step_fn.trace(*arguments)
+    cost = {"train/step_flops": float(count_program(traced.jaxpr))}
+    memory = traced.lower().compile().memory_analysis()
+    if memory is not None:
+        cost["train/step_bytes"] = float(
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        )
+    return cost
 
 
 class Profile:

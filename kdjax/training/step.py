@@ -1,24 +1,89 @@
-"""One training step, a pure function of (state, teacher, batch) under jit."""
+"""One training step, a pure function of (state, teacher, batch) under jit, and its loss."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from kdjax.distillation import Maps
+from kdjax import losses
+from kdjax.classes import IGNORE_LABEL
+from kdjax.distillation import Classification, Distiller, Maps
+from kdjax.distillation.loss import Metrics
 from kdjax.distillation.maps import array_of
 from kdjax.models import Network, Preprocessing, Variables
 from kdjax.models.network import maps_of
-from kdjax.training import cached_scores
-from kdjax.training.objective import Objective
 from kdjax.training.state import TrainState, update_average
 
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The weighted sum that trains a student.
+
+    Attributes:
+      cross_entropy: weight of the cross-entropy with the labels.
+      auxiliary: weight of the auxiliary head's cross-entropy.
+      distiller: the distillation terms; None for a plain student.
+      mean_over: the pixels over which both cross-entropies are averaged: those that have a label,
+        or all, where ignored ones count as 0, as in mmsegmentation.
+    """
+
+    cross_entropy: float
+    auxiliary: float
+    distiller: Distiller | None = None
+    mean_over: Literal["labelled", "all"] = "labelled"
+
+    def __call__(
+        self,
+        student: Maps,
+        teacher: Maps | None,
+        labels: Int[Array, "B H W"],
+        params: PyTree,
+        state: PyTree,
+        *,
+        step: Int[Array, ""],
+        steps: int,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
+        """Returns the loss, and what the terms carry with the loss's parts by name, unweighted.
+
+        Args:
+          student: the student's maps on the batch.
+          teacher: the teacher's on the same images, where a term reads it.
+          labels: train ids [B, H, W]; 255 is ignored.
+          params: what the terms learn.
+          state: what they carry.
+          step: steps done.
+          steps: of the run.
+          key: what the terms' random numbers are drawn from.
+        """
+        parts = {"cross_entropy": self._cross_entropy(student["logits"], labels)}
+        loss = self.cross_entropy * parts["cross_entropy"]
+        if "aux_logits" in student and self.auxiliary:
+            parts["auxiliary_cross_entropy"] = self._cross_entropy(student["aux_logits"], labels)
+            loss += self.auxiliary * parts["auxiliary_cross_entropy"]
+        if self.distiller:
+            taught, (state, metrics) = self.distiller(
+                params, state, student, teacher, labels, step=step, steps=steps, key=key
+            )
+            loss += taught
+            parts |= metrics
+        return loss, (state, {"loss": loss, **parts})
+
+    def _cross_entropy(
+        self, scores: Array | Classification, labels: Int[Array, "B H W"]
+    ) -> Float[Array, ""]:
+        """Cross-entropy at the labels' size, averaged."""
+        values = losses.upsampled_cross_entropy(array_of(scores), labels, ignore_label=IGNORE_LABEL)
+        if self.mean_over == "all":
+            return jnp.mean(values)
+        return losses.valid_mean(values, labels != IGNORE_LABEL)
+
+
 Batch = dict[str, Any]
-Metrics = dict[str, Float[Array, ""]]
 # What a forward pass changes beside the gradients: the network's statistics, and the terms' state.
 Moving = tuple[PyTree, PyTree]
 TrainStep = Callable[[TrainState, Variables | None, Batch], tuple[TrainState, Metrics]]
@@ -30,6 +95,14 @@ class Side:
 
     network: Network
     preprocessing: Preprocessing
+
+
+class KnownMaps(Protocol):
+    """A teacher's maps that come with a batch: a pytree whose leaves all begin with its axis B."""
+
+    def like(self, student: Maps) -> Maps:
+        """The maps by name, at the sizes of the student's."""
+        ...
 
 
 def make_train_step(
@@ -46,13 +119,12 @@ def make_train_step(
     """Returns `train_step(state, teacher_variables, batch) -> (state, metrics)`, not yet jitted.
 
     A batch holds `image` [B, H, W, 3] and `label` [B, H, W], both uint8. Where it holds `clean`
-    too, the teacher sees that instead of `image`. Where it holds `cached`, no teacher runs: these
-    are its `scores` [B, H', W', K] on the whole images, and the `size` [B, 2] of each without
-    padding; `place` [B, 5] then says where the crops were taken, as `cached_scores.sample` has it.
+    too, the teacher sees that instead of `image`. Where it holds `teacher`, `KnownMaps`, no
+    teacher runs: these are its maps.
 
     Args:
       student: the network that is trained.
-      teacher: the frozen network, where a term reads it and batches do not hold its scores.
+      teacher: the frozen network, where a term reads it and batches do not hold its maps.
       objective: what is minimised.
       optimizer: applied to the student's parameters and what the terms learn.
       learning_rate: the schedule inside `optimizer`, for the log.
@@ -80,7 +152,7 @@ def make_train_step(
             variables = {"params": params["student"], "state": model_state}
             output, changed = student.network.apply(variables, images, train=True, key=key)
             ours = maps_of(output)
-            taught = _cached(batch, ours) if "cached" in batch else theirs
+            taught = batch["teacher"].like(ours) if "teacher" in batch else theirs
             value, (new_carried, metrics) = objective(
                 ours,
                 taught,
@@ -132,18 +204,6 @@ def make_train_step(
         return state, metrics
 
     return train_step
-
-
-def _cached(batch: Batch, student: Maps) -> Maps:
-    """The teacher's scores on the crops, from those on the whole images."""
-    logits = cached_scores.sample(
-        batch["cached"]["scores"],
-        batch["cached"]["size"],
-        batch["place"],
-        crop_size=batch["image"].shape[1:3],
-        grid=array_of(student["logits"]).shape[1:3],
-    )
-    return {"logits": logits}
 
 
 def _at_own_rates(updates: Any, objective: Objective) -> Any:

@@ -11,8 +11,8 @@ import jax
 import pytest
 
 import kdjax.__main__ as door
-from kdjax import extras
-from kdjax.experiments import environment
+from kdjax import environment
+from kdjax.cli import command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -122,7 +122,7 @@ door.main()
 def test_the_extras_are_those_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     imported_as = {"tensorflow-cpu": "tensorflow", "pillow": "PIL"}
-    for extra, modules in extras.MODULES.items():
+    for extra, modules in command.MODULES.items():
         names = [re.split(r"[^\w-]", line)[0] for line in project["optional-dependencies"][extra]]
         found = {imported_as.get(name, name.replace("-", "_")) for name in names}
         assert set(modules) == found
@@ -158,7 +158,7 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
     ],
 )
 def test_a_command_without_its_extra_says_which(tmp_path, module, words, missing, extra):
-    everything = [name for names in extras.MODULES.values() for name in names]
+    everything = [name for names in command.MODULES.values() for name in names]
     (tmp_path / "run.safetensors").write_bytes(b"not looked at")
     code = WITHOUT_EXTRAS.format(missing=missing or everything, module=module)
     words = [word.format(tmp_path / "run") for word in words]

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from kdjax import config as configuration
 from kdjax import config_file
+from kdjax.comparison.methods import compare
 from kdjax.config import CHOICES, NUMBERS, PATTERNS
 from kdjax.errors import UserError
-from kdjax.experiments.comparison import compare
-from kdjax.experiments.run import train
 from kdjax.planning.program import make_program
 from kdjax.ranges import LARGEST
+from kdjax.runs.run import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from made_up_images import noise
 
-from kdjax.data import tiles
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import augment
-from kdjax.data.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
-from kdjax.data.distortion import distort
+from kdjax.data.feeding import records
+from kdjax.data.feeding.augment import augment, distort
+from kdjax.data.feeding.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
 
 PLAIN = AugmentOptions(
     (16, 24), scale_range=(1, 1), max_class_share=1, flip=False, photometric=False
@@ -51,7 +50,7 @@ def compiled(chosen):
     ]
 
     def run(image, label, draws):
-        return augment(lambda begin, end: tiles.whole(image), label, draws, chosen)
+        return augment(lambda begin, end: records.whole(image), label, draws, chosen)
 
     return tf.function(run, signature)
 

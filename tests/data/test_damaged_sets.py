@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdjax.data import mixture, originals, pipeline, sets, statistics
-from kdjax.data.augmentation import AugmentOptions
+from kdjax.data import sets
+from kdjax.data.feeding import pipeline, sources
+from kdjax.data.feeding.augmentation import AugmentOptions
+from kdjax.data.preparing import originals, prepared
 from kdjax.errors import UserError
 
 
@@ -107,11 +109,11 @@ def test_a_record_that_changed_is_named_by_whatever_reads_it(data):
     records = dataset.records("train")
     for function, arguments in (
         (train, [records]),
-        (train, [mixture.Mixture([mixture.Part(records)])]),
+        (train, [sources.Mixture([sources.Part(records)])]),
         (pipeline.example_names, [dataset, "train"]),
         (lambda: list(pipeline.eval_batches(dataset, "train", batch_size=2)), []),
         (lambda: list(records.decoded(range(4))), []),
-        (statistics.measure, [dataset, "train"]),
+        (prepared.measure, [dataset, "train"]),
     ):
         assert f"{data}/folder/1.0.0 is damaged (" in refused(function, *arguments)
 
@@ -163,7 +165,7 @@ def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     dataset = sets.prepare("folder", tmp_path / "data", source=source)
     records = dataset.records("train")
     named = f'{dataset.directory} is damaged (example "2" of train cannot be decoded: Invalid PNG'
-    for source in (records, mixture.Mixture([mixture.Part(records)])):
+    for source in (records, sources.Mixture([sources.Part(records)])):
         assert named in refused(train, source)
     assert named in refused(lambda: list(records.decoded(range(4))))
     # Batches before it are as they were.

@@ -5,11 +5,12 @@ import pytest
 from made_up_images import noise
 from PIL import Image
 
-from kdjax.data import pipeline, sets
+from kdjax.data import sets
 from kdjax.data._tensorflow import tf
-from kdjax.data.augmentation import IMAGE_PADDING, AugmentOptions
-from kdjax.data.builder_lookup import find_builder
-from kdjax.data.order import example_indices
+from kdjax.data.feeding import pipeline
+from kdjax.data.feeding.augmentation import IMAGE_PADDING, AugmentOptions
+from kdjax.data.feeding.order import example_indices
+from kdjax.data.preparing.builder import find_builder
 from kdjax.errors import UserError
 
 

@@ -25,8 +25,9 @@ from original_trees import (
     write_zip,
 )
 
-from kdjax.data import conversion, sets, statistics
-from kdjax.data.builder_lookup import find_builder
+from kdjax.data import sets
+from kdjax.data.preparing import conversion, prepared
+from kdjax.data.preparing.builder import find_builder
 from kdjax.errors import UserError
 
 
@@ -268,4 +269,4 @@ def test_a_label_that_is_no_class_is_noticed_in_a_prepared_set(tmp_path, monkeyp
     monkeypatch.setattr(conversion, "encode_png", lambda pixels: encoded(pixels + np.uint8(100)))
     dataset = prepare("camvid", write_tree(tmp_path / "source", camvid()), tmp_path)
     with pytest.raises(UserError, match=r"split val .*has labels of value 99, .*only 11 classes"):
-        statistics.measure(dataset, "val")
+        prepared.measure(dataset, "val")

@@ -20,9 +20,9 @@ from original_trees import (
 import kdjax
 from kdjax import config as configuration
 from kdjax.data import sets
-from kdjax.data.builder_lookup import find_builder
+from kdjax.data.images import Images
+from kdjax.data.preparing.builder import find_builder
 from kdjax.errors import UserError
-from kdjax.experiments.images import Images
 from kdjax.planning.program import known_classes
 
 

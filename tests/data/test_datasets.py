@@ -27,7 +27,8 @@ from original_trees import (
     write_zip,
 )
 
-from kdjax.data import pipeline, statistics
+from kdjax.data.feeding import pipeline
+from kdjax.data.preparing import prepared
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -41,7 +42,7 @@ def test_a_tree_of_the_original_form_is_converted(name, tmp_path):
     assert dataset.palette.tolist() == palette
     for split in dataset.splits:
         # Raises where a label holds what is no class.
-        assert statistics.measure(dataset, split).num_examples == dataset.splits[split]
+        assert prepared.measure(dataset, split).num_examples == dataset.splits[split]
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])

@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.data import pipeline
 from kdjax.data._tensorflow import tf
-from kdjax.data.augment import augment
-from kdjax.data.augmentation import AugmentOptions, Draws, draw
-from kdjax.data.device_augment import augment_batch
-from kdjax.data.device_batches import index_batches
-from kdjax.data.held import HeldExamples
+from kdjax.data.feeding import pipeline
+from kdjax.data.feeding.augment import augment
+from kdjax.data.feeding.augmentation import AugmentOptions, Draws, draw
+from kdjax.data.feeding.device_augment import augment_batch
+from kdjax.data.feeding.order import index_batches
+from kdjax.data.feeding.sources import HeldExamples
 from kdjax.errors import UserError
-from kdjax.training.prefetch import prefetch
+from kdjax.runs.feeding import prefetch
 from kdjax.training.sharding import Placement
 
 FULL = AugmentOptions((16, 24), clean_view=True)

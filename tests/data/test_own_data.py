@@ -12,12 +12,13 @@ from PIL import Image
 
 from kdjax import config as configuration
 from kdjax.config import extra_set
-from kdjax.data import Dataset, pipeline, sets
-from kdjax.data.augmentation import AugmentOptions
+from kdjax.data import Dataset, sets
+from kdjax.data.feeding import pipeline
+from kdjax.data.feeding.augmentation import AugmentOptions
+from kdjax.data.images import Images
 from kdjax.errors import UserError
-from kdjax.experiments.feeding import feed
-from kdjax.experiments.images import Images
-from kdjax.experiments.run import train
+from kdjax.runs.feeding import feed
+from kdjax.runs.run import train
 from kdjax.training.sharding import Placement
 
 NAMES = ("road", "sky", "tree", "car")

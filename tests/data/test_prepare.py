@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdjax.data import pipeline, sets, statistics
-from kdjax.data.builder_lookup import find_builder
-from kdjax.data.classes import original_labels
+from kdjax.data import sets
+from kdjax.data.feeding import pipeline
+from kdjax.data.preparing import prepared
+from kdjax.data.preparing.builder import find_builder
+from kdjax.data.preparing.classes import original_labels
 from kdjax.errors import UserError
 from kdjax.planning.program import known_classes
 
@@ -438,7 +440,7 @@ def test_names_and_options_are_checked(source, tmp_path):
 
 
 OWN_BUILDER = """
-from kdjax.data.builder import SegmentationBuilder
+from kdjax.data.preparing.builder import SegmentationBuilder
 
 class {}(SegmentationBuilder):
     class_names = ["one", "two"]
@@ -489,7 +491,7 @@ def test_two_data_sets_of_one_name_are_not_guessed_between(tmp_path, monkeypatch
     ("content", "class_name", "wanted"),
     [
         ("import no_such_module", None, "cannot be loaded: ModuleNotFoundError: .*no_such_module"),
-        ("", None, "defines no subclass of kdjax.data.builder.SegmentationBuilder"),
+        ("", None, "defines no subclass of kdjax.data.preparing.builder.SegmentationBuilder"),
         (OWN_BUILDER, "Cityscapes", "class Cityscapes makes a set named 'cityscapes'"),
     ],
 )
@@ -593,7 +595,7 @@ def test_another_share_is_another_set(tmp_path):
 
 def test_statistics_are_those_of_the_pixels(source, tmp_path):
     write_pair(source, "val", "d2", [[0, 1, 255, 255]])
-    measured = statistics.measure(prepare(source, tmp_path), "val")
+    measured = prepared.measure(prepare(source, tmp_path), "val")
     label = np.concatenate([np.arange(48) % 3, [0, 1]])
     assert measured.num_examples == 2
     assert (measured.smallest, measured.largest) == ((1, 4), (6, 8))

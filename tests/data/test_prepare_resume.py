@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdjax.data import sets, shards
-from kdjax.data.builder_lookup import find_builder
+from kdjax.data import sets
+from kdjax.data.preparing import prepared
+from kdjax.data.preparing.builder import find_builder
 from kdjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ def source(tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_SIZE", 2)
+    monkeypatch.setattr(prepared, "SHARD_SIZE", 2)
 
 
 def prepare(source, data_dir, **options):
@@ -140,7 +141,7 @@ def test_what_was_left_out_is_remembered_and_never_forgiven(source, tmp_path, mo
 KILLED = """
     import sys, time
     from kdjax.data import sets, shards
-    from kdjax.data.builder_lookup import find_builder
+    from kdjax.data.preparing.builder import find_builder
     shards.SHARD_SIZE = 2
     builder = find_builder("folder")
     convert = builder._convert
@@ -158,7 +159,7 @@ INTERRUPTED = """
     import signal, sys
     from kdjax import command, prepare
     from kdjax.data import sets, shards
-    from kdjax.data.builder_lookup import find_builder
+    from kdjax.data.preparing.builder import find_builder
     shards.SHARD_SIZE = 2
     builder = find_builder("folder")
     convert = builder._convert
@@ -216,7 +217,7 @@ def test_a_killed_process_is_continued(source, tmp_path):
 def test_a_record_is_the_same_in_every_process():
     example = {"image": b"1", "label": b"2", "name": [b"three", b"four"]}
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(shards.serialized, (example,)) == shards.serialized(example)
+        assert pool.apply(prepared.serialized, (example,)) == prepared.serialized(example)
 
 
 # Runs Python where no file grows beyond 200 bytes, and a write fails as it does on a full disk.

@@ -7,16 +7,17 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from kdjax.data import pipeline, sets, tiles
+from kdjax.data import sets
 from kdjax.data._tensorflow import tf
-from kdjax.data.augmentation import AugmentOptions
+from kdjax.data.feeding import pipeline, records
+from kdjax.data.feeding.augmentation import AugmentOptions
 
 SIZES = [(20, 30), (16, 48), (8, 16), (41, 17)]
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(tiles, "TILE", (8, 16))
+    monkeypatch.setattr(records, "TILE", (8, 16))
 
 
 def noise(height, width):
@@ -25,7 +26,7 @@ def noise(height, width):
 
 @pytest.mark.parametrize("shape", SIZES)
 def test_a_window_is_decoded_from_the_tiles_it_touches(shape):
-    image, encoded = noise(*shape), tiles.encode(noise(*shape))
+    image, encoded = noise(*shape), records.encode(noise(*shape))
     per_row = -(-shape[1] // 16)
     assert len(encoded) == -(-shape[0] // 8) * per_row
     rng = np.random.default_rng(0)
@@ -39,9 +40,9 @@ def test_a_window_is_decoded_from_the_tiles_it_touches(shape):
         # What must not be decoded cannot be.
         readable = [tile if n in touched else b"no image" for n, tile in enumerate(encoded)]
         ends = tf.constant([[top, left], [bottom + 1, right + 1]], tf.int32)
-        window = tiles.decode(tf.constant(readable), tf.constant(shape), *ends)
+        window = records.decode(tf.constant(readable), tf.constant(shape), *ends)
         assert len(window.tiles) == len(touched)
-        found = tiles.pixels(window, *ends)
+        found = records.pixels(window, *ends)
         np.testing.assert_array_equal(found, image[top : bottom + 1, left : right + 1])
 
 

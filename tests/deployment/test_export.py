@@ -16,8 +16,8 @@ import pytest
 from flax import nnx
 
 from kdjax import deployment, models
-from kdjax.deployment import agreement, formats, labelling
-from kdjax.deployment.labelling import ANY, Size
+from kdjax.deployment import exporting, formats
+from kdjax.deployment.formats import ANY, Size
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import NNXNetwork, saved
@@ -100,7 +100,7 @@ def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, fo
 def test_the_auxiliary_head_is_not_written(net, source, tmp_path):
     (export,) = deployment.export(source, str(tmp_path / "a"), ["stablehlo"])
     without = models.create("tiny", num_classes=CLASSES, width=4, auxiliary=False, rngs=nnx.Rngs(0))
-    label = labelling.labelling(*NNXNetwork.of(without), described("tiny").preprocessing)
+    label = formats.labelling(*NNXNetwork.of(without), described("tiny").preprocessing)
     path = tmp_path / "b"
     formats.FORMATS["stablehlo"].write(label, ANY, path)
     assert abs(export.bytes - path.stat().st_size) < 200
@@ -120,7 +120,7 @@ def test_networks_that_compute_with_their_images_size_are_recognised(name, expec
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
         return predictor(zeros, images)
 
-    assert labelling.takes_any_size(label) is expected
+    assert formats.takes_any_size(label) is expected
 
 
 def test_tensorflow_lite_repeats_a_pooled_image_right(tmp_path):
@@ -175,24 +175,24 @@ def test_labels_that_are_wrong_are_an_error_and_nothing_stays(net, source, tmp_p
 
 def test_only_ties_may_differ(net):
     preprocessing = described("tiny").preprocessing
-    label = labelling.labelling(*NNXNetwork.of(net), preprocessing)
+    label = formats.labelling(*NNXNetwork.of(net), preprocessing)
     images = random_images(1, 32, 48)
     # Two equal classes: either label is right, a third one is not.
     twins = nnx.clone(net)
     conv = twins.head.classifier.conv
     conv.kernel[...] = conv.kernel[...].at[..., 1].set(conv.kernel[..., 0])
     conv.bias[...] = jnp.asarray([9.0, 9.0, 0.0, 0.0, 0.0])
-    found = agreement.compare(
+    found = exporting.compare(
         lambda x: label(x) * 0 + 1, *NNXNetwork.of(twins), preprocessing, [images]
     )
     assert found == (32 * 48, 0, 1)
     for wrong in (2, -1, CLASSES):
         with pytest.raises(UserError, match="1536 of 1536 labels are not"):
-            agreement.compare(
+            exporting.compare(
                 lambda x, w=wrong: label(x) * 0 + w, *NNXNetwork.of(twins), preprocessing, [images]
             )
     with pytest.raises(UserError, match=r"by \(1, 32\) instead of \(1, 32, 48\)"):
-        agreement.compare(lambda x: label(x)[..., 0], *NNXNetwork.of(net), preprocessing, [images])
+        exporting.compare(lambda x: label(x)[..., 0], *NNXNetwork.of(net), preprocessing, [images])
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):

@@ -15,7 +15,7 @@ from kdjax.distillation import Classification, Distiller, Spec, term
 from kdjax.distillation.builtin import LOSSES
 from kdjax.distillation.loss import SCHEDULES
 from kdjax.errors import UserError
-from kdjax.training.objective import Objective
+from kdjax.training.step import Objective
 
 STEPS = 10
 LABELS = jax.random.randint(jax.random.key(3), (2, 40, 48), 0, 3).at[0, :9].set(255)
@@ -170,14 +170,14 @@ class TestAdapter:
             values(t=term("nfd", student="stage4", teacher="stage4", adapter="never"))
 
     def test_it_computes_a_normalised_convolution(self):
-        from kdjax.distillation import adapter
+        from kdjax.distillation import maps
 
-        params = adapter.init(jax.random.key(0), 6, 9, bias=True, norm=True)
+        params = maps.init_adapter(jax.random.key(0), 6, 9, bias=True, norm=True)
         params["bias"], params["shift"] = jnp.arange(9.0), jnp.ones(9)
-        found = np.asarray(adapter.apply(params, STUDENT["stage4"]))
+        found = np.asarray(maps.adapt(params, STUDENT["stage4"]))
         np.testing.assert_allclose(found.mean((0, 1, 2)), np.ones(9), atol=1e-5)
         np.testing.assert_allclose(found.std((0, 1, 2)), np.ones(9), atol=1e-3)
-        plain = adapter.apply({"kernel": params["kernel"]}, STUDENT["stage4"])
+        plain = maps.adapt({"kernel": params["kernel"]}, STUDENT["stage4"])
         np.testing.assert_allclose(plain, STUDENT["stage4"] @ params["kernel"], rtol=1e-6)
 
     def test_its_learning_rate_is_the_terms(self):

@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from kdjax import models
-from kdjax.data.augmentation import IMAGE_PADDING
+from kdjax.data.feeding.augmentation import IMAGE_PADDING
 from kdjax.errors import UserError
-from kdjax.evaluation import evaluator, metrics
-from kdjax.evaluation.metrics import Scores, confusion_matrix
+from kdjax.evaluation import evaluator
+from kdjax.evaluation.evaluator import Scores, confusion_matrix
 from kdjax.models import NNXNetwork
-from kdjax.models.preprocessing import IMAGENET
+from kdjax.models.outputs import IMAGENET
 
 RNG = np.random.default_rng(0)
 
@@ -124,7 +124,7 @@ def test_confusion_matrix_of_a_sharded_batch():
     labels = RNG.choice([0, 1, 255], (8, 4, 4)).astype(np.uint8)
     predictions = RNG.integers(0, 2, labels.shape)
     arrays = jax.device_put((predictions, labels), sharding)
-    found = jax.jit(metrics.confusion_matrix, static_argnums=2)(*arrays, 2)
+    found = jax.jit(evaluator.confusion_matrix, static_argnums=2)(*arrays, 2)
     np.testing.assert_array_equal(found, reference_confusion(predictions, labels, 2))
 
 

@@ -10,13 +10,14 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 
-from kdjax import inference_flags, models
-from kdjax.data.evaluation_plan import plan
+from kdjax import models
+from kdjax.cli import shared_flags
+from kdjax.data.feeding.order import plan
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import Inference, class_scores, make_inference, padding, scaled
 from kdjax.models import NNXNetwork
-from kdjax.models.preprocessing import IMAGENET
+from kdjax.models.outputs import IMAGENET
 
 RNG = np.random.default_rng(0)
 CLASSES = 3
@@ -218,7 +219,7 @@ def flags_of(given, crop_size=(64, 96)):
     """What a command line of these flags asks for."""
     flags.FLAGS.mark_as_parsed()
     with flagsaver.as_parsed(**given):
-        given = inference_flags.options()
+        given = shared_flags.options()
     pad_to = padding(given["mode"], given.pop("pad_to"), whole=1)
     return make_inference(**given, crop_size=crop_size), pad_to
 

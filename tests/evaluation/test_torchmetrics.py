@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdjax.evaluation.metrics import Scores, confusion_matrix
+from kdjax.evaluation.evaluator import Scores, confusion_matrix
 
 CLASSES = 5
 

@@ -13,7 +13,7 @@ from made_up_weights import abstract, assert_same, random_weights
 
 from kdjax import interop
 from kdjax.models import saved
-from kdjax.models.preprocessing import IMAGENET
+from kdjax.models.outputs import IMAGENET
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from flax import nnx
 from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.models import attention, mix_transformer, swin
-from kdjax.models.keys import traced_rngs
+from kdjax.models.network import traced_rngs
 
 FLOAT32 = jnp.dtype("float32")
 

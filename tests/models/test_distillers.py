@@ -9,8 +9,8 @@ from made_up_weights import segformer_weights
 from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.models import mix_transformer
-from kdjax.models.keys import traced_rngs
-from kdjax.models.preprocessing import IMAGENET, MEAN_ONLY
+from kdjax.models.network import traced_rngs
+from kdjax.models.outputs import IMAGENET, MEAN_ONLY
 
 CLASSES, WIDTH = 5, 4
 

@@ -14,7 +14,7 @@ from jax._src.interpreters import partial_eval
 from kdjax import models
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, layers, saved
-from kdjax.models.keys import traced_rngs
+from kdjax.models.network import traced_rngs
 from kdjax.models.saved import NetworkInfo
 
 

@@ -8,7 +8,7 @@ import pytest
 from taught_step import make_batch
 
 from kdjax import config as configuration
-from kdjax.deployment.labelling import labelling
+from kdjax.deployment.formats import labelling
 from kdjax.distillation import Distiller, term
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
@@ -23,12 +23,11 @@ from kdjax.models import (
 )
 from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.models.network import arrays_by_path, trace_maps
-from kdjax.models.preprocessing import IMAGENET
+from kdjax.models.outputs import IMAGENET
 from kdjax.training import Placement
-from kdjax.training.objective import Objective
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.state import create_state
-from kdjax.training.step import Side, make_train_step
+from kdjax.training.step import Objective, Side, make_train_step
 
 KINDS = ("InNNX", "InLinen", "bridged", "Plain")
 BLANK = np.zeros((1, 32, 32, 3), np.float32)

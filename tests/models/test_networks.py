@@ -8,7 +8,7 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.models import FeatureSpec, hrnet
-from kdjax.models.keys import traced_rngs
+from kdjax.models.network import traced_rngs
 
 IMAGE = (65, 97)
 # Every head and every kind of backbone at least once.

@@ -14,11 +14,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from kdjax import config as configuration
 from kdjax.config import network, term
 from kdjax.errors import UserError
-from kdjax.planning import chips, collectives, search, tables, topology
+from kdjax.planning import chips, estimate, tables
+from kdjax.planning.chips import Topology
 from kdjax.planning.estimate import make_plan
 from kdjax.planning.program import known_classes, make_program
-from kdjax.planning.topology import Topology
-from kdjax.training import flops
+from kdjax.training import profiling
 
 
 def shape(*sides):
@@ -47,20 +47,20 @@ def test_convolutions_and_their_gradients_count_as_xla_counts_them(name):
         jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
     )
     arguments = shape(2, 16, 12, 8), shape(3, 3, 8 // groups, 16)
-    assert flops.count(convolve, *arguments) == compiled_flops(convolve, *arguments)
+    assert profiling.count(convolve, *arguments) == compiled_flops(convolve, *arguments)
 
     # The gradient multiplies as much again for each argument: as many pairs meet.
     def gradient(x, kernel):
         return jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))(x, kernel)
 
-    assert flops.count(gradient, *arguments) == 2 * flops.count(convolve, *arguments)
+    assert profiling.count(gradient, *arguments) == 2 * profiling.count(convolve, *arguments)
 
 
 def test_products_in_loops_count_in_every_round():
     def looped(x, w):
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=7)[0]
 
-    assert flops.count(looped, shape(4, 8), shape(8, 8)) == 7 * 2 * 4 * 8 * 8
+    assert profiling.count(looped, shape(4, 8), shape(8, 8)) == 7 * 2 * 4 * 8 * 8
     # What XLA's own count makes of it.
     assert compiled_flops(looped, shape(4, 8), shape(8, 8)) < 2 * 2 * 4 * 8 * 8
 
@@ -70,7 +70,7 @@ def test_what_nothing_needs_does_not_count():
         jnp.dot(x, x)
         return x @ x.T
 
-    assert flops.count(lazy, shape(4, 4)) == 2 * 4**3
+    assert profiling.count(lazy, shape(4, 4)) == 2 * 4**3
 
 
 def compile_sharded(function, *shardings):
@@ -105,15 +105,15 @@ SMALL = {
 @pytest.mark.parametrize("kind", SMALL)
 def test_each_kind_of_collective_is_read_with_its_bytes(kind):
     function, size, sent = SMALL[kind]
-    (found,) = collectives.read(compile_sharded(function, PartitionSpec("a", "b")))
-    assert found == collectives.Collective(kind, 1, size, sent)
+    (found,) = estimate.read(compile_sharded(function, PartitionSpec("a", "b")))
+    assert found == estimate.Collective(kind, 1, size, sent)
 
 
 def test_collectives_in_a_loop_count_in_every_round():
     def looped(x):
         return jax.lax.scan(lambda x, _: (jax.lax.psum(jnp.tanh(x), "b"), None), x, length=5)[0]
 
-    (found,) = collectives.read(compile_sharded(looped, PartitionSpec("a", "b")))
+    (found,) = estimate.read(compile_sharded(looped, PartitionSpec("a", "b")))
     assert (found.kind, found.count, found.bytes) == ("all-reduce", 5, 5 * 512)
 
 
@@ -146,9 +146,9 @@ replica_groups={{0,1},{2,3},{4,5},{6,7}}
 
 
 def test_asynchronous_collectives_count_once_a_start():
-    reduced, gathered = collectives.read(ASYNCHRONOUS)
-    assert reduced == collectives.Collective("all-reduce", 1, 480, 480.0)
-    assert gathered == collectives.Collective("all-gather", 6, 6 * 256, 6 * 7 / 8 * 256)
+    reduced, gathered = estimate.read(ASYNCHRONOUS)
+    assert reduced == estimate.Collective("all-reduce", 1, 480, 480.0)
+    assert gathered == estimate.Collective("all-gather", 6, 6 * 256, 6 * 7 / 8 * 256)
 
 
 @pytest.mark.parametrize("start", [1, 3, 8, 40])
@@ -160,16 +160,16 @@ def test_search_finds_the_largest_whatever_it_starts_from(start):
             asked.append(n)
             return n <= limit
 
-        assert search.largest(fits, start) == limit
+        assert estimate.largest(fits, start) == limit
         assert len(asked) == len(set(asked)) <= 12
 
 
 def test_a_corner_sends_over_a_link_a_side_and_two_where_rings_close():
     v5e, v5p = chips.TPUS["v5e"], chips.TPUS["v5p"]
-    assert [topology.links_of(v5e, shape) for shape in ("1x1", "2x2", "4x4", "8x16", "16x16")] == [
+    assert [chips.links_of(v5e, shape) for shape in ("1x1", "2x2", "4x4", "8x16", "16x16")] == [
         *(0, 2, 2, 3, 4)
     ]
-    assert [topology.links_of(v5p, shape) for shape in ("2x2x1", "2x4x4", "4x4x8")] == [2, 3, 6]
+    assert [chips.links_of(v5p, shape) for shape in ("2x2x1", "2x4x4", "4x4x8")] == [2, 3, 6]
 
 
 @pytest.mark.parametrize("chip", chips.CHIPS, ids=lambda chip: chip.name)
@@ -189,13 +189,13 @@ def test_every_chip_names_its_sources(chip):
 )
 def test_an_unknown_topology_names_those_that_there_are(name, message):
     with pytest.raises(UserError, match=message):
-        topology.find(name)
+        chips.find(name)
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'kdjax\[tpu\]'"):
-        topology.find("v5e:2x2")
+        chips.find("v5e:2x2")
 
 
 def test_known_sets_have_their_classes():
@@ -331,7 +331,7 @@ def test_the_command_says_what_is_missing(tmp_path):
 def test_a_slice_of_tpus_is_compiled_for():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: kdjax[tpu]")
     config = make_config(cwd=term("cwd"))
-    found = topology.find("v5e:2x2")
+    found = chips.find("v5e:2x2")
     plan = make_plan(config, found, num_classes=5, batch_size=16)
     assert len(found.devices) == 4
     assert plan.memory["batch"] == 4 * 32 * 48 * 4

@@ -7,9 +7,7 @@ import pytest
 from made_up_results import PALETTE, report, run
 
 from kdjax.reporting import figures, intervals, panels
-from kdjax.reporting.class_gains import heat_map
-from kdjax.reporting.interval_figure import interval_dots
-from kdjax.reporting.intervals import Estimate
+from kdjax.reporting.intervals import Estimate, heat_map, interval_dots
 from kdjax.reporting.report import write_report
 from kdjax.reporting.results import Example
 

@@ -12,8 +12,7 @@ from made_up_results import PALETTE, report, run
 
 from kdjax.reporting import figures
 from kdjax.reporting.report import write_report, write_results
-from kdjax.reporting.results import Example
-from kdjax.reporting.runs import read_runs, write_runs
+from kdjax.reporting.results import Example, read_runs, write_runs
 from kdjax.reporting.tables import csv_table, markdown_table, method_table, note, text_table
 
 

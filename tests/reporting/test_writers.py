@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 
 from kdjax.errors import UserError
+from kdjax.files import write_atomically
 from kdjax.reporting import writers
-from kdjax.reporting.files import write_atomically
 
 
 class TestFiles:

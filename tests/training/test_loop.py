@@ -16,12 +16,10 @@ import pytest
 from taught_step import setup
 
 from kdjax.errors import Preempted, Transient, UserError
-from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.checksum import checksum
-from kdjax.training.clock import Clock
-from kdjax.training.cost import step_cost
+from kdjax.training.checkpoints import Checkpoints, checksum
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import Diverged, fit
+from kdjax.training.profiling import Clock, step_cost
 from kdjax.training.sharding import Placement
 from kdjax.training.state import TrainState
 

@@ -21,16 +21,14 @@ from kdjax import models
 from kdjax.distillation import Distiller
 from kdjax.errors import UserError
 from kdjax.models.batch_norm import BatchNorm, group_batch_norm
-from kdjax.models.keys import traced_rngs
-from kdjax.models.network import NNXNetwork, trace_maps
-from kdjax.models.preprocessing import IMAGENET
+from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
+from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import METHODS
 from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.objective import Objective
 from kdjax.training.optimizer import make_optimizer
 from kdjax.training.sharding import Placement
 from kdjax.training.state import create_state
-from kdjax.training.step import Side, make_train_step
+from kdjax.training.step import Objective, Side, make_train_step
 
 MESHES = {
     "data": {"data": 8},

@@ -1,0 +1,218 @@
+"""Runs a command: a mistake of the user becomes one line on stderr and exit status 2."""
+
+import errno
+import logging
+import math
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from kdjax import config_file, processes
+from kdjax.errors import Preempted, Transient, UserError
+from kdjax.files import may_pass
+from kdjax.ranges import WrongValue
+
+# What a disk says that is full or may not be written to,
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# and what a path says that can be none: a folder for a file, or the reverse; too long a name.
+_PATH = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = False) -> None:
+    """Parses the flags, calls `main` with the remaining words, and exits.
+
+    Args:
+      main: the command, called as `main([program, word, ...])`.
+      words: how many words it takes beside the flags; more are a mistake.
+      resumes: whether the same command continues what an earlier one did not finish.
+
+    Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax, 75
+    when it is to be started again: it was asked to stop and has saved what it had done, another
+    process of the run died, or a store did not answer.
+    """
+    name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    # Libraries report progress and failures with tracebacks; what a user needs, kdjax prints.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    held_back = hold_back()
+    if resumes:
+        processes.end_when_asked(name)
+    processes.end_with_parent()
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+            # The work is done all the same, but perhaps not what a library does beside it.
+            for last in dict.fromkeys(stray.splitlines()[-1] for stray in held_back):
+                print(f"{name}: in the background: {last}", file=sys.stderr)
+            processes.leave(0)
+        except Preempted as error:
+            print(f"{name}: stopped as asked: {error}", file=sys.stderr)
+            processes.leave(processes.AGAIN)
+        except KeyboardInterrupt:
+            print(f"\n{name}: interrupted", file=sys.stderr)
+            processes.leave(130)
+        except (UserError, Transient) as error:
+            # Found while it was at work, as that a data set's module is not there.
+            told = config_file.located(error) if isinstance(error, WrongValue) else error
+            line = _error_line(name, str(told))
+            processes.fail(2 if isinstance(error, UserError) else processes.AGAIN, line)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (*_DISK, *_PATH):
+                where = error.filename or "cannot write"
+                processes.fail(2, _error_line(name, f"{where}: {error.strerror}"))
+            if isinstance(error, OSError) and may_pass(error):
+                processes.fail(processes.AGAIN, _error_line(name, str(error)))
+            if isinstance(error, ModuleNotFoundError) and (line := advice(name, error)):
+                processes.fail(2, _error_line(name, line))
+            # They may be its cause.
+            processes.fail(1, *held_back, traceback.format_exc())
+
+    app.run(guarded, flags_parser=lambda argv: _parse(name, argv, words))
+
+
+def _parse(name: str, argv: list[str], words: int) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(name, f"{error}; see --help")
+    except UserError as error:
+        _fail(name, str(error))
+    # The config library reports an unknown key by the error of the access that failed.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(name, f"in --config: {error.args[0] if error.args else error}")
+    _check_given(name)
+    if strays := rest[1 + words :]:
+        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+        _fail(
+            name,
+            f'"{strays[0]}"{more} belongs to no flag: a flag takes one word (put a pattern with * '
+            "in quotes), and one that is true or false takes that behind =, as --flag=false",
+        )
+    return rest
+
+
+def _check_given(name: str) -> None:
+    """Refuses what no flag means: nothing, as a variable of the shell that is not set, or NaN."""
+    for key in flags.FLAGS:
+        flag = flags.FLAGS[key]
+        # Keys of a config may be empty, and are checked with it.
+        if not flag.present or key.startswith("config"):
+            continue
+        if flag.value == "":
+            _fail(name, f"--{key} is empty; give it a value, or leave it out")
+        if isinstance(flag.value, float) and not math.isfinite(flag.value):
+            _fail(name, f"--{key} is {flag.value}; it takes a finite number")
+
+
+def _fail(name: str, message: str) -> NoReturn:
+    sys.stderr.write(_error_line(name, message))
+    sys.exit(2)
+
+
+def _error_line(name: str, message: str) -> str:
+    return f"{name}: error: {' '.join(message.split())}\n"
+
+
+# What TensorStore answers about the other files when Orbax has given up on one of them.
+_LATE_ANSWER = "Event loop is closed"
+
+
+def hold_back() -> list[str]:
+    """Keeps such errors from stderr, for as long as the process lives.
+
+    Where a disk fills up or a checkpoint is damaged, Orbax, TensorStore, asyncio and TensorBoard's
+    writer each report it, in dozens of tracebacks around the one line that kdjax makes of it.
+
+    Returns:
+      Their tracebacks, to which those that are still to come are added.
+    """
+    strays: list[str] = []
+
+    # Formatted at once: whoever keeps the error keeps alive what is just being deleted.
+    def keep(
+        kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if str(error) != _LATE_ANSWER:
+            strays.append("".join(traceback.format_exception(kind, error, trace)))
+
+    sys.unraisablehook = lambda stray: keep(stray.exc_type, stray.exc_value, stray.exc_traceback)
+    threading.excepthook = lambda stray: keep(stray.exc_type, stray.exc_value, stray.exc_traceback)
+    # What Orbax would have written next is never begun.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    return strays
+
+
+# Extra -> what its packages are imported as; see pyproject.toml.
+MODULES = {
+    "data": (
+        "tensorflow",
+        "tensorflow_datasets",
+        "importlib_resources",
+        "array_record",
+        "PIL",
+        "scipy",
+        "matplotlib",
+        "tqdm",
+    ),
+    "report": ("tensorboardX", "tqdm", "matplotlib", "jinja2", "PIL", "scipy"),
+    "convert": ("safetensors",),
+}
+# What a command takes to run: one installation, and not one for each module that is missed.
+NEEDED = {
+    "prepare": ("data",),
+    "train": ("data", "report"),
+    "compare": ("data", "report"),
+    "evaluate": ("data",),
+    "predict": ("report",),
+    "convert": ("convert",),
+}
+
+
+def advice(command: str, error: ImportError) -> str | None:
+    """Returns what to install, in a line; None for what no extra of the command brings.
+
+    Args:
+      command: as "kdjax.train".
+      error: of an import, wherever it was.
+    """
+    needed = NEEDED.get(command.removeprefix("kdjax."), ())
+    package = (error.name or "").partition(".")[0]
+    if not any(package in MODULES[extra] for extra in needed):
+        return None
+    return f'{package} is not installed: pip install "kdjax[{",".join(needed)}]"'
+
+
+def explain_imports() -> None:
+    """Makes a line of what a command's own imports end in, and status 2.
+
+    They come before anything else that could catch it, so this is `sys.excepthook`'s to do, in the
+    process of a command alone.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    command = spec.name if spec else ""
+    if command.removeprefix("kdjax.") not in NEEDED:
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        line = advice(command, error) if isinstance(error, ModuleNotFoundError) else None
+        if line is None:
+            sys.__excepthook__(kind, error, trace)
+            return
+        sys.stderr.write(f"{command}: error: {line}\n")
+        sys.exit(2)
+
+    sys.excepthook = hook
+
+
+# A command imports this file before what an extra brings.
+explain_imports()

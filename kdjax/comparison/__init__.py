@@ -1,0 +1,1 @@
+"""Methods side by side: one teacher, the plain student and every method, over seeds."""

@@ -1,0 +1,361 @@
+"""Methods side by side: one teacher, and every method of a config over its seeds."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from kdjax import names, processes, ranges
+from kdjax.comparison import scheduler, tuning
+from kdjax.comparison.scheduler import Job
+from kdjax.comparison.tuning import Choice, Setting
+from kdjax.config import Config, check_seed, default, validate
+from kdjax.data.interface import SegmentationSet
+from kdjax.errors import UserError
+from kdjax.files import read_json, to_json, write_atomically
+from kdjax.names import nearest
+from kdjax.runs.scoring import score_given
+from kdjax.runs.workdir import Workdir
+
+TEACHER = "teacher"
+PLAIN = "plain student"
+EQUAL_TIME = "plain student, equal time"
+RESERVED = (TEACHER, "tuning", "equal_time")
+
+
+class Comparison(NamedTuple):
+    """What a comparison came to.
+
+    Attributes:
+      runs: the workdirs of the finished runs, the teacher's first, then by seed. That of a teacher
+        that was given holds its scores alone, if its classes are those of the data.
+      students: of each method the workdir of its first finished seed, the plain student first.
+      choices: what was tried on validation.
+      notes: lines on what was tried, and on runs that diverged.
+    """
+
+    runs: list[Workdir]
+    students: dict[str, Workdir]
+    choices: list[Choice]
+    notes: list[str]
+
+
+def compare(
+    config: Config,
+    workdir: str,
+    seeds: Sequence[int],
+    parallel: int = 1,
+    data: SegmentationSet | None = None,
+) -> Comparison:
+    """Tunes and trains what is missing of a comparison.
+
+    Layout: `teacher/`, `tuning/<method>/<setting>/seed<N>/`, `<method>/seed<N>/` and
+    `equal_time/seed<N>/` in the workdir, each a workdir of `kdjax.train`, beside `tuning.json` and
+    `equal_time.json`, which keep what was picked. A method is a name in
+    `config.compare.methods` with its terms; one without terms is the plain student. Students differ
+    in nothing but their terms, the weights of these, and their seed. The validation split picks,
+    and only runs with a picked setting see the test split.
+
+    Args:
+      config: as `kdjax.config.default` makes it.
+      workdir: where everything is written.
+      seeds: those of the runs that are reported.
+      parallel: how many runs to have at once; see `kdjax.comparison.scheduler`.
+      data: as `kdjax.data.images.Images` takes it; None with runs at once.
+
+    Raises:
+      UserError: for a mistake in the config, or a workdir of another comparison; also while
+        another process is at work in the workdir.
+      Preempted: when the process was asked to stop; what was done is saved.
+      Transient: when what did not end well may be tried again.
+    """
+    _check(config, seeds)
+    ranges.check_number("parallel", parallel, ranges.COUNT)
+    if data is not None and parallel > 1:
+        raise UserError(
+            "data is an object, which the processes of parallel runs cannot be given; name it in "
+            'config.data.name, as "package.module:attribute", or leave parallel at 1'
+        )
+    if parallel > 1 and f"{names.MAIN}{names.SEPARATOR}" in config.to_json_best_effort():
+        raise UserError(
+            "the config names what a notebook or a script defines, which the processes of parallel "
+            "runs cannot import; put it into a module of its own, or leave parallel at 1"
+        )
+    root = Workdir(workdir)
+    with root.hold():
+        return _compare(config, root, seeds, parallel, data)
+
+
+def _compare(
+    config: Config, root: Workdir, seeds: Sequence[int], parallel: int, data: SegmentationSet | None
+) -> Comparison:
+    teacher = _teacher_job(config, root)
+    checkpoint = config.teacher.checkpoint
+    if teacher:
+        scheduler.run([teacher], data=data)
+        if teacher.files.diverged.exists():
+            raise UserError(teacher.files.why_diverged())
+        checkpoint = str(teacher.files.student)
+    choices = _tune(config, root, checkpoint, parallel, data)
+    _write_choices(root, choices)
+    settings = {choice.method: choice.best() for choice in choices}
+
+    order = [name for name, _ in in_order(config.compare.methods) if settings[name]]
+    students = [
+        _student_job(config, root, name, setting, checkpoint, seed)
+        for seed in seeds
+        for name in order
+        if (setting := settings[name])
+    ]
+    scheduler.run(students, parallel, data)
+    budget = _equal_time(config, root, students) if config.compare.equal_time else None
+    if budget:
+        longer = [
+            _equal_time_job(config, root, job, budget["steps"])
+            for job in students
+            if job.role == "plain"
+        ]
+        scheduler.run(longer, parallel, data)
+        students += longer
+    if config.teacher.checkpoint:
+        score_given(config, Workdir(root.path / TEACHER), checkpoint, TEACHER, data)
+    finished = [job for job in students if job.files.result.exists()]
+    runs = [Workdir(root.path / TEACHER), *(job.files for job in finished)]
+    first = {job.method: job.files for job in reversed(finished)}
+    return Comparison(
+        runs=[files for files in runs if files.result.exists()],
+        students={name: first[name] for name in map(_title(config), order) if name in first},
+        choices=choices,
+        notes=[*_notes(choices, students), *([budget["why"]] if budget else [])],
+    )
+
+
+def in_order(methods: Config) -> list[tuple[str, Config]]:
+    """Methods and their terms, the plain student first: every other is measured against it."""
+    return sorted(methods.items(), key=lambda method: len(method[1]) > 0)
+
+
+def _check(config: Config, seeds: Sequence[int]) -> None:
+    validate(config)
+    for seed in seeds:
+        check_seed("--seeds", seed)
+    if not config.compare.methods:
+        raise UserError("config.compare.methods is empty; name a method, as {'plain': {}}")
+    for name in config.compare.methods:
+        if name in RESERVED:
+            raise UserError(f'a method cannot be called "{name}", which is a folder of the workdir')
+        if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
+            raise UserError(
+                f"a method cannot be called {name!r}, since a folder is called as it: use letters, "
+                "digits and spaces"
+            )
+    if not seeds:
+        raise UserError("--seeds is empty; name a seed, as --seeds 0,1,2")
+    for name, given in (("seeds", seeds), ("tuning_seeds", config.compare.tuning_seeds)):
+        if twice := {seed for seed in given if list(given).count(seed) > 1}:
+            raise UserError(
+                f"seed {min(twice)} stands twice in the {name.replace('_', ' ')}; the same run "
+                "twice tells nothing about chance, so name each once"
+            )
+    if _is_tuned(config) and (both := set(seeds) & set(config.compare.tuning_seeds)):
+        raise UserError(
+            f"seed {min(both)} is to be reported and stands in config.compare.tuning_seeds too; "
+            "what was picked on a seed flatters it, so take another"
+        )
+    for name, base in config.compare.builds_on.items():
+        for method in (name, base):
+            if method not in config.compare.methods:
+                raise UserError(
+                    f'config.compare.builds_on names "{method}", which is not in '
+                    f"config.compare.methods; {nearest(method, config.compare.methods)}"
+                )
+    tries = [*config.compare.learning_rates, *config.compare.weight_decays]
+    if tries and all(len(terms) for terms in config.compare.methods.values()):
+        raise UserError(
+            "config.compare.learning_rates and weight_decays are tried by the plain student; add "
+            "'plain': {} to config.compare.methods"
+        )
+    if not (config.teacher.checkpoint or config.teacher.name or config.teacher.logits):
+        raise UserError(
+            "config.teacher names neither a checkpoint nor a network to train as the teacher, nor "
+            "logits"
+        )
+
+
+def _is_tuned(config: Config) -> bool:
+    tried = (config.compare.learning_rates, config.compare.weight_decays)
+    return any(len(values) > 1 for values in (*tried, config.compare.weight_factors))
+
+
+def _tune(
+    config: Config, root: Workdir, checkpoint: str, parallel: int, data: SegmentationSet | None
+) -> list[Choice]:
+    """The choices of the plain student, if there is one, and then of the methods."""
+    methods = in_order(config.compare.methods)
+    plain = [name for name, terms in methods if not terms]
+    taught = [name for name, terms in methods if terms]
+    untuned = Setting(config.optimizer.learning_rate, config.optimizer.weight_decay)
+
+    def tune(names: Sequence[str], settings: Sequence[Setting]) -> list[Choice]:
+        found = {
+            name: [
+                [
+                    _student_job(config, root, name, setting, checkpoint, seed, settings)
+                    for seed in config.compare.tuning_seeds
+                ]
+                for setting in settings
+            ]
+            for name in names
+        }
+        if len(settings) == 1:
+            return [Choice(name, settings, ()) for name in names]
+        scheduler.run(
+            [job for rows in found.values() for row in rows for job in row], parallel, data
+        )
+        return [
+            Choice(
+                name,
+                settings,
+                [[job.files.miou(config.data.val_split) for job in row] for row in rows],
+            )
+            for name, rows in found.items()
+        ]
+
+    choices = tune(plain, tuning.plain_settings(config))
+    chosen = choices[0].best() if choices else untuned
+    if chosen is None:
+        raise UserError(f"{choices[0].describe()}; try lower config.compare.learning_rates")
+    return choices + tune(taught, tuning.method_settings(config, chosen))
+
+
+def _write_choices(root: Workdir, choices: Sequence[Choice]) -> None:
+    tuned = [choice for choice in choices if choice.scores]
+    if tuned:
+        processes.lead(lambda: write_atomically(root.path / "tuning.json", tuning.to_json(tuned)))
+
+
+def _notes(choices: Sequence[Choice], students: Sequence[Job]) -> list[str]:
+    notes = [choice.describe() for choice in choices if choice.scores]
+    for job in students:
+        if job.files.diverged.exists():
+            notes.append(f"{job.label}: {job.files.why_diverged()}")
+    return notes
+
+
+def _equal_time(config: Config, root: Workdir, students: Sequence[Job]) -> dict[str, Any] | None:
+    """How many steps of the plain student take as long as the training of the costliest method.
+
+    Measured once, by the runs that are there, and kept, so that seeds that join later train alike.
+    None where nothing is taught, or nothing takes longer than the plain student.
+    """
+    path = root.path / "equal_time.json"
+    if path.exists():
+        return read_json(path)
+    found = [(job.method, job.files.read_result()) for job in students if job.files.result.exists()]
+    # Older versions did not measure it.
+    found = [(method, result) for method, result in found if "platform" in result]
+    # On an accelerator the processor only waits. Not asked of JAX here, where it would take the
+    # devices away from runs in processes of their own.
+    on_cpu = all(result["platform"] == "cpu" for _, result in found)
+    unit = "step_processor_seconds" if on_cpu else "step_seconds"
+    seconds: dict[str, list[float]] = {}
+    for method, result in found:
+        seconds.setdefault(method, []).append(result[unit])
+    cost = {method: statistics.median(values) for method, values in seconds.items()}
+    if PLAIN not in cost:
+        return None
+    costliest = max(cost, key=lambda method: cost[method])
+    steps = round(config.steps * cost[costliest] / cost[PLAIN])
+    if steps <= config.steps:
+        return None
+    what = unit.removeprefix("step_").replace("_", " ")
+    budget = {
+        "steps": steps,
+        unit: cost,
+        "why": (
+            f"{EQUAL_TIME}: {steps:,} steps, which take as long as the {config.steps:,} of "
+            f"{costliest} ({cost[costliest]:.3g} {what} a step; the plain student's take "
+            f"{cost[PLAIN]:.3g})"
+        ),
+    }
+    if processes.leads():
+        write_atomically(path, to_json(budget))
+    return budget
+
+
+def _equal_time_job(config: Config, root: Workdir, plain: Job, steps: int) -> Job:
+    longer = plain.config.copy_and_resolve_references()
+    longer.steps = steps
+    files = Workdir(root.path / "equal_time" / plain.files.path.name)
+    return Job(longer, files, f"equal_time, seed {longer.seed}", EQUAL_TIME, "plain")
+
+
+def _teacher_job(config: Config, root: Workdir) -> Job | None:
+    """The teacher's own training: the students' recipe with its network, steps and rate."""
+    if config.teacher.checkpoint or config.teacher.logits:
+        return None
+    teacher = config.copy_and_resolve_references()
+    with teacher.unlocked():
+        for key in ("name", "width", "dtype"):
+            teacher.student[key] = config.teacher[key]
+        teacher.student.options = config.teacher.options.copy_and_resolve_references()
+        teacher.student.checkpoint = teacher.student.backbone = ""
+        teacher.teacher.name = ""
+        teacher.terms = ConfigDict()
+        teacher.steps = config.compare.teacher_steps
+        teacher.optimizer.learning_rate = config.compare.teacher_learning_rate
+        _forget_comparison(teacher)
+        _forget_cache(teacher)
+    return Job(teacher, Workdir(root.path / TEACHER), TEACHER, TEACHER, TEACHER)
+
+
+def _student_job(
+    config: Config,
+    root: Workdir,
+    name: str,
+    setting: Setting,
+    teacher: str,
+    seed: int,
+    among: Sequence[Setting] = (),
+) -> Job:
+    """A run of a method; one of those that choose among settings leaves the test split alone."""
+    terms = config.compare.methods[name]
+    student = config.copy_and_resolve_references()
+    with student.unlocked():
+        student.terms = terms.copy_and_resolve_references()
+        student.teacher.checkpoint = teacher if terms else ""
+        student.seed = seed
+        setting.apply(student)
+        _forget_comparison(student)
+        if not terms:
+            _forget_cache(student)
+        if among:
+            student.data.test_split = ""
+    place, label = name, f"{name}, seed {seed}"
+    if among:
+        place = f"tuning/{name}/{tuning.name(setting, among)}"
+        label = f"{name}, {tuning.name(setting, among)}, seed {seed}"
+    return Job(
+        student,
+        Workdir(root.path / place / f"seed{seed}"),
+        label,
+        _title(config)(name),
+        "taught" if terms else "plain",
+    )
+
+
+def _title(config: Config) -> Callable[[str], str]:
+    """What a method is called in tables."""
+    return lambda name: name if config.compare.methods[name] else PLAIN
+
+
+def _forget_comparison(run: Config) -> None:
+    """Leaves out what only a comparison reads, so that more methods or seeds may join later."""
+    run.compare = default().compare
+
+
+def _forget_cache(run: Config) -> None:
+    """Leaves out what a run without a teacher does not read, so that it serves with and without."""
+    for key in ("cache", "cache_classes", "logits"):
+        run.teacher[key] = default().teacher[key]

@@ -1,0 +1,224 @@
+"""Runs of a comparison, one after the other or several at once, each on devices of its own.
+
+As a program, `python -m kdjax.comparison.scheduler`, it takes one run from its standard input: that
+is how several are had at once, each in a process that sees its devices alone.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from kdjax import config as configuration
+from kdjax import processes
+from kdjax.config import Config
+from kdjax.data.interface import SegmentationSet
+from kdjax.errors import Transient, UserError
+from kdjax.reporting.results import Role
+from kdjax.runs.run import train
+from kdjax.runs.workdir import Workdir
+from kdjax.training.interruption import Interruption
+from kdjax.training.loop import Diverged
+
+# What a run whose comparison was killed has to save what it has done.
+ENDING_SECONDS = 300.0
+POLL_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run, as `kdjax.runs.run.train` takes it."""
+
+    config: Config
+    files: Workdir
+    label: str
+    method: str
+    role: Role
+
+    def run(self, data: SegmentationSet | None = None) -> None:
+        """Trains it; a run that diverged is noted, and not begun again.
+
+        Args:
+          data: as `train` takes it.
+
+        Raises:
+          UserError: as `train`.
+          Preempted: likewise.
+        """
+        if self.files.diverged.exists():
+            self.files.claim(self.config)
+            processes.say(f"{self.label}: has diverged in {self.files.path}")
+            return
+        try:
+            train(
+                self.config,
+                str(self.files.path),
+                label=self.label,
+                method=self.method,
+                role=self.role,
+                data=data,
+                patience=ENDING_SECONDS,
+            )
+        except Diverged as error:
+            reason = str(error)
+            processes.lead(lambda: self.files.note_divergence(reason))
+            processes.say(f"{self.label}: {reason}")
+
+    def to_json(self) -> str:
+        """All of it, for another process."""
+        values = {"label": self.label, "method": self.method, "role": self.role}
+        text = configuration.to_json(self.config)
+        return json.dumps({**values, "config": text, "workdir": str(self.files.path)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        """The reverse of `to_json`."""
+        values = json.loads(text)
+        values["config"] = configuration.from_json(values["config"])
+        values["files"] = Workdir(values.pop("workdir"))
+        return cls(**values)
+
+
+def run(jobs: Sequence[Job], parallel: int = 1, data: SegmentationSet | None = None) -> None:
+    """Trains what is missing of them.
+
+    Args:
+      jobs: none needs what another one writes.
+      parallel: how many at once, in processes that share the accelerators, or else the cores.
+      data: as `train` takes it, for one at a time.
+
+    Raises:
+      UserError: as `train`; or when there are fewer devices than runs at once.
+      Preempted: when the process was asked to stop; what was done is saved.
+      Transient: when all that did not end well may be tried again.
+    """
+    if parallel == 1:
+        for job in jobs:
+            job.run(data)
+        return
+    if jax.distributed.is_initialized():
+        raise UserError("--parallel is for a single process; these train one run together")
+    missing = [job for job in jobs if not job.files.result.exists()]
+    for job in jobs:
+        if job not in missing:
+            job.run()  # only says so
+    _run_at_once(missing, _shares(parallel))
+
+
+def _run_at_once(jobs: Sequence[Job], shares: Sequence[Mapping[str, str]]) -> None:
+    """Trains each in a process of its own, as many at once as there are shares of the devices."""
+    waiting, free = collections.deque(jobs), collections.deque(shares)
+    running: list[tuple[Job, Mapping[str, str], subprocess.Popen[str]]] = []
+    failed: dict[str, int] = {}
+    # The system closes it when this process ends, however it does, and the children notice.
+    lifeline, held = os.pipe()
+    try:
+        with Interruption() as interruption:
+            handed_on = False
+            while running or (waiting and not interruption.reached()):
+                while waiting and free and not interruption.reached():
+                    job, share = waiting.popleft(), free.popleft()
+                    running.append((job, share, _start(job, share, lifeline)))
+                if interruption.reached() and not handed_on:
+                    handed_on = True
+                    for _, _, child in running:
+                        child.terminate()
+                time.sleep(POLL_SECONDS)
+                for ended in [entry for entry in running if entry[2].poll() is not None]:
+                    running.remove(ended)
+                    job, share, child = ended
+                    free.append(share)
+                    if child.returncode:
+                        failed[job.label] = child.returncode
+            interruption.check("the runs under way have saved what they had done")
+    finally:
+        # After an error, or a second Ctrl-C.
+        for _, _, child in running:
+            child.kill()
+            child.wait()
+        os.close(held)
+        os.close(lifeline)
+    if failed:
+        error = Transient if set(failed.values()) == {processes.AGAIN} else UserError
+        raise error(
+            f"{len(failed)} of {len(jobs)} runs did not end well: {', '.join(failed)}; see above"
+        )
+
+
+def _start(job: Job, share: Mapping[str, str], lifeline: int) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "kdjax.comparison.scheduler"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, **share, processes.LIFELINE: str(lifeline)},
+        text=True,
+        pass_fds=(lifeline,),
+        # Ctrl-C in a terminal reaches this process alone, which hands it on.
+        process_group=0,
+    )
+    assert child.stdin
+    # One that ended at once has a status that says so.
+    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+        pipe.write(job.to_json())
+    return child
+
+
+def _shares(parallel: int) -> list[dict[str, str]]:
+    """What tells each of several processes its devices, as environment variables."""
+    cores = sorted(os.sched_getaffinity(0))
+    # Fewer cores than runs are shared by all of them.
+    groups = [cores[i::parallel] if len(cores) >= parallel else cores for i in range(parallel)]
+    shares = [{CORES: ",".join(map(str, group))} for group in groups]
+    if gpus := _gpus():
+        for i, share in enumerate(shares):
+            share["CUDA_VISIBLE_DEVICES"] = ",".join(_part(gpus, i, parallel, "GPUs"))
+    elif chips := _tpu_chips():
+        for i, share in enumerate(shares):
+            (share["TPU_VISIBLE_CHIPS"],) = _part(chips, i, parallel, "TPU chips")[:1]
+            share["TPU_PROCESS_BOUNDS"] = share["TPU_CHIPS_PER_PROCESS_BOUNDS"] = "1,1,1"
+    return shares
+
+
+CORES = "KDJAX_CORES"
+"""Which cores a run may use."""
+
+
+def _part(devices: Sequence[str], index: int, parallel: int, kind: str) -> Sequence[str]:
+    if len(devices) < parallel:
+        raise UserError(f"--parallel is {parallel}, but there are {len(devices)} {kind}")
+    each = len(devices) // parallel
+    return devices[index * each : (index + 1) * each]
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(i) for i, _ in enumerate(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _tpu_chips() -> list[str]:
+    chips = [*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev").glob("vfio/[0-9]*")]
+    return [str(i) for i, _ in enumerate(chips)]
+
+
+def _main(argv: list[str]) -> None:
+    from kdjax import environment
+
+    del argv
+    os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
+    environment.enable_compilation_cache()
+    Job.from_json(sys.stdin.read()).run()
+
+
+if __name__ == "__main__":
+    from kdjax.cli import command
+
+    command.run(_main, resumes=True)

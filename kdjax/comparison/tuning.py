@@ -1,0 +1,138 @@
+"""Settings tried on validation before anything is compared, and the choice among them.
+
+The plain student tries learning rates and weight decays. Every method then takes its choice and
+tries factors of its own terms' weights: as many runs for one method as for any other, none on the
+test split, and with seeds that are not those of the comparison.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kdjax import files
+from kdjax.config import Config
+from kdjax.distillation import term
+
+
+class Setting(NamedTuple):
+    """What may differ between two runs of one method."""
+
+    learning_rate: float
+    weight_decay: float
+    weight_factor: float = 1.0
+
+    def apply(self, config: Config) -> None:
+        """Sets a run's config to it."""
+        config.optimizer.learning_rate = self.learning_rate
+        config.optimizer.weight_decay = self.weight_decay
+        for entry in config.terms.values():
+            whole = term(entry.loss)
+            for key in ("weight", "final_weight"):
+                entry[key] = self.weight_factor * entry.get(key, whole[key])
+
+
+def plain_settings(config: Config) -> list[Setting]:
+    """What the plain student tries; a single one where there is nothing to try."""
+    rates = config.compare.learning_rates or (config.optimizer.learning_rate,)
+    decays = config.compare.weight_decays or (config.optimizer.weight_decay,)
+    return [Setting(*pair) for pair in itertools.product(rates, decays)]
+
+
+def method_settings(config: Config, plain: Setting) -> list[Setting]:
+    """What a method tries."""
+    factors = config.compare.weight_factors or (1.0,)
+    return [plain._replace(weight_factor=factor) for factor in factors]
+
+
+def name(setting: Setting, among: Sequence[Setting]) -> str:
+    """What tells a setting from the others, as a directory may be called."""
+    values = {
+        "lr": setting.learning_rate,
+        "decay": setting.weight_decay,
+        "weight_x": setting.weight_factor,
+    }
+    varied = [len(set(column)) > 1 for column in zip(*among, strict=True)]
+    return "_".join(
+        f"{key}{value:g}" for (key, value), told in zip(values.items(), varied, strict=True) if told
+    )
+
+
+class Choice(NamedTuple):
+    """What was tried for one method, and what was taken.
+
+    Attributes:
+      method: its name.
+      tried: the settings.
+      scores: mIoU on validation by setting and seed; NaN for a run that diverged. Empty where only
+        one setting was to be had.
+    """
+
+    method: str
+    tried: Sequence[Setting]
+    scores: Sequence[Sequence[float]]
+
+    def means(self) -> list[float]:
+        """Mean over the seeds by setting; NaN where one of them diverged."""
+        return [statistics.fmean(row) for row in self.scores]
+
+    def best(self) -> Setting | None:
+        """The setting of the highest mean, the first of equal ones; None where all diverged."""
+        if not self.scores:
+            return self.tried[0]
+        found = [(mean, index) for index, mean in enumerate(self.means()) if not math.isnan(mean)]
+        if not found:
+            return None
+        return self.tried[max(found, key=lambda pair: (pair[0], -pair[1]))[1]]
+
+    def edges(self) -> list[str]:
+        """The settings whose best value is the smallest or the largest that was tried."""
+        best = self.best()
+        if best is None:
+            return []
+        columns = {
+            field: sorted({setting[index] for setting in self.tried})
+            for index, field in enumerate(Setting._fields)
+        }
+        return [
+            field
+            for field, values in columns.items()
+            if len(values) > 1 and getattr(best, field) in (values[0], values[-1])
+        ]
+
+    def describe(self) -> str:
+        """One line: every mean, and what was taken."""
+        best, means = self.best(), self.means()
+        texts = [
+            f"{name(setting, self.tried)} {_percent(mean)}"
+            for setting, mean in zip(self.tried, means, strict=True)
+        ]
+        line = f"{self.method}: val mIoU % {', '.join(texts)}"
+        if best is None:
+            return f"{line}; all diverged"
+        line = f"{line}; taken: {name(best, self.tried)}"
+        if edges := self.edges():
+            line += f" (at the end of what was tried of {' and '.join(edges)})"
+        return line
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method, what was tried with its scores, and what was taken."""
+        best = self.best()
+        return {
+            "method": self.method,
+            "tried": [
+                {**setting._asdict(), "val_miou": scores}
+                for setting, scores in zip(self.tried, self.scores, strict=True)
+            ],
+            "taken": best and best._asdict(),
+        }
+
+
+def to_json(choices: Sequence[Choice]) -> str:
+    """All choices, as a comparison keeps them."""
+    return files.to_json([choice.to_dict() for choice in choices])
+
+
+def _percent(share: float) -> str:
+    return "diverged" if math.isnan(share) else f"{100 * share:.2f}"

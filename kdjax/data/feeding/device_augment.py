@@ -1,0 +1,266 @@
+"""The augmentations of `augment` in JAX, for examples that lie in the memory of the device.
+
+Corners, labels and scaled pixels are computed in the same integers, so that without photometric
+distortion the crops are those of `augment`, bit for bit. Colours are computed in float32 in another
+order, so that a level may be rounded to its neighbour.
+"""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from kdjax.classes import IGNORE_LABEL
+from kdjax.data.feeding.augmentation import (
+    CROP_TRIES,
+    IMAGE_PADDING,
+    WEIGHT_BITS,
+    AugmentOptions,
+    Draws,
+)
+from kdjax.errors import UserError
+
+# Sides up to this, before and after scaling, can be placed in integers of 32 bits.
+MAX_SIDE = 1 << 18
+_DIGIT_BITS = 11
+
+
+class Held(TypedDict):
+    """Examples on the device, padded below and on the right to a common size.
+
+    `image` [N, H, W, 3] and `label` [N, H, W], both uint8; `size` [N, 2] int32, the height and
+    width that each example has without its padding.
+    """
+
+    image: UInt8[Array, "N H W 3"]
+    label: UInt8[Array, "N H W"]
+    size: Int[Array, "N 2"]
+
+
+def augment_batch(
+    held: Held, indices: Int[Array, "B"], draws: Draws, options: AugmentOptions
+) -> dict[str, Array]:
+    """Scales, crops, flips and distorts examples; for use under `jax.jit`.
+
+    Args:
+        held: the examples, on every device.
+        indices: which of them.
+        draws: their numbers, with an axis `[B]`.
+        options: what to do.
+
+    Returns:
+        `image` [B, h, w, 3], `label` [B, h, w] and, with `options.clean_view`, `clean`: as
+        `kdjax.data.feeding.augment.augment` returns them. With `options.place`, `place` [B, 5]
+        likewise, and `index` [B], the indices.
+
+    Raises:
+        UserError: sides may be longer than `MAX_SIDE`, before or after scaling.
+    """
+    _check_sides(held["image"].shape[1:3], options)
+    crops = jax.vmap(lambda index, numbers: _augment(held, index, numbers, options))(indices, draws)
+    return {**crops, "index": indices} if options.place else crops
+
+
+def _check_sides(sides: tuple[int, ...], options: AugmentOptions) -> None:
+    scale = max(options.scale_range)
+    if max(*sides, scale * max(options.base_size or sides)) > MAX_SIDE:
+        raise UserError(
+            f"images of {sides[0]:,} x {sides[1]:,} pixels (height and width), scaled by up to "
+            f"{scale:g}, have sides of more than {MAX_SIDE:,} on the device; set "
+            'config.data.cache to "host"'
+        )
+
+
+def _augment(
+    held: Held, index: Int[Array, ""], draws: Draws, options: AugmentOptions
+) -> dict[str, Array]:
+    size = held["size"][index]
+    scaled = _scaled_size(size, draws.scale, options)
+    room = jnp.maximum(scaled - jnp.array(options.crop_size), 0) + 1
+    corners = jnp.minimum((draws.corners * room.astype(jnp.float32)).astype(jnp.int32), room - 1)
+
+    def label_at(corner: Int[Array, "2"]) -> UInt8[Array, "h w"]:
+        return _sample_label(held["label"], index, size, scaled, corner, options.crop_size)
+
+    corner = corners[_first_varied(label_at, corners, options)]
+    inside = _inside(scaled, corner, options.crop_size)
+    crop = {
+        "image": _sample_image(held["image"], index, size, scaled, corner, options.crop_size),
+        "label": label_at(corner),
+    }
+    if options.clean_view:
+        crop["clean"] = crop["image"]
+    if options.photometric:
+        crop["image"] = distort(crop["image"], draws)
+    if options.flip:
+        # What an example does not cover stays on the right, so that it is moved and not reversed.
+        width = jnp.minimum(scaled[1] - corner[1], options.crop_size[1])
+        columns = jnp.arange(options.crop_size[1])
+        columns = jnp.where(draws.mirrored, (width - 1 - columns) % options.crop_size[1], columns)
+        crop = {key: value[:, columns] for key, value in crop.items()}
+    crop = {
+        key: jnp.where(inside, value, IGNORE_LABEL)
+        if key == "label"
+        else jnp.where(inside[..., None], value, jnp.array(IMAGE_PADDING, jnp.uint8))
+        for key, value in crop.items()
+    }
+    if options.place:
+        crop["place"] = jnp.append(jnp.append(scaled, corner), draws.mirrored.astype(jnp.int32))
+    return crop
+
+
+def _scaled_size(
+    size: Int[Array, "2"], scale: Float[Array, ""], options: AugmentOptions
+) -> Int[Array, "2"]:
+    """Height and width after scaling, in integers where sizes are divided."""
+    if not options.base_size:
+        return jnp.maximum(jnp.round(size.astype(jnp.float32) * scale).astype(jnp.int32), 1)
+    long, short = jnp.max(size), jnp.min(size)
+    to_long, to_short = (
+        jnp.maximum((side * scale).astype(jnp.int32), 1) for side in options.base_size
+    )
+    long_binds = _multiply_divide(to_long, short, long)[0] < to_short
+    target, side = jnp.where(long_binds, to_long, to_short), jnp.where(long_binds, long, short)
+    whole, rest = _multiply_divide(size, target, side)
+    return jnp.maximum(whole + (2 * rest >= side), 1)
+
+
+def _multiply_divide(
+    a: Int[Array, "*n"], b: Int[Array, "*n"], divisor: Int[Array, "*n"]
+) -> tuple[Int[Array, "*n"], Int[Array, "*n"]]:
+    """Quotient and remainder of `a * b` by `divisor`, in 32 bits where the product needs 64.
+
+    By long division in two digits: `a` is below 2^22, the sum of `b` and `divisor` at most 2^20,
+    and none is negative.
+    """
+    high = (a >> _DIGIT_BITS) * b
+    divisor = jnp.broadcast_to(divisor, high.shape)
+    # Unlike `//`, which looks at the signs; XLA repeats the division for each pixel of a crop.
+    first = jax.lax.div(high, divisor)
+    low = ((high - first * divisor) << _DIGIT_BITS) + (a & ((1 << _DIGIT_BITS) - 1)) * b
+    second = jax.lax.div(low, divisor)
+    return (first << _DIGIT_BITS) + second, low - second * divisor
+
+
+def _first_varied(label_at, corners: Int[Array, "T 2"], options: AugmentOptions) -> Int[Array, ""]:
+    """Index of the first corner whose crop no class fills, or of the last corner."""
+    if options.max_class_share >= 1:
+        return jnp.zeros((), jnp.int32)
+
+    def filled(index: Int[Array, ""]) -> Bool[Array, ""]:
+        # Compared and added up rather than scattered into bins: devices do that faster by far.
+        crop = label_at(corners[index])[..., None]
+        counts = jnp.sum(crop == jnp.arange(IGNORE_LABEL, dtype=jnp.uint8), (0, 1), jnp.float32)
+        return jnp.max(counts) >= options.max_class_share * jnp.sum(counts)
+
+    return jax.lax.while_loop(
+        lambda index: (index < CROP_TRIES) & filled(index),
+        lambda index: index + 1,
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def _inside(
+    scaled: Int[Array, "2"], corner: Int[Array, "2"], crop_size: tuple[int, int]
+) -> Bool[Array, "h w"]:
+    rows, columns = (jnp.arange(crop_size[axis]) + corner[axis] < scaled[axis] for axis in (0, 1))
+    return rows[:, None] & columns
+
+
+def _centre(
+    axis: int,
+    size: Int[Array, "2"],
+    scaled: Int[Array, "2"],
+    corner: Int[Array, "2"],
+    crop_size: tuple[int, int],
+) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """Where the middles of a crop's pixels lie: in which pixel, and how many 2 * scaled-ths in it.
+
+    Beyond the example they are its last.
+    """
+    target = jnp.minimum(jnp.arange(crop_size[axis]) + corner[axis], scaled[axis] - 1)
+    return _multiply_divide(2 * target + 1, size[axis], 2 * scaled[axis])
+
+
+def _sample_label(
+    labels: UInt8[Array, "N H W"],
+    index: Int[Array, ""],
+    size: Int[Array, "2"],
+    scaled: Int[Array, "2"],
+    corner: Int[Array, "2"],
+    crop_size: tuple[int, int],
+) -> UInt8[Array, "h w"]:
+    """The crop at `corner` of a label scaled to `scaled`, 255 outside."""
+    rows, columns = (_centre(axis, size, scaled, corner, crop_size)[0] for axis in (0, 1))
+    inside = _inside(scaled, corner, crop_size)
+    return jnp.where(inside, labels[index, rows][:, columns], IGNORE_LABEL)
+
+
+def _sample_image(
+    images: UInt8[Array, "N H W 3"],
+    index: Int[Array, ""],
+    size: Int[Array, "2"],
+    scaled: Int[Array, "2"],
+    corner: Int[Array, "2"],
+    crop_size: tuple[int, int],
+) -> UInt8[Array, "h w 3"]:
+    """The crop at `corner` of an image scaled bilinearly to `scaled`; anything outside."""
+
+    def neighbours(axis: int) -> tuple[Array, Array, Array]:
+        whole, part = _centre(axis, size, scaled, corner, crop_size)
+        # Half a pixel back: between the middles of pixels, and not between their edges.
+        before = part < scaled[axis]
+        low = whole - before
+        part = jnp.where(before, part + scaled[axis], part - scaled[axis])
+        weight = (part * (1 << WEIGHT_BITS) + scaled[axis]) // (2 * scaled[axis])
+        return jnp.maximum(low, 0), jnp.minimum(low + 1, size[axis] - 1), weight
+
+    def blend(low: Array, high: Array, weight: Array) -> Int[Array, "..."]:
+        low, high = low.astype(jnp.int32), high.astype(jnp.int32)
+        return low * (1 << WEIGHT_BITS) + (high - low) * weight
+
+    top, bottom, down = neighbours(0)
+    left, right, across = neighbours(1)
+    rows = blend(images[index, top], images[index, bottom], down[:, None, None])
+    pixels = blend(rows[:, left], rows[:, right], across[:, None])
+    half = 1 << (2 * WEIGHT_BITS - 1)
+    return ((pixels + half) >> (2 * WEIGHT_BITS)).astype(jnp.uint8)
+
+
+def distort(image: UInt8[Array, "h w 3"], draws: Draws) -> UInt8[Array, "h w 3"]:
+    """Photometric distortion as mmsegmentation's, rounded once at the end."""
+
+    def contrast(image: Float[Array, "h w 3"], wanted: Bool[Array, ""]) -> Float[Array, "h w 3"]:
+        return jnp.where(wanted, jnp.clip(image * draws.contrast, 0, 255), image)
+
+    result = jnp.clip(image.astype(jnp.float32) + draws.brightness, 0, 255)
+    result = contrast(result, draws.contrast_first)
+    result = jnp.where(draws.saturation != 1, _saturate(result, draws.saturation), result)
+    result = jnp.where(draws.hue != 0, _turn_hue(result, draws.hue), result)
+    result = contrast(result, ~draws.contrast_first)
+    return jnp.round(result).astype(jnp.uint8)
+
+
+def _saturate(image: Float[Array, "h w 3"], factor: Float[Array, ""]) -> Float[Array, "h w 3"]:
+    """Scales the saturation of HSV, at most to 1, which leaves hue and value as they are."""
+    value = jnp.max(image, -1, keepdims=True)
+    chroma = value - jnp.min(image, -1, keepdims=True)
+    factor = jnp.minimum(factor, jnp.where(chroma > 0, value / jnp.maximum(chroma, 1e-6), 0))
+    return value - (value - image) * factor
+
+
+def _turn_hue(image: Float[Array, "h w 3"], turns: Float[Array, ""]) -> Float[Array, "h w 3"]:
+    """Moves the hue of HSV around its circle and leaves saturation and value as they are."""
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    value, least = jnp.max(image, -1), jnp.min(image, -1)
+    chroma = value - least
+    # In sixths of the circle, from red over green and blue.
+    hue = jnp.where(
+        value == red,
+        green - blue,
+        jnp.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
+    )
+    hue = (hue / jnp.maximum(chroma, 1e-6) + 6 * turns) % 6
+    shares = jnp.stack([abs(hue - 3) - 1, 2 - abs(hue - 2), 2 - abs(hue - 4)], -1)
+    return least[..., None] + chroma[..., None] * jnp.clip(shares, 0, 1)

@@ -1,0 +1,326 @@
+"""The images of a run: its data set, in the batches that training and evaluation take."""
+
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from kdjax.classes import differing_class
+from kdjax.config import Config
+from kdjax.data.feeding import order
+from kdjax.data.feeding.augmentation import AugmentOptions
+from kdjax.data.feeding.order import count_shapes
+from kdjax.data.interface import SegmentationSet
+from kdjax.errors import UserError
+
+Place = Literal["none", "host", "device"]
+# What "auto" gives to examples; the networks and their activations need the rest.
+DEVICE_SHARE = 0.25
+HOST_SHARE = 0.125
+BYTES_PER_PIXEL = 4  # RGB and label
+
+
+class Choice(NamedTuple):
+    """Where examples are kept, and a line that says why."""
+
+    place: Place
+    reason: str
+
+
+def choose(
+    wanted: str,
+    num_examples: int,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    device_bytes: int | None,
+    host_bytes: int,
+) -> Choice:
+    """Chooses for "auto", and says what the others take.
+
+    The answer depends on the examples and the machine alone, so that equal machines agree.
+
+    Args:
+        wanted: `config.data.cache`.
+        num_examples: of all sets that training reads.
+        sizes: height and width of some of them.
+        device_bytes: memory of a device; None where it has none of its own.
+        host_bytes: memory of the machine.
+    """
+    pixels = np.array(sizes, np.int64)
+    on_host = int(num_examples * pixels.prod(1).mean() * BYTES_PER_PIXEL)
+    on_device = int(num_examples * pixels.max(0).prod() * BYTES_PER_PIXEL)
+    host = f"{num_examples} decoded examples take about {_size(on_host)} of host memory"
+    device = f"{num_examples} examples, padded to one size, take about {_size(on_device)} of"
+    if wanted == "device":
+        return Choice("device", f"as asked; {device} every device")
+    if wanted == "host":
+        return Choice("host", f"as asked; {host}")
+    if wanted == "none":
+        return Choice("none", "as asked; examples are read and decoded each time")
+    if device_bytes is not None and on_device <= DEVICE_SHARE * device_bytes:
+        return Choice(
+            "device",
+            f"{device} every device's {_size(device_bytes)}, less than {DEVICE_SHARE:.0%}",
+        )
+    if on_host <= HOST_SHARE * host_bytes:
+        return Choice("host", f"{host}, less than {HOST_SHARE:.1%} of {_size(host_bytes)}")
+    return Choice("none", f"{host}, more than {HOST_SHARE:.1%} of {_size(host_bytes)}")
+
+
+def device_bytes() -> int | None:
+    """Memory of one of the devices, or None where they have none of their own."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit")
+
+
+def host_bytes() -> int:
+    """Memory of this machine for each of JAX's processes, were all of them on it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.process_count()
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+# Examples whose size is looked at to know what all of them take.
+SIZE_SAMPLE = 64
+PANEL_EXAMPLES = 4
+# From so many shapes of whole images on, compiling may take longer than evaluating.
+MANY_SHAPES = 16
+PAD_TO = 64  # what is recommended then
+
+Batch = Mapping[str, np.ndarray]
+
+
+class Images:
+    """An open data set as a config describes it.
+
+    Args:
+      config: the `data` part of a config.
+      data: the set itself, as a `kdjax.data.Dataset`; None for the one that the config names.
+      where: what holds `config`, for messages.
+
+    Raises:
+      UserError: when the set is not prepared, or has no such split.
+    """
+
+    def __init__(
+        self, config: Config, data: SegmentationSet | None = None, *, where: str = "config.data"
+    ):
+        # Here and not above: reading data needs TensorFlow, which the rest can do without.
+        from kdjax.data import sets
+
+        self._config = config
+        self._set = data or sets.open_named(
+            config.name, config.data_dir, config.options, asked_by=f"{where}.name"
+        )
+        self.class_names = self._set.class_names
+        self.palette = self._set.palette
+        self.fingerprint = self._set.fingerprint
+        for key in ("train_split", "val_split", "test_split"):
+            split = config[key]
+            if split and split not in self._set.splits:
+                place = "" if data else f" in {config.data_dir}"
+                raise UserError(
+                    f'config.data.{key} is "{split}"; {self._set.name}{place} has '
+                    f"{', '.join(self._set.splits)}"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """K, without the ignore label."""
+        return len(self.class_names)
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        """The training examples of all sets, labels of the others checked against the main one."""
+        from kdjax.data.feeding import sources
+
+        config = self._config
+        parts = [sources.Part(self._set.records(config.train_split), config.weight)]
+        for label, entry in config.mixture.items():
+            extra = open_mixed(label, entry, self.class_names)
+            parts.append(sources.Part(extra.records(entry.split), entry.weight, entry.labelled))
+        return sources.Mixture(parts)
+
+    @functools.cached_property
+    def cache(self) -> Choice:
+        """Where the decoded training examples are kept."""
+        return choose(
+            self._config.cache,
+            len(self._source),
+            self._source.sample_sizes(SIZE_SAMPLE),
+            device_bytes=device_bytes(),
+            host_bytes=host_bytes(),
+        )
+
+    @functools.cached_property
+    def held(self) -> Any:
+        """The training examples in host memory, decoded once, as `HeldExamples`."""
+        from kdjax.data.feeding import sources
+
+        source = self._source
+        return sources.HeldExamples(source.decoded(), source.lengths, source.weights)
+
+    def augment_options(self, *, clean_view: bool = False, place: bool = False) -> AugmentOptions:
+        """What the config does to a training example."""
+        config = self._config
+        return AugmentOptions(
+            crop_size=tuple(config.crop_size),
+            scale_range=tuple(config.scale_range),
+            base_size=tuple(config.base_size),
+            max_class_share=config.max_class_share,
+            flip=config.flip,
+            photometric=config.photometric,
+            clean_view=clean_view,
+            place=place,
+        )
+
+    def train_batches(
+        self, *, first_step: int, steps: int, seed: int, **views: bool
+    ) -> Iterator[Batch]:
+        """This process's rows of the batches of the steps from `first_step` on.
+
+        Args:
+          first_step: counted from 0.
+          steps: the step before which to stop.
+          seed: of the run.
+          **views: as `augment_options` takes them.
+        """
+        from kdjax.data.feeding import pipeline
+
+        return pipeline.train_batches(
+            self._source if self.cache.place == "none" else self.held,
+            batch_size=self._config.batch_size,
+            seed=seed,
+            start_step=first_step,
+            num_steps=steps,
+            options=self.augment_options(**views),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def index_batches(
+        self, *, first_step: int, steps: int, seed: int, **views: bool
+    ) -> Iterator[Mapping[str, Any]]:
+        """As `train_batches`, for examples that lie on the devices: their indices and draws."""
+        return order.index_batches(
+            self._source.lengths,
+            self._source.weights,
+            batch_size=self._config.batch_size,
+            seed=seed,
+            start_step=first_step,
+            num_steps=steps,
+            options=self.augment_options(**views),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def eval_batches(
+        self,
+        split: str,
+        *,
+        group: str | None = None,
+        pad_to: int | None = None,
+        exact_below: tuple[int, int] = (0, 0),
+    ) -> Iterator[Batch]:
+        """Every image of a split, or of those whose names a group's expression finds.
+
+        Args:
+          split: which split.
+          group: a name in `config.data.test_groups`.
+          pad_to: as `kdjax.data.feeding.pipeline.eval_batches` takes it; None for `eval_pad_to`.
+          exact_below: likewise.
+        """
+        from kdjax.data.feeding import pipeline
+
+        indices = None
+        if group is not None:
+            names = self.names(split)
+            expression = re.compile(self._config.test_groups[group])
+            indices = [i for i, name in enumerate(names) if expression.search(name)]
+            if not indices:
+                raise UserError(
+                    f'config.data.test_groups.{group} "{expression.pattern}" finds none of the '
+                    f'{len(names)} names in {split}, as "{names[0]}"'
+                )
+        return pipeline.eval_batches(
+            self._set,
+            split,
+            batch_size=self._config.eval_batch_size,
+            indices=indices,
+            pad_to=self._config.eval_pad_to if pad_to is None else pad_to,
+            exact_below=exact_below,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def whole_images(self, split: str) -> Iterator[Batch]:
+        """Every image of a split at its own size, all of them on this process."""
+        from kdjax.data.feeding import pipeline
+
+        return pipeline.eval_batches(self._set, split, batch_size=self._config.eval_batch_size)
+
+    def names(self, split: str) -> list[str]:
+        """The names of all examples of a split, by index."""
+        return self._set.records(split).names()
+
+    def sizes(self, split: str) -> list[tuple[int, int]]:
+        """Height and width of every image of a split."""
+        examples = self._set.records(split)
+        return examples.sizes(range(len(examples)))
+
+    def describe_evaluation(self, split: str) -> str:
+        """A line on the shapes that evaluating a split compiles, and what would make them fewer."""
+        sizes = self.sizes(split)
+        shapes = count_shapes(sizes, self._config.eval_pad_to)
+        line = f"evaluation of {split}: {len(sizes)} images of {shapes} shapes, each compiled once"
+        fewer = count_shapes(sizes, PAD_TO)
+        if shapes <= MANY_SHAPES or fewer >= shapes:
+            return line
+        return (
+            f"{line}; config.data.eval_pad_to={PAD_TO} would make them {fewer}, at scores that are "
+            "not those of exact sizes"
+        )
+
+    def panel_examples(self) -> list[dict[str, Any]]:
+        """A few examples spread over the validation split, for pictures."""
+        from kdjax.data.feeding import pipeline
+
+        split = self._config.val_split
+        count = len(self._set.records(split))
+        indices = np.unique(np.linspace(0, count - 1, PANEL_EXAMPLES).astype(int))
+        return pipeline.load_examples(self._set, split, indices.tolist())
+
+
+def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> SegmentationSet:
+    """Opens a further set of a mixture.
+
+    Args:
+      label: its key in `config.data.mixture`.
+      entry: as `kdjax.config.extra_set` makes it.
+      class_names: those of the main set.
+
+    Raises:
+      UserError: when it is not prepared, has no such split, or labels other classes.
+    """
+    from kdjax.data import sets
+
+    where = f"config.data.mixture.{label}"
+    extra = sets.open_named(entry.name, entry.data_dir, {}, asked_by=f"{where}.name")
+    if entry.split not in extra.splits:
+        raise UserError(
+            f'{where}.split is "{entry.split}"; {entry.name} in {entry.data_dir} has '
+            f"{', '.join(extra.splits)}"
+        )
+    difference = differing_class(class_names, extra.class_names, here="the main set")
+    if entry.labelled and difference:
+        raise UserError(
+            f"{where}: its labels mean other classes ({difference}); set {where}.labelled to False "
+            "to train on its images alone"
+        )
+    return extra

@@ -1,0 +1,1 @@
+"""From the files that a data set is published as to records with an index, once."""

@@ -1,0 +1,156 @@
+"""Where the folders of data sets lie, and the tables of their classes in them."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from kdjax import files
+from kdjax.classes import IGNORE_LABEL, read_table
+from kdjax.data.preparing.tree import File
+from kdjax.errors import UserError
+from kdjax.names import closest
+
+SEARCH_PATH = "KDJAX_DATASETS"
+
+
+def builder_folders() -> list[pathlib.Path]:
+    """The folder `NAME`, with its `NAME.py`, of every data set, kdjax's own last.
+
+    They stand in the folders that the environment variable KDJAX_DATASETS names, separated as in
+    PATH, and in kdjax's own.
+
+    Raises:
+      UserError: one of those folders is not there.
+    """
+    return [
+        path.parent
+        for root in _roots()
+        for path in sorted(root.glob("*/*.py"))
+        if path.stem == path.parent.name
+    ]
+
+
+def builder_folder(name: str) -> pathlib.Path:
+    """The folder of one data set.
+
+    Raises:
+      UserError: there is no such data set, there are several, or as for `builder_folders`.
+    """
+    folders = builder_folders()
+    found = [folder for folder in folders if folder.name == name]
+    if not found:
+        raise UserError(_unknown(name, folders))
+    # Records are kept by the name of their set: those of one would be taken for the other's.
+    if len(found) > 1:
+        raise UserError(
+            f"several data sets have the name {name!r}: {' and '.join(map(str, found))}; rename "
+            f"your own, or take its folder out of {SEARCH_PATH}"
+        )
+    return found[0]
+
+
+def _roots() -> list[pathlib.Path]:
+    own, roots = files.folder("datasets"), []
+    for named in filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
+        root = pathlib.Path(named).expanduser().resolve()
+        if not root.is_dir():
+            raise UserError(
+                f"{SEARCH_PATH} names {root}, which is no folder; it names folders that hold a "
+                f"folder NAME with a NAME.py for each data set, separated by {os.pathsep!r}"
+            )
+        if root != own and root not in roots:
+            roots.append(root)
+    if not own.is_dir():
+        raise UserError(f"no folder of data set builders at {own}; install kdjax again")
+    return [*roots, own]
+
+
+def _unknown(name: str, folders: list[pathlib.Path]) -> str:
+    by_root: dict[pathlib.Path, list[str]] = {}
+    for folder in folders:
+        by_root.setdefault(folder.parent, []).append(folder.name)
+    near = closest(name, [folder.name for folder in folders])
+    hint = f'did you mean "{near}"? ' if near else ""
+    known = "; ".join(f"{', '.join(names)} (in {root})" for root, names in by_root.items())
+    return (
+        f"unknown data set {name!r}: {hint}there are: {known}; a builder of your own may be named "
+        '"package.module:attribute"'
+    )
+
+
+_TABLE = "classes.csv"  # in the folder of a data set's builder
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTable:
+    """The classes of a data set, in the order of their ids 0..K-1.
+
+    Attributes:
+        names: of the K classes.
+        palette: their RGB colours.
+        labels: the value that stands for each in the original labels.
+    """
+
+    names: list[str]
+    palette: UInt8[np.ndarray, "K 3"]
+    labels: list[int]
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "ClassTable":
+        """Reads columns label, name, red, green, blue; lines that begin with # are comments."""
+        rows = read_table(path)
+        return cls(
+            names=[row["name"] for row in rows],
+            palette=np.array([color_of(row) for row in rows], np.uint8),
+            labels=[int(row["label"]) for row in rows],
+        )
+
+    def ids(self, *, ignored: Iterable[int] = ()) -> dict[int, int]:
+        """Class id of each label value, 255 of the `ignored` ones."""
+        classes = {label: number for number, label in enumerate(self.labels)}
+        return {**dict.fromkeys(ignored, IGNORE_LABEL), **classes}
+
+
+def original_labels(name: str) -> list[int]:
+    """The value that stands for each class of a data set in its original labels.
+
+    Raises:
+        UserError: no such set, or its labels have class ids already.
+    """
+    known = [path.name for path in builder_folders() if (path / _TABLE).is_file()]
+    if name not in known:
+        raise UserError(f"{name!r} has no original ids; data sets that do: {', '.join(known)}")
+    return ClassTable.read(builder_folder(name) / _TABLE).labels
+
+
+def color_of(row: Mapping[str, str]) -> tuple[int, int, int]:
+    """RGB of a table's row."""
+    return int(row["red"]), int(row["green"]), int(row["blue"])
+
+
+class LabelMap:
+    """Turns the values of original labels into class ids, and refuses those it does not know."""
+
+    def __init__(self, ids: Mapping[int, int], known: str, value_format: str = "{}"):
+        """Maps by `ids`; for messages, `known` describes its keys and `value_format` writes one."""
+        # The last entry stands for everything beyond.
+        self._ids = np.full(max(ids) + 2, -1, np.int16)
+        self._ids[list(ids)] = list(ids.values())
+        self._known = known
+        self._format = value_format
+
+    def __call__(self, values: Integer[np.ndarray, "H W"], file: File) -> UInt8[np.ndarray, "H W"]:
+        """Class ids of `values`, which were read from `file`.
+
+        Raises:
+            UserError: a value is none of the known ones.
+        """
+        ids = self._ids.take(values, mode="clip")
+        if (unknown := ids < 0).any():
+            value = self._format.format(values[unknown][0])
+            raise UserError(f"{file} holds the value {value}; allowed are {self._known}")
+        return ids.astype(np.uint8)

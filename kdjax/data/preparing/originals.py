@@ -1,0 +1,193 @@
+"""Decoding of original files: photos, labels, lists, MATLAB's files, with what is wrong named."""
+
+import codecs
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import scipy.io
+from jaxtyping import UInt8, UInt16
+from PIL import ExifTags, Image, ImageOps
+
+from kdjax.data.preparing.tree import File
+from kdjax.errors import UserError
+
+
+class DamagedFile(UserError):
+    """A file that cannot be read, as one is after a broken download or copy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """An image in 8-bit RGB.
+
+    Attributes:
+        pixels: decoded, and of mode RGB.
+        original: the file itself where it holds the same in PNG or JPEG, else None.
+    """
+
+    pixels: Image.Image
+    original: bytes | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.height, self.pixels.width
+
+    def encode(self) -> bytes:
+        """The file itself, byte by byte, or a PNG of the pixels."""
+        # Here and not above: reading images must not need TFDS, as `kdjax.predict` does not.
+        from kdjax.data.preparing.builder import encode_png
+
+        return self.original or encode_png(np.asarray(self.pixels))
+
+    def encode_tiles(self) -> list[bytes]:
+        """PNG tiles of the pixels; of a JPEG, which decodes fast, the file itself."""
+        if self.original and self.pixels.format == "JPEG":
+            return [self.original]
+        from kdjax.data.feeding import records
+
+        return records.encode(np.asarray(self.pixels))
+
+
+def read_photo(file: File, *, upright: bool = False, for_training: bool = False) -> Photo:
+    """Decodes an image of any kind.
+
+    Args:
+        file: grey, palette, transparent, CMYK or 16-bit images become 8-bit RGB.
+        upright: whether the orientation that a camera noted (EXIF) is followed. Decoders of
+            records do not know it, so that the image is turned here.
+        for_training: whether the decoder of training, which takes less, has to read it too.
+
+    Raises:
+        DamagedFile: the file cannot be decoded to its end.
+        UserError: its pixels have 32 bits a channel.
+    """
+    data, image = _decoded(file, for_training=for_training)
+    if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # which has no format any more
+    if image.mode == "RGB" and image.format in ("PNG", "JPEG"):
+        return Photo(image, data)
+    return Photo(as_rgb(image, str(file)), None)
+
+
+def as_rgb(image: Image.Image, who: str) -> Image.Image:
+    """An image of any mode in 8-bit RGB.
+
+    Raises:
+        UserError: its pixels have 32 bits a channel; `who` names it.
+    """
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts values off at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise UserError(f"{who} has 32-bit pixels; save it with 8 bits a channel")
+    return image.convert("RGB")
+
+
+def read_values(file: File) -> UInt8[np.ndarray, "H W"]:
+    """The values of a label image as they are: indices of a palette image, not its colours.
+
+    Raises:
+        DamagedFile: the file cannot be decoded to its end.
+        UserError: it has several channels, or values above 255.
+    """
+    _, label = _decoded(file, for_training=True)
+    if label.mode not in ("L", "P", "I", "I;16"):
+        raise UserError(
+            f"{file} has mode {label.mode}; a label has to be a PNG of one 8-bit channel (grey or "
+            "palette) whose values are class ids"
+        )
+    values = np.asarray(label)
+    if values.max() > 255:
+        raise UserError(f"{file} holds the value {values.max()}; labels are 0..255")
+    return values.astype(np.uint8)
+
+
+def read_colors(file: File) -> UInt8[np.ndarray, "H W 3"]:
+    """The colours of a label image.
+
+    Raises:
+        DamagedFile: the file cannot be decoded to its end.
+    """
+    _, label = _decoded(file, for_training=True)
+    return np.asarray(label.convert("RGB"))
+
+
+def read_text(file: File) -> str:
+    """The text of a list, without the mark that some editors put before it.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    data = file.read().removeprefix(codecs.BOM_UTF8)
+    wrong = data.find(b"\0")  # as in UTF-16
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        text, wrong = "", error.start
+    if wrong >= 0:
+        line = data[:wrong].count(b"\n") + 1
+        raise UserError(f"{file} is not UTF-8 text (line {line}); save it as UTF-8")
+    return text
+
+
+def read_matlab(file: File, variable: str, *fields: str) -> UInt16[np.ndarray, "H W"]:
+    """A label matrix in a MATLAB file (version 7 or before), of whatever number type.
+
+    Args:
+        file: to read.
+        variable: its name.
+        fields: the way to the matrix where the variable is a structure.
+
+    Raises:
+        DamagedFile: the file cannot be read.
+        UserError: it holds no such matrix.
+    """
+    try:
+        value: Any = scipy.io.loadmat(io.BytesIO(file.read()), variable_names=[variable])
+    except Exception as error:  # SciPy lets through whatever comes of odd bytes.
+        raise DamagedFile(f"{file} cannot be read as a MATLAB file: {error}") from error
+    try:
+        value = value[variable]
+        for field in fields:
+            value = value[field].item()
+        height, width = value.shape
+        return value.astype(np.uint16).reshape(height, width)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        name = ".".join((variable, *fields))
+        raise UserError(f"{file} holds no matrix {name}; is it from another data set?") from error
+
+
+def _decoded(file: File, *, for_training: bool) -> tuple[bytes, Image.Image]:
+    """Reads and decodes the whole file, so that a truncated one is noticed."""
+    try:
+        data = file.read()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Exception as error:  # Pillow lets through whatever its decoders raise.
+        reason = "it has no format that is known" if "BytesIO" in str(error) else error
+        raise DamagedFile(f"{file} cannot be read as an image: {reason}") from error
+    if for_training:
+        _check_for_training(file, data, image)
+    return data, image
+
+
+def _check_for_training(file: File, data: bytes, image: Image.Image) -> None:
+    """Reads a file once more as training does, which decodes with TensorFlow.
+
+    Pillow takes PNG files whose end is missing or whose checksums are wrong, so that this is asked
+    of all of them; of JPEG files it is asked of those that records take over.
+    """
+    if image.format != "PNG" and (image.format, image.mode) != ("JPEG", "RGB"):
+        return
+    # Here and not above: reading images must not need TensorFlow, as `kdjax.predict` does not.
+    from kdjax.data import _tensorflow
+
+    try:
+        _tensorflow.tf.io.decode_image(data, channels=3, expand_animations=False)
+    except _tensorflow.tf.errors.OpError as error:
+        raise DamagedFile(
+            f"{file} cannot be read as an image: {_tensorflow.reason(error)}"
+        ) from error

@@ -1,0 +1,48 @@
+"""The software and hardware that a run runs on."""
+
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+import jax
+
+import kdjax
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu")
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between processes, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "kdjax" / "jax"))
+
+
+def describe() -> dict[str, str]:
+    """Versions of kdjax, of Python, of what it stands on, and the devices."""
+    found = versions(*PACKAGES) | {"python": platform.python_version()}
+    device = jax.devices()[0]
+    found["devices"] = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
+    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    return found
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of kdjax and of some packages, as far as they are installed."""
+    found = {"kdjax": kdjax.__version__}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def set_up() -> None:
+    """Makes TensorFlow quiet, and its numbers those of an import without oneDNN.
+
+    To be called before whatever imports TensorFlow first. oneDNN announces itself on every start,
+    rounds otherwise, and speeds up nothing that an input pipeline does.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

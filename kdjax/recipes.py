@@ -1,0 +1,324 @@
+"""What the files in `configs/` share: data sets with networks and schedules, and the methods."""
+
+import types
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from kdjax import names
+from kdjax.config import Config, default, network, term
+from kdjax.errors import UserError
+from kdjax.names import SEPARATOR, nearest
+
+# Each method alone, on top of cross-entropy, with the weights of its paper or of its authors' code;
+# where neither is known (NFD, PFS, FAKD), with those that `kdjax.distillation.builtin` explains.
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {},
+    "pixelwise_kl": {"pixelwise_kl": term("pixelwise_kl")},
+    # Shu et al. 2021: on the class scores, and on the features after the pyramid.
+    "cwd": {"cwd": term("cwd")},
+    "cwd_features": {"cwd": term("cwd", student="head", teacher="head", weight=50.0)},
+    # Liu et al. 2022.
+    "nfd": {"nfd": term("nfd")},
+    # Shan 2019: both halves, and each by itself.
+    "pfs": {"similarities": term("pfs"), "predictions": term("gap_weighted_kl")},
+    "pfs_similarities": {"similarities": term("pfs")},
+    "pfs_predictions": {"predictions": term("gap_weighted_kl")},
+    # Yuan et al. 2022, on per-pixel KL (also at ISDA's strength) and on CWD.
+    "fakd": {"fakd": term("fakd_kl")},
+    "fakd_strong": {"fakd": term("fakd_kl", strength=7.5)},
+    "fakd_cwd": {"fakd": term("fakd_cwd")},
+    # Liu et al. 2019, for comparison.
+    "skd_pairwise": {"skd_pairwise": term("skd_pairwise")},
+}
+
+# As the names of anybody else's, these say where to import from.
+built_in = types.SimpleNamespace(**METHODS)
+_NAMES = {name: f"{__name__}{SEPARATOR}built_in.{name}" for name in METHODS}
+
+# A method that is another one with something added or weighted: its own effect is what it gains
+# over that one, and not what both gain over the plain student.
+BUILDS_ON = {
+    "pfs_predictions": "pixelwise_kl",
+    "fakd": "pixelwise_kl",
+    "fakd_strong": "pixelwise_kl",
+    "fakd_cwd": "cwd",
+}
+
+
+def compare_methods(config: Config, methods: Iterable[str] = METHODS) -> Config:
+    """Has a config compare methods, each also with the one that it builds on.
+
+    Args:
+      config: the recipe of the students.
+      methods: names in `METHODS`, among them "plain", or "package.module:attribute" of terms by
+        name, whose method is then called as the attribute.
+    """
+    found = {name.replace(SEPARATOR, ".").rpartition(".")[2]: terms_of(name) for name in methods}
+    with config.unlocked():
+        config.compare.methods = ConfigDict(found)
+        config.compare.builds_on = ConfigDict(
+            {name: base for name, base in BUILDS_ON.items() if {name, base} <= found.keys()}
+        )
+    return config
+
+
+def teach(config: Config, method: str, teacher: str) -> Config:
+    """Makes the recipe of a plain student one with a method.
+
+    Args:
+      config: the recipe.
+      method: a name as `compare_methods` takes it.
+      teacher: the teacher's workdir or network checkpoint.
+    """
+    with config.unlocked():
+        config.terms = ConfigDict(terms_of(method))
+    config.teacher.checkpoint = teacher
+    return config
+
+
+def terms_of(method: str) -> dict[str, dict[str, Any]]:
+    """The terms of a method, by a name as `compare_methods` takes it."""
+    return names.resolve("method", method, _NAMES, asked_by="the recipe")
+
+
+# What configs/camvid_pspnet_r18.py picks on validation, where it is not a method's own weight.
+CAMVID_WEIGHTS = {
+    "pixelwise_kl": {"pixelwise_kl": {"weight": 3.0}},
+    "cwd": {"cwd": {"weight": 9.0}},
+    "pfs": {"similarities": {"weight": 30.0}, "predictions": {"weight": 3.0}},
+    "pfs_similarities": {"similarities": {"weight": 3.0}},
+    "pfs_predictions": {"predictions": {"weight": 3.0}},
+    "fakd_cwd": {"fakd": {"weight": 9.0}},
+    "skd_pairwise": {"skd_pairwise": {"weight": 0.15}},
+}
+
+
+def shapes() -> Config:
+    """Procedural scenes: a PSPNet-R18 of width 16 teaches one of width 8, in minutes on a CPU."""
+    config = default()
+    config.steps = 800
+    config.eval_every = 200
+    config.data.name = "shapes"
+    config.data.test_split = "test"
+    config.data.batch_size = 16
+    config.data.eval_batch_size = 20
+    config.data.crop_size = (64, 64)
+    config.data.scale_range = (0.75, 1.5)
+    config.data.photometric = False
+    config.teacher.update(network("pspnet_r18", width=16))
+    config.student.update(network("pspnet_r18", width=8))
+    config.student.auxiliary = False
+    config.optimizer.learning_rate = 0.4
+    # At rates that suit the plain student, large terms throw students off without this.
+    config.optimizer.gradient_clip = 1.0
+    config.compare.teacher_steps = 1200
+    config.compare.teacher_learning_rate = 0.4
+    return config
+
+
+def camvid() -> Config:
+    """CamVid at 180 x 240: a PSPNet-R18 of width 32 teaches one of width 8.
+
+    No auxiliary head and no weights from elsewhere. Only the sequence Seq05VD of the test split
+    was never seen in training, so it is scored apart.
+    """
+    config = default()
+    config.steps = 500
+    config.eval_every = 400
+    config.data.name = "folder"
+    config.data.data_dir = "data/camvid"
+    config.data.test_split = "test"
+    config.data.batch_size = 8
+    config.data.eval_batch_size = 16
+    config.data.crop_size = (160, 208)
+    config.data.photometric = False
+    config.teacher.update(network("pspnet_r18", width=32))
+    config.student.update(network("pspnet_r18", width=8))
+    config.student.auxiliary = False
+    config.loss.auxiliary = 0.0
+    config.optimizer.learning_rate = 0.2
+    # A distillation term adds several times the gradient of cross-entropy in the first steps.
+    config.optimizer.gradient_clip = 1.0
+    config.compare.seeds = (0, 1, 2)
+    config.compare.teacher_steps = 1600
+    config.compare.teacher_learning_rate = 0.1
+    with config.unlocked():
+        config.data.test_groups = ConfigDict({"unseen": "Seq05VD"})
+    return config
+
+
+def compare_camvid_methods(config: Config, names: Iterable[str]) -> Config:
+    """As `recipes.compare_methods`, with the weights that were picked on CamVid."""
+    methods = compare_methods(config, names).compare.methods
+    methods.update({name: CAMVID_WEIGHTS[name] for name in methods if name in CAMVID_WEIGHTS})
+    return config
+
+
+def teacher_of(config: Config) -> Config:
+    """The recipe of the network that teaches in `config`, as `kdjax.compare` trains it."""
+    for key in ("name", "width", "dtype"):
+        config.student[key] = config.teacher[key]
+    config.teacher.name = ""
+    config.steps = config.compare.teacher_steps
+    config.optimizer.learning_rate = config.compare.teacher_learning_rate
+    return config
+
+
+# Plain, and each of the four papers.
+COMPARED = ("plain", "cwd", "nfd", "pfs", "fakd")
+
+# Stands in place of a method where the pair's teacher is what is trained.
+TEACHER = "teacher"
+
+
+class Schedule(NamedTuple):
+    """How convolutional students are trained on a set, by SGD with poly decay.
+
+    Attributes:
+      steps: in all.
+      batch_size: of all devices together.
+      crop_size: height and width, in pixels.
+      learning_rate: at the start.
+      min_learning_rate: at the end.
+      weight_decay: of all parameters.
+      train_split: what is trained on.
+      base_size: long and short side of what is scaled; empty for the images' own, which on
+        Cityscapes are mmsegmentation's (2048, 1024).
+    """
+
+    steps: int
+    batch_size: int
+    crop_size: tuple[int, int]
+    learning_rate: float = 0.01
+    min_learning_rate: float = 1e-4
+    weight_decay: float = 5e-4
+    train_split: str = "train"
+    base_size: tuple[int, int] | tuple[()] = ()
+
+
+SCHEDULES = {
+    "cityscapes": Schedule(80_000, 8, (512, 1024)),
+    "voc2012": Schedule(40_000, 16, (512, 512), train_split="train_aug", base_size=(2048, 512)),
+    "ade20k": Schedule(80_000, 16, (512, 512), base_size=(2048, 512)),
+    "pascal_context": Schedule(
+        80_000, 16, (480, 480), learning_rate=0.004, weight_decay=1e-4, base_size=(520, 520)
+    ),
+    "coco_stuff": Schedule(
+        80_000,
+        16,
+        (512, 512),
+        learning_rate=0.02,
+        min_learning_rate=0.0,
+        weight_decay=1e-4,
+        base_size=(2048, 512),
+    ),
+}
+
+# SegFormer's own schedule, where it was published for a set: steps and crop.
+SEGFORMER = {"cityscapes": (160_000, (1024, 1024)), "ade20k": (160_000, (512, 512))}
+SEGFORMER_WARMUP = 1500
+
+
+class Pair(NamedTuple):
+    """A teacher and a student, and what their backbones were trained on ImageNet as."""
+
+    teacher: str
+    student: str
+    teacher_backbone: str
+    student_backbone: str
+
+
+PAIRS = {
+    "pspnet_r101_r18": Pair("pspnet_r101", "pspnet_r18", "r101", "r18"),
+    "deeplabv3_r101_r18": Pair("deeplabv3_r101", "deeplabv3_r18", "r101", "r18"),
+    "pspnet_r101_mbv2": Pair("pspnet_r101", "pspnet_mbv2", "r101", "mbv2"),
+    "segformer_b4_b0": Pair("segformer_b4", "segformer_b0", "mit_b4", "mit_b0"),
+}
+
+# Where a method's weights were published with a set's schedule, in place of its defaults.
+WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
+    ("cityscapes", "cwd"): {"weight": 5.0, "temperature": 1.0},
+    ("ade20k", "cwd"): {"weight": 10.0, "temperature": 1.0},
+}
+
+
+def published(data: str, pair: str, method: str = "plain") -> Config:
+    """A student on a published set, plain or taught, or its teacher.
+
+    The teacher is `teachers/<set>_<network>` and the student's backbone `pretrained/<backbone>`,
+    both written by `kdjax.convert`. A plain recipe has all of `COMPARED` for `kdjax.compare`.
+
+    Args:
+      data: one of `SCHEDULES`.
+      pair: one of `PAIRS`.
+      method: one of `METHODS`, or "package.module:attribute" as `teach` takes it; `TEACHER` for the
+        pair's teacher, trained as its students are, where no weights of it are published.
+
+    Raises:
+      UserError: for a name that there is not, with the nearest.
+    """
+    for name, known, what in (
+        (data, SCHEDULES, "data set"),
+        (pair, PAIRS, "pair of networks"),
+        (method, (*METHODS, TEACHER), "method"),
+    ):
+        own = what == "method" and SEPARATOR in name
+        if name not in known and not own:
+            raise UserError(f'no recipe for {what} "{name}": {nearest(name, known)}')
+    config, networks = _schedule(data, pair), PAIRS[pair]
+    if method == TEACHER:
+        config.student.update(network(networks.teacher))
+        config.student.backbone = f"pretrained/{networks.teacher_backbone}"
+        return config
+    config.teacher.update(network(networks.teacher))
+    config.student.update(network(networks.student))
+    config.student.backbone = f"pretrained/{networks.student_backbone}"
+    checkpoint = f"teachers/{data}_{networks.teacher}"
+    if method != "plain":
+        teach(config, method, checkpoint)
+        _weigh(config.terms, data, method)
+        return config
+    config.teacher.checkpoint = checkpoint
+    compare_methods(config, COMPARED)
+    for name in COMPARED:
+        _weigh(config.compare.methods[name], data, name)
+    return config
+
+
+def _schedule(data: str, pair: str) -> Config:
+    schedule, config = SCHEDULES[data], default()
+    config.steps, config.eval_every = schedule.steps, 8000
+    config.data.name = data
+    config.data.train_split = schedule.train_split
+    config.data.batch_size = config.data.eval_batch_size = schedule.batch_size
+    config.data.crop_size = schedule.crop_size
+    config.data.base_size = schedule.base_size
+    config.optimizer.learning_rate = schedule.learning_rate
+    config.optimizer.min_learning_rate = schedule.min_learning_rate
+    config.optimizer.weight_decay = schedule.weight_decay
+    if pair.startswith("segformer"):
+        _as_segformer(config)
+    return config
+
+
+def _as_segformer(config: Config) -> None:
+    """SegFormer's optimizer (Xie et al. 2021), and its schedule where it has one for the set."""
+    steps, crop_size = SEGFORMER.get(config.data.name, (config.steps, config.data.crop_size))
+    config.steps, config.data.crop_size = steps, crop_size
+    config.student.auxiliary = False
+    config.loss.auxiliary = 0.0
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate, config.optimizer.min_learning_rate = 6e-5, 0.0
+    config.optimizer.poly_power = 1.0
+    # The smaller of the two, as arithmetic that also follows `--config.steps` of a shorter run.
+    asked = config.get_oneway_ref("steps")
+    config.optimizer.warmup_steps = (asked + SEGFORMER_WARMUP - abs(asked - SEGFORMER_WARMUP)) // 2
+    config.optimizer.weight_decay, config.optimizer.decay_norm_and_bias = 0.01, False
+    config.optimizer.head_multiplier = 10.0
+
+
+def _weigh(terms: Any, data: str, method: str) -> None:
+    for entry in terms.values():
+        entry.update(WEIGHTS.get((data, method), {}))

@@ -1,0 +1,243 @@
+"""`kdjax.evaluate` and `kdjax.predict`, and what they return."""
+
+import dataclasses
+import html
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from kdjax import ranges
+from kdjax.data.images import Images
+from kdjax.data.interface import SegmentationSet
+from kdjax.data.preparing.classes import original_labels
+from kdjax.errors import UserError
+from kdjax.evaluation import evaluator
+from kdjax.evaluation.image_files import Timing, find_images, label_images
+from kdjax.evaluation.inference import make_inference, padding
+from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.runs.workdir import Workdir
+from kdjax.training.sharding import Placement
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitScores:
+    """What a network scored on a split: shares of one, 0 to 1, NaN where nothing is to be scored.
+
+    Attributes:
+      miou: mean of the IoU over the classes that occur.
+      pixel_accuracy: share of the labelled pixels that are right.
+      iou: intersection over union by class name.
+      agreement: share of the pixels on which student and teacher agree; None without a teacher.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    iou: Mapping[str, float]
+    agreement: float | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], class_names: Sequence[str]) -> "SplitScores":
+        """From what `kdjax.evaluation.evaluator.Scores.as_dict` returns, as a workdir holds it."""
+        known = [math.nan if iou is None else iou for iou in values["iou"]]
+        miou, accuracy = (
+            math.nan if values[key] is None else values[key] for key in ("miou", "pixel_accuracy")
+        )
+        return cls(
+            miou=miou,
+            pixel_accuracy=accuracy,
+            iou=dict(zip(class_names, known, strict=True)),
+            agreement=values["agreement"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores by name, as JSON holds them: None stands for NaN."""
+        return {
+            "miou": _known(self.miou),
+            "pixel_accuracy": _known(self.pixel_accuracy),
+            "agreement": self.agreement,
+            "iou": {name: _known(iou) for name, iou in self.iou.items()},
+        }
+
+
+def _known(share: float) -> float | None:
+    return None if math.isnan(share) else share
+
+
+def percent(share: float | None) -> str:
+    """A share of one in percent; a dash where it is not known."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.2f}"
+
+
+def html_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table as notebooks show it, the first cell of each row as its name."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    lines = []
+    for first, *others in rows:
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in others)
+        lines.append(f"<tr><th>{html.escape(first)}</th>{cells}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(SplitScores):
+    """The scores of a network on a split, as a table in a notebook and when printed.
+
+    Attributes:
+      split: which one.
+      shapes: for how many shapes of images the network was compiled.
+    """
+
+    split: str
+    shapes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The split and the scores by name, as JSON holds them: None stands for NaN."""
+        return {"split": self.split, **super().to_dict()}
+
+    def __str__(self) -> str:
+        width = max(map(len, self.iou))
+        lines = [f"{name:{width}}  {100 * iou:6.2f} %" for name, iou in self.iou.items()]
+        total = f"mIoU {100 * self.miou:.2f} %, pixel accuracy {100 * self.pixel_accuracy:.2f} %"
+        return "\n".join([*lines, f"{self.split}: {total}", f"shapes compiled: {self.shapes}"])
+
+    def _repr_html_(self) -> str:
+        rows = [("mIoU", self.miou), ("pixel accuracy", self.pixel_accuracy), *self.iou.items()]
+        cells = [(name, percent(share)) for name, share in rows]
+        return html_table((self.split, "%"), cells)
+
+
+def evaluate(
+    workdir: epath.PathLike,
+    *,
+    split: str | None = None,
+    checkpoint: epath.PathLike | None = None,
+    data: SegmentationSet | None = None,
+    data_dir: str | None = None,
+    mode: str = "whole",
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    pad_to: int | None = None,
+) -> Evaluation:
+    """Evaluates the student of a finished run, or another network on the same data.
+
+        kdjax.evaluate("runs/first", split="test", scales=(0.75, 1.0, 1.25), flip=True).miou
+
+    Args:
+      workdir: of `kdjax.train`, whose data set is evaluated on.
+      split: which split; None for the one for validation.
+      checkpoint: another network to evaluate, such as the teacher.
+      data: the examples where the run was given an object, or others with the same classes.
+      data_dir: where the run's data set is now, if that is no longer where it was.
+      mode: "whole" images, or "slide" for sliding windows that overlap.
+      window: of sliding windows, height and width; None for the run's crop.
+      stride: from one window to the next; None for two thirds of them.
+      scales: sizes at which each image is seen; probabilities are averaged.
+      flip: see the mirror image at each scale, too.
+      pad_to: pads images to multiples of this, so that fewer shapes are compiled. Exact with
+        sliding windows, where None means 64; whole images are padded as the run's config says.
+
+    Raises:
+      UserError: where there is no run or no network, for options that make no sense, and for a
+        network of other classes.
+    """
+    files = Workdir(workdir)
+    config = files.read_config()
+    config.data.data_dir = data_dir or config.data.data_dir
+    images = Images(config.data, data, where=f"{files.config}: config.data")
+    chosen = split or config.data.val_split
+    inference = make_inference(mode, window, stride, scales, flip, crop_size=config.data.crop_size)
+    network = TrainedNetwork.load(str(checkpoint or workdir), inference=inference)
+    if network.info.num_classes != images.num_classes:
+        raise UserError(
+            f"the network scores {network.info.num_classes} classes, the data set has "
+            f"{images.num_classes}"
+        )
+    placement = Placement(config.mesh)
+    placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
+    scores = evaluator.evaluate(
+        network.predictor,
+        placement.put_state(network.variables),
+        images.eval_batches(
+            chosen,
+            pad_to=padding(mode, pad_to, whole=config.data.eval_pad_to),
+            exact_below=inference.exact_below,
+        ),
+        images.num_classes,
+        placement.put_batch,
+    )
+    return Evaluation(
+        split=chosen,
+        miou=scores.miou,
+        pixel_accuracy=scores.pixel_accuracy,
+        iou={name: float(iou) for name, iou in zip(images.class_names, scores.iou, strict=True)},
+        shapes=len(network.predictor.shapes),
+    )
+
+
+def predict(
+    workdir: epath.PathLike,
+    images: str,
+    output: str | os.PathLike[str],
+    *,
+    ids: str | None = None,
+    opacity: float = 0.5,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    mode: str = "whole",
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    pad_to: int | None = None,
+) -> Timing:
+    """Labels image files with a finished student, or any network checkpoint.
+
+    Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png` and `legend.png`. Photos
+    are turned as their camera noted. Without TensorFlow. For arrays, see `kdjax.load`.
+
+        print(kdjax.predict("runs/first", "photos/**/*.jpg", "labelled"))
+
+    Args:
+      workdir: of `kdjax.train`, or a network checkpoint.
+      images: a pattern of paths, in which `**` stands for any folders.
+      output: the folder to write to.
+      ids: write the original ids of this data set, as "cityscapes", and not class numbers.
+      opacity: of the colours over the image, 0 to 1.
+      batch_size: images labelled at once; None for one on every device.
+      overwrite: replace results that are there already; an image never is.
+      mode: as `kdjax.evaluate` takes it, and so are the following.
+      window: likewise.
+      stride: likewise.
+      scales: likewise.
+      flip: likewise.
+      pad_to: likewise; whole images are not padded unless asked for.
+
+    Returns:
+      How many images were labelled, and what it took.
+
+    Raises:
+      UserError: where there is no network or no image, for options that make no sense, and when
+        something would be replaced. Images that are damaged are named when all others are done.
+    """
+    ranges.check_number("opacity", opacity, ranges.SHARE)
+    if batch_size is not None:
+        ranges.check_number("batch_size", batch_size, ranges.COUNT)
+    files = Workdir(workdir)
+    crop_size = files.read_config().data.crop_size if files.config.exists() else None
+    inference = make_inference(mode, window, stride, scales, flip, crop_size=crop_size)
+    values = None if ids is None else original_labels(ids)
+    found = find_images(images, os.fspath(output), overwrite=overwrite)
+    return label_images(
+        TrainedNetwork.load(str(workdir), inference=inference),
+        found,
+        os.fspath(output),
+        batch_size=batch_size or Placement().mesh.size,
+        pad_to=padding(mode, pad_to, whole=1),
+        values=values,
+        opacity=opacity,
+    )

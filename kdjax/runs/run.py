@@ -1,0 +1,316 @@
+"""One run from its config to its report: trains a teacher, a plain student or a taught one."""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+
+from kdjax import config as configuration
+from kdjax import environment, processes
+from kdjax.config import Config, validate
+from kdjax.data.images import Images
+from kdjax.data.interface import SegmentationSet
+from kdjax.distillation import need_teacher
+from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import Predictor
+from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.models import saved
+from kdjax.models.batch_norm import with_grouped_batch_norm
+from kdjax.reporting.results import Role
+from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
+from kdjax.runs.feeding import feed
+from kdjax.runs.scoring import Scoring
+from kdjax.runs.student import make_student
+from kdjax.runs.workdir import Workdir
+from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
+from kdjax.teacher_cache.given_logits import GivenLogits
+from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.interruption import Interruption
+from kdjax.training.loop import fit
+from kdjax.training.profiling import Profile, check_steps
+from kdjax.training.sharding import Placement
+from kdjax.training.state import TrainState
+from kdjax.training.step import Side
+
+
+def train(
+    config: Config,
+    workdir: epath.PathLike,
+    *,
+    label: str,
+    method: str,
+    role: Role,
+    data: SegmentationSet | None = None,
+    writers: Sequence[Writer] = (),
+    overwrite: bool = False,
+    profiled_steps: tuple[int, int] | None = None,
+    patience: float = 0.0,
+) -> None:
+    """Trains the student of a config, or continues where an earlier call stopped.
+
+    A finished run is left as it is. Afterwards the workdir holds the student as a network
+    checkpoint (`student/`), and `result.json`. In the main thread of Python, SIGTERM and Ctrl-C ask
+    it to stop; in another thread it goes on until its end, or that of the process.
+
+    Args:
+      config: as `kdjax.config.default` makes it.
+      workdir: where everything is written.
+      label: what the progress lines begin with.
+      method: what the run is called in tables.
+      role: what it is there for.
+      data: as `Images` takes it.
+      writers: take numbers and pictures too, in the process that leads; whoever made them closes
+        them.
+      overwrite: remove the run that is there, finished or not, as `Workdir.clear` does.
+      profiled_steps: the first and the last step to trace into `profile/`.
+      patience: seconds to wait for another run in the workdir that is about to end.
+
+    Raises:
+      UserError: for a mistake in the config, the data or the workdir; nothing is written then.
+        Also while another run is at work in the workdir.
+      Diverged: when the loss is no longer a number; the last checkpoint is kept.
+      Preempted: when the process was asked to stop; what was done is saved.
+    """
+    validate(config)
+    check_writers(writers)
+    if profiled_steps:
+        check_steps(*profiled_steps, config.steps)
+    files = Workdir(workdir)
+    if overwrite:
+        files.check_clear(config)
+    elif _is_done(config, files, label):
+        return
+    with files.hold(patience):
+        # Whoever was at work there may have come to the end.
+        if overwrite or not _is_done(config, files, label):
+            _train(config, files, label, method, role, data, writers, overwrite, profiled_steps)
+
+
+def _is_done(config: Config, files: Workdir, label: str) -> bool:
+    done = files.result.exists()
+    if done:
+        files.claim(config)
+        processes.say(f"{label}: already done in {files.path}")
+    return done
+
+
+def _train(
+    config: Config,
+    files: Workdir,
+    label: str,
+    method: str,
+    role: Role,
+    data: SegmentationSet | None,
+    writers: Sequence[Writer],
+    overwrite: bool,
+    profiled_steps: tuple[int, int] | None,
+) -> None:
+    profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
+    images = Images(config.data, data)
+    placement = Placement(config.mesh)
+    placement.check_batch_size("data.batch_size", config.data.batch_size)
+    placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
+    student, variables, info = make_student(config, images)
+    if config.student.batch_norm == "per_device":
+        student = with_grouped_batch_norm(student, placement.batch_shards)
+    given = _given_logits(config, images)
+    teacher = None if given else _load_teacher(config, placement)
+    distiller = assemble_distiller(
+        config,
+        (student, variables),
+        given.specs if given else teacher and (teacher.network, teacher.variables),
+        num_classes=images.num_classes,
+    )
+    state = assemble_state(config, variables, distiller)
+    scores, taught_by = given, given and [config.teacher.logits, given.fingerprint]
+    if teacher:
+        taught_by = [config.teacher.checkpoint, teacher.info.fingerprint]
+        if config.teacher.cache:
+            scores = NetworkScores(config, images, teacher)
+    cache = None
+    if distiller and scores:
+        cache = TeacherCache(config, images, scores, distiller)
+    interruption = Interruption()
+    scoring = Scoring(config, images, placement, _comparable(teacher, images), interruption)
+    processes.say(f"{label}: mesh {placement.describe()}")
+    processes.say(f"{label}: cache {images.cache.place}: {images.cache.reason}")
+    for line in distiller.describe() if distiller else ():
+        processes.say(f"{label}: term {line}")
+    for split in filter(None, (config.data.val_split, config.data.test_split)):
+        processes.say(f"{label}: {images.describe_evaluation(split)}")
+    scoring.check_teacher(label)
+    # Not before all is checked that can be: what is there is lost then.
+    if overwrite:
+        processes.lead(files.clear)
+    files.claim(config)
+    kept = cache and cache.open(label)
+
+    state = placement.put_state(state)
+    checkpoints = Checkpoints(
+        files.checkpoints,
+        {"data": images.fingerprint, "teacher": taught_by and taught_by[1]},
+    )
+    first_step, state, remarks = checkpoints.restore_latest(state)
+    for remark in remarks:
+        processes.say(f"{label}: {remark}; moved aside")
+    if first_step:
+        processes.say(f"{label}: continues after step {first_step}")
+    own, log = contextlib.ExitStack(), Writers([])
+    # Those of the other processes write nothing.
+    if processes.leads():
+        log = Writers([*_own_writers(own, files, config.steps, first_step, label), *writers])
+    earlier = files.history() if first_step else []
+    predictor = Predictor(student, info.preprocessing)
+
+    def evaluate_state(step: int, state: TrainState) -> float:
+        weights, started = state.student(), time.perf_counter()
+        scores = scoring.scores(predictor, weights, config.data.val_split)
+        pictures = scoring.pictures(predictor, weights)
+        log.scalars(
+            step,
+            {
+                "val/miou": scores.miou,
+                "val/pixel_accuracy": scores.pixel_accuracy,
+                "val/seconds": time.perf_counter() - started,
+            },
+        )
+        log.images(step, pictures)
+        return scores.miou
+
+    # Beside kept scores, only evaluation runs the teacher.
+    live = None if kept else teacher
+    train_step = assemble_step(
+        config,
+        Side(student, info.preprocessing),
+        live and Side(live.network, live.info.preprocessing),
+        distiller,
+    )
+    training = feed(
+        images,
+        placement,
+        first_step=first_step,
+        steps=config.steps,
+        seed=config.seed,
+        clean_view=live is not None and config.teacher.view == "clean",
+        scores=kept,
+    )
+    started = time.perf_counter()
+    with interruption:
+        try:
+            fitted = fit(
+                state,
+                live and live.variables,
+                training.attach(train_step),
+                training.batches,
+                batch_size=config.data.batch_size,
+                first_step=first_step,
+                steps=config.steps,
+                log_every=config.log_every,
+                eval_every=config.eval_every,
+                checkpoint_every=config.checkpoint_every,
+                placement=placement,
+                log=log,
+                evaluate=evaluate_state,
+                checkpoints=checkpoints,
+                interruption=interruption,
+                profile=profile,
+                earlier=earlier,
+            )
+            seconds, state = time.perf_counter() - started, fitted.state
+            if config.export == "best" and checkpoints.best_step is not None:
+                state = checkpoints.restore(checkpoints.best_step, state)
+            scores = scoring.final_scores(predictor, state.student())
+        finally:
+            if profile:
+                profile.close()
+            # What ended the run is said, and not that it kept the log from being closed, too.
+            with contextlib.suppress(OSError) if sys.exc_info()[0] else contextlib.nullcontext():
+                own.close()
+            checkpoints.close()
+        trained = placement.fetch(state.student())
+
+        def finish() -> None:
+            saved.save(files.student, info, trained)
+            files.write_result(
+                {
+                    "role": role,
+                    "method": method,
+                    "seed": config.seed,
+                    "steps": config.steps,
+                    "learning_rate": config.optimizer.learning_rate,
+                    "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
+                    "seconds": seconds,
+                    "step_seconds": fitted.step_seconds,
+                    "step_processor_seconds": fitted.step_processor_seconds,
+                    "images_per_second": fitted.images_per_second,
+                    "platform": jax.default_backend(),
+                    "config_fingerprint": configuration.fingerprint(config),
+                    "step_flops": fitted.step_flops,
+                    "step_bytes": fitted.step_bytes,
+                    "teacher": taught_by,
+                    "scores": {split: value.as_dict() for split, value in scores.items()},
+                    "versions": environment.describe(),
+                }
+            )
+
+        # For which the others wait: the student may be the next one's teacher.
+        processes.lead(finish)
+        for split, value in scores.items():
+            processes.say(
+                f"{label}: {split} mIoU {100 * value.miou:.2f} %, "
+                f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
+            )
+        interruption.check(f"the run in {files.path} is done")
+
+
+def _own_writers(
+    own: contextlib.ExitStack, files: Workdir, steps: int, first_step: int, label: str
+) -> list[Writer]:
+    """Those that every run has; `own` closes them."""
+    resume_step = first_step or None
+    made = [
+        JsonLines(files.metrics, resume_step=resume_step),
+        TensorBoard(files.tensorboard, resume_step=resume_step),
+        Console(steps, first_step, label),
+    ]
+    for writer in made:
+        own.callback(writer.close)
+    return [*made]
+
+
+def _given_logits(config: Config, images: Images) -> GivenLogits | None:
+    if not config.teacher.logits or not need_teacher(config.terms):
+        return None
+    return GivenLogits(config.teacher.logits, images, config.data.train_split)
+
+
+def _load_teacher(config: Config, placement: Placement) -> TrainedNetwork | None:
+    if not need_teacher(config.terms):
+        return None
+    if not config.teacher.checkpoint:
+        raise UserError(
+            "config.terms need a teacher: set config.teacher.checkpoint to a network checkpoint, "
+            'the workdir of a finished run, or "package.module:attribute" of a trained network; or '
+            "config.teacher.logits to the scores of a teacher that ran elsewhere"
+        )
+    teacher = TrainedNetwork.load(config.teacher.checkpoint, dtype=config.teacher.dtype)
+    for key in ("name", "width"):
+        wanted, found = config.teacher[key], getattr(teacher.info, key)
+        if config.teacher.name and wanted != found:
+            raise UserError(
+                f"config.teacher.{key} is {wanted!r}, but {config.teacher.checkpoint} holds "
+                f"{found!r}"
+            )
+    return dataclasses.replace(teacher, variables=placement.put_state(teacher.variables))
+
+
+def _comparable(teacher: TrainedNetwork | None, images: Images) -> TrainedNetwork | None:
+    """The teacher where it predicts the classes of the data, rather than only having features."""
+    if teacher is None or teacher.info.num_classes != images.num_classes:
+        return None
+    return teacher

@@ -1,0 +1,163 @@
+"""How good the student of a run is, in scores and in pictures."""
+
+import jax
+import numpy as np
+
+from kdjax import environment, names, processes
+from kdjax.config import Config
+from kdjax.data.images import Images
+from kdjax.data.interface import SegmentationSet
+from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import Predictor, Scores, evaluate
+from kdjax.evaluation.trained import TrainedNetwork, predict_examples
+from kdjax.models import Variables
+from kdjax.reporting import figures
+from kdjax.reporting.results import Role
+from kdjax.runs.workdir import Workdir
+from kdjax.training.interruption import Interruption
+from kdjax.training.sharding import Placement
+
+
+class Scoring:
+    """Scores and pictures of a student beside its teacher; every process must ask for them.
+
+    Args:
+      config: that of the run.
+      images: what is predicted.
+      placement: where arrays live.
+      teacher: None where there is none that predicts these classes.
+      interruption: may stop an evaluation between two batches.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        images: Images,
+        placement: Placement,
+        teacher: TrainedNetwork | None,
+        interruption: Interruption,
+    ):
+        self._config = config
+        self._images = images
+        self._placement = placement
+        self._teacher = teacher
+        self._interruption = interruption
+        self._examples = images.panel_examples()
+        self._taught = teacher and self._label_maps(teacher.predictor, teacher.variables)
+
+    def scores(
+        self,
+        predictor: Predictor,
+        variables: Variables,
+        split: str,
+        *,
+        group: str | None = None,
+        agreement: bool = False,
+    ) -> Scores:
+        """Scores on a split, or on one group of it.
+
+        Raises:
+          Preempted: when the run is to stop.
+        """
+        reference = None
+        if agreement and self._teacher:
+            reference = (self._teacher.predictor, self._teacher.variables)
+        return evaluate(
+            predictor,
+            variables,
+            self._interruption.stop_between(self._images.eval_batches(split, group=group)),
+            self._images.num_classes,
+            self._placement.put_batch,
+            reference=reference,
+        )
+
+    def final_scores(self, predictor: Predictor, variables: Variables) -> dict[str, Scores]:
+        """Scores with agreement by split, and by group of the test split as "test/group"."""
+        data = self._config.data
+        found = {
+            split: self.scores(predictor, variables, split, agreement=True)
+            for split in (data.val_split, data.test_split)
+            if split
+        }
+        if data.test_split:
+            for group in data.test_groups:
+                found[f"{data.test_split}/{group}"] = self.scores(
+                    predictor, variables, data.test_split, group=group, agreement=True
+                )
+        return found
+
+    def check_teacher(self, label: str) -> None:
+        """Evaluates the teacher before anything is learned from it, and prints its mIoU."""
+        teacher, config = self._teacher, self._config
+        if teacher is None:
+            return
+        scores = self.scores(teacher.predictor, teacher.variables, config.data.val_split)
+        info = teacher.info
+        # Networks of a user's own have no width that kdjax knows of.
+        width = "" if names.SEPARATOR in info.name else f"width {info.width}, "
+        processes.say(
+            f"{label}: teacher {info.name} ({width}weights {info.fingerprint}) has "
+            f"{config.data.val_split} mIoU {100 * scores.miou:.2f} %"
+        )
+        if not scores.miou >= config.teacher.min_miou:
+            raise UserError(
+                f"the teacher's mIoU is {scores.miou:.4f}, below config.teacher.min_miou "
+                f"{config.teacher.min_miou}: are these its classes and its weights?"
+            )
+
+    def pictures(self, predictor: Predictor, variables: Variables) -> dict[str, np.ndarray]:
+        """Image, label, teacher and student of a few examples, side by side."""
+        students = self._label_maps(predictor, variables)
+        pictures = {}
+        for index, (example, student) in enumerate(zip(self._examples, students, strict=True)):
+            predictions = {"student": student}
+            if self._taught:
+                predictions = {"teacher": self._taught[index], **predictions}
+            pictures[f"val/{example['name']}"] = figures.panel_image(
+                example["image"], example["label"], predictions, self._images.palette
+            )
+        return pictures
+
+    def _label_maps(self, predictor: Predictor, variables: Variables) -> list[np.ndarray]:
+        def predict(images: np.ndarray) -> np.ndarray:
+            return self._placement.fetch(predictor(variables, self._placement.put_images(images)))
+
+        return predict_examples(predict, self._examples, self._config.data.eval_batch_size)
+
+
+def score_given(
+    config: Config, files: Workdir, checkpoint: str, role: Role, data: SegmentationSet | None = None
+) -> None:
+    """Writes the scores of a network that no run of the comparison trained, as a run's result.
+
+    Nothing is done where they are there, or where it scores other classes than those of the data.
+
+    Args:
+      config: says on what it is scored.
+      files: where the result is written.
+      checkpoint: the network checkpoint, or the workdir of a finished run.
+      role: what it is there for, and what it is called in tables.
+      data: as `Images` takes it.
+    """
+    images, placement = Images(config.data, data), Placement(config.mesh)
+    network = TrainedNetwork.load(checkpoint, dtype=config.teacher.dtype)
+    if network.info.num_classes != images.num_classes:
+        return
+    if files.result.exists() and files.read_result()["weights"][1] == network.info.fingerprint:
+        return
+    scoring = Scoring(config, images, placement, None, Interruption())
+    scores = scoring.final_scores(network.predictor, placement.put_state(network.variables))
+    result = {
+        "role": role,
+        "method": role,
+        "seed": config.seed,
+        "steps": None,
+        "learning_rate": None,
+        "parameters": sum(x.size for x in jax.tree.leaves(network.variables["params"])),
+        "seconds": None,
+        "images_per_second": None,
+        "weights": [checkpoint, network.info.fingerprint],
+        "scores": {split: value.as_dict() for split, value in scores.items()},
+        "versions": environment.describe(),
+    }
+    processes.lead(lambda: files.write_result(result))

@@ -1,0 +1,444 @@
+"""Tuning on validation, runs that diverge, and several runs at once."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from kdjax import config as configuration
+from kdjax.comparison import scheduler, tuning
+from kdjax.comparison.methods import compare
+from kdjax.comparison.tuning import Choice, Setting
+from kdjax.errors import Preempted, Transient, UserError
+from kdjax.evaluation.evaluator import Scores
+from kdjax.models import saved
+from kdjax.runs.workdir import Workdir
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NAN = math.nan
+RATES = [Setting(rate, 5e-4) for rate in (0.1, 0.2, 0.4)]
+
+
+class Trained:
+    """Stands for training: notes every run, and finishes it with a score of its settings."""
+
+    def __init__(self, score):
+        self.score, self.configs = score, {}
+
+    def __call__(self, config, workdir, *, label, method, role, data, patience):
+        files = Workdir(workdir)
+        files.claim(config)
+        if files.result.exists():
+            return
+        assert label not in self.configs
+        self.configs[label] = config
+        splits = [name for name in (config.data.val_split, config.data.test_split) if name]
+        miou = self.score(config)
+        if math.isnan(miou):
+            raise scheduler.Diverged("the run diverged: loss is nan at step 3")
+        files.student.mkdir(parents=True)
+        (files.student / "network.json").write_text(described(fingerprint=label))
+        teacher = config.teacher.checkpoint
+        files.write_result(
+            {
+                "scores": {split: {"miou": miou} for split in splits},
+                "teacher": [teacher, saved.fingerprint_in(teacher)] if teacher else None,
+                "platform": "cpu",
+                "step_processor_seconds": {"cwd": 0.5, "nfd": 0.36}.get("".join(config.terms), 0.2),
+            }
+        )
+
+
+def described(fingerprint):
+    """What `network.json` holds of a network."""
+    info = saved.NetworkInfo(
+        "tiny", 1, 4, False, ("a",), ((0, 0, 0),), source="a test", fingerprint=fingerprint
+    )
+    return json.dumps({"format": saved.FORMAT, **dataclasses.asdict(info)})
+
+
+@pytest.fixture
+def config():
+    config = configuration.default()
+    config.data.test_split = "test"
+    config.teacher.name = "tiny"
+    config.optimizer.learning_rate = 0.05
+    config.compare.learning_rates = (0.1, 0.2, 0.4)
+    config.compare.weight_decays = (0.0, 5e-4)
+    config.compare.weight_factors = (0.5, 1.0, 2.0)
+    config.compare.tuning_seeds = (7, 8)
+    terms = {"cwd": configuration.term("cwd", schedule="linear", final_weight=1.0)}
+    with config.unlocked():
+        config.compare.methods = ConfigDict(
+            {"cwd": terms, "plain": {}, "nfd": {"nfd": configuration.term("nfd")}}
+        )
+    return config
+
+
+def score(config):
+    """Best at a rate of 0.2 without decay, and with the halved weight of CWD."""
+    far = abs(math.log2(config.optimizer.learning_rate / 0.2)) + config.optimizer.weight_decay
+    if "cwd" in config.terms:
+        far += abs(config.terms.cwd.weight - 1.5)
+    return 0.5 - 0.1 * far + 0.001 * config.seed
+
+
+def test_validation_picks_for_the_plain_student_and_then_for_each_method(
+    config, tmp_path, monkeypatch
+):
+    train = Trained(score)
+    monkeypatch.setattr(scheduler, "train", train)
+    comparison = compare(config, str(tmp_path), (0, 1))
+    tuned = {label: run for label, run in train.configs.items() if run.seed in (7, 8)}
+    assert len(tuned) == 2 * (3 * 2 + 3 + 3)
+    assert not any(run.data.test_split for run in tuned.values())
+    # Every method gets the plain student's choice, and as many runs as any other.
+    taught = [run for run in tuned.values() if run.terms]
+    assert {(r.optimizer.learning_rate, r.optimizer.weight_decay) for r in taught} == {(0.2, 0.0)}
+    final = {label: run for label, run in train.configs.items() if run.seed in (0, 1)}
+    assert set(final) == {
+        "teacher",
+        *(
+            f"{name}, seed {seed}"
+            for name in ("plain", "cwd", "nfd", "equal_time")
+            for seed in (0, 1)
+        ),
+    }
+    assert all(run.data.test_split for run in final.values())
+    assert final["teacher"].optimizer.learning_rate == config.compare.teacher_learning_rate
+    cwd = final["cwd, seed 1"]
+    assert (cwd.terms.cwd.weight, cwd.terms.cwd.final_weight) == (1.5, 0.5)
+    assert final["nfd, seed 0"].terms.nfd.weight == 1.5  # of equal scores the first
+    assert comparison.notes[0].endswith(
+        "taken: lr0.2_decay0 (at the end of what was tried of weight_decay)"
+    )
+    # The plain student has as many steps as take as long as the costliest method's.
+    longer, plain = final["equal_time, seed 1"], final["plain, seed 1"]
+    assert longer.steps == 2.5 * plain.steps
+    longer.steps = plain.steps
+    assert configuration.to_json(longer) == configuration.to_json(plain)
+    assert comparison.notes[-1] == (
+        "plain student, equal time: 2,500 steps, which take as long as the 1,000 of cwd "
+        "(0.5 processor seconds a step; the plain student's take 0.2)"
+    )
+    assert list(comparison.students) == ["plain student", "cwd", "nfd"]
+    written = json.loads((tmp_path / "tuning.json").read_text())
+    assert [entry["method"] for entry in written] == ["plain", "cwd", "nfd"]
+    assert written[0]["taken"]["learning_rate"] == 0.2
+    # All is done: nothing runs again, and another seed adds its own runs alone.
+    compare(config, str(tmp_path), (0, 1, 2))
+    assert len(train.configs) == 1 + 24 + 3 * 4
+
+
+def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
+    for key in ("learning_rates", "weight_decays", "weight_factors"):
+        config.compare[key] = ()
+    config.teacher.update({"cache": "scores", "cache_classes": 3})
+    train = Trained(score)
+    monkeypatch.setattr(scheduler, "train", train)
+    comparison = compare(config, str(tmp_path), (0,))
+    assert len(train.configs) == 5
+    # What has no teacher does not change with its cache.
+    caches = {
+        label: tuple(run.teacher[key] for key in ("cache", "cache_classes"))
+        for label, run in train.configs.items()
+    }
+    assert caches == {
+        **dict.fromkeys(("teacher", "plain, seed 0", "equal_time, seed 0"), ("", 0)),
+        **dict.fromkeys(("cwd, seed 0", "nfd, seed 0"), ("scores", 3)),
+    }
+    assert train.configs["cwd, seed 0"].optimizer.learning_rate == 0.05
+    assert len(comparison.notes) == 1
+    assert not (tmp_path / "tuning.json").exists()
+
+
+def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
+    config, tmp_path, monkeypatch
+):
+    for key in ("learning_rates", "weight_decays", "weight_factors"):
+        config.compare[key] = ()
+    monkeypatch.chdir(tmp_path)
+    train = Trained(lambda run: NAN if "nfd" in run.terms else 0.5)
+    monkeypatch.setattr(scheduler, "train", train)
+    compare(config, "runs/one", (0,))
+    assert len(train.configs) == 5
+    compare(config, str(tmp_path / "runs" / "one"), (0,))
+    (tmp_path / "link").symlink_to("runs")
+    config.data.data_dir = str(tmp_path / "data")
+    compare(config, "link/../runs/one", (0,))
+    (tmp_path / "runs" / "one").rename("two")
+    compare(config, "two", (0,))
+    assert len(train.configs) == 5
+    # But not with other weights in the teacher's place, nor with other data.
+    (tmp_path / "two" / "teacher" / "student" / "network.json").write_text(described("other"))
+    with pytest.raises(UserError, match=r"cwd/seed0 holds a run of another config \(config.t"):
+        compare(config, "two", (0,))
+    config.data.data_dir = "elsewhere"
+    with pytest.raises(UserError, match=r"data_dir 'data' there, 'elsewhere' now"):
+        compare(config, "two", (0,))
+
+
+def test_what_the_stored_config_does_not_name_had_its_default(config, tmp_path):
+    files = Workdir(tmp_path)
+    files.claim(config)
+    stored = json.loads(files.config.read_text())
+    del stored["teacher"]["cache_classes"]
+    files.config.write_text(json.dumps(stored))
+    files.claim(config)
+    config.teacher.cache_classes = 3
+    with pytest.raises(UserError, match=r"cache_classes 0 there, 3 now"):
+        files.claim(config)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"data": 3}', '{"steps": "many"}'])
+def test_a_damaged_config_of_a_run_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config.json: damaged, or not the config of a run"):
+        Workdir(tmp_path).read_config()
+
+
+def test_scores_of_a_split_without_labels_are_null(tmp_path):
+    files = Workdir(tmp_path)
+    nothing = Scores(np.zeros((2, 2), np.int64), agreement=NAN)
+    files.write_result({"scores": {"val": nothing.as_dict()}, "seconds": math.inf})
+    written = json.loads(files.result.read_text(), parse_constant=pytest.fail)
+    assert written["scores"]["val"] == {
+        **dict.fromkeys(("miou", "pixel_accuracy", "agreement")),
+        "iou": [None, None],
+    }
+    assert math.isnan(files.miou("val"))
+    summary = files.summary("val")
+    assert math.isnan(summary.miou)
+    assert math.isnan(summary.pixel_accuracy)
+
+
+def test_a_plain_student_of_equal_time_is_left_out_where_it_is_not_asked_for(
+    config, tmp_path, monkeypatch
+):
+    config.compare.equal_time = False
+    config.compare.learning_rates = config.compare.weight_decays = ()
+    config.compare.weight_factors = ()
+    monkeypatch.setattr(scheduler, "train", Trained(score))
+    comparison = compare(config, str(tmp_path), (0,))
+    assert list(comparison.students) == ["plain student", "cwd", "nfd"]
+    assert not comparison.notes
+
+
+@pytest.mark.parametrize(
+    ("seeds", "changes", "message"),
+    [
+        ((0, 1, 0), {}, "seed 0 stands twice in the seeds"),
+        ((0,), {"tuning_seeds": (7, 7)}, "seed 7 stands twice in the tuning seeds"),
+        ((0, 7), {}, "seed 7 is to be reported and stands in config.compare.tuning_seeds too"),
+        ((0,), {"methods": {"plain": {}, "tuning": {}}}, 'cannot be called "tuning"'),
+        ((0,), {"builds_on": {"cwd": "nfb"}}, 'builds_on names "nfb", .* did you mean "nfd"'),
+    ],
+)
+def test_what_would_flatter_a_comparison_or_mix_it_up(config, tmp_path, seeds, changes, message):
+    with config.unlocked():
+        config.compare.update(ConfigDict(changes))
+    with pytest.raises(UserError, match=message):
+        compare(config, str(tmp_path), seeds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_that_picks_nothing_may_be_reported(config, tmp_path, monkeypatch):
+    config.compare.learning_rates = config.compare.weight_decays = ()
+    config.compare.weight_factors = ()
+    monkeypatch.setattr(scheduler, "train", Trained(score))
+    assert compare(config, str(tmp_path), (7,)).runs
+
+
+def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypatch):
+    def breaks(run):
+        nfd = "nfd" in run.terms and (run.terms.nfd.weight < 2 or run.seed == 1)
+        return NAN if nfd else score(run)
+
+    train = Trained(breaks)
+    monkeypatch.setattr(scheduler, "train", train)
+    comparison = compare(config, str(tmp_path), (0, 1))
+    assert train.configs["nfd, seed 0"].terms.nfd.weight == 3.0
+    assert [run.path.name for run in comparison.runs if "nfd" in str(run.path)] == ["seed0"]
+    assert comparison.notes[-2] == "nfd, seed 1: the run diverged: loss is nan at step 3"
+    assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-3]
+    before = len(train.configs)
+    assert compare(config, str(tmp_path), (0, 1)).notes == comparison.notes
+    assert len(train.configs) == before
+
+
+def test_a_method_that_diverges_at_every_weight_is_left_out(config, tmp_path, monkeypatch):
+    train = Trained(lambda run: NAN if "nfd" in run.terms else score(run))
+    monkeypatch.setattr(scheduler, "train", train)
+    comparison = compare(config, str(tmp_path), (0,))
+    assert list(comparison.students) == ["plain student", "cwd"]
+    assert comparison.notes[-2].endswith("all diverged")
+
+
+def test_a_plain_student_that_always_diverges_ends_it(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "train", Trained(lambda run: NAN if run.seed > 1 else 0.1))
+    with pytest.raises(UserError, match=r"all diverged; try lower config.compare.learning_rates"):
+        compare(config, str(tmp_path), (0,))
+
+
+@pytest.mark.parametrize("name", ["/cwd", "a/b", "", "two\nlines", 3])
+def test_a_method_has_the_name_of_a_folder(config, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(scheduler, "train", Trained(score))
+    with config.unlocked():
+        config.compare.methods = ConfigDict({name: {}})
+    with pytest.raises(UserError, match=r"a method cannot be called .*, since a folder"):
+        compare(config, str(tmp_path), (0,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_needs_the_plain_student(config, tmp_path):
+    with config.unlocked():
+        del config.compare.methods["plain"]
+    with pytest.raises(UserError, match=r"'plain': \{\}"):
+        compare(config, str(tmp_path), (0,))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([[0.1, 0.3], [0.25, 0.25], [0.2, 0.2]], 1),
+        ([[0.9, NAN], [0.1, 0.1], [0.2, 0.2]], 2),
+        ([[0.2], [0.2], [0.1]], 0),
+        ([[NAN], [NAN], [NAN]], None),
+    ],
+)
+def test_the_choice_is_the_highest_mean_of_settings_that_hold(scores, best):
+    found = Choice("plain", RATES, scores).best()
+    assert found == (None if best is None else RATES[best])
+
+
+def test_a_choice_at_the_end_of_what_was_tried_says_so():
+    assert Choice("plain", RATES, [[0.1], [0.2], [0.1]]).edges() == []
+    assert Choice("plain", RATES, [[0.3], [0.2], [0.1]]).edges() == ["learning_rate"]
+    assert tuning.name(RATES[1], RATES) == "lr0.2"
+
+
+def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):
+    cores = os.sched_getaffinity(0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
+    shares = scheduler._shares(2)
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4,5", "6,7"]
+    given = [set(share[scheduler.CORES].split(",")) for share in shares]
+    assert set.union(*given) == set(map(str, cores))
+    assert len(cores) == 1 or not set.intersection(*given)
+    with pytest.raises(UserError, match="--parallel is 6, but there are 5 GPUs"):
+        scheduler._shares(6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(scheduler, "_tpu_chips", lambda: ["0", "1"])
+    shares = scheduler._shares(2)
+    assert [share["TPU_VISIBLE_CHIPS"] for share in shares] == ["0", "1"]
+    assert shares[0]["TPU_PROCESS_BOUNDS"] == "1,1,1"
+
+
+def test_a_run_survives_the_way_to_another_process(config):
+    run = scheduler.Job(config, Workdir("/some/where"), "cwd, seed 3", "cwd", "taught")
+    again = scheduler.Job.from_json(run.to_json())
+    assert configuration.to_json(again.config) == configuration.to_json(config)
+    assert again.files.path == run.files.path
+    assert (again.label, again.method, again.role) == (run.label, run.method, run.role)
+
+
+def pretender(tmp_path, monkeypatch, script):
+    """A program in the place of Python that notes each start, with its cores, and runs `script`."""
+    path, notes = tmp_path / "python", tmp_path / "notes"
+    path.write_text(f'#!/bin/sh\ncat > /dev/null\necho "${scheduler.CORES}" >> {notes}\n{script}\n')
+    path.chmod(0o755)
+    monkeypatch.setattr(scheduler.sys, "executable", str(path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
+    return notes
+
+
+def four_jobs(config, tmp_path):
+    return [
+        scheduler.Job(config, Workdir(tmp_path / name), name, name, "plain")
+        for name in ("one", "two", "three", "four")
+    ]
+
+
+def test_runs_at_once_that_fail_are_named(config, tmp_path, monkeypatch):
+    notes = pretender(tmp_path, monkeypatch, "exit 2")
+    with pytest.raises(UserError, match=r"4 of 4 runs did not end well: one, two, three, four"):
+        scheduler.run(four_jobs(config, tmp_path), parallel=2)
+    assert set(notes.read_text().split()) == {"4", "5"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(
+    config, tmp_path, monkeypatch, number
+):
+    """Ctrl-C too is handed on, as what asks them to save and stop."""
+    trap = f"trap 'echo asked >> {tmp_path}/asked; exit 75' TERM; trap 'exit 130' INT"
+    notes = pretender(tmp_path, monkeypatch, f"{trap}\nwhile :; do sleep 0.1; done")
+
+    def stop():
+        while not notes.exists() or len(notes.read_text().split()) < 2:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Preempted, match="have saved"):
+        scheduler.run(four_jobs(config, tmp_path), parallel=2)
+    assert len(notes.read_text().split()) == 2
+    assert (tmp_path / "asked").read_text().split() == ["asked"] * 2
+
+
+def test_what_may_be_tried_again_is_no_mistake(config, tmp_path, monkeypatch):
+    pretender(tmp_path, monkeypatch, "exit 75")
+    with pytest.raises(Transient, match=r"4 of 4 runs did not end well: one, two, three, four"):
+        scheduler.run(four_jobs(config, tmp_path), parallel=2)
+
+
+RUN = """
+import os, signal, sys, time
+from kdjax import processes
+def say(word):  # in one piece: both runs write to one pipe at once
+    os.write(1, f"{word} {os.getpid()}\\n".encode())
+signal.signal(signal.SIGTERM, lambda *_: (say("asked"), sys.exit(75)))
+processes.end_with_parent()
+say("runs")
+time.sleep(100)
+"""
+
+COMPARISON = """
+import os, subprocess, sys
+from kdjax import config
+from kdjax.experiments import jobs
+from kdjax.runs.workdir import Workdir
+start = subprocess.Popen
+def pretend(command, **options):
+    return start([command[0], "-c", os.environ["RUN"]], **options)
+subprocess.Popen = pretend
+files = [Workdir(f"{sys.argv[1]}/{name}") for name in ("one", "two", "three")]
+jobs.run([jobs.Job(config.default(), run, "a run", "plain", "plain") for run in files], 2)
+"""
+
+
+def test_the_runs_of_a_comparison_that_is_killed_are_asked_to_stop(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", COMPARISON, tmp_path],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"RUN": RUN},
+    ) as comparison:
+        runs = {comparison.stdout.readline().removeprefix("runs ") for _ in range(2)}
+        comparison.kill()
+        # Those that it started end the pipe.
+        said = comparison.stdout.read().splitlines(keepends=True)
+    assert {line.removeprefix("asked ") for line in said} == runs

@@ -1,0 +1,145 @@
+"""What a run begins with: noise, a trained backbone, or a whole checkpoint."""
+
+import dataclasses
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+from made_up_weights import segformer_weights
+
+from kdjax import config as configuration
+from kdjax import models
+from kdjax.errors import UserError
+from kdjax.models import NNXNetwork, saved
+from kdjax.models.outputs import MEAN_ONLY
+from kdjax.runs.student import make_student
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+IMAGES = types.SimpleNamespace(
+    num_classes=3, class_names=("a", "b", "c"), palette=np.arange(9).reshape(3, 3)
+)
+
+
+@pytest.fixture
+def config():
+    config = configuration.default()
+    config.seed = 7
+    config.student.update(configuration.network("tiny", width=4))
+    return config
+
+
+def stored(path, *, width=4, num_classes=5, name="tiny", auxiliary=True):
+    """Saves a network with weights of its own; returns the network and its info."""
+    info = saved.NetworkInfo(
+        name,
+        num_classes,
+        width,
+        auxiliary,
+        tuple("abcde")[:num_classes],
+        ((0, 0, 0),) * num_classes,
+    )
+    info = dataclasses.replace(info, preprocessing=MEAN_ONLY)
+    net = models.create(
+        name, num_classes=num_classes, width=width, auxiliary=auxiliary, rngs=nnx.Rngs(3)
+    )
+    return net, saved.save(path, info, NNXNetwork.of(net)[1])
+
+
+def made(config, images):
+    """The student as a module, and its info."""
+    network, variables, info = make_student(config, images)
+    return network.module(variables), info
+
+
+def leaves(module):
+    return jax.tree.leaves(nnx.to_pure_dict(nnx.state(module)))
+
+
+def same(first, second):
+    return all(map(np.array_equal, leaves(first), leaves(second)))
+
+
+def test_a_student_from_noise_is_that_of_its_seed(config):
+    net, info = made(config, IMAGES)
+    fresh = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(7))
+    assert same(net, fresh)
+    assert info.class_names == ("a", "b", "c")
+    assert info.palette == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
+
+
+def test_a_backbone_is_taken_and_the_heads_are_those_of_the_seed(config, tmp_path):
+    source, start = stored(tmp_path)
+    config.student.backbone = str(tmp_path)
+    net, info = made(config, IMAGES)
+    fresh = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(7))
+    assert same(net.backbone, source.backbone)
+    assert not same(net.backbone, fresh.backbone)
+    assert same(net.head, fresh.head)
+    assert same(net.auxiliary_head, fresh.auxiliary_head)
+    assert info.preprocessing == MEAN_ONLY
+    assert info.num_classes == 3
+    assert info.source == (
+        f"trained by kdjax from seed 7, its backbone from {tmp_path} ({start.fingerprint})"
+    )
+
+
+def test_another_backbone_is_refused(config, tmp_path):
+    stored(tmp_path, width=6)
+    config.student.backbone = str(tmp_path)
+    message = f"student.backbone {tmp_path} is that of tiny (width 6); tiny (width 4) has another"
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_student(config, IMAGES)
+    config.student.backbone = str(tmp_path / "none")
+    with pytest.raises(UserError, match="no network checkpoint here"):
+        make_student(config, IMAGES)
+
+
+def test_a_whole_checkpoint_is_taken_where_it_fits(config, tmp_path):
+    source, start = stored(tmp_path / "a", num_classes=3)
+    config.student.checkpoint = str(tmp_path / "a")
+    net, info = made(config, IMAGES)
+    assert same(net, source)
+    assert info.preprocessing == MEAN_ONLY
+    assert info.source.endswith(f", from {tmp_path / 'a'} ({start.fingerprint})")
+    changes = {"num_classes": 5, "width": 6, "auxiliary": False}
+    for key, value in changes.items():
+        stored(tmp_path / key, **{"num_classes": 3, key: value})
+        config.student.checkpoint = str(tmp_path / key)
+        with pytest.raises(UserError, match=f"has {key} {value}; this run needs"):
+            make_student(config, IMAGES)
+
+
+def test_checkpoint_and_backbone_are_not_both_given(config):
+    config.student.checkpoint, config.student.backbone = "a", "b"
+    with pytest.raises(UserError, match=r"student.checkpoint and config.student.backbone are both"):
+        configuration.validate(config)
+
+
+def test_an_image_classifier_is_converted_and_begins_a_student(config, tmp_path):
+    weights = {}
+    for name, value in segformer_weights((32, 64, 160, 256), 2).items():
+        block = re.match(r"block(\d)\.0\.", name)
+        if not name.startswith("linear_"):
+            weights[name] = value
+        if block:  # B0 has two a stage
+            weights[name.replace(".0.", ".1.", 1)] = value + 1
+    safetensors.numpy.save_file(weights, tmp_path / "mit_b0.safetensors")
+    command = (sys.executable, "-m", "kdjax.convert", "--model=segformer_b0", "--num_classes=2")
+    paths = (f"--source={tmp_path / 'mit_b0.safetensors'}", f"--output={tmp_path / 'mit_b0'}")
+    run = subprocess.run([*command, *paths], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    *_, info = saved.load(tmp_path / "mit_b0")
+    assert info.source == "an image classifier, mit_b0.safetensors"
+    config.student.update(configuration.network("segformer_b0"))
+    config.student.backbone = str(tmp_path / "mit_b0")
+    net, info = made(config, IMAGES)
+    assert info.num_classes == 3
+    kernel = net.backbone.stages[3].blocks[1].ffn.contract.kernel[...]
+    np.testing.assert_array_equal(np.squeeze(kernel).T, weights["block4.1.mlp.fc2.weight"])
