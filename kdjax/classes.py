@@ -4,10 +4,10 @@ import colorsys
 import csv
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, Integer, UInt8
 
 # Of pixels that no loss and no metric counts; classes are 0..K-1, and K is at most this.
 IGNORE_LABEL = 255
@@ -31,6 +31,30 @@ def distinct_colors(count: int) -> UInt8[np.ndarray, "K 3"]:
 def numbered_names(count: int) -> tuple[str, ...]:
     """Names of classes that have none."""
     return tuple(f"class {index}" for index in range(count))
+
+
+class LabelTable:
+    """Class ids of the values of labels, by looking them up.
+
+    Args:
+      ids: class id of each known value.
+    """
+
+    def __init__(self, ids: Mapping[int, int]):
+        # With an entry at each end for everything beyond.
+        self._low = min(ids) - 1
+        self._ids = np.full(max(ids) + 2 - self._low, -1, np.int16)
+        for value, number in ids.items():
+            self._ids[value - self._low] = number
+        self._of_bytes = self._look_up(np.arange(256))
+
+    def __call__(self, values: Integer[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
+        """Class ids, int16, and -1 where a value is not known."""
+        return self._of_bytes[values] if values.dtype == np.uint8 else self._look_up(values)
+
+    def _look_up(self, values: Integer[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        # Unsigned numbers beyond 2^63 - 1 become negative, and those are no class either.
+        return self._ids.take(values.astype(np.int64) - self._low, mode="clip")
 
 
 def differing_class(

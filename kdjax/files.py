@@ -1,5 +1,6 @@
 """Paths, also of object stores, and files that are there whole or not at all."""
 
+import contextlib
 import csv
 import io
 import json
@@ -8,6 +9,7 @@ import os
 import pathlib
 import re
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -86,6 +88,7 @@ def may_pass(error: Exception) -> bool:
     return bool(_PASSING.match(str(error))) and not _OS_ERROR.search(str(error))
 
 
+UNDO_TRIES, UNDO_SECONDS = 10, 0.3
 # What makes a spreadsheet take the text of a cell for a formula, which can run anything.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -111,6 +114,32 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def remove_all(directory: epath.Path, pattern: str) -> None:
+    """Removes the files and folders of a directory whose names match a pattern."""
+    for path in directory.glob(pattern):
+        path.rmtree() if path.is_dir() else path.unlink()
+
+
+def undo_unfinished(directory: epath.Path, pattern: str, *, made: bool) -> None:
+    """Removes what was begun; never raises, which would hide the error that led here.
+
+    Args:
+      directory: where it was begun.
+      pattern: of the names of what is unfinished; Orbax's own begin as the finished one's.
+      made: whether the directory was made for it, and goes too.
+    """
+    for _ in range(UNDO_TRIES):
+        # epath's errors are of many kinds.
+        with contextlib.suppress(Exception):
+            remove_all(directory, pattern)
+            if made and directory.exists():
+                directory.rmdir()
+        # Threads of Orbax that were at work when it gave up may make it anew.
+        time.sleep(UNDO_SECONDS)
+        if not (directory.exists() if made else any(directory.glob(pattern))):
+            return
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:

@@ -5,6 +5,7 @@ user's own; `pipeline` turns either into batches of NumPy arrays. The submodules
 importing `kdjax.data` itself does not.
 """
 
-from kdjax.data.dataset import Dataset, RandomAccess
+from kdjax.data.dataset import Dataset
+from kdjax.data.feeding.own_source import RandomAccess
 
 __all__ = ["Dataset", "RandomAccess"]

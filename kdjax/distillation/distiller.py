@@ -2,58 +2,32 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from kdjax import names, ranges
-from kdjax.distillation.builtin import LOSSES
-from kdjax.distillation.loss import COMMON, SCHEDULES, Inputs, Loss, Metrics, loss_class
+from kdjax.distillation.loss import SIDES, Inputs, Loss, Metrics
 from kdjax.distillation.maps import (
     Classification,
     Maps,
     Spec,
     adapt,
     array_of,
+    blank,
+    constant,
     fits,
     init_adapter,
     spec_of,
 )
+from kdjax.distillation.terms import make_loss
 from kdjax.errors import UserError
 from kdjax.losses import resize, resize_labels
-from kdjax.names import nearest
-from kdjax.ranges import WrongValue
 
 # Of the smallest map a side, in the trace that looks for mistakes, where nobody said its size.
 TRACED_CELLS = 16
-SIDES = ("student", "teacher")
-# Metrics that every run logs; a term's value is logged by the term's name.
-RESERVED = ("loss", "cross_entropy", "auxiliary_cross_entropy", "learning_rate", "gradient_norm")
-CHOICES = {
-    "schedule": tuple(SCHEDULES),
-    "resize": ("teacher", "student", "none"),
-    "adapter": ("where_needed", "always", "never"),
-}
-
-
-def term(loss: str | type[Loss] | Callable[..., Any], **options: Any) -> dict[str, Any]:
-    """A term as a config holds it: the name of its loss, with all options that it has.
-
-    Args:
-      loss: a built-in name, "package.module:attribute", or such a class or function itself.
-      **options: what differs from the defaults: `student` and `teacher` (which map of each side, or
-        several), `weight`, `schedule`, and the other fields of `distillation.Loss` and of the loss.
-
-    Raises:
-      UserError: for an unknown loss or option, with the nearest one.
-    """
-    name = names.name_of("loss", loss)
-    kind = _class_of("term", name)
-    _check_options("term", name, kind, options)
-    return {"loss": name, **_defaults(kind), **options}
 
 
 class Distiller:
@@ -113,7 +87,15 @@ class Distiller:
 
     def describe(self) -> list[str]:
         """A line for each term: its loss, its maps, its options, and what it learns."""
-        return [self._describe(name, loss) for name, loss in self.terms.items()]
+        lines = []
+        for name, loss in self.terms.items():
+            adapters = [
+                f", adapter 1x1 {mine.channels} -> {theirs.channels}"
+                for mine, theirs in self._pairs(loss)
+                if loss.is_adapted(mine, theirs)
+            ]
+            lines.append("".join((f"{name}: {loss.describe()}", *adapters)))
+        return lines
 
     def init(self, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         """What the terms learn, and what they carry, each by the name of the term."""
@@ -172,7 +154,7 @@ class Distiller:
                 name, loss, learned, student, teacher, labels, step, step / steps, key
             )
             before = state.get(name, {})
-            after = jax.tree.map(_constant, loss.update(before, jax.tree.map(_constant, inputs)))
+            after = jax.tree.map(constant, loss.update(before, jax.tree.map(constant, inputs)))
             if name in state:
                 carried[name] = after
             found = loss(inputs, learned.get("loss", {}), after)
@@ -204,9 +186,7 @@ class Distiller:
         theirs = (
             []
             if loss.teacher is None or teacher is None
-            else [
-                jax.tree.map(_constant, array_of(teacher[read])) for read in loss.names("teacher")
-            ]
+            else [jax.tree.map(constant, array_of(teacher[read])) for read in loss.names("teacher")]
         )
         mine = [array_of(value) for value in ours]
         for index, adapted in learned.get("adapter", {}).items():
@@ -268,9 +248,7 @@ class Distiller:
                     # Scores that were kept come at the size of the student's.
                     fine = fits(found.shape[1:3], labels.shape[1:], spec.stride)
                 if not fine:
-                    size = spec.size or ("h", "w")
-                    if labels is not None and spec.stride:
-                        size = tuple(-(-extent // spec.stride) for extent in labels.shape[1:])
+                    size = spec.size_on(labels.shape[1:] if labels is not None else None)
                     wanted = ", ".join(map(str, (found.shape[0], *size, spec.channels)))
                     raise UserError(
                         f'{self._where}.{name}.{side}: "{read}" of the {side} is '
@@ -290,7 +268,7 @@ class Distiller:
                 norm=loss.adapter_norm,
             )
             for index, (mine, theirs) in enumerate(self._pairs(loss))
-            if _is_adapted(loss, mine, theirs)
+            if loss.is_adapted(mine, theirs)
         }
         student, teacher = self._adapted_specs(loss)
         own = loss.init_params(jax.random.fold_in(key, len(adapters)), student, teacher)
@@ -307,7 +285,7 @@ class Distiller:
         """The specs of both sides as the loss gets the maps: one, or a tuple."""
         ours, theirs = ([self._specs[side][name] for name in loss.names(side)] for side in SIDES)
         for index, (mine, other) in enumerate(self._pairs(loss)):
-            if _is_adapted(loss, mine, other):
+            if loss.is_adapted(mine, other):
                 ours[index] = dataclasses.replace(mine, channels=other.channels)
             if loss.resize != "none":
                 kept = ours[index] if loss.resize == "teacher" else other
@@ -361,136 +339,13 @@ class Distiller:
         widest = max(spec.stride or 1 for spec in specs)
         images = self._image_size or (widest * TRACED_CELLS, widest * TRACED_CELLS)
         student, teacher = (
-            {read: _blank(self._specs[side][read], images) for read in loss.names(side)}
+            {read: blank(self._specs[side][read], images) for read in loss.names(side)}
             for side in SIDES
         )
         labels = jnp.zeros((2, *images), jnp.int32)
         return alone(
             params, state, student, teacher, labels, step=0, steps=1, key=jax.random.key(0)
         )
-
-    def _describe(self, name: str, loss: Loss) -> str:
-        options = {
-            field.name: getattr(loss, field.name)
-            for field in dataclasses.fields(loss)
-            if field.name not in COMMON
-        }
-        said = ", ".join(f"{key} {value}" for key, value in options.items())
-        maps = ", ".join(
-            named if isinstance(named, str) else "+".join(named)
-            for named in (loss.student, loss.teacher)
-            if named is not None
-        )
-        adapted = "".join(
-            f", adapter 1x1 {mine.channels} -> {theirs.channels}"
-            for mine, theirs in self._pairs(loss)
-            if _is_adapted(loss, mine, theirs)
-        )
-        return f"{name}: {type(loss).__name__}({maps}{'; ' if said else ''}{said}){adapted}"
-
-
-def make_loss(where: str, entry: Any) -> Loss:
-    """Makes the loss of a term, as far as that can be done without the networks.
-
-    Args:
-      where: what messages call it, as "config.terms.cwd".
-      entry: a loss, or what `term` returns.
-
-    Raises:
-      UserError: for an unknown loss, option or choice, a value of another type, or a weight that is
-        negative or not finite.
-    """
-    name = where.rpartition(".")[2]
-    if name in RESERVED:
-        raise WrongValue(where, "is the name of a metric that is always logged; choose another")
-    if isinstance(entry, Loss):
-        loss = entry
-    else:
-        # A ConfigDict has items, and is no Mapping.
-        if not hasattr(entry, "items"):
-            raise WrongValue(where, f"is {entry!r}; it must be a loss, or a dict as of term()")
-        values = {key: tuple(x) if isinstance(x, list) else x for key, x in entry.items()}
-        if "loss" not in values:
-            raise WrongValue(where, f"names no loss: {nearest('', LOSSES)}")
-        named = str(values.pop("loss"))
-        kind = _class_of(f"{where}.loss", named)
-        _check_options(where, named, kind, values)
-        try:
-            loss = kind(**values)  # pyright: ignore[reportArgumentType]  checked above
-        except TypeError as error:
-            raise WrongValue(where, f"({named}): {error}") from error
-    for key, choices in CHOICES.items():
-        if (value := getattr(loss, key)) not in choices:
-            raise WrongValue(f"{where}.{key}", f'is "{value}": {nearest(str(value), choices)}')
-    # Below zero, a term would be maximised.
-    for key in ("weight", "final_weight", "learning_rate"):
-        ranges.check_number(f"{where}.{key}", getattr(loss, key), ranges.NOT_NEGATIVE)
-    return loss
-
-
-def need_teacher(terms: Mapping[str, Any]) -> bool:
-    """Whether any of these terms reads a teacher, as `Distiller` takes them."""
-    return any(make_loss(f"terms.{name}", entry).teacher for name, entry in terms.items())
-
-
-def _class_of(where: str, name: str) -> type[Loss]:
-    found = names.resolve("loss", name, LOSSES, asked_by=where)
-    try:
-        return loss_class(found)
-    except (TypeError, ValueError) as error:
-        raise WrongValue(where, f"names {name}: {error}") from error
-
-
-def _defaults(kind: type[Loss]) -> dict[str, Any]:
-    return {
-        field.name: field.default
-        for field in dataclasses.fields(kind)
-        if field.default is not dataclasses.MISSING
-    }
-
-
-def _check_options(where: str, name: str, kind: type[Loss], given: Mapping[str, Any]) -> None:
-    known, defaults = [field.name for field in dataclasses.fields(kind)], _defaults(kind)
-    for key, value in given.items():
-        if key not in known:
-            raise WrongValue(f"{where}.{key}", f"is no key of {name}: {nearest(key, known)}")
-        if key in SIDES:
-            _check_names(f"{where}.{key}", value, defaults[key])
-        elif type(defaults.get(key)) in ranges.KINDS:
-            ranges.check_type(f"{where}.{key}", value, defaults[key])
-        if isinstance(value, float):
-            ranges.check_number(f"{where}.{key}", value, ranges.FINITE)
-
-
-def _check_names(key: str, value: Any, default: Any) -> None:
-    """Requires the name of a map, or names; a loss without a teacher takes none."""
-    if default is None and value is not None:
-        raise WrongValue(key, f"is {value!r}; this loss reads no teacher")
-    several = isinstance(value, tuple) and bool(value) and all(isinstance(x, str) for x in value)
-    if default is not None and not isinstance(value, str) and not several:
-        raise WrongValue(key, f'is {value!r}; it must be the name of a map, as "logits", or names')
-
-
-def _is_adapted(loss: Loss, student: Spec, teacher: Spec) -> bool:
-    if loss.adapter == "where_needed":
-        return student.channels != teacher.channels
-    return loss.adapter == "always"
-
-
-def _blank(spec: Spec, images: tuple[int, ...]) -> Array | Classification:
-    """A map of zeros on images of a size, as the spec says."""
-    size = spec.size or tuple(-(-extent // (spec.stride or 1)) for extent in images)
-    zeros = jnp.zeros((2, *size, spec.channels))
-    if spec.classified is None:
-        return zeros
-    kernel = jnp.zeros((spec.classified, spec.channels))
-    inputs = jnp.zeros((2, *size, spec.classified))
-    return Classification(zeros, inputs, kernel, jnp.zeros(spec.channels))
-
-
-def _constant(leaf: Any) -> Any:
-    """A leaf without gradient; keys and whole numbers have none."""
-    return jax.lax.stop_gradient(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
 def _number(name: str) -> int:

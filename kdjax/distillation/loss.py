@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from kdjax.distillation.maps import Classification
+from kdjax.distillation.maps import Classification, Spec
 
 Names = str | tuple[str, ...]
+SIDES = ("student", "teacher")
 Metrics = dict[str, Float[Array, ""]]
 
 
@@ -171,6 +172,27 @@ class Loss:
         """The maps that it reads of "student" or "teacher"."""
         named = getattr(self, side)
         return () if named is None else (named,) if isinstance(named, str) else tuple(named)
+
+    def is_adapted(self, student: Spec, teacher: Spec) -> bool:
+        """Whether an adapter takes such a map of the student to the channels of the teacher's."""
+        if self.adapter == "where_needed":
+            return student.channels != teacher.channels
+        return self.adapter == "always"
+
+    def describe(self) -> str:
+        """The loss, its maps and its own options in a line."""
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in COMMON
+        }
+        said = ", ".join(f"{key} {value}" for key, value in options.items())
+        maps = ", ".join(
+            named if isinstance(named, str) else "+".join(named)
+            for named in (self.student, self.teacher)
+            if named is not None
+        )
+        return f"{type(self).__name__}({maps}{'; ' if said else ''}{said})"
 
 
 SCHEDULES: dict[str, Callable[..., Float[Array, ""]]] = {

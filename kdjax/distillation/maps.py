@@ -59,6 +59,13 @@ class Spec:
     scores: bool = False
     classified: int | None = None
 
+    def size_on(self, images: tuple[int, ...] | None) -> tuple[Any, Any]:
+        """Height and width of the map on images of a size; "h" and "w" where that is not known."""
+        if images is not None and self.stride:
+            height, width = (-(-extent // self.stride) for extent in images)
+            return height, width
+        return self.size or ("h", "w")
+
 
 def spec_of(name: str, value: Any, image_size: tuple[int, int] | None = None) -> Spec:
     """What is known of a map from an array, what stands for one, or a `Spec`.
@@ -146,3 +153,19 @@ def adapt(params: Params, x: Float[Array, "B h w S"]) -> Float[Array, "B h w T"]
         deviation = jnp.sqrt(jnp.square(centred).mean((0, 1, 2)) + _EPSILON)
         y = (centred / deviation * params["scale"] + params["shift"]).astype(x.dtype)
     return y
+
+
+def blank(spec: Spec, images: tuple[int, ...]) -> Array | Classification:
+    """A map of zeros on images of a size, as the spec says."""
+    size = spec.size or tuple(-(-extent // (spec.stride or 1)) for extent in images)
+    zeros = jnp.zeros((2, *size, spec.channels))
+    if spec.classified is None:
+        return zeros
+    kernel = jnp.zeros((spec.classified, spec.channels))
+    inputs = jnp.zeros((2, *size, spec.classified))
+    return Classification(zeros, inputs, kernel, jnp.zeros(spec.channels))
+
+
+def constant(leaf: Any) -> Any:
+    """A leaf without gradient; keys and whole numbers have none."""
+    return jax.lax.stop_gradient(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from kdjax.data.feeding.augmentation import IMAGE_PADDING
 from kdjax.data.feeding.order import EvalBatch, plan
-from kdjax.data.preparing.originals import read_photo
+from kdjax.data.preparing.originals import read_photo, upright_size
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
 from kdjax.evaluation.trained import TrainedNetwork
@@ -180,21 +179,6 @@ def _fixed_part(pattern: str) -> str:
     while glob.has_magic(folder):
         folder = os.path.dirname(folder)
     return folder or "."
-
-
-def upright_size(path: pathlib.Path) -> tuple[int, int]:
-    """Height and width of an image as it is looked at, from its header.
-
-    Raises:
-      UserError: the file is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except Exception as error:  # Pillow lets through whatever its decoders raise.
-        raise UserError(f"{path} cannot be read as an image") from error
-    return (width, height) if turned else (height, width)
 
 
 def label_images(

@@ -25,6 +25,7 @@ from kdjax.losses._arrays import (
 )
 from kdjax.losses._cross_entropy import cross_entropy
 from kdjax.losses._logits import softmax_kl
+from kdjax.losses._statistics import log_sum_growth, weight_spread
 
 
 def fakd_kl(
@@ -115,13 +116,15 @@ def fakd_kl(
 
     if bound == "pairwise":
         classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
-        table = scale * _spread(kernel, covariance, classes[:, None], classes[None])
+        table = scale * weight_spread(kernel, covariance, classes[:, None], classes[None])
 
         augmented = jnp.any(member > 0, axis=-1, keepdims=True)
 
         def class_growth(of_class):
             share, spread = of_class
-            return share * _growth(scores, jnp.where(augmented, rows(spread, labels), 0.0), axis=-1)
+            return share * log_sum_growth(
+                scores, jnp.where(augmented, rows(spread, labels), 0.0), axis=-1
+            )
 
         growth = sum_over_first(
             class_growth, (jnp.moveaxis(target, -1, 0), jnp.moveaxis(table, 1, 0))
@@ -133,8 +136,8 @@ def fakd_kl(
             "student": jax.lax.stop_gradient(jax.nn.softmax(scores)),
             "none": jnp.zeros_like(target),
         }[bound]
-        spread = _spread(kernel, covariance, member, anchor)
-        growth = _growth(scores, scale * spread, axis=-1)
+        spread = weight_spread(kernel, covariance, member, anchor)
+        growth = log_sum_growth(scores, scale * spread, axis=-1)
 
     divergence, *_ = softmax_kl(scores, teacher / temperature, 1.0, axis=-1)
     values = temperature**2 * (divergence + growth)
@@ -193,9 +196,9 @@ def fakd_cwd(
     temperature = jax.lax.stop_gradient(temperature)
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
     classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
-    table = _spread(kernel.astype(jnp.float32), covariance, classes, 0 * classes)
+    table = weight_spread(kernel.astype(jnp.float32), covariance, classes, 0 * classes)
     added = strength / (2 * temperature**2) * einsum("...k,kc->...c", member, table)
-    growth = _growth(scores / temperature, added, axis=(-3, -2))
+    growth = log_sum_growth(scores / temperature, added, axis=(-3, -2))
     divergence, *_ = softmax_kl(scores, teacher, temperature, axis=(-3, -2))
     return temperature**2 * (divergence + growth)
 
@@ -246,7 +249,7 @@ def isda_logits(
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
     centred = kernel - jnp.mean(kernel, axis=-1, keepdims=True)
     classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
-    table = _spread(centred, covariance, classes, classes)
+    table = weight_spread(centred, covariance, classes, classes)
     return _scores(features, kernel, bias) + strength / 2 * einsum("...k,kj->...j", member, table)
 
 
@@ -332,38 +335,3 @@ def _check_head(features, kernel, bias, labels, covariance, ignore_label):
 def _scores(features, kernel, bias):
     scores = einsum("...a,ac->...c", features.astype(jnp.float32), kernel.astype(jnp.float32))
     return scores if bias is None else scores + bias.astype(jnp.float32)
-
-
-def _spread(kernel, covariance, member, anchor):
-    """`(w_j - v)' Sigma_y (w_j - v)` for every class j, with `v = sum_c anchor_c w_c`.
-
-    `member` `[..., C]` marks the class y and selects the covariance; a row of zeros selects none.
-    """
-    if covariance.ndim == 2:
-        variance = einsum("...k,ka->...a", member, covariance)
-        centre = einsum("...c,ac->...a", anchor, kernel)
-        return (
-            einsum("...a,aj->...j", variance, jnp.square(kernel))
-            - 2 * einsum("...a,aj->...j", variance * centre, kernel)
-            + jnp.sum(variance * jnp.square(centre), axis=-1, keepdims=True)
-        )
-
-    # Class by class, in the space of classes: one covariance per pixel would not fit anywhere.
-    def class_spread(of_class):
-        member, covariance = of_class
-        gram = einsum("ai,ab,bj->ij", kernel, covariance, kernel)
-        towards = einsum("...c,cj->...j", anchor, gram)
-        spread = jnp.diagonal(gram) - 2 * towards
-        spread += jnp.sum(towards * anchor, axis=-1, keepdims=True)
-        return member[..., None] * spread
-
-    return sum_over_first(class_spread, (jnp.moveaxis(member, -1, 0), covariance))
-
-
-def _growth(scores, added, axis):
-    """How much `log sum exp` grows when something is added to the scores; 0 if all are -inf."""
-    largest = jax.lax.stop_gradient(jnp.max(scores, axis, keepdims=True))
-    none = largest == -jnp.inf
-    scores = jnp.where(none, 0.0, scores - largest)
-    growth = jax.nn.logsumexp(scores + added, axis) - jax.nn.logsumexp(scores, axis)
-    return jnp.where(jnp.squeeze(none, axis), 0.0, growth)

@@ -1,4 +1,4 @@
-"""Running mean and covariance of the features of each class."""
+"""Running mean and covariance of the features of each class, and what they do to scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from kdjax.losses._arrays import check_labels, check_map, einsum, is_class, shape_of
+from kdjax.losses._arrays import check_labels, check_map, einsum, is_class, shape_of, sum_over_first
 
 
 @functools.partial(
@@ -158,3 +158,38 @@ def _over_pixels(equation, left, right):
 def _like(per_class, array):
     """Shapes `[K]` to be multiplied with `[K, ...]`."""
     return per_class.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def weight_spread(kernel, covariance, member, anchor):
+    """`(w_j - v)' Sigma_y (w_j - v)` for every class j, with `v = sum_c anchor_c w_c`.
+
+    `member` `[..., C]` marks the class y and selects the covariance; a row of zeros selects none.
+    """
+    if covariance.ndim == 2:
+        variance = einsum("...k,ka->...a", member, covariance)
+        centre = einsum("...c,ac->...a", anchor, kernel)
+        return (
+            einsum("...a,aj->...j", variance, jnp.square(kernel))
+            - 2 * einsum("...a,aj->...j", variance * centre, kernel)
+            + jnp.sum(variance * jnp.square(centre), axis=-1, keepdims=True)
+        )
+
+    # Class by class, in the space of classes: one covariance per pixel would not fit anywhere.
+    def class_spread(of_class):
+        member, covariance = of_class
+        gram = einsum("ai,ab,bj->ij", kernel, covariance, kernel)
+        towards = einsum("...c,cj->...j", anchor, gram)
+        spread = jnp.diagonal(gram) - 2 * towards
+        spread += jnp.sum(towards * anchor, axis=-1, keepdims=True)
+        return member[..., None] * spread
+
+    return sum_over_first(class_spread, (jnp.moveaxis(member, -1, 0), covariance))
+
+
+def log_sum_growth(scores, added, axis):
+    """How much `log sum exp` grows when something is added to the scores; 0 if all are -inf."""
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis, keepdims=True))
+    none = largest == -jnp.inf
+    scores = jnp.where(none, 0.0, scores - largest)
+    growth = jax.nn.logsumexp(scores + added, axis) - jax.nn.logsumexp(scores, axis)
+    return jnp.where(jnp.squeeze(none, axis), 0.0, growth)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import textwrap
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,15 @@ from kdjax import names
 from kdjax.classes import distinct_colors, numbered_names
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
-from kdjax.files import absolute, check_folder, is_remote, reachable, why_unwritable
+from kdjax.files import (
+    absolute,
+    check_folder,
+    is_remote,
+    reachable,
+    remove_all,
+    undo_unfinished,
+    why_unwritable,
+)
 from kdjax.models.network import (
     SCORES,
     Network,
@@ -44,7 +51,6 @@ from kdjax.ranges import with_tuples
 FORMAT = 3  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
 MAX_REASON = 160  # characters
-UNDO_TRIES, UNDO_SECONDS = 10, 0.3
 _UNFINISHED = ".kdjax-unfinished-"
 _MARK = {"kdjax": "network"}  # what tells our parameters from those of anybody else
 
@@ -194,7 +200,7 @@ def _write(directory: epath.Path, arrays: dict[str, Any], description: str) -> N
     new = directory / f"{_UNFINISHED}parameters"
     new_description = directory / f"{_UNFINISHED}network.json"
     try:
-        _remove_unfinished(directory)  # of a process that was killed
+        remove_all(directory, f"{_UNFINISHED}*")  # of a process that was killed
         with _checkpointer() as checkpointer:
             checkpointer.save(absolute(new), arrays, custom_metadata=_MARK)
         new_description.write_text(description)
@@ -204,28 +210,8 @@ def _write(directory: epath.Path, arrays: dict[str, Any], description: str) -> N
         new.rename(parameters)
         new_description.replace(described)
     except BaseException:
-        _undo(directory, made=made)
+        undo_unfinished(directory, f"{_UNFINISHED}*", made=made)
         raise
-
-
-def _undo(directory: epath.Path, *, made: bool) -> None:
-    """Removes what was begun; never an error, which would hide the one that led here."""
-    for _ in range(UNDO_TRIES):
-        # epath's errors are of many kinds.
-        with contextlib.suppress(Exception):
-            _remove_unfinished(directory)
-            if made and directory.exists():
-                directory.rmdir()
-        # Threads of Orbax that were at work when it gave up may make it anew.
-        time.sleep(UNDO_SECONDS)
-        if not (directory.exists() if made else any(directory.glob(f"{_UNFINISHED}*"))):
-            return
-
-
-def _remove_unfinished(directory: epath.Path) -> None:
-    """Also the folders in which Orbax had begun, whose names begin as the finished one's."""
-    for path in directory.glob(f"{_UNFINISHED}*"):
-        path.rmtree() if path.is_dir() else path.unlink()
 
 
 def load(
@@ -269,7 +255,12 @@ def load(
     arrays = jax.tree.map(jnp.asarray, arrays)
     paths = list(arrays_by_path(abstract))
     if len(paths) > len(arrays):
-        arrays |= jax.jit(lambda: _random_keys(network.init(key, image)))()
+
+        def random_keys() -> dict[str, Any]:
+            made = arrays_by_path(network.init(key, image))
+            return {path: leaf for path, leaf in made.items() if is_random_key(leaf)}
+
+        arrays |= jax.jit(random_keys)()
     leaves = [arrays[path] for path in paths]
     return network, jax.tree.unflatten(jax.tree.structure(abstract), leaves), info
 
@@ -298,11 +289,6 @@ def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, 
         fingerprint=fingerprint(variables),
     )
     return network, variables, info
-
-
-def _random_keys(variables: Variables) -> dict[str, Any]:
-    arrays = arrays_by_path(variables)
-    return {path: leaf for path, leaf in arrays.items() if is_random_key(leaf)}
 
 
 def info_in(path: epath.PathLike) -> NetworkInfo | None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from kdjax import files
-from kdjax.classes import IGNORE_LABEL, read_table
+from kdjax.classes import IGNORE_LABEL, LabelTable, read_table
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
 from kdjax.names import closest
@@ -137,9 +137,7 @@ class LabelMap:
 
     def __init__(self, ids: Mapping[int, int], known: str, value_format: str = "{}"):
         """Maps by `ids`; for messages, `known` describes its keys and `value_format` writes one."""
-        # The last entry stands for everything beyond.
-        self._ids = np.full(max(ids) + 2, -1, np.int16)
-        self._ids[list(ids)] = list(ids.values())
+        self._ids = LabelTable(ids)
         self._known = known
         self._format = value_format
 
@@ -149,7 +147,7 @@ class LabelMap:
         Raises:
             UserError: a value is none of the known ones.
         """
-        ids = self._ids.take(values, mode="clip")
+        ids = self._ids(values)
         if (unknown := ids < 0).any():
             value = self._format.format(values[unknown][0])
             raise UserError(f"{file} holds the value {value}; allowed are {self._known}")

@@ -3,6 +3,7 @@
 import codecs
 import dataclasses
 import io
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,18 @@ def _check_for_training(file: File, data: bytes, image: Image.Image) -> None:
         raise DamagedFile(
             f"{file} cannot be read as an image: {_tensorflow.reason(error)}"
         ) from error
+
+
+def upright_size(path: pathlib.Path) -> tuple[int, int]:
+    """Height and width of an image as it is looked at, from its header.
+
+    Raises:
+      UserError: the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except Exception as error:  # Pillow lets through whatever its decoders raise.
+        raise UserError(f"{path} cannot be read as an image") from error
+    return (width, height) if turned else (height, width)
