@@ -17,7 +17,7 @@ from kdjax.classes import IGNORE_LABEL
 from kdjax.cli import command
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
-from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
 from kdjax.runs.feeding import feed

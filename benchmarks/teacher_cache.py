@@ -26,12 +26,11 @@ from kdjax import config as configuration
 from kdjax.cli import command
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
-from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.runs.feeding import feed
-from kdjax.runs.student import make_student
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.scores import ScoreFiles
-from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Side
 
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = configuration.from_flag(CONFIG)
     images, teacher = Images(config.data), TrainedNetwork.load(config.teacher.checkpoint)
-    student, variables, _ = make_student(config, images)
+    student, variables, _ = make_student(config, images.class_names, images.palette)
     distiller = assemble_distiller(
         config,
         (student, variables),
@@ -78,7 +77,7 @@ def step_call(
 ) -> Callable[[], Any]:
     """A call that runs one training step on a batch that stays on the device."""
     placement = Placement(config.mesh)
-    student, variables, info = make_student(config, images)
+    student, variables, info = make_student(config, images.class_names, images.palette)
     state = assemble_state(config, variables, distiller)
     source = feed(images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores)
     step = assemble_step(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdjax.deployment.exporting import export
     from kdjax.distillation import Distiller, Loss, term
     from kdjax.errors import Preempted, Transient, UserError
-    from kdjax.evaluation.trained import TrainedNetwork
+    from kdjax.evaluation.evaluator import TrainedNetwork
     from kdjax.reporting.writers import Writer
     from kdjax.runs.evaluate import Evaluation, evaluate, predict
     from kdjax.runs.train import RunResult, train
@@ -60,14 +60,14 @@ _PLACES = {
     "Preempted": "kdjax.errors",
     "RunResult": "kdjax.runs.train",
     "Transient": "kdjax.errors",
-    "TrainedNetwork": "kdjax.evaluation.trained",
+    "TrainedNetwork": "kdjax.evaluation.evaluator",
     "UserError": "kdjax.errors",
     "Writer": "kdjax.reporting.writers",
     "compare": "kdjax.comparison.compare",
     "default_config": "kdjax.config:default",
     "evaluate": "kdjax.runs.evaluate",
     "export": "kdjax.deployment.exporting",
-    "load": "kdjax.evaluation.trained:TrainedNetwork.load",
+    "load": "kdjax.evaluation.evaluator:TrainedNetwork.load",
     "network": "kdjax.config",
     "predict": "kdjax.runs.evaluate",
     "term": "kdjax.distillation",

@@ -10,8 +10,7 @@ from kdjax.distillation import Distiller
 from kdjax.models.network import NNXNetwork, trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
-from kdjax.training.state import create_state
-from kdjax.training.step import Objective, Side, make_train_step
+from kdjax.training.step import Objective, Side, create_state, make_train_step
 
 STEPS = 10
 RNG = np.random.default_rng(0)

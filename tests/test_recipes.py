@@ -30,8 +30,7 @@ from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import COMPARED, METHODS, PAIRS, SCHEDULES, published
 from kdjax.training import optimizer as optimizers
 from kdjax.training.assembly import assemble_distiller
-from kdjax.training.state import create_state
-from kdjax.training.step import Objective, Side, make_train_step
+from kdjax.training.step import Objective, Side, create_state, make_train_step
 from tools import published_recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import numpy as np
 from kdjax import config as configuration
 from kdjax import losses
 from kdjax.data.images import Images
-from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.losses import resize_labels
 from kdjax.models import SegmentationOutput
 

@@ -16,7 +16,7 @@ from kdjax.data.feeding.order import EvalBatch, plan
 from kdjax.data.preparing.originals import read_photo, upright_size
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
-from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.files import is_remote, why_unwritable, write_atomically
 from kdjax.reporting.figures import full_palette
 from kdjax.reporting.panels import label_png, legend_png, overlay_png

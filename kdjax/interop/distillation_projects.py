@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from kdjax.errors import UserError
+from kdjax.interop.files import pooled_image_first, renamed, without_bias
 from kdjax.interop.mmseg import from_mmseg, leaves, weights_of
-from kdjax.interop.nvlabs import segformer_to_mmseg
-from kdjax.interop.renaming import pooled_image_first, renamed, without_bias
+from kdjax.interop.segformer import nvlabs_to_mmseg
 from kdjax.models import Segmenter
 
 # mmsegmentation's names of the kernels that read the images.
@@ -100,7 +100,7 @@ def from_cirkd(
     """
     weights = weights_of(state_dict)
     segformer = "linear_pred.weight" in weights
-    weights = segformer_to_mmseg(weights) if segformer else _convolutional(weights)
+    weights = nvlabs_to_mmseg(weights) if segformer else _convolutional(weights)
     from_mmseg(net, weights, new_classifier=new_classifier)
     red_first(net)
 

@@ -5,9 +5,8 @@ from typing import Any
 
 from kdjax.errors import UserError
 from kdjax.interop.distillation_projects import from_cirkd, from_torchdistiller
-from kdjax.interop.huggingface import segformer_to_mmseg
 from kdjax.interop.mmseg import from_mmseg, unwrapped, weights_of
-from kdjax.interop.nvlabs import from_nvlabs
+from kdjax.interop.segformer import from_nvlabs, segformer_to_mmseg
 from kdjax.interop.torchvision import from_classifier, from_torchvision, is_classifier
 from kdjax.models import Segmenter
 from kdjax.models.outputs import IMAGENET as IMAGENET_PREPROCESSING

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.interop.files import pooled_image_first
 from kdjax.interop.mmseg import from_backbone, from_mmseg, weights_of
-from kdjax.interop.nvlabs import segformer_to_mmseg
-from kdjax.interop.renaming import pooled_image_first
+from kdjax.interop.segformer import segformer_to_mmseg
 from kdjax.models import Segmenter
 from kdjax.models.mobilenet import LAYERS
 

@@ -20,7 +20,6 @@ from kdjax.models.hrnet import PLANS, HRNet
 from kdjax.models.mix_transformer import SIZES, MixTransformer
 from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.network import Network, NNXNetwork, NoNetwork, is_made, network_of, traced_rngs
-from kdjax.models.project_variants import DISTILLERS
 from kdjax.models.pyramid_heads import (
     AtrousPyramid,
     DeepLabHead,
@@ -31,6 +30,7 @@ from kdjax.models.pyramid_heads import (
 from kdjax.models.resnet import DEPTHS, ResNet
 from kdjax.models.segmenter import (
     AUTHORS_NORMS,
+    DISTILLERS,
     HUGGINGFACE_NORMS,
     Segmenter,
     combine,

@@ -20,8 +20,7 @@ from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.training import profiling
 from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
-from kdjax.training.state import TrainState
-from kdjax.training.step import Batch, Side, TrainStep
+from kdjax.training.step import Batch, Side, TrainState, TrainStep
 
 
 class DoesNotFit(Exception):

@@ -11,8 +11,7 @@ from kdjax.data.feeding.device_augment import augment_batch
 from kdjax.data.images import Images
 from kdjax.teacher_cache.scores import CachedScores, ScoreFiles, expand
 from kdjax.training.sharding import Placement
-from kdjax.training.state import TrainState
-from kdjax.training.step import Batch, Metrics, TrainStep
+from kdjax.training.step import Batch, Metrics, TrainState, TrainStep
 
 Host = TypeVar("Host")
 Device = TypeVar("Device")

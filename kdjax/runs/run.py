@@ -16,26 +16,23 @@ from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import need_teacher
 from kdjax.errors import UserError
-from kdjax.evaluation.evaluator import Predictor
-from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.evaluation.evaluator import Predictor, TrainedNetwork
 from kdjax.models import saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.reporting.results import Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.runs.feeding import feed
 from kdjax.runs.scoring import Scoring
-from kdjax.runs.student import make_student
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.given_logits import GivenLogits
-from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import fit
 from kdjax.training.profiling import Profile, check_steps
 from kdjax.training.sharding import Placement
-from kdjax.training.state import TrainState
-from kdjax.training.step import Side
+from kdjax.training.step import Side, TrainState
 
 
 def train(
@@ -115,7 +112,7 @@ def _train(
     placement = Placement(config.mesh)
     placement.check_batch_size("data.batch_size", config.data.batch_size)
     placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
-    student, variables, info = make_student(config, images)
+    student, variables, info = make_student(config, images.class_names, images.palette)
     if config.student.batch_norm == "per_device":
         student = with_grouped_batch_norm(student, placement.batch_shards)
     given = _given_logits(config, images)

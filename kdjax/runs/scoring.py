@@ -8,8 +8,7 @@ from kdjax.config import Config
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
-from kdjax.evaluation.evaluator import Predictor, Scores, evaluate
-from kdjax.evaluation.trained import TrainedNetwork, predict_examples
+from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate, predict_examples
 from kdjax.models import Variables
 from kdjax.reporting import figures
 from kdjax.reporting.results import Role

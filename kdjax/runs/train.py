@@ -18,7 +18,7 @@ from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import need_teacher
 from kdjax.errors import UserError
-from kdjax.evaluation.trained import TrainedNetwork, predict_examples
+from kdjax.evaluation.evaluator import TrainedNetwork, predict_examples
 from kdjax.files import write_atomically
 from kdjax.models import saved
 from kdjax.reporting import figures

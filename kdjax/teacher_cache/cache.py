@@ -16,7 +16,7 @@ from kdjax.config import Config
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.errors import UserError
-from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.files import is_remote
 from kdjax.lock import Lock
 from kdjax.models import Variables

@@ -5,8 +5,14 @@ from kdjax.training.interruption import Interruption
 from kdjax.training.loop import Diverged, Fitted, fit
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
-from kdjax.training.state import TrainState, create_state
-from kdjax.training.step import Objective, Side, TrainStep, make_train_step
+from kdjax.training.step import (
+    Objective,
+    Side,
+    TrainState,
+    TrainStep,
+    create_state,
+    make_train_step,
+)
 
 __all__ = [
     "Checkpoints",

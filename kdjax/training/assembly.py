@@ -1,19 +1,104 @@
-"""The terms, the state and the step of a config's training, from its networks."""
+"""The student, the terms, the state and the step of a config's training."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL
 from kdjax.distillation import Distiller, Spec
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
-from kdjax.models import Network, Variables
-from kdjax.models.network import SCORES, trace_maps
+from kdjax.models import Network, Variables, saved
+from kdjax.models.network import SCORES, arrays_by_path, is_random_key, preprocessing_of, trace_maps
+from kdjax.models.saved import NetworkInfo
 from kdjax.training import optimizer as optimizers
-from kdjax.training.state import TrainState, create_state
-from kdjax.training.step import Objective, Side, TrainStep, make_train_step
+from kdjax.training.step import (
+    Objective,
+    Side,
+    TrainState,
+    TrainStep,
+    create_state,
+    make_train_step,
+)
+
+BACKBONE = "backbone"
+
+
+def make_student(
+    config: Any, class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
+) -> tuple[Network, Variables, NetworkInfo]:
+    """The student of a config for these classes: fresh, on a trained backbone, or as it was saved.
+
+    Raises:
+      UserError: for a network that cannot be made, and when the checkpoint to start from is
+        missing, damaged, or of another network.
+    """
+    student = config.student
+    info = NetworkInfo(
+        name=student.name,
+        num_classes=len(class_names),
+        width=student.width,
+        auxiliary=student.auxiliary,
+        class_names=tuple(class_names),
+        palette=tuple(tuple(int(value) for value in color) for color in palette),
+        options=student.options.to_dict(),
+        image_size=tuple(config.data.crop_size),
+        source=f"trained by kdjax from seed {config.seed}",
+    )
+    if student.checkpoint:
+        network, variables, start = saved.load(
+            student.checkpoint, dtype=student.dtype, seed=config.seed
+        )
+        for key in ("name", "num_classes", "width", "auxiliary", "options"):
+            if getattr(start, key) != getattr(info, key):
+                raise UserError(
+                    f"config.student.checkpoint {student.checkpoint} has {key} "
+                    f"{getattr(start, key)!r}; this run needs {getattr(info, key)!r}"
+                )
+        return network, variables, _started_from(info, start, f"from {student.checkpoint}")
+    network = info.make(dtype=student.dtype, where="config.student")
+    variables = network.init(jax.random.key(config.seed), info.blank_image())
+    info = dataclasses.replace(info, preprocessing=preprocessing_of(network))
+    if student.backbone:
+        return network, *_take_backbone(student.backbone, variables, info)
+    return network, variables, info
+
+
+def _take_backbone(
+    path: str, variables: Variables, info: NetworkInfo
+) -> tuple[Variables, NetworkInfo]:
+    """The variables with the backbone of the network in `path`, and `info` with its input.
+
+    Classes, head and the number of channels behind the backbone may differ.
+    """
+    _, source, start = saved.load(path)
+    taken = {}
+    for kind, tree in variables.items():
+        ours, theirs = tree.get(BACKBONE, {}), source[kind].get(BACKBONE, {})
+        if _shapes(ours) != _shapes(theirs) or (kind == "params" and not ours):
+            raise UserError(
+                f"config.student.backbone {path} is that of {start.name} (width {start.width}); "
+                f"{info.name} (width {info.width}) has another"
+            )
+        taken[kind] = {**tree, **({BACKBONE: theirs} if theirs else {})}
+    return taken, _started_from(info, start, f"its backbone from {path}")
+
+
+def _started_from(info: NetworkInfo, start: NetworkInfo, how: str) -> NetworkInfo:
+    return dataclasses.replace(
+        info,
+        preprocessing=start.preprocessing,
+        source=f"{info.source}, {how} ({start.fingerprint})",
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    arrays = arrays_by_path(tree)
+    return {path: leaf.shape for path, leaf in arrays.items() if not is_random_key(leaf)}
 
 
 def assemble_distiller(

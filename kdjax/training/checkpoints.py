@@ -17,7 +17,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from kdjax.errors import Transient, UserError
 from kdjax.files import absolute, may_pass, why_unwritable
 from kdjax.models.network import arrays_by_path, is_random_key
-from kdjax.training.state import TrainState
+from kdjax.training.step import TrainState
 
 
 def checksum(tree: Any) -> int:

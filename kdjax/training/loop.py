@@ -14,8 +14,7 @@ from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.interruption import Interruption
 from kdjax.training.profiling import Clock, Profile, step_cost
 from kdjax.training.sharding import Placement
-from kdjax.training.state import TrainState
-from kdjax.training.step import Batch, Metrics, TrainStep
+from kdjax.training.step import Batch, Metrics, TrainState, TrainStep
 
 # Steps that may be under way on the device before the host looks at their metrics.
 IN_FLIGHT = 2

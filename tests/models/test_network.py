@@ -26,8 +26,7 @@ from kdjax.models.network import arrays_by_path, trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training import Placement
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
-from kdjax.training.state import create_state
-from kdjax.training.step import Objective, Side, make_train_step
+from kdjax.training.step import Objective, Side, create_state, make_train_step
 
 KINDS = ("InNNX", "InLinen", "bridged", "Plain")
 BLANK = np.zeros((1, 32, 32, 3), np.float32)

@@ -32,15 +32,15 @@ from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.deployment.formats import labelling
 from kdjax.errors import Preempted, UserError
-from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import NETWORKS, saved
 from kdjax.reporting.report import write_report
 from kdjax.reporting.results import write_runs
 from kdjax.reporting.tables import csv_table, text_table
 from kdjax.runs.run import train
-from kdjax.runs.student import make_student
 from kdjax.runs.train import make_report
 from kdjax.runs.workdir import Workdir
+from kdjax.training.assembly import make_student
 from kdjax.training.loop import Diverged
 from tools import comparison as docs_table
 
@@ -346,9 +346,9 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
     label = labelling(*whole[:2], whole[2].preprocessing)
     np.testing.assert_array_equal(label(images), first)
     config.student.checkpoint = str(tmp_path / "whole")
-    keys = []
+    keys, data = [], Images(config.data)
     for config.seed in (1, 1, 2):
-        _, variables, _ = make_student(config, Images(config.data))
+        _, variables, _ = make_student(config, data.class_names, data.palette)
         key = variables["state"]["backbone"]["dropout"]["rngs"]["key"]
         keys.append(jax.random.key_data(key).tolist())
     assert keys[0] == keys[1] != keys[2]

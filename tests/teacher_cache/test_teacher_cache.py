@@ -19,7 +19,7 @@ from kdjax.comparison.compare import compare
 from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.errors import UserError
-from kdjax.evaluation.trained import TrainedNetwork
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import resize
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY

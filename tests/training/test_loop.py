@@ -21,7 +21,7 @@ from kdjax.training.interruption import Interruption
 from kdjax.training.loop import Diverged, fit
 from kdjax.training.profiling import Clock, step_cost
 from kdjax.training.sharding import Placement
-from kdjax.training.state import TrainState
+from kdjax.training.step import TrainState
 
 
 class Recorder:

@@ -27,8 +27,7 @@ from kdjax.recipes import METHODS
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.optimizer import make_optimizer
 from kdjax.training.sharding import Placement
-from kdjax.training.state import create_state
-from kdjax.training.step import Objective, Side, make_train_step
+from kdjax.training.step import Objective, Side, create_state, make_train_step
 
 MESHES = {
     "data": {"data": 8},

@@ -21,8 +21,7 @@ from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
-from kdjax.training.state import create_state
-from kdjax.training.step import Objective, Side, make_train_step
+from kdjax.training.step import Objective, Side, create_state, make_train_step
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch")
 import torch_networks  # noqa: E402  they need PyTorch

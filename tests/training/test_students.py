@@ -19,7 +19,7 @@ from kdjax import models
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.outputs import MEAN_ONLY
-from kdjax.runs.student import make_student
+from kdjax.training.assembly import make_student
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = types.SimpleNamespace(
@@ -54,7 +54,7 @@ def stored(path, *, width=4, num_classes=5, name="tiny", auxiliary=True):
 
 def made(config, images):
     """The student as a module, and its info."""
-    network, variables, info = make_student(config, images)
+    network, variables, info = make_student(config, images.class_names, images.palette)
     return network.module(variables), info
 
 
@@ -95,10 +95,10 @@ def test_another_backbone_is_refused(config, tmp_path):
     config.student.backbone = str(tmp_path)
     message = f"student.backbone {tmp_path} is that of tiny (width 6); tiny (width 4) has another"
     with pytest.raises(UserError, match=re.escape(message)):
-        make_student(config, IMAGES)
+        make_student(config, IMAGES.class_names, IMAGES.palette)
     config.student.backbone = str(tmp_path / "none")
     with pytest.raises(UserError, match="no network checkpoint here"):
-        make_student(config, IMAGES)
+        make_student(config, IMAGES.class_names, IMAGES.palette)
 
 
 def test_a_whole_checkpoint_is_taken_where_it_fits(config, tmp_path):
@@ -113,7 +113,7 @@ def test_a_whole_checkpoint_is_taken_where_it_fits(config, tmp_path):
         stored(tmp_path / key, **{"num_classes": 3, key: value})
         config.student.checkpoint = str(tmp_path / key)
         with pytest.raises(UserError, match=f"has {key} {value}; this run needs"):
-            make_student(config, IMAGES)
+            make_student(config, IMAGES.class_names, IMAGES.palette)
 
 
 def test_checkpoint_and_backbone_are_not_both_given(config):
