@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from kdjax.errors import UserError
+from kdjax.losses import sampling_weights
 
 _STEPS = 1000  # scales are multiples of 1 / 1000, so that host and device round alike
 MAX_SCALE = 10
@@ -313,6 +314,5 @@ def _resize(
 
 def _weights(size: Array, wanted: Array, length: int, room: int) -> Float[Array, "room length"]:
     """Interpolation from `size` of `length` places to `wanted` of `room`."""
-    positions = (jnp.arange(room) + 0.5) * (size / jnp.maximum(wanted, 1)) - 0.5
-    positions = jnp.clip(positions, 0, jnp.maximum(size - 1, 0))
-    return jnp.maximum(1 - jnp.abs(positions[:, None] - jnp.arange(length)), 0)
+    centres = (jnp.arange(room) + 0.5) * (size / jnp.maximum(wanted, 1))
+    return sampling_weights(centres, size, length)

@@ -19,7 +19,7 @@ Images whose rows are spread over devices are served on Auto axes; on Explicit o
 the `axis_name` over which these are spread: `nfd(axes="batch_space")` and `ClassStatistics.update`.
 """
 
-from kdjax.losses._arrays import resize, resize_labels
+from kdjax.losses._arrays import resize, resize_labels, sampling_weights
 from kdjax.losses._augmented import fakd_cwd, fakd_kl, isda_cross_entropy, isda_logits
 from kdjax.losses._cross_entropy import cross_entropy, upsampled_cross_entropy, valid_mean
 from kdjax.losses._features import dead_channels, nfd
@@ -42,6 +42,7 @@ __all__ = [
     "pixelwise_kl",
     "resize",
     "resize_labels",
+    "sampling_weights",
     "skd_pairwise",
     "upsampled_cross_entropy",
     "valid_mean",

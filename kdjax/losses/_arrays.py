@@ -154,18 +154,44 @@ def resize(
     if (height, width) == (1, 1):
         return jnp.broadcast_to(x, (*batch, *size, channels))
     if align_corners:
-        rows, columns = map(aligned_matrix, (height, width), size)
-        x = jnp.einsum("nh,...hwc->...nwc", jnp.asarray(rows, x.dtype), x)
-        return jnp.einsum("mw,...nwc->...nmc", jnp.asarray(columns, x.dtype), x)
+        rows, columns = (
+            resizing_weights(old, new, align_corners=True).astype(x.dtype)
+            for old, new in zip((height, width), size, strict=True)
+        )
+        x = jnp.einsum("nh,...hwc->...nwc", rows, x)
+        return jnp.einsum("mw,...nwc->...nmc", columns, x)
     return jax.image.resize(x, (*batch, *size, channels), method="bilinear", antialias=False)
 
 
-@functools.cache
-def aligned_matrix(size: int, wanted: int) -> np.ndarray:
-    """Returns the weights [wanted, size] of an interpolation that aligns corners."""
-    positions = np.arange(wanted) * ((size - 1) / max(wanted - 1, 1))
-    distances = np.abs(positions[:, None] - np.arange(size))
-    return np.maximum(1 - distances, 0).astype(np.float32)
+def resizing_weights(
+    size: int, new_size: int, *, align_corners: bool
+) -> Float[Array, "new_size size"]:
+    """The matrix of one axis' linear interpolation from `size` places to `new_size`."""
+    # Positions are counted in integers, in units of 1 / step: float32 would lose the fraction.
+    if align_corners:
+        step = max(new_size - 1, 1)
+        position = jnp.arange(new_size) * (size - 1)
+    else:
+        step = 2 * new_size
+        position = (2 * jnp.arange(new_size) + 1) * size - new_size
+    position = jnp.clip(position, 0, step * (size - 1))
+    distance = jnp.abs(position[:, None] - step * jnp.arange(size))
+    return jnp.maximum(step - distance, 0).astype(jnp.float32) / step
+
+
+def sampling_weights(
+    centres: Float[Array, " places"], size: Int[Array, ""], length: int
+) -> Float[Array, "places length"]:
+    """The matrix of linear interpolation between the cells of an axis, where its size is traced.
+
+    Args:
+      centres: where to sample, in cells from the axis' beginning, so that the first cell's centre
+        is at 0.5. Beyond the outermost centres the edge is repeated.
+      size: how many of the cells hold something.
+      length: of the axis, with what is padded.
+    """
+    places = jnp.clip(centres - 0.5, 0, jnp.maximum(size - 1, 0))
+    return jnp.maximum(1 - jnp.abs(places[:, None] - jnp.arange(length)), 0)
 
 
 def resize_labels(labels: Int[Array, "*batch H W"], size: tuple[int, ...]) -> Any:

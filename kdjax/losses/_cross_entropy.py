@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kdjax.losses._arrays import check_label_dtype, check_labels, check_map, einsum, shape_of
+from kdjax.losses._arrays import (
+    check_label_dtype,
+    check_labels,
+    check_map,
+    einsum,
+    resizing_weights,
+    shape_of,
+)
 
 
 def cross_entropy(
@@ -90,8 +97,8 @@ def upsampled_cross_entropy(
             f"got labels {shape_of(labels)} and logits {shape_of(logits)}"
         )
     *batch, height, width = labels.shape
-    to_width = _bilinear_weights(logits.shape[-2], width, align_corners)
-    to_height = _bilinear_weights(logits.shape[-3], height, align_corners)
+    to_width = resizing_weights(logits.shape[-2], width, align_corners=align_corners)
+    to_height = resizing_weights(logits.shape[-3], height, align_corners=align_corners)
 
     # Band k takes the rows k, k + bands, k + 2 bands, ...: where the rows of an image are spread
     # over devices, every device then has its share of every band.
@@ -165,22 +172,6 @@ _MAX_BANDS = 32
 
 # The smallest weights of an interpolation leave of it what no finite score comes near.
 _ALL_BUT_IMPOSSIBLE = -1e30
-
-
-def _bilinear_weights(
-    size: int, new_size: int, align_corners: bool
-) -> Float[Array, "new_size size"]:
-    """The matrix of one axis' linear interpolation."""
-    # Positions are counted in integers, in units of 1 / step: float32 would lose the fraction.
-    if align_corners:
-        step = max(new_size - 1, 1)
-        position = jnp.arange(new_size) * (size - 1)
-    else:
-        step = 2 * new_size
-        position = (2 * jnp.arange(new_size) + 1) * size - new_size
-    position = jnp.clip(position, 0, step * (size - 1))
-    distance = jnp.abs(position[:, None] - step * jnp.arange(size))
-    return jnp.maximum(step - distance, 0).astype(jnp.float32) / step
 
 
 # The rule of differentiation is written out, so that the pass back reads the logits as they came

@@ -115,4 +115,5 @@ def _with_teacher(
     known = CachedScores(
         expand(kept, scores.num_classes), kept["size"], batch["place"], batch["image"].shape[1:3]
     )
-    return {"image": batch["image"], "label": batch["label"], "teacher": known}
+    rest = {key: value for key, value in batch.items() if key != "cached"}
+    return {**rest, "teacher": known}

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from kdjax.distillation import Maps
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
+from kdjax.losses import sampling_weights
 
 
 def layout(num_classes: int, keep: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -244,16 +245,17 @@ def sample(
         scores: Float[Array, "H W K"], size: Int[Array, "2"], place: Int[Array, "5"]
     ) -> Float[Array, "h w K"]:
         rows, columns = (
-            _weights(
-                scores.shape[axis],
-                size[axis],
-                _centres(
+            sampling_weights(
+                size[axis]
+                * _centres(
                     place[axis],
                     place[2 + axis],
                     crop_size[axis],
                     grid[axis],
                     place[4] if axis else jnp.zeros((), jnp.int32),
                 ),
+                size[axis],
+                scores.shape[axis],
             )
             for axis in (0, 1)
         )
@@ -277,14 +279,3 @@ def _centres(
     pixels = corner + (jnp.arange(cells) + 0.5) * crop / cells - 0.5
     pixels = jnp.where(mirrored == 1, last + corner - pixels, pixels)
     return (pixels + 0.5) / scaled
-
-
-def _weights(
-    length: int, size: Int[Array, ""], centres: Float[Array, " cells"]
-) -> Float[Array, "cells length"]:
-    """Bilinear weights of the `size` cells of a map, padded to `length`, at `centres` of it.
-
-    Centres outside it, as those of a crop beyond its image, take its edge.
-    """
-    points = jnp.clip(centres * size - 0.5, 0, size - 1)
-    return jnp.maximum(1 - jnp.abs(points[:, None] - jnp.arange(length)), 0)

@@ -219,17 +219,18 @@ def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
         found[place] = [jax.device_get(step(batch)) for batch in source.batches]
         examples = examples or list(images._source.decoded())
     for streamed, host, device in zip(*found.values(), strict=True):
-        assert streamed.keys() == {"image", "label", "place", "index", "cached"}
+        assert streamed.keys() == {"image", "label", "place", "index", "teacher"}
         jax.tree.map(np.testing.assert_array_equal, streamed, host)
         jax.tree.map(np.testing.assert_array_equal, streamed, device)
         assert streamed["place"][:, 4].any()
-        assert streamed["cached"]["scores"].shape == (8, 5, 5, CLASSES)  # of the largest maps
+        cached = streamed["teacher"]
+        assert cached.scores.shape == (8, 5, 5, CLASSES)  # of the largest maps
         for row, index in enumerate(streamed["index"]):
             image = examples[index]["image"]
             logits = np.asarray(net(IMAGENET(jnp.asarray(image[None]))).logits)[0]
-            size = streamed["cached"]["size"][row]
+            size = cached.sizes[row]
             np.testing.assert_array_equal(size, logits.shape[:2])
-            scores = streamed["cached"]["scores"][row, : size[0], : size[1]].astype(np.float32)
+            scores = cached.scores[row, : size[0], : size[1]].astype(np.float32)
             if keep:
                 logits = np.asarray(expand(compact(logits, keep), CLASSES), np.float32)
             np.testing.assert_allclose(scores, logits, rtol=0.02, atol=0.01)
