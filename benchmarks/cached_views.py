@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from kdjax import config as configuration
 from kdjax.classes import IGNORE_LABEL
-from kdjax.cli import command
+from kdjax.cli import command, config_flag
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
@@ -26,14 +25,14 @@ from kdjax.training.sharding import Placement
 
 # Any term that reads scores alone would do.
 NO_TERMS = Distiller({}, student={})
-CONFIG = configuration.define_flag()
+CONFIG = config_flag.define()
 SCALES = flags.DEFINE_list("scales", ["0.5", "0.75", "1", "1.5", "2"], "Of the images cropped.")
 BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    config = configuration.from_flag(CONFIG)
+    config = config_flag.read(CONFIG)
     teacher = TrainedNetwork.load(config.teacher.checkpoint)
     images = Images(config.data)
     said = NetworkScores(config, images, teacher)

@@ -14,7 +14,7 @@ from kdjax import config as configuration
 from kdjax import models
 from kdjax.models import NNXNetwork, scores_of
 from kdjax.models.outputs import IMAGENET
-from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.step import Side as Network
 
 

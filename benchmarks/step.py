@@ -18,19 +18,18 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks import rounds
-from kdjax import config as configuration
 from kdjax import models
-from kdjax.cli import command
+from kdjax.cli import command, config_flag
 from kdjax.comparison.methods import in_order
 from kdjax.data.images import Images
 from kdjax.distillation import need_teacher
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models.outputs import IMAGENET
-from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Side
 
-CONFIG = configuration.define_flag()
+CONFIG = config_flag.define()
 ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds after the first, which compiles.", 1)
 WARM_UP_BATCHES = 20
 INPUT_SECONDS = 10
@@ -38,7 +37,7 @@ INPUT_SECONDS = 10
 
 def main(argv: list[str]) -> None:
     del argv
-    config = configuration.from_flag(CONFIG)
+    config = config_flag.read(CONFIG)
     images = Images(config.data)
     print(f"Images/s of the input pipeline alone: {input_rate(images):.0f}\n")
 

@@ -22,26 +22,25 @@ import numpy as np
 from absl import flags
 
 from benchmarks import rounds
-from kdjax import config as configuration
-from kdjax.cli import command
+from kdjax.cli import command, config_flag
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
+from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.runs.feeding import feed
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.scores import ScoreFiles
-from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Side
 
-CONFIG = configuration.define_flag()
+CONFIG = config_flag.define()
 ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 1)
 KEEP = flags.DEFINE_integer("keep", 3, "Scores of each cell in the smaller cache.", 1)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    config = configuration.from_flag(CONFIG)
+    config = config_flag.read(CONFIG)
     images, teacher = Images(config.data), TrainedNetwork.load(config.teacher.checkpoint)
     student, variables, _ = make_student(config, images.class_names, images.palette)
     distiller = assemble_distiller(

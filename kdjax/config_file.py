@@ -36,22 +36,6 @@ _NO_KEY = re.compile(r"""['"]?Key "(.*?)" does not exist and cannot be added""")
 _MEANT = re.compile(r'Did you mean "(.*?)"')
 
 
-class Parser(flags.ArgumentParser[ConfigDict]):
-    """What the flag `--config` makes of `path.py`, or of `path.py:argument`."""
-
-    def parse(self, argument: str) -> ConfigDict:
-        """Returns the config of a file, locked.
-
-        Raises:
-          UserError: as `read`.
-        """
-        return read(argument).lock()
-
-    def flag_type(self) -> str:
-        """What `--help` calls it."""
-        return "config file"
-
-
 def read(text: str) -> ConfigDict:
     """Runs a config file and returns what its `get_config` returns.
 

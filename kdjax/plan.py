@@ -12,8 +12,7 @@ import pathlib
 import jax
 from absl import flags
 
-from kdjax import config as configuration
-from kdjax.cli import command
+from kdjax.cli import command, config_flag
 from kdjax.config import Config
 from kdjax.errors import UserError
 from kdjax.files import to_json, write_atomically
@@ -22,7 +21,7 @@ from kdjax.planning.chips import Topology
 from kdjax.planning.estimate import Plan, make_plan
 from kdjax.planning.program import known_classes
 
-_CONFIG = configuration.define_flag()
+_CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, 'A slice as v5e:4x4, or "local" for the devices of this machine.'
 )
@@ -37,7 +36,7 @@ _JSON = flags.DEFINE_string("json", None, "A file to write the plan to.")
 def main(argv: list[str]) -> None:
     """Prints the plan and writes it as JSON."""
     del argv
-    config = configuration.from_flag(_CONFIG)
+    config = config_flag.read(_CONFIG)
     if _TOPOLOGY.value is None:
         raise UserError("--topology is missing, as in --topology v5e:4x4 or --topology local")
     output = pathlib.Path(_JSON.value) if _JSON.value else None

@@ -1,6 +1,7 @@
 """What a value of a config may be: of the type of its default, and a number within its range."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ class WrongValue(UserError):
 
     Attributes:
       key: whose value it is, as `config.optimizer.momentum`.
+      problem: the message without the key.
     """
 
     def __init__(self, key: str, problem: str):
         super().__init__(f"{key} {problem}")
         self.key = key
+        self.problem = problem
 
 
 class Range(NamedTuple):
@@ -83,6 +86,19 @@ def check_number(key: str, value: Any, allowed: Range) -> None:
         raise WrongValue(key, f"is {value}; it must be {allowed.words}")
     if allowed.whole and value > LARGEST:
         raise WrongValue(key, f"is {value}; it must be at most {LARGEST}")
+
+
+def check_expression(key: str, value: Any) -> None:
+    """Requires a regular expression.
+
+    Raises:
+      WrongValue: naming the key, its value, and what is wrong with it.
+    """
+    check_type(key, value, "")
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise WrongValue(key, f'is "{value}", which is no regular expression: {error}') from error
 
 
 def with_tuples(value: Any) -> Any:

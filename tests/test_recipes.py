@@ -28,8 +28,8 @@ from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create, mix_transformer, mobilenet, resnet
 from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import COMPARED, METHODS, PAIRS, SCHEDULES, published
+from kdjax.runs.assembly import assemble_distiller
 from kdjax.training import optimizer as optimizers
-from kdjax.training.assembly import assemble_distiller
 from kdjax.training.step import Objective, Side, create_state, make_train_step
 from tools import published_recipes
 

@@ -122,7 +122,7 @@ def compare(
     workdir = os.fspath(workdir)
     chosen = tuple(asked.compare.seeds if seeds is None else seeds)
     found = methods.compare(asked, workdir, chosen, parallel, data)
-    images = Images(asked.data, data)
+    images = Images(configuration.read(asked).data, data)
     path = Workdir(workdir).report
     with Interruption() as interruption:
         report = _report(asked, images, found, path, len(chosen))

@@ -10,7 +10,7 @@ from kdjax import names, processes, ranges
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
 from kdjax.comparison.tuning import Choice, Setting
-from kdjax.config import Config, check_seed, default, validate
+from kdjax.config import Config, default, validate
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
@@ -139,7 +139,7 @@ def in_order(methods: Config) -> list[tuple[str, Config]]:
 def _check(config: Config, seeds: Sequence[int]) -> None:
     validate(config)
     for seed in seeds:
-        check_seed("--seeds", seed)
+        ranges.check_number("--seeds", seed, ranges.SEED)
     if not config.compare.methods:
         raise UserError("config.compare.methods is empty; name a method, as {'plain': {}}")
     for name in config.compare.methods:

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from kdjax.classes import differing_class
-from kdjax.config import Config
 from kdjax.data.feeding import order
 from kdjax.data.feeding.augmentation import AugmentOptions
 from kdjax.data.feeding.order import count_shapes
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.options import DataOptions, ExtraSet
 from kdjax.errors import UserError
 
 Place = Literal["none", "host", "device"]
@@ -100,31 +100,35 @@ class Images:
     """An open data set as a config describes it.
 
     Args:
-      config: the `data` part of a config.
+      options: the section `config.data`.
       data: the set itself, as a `kdjax.data.Dataset`; None for the one that the config names.
-      where: what holds `config`, for messages.
+      where: what holds `options`, for messages.
 
     Raises:
       UserError: when the set is not prepared, or has no such split.
     """
 
     def __init__(
-        self, config: Config, data: SegmentationSet | None = None, *, where: str = "config.data"
+        self,
+        options: DataOptions,
+        data: SegmentationSet | None = None,
+        *,
+        where: str = "config.data",
     ):
         # Here and not above: reading data needs TensorFlow, which the rest can do without.
         from kdjax.data import sets
 
-        self._config = config
+        self._options = options
         self._set = data or sets.open_named(
-            config.name, config.data_dir, config.options, asked_by=f"{where}.name"
+            options.name, options.data_dir, options.options, asked_by=f"{where}.name"
         )
         self.class_names = self._set.class_names
         self.palette = self._set.palette
         self.fingerprint = self._set.fingerprint
         for key in ("train_split", "val_split", "test_split"):
-            split = config[key]
+            split = getattr(options, key)
             if split and split not in self._set.splits:
-                place = "" if data else f" in {config.data_dir}"
+                place = "" if data else f" in {options.data_dir}"
                 raise UserError(
                     f'config.data.{key} is "{split}"; {self._set.name}{place} has '
                     f"{', '.join(self._set.splits)}"
@@ -140,9 +144,9 @@ class Images:
         """The training examples of all sets, labels of the others checked against the main one."""
         from kdjax.data.feeding import sources
 
-        config = self._config
-        parts = [sources.Part(self._set.records(config.train_split), config.weight)]
-        for label, entry in config.mixture.items():
+        options = self._options
+        parts = [sources.Part(self._set.records(options.train_split), options.weight)]
+        for label, entry in options.mixture.items():
             extra = open_mixed(label, entry, self.class_names)
             parts.append(sources.Part(extra.records(entry.split), entry.weight, entry.labelled))
         return sources.Mixture(parts)
@@ -151,7 +155,7 @@ class Images:
     def cache(self) -> Choice:
         """Where the decoded training examples are kept."""
         return choose(
-            self._config.cache,
+            self._options.cache,
             len(self._source),
             self._source.sample_sizes(SIZE_SAMPLE),
             device_bytes=device_bytes(),
@@ -168,14 +172,14 @@ class Images:
 
     def augment_options(self, *, clean_view: bool = False, place: bool = False) -> AugmentOptions:
         """What the config does to a training example."""
-        config = self._config
+        options = self._options
         return AugmentOptions(
-            crop_size=tuple(config.crop_size),
-            scale_range=tuple(config.scale_range),
-            base_size=tuple(config.base_size),
-            max_class_share=config.max_class_share,
-            flip=config.flip,
-            photometric=config.photometric,
+            crop_size=options.crop_size,
+            scale_range=options.scale_range,
+            base_size=options.base_size,
+            max_class_share=options.max_class_share,
+            flip=options.flip,
+            photometric=options.photometric,
             clean_view=clean_view,
             place=place,
         )
@@ -195,7 +199,7 @@ class Images:
 
         return pipeline.train_batches(
             self._source if self.cache.place == "none" else self.held,
-            batch_size=self._config.batch_size,
+            batch_size=self._options.batch_size,
             seed=seed,
             start_step=first_step,
             num_steps=steps,
@@ -211,7 +215,7 @@ class Images:
         return order.index_batches(
             self._source.lengths,
             self._source.weights,
-            batch_size=self._config.batch_size,
+            batch_size=self._options.batch_size,
             seed=seed,
             start_step=first_step,
             num_steps=steps,
@@ -241,7 +245,7 @@ class Images:
         indices = None
         if group is not None:
             names = self.names(split)
-            expression = re.compile(self._config.test_groups[group])
+            expression = re.compile(self._options.test_groups[group])
             indices = [i for i, name in enumerate(names) if expression.search(name)]
             if not indices:
                 raise UserError(
@@ -251,9 +255,9 @@ class Images:
         return pipeline.eval_batches(
             self._set,
             split,
-            batch_size=self._config.eval_batch_size,
+            batch_size=self._options.eval_batch_size,
             indices=indices,
-            pad_to=self._config.eval_pad_to if pad_to is None else pad_to,
+            pad_to=self._options.eval_pad_to if pad_to is None else pad_to,
             exact_below=exact_below,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -263,7 +267,7 @@ class Images:
         """Every image of a split at its own size, all of them on this process."""
         from kdjax.data.feeding import pipeline
 
-        return pipeline.eval_batches(self._set, split, batch_size=self._config.eval_batch_size)
+        return pipeline.eval_batches(self._set, split, batch_size=self._options.eval_batch_size)
 
     def names(self, split: str) -> list[str]:
         """The names of all examples of a split, by index."""
@@ -277,7 +281,7 @@ class Images:
     def describe_evaluation(self, split: str) -> str:
         """A line on the shapes that evaluating a split compiles, and what would make them fewer."""
         sizes = self.sizes(split)
-        shapes = count_shapes(sizes, self._config.eval_pad_to)
+        shapes = count_shapes(sizes, self._options.eval_pad_to)
         line = f"evaluation of {split}: {len(sizes)} images of {shapes} shapes, each compiled once"
         fewer = count_shapes(sizes, PAD_TO)
         if shapes <= MANY_SHAPES or fewer >= shapes:
@@ -291,18 +295,18 @@ class Images:
         """A few examples spread over the validation split, for pictures."""
         from kdjax.data.feeding import pipeline
 
-        split = self._config.val_split
+        split = self._options.val_split
         count = len(self._set.records(split))
         indices = np.unique(np.linspace(0, count - 1, PANEL_EXAMPLES).astype(int))
         return pipeline.load_examples(self._set, split, indices.tolist())
 
 
-def open_mixed(label: str, entry: Config, class_names: Sequence[str]) -> SegmentationSet:
+def open_mixed(label: str, entry: ExtraSet, class_names: Sequence[str]) -> SegmentationSet:
     """Opens a further set of a mixture.
 
     Args:
       label: its key in `config.data.mixture`.
-      entry: as `kdjax.config.extra_set` makes it.
+      entry: what it is, and how it is used.
       class_names: those of the main set.
 
     Raises:

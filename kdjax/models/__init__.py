@@ -8,10 +8,10 @@ from kdjax.models.network import Variables as Variables
 from kdjax.models.network import maps_of as maps_of
 from kdjax.models.network import network_of as network_of
 from kdjax.models.network import scores_of as scores_of
+from kdjax.models.options import DTYPES as DTYPES
 from kdjax.models.outputs import FeatureSpec as FeatureSpec
 from kdjax.models.outputs import Preprocessing as Preprocessing
 from kdjax.models.outputs import SegmentationOutput as SegmentationOutput
-from kdjax.models.registry import DTYPES as DTYPES
 from kdjax.models.registry import NETWORKS as NETWORKS
 from kdjax.models.registry import create as create
 from kdjax.models.registry import make_network as make_network

@@ -20,6 +20,7 @@ from kdjax.models.hrnet import PLANS, HRNet
 from kdjax.models.mix_transformer import SIZES, MixTransformer
 from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.network import Network, NNXNetwork, NoNetwork, is_made, network_of, traced_rngs
+from kdjax.models.options import DTYPES, NetworkOptions
 from kdjax.models.pyramid_heads import (
     AtrousPyramid,
     DeepLabHead,
@@ -39,9 +40,6 @@ from kdjax.models.segmenter import (
 )
 from kdjax.models.swin import SwinTransformer
 from kdjax.ranges import WrongValue
-
-# That networks compute in; their parameters are float32.
-DTYPES = ("float32", "bfloat16")
 
 
 class Family(NamedTuple):
@@ -147,9 +145,9 @@ def create(
     *,
     num_classes: int,
     rngs: nnx.Rngs,
-    width: int = 64,
+    width: int = NetworkOptions.width,
     auxiliary: bool = True,
-    dtype: str = "float32",
+    dtype: str = NetworkOptions.dtype,
 ) -> Segmenter:
     """Creates one of kdjax's own networks, with freshly initialised float32 parameters.
 
@@ -207,9 +205,9 @@ def find(
     name: str,
     *,
     num_classes: int,
-    width: int = 64,
+    width: int = NetworkOptions.width,
     auxiliary: bool = True,
-    dtype: str = "float32",
+    dtype: str = NetworkOptions.dtype,
     options: Mapping[str, Any] = MappingProxyType({}),
     where: str = "network",
 ) -> tuple[Any, dict[str, Any]]:
@@ -254,8 +252,8 @@ def find(
     elif options:
         raise WrongValue(f"{where}.options", f"is {dict(options)}, and {name} is no factory")
     # Without a word on auxiliary heads, a network has what it has.
-    for key, default in (("width", 64), ("dtype", "float32")):
-        if key not in given and settings[key] != default:
+    for key in ("width", "dtype"):
+        if key not in given and settings[key] != getattr(NetworkOptions, key):
             raise WrongValue(
                 f"{where}.{key}",
                 f"is {settings[key]!r}, and {name} takes no {key}; what else it takes is set in "

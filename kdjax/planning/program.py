@@ -1,15 +1,16 @@
 """A config's training step on devices that need not exist: shapes in place of arrays."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from kdjax import config as configuration
 from kdjax import names
 from kdjax.classes import read_table
-from kdjax.config import Config, validate
+from kdjax.config import Config, RunOptions
 from kdjax.data.preparing.classes import builder_folder
 from kdjax.distillation import need_teacher
 from kdjax.distillation.maps import SCORES, array_of
@@ -17,8 +18,8 @@ from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.models.network import maps_of, preprocessing_of
+from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training import profiling
-from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, Side, TrainState, TrainStep
 
@@ -85,7 +86,9 @@ class Program:
         return {kind: _device_bytes(tree) for kind, tree in kinds.items()}
 
 
-def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: int) -> Program:
+def make_program(
+    config: Config, devices: Sequence[Any], *, num_classes: int, batch_size: int
+) -> Program:
     """Puts together the step of `config` for `devices`, as `kdjax.runs.run` does.
 
     Args:
@@ -98,35 +101,38 @@ def make_program(config: Config, devices: Any, *, num_classes: int, batch_size: 
       UserError: for a mistake in the config, a batch that cannot be split over the devices, an
         unnamed or cached teacher, or terms that do not go with the networks.
     """
-    validate(config)
-    if config.teacher.cache:
+    configuration.validate(config)
+    options = configuration.read(config)
+    if options.teacher.cache:
         raise UserError(
             "config.teacher.cache: the size of its maps depends on the images, which a plan does "
             "not see; leave it empty to plan with the live teacher, or plan without terms"
         )
-    placement = Placement(config.mesh, devices)
+    placement = Placement(options.mesh, devices)
     placement.check_batch_size("data.batch_size", batch_size)
-    student, variables = _abstract(config, "student", num_classes, config.student.auxiliary)
-    if config.student.batch_norm == "per_device":
+    student, variables = _abstract(options, "student", num_classes, options.student.auxiliary)
+    if options.student.batch_norm == "per_device":
         student = with_grouped_batch_norm(student, placement.batch_shards)
-    taught_by = _teacher(config, num_classes)
+    taught_by = _teacher(options, num_classes)
     teacher, frozen = taught_by or (None, None)
-    distiller = assemble_distiller(config, (student, variables), taught_by, num_classes=num_classes)
+    distiller = assemble_distiller(
+        options, (student, variables), taught_by, num_classes=num_classes
+    )
     state = jax.eval_shape(
-        lambda variables: assemble_state(config, variables, distiller), variables
+        lambda variables: assemble_state(options, variables, distiller), variables
     )
     step = assemble_step(
-        config,
+        options,
         Side(student, preprocessing_of(student)),
         Side(teacher, preprocessing_of(teacher)) if teacher else None,
         distiller,
     )
-    size = (batch_size, *config.data.crop_size)
+    size = (batch_size, *options.data.crop_size)
     batch = {
         "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
         "label": jax.ShapeDtypeStruct(size, np.uint8),
     }
-    if teacher is not None and config.teacher.view == "clean":
+    if teacher is not None and options.teacher.view == "clean":
         batch["clean"] = batch["image"]
     read = distiller.reads("teacher") if distiller else set()
     work = Work(
@@ -158,36 +164,36 @@ def known_classes(name: str) -> int:
     return len(read_table(table))
 
 
-def _teacher(config: Config, num_classes: int) -> tuple[Network, Variables] | None:
-    if not need_teacher(config.terms):
+def _teacher(options: RunOptions, num_classes: int) -> tuple[Network, Variables] | None:
+    if not need_teacher(options.terms):
         return None
-    source = config.teacher.checkpoint
-    if not config.teacher.name and (not source or names.is_path(source)):
+    source = options.teacher.checkpoint
+    if not options.teacher.name and (not source or names.is_path(source)):
         raise UserError(
             "config.terms need a teacher: name its network, as config.teacher.name = pspnet_r101"
         )
-    if not config.teacher.name:
-        network, variables, _ = saved.load(source, dtype=config.teacher.dtype)
+    if not options.teacher.name:
+        network, variables, _ = saved.load(source, dtype=options.teacher.dtype)
         return network, jax.eval_shape(lambda: variables)
     # Converted teachers bring their auxiliary head. Nothing computes it, but it takes memory.
-    return _abstract(config, "teacher", num_classes, True)
+    return _abstract(options, "teacher", num_classes, True)
 
 
 def _abstract(
-    config: Config, side: str, num_classes: int, auxiliary: bool
+    options: RunOptions, side: Literal["student", "teacher"], num_classes: int, auxiliary: bool
 ) -> tuple[Network, Variables]:
     """A network, and what stands for its variables."""
-    settings = config[side]
+    settings = options.student if side == "student" else options.teacher
     network = make_network(
         settings.name,
         num_classes=num_classes,
         width=settings.width,
         auxiliary=auxiliary,
         dtype=settings.dtype,
-        options=settings.options.to_dict(),
+        options=settings.options,
         where=f"config.{side}",
     )
-    image = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), np.float32)
+    image = jax.ShapeDtypeStruct((1, *options.data.crop_size, 3), np.float32)
     return network, jax.eval_shape(network.init, jax.random.key(0), image)
 
 

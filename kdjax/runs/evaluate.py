@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from kdjax import ranges
+from kdjax.config import read
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.preparing.classes import original_labels
@@ -146,25 +147,25 @@ def evaluate(
         network of other classes.
     """
     files = Workdir(workdir)
-    config = files.read_config()
-    config.data.data_dir = data_dir or config.data.data_dir
-    images = Images(config.data, data, where=f"{files.config}: config.data")
-    chosen = split or config.data.val_split
-    inference = make_inference(mode, window, stride, scales, flip, crop_size=config.data.crop_size)
+    options = read(files.read_config())
+    examples = dataclasses.replace(options.data, data_dir=data_dir or options.data.data_dir)
+    images = Images(examples, data, where=f"{files.config}: config.data")
+    chosen = split or examples.val_split
+    inference = make_inference(mode, window, stride, scales, flip, crop_size=examples.crop_size)
     network = TrainedNetwork.load(str(checkpoint or workdir), inference=inference)
     if network.info.num_classes != images.num_classes:
         raise UserError(
             f"the network scores {network.info.num_classes} classes, the data set has "
             f"{images.num_classes}"
         )
-    placement = Placement(config.mesh)
-    placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
+    placement = Placement(options.mesh)
+    placement.check_batch_size("data.eval_batch_size", examples.eval_batch_size)
     scores = evaluator.evaluate(
         network.predictor,
         placement.put_state(network.variables),
         images.eval_batches(
             chosen,
-            pad_to=padding(mode, pad_to, whole=config.data.eval_pad_to),
+            pad_to=padding(mode, pad_to, whole=examples.eval_pad_to),
             exact_below=inference.exact_below,
         ),
         images.num_classes,

@@ -11,7 +11,7 @@ from etils import epath
 
 from kdjax import config as configuration
 from kdjax import environment, processes
-from kdjax.config import Config, validate
+from kdjax.config import Config, RunOptions, read, validate
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import need_teacher
@@ -21,12 +21,12 @@ from kdjax.models import saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.reporting.results import Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
+from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.runs.feeding import feed
 from kdjax.runs.scoring import Scoring
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.given_logits import GivenLogits
-from kdjax.training.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import fit
@@ -107,38 +107,39 @@ def _train(
     overwrite: bool,
     profiled_steps: tuple[int, int] | None,
 ) -> None:
+    options = read(config)
     profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
-    images = Images(config.data, data)
-    placement = Placement(config.mesh)
-    placement.check_batch_size("data.batch_size", config.data.batch_size)
-    placement.check_batch_size("data.eval_batch_size", config.data.eval_batch_size)
-    student, variables, info = make_student(config, images.class_names, images.palette)
-    if config.student.batch_norm == "per_device":
+    images = Images(options.data, data)
+    placement = Placement(options.mesh)
+    placement.check_batch_size("data.batch_size", options.data.batch_size)
+    placement.check_batch_size("data.eval_batch_size", options.data.eval_batch_size)
+    student, variables, info = make_student(options, images.class_names, images.palette)
+    if options.student.batch_norm == "per_device":
         student = with_grouped_batch_norm(student, placement.batch_shards)
-    given = _given_logits(config, images)
-    teacher = None if given else _load_teacher(config, placement)
+    given = _given_logits(options, images)
+    teacher = None if given else _load_teacher(options, placement)
     distiller = assemble_distiller(
-        config,
+        options,
         (student, variables),
         given.specs if given else teacher and (teacher.network, teacher.variables),
         num_classes=images.num_classes,
     )
-    state = assemble_state(config, variables, distiller)
-    scores, taught_by = given, given and [config.teacher.logits, given.fingerprint]
+    state = assemble_state(options, variables, distiller)
+    scores, taught_by = given, given and [options.teacher.logits, given.fingerprint]
     if teacher:
-        taught_by = [config.teacher.checkpoint, teacher.info.fingerprint]
-        if config.teacher.cache:
-            scores = NetworkScores(config, images, teacher)
+        taught_by = [options.teacher.checkpoint, teacher.info.fingerprint]
+        if options.teacher.cache:
+            scores = NetworkScores(options, images, teacher)
     cache = None
     if distiller and scores:
-        cache = TeacherCache(config, images, scores, distiller)
+        cache = TeacherCache(options, images, scores, distiller)
     interruption = Interruption()
-    scoring = Scoring(config, images, placement, _comparable(teacher, images), interruption)
+    scoring = Scoring(options, images, placement, _comparable(teacher, images), interruption)
     processes.say(f"{label}: mesh {placement.describe()}")
     processes.say(f"{label}: cache {images.cache.place}: {images.cache.reason}")
     for line in distiller.describe() if distiller else ():
         processes.say(f"{label}: term {line}")
-    for split in filter(None, (config.data.val_split, config.data.test_split)):
+    for split in filter(None, (options.data.val_split, options.data.test_split)):
         processes.say(f"{label}: {images.describe_evaluation(split)}")
     scoring.check_teacher(label)
     # Not before all is checked that can be: what is there is lost then.
@@ -160,13 +161,13 @@ def _train(
     own, log = contextlib.ExitStack(), Writers([])
     # Those of the other processes write nothing.
     if processes.leads():
-        log = Writers([*_own_writers(own, files, config.steps, first_step, label), *writers])
+        log = Writers([*_own_writers(own, files, options.steps, first_step, label), *writers])
     earlier = files.history() if first_step else []
     predictor = Predictor(student, info.preprocessing)
 
     def evaluate_state(step: int, state: TrainState) -> float:
         weights, started = state.student(), time.perf_counter()
-        scores = scoring.scores(predictor, weights, config.data.val_split)
+        scores = scoring.scores(predictor, weights, options.data.val_split)
         pictures = scoring.pictures(predictor, weights)
         log.scalars(
             step,
@@ -182,7 +183,7 @@ def _train(
     # Beside kept scores, only evaluation runs the teacher.
     live = None if kept else teacher
     train_step = assemble_step(
-        config,
+        options,
         Side(student, info.preprocessing),
         live and Side(live.network, live.info.preprocessing),
         distiller,
@@ -191,9 +192,9 @@ def _train(
         images,
         placement,
         first_step=first_step,
-        steps=config.steps,
-        seed=config.seed,
-        clean_view=live is not None and config.teacher.view == "clean",
+        steps=options.steps,
+        seed=options.seed,
+        clean_view=live is not None and options.teacher.view == "clean",
         scores=kept,
     )
     started = time.perf_counter()
@@ -204,12 +205,12 @@ def _train(
                 live and live.variables,
                 training.attach(train_step),
                 training.batches,
-                batch_size=config.data.batch_size,
+                batch_size=options.data.batch_size,
                 first_step=first_step,
-                steps=config.steps,
-                log_every=config.log_every,
-                eval_every=config.eval_every,
-                checkpoint_every=config.checkpoint_every,
+                steps=options.steps,
+                log_every=options.log_every,
+                eval_every=options.eval_every,
+                checkpoint_every=options.checkpoint_every,
                 placement=placement,
                 log=log,
                 evaluate=evaluate_state,
@@ -219,7 +220,7 @@ def _train(
                 earlier=earlier,
             )
             seconds, state = time.perf_counter() - started, fitted.state
-            if config.export == "best" and checkpoints.best_step is not None:
+            if options.export == "best" and checkpoints.best_step is not None:
                 state = checkpoints.restore(checkpoints.best_step, state)
             scores = scoring.final_scores(predictor, state.student())
         finally:
@@ -237,9 +238,9 @@ def _train(
                 {
                     "role": role,
                     "method": method,
-                    "seed": config.seed,
-                    "steps": config.steps,
-                    "learning_rate": config.optimizer.learning_rate,
+                    "seed": options.seed,
+                    "steps": options.steps,
+                    "learning_rate": options.optimizer.learning_rate,
                     "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
                     "seconds": seconds,
                     "step_seconds": fitted.step_seconds,
@@ -280,27 +281,27 @@ def _own_writers(
     return [*made]
 
 
-def _given_logits(config: Config, images: Images) -> GivenLogits | None:
-    if not config.teacher.logits or not need_teacher(config.terms):
+def _given_logits(options: RunOptions, images: Images) -> GivenLogits | None:
+    if not options.teacher.logits or not need_teacher(options.terms):
         return None
-    return GivenLogits(config.teacher.logits, images, config.data.train_split)
+    return GivenLogits(options.teacher.logits, images, options.data.train_split)
 
 
-def _load_teacher(config: Config, placement: Placement) -> TrainedNetwork | None:
-    if not need_teacher(config.terms):
+def _load_teacher(options: RunOptions, placement: Placement) -> TrainedNetwork | None:
+    if not need_teacher(options.terms):
         return None
-    if not config.teacher.checkpoint:
+    if not options.teacher.checkpoint:
         raise UserError(
             "config.terms need a teacher: set config.teacher.checkpoint to a network checkpoint, "
             'the workdir of a finished run, or "package.module:attribute" of a trained network; or '
             "config.teacher.logits to the scores of a teacher that ran elsewhere"
         )
-    teacher = TrainedNetwork.load(config.teacher.checkpoint, dtype=config.teacher.dtype)
+    teacher = TrainedNetwork.load(options.teacher.checkpoint, dtype=options.teacher.dtype)
     for key in ("name", "width"):
-        wanted, found = config.teacher[key], getattr(teacher.info, key)
-        if config.teacher.name and wanted != found:
+        wanted, found = getattr(options.teacher, key), getattr(teacher.info, key)
+        if options.teacher.name and wanted != found:
             raise UserError(
-                f"config.teacher.{key} is {wanted!r}, but {config.teacher.checkpoint} holds "
+                f"config.teacher.{key} is {wanted!r}, but {options.teacher.checkpoint} holds "
                 f"{found!r}"
             )
     return dataclasses.replace(teacher, variables=placement.put_state(teacher.variables))

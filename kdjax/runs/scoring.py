@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from kdjax import environment, names, processes
-from kdjax.config import Config
+from kdjax.config import Config, RunOptions, read
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
@@ -21,7 +21,7 @@ class Scoring:
     """Scores and pictures of a student beside its teacher; every process must ask for them.
 
     Args:
-      config: that of the run.
+      options: those of the run.
       images: what is predicted.
       placement: where arrays live.
       teacher: None where there is none that predicts these classes.
@@ -30,13 +30,13 @@ class Scoring:
 
     def __init__(
         self,
-        config: Config,
+        options: RunOptions,
         images: Images,
         placement: Placement,
         teacher: TrainedNetwork | None,
         interruption: Interruption,
     ):
-        self._config = config
+        self._options = options
         self._images = images
         self._placement = placement
         self._teacher = teacher
@@ -72,7 +72,7 @@ class Scoring:
 
     def final_scores(self, predictor: Predictor, variables: Variables) -> dict[str, Scores]:
         """Scores with agreement by split, and by group of the test split as "test/group"."""
-        data = self._config.data
+        data = self._options.data
         found = {
             split: self.scores(predictor, variables, split, agreement=True)
             for split in (data.val_split, data.test_split)
@@ -87,21 +87,21 @@ class Scoring:
 
     def check_teacher(self, label: str) -> None:
         """Evaluates the teacher before anything is learned from it, and prints its mIoU."""
-        teacher, config = self._teacher, self._config
+        teacher, options = self._teacher, self._options
         if teacher is None:
             return
-        scores = self.scores(teacher.predictor, teacher.variables, config.data.val_split)
+        scores = self.scores(teacher.predictor, teacher.variables, options.data.val_split)
         info = teacher.info
         # Networks of a user's own have no width that kdjax knows of.
         width = "" if names.SEPARATOR in info.name else f"width {info.width}, "
         processes.say(
             f"{label}: teacher {info.name} ({width}weights {info.fingerprint}) has "
-            f"{config.data.val_split} mIoU {100 * scores.miou:.2f} %"
+            f"{options.data.val_split} mIoU {100 * scores.miou:.2f} %"
         )
-        if not scores.miou >= config.teacher.min_miou:
+        if not scores.miou >= options.teacher.min_miou:
             raise UserError(
                 f"the teacher's mIoU is {scores.miou:.4f}, below config.teacher.min_miou "
-                f"{config.teacher.min_miou}: are these its classes and its weights?"
+                f"{options.teacher.min_miou}: are these its classes and its weights?"
             )
 
     def pictures(self, predictor: Predictor, variables: Variables) -> dict[str, np.ndarray]:
@@ -121,7 +121,7 @@ class Scoring:
         def predict(images: np.ndarray) -> np.ndarray:
             return self._placement.fetch(predictor(variables, self._placement.put_images(images)))
 
-        return predict_examples(predict, self._examples, self._config.data.eval_batch_size)
+        return predict_examples(predict, self._examples, self._options.data.eval_batch_size)
 
 
 def score_given(
@@ -138,18 +138,19 @@ def score_given(
       role: what it is there for, and what it is called in tables.
       data: as `Images` takes it.
     """
-    images, placement = Images(config.data, data), Placement(config.mesh)
-    network = TrainedNetwork.load(checkpoint, dtype=config.teacher.dtype)
+    options = read(config)
+    images, placement = Images(options.data, data), Placement(options.mesh)
+    network = TrainedNetwork.load(checkpoint, dtype=options.teacher.dtype)
     if network.info.num_classes != images.num_classes:
         return
     if files.result.exists() and files.read_result()["weights"][1] == network.info.fingerprint:
         return
-    scoring = Scoring(config, images, placement, None, Interruption())
+    scoring = Scoring(options, images, placement, None, Interruption())
     scores = scoring.final_scores(network.predictor, placement.put_state(network.variables))
     result = {
         "role": role,
         "method": role,
-        "seed": config.seed,
+        "seed": options.seed,
         "steps": None,
         "learning_rate": None,
         "parameters": sum(x.size for x in jax.tree.leaves(network.variables["params"])),

@@ -251,7 +251,7 @@ def _report(config: Config, files: Workdir, method: str, data: SegmentationSet |
         panels = {"teacher": config.teacher.checkpoint, **panels}
     report = make_report(
         config,
-        Images(config.data, data),
+        Images(configuration.read(config).data, data),
         [files],
         panels,
         title=f"{config.student.name} on {config.data.name}",

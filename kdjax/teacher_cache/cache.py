@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from kdjax import processes
-from kdjax.config import Config
+from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.errors import UserError
@@ -60,7 +60,7 @@ class TeacherCache:
     """What `config.teacher.cache` asks for; nothing is written before `open`.
 
     Args:
-      config: of the run.
+      options: of the run.
       images: its images.
       scores: what the teacher says of them.
       distiller: the terms, which read the teacher.
@@ -69,32 +69,34 @@ class TeacherCache:
       UserError: the cache cannot serve the run, or the directory holds another.
     """
 
-    def __init__(self, config: Config, images: Images, scores: TeacherScores, distiller: Distiller):
-        if is_remote(config.teacher.cache):
+    def __init__(
+        self, options: RunOptions, images: Images, scores: TeacherScores, distiller: Distiller
+    ):
+        if is_remote(options.teacher.cache):
             raise UserError(
-                f"config.teacher.cache is {config.teacher.cache}; it is mapped into memory, so it "
+                f"config.teacher.cache is {options.teacher.cache}; it is mapped into memory, so it "
                 "must be a directory on a disk"
             )
         _check_terms(distiller)
-        self._path = pathlib.Path(config.teacher.cache)
+        self._path = pathlib.Path(options.teacher.cache)
         self._scores = scores
         self._num_classes = scores.num_classes
-        self._keep = config.teacher.cache_classes
+        self._keep = options.teacher.cache_classes
         if self._keep >= self._num_classes:
             raise UserError(
                 f"config.teacher.cache_classes is {self._keep}; the teacher scores "
                 f"{self._num_classes} classes, and 0 keeps all of them"
             )
-        if config.data.mixture:
+        if options.data.mixture:
             raise UserError(
                 "config.teacher.cache holds the scores of config.data.train_split alone; leave it "
-                f"empty to train on config.data.mixture.{next(iter(config.data.mixture))} too"
+                f"empty to train on config.data.mixture.{next(iter(options.data.mixture))} too"
             )
         self._description = {
             "format": FORMAT,
             **scores.description,
             "data": images.fingerprint,
-            "split": config.data.train_split,
+            "split": options.data.train_split,
             "num_classes": self._num_classes,
             "cache_classes": self._keep,
         }
@@ -191,18 +193,18 @@ class NetworkScores:
     """What a teacher network says of the training images.
 
     Args:
-      config: of the run.
+      options: of the run.
       images: its images.
       teacher: its teacher.
     """
 
-    def __init__(self, config: Config, images: Images, teacher: TrainedNetwork):
-        self._config, self._images, self._teacher = config, images, teacher
-        self._split = config.data.train_split
+    def __init__(self, options: RunOptions, images: Images, teacher: TrainedNetwork):
+        self._options, self._images, self._teacher = options, images, teacher
+        self._split = options.data.train_split
         self.num_classes = teacher.info.num_classes
         info = teacher.info
         self.description = {
-            "teacher": f"{info.name} {info.fingerprint} in {config.teacher.dtype}",
+            "teacher": f"{info.name} {info.fingerprint} in {options.teacher.dtype}",
             "preprocessing": [list(values) for values in info.preprocessing],
         }
 
@@ -222,12 +224,12 @@ class NetworkScores:
 
     def maps(self, keep: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """As `TeacherScores` has it."""
-        settings, devices = self._config, jax.local_devices()
+        options, devices = self._options, jax.local_devices()
         # The batches of evaluation, on as many devices as divide them.
-        count = math.gcd(settings.data.eval_batch_size, len(devices))
+        count = math.gcd(options.data.eval_batch_size, len(devices))
         placement = Placement(devices=devices[:count])
         # Those of the run may be split over the devices of all processes.
-        whole = TrainedNetwork.load(settings.teacher.checkpoint, dtype=settings.teacher.dtype)
+        whole = TrainedNetwork.load(options.teacher.checkpoint, dtype=options.teacher.dtype)
         variables = placement.replicate(whole.variables)
         forward = jax.jit(lambda *given: compact(self._scores(*given), keep))
         for batch in self._images.whole_images(self._split):

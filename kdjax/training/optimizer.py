@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from kdjax import names
 from kdjax.ranges import WrongValue
+from kdjax.training.options import OptimizerOptions
 
 # How many paths a message shows.
 SHOWN = 5
@@ -141,56 +142,56 @@ _STEPS = ("steps", "decay_steps", "transition_steps")
 _MASK = ("mask", "weight_decay_mask")
 
 
-def learning_rate_schedule(config: Any, steps: int) -> optax.Schedule:
+def learning_rate_schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
     """The learning rate of `config.optimizer`, by step.
 
     A factory, as `poly` or `optax.cosine_decay_schedule`, is called by keyword with
-    `config.schedule_options`. Where it has arguments of these names and the options do not set
+    `options.schedule_options`. Where it has arguments of these names and the options do not set
     them, it gets `learning_rate` (Optax's `peak_value`, `init_value` or `value`) and `steps`
     (`decay_steps`, `transition_steps`); where it has no defaults for them, `min_learning_rate` and
-    `poly_power`. A linear warm-up over `config.warmup_steps` multiplies what it returns.
+    `poly_power`. A linear warm-up over `options.warmup_steps` multiplies what it returns.
 
     Args:
-      config: the section `config.optimizer`.
+      options: the section `config.optimizer`.
       steps: of the run.
 
     Raises:
       UserError: for an unknown schedule, and options that it does not take.
     """
-    schedule = _made(_SCHEDULE, config, _schedule_arguments(config, steps))
-    if not config.warmup_steps:
+    schedule = _made(_SCHEDULE, options, _schedule_arguments(options, steps))
+    if not options.warmup_steps:
         return schedule
     # The decay counts from step 0; mmsegmentation's from the end of the warm-up.
-    warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
+    warmup = optax.linear_schedule(0.0, 1.0, options.warmup_steps)
     return lambda step: warmup(step) * schedule(step)
 
 
-def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
+def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTransformation:
     """Builds the gradient transformation of `config.optimizer` for a run of `steps`.
 
-    A factory, as `sgd` or `optax.lion`, is called by keyword with `config.options`, the schedule as
-    its `learning_rate`, and, where it has arguments of these names and the options do not set them,
-    `weight_decay` and the `mask` (`weight_decay_mask`) of what decays; `momentum` where it has no
-    default for it. Gradients are clipped before, and updates multiplied by the rates of their
-    parameters after.
+    A factory, as `sgd` or `optax.lion`, is called by keyword with `options.options`, the schedule
+    as its `learning_rate`, and, where it has arguments of these names and the options do not set
+    them, `weight_decay` and the `mask` (`weight_decay_mask`) of what decays; `momentum` where it
+    has no default for it. Gradients are clipped before, and updates multiplied by the rates of
+    their parameters after.
 
     Args:
-      config: the section `config.optimizer`.
+      options: the section `config.optimizer`.
       steps: of the run.
 
     Raises:
       UserError: for an unknown optimizer or schedule, and options that they do not take; on `init`,
         for a pattern that is found in no path of a parameter.
     """
-    schedule = learning_rate_schedule(config, steps)
-    transformation = _made(_OPTIMIZER, config, _optimizer_arguments(config, schedule))
+    schedule = learning_rate_schedule(options, steps)
+    transformation = _made(_OPTIMIZER, options, _optimizer_arguments(options, schedule))
     parts = []
-    if config.gradient_clip:
-        parts.append(optax.clip_by_global_norm(config.gradient_clip))
-    return optax.chain(*parts, transformation, _at_own_rates(config))
+    if options.gradient_clip:
+        parts.append(optax.clip_by_global_norm(options.gradient_clip))
+    return optax.chain(*parts, transformation, _at_own_rates(options))
 
 
-def check(config: Any) -> frozenset[str]:
+def check(options: OptimizerOptions) -> frozenset[str]:
     """Finds the mistakes in `config.optimizer` that can be found before there are parameters.
 
     Imports what it names, and calls nothing.
@@ -201,57 +202,59 @@ def check(config: Any) -> frozenset[str]:
     Raises:
       UserError: as `learning_rate_schedule` and `make_optimizer`.
     """
-    rate = _schedule_arguments(config, 1)
-    given = _optimizer_arguments(config, None)
-    taken = [key for key in _RATE if key in rate and key not in config.schedule_options]
+    rate = _schedule_arguments(options, 1)
+    given = _optimizer_arguments(options, None)
+    taken = [key for key in _RATE if key in rate and key not in options.schedule_options]
     read = {"learning_rate"} if taken else set()
-    if "weight_decay" in given and "weight_decay" not in config.options:
+    if "weight_decay" in given and "weight_decay" not in options.options:
         read.add("weight_decay")
     return frozenset(read)
 
 
-def _schedule_arguments(config: Any, steps: int) -> dict[str, Any]:
+def _schedule_arguments(options: OptimizerOptions, steps: int) -> dict[str, Any]:
     return _arguments(
         _SCHEDULE,
-        config,
-        {_RATE: config.learning_rate, _STEPS: steps},
-        {"min_learning_rate": config.min_learning_rate, "poly_power": config.poly_power},
+        options,
+        {_RATE: options.learning_rate, _STEPS: steps},
+        {"min_learning_rate": options.min_learning_rate, "poly_power": options.poly_power},
     )
 
 
-def _optimizer_arguments(config: Any, schedule: optax.Schedule | None) -> dict[str, Any]:
-    decayed = _decayed(config)
+def _optimizer_arguments(
+    options: OptimizerOptions, schedule: optax.Schedule | None
+) -> dict[str, Any]:
+    decayed = _decayed(options)
     offered: dict[tuple[str, ...], Any] = {
         ("learning_rate",): schedule,
-        ("weight_decay",): config.weight_decay,
+        ("weight_decay",): options.weight_decay,
     }
     if decayed is not None:
         offered[_MASK] = decayed
-    given = _arguments(_OPTIMIZER, config, offered, {"momentum": config.momentum})
+    given = _arguments(_OPTIMIZER, options, offered, {"momentum": options.momentum})
     if "learning_rate" not in given:
-        raise _wrong(_OPTIMIZER, config, "which takes no learning_rate")
+        raise _wrong(_OPTIMIZER, options, "which takes no learning_rate")
     if decayed is not None and "weight_decay" in given and not set(_MASK) & set(given):
-        key = "decay_norm_and_bias" if not config.decay_norm_and_bias else "no_decay"
+        key = "decay_norm_and_bias" if not options.decay_norm_and_bias else "no_decay"
         raise WrongValue(
             f"config.optimizer.{key}",
-            f"keeps parameters from decaying, for which {config.name} takes no mask; leave it out, "
-            "or set config.optimizer.weight_decay by parameter in a factory of your own",
+            f"keeps parameters from decaying, for which {options.name} takes no mask; leave it "
+            "out, or set config.optimizer.weight_decay by parameter in a factory of your own",
         )
     return given
 
 
 def _arguments(
     kind: _Kind,
-    config: Any,
+    options: OptimizerOptions,
     offered: Mapping[tuple[str, ...], Any],
     if_required: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a factory is called with, as `names.arguments` finds it."""
     return names.arguments(
         kind.what,
-        config[kind.key],
-        _factory(kind, config),
-        config[kind.options].to_dict(),
+        getattr(options, kind.key),
+        _factory(kind, options),
+        getattr(options, kind.options),
         offered,
         if_required,
         key=f"config.optimizer.{kind.key}",
@@ -259,29 +262,29 @@ def _arguments(
     )
 
 
-def _made(kind: _Kind, config: Any, arguments: Mapping[str, Any]) -> Any:
+def _made(kind: _Kind, options: OptimizerOptions, arguments: Mapping[str, Any]) -> Any:
     try:
-        made = _factory(kind, config)(**arguments)
+        made = _factory(kind, options)(**arguments)
     except (TypeError, ValueError) as error:
-        raise _wrong(kind, config, f"which does not take its options: {error}") from error
+        raise _wrong(kind, options, f"which does not take its options: {error}") from error
     if not kind.is_made(made):
-        raise _wrong(kind, config, f"which returns {made!r}, no {kind.made}")
+        raise _wrong(kind, options, f"which returns {made!r}, no {kind.made}")
     return made
 
 
-def _factory(kind: _Kind, config: Any) -> Callable[..., Any]:
+def _factory(kind: _Kind, options: OptimizerOptions) -> Callable[..., Any]:
     key = f"config.optimizer.{kind.key}"
-    return names.resolve(kind.what, config[kind.key], kind.builtin, asked_by=key)
+    return names.resolve(kind.what, getattr(options, kind.key), kind.builtin, asked_by=key)
 
 
-def _wrong(kind: _Kind, config: Any, reason: str) -> WrongValue:
+def _wrong(kind: _Kind, options: OptimizerOptions, reason: str) -> WrongValue:
     key = f"config.optimizer.{kind.key}"
-    return WrongValue(key, f'names the {kind.what} "{config[kind.key]}", {reason}')
+    return WrongValue(key, f'names the {kind.what} "{getattr(options, kind.key)}", {reason}')
 
 
-def _decayed(config: Any) -> Callable[[PyTree], PyTree] | None:
+def _decayed(options: OptimizerOptions) -> Callable[[PyTree], PyTree] | None:
     """The mask of parameters that decay; None where all do."""
-    kernels_alone, patterns = not config.decay_norm_and_bias, tuple(config.no_decay)
+    kernels_alone, patterns = not options.decay_norm_and_bias, options.no_decay
     if not kernels_alone and not patterns:
         return None
     if kernels_alone:
@@ -293,10 +296,10 @@ def _decayed(config: Any) -> Callable[[PyTree], PyTree] | None:
     return functools.partial(map_with_paths, decays)
 
 
-def _at_own_rates(config: Any) -> optax.GradientTransformation:
+def _at_own_rates(options: OptimizerOptions) -> optax.GradientTransformation:
     """Multiplies updates by the rates of their parameters, each pattern's that is found there."""
-    rates, no_decay = tuple(config.rates), tuple(config.no_decay)
-    head = ((HEADS, config.head_multiplier),) if config.head_multiplier != 1.0 else ()
+    rates, no_decay = options.rates, options.no_decay
+    head = ((HEADS, options.head_multiplier),) if options.head_multiplier != 1.0 else ()
 
     def init(params: PyTree) -> optax.EmptyState:
         require_matches("config.optimizer.no_decay", no_decay, params)

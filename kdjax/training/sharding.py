@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kdjax.errors import UserError
+from kdjax.training.options import MeshOptions
 
 AXES = ("data", "fsdp", "space")
 # The images of a batch are split over both; over `fsdp` the weights are as well.
@@ -34,8 +35,7 @@ class Placement:
     and exchanges the rows that convolutions need from their neighbours.
 
     Args:
-      sizes: devices along each axis of `AXES`, 1 where left out; one may be -1, for all that
-        remain. By default all devices are on `data`.
+      options: the section `config.mesh`; by default all devices are on `data`.
       devices: those of the mesh, by default all.
 
     Raises:
@@ -43,12 +43,12 @@ class Placement:
     """
 
     def __init__(
-        self, sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None
+        self, options: MeshOptions | None = None, devices: Sequence[Any] | None = None
     ) -> None:
         devices = jax.devices() if devices is None else devices
         # A process's devices stand together, so that its images of a batch do too.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-        shape = _shape(sizes or {"data": -1}, len(devices))
+        shape = _shape(options or MeshOptions(), len(devices))
         per_process = len(devices) // len({device.process_index for device in devices})
         if per_process % shape[2]:
             raise UserError(
@@ -147,11 +147,11 @@ def _put(value: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def _shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
-    wanted = {axis: sizes.get(axis, 1) for axis in AXES}
+def _shape(options: MeshOptions, count: int) -> tuple[int, ...]:
+    wanted = {axis: getattr(options, axis) for axis in AXES}
     asked = ", ".join(f"{axis} {size}" for axis, size in wanted.items())
     open_axes = [axis for axis, size in wanted.items() if size == -1]
-    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in wanted.values()):
+    if len(open_axes) > 1:
         raise UserError(
             f"config.mesh has {asked}; sizes must be positive, and one of them may be -1, for all "
             "devices that remain"

@@ -235,11 +235,11 @@ def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_pa
     path.write_text("\n".join([*lines, '    mine.data.name = "my:Set"', "    return mine", ""]))
     code = """
 import sys
-from kdjax import command, config
+from kdjax.cli import command, config_flag
 from kdjax.ranges import WrongValue
-holder = config.define_flag()
+holder = config_flag.define()
 def main(argv):
-    config.from_flag(holder)
+    config_flag.read(holder)
     raise WrongValue("config.data.name", "names nothing")
 command.run(main)
 """

@@ -1,5 +1,6 @@
 """Configs: what a value may be, who asks, and what a mistake in a config file is answered with."""
 
+import dataclasses
 import math
 import pathlib
 import re
@@ -13,11 +14,12 @@ from ml_collections import ConfigDict
 from kdjax import config as configuration
 from kdjax import config_file
 from kdjax.comparison.methods import compare
-from kdjax.config import CHOICES, NUMBERS, PATTERNS
+from kdjax.config import RunOptions
 from kdjax.errors import UserError
 from kdjax.planning.program import make_program
 from kdjax.ranges import LARGEST
 from kdjax.runs.run import train
+from kdjax.sections import choices_of, range_of, section_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -43,7 +45,23 @@ def leaves(section, prefix=""):
             yield prefix + key, value
 
 
+def fields(kind=RunOptions, prefix=""):
+    for field in dataclasses.fields(kind):
+        if inner := section_of(field.type):
+            yield from fields(inner, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field
+
+
+NUMBERS = {key: range_of(field) for key, field in fields() if range_of(field)}
+CHOICES = [key for key, field in fields() if choices_of(field)]
+# Regular expressions on the paths of parameters, alone or each with a number.
+PATTERNS = ("optimizer.no_decay", "optimizer.rates")
+
+
 def test_every_number_has_a_range_and_every_tuple():
+    assert len(NUMBERS) == 39
+    assert len(CHOICES) == 7
     found = {
         key
         for key, value in leaves(configuration.default())
@@ -389,13 +407,13 @@ def test_a_value_is_the_files_or_a_flags(tmp_path):
     code = f"""
 import sys
 from absl import flags
-from kdjax import config
-holder = config.define_flag()
+from kdjax.cli import config_flag
+holder = config_flag.define()
 for more in ([], ["--config.steps=-3"]):
     sys.argv = ["x", "--config={path}", *more]
     flags.FLAGS(sys.argv)
     try:
-        config.from_flag(holder)
+        config_flag.read(holder)
     except Exception as error:
         print(error)
 """

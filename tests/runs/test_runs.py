@@ -37,10 +37,10 @@ from kdjax.models import NETWORKS, saved
 from kdjax.reporting.report import write_report
 from kdjax.reporting.results import write_runs
 from kdjax.reporting.tables import csv_table, text_table
+from kdjax.runs.assembly import make_student
 from kdjax.runs.run import train
 from kdjax.runs.train import make_report
 from kdjax.runs.workdir import Workdir
-from kdjax.training.assembly import make_student
 from kdjax.training.loop import Diverged
 from tools import comparison as docs_table
 

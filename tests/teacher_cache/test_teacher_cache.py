@@ -23,6 +23,7 @@ from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import resize
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
+from kdjax.runs.assembly import assemble_distiller
 from kdjax.runs.feeding import feed
 from kdjax.runs.run import train
 from kdjax.runs.workdir import Workdir
@@ -30,7 +31,6 @@ from kdjax.teacher_cache import scores
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.given_logits import GivenLogits
 from kdjax.teacher_cache.scores import compact, expand, sample
-from kdjax.training.assembly import assemble_distiller
 from kdjax.training.sharding import Placement
 
 RNG = np.random.default_rng(0)

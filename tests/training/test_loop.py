@@ -19,6 +19,7 @@ from kdjax.errors import Preempted, Transient, UserError
 from kdjax.training.checkpoints import Checkpoints, checksum
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import Diverged, fit
+from kdjax.training.options import MeshOptions
 from kdjax.training.profiling import Clock, step_cost
 from kdjax.training.sharding import Placement
 from kdjax.training.step import TrainState
@@ -379,7 +380,7 @@ def test_what_the_time_of_a_step_goes_into(monkeypatch):
 def test_a_checksum_knows_arrays_and_not_their_places():
     state = setup()[1]
     expected = checksum(state)
-    for sizes in ({"data": 8}, {"data": 1, "fsdp": 8}):
+    for sizes in (MeshOptions(), MeshOptions(data=1, fsdp=8)):
         assert checksum(Placement(sizes).put_state(state)) == expected
     leaves, structure = jax.tree.flatten(state)
     for index, leaf in enumerate(leaves):

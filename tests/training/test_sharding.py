@@ -26,13 +26,14 @@ from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import METHODS
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.optimizer import make_optimizer
+from kdjax.training.options import MeshOptions
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Objective, Side, create_state, make_train_step
 
 MESHES = {
-    "data": {"data": 8},
-    "fsdp": {"data": 4, "fsdp": 2},
-    "space": {"data": 2, "space": 4},
+    "data": MeshOptions(data=8),
+    "fsdp": MeshOptions(data=4, fsdp=2),
+    "space": MeshOptions(data=2, space=4),
 }
 STEPS = 10
 CLASSES = 4
@@ -159,7 +160,7 @@ def test_memory_of_what_lasts_falls_by_the_fsdp_factor():
 
     whole = device_bytes(Placement())
     for parts in (2, 4, 8):
-        split = device_bytes(Placement({"data": -1, "fsdp": parts}))
+        split = device_bytes(Placement(MeshOptions(fsdp=parts)))
         # Scales and biases stay whole: 0.2 % of it.
         assert whole / parts <= split < whole / parts + 0.002 * whole
 
@@ -221,16 +222,16 @@ def test_batch_norm_per_device_asks_no_other_device(groups, asks):
         ({"data": 3}, "config.mesh has data 3, fsdp 1, space 1, .* not go with 8 devices"),
         ({"data": -1, "fsdp": 3}, "fsdp 3, space 1, which does not go with 8 devices"),
         ({"data": -1, "fsdp": -1}, "one of them may be -1"),
-        ({"data": 8, "space": 0}, "sizes must be positive"),
+        ({"data": 8, "space": 0}, "space is 0; it must be positive, or -1 for all"),
     ],
 )
 def test_meshes_that_there_cannot_be(sizes, message):
     with pytest.raises(UserError, match=message):
-        Placement(sizes)
+        Placement(MeshOptions(**sizes))
 
 
 def test_what_a_mesh_says_of_itself():
-    placement = Placement({"data": -1, "fsdp": 2, "space": 2})
+    placement = Placement(MeshOptions(fsdp=2, space=2))
     assert placement.describe() == "data 2 x fsdp 2 x space 2, 8 devices"
     assert placement.batch_shards == 4
     with pytest.raises(UserError, match=r"batch_size is 6; it must be a multiple of the 4 devices"):

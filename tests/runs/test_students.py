@@ -19,7 +19,7 @@ from kdjax import models
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.outputs import MEAN_ONLY
-from kdjax.training.assembly import make_student
+from kdjax.runs.assembly import make_student
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = types.SimpleNamespace(

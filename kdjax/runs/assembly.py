@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL
+from kdjax.config import RunOptions
 from kdjax.distillation import Distiller, Spec
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
@@ -29,7 +30,7 @@ BACKBONE = "backbone"
 
 
 def make_student(
-    config: Any, class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
+    options: RunOptions, class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
 ) -> tuple[Network, Variables, NetworkInfo]:
     """The student of a config for these classes: fresh, on a trained backbone, or as it was saved.
 
@@ -37,7 +38,7 @@ def make_student(
       UserError: for a network that cannot be made, and when the checkpoint to start from is
         missing, damaged, or of another network.
     """
-    student = config.student
+    student = options.student
     info = NetworkInfo(
         name=student.name,
         num_classes=len(class_names),
@@ -45,13 +46,13 @@ def make_student(
         auxiliary=student.auxiliary,
         class_names=tuple(class_names),
         palette=tuple(tuple(int(value) for value in color) for color in palette),
-        options=student.options.to_dict(),
-        image_size=tuple(config.data.crop_size),
-        source=f"trained by kdjax from seed {config.seed}",
+        options=dict(student.options),
+        image_size=options.data.crop_size,
+        source=f"trained by kdjax from seed {options.seed}",
     )
     if student.checkpoint:
         network, variables, start = saved.load(
-            student.checkpoint, dtype=student.dtype, seed=config.seed
+            student.checkpoint, dtype=student.dtype, seed=options.seed
         )
         for key in ("name", "num_classes", "width", "auxiliary", "options"):
             if getattr(start, key) != getattr(info, key):
@@ -61,7 +62,7 @@ def make_student(
                 )
         return network, variables, _started_from(info, start, f"from {student.checkpoint}")
     network = info.make(dtype=student.dtype, where="config.student")
-    variables = network.init(jax.random.key(config.seed), info.blank_image())
+    variables = network.init(jax.random.key(options.seed), info.blank_image())
     info = dataclasses.replace(info, preprocessing=preprocessing_of(network))
     if student.backbone:
         return network, *_take_backbone(student.backbone, variables, info)
@@ -102,7 +103,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def assemble_distiller(
-    config: Any,
+    options: RunOptions,
     student: tuple[Network, Variables],
     teacher: tuple[Network, Variables] | Mapping[str, Spec] | None,
     *,
@@ -113,7 +114,7 @@ def assemble_distiller(
     What maps there are, and of which channels and strides, is found by tracing both networks.
 
     Args:
-      config: of the run.
+      options: of the run.
       student: the network and its variables, or what stands for them.
       teacher: likewise, or its maps alone; None where no term reads it.
       num_classes: of the data.
@@ -122,22 +123,22 @@ def assemble_distiller(
       UserError: for terms that do not go with the networks, and networks that fail, or score other
         classes.
     """
-    size = tuple(config.data.crop_size)
-    maps = trace_maps(*student, size, train=True, name=f"config.student {config.student.name}")
+    size = options.data.crop_size
+    maps = trace_maps(*student, size, train=True, name=f"config.student {options.student.name}")
     if (found := array_of(maps[SCORES]).shape[-1]) != num_classes:
         raise UserError(
-            f"config.student {config.student.name} scores {found} classes; the data have "
+            f"config.student {options.student.name} scores {found} classes; the data have "
             f"{num_classes}"
         )
-    if not config.terms:
+    if not options.terms:
         return None
     if teacher is None or isinstance(teacher, Mapping):
         taught = teacher
     else:
-        name = f"config.teacher {config.teacher.name or config.teacher.checkpoint}"
+        name = f"config.teacher {options.teacher.name or options.teacher.checkpoint}"
         taught = trace_maps(*teacher, size, train=False, name=name)
     return Distiller(
-        config.terms,
+        options.terms,
         student=maps,
         teacher=taught,
         image_size=size,
@@ -146,30 +147,32 @@ def assemble_distiller(
     )
 
 
-def assemble_state(config: Any, student: Variables, distiller: Distiller | None) -> TrainState:
+def assemble_state(
+    options: RunOptions, student: Variables, distiller: Distiller | None
+) -> TrainState:
     """The state before the first step, of a student's variables."""
     return create_state(
         student,
-        distiller.init(jax.random.key(config.seed)) if distiller else ({}, {}),
-        optimizers.make_optimizer(config.optimizer, config.steps),
-        ema=config.optimizer.ema_decay > 0,
-        seed=config.seed,
+        distiller.init(jax.random.key(options.seed)) if distiller else ({}, {}),
+        optimizers.make_optimizer(options.optimizer, options.steps),
+        ema=options.optimizer.ema_decay > 0,
+        seed=options.seed,
     )
 
 
 def assemble_step(
-    config: Any, student: Side, teacher: Side | None, distiller: Distiller | None
+    options: RunOptions, student: Side, teacher: Side | None, distiller: Distiller | None
 ) -> TrainStep:
     """The step, not yet jitted."""
     return make_train_step(
         student,
         teacher,
         Objective(
-            config.loss.cross_entropy, config.loss.auxiliary, distiller, config.loss.mean_over
+            options.loss.cross_entropy, options.loss.auxiliary, distiller, options.loss.mean_over
         ),
-        optimizers.make_optimizer(config.optimizer, config.steps),
-        optimizers.learning_rate_schedule(config.optimizer, config.steps),
-        steps=config.steps,
-        accumulate=config.optimizer.accumulate,
-        ema_decay=config.optimizer.ema_decay,
+        optimizers.make_optimizer(options.optimizer, options.steps),
+        optimizers.learning_rate_schedule(options.optimizer, options.steps),
+        steps=options.steps,
+        accumulate=options.optimizer.accumulate,
+        ema_decay=options.optimizer.ema_decay,
     )

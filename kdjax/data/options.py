@@ -1,0 +1,82 @@
+"""The section of a config on data: `config.data`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from kdjax import ranges
+from kdjax.ranges import WrongValue
+from kdjax.sections import Section
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtraSet(Section):
+    """A further set to train on, an entry of `config.data.mixture`."""
+
+    name: str = ""
+    data_dir: str = "data"  # where it is prepared
+    split: str = "train"
+    # How many of its examples come for every `config.data.weight` of the main set.
+    weight: Annotated[int, ranges.COUNT] = 1
+    labelled: bool = True  # False to leave its labels out of account; its classes may be others
+
+    @classmethod
+    def of(cls, values: Any, where: str) -> Self:
+        """As every section's, for what a user may have put together by hand."""
+        wanted = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, Mapping) or set(values) != set(wanted):
+            held = ", ".join(sorted(values)) if isinstance(values, Mapping) else repr(values)
+            raise WrongValue(
+                where,
+                f"holds {held or 'nothing'}; it must hold {', '.join(wanted)}, as "
+                "kdjax.config.extra_set makes it",
+            )
+        return super().of(values, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(Section):
+    """`config.data`: the examples, and what is done to them."""
+
+    # A prepared set, or "package.module:attribute" of a TFDS builder class, of a kdjax.data.Dataset
+    # or of a function that returns one.
+    name: str = "shapes"
+    # Further arguments of such a function.
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data_dir: str = "data"
+    train_split: str = "train"
+    val_split: str = "val"
+    test_split: str = ""  # evaluated once, at the end, where named
+    # By name, a regular expression on the examples' names.
+    test_groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    batch_size: Annotated[int, ranges.COUNT] = 16  # of all devices together
+    eval_batch_size: Annotated[int, ranges.COUNT] = 16
+    crop_size: Annotated[tuple[int, int], ranges.COUNT] = (96, 96)
+    scale_range: Annotated[tuple[float, float], ranges.POSITIVE] = (0.5, 2.0)
+    # Long and short side of what is scaled, as (2048, 512) in mmsegmentation's configs; () for each
+    # image's own size.
+    base_size: Annotated[tuple[int, int] | tuple[()], ranges.COUNT] = ()
+    # Of a crop; 1.0 accepts every crop.
+    max_class_share: Annotated[float, ranges.SHARE_ABOVE_ZERO] = 0.75
+    flip: bool = True
+    photometric: bool = True
+    cache: Literal["none", "host", "device", "auto"] = "auto"  # memory for decoded examples
+    # Pads whole images to a multiple of this; 1 leaves them exact.
+    eval_pad_to: Annotated[int, ranges.COUNT] = 1
+    weight: Annotated[int, ranges.COUNT] = 1  # of this set in a mixture
+    # By label, what is trained on beside this set: kdjax.config.extra_set(...).
+    mixture: Mapping[str, ExtraSet] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks also what pairs of numbers and regular expressions must be."""
+        super().__post_init__()
+        for key in ("crop_size", "scale_range", "base_size"):
+            if len(value := getattr(self, key)) != 2 and not (key == "base_size" and not value):
+                raise WrongValue(key, f"is {value}; it must be two positive numbers")
+        if self.base_size and self.base_size[0] < self.base_size[1]:
+            raise WrongValue("base_size", f"is {self.base_size}; the long side is first")
+        low, high = self.scale_range
+        if low > high:
+            raise WrongValue("scale_range", f"is {low, high}; the first must not be larger")
+        for name, expression in self.test_groups.items():
+            ranges.check_expression(f"test_groups.{name}", expression)

@@ -1,0 +1,86 @@
+"""The sections of a config on networks: what is common to all, the student's, and the teacher's."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from kdjax import ranges
+from kdjax.ranges import WrongValue
+from kdjax.sections import Section
+
+# That networks compute in; their parameters are float32.
+Dtype = Literal["float32", "bfloat16"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions(Section):
+    """A network by name."""
+
+    name: str = ""  # one of kdjax's, or "package.module:factory"
+    width: Annotated[int, ranges.WIDTH] = 64  # channels of the first stage; 64 as published
+    dtype: Dtype = "float32"  # that it computes in
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of it
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentOptions(NetworkOptions):
+    """`config.student`: the network that is trained."""
+
+    name: str = "pspnet_r18"
+    auxiliary: bool = True  # whether it has an auxiliary head
+    # Statistics of the whole batch, or of each device's images.
+    batch_norm: Literal["global", "per_device"] = "global"
+    checkpoint: str = ""  # weights to start from, of the whole network
+    backbone: str = ""  # or of its backbone alone, from any network that has the same
+
+    def __post_init__(self) -> None:
+        """Checks also that it starts from one place."""
+        super().__post_init__()
+        if self.checkpoint and self.backbone:
+            raise WrongValue(
+                "checkpoint",
+                "and config.student.backbone are both set; the former brings a backbone with it, "
+                "so leave one of them empty",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOptions(NetworkOptions):
+    """`config.teacher`: the network that teaches, or what it said elsewhere."""
+
+    # A network checkpoint, the workdir of a finished run, or "package.module:attribute" of a
+    # network that brings its trained weights, or of a function that returns one.
+    checkpoint: str = ""
+    view: Literal["student", "clean"] = "student"  # of a crop: what the student sees, or as it was
+    # A directory on disk for the teacher's scores on the whole training images, at scale 1 and in
+    # their own colours. Made at first use; no step runs the teacher then. Empty: it runs.
+    cache: str = ""
+    # A directory of the class scores of a teacher that ran elsewhere, a .npy or .safetensors file
+    # for every training image: the cache is made from these, and no teacher network is needed.
+    logits: str = ""
+    # Highest scores kept of each cell, beside one for the rest; 0 for all.
+    cache_classes: Annotated[int, ranges.COUNT_OR_ZERO] = 0
+    min_miou: Annotated[float, ranges.SHARE] = 0.0  # refuse one below this on the validation split
+
+    def __post_init__(self) -> None:
+        """Checks also that given scores go with the rest."""
+        super().__post_init__()
+        if not self.logits:
+            return
+        if self.checkpoint:
+            raise WrongValue(
+                "logits",
+                "and config.teacher.checkpoint are both set; only one teaches, so leave one empty",
+            )
+        if not self.cache:
+            raise WrongValue(
+                "logits",
+                "is set: name the directory that is made from these files in config.teacher.cache",
+            )
+        if self.min_miou:
+            raise WrongValue(
+                "min_miou",
+                "cannot be asked of config.teacher.logits, which says nothing of the validation "
+                "split; set it to 0",
+            )
