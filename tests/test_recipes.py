@@ -33,7 +33,7 @@ from kdjax.training import optimizer as optimizers
 from kdjax.training.step import Objective, Side, create_state, make_train_step
 from tools import published_recipes
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLASSES = 3
 SIZE = 64
 
