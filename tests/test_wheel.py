@@ -10,21 +10,21 @@ from installed import ROOT, SHIPPED
 LOOKED_UP = """
 import pathlib, shutil
 import datasets, kdjax
-from kdjax.data import builder_lookup, classes
+from kdjax.data.preparing import builder, classes
 from kdjax.errors import UserError
 from kdjax.planning.program import known_classes
 
 assert datasets.IS == "HuggingFace's"
 package = pathlib.Path(kdjax.__file__).parent
-print(*(builder_lookup.find_builder(name).__name__ for name in ("camvid", "shapes")))
+print(*(builder.find_builder(name).__name__ for name in ("camvid", "shapes")))
 print(len(classes.original_labels("cityscapes")), known_classes("ade20k"))
 try:
-    builder_lookup.find_builder("theirs")
+    builder.find_builder("theirs")
 except UserError as error:
     print(error)
 shutil.rmtree(package / "datasets")
 try:
-    builder_lookup.find_builder("theirs")
+    builder.find_builder("theirs")
 except UserError as error:
     print(error)
 """

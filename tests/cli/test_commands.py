@@ -100,12 +100,13 @@ def test_what_is_behind_the_door_is_the_module_itself(tmp_path):
     (tmp_path / "own.py").write_text("")
     code = """
 import sys
-from kdjax import __main__ as door, command
-from kdjax.experiments import reports
+from kdjax import __main__ as door
+from kdjax.cli import command
+from kdjax.runs import train as runs
 sys.path.remove("")
 def run(main, **options):
     import own
-    print(main.__module__, reports._command(), "kdjax.train" in sys.modules)
+    print(main.__module__, runs._command(), "kdjax.train" in sys.modules)
 command.run = run
 door.main()
 """
@@ -180,7 +181,7 @@ def test_a_disk_that_takes_nothing_is_one_line(number, said):
     """Whichever file it is that cannot be written."""
     code = f"""
 import errno, os, sys
-from kdjax import command
+from kdjax.cli import command
 def main(argv):
     raise OSError(errno.{number}, os.strerror(errno.{number}), "runs/x/metrics.jsonl")
 sys.argv = ["train"]
@@ -206,7 +207,7 @@ command.run(main)
 def test_errors_of_threads_do_not_bury_the_message(end, status, said):
     code = f"""
 import sys, threading
-from kdjax import command
+from kdjax.cli import command
 from kdjax.errors import UserError
 def fail():
     raise OSError("of a thread")
@@ -257,8 +258,8 @@ command.run(main)
 def test_a_report_that_is_being_written_is_finished_when_asked_to_stop(tmp_path):
     code = """
 import os, pathlib, signal, sys
-from kdjax import command
-from kdjax.library import training
+from kdjax.cli import command
+from kdjax.runs import train as training
 from kdjax.train import main
 def finish(config, workdir, **options):
     pathlib.Path(workdir, "result.json").write_text("{}")

@@ -159,7 +159,8 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
 
 WAITING = """
 import sys, time
-from kdjax import command, processes
+from kdjax import processes
+from kdjax.cli import command
 from kdjax.errors import Transient, UserError
 FLAGS = processes.define_flags()
 def fail(message):

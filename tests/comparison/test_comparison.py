@@ -418,14 +418,14 @@ time.sleep(100)
 COMPARISON = """
 import os, subprocess, sys
 from kdjax import config
-from kdjax.experiments import jobs
+from kdjax.comparison import scheduler
 from kdjax.runs.workdir import Workdir
 start = subprocess.Popen
 def pretend(command, **options):
     return start([command[0], "-c", os.environ["RUN"]], **options)
 subprocess.Popen = pretend
 files = [Workdir(f"{sys.argv[1]}/{name}") for name in ("one", "two", "three")]
-jobs.run([jobs.Job(config.default(), run, "a run", "plain", "plain") for run in files], 2)
+scheduler.run([scheduler.Job(config.default(), run, "a run", "plain", "plain") for run in files], 2)
 """
 
 

@@ -180,7 +180,7 @@ def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
 
 def test_an_interrupted_preparation_with_damaged_notes_begins_them_anew(tmp_path, monkeypatch):
     source = write_source(tmp_path / "source")
-    monkeypatch.setattr(sets.shards, "SHARD_SIZE", 1)
+    monkeypatch.setattr(prepared, "SHARD_SIZE", 1)
     builder = sets.find_builder("folder")
     convert = builder._convert
 

@@ -27,6 +27,7 @@ from original_trees import (
 
 from kdjax.data import sets
 from kdjax.data.preparing import conversion, prepared
+from kdjax.data.preparing import prepare as preparation
 from kdjax.data.preparing.builder import find_builder
 from kdjax.errors import UserError
 
@@ -210,7 +211,7 @@ def test_a_full_disk_leaves_nothing(error, tmp_path, monkeypatch):
     def fail(records):
         raise error
 
-    monkeypatch.setattr(sets, "fingerprint", fail)
+    monkeypatch.setattr(preparation, "fingerprint", fail)
     refuses("ade20k", source, tmp_path, "no space left for .*ade20k.*--data_dir")
     monkeypatch.undo()
     assert prepare("ade20k", source, tmp_path).splits == {"train": 2, "val": 1}

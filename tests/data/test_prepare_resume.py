@@ -140,9 +140,10 @@ def test_what_was_left_out_is_remembered_and_never_forgiven(source, tmp_path, mo
 
 KILLED = """
     import sys, time
-    from kdjax.data import sets, shards
+    from kdjax.data import sets
+    from kdjax.data.preparing import prepared
     from kdjax.data.preparing.builder import find_builder
-    shards.SHARD_SIZE = 2
+    prepared.SHARD_SIZE = 2
     builder = find_builder("folder")
     convert = builder._convert
     def slow(self, pair):
@@ -157,10 +158,12 @@ KILLED = """
 
 INTERRUPTED = """
     import signal, sys
-    from kdjax import command, prepare
-    from kdjax.data import sets, shards
+    from kdjax import prepare
+    from kdjax.cli import command
+    from kdjax.data import sets
+    from kdjax.data.preparing import prepared
     from kdjax.data.preparing.builder import find_builder
-    shards.SHARD_SIZE = 2
+    prepared.SHARD_SIZE = 2
     builder = find_builder("folder")
     convert = builder._convert
     # Where this runs in the background, it is ignored.

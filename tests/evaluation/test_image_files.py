@@ -238,7 +238,7 @@ def test_the_command_needs_no_tensorflow(checkpoint, photos, tmp_path):
         "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None; "
         "sys.path.insert(0, 'tests'); import tiny; "
         "from kdjax.models import NETWORKS; NETWORKS['tiny'] = 'tiny:create'; "
-        "from kdjax import command; from kdjax.predict import main; command.run(main)"
+        "from kdjax.cli import command; from kdjax.predict import main; command.run(main)"
     )
     arguments = [f"--workdir={checkpoint}", f"--images={photos}/plain.png", "--mode=slide"]
     arguments += ["--window=16,24", f"--output={tmp_path / 'out'}"]
