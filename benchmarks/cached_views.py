@@ -19,7 +19,7 @@ from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
-from kdjax.runs.feeding import feed
+from kdjax.runs.input_pipeline import feed
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.training.sharding import Placement
 

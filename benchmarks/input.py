@@ -23,12 +23,12 @@ from absl import app, flags
 
 from benchmarks import input_torch, made_up
 from kdjax.data._tensorflow import tf
-from kdjax.data.feeding import pipeline
-from kdjax.data.feeding.augment import augment, distort
-from kdjax.data.feeding.augmentation import AugmentOptions, Draws, draw
-from kdjax.data.feeding.records import Records, decode_example, whole
-from kdjax.data.feeding.sources import HeldExamples
 from kdjax.data.interface import Source
+from kdjax.data.loading import pipeline
+from kdjax.data.loading.augment import augment, distort
+from kdjax.data.loading.augmentation import AugmentOptions, Draws, draw
+from kdjax.data.loading.records import Records, decode_example, whole
+from kdjax.data.loading.sources import HeldExamples
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", 1)

@@ -20,10 +20,10 @@ from absl import app, flags
 from flax import nnx
 
 from kdjax import models
-from kdjax.data.feeding.augmentation import AugmentOptions
-from kdjax.data.feeding.device_augment import augment_batch
-from kdjax.data.feeding.order import index_batches
-from kdjax.data.feeding.sources import HeldExamples
+from kdjax.data.loading.augmentation import AugmentOptions
+from kdjax.data.loading.device_augment import augment_batch
+from kdjax.data.loading.sampler import index_batches
+from kdjax.data.loading.sources import HeldExamples
 from kdjax.losses import upsampled_cross_entropy
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.sharding import Placement

@@ -12,8 +12,8 @@ import tempfile
 from absl import app, flags
 
 from benchmarks import made_up
-from kdjax.data.feeding import pipeline
-from kdjax.data.feeding.augmentation import AugmentOptions
+from kdjax.data.loading import pipeline
+from kdjax.data.loading.augmentation import AugmentOptions
 
 GIGABYTES = flags.DEFINE_float("gigabytes", 2.0, "Size of the records.", 0.1)
 BATCHES = flags.DEFINE_integer("batches", 300, "How many are read.", 1)

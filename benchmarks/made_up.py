@@ -6,9 +6,9 @@ import pathlib
 import cv2  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from kdjax.data.feeding.records import Records
+from kdjax.data.loading.records import Records
 from kdjax.data.preparing.builder import encode_png
-from kdjax.data.preparing.originals import read_photo, read_values
+from kdjax.data.preparing.image_io import read_photo, read_values
 from kdjax.data.preparing.prepared import write_shard
 from kdjax.data.preparing.tree import File
 

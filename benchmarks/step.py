@@ -20,7 +20,7 @@ from absl import flags
 from benchmarks import rounds
 from kdjax import models
 from kdjax.cli import command, config_flag
-from kdjax.comparison.methods import in_order
+from kdjax.comparison.sweep import in_order
 from kdjax.data.images import Images
 from kdjax.distillation import need_teacher
 from kdjax.evaluation.evaluator import Predictor

@@ -27,7 +27,7 @@ from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
-from kdjax.runs.feeding import feed
+from kdjax.runs.input_pipeline import feed
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.scores import ScoreFiles
 from kdjax.training.sharding import Placement

@@ -15,7 +15,7 @@ import scipy.io
 from PIL import Image
 
 from kdjax.data import sets
-from kdjax.data.feeding import pipeline
+from kdjax.data.loading import pipeline
 from kdjax.data.preparing.builder import find_builder
 from kdjax.data.preparing.tree import Tree
 from kdjax.errors import UserError

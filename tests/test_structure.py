@@ -63,8 +63,8 @@ def test_every_room_is_in_the_list():
     assert found <= ROOMS.keys()
 
 
-def test_feeding_knows_nothing_of_preparing():
-    for path in (ROOT / "kdjax" / "data" / "feeding").glob("*.py"):
+def test_loading_knows_nothing_of_preparing():
+    for path in (ROOT / "kdjax" / "data" / "loading").glob("*.py"):
         assert "kdjax.data.preparing" not in path.read_text(), path.name
 
 
@@ -114,7 +114,7 @@ def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
 
 def test_examples_in_memory_need_no_tensorflow():
     loaded = loaded_by(
-        "import kdjax.data.feeding.sources, kdjax.data.feeding.order, kdjax.runs.feeding"
+        "import kdjax.data.loading.sources, kdjax.data.loading.sampler, kdjax.runs.input_pipeline"
     )
     assert not loaded & {"tensorflow", "tensorflow_datasets", "array_record"}
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from kdjax.classes import IGNORE_LABEL, read_table
 from kdjax.data.preparing.classes import ClassTable, LabelMap, color_of
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, pair_up
-from kdjax.data.preparing.originals import read_colors, read_values
+from kdjax.data.preparing.image_io import read_colors, read_values
 from kdjax.data.preparing.tree import File, Tree
 
 _HERE = pathlib.Path(__file__).parent

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from kdjax.classes import IGNORE_LABEL
 from kdjax.data.preparing.classes import ClassTable, LabelMap
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_up
-from kdjax.data.preparing.originals import read_values
+from kdjax.data.preparing.image_io import read_values
 from kdjax.data.preparing.tree import File, Tree
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")

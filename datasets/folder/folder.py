@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
-from kdjax.data.preparing.originals import read_text, read_values
+from kdjax.data.preparing.image_io import read_text, read_values
 from kdjax.data.preparing.tree import File, check_name
 from kdjax.errors import UserError
 

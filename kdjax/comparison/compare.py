@@ -11,8 +11,8 @@ from etils import epath
 
 from kdjax import config as configuration
 from kdjax import names, processes
-from kdjax.comparison import methods
-from kdjax.comparison.methods import TEACHER, Comparison
+from kdjax.comparison import sweep
+from kdjax.comparison.sweep import TEACHER, Comparison
 from kdjax.config import Config
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
@@ -121,7 +121,7 @@ def compare(
     asked = configuration.checked(config, data)
     workdir = os.fspath(workdir)
     chosen = tuple(asked.compare.seeds if seeds is None else seeds)
-    found = methods.compare(asked, workdir, chosen, parallel, data)
+    found = sweep.compare(asked, workdir, chosen, parallel, data)
     images = Images(configuration.read(asked).data, data)
     path = Workdir(workdir).report
     with Interruption() as interruption:

@@ -6,6 +6,6 @@ importing `kdjax.data` itself does not.
 """
 
 from kdjax.data.dataset import Dataset
-from kdjax.data.own_source import RandomAccess
+from kdjax.data.random_access import RandomAccess
 
 __all__ = ["Dataset", "RandomAccess"]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike, UInt8
 
 from kdjax.classes import IGNORE_LABEL, distinct_colors
-from kdjax.data.own_source import LabelIds, RandomAccess, SourceSplit, are_bytes
+from kdjax.data.random_access import LabelIds, RandomAccess, SourceSplit, are_bytes
 from kdjax.errors import UserError
 
 if TYPE_CHECKING:

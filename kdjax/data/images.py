@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from kdjax.classes import differing_class
-from kdjax.data.feeding import order
-from kdjax.data.feeding.augmentation import AugmentOptions
-from kdjax.data.feeding.order import count_shapes
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.loading import sampler
+from kdjax.data.loading.augmentation import AugmentOptions
+from kdjax.data.loading.sampler import count_shapes
 from kdjax.data.options import DataOptions, ExtraSet
 from kdjax.errors import UserError
 
@@ -142,7 +142,7 @@ class Images:
     @functools.cached_property
     def _source(self) -> Any:
         """The training examples of all sets, labels of the others checked against the main one."""
-        from kdjax.data.feeding import sources
+        from kdjax.data.loading import sources
 
         options = self._options
         parts = [sources.Part(self._set.records(options.train_split), options.weight)]
@@ -165,7 +165,7 @@ class Images:
     @functools.cached_property
     def held(self) -> Any:
         """The training examples in host memory, decoded once, as `HeldExamples`."""
-        from kdjax.data.feeding import sources
+        from kdjax.data.loading import sources
 
         source = self._source
         return sources.HeldExamples(source.decoded(), source.lengths, source.weights)
@@ -195,7 +195,7 @@ class Images:
           seed: of the run.
           **views: as `augment_options` takes them.
         """
-        from kdjax.data.feeding import pipeline
+        from kdjax.data.loading import pipeline
 
         return pipeline.train_batches(
             self._source if self.cache.place == "none" else self.held,
@@ -212,7 +212,7 @@ class Images:
         self, *, first_step: int, steps: int, seed: int, **views: bool
     ) -> Iterator[Mapping[str, Any]]:
         """As `train_batches`, for examples that lie on the devices: their indices and draws."""
-        return order.index_batches(
+        return sampler.index_batches(
             self._source.lengths,
             self._source.weights,
             batch_size=self._options.batch_size,
@@ -237,10 +237,10 @@ class Images:
         Args:
           split: which split.
           group: a name in `config.data.test_groups`.
-          pad_to: as `kdjax.data.feeding.pipeline.eval_batches` takes it; None for `eval_pad_to`.
+          pad_to: as `kdjax.data.loading.pipeline.eval_batches` takes it; None for `eval_pad_to`.
           exact_below: likewise.
         """
-        from kdjax.data.feeding import pipeline
+        from kdjax.data.loading import pipeline
 
         indices = None
         if group is not None:
@@ -265,7 +265,7 @@ class Images:
 
     def whole_images(self, split: str) -> Iterator[Batch]:
         """Every image of a split at its own size, all of them on this process."""
-        from kdjax.data.feeding import pipeline
+        from kdjax.data.loading import pipeline
 
         return pipeline.eval_batches(self._set, split, batch_size=self._options.eval_batch_size)
 
@@ -293,7 +293,7 @@ class Images:
 
     def panel_examples(self) -> list[dict[str, Any]]:
         """A few examples spread over the validation split, for pictures."""
-        from kdjax.data.feeding import pipeline
+        from kdjax.data.loading import pipeline
 
         split = self._options.val_split
         count = len(self._set.records(split))

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.feeding.records import Read
+    from kdjax.data.loading.records import Read
 
 
 class Opened(NamedTuple):

@@ -17,8 +17,8 @@ from kdjax.data.preparing.classes import original_labels
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.evaluation.image_files import Timing, find_images, label_images
 from kdjax.evaluation.inference import make_inference, padding
+from kdjax.evaluation.predict_files import Timing, find_images, label_images
 from kdjax.runs.workdir import Workdir
 from kdjax.training.sharding import Placement
 

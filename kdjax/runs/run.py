@@ -22,11 +22,11 @@ from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.reporting.results import Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
-from kdjax.runs.feeding import feed
+from kdjax.runs.input_pipeline import feed
 from kdjax.runs.scoring import Scoring
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
-from kdjax.teacher_cache.given_logits import GivenLogits
+from kdjax.teacher_cache.precomputed_logits import GivenLogits
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import fit

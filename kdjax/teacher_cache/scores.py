@@ -231,7 +231,7 @@ def sample(
     Args:
       scores: a map of every image, zero beyond its own size.
       sizes: height and width of each map without that padding.
-      places: of every crop, as `kdjax.data.feeding.augment.augment` describes them: height and
+      places: of every crop, as `kdjax.data.loading.augment.augment` describes them: height and
         width of the scaled image, row and column of the corner, and whether the crop is mirrored.
       crop_size: height and width of the crops in pixels. Where a scaled image is smaller, the cells
         beyond it take what its edge shows.

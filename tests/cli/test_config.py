@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from kdjax import config as configuration
 from kdjax import config_file
-from kdjax.comparison.methods import compare
+from kdjax.comparison.sweep import compare
 from kdjax.config import RunOptions
 from kdjax.errors import UserError
 from kdjax.planning.program import make_program

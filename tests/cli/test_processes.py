@@ -18,7 +18,7 @@ from jax import numpy as jnp
 
 from kdjax import processes
 from kdjax.data import sets
-from kdjax.data.feeding.order import plan
+from kdjax.data.loading.sampler import plan
 from kdjax.errors import Transient, UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.training.sharding import Placement

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from kdjax import config as configuration
 from kdjax.comparison import scheduler, tuning
-from kdjax.comparison.methods import compare
+from kdjax.comparison.sweep import compare
 from kdjax.comparison.tuning import Choice, Setting
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.evaluation.evaluator import Scores

@@ -8,9 +8,9 @@ import pytest
 from made_up_images import noise
 
 from kdjax.data._tensorflow import tf
-from kdjax.data.feeding import records
-from kdjax.data.feeding.augment import augment, distort
-from kdjax.data.feeding.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.loading import records
+from kdjax.data.loading.augment import augment, distort
+from kdjax.data.loading.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
 
 PLAIN = AugmentOptions(
     (16, 24), scale_range=(1, 1), max_class_share=1, flip=False, photometric=False

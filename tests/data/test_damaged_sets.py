@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from kdjax.data import sets
-from kdjax.data.feeding import pipeline, sources
-from kdjax.data.feeding.augmentation import AugmentOptions
-from kdjax.data.preparing import originals, prepared
+from kdjax.data.loading import pipeline, sources
+from kdjax.data.loading.augmentation import AugmentOptions
+from kdjax.data.preparing import image_io, prepared
 from kdjax.errors import UserError
 
 
@@ -158,7 +158,7 @@ def test_what_training_could_not_read_is_not_prepared(tmp_path, damage, kind, ti
 
 def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     # As in sets from before files were read with the decoder of training.
-    monkeypatch.setattr(originals, "_check_for_training", lambda *arguments: None)
+    monkeypatch.setattr(image_io, "_check_for_training", lambda *arguments: None)
     source = write_source(tmp_path / "source")
     path = source / "images/train/2.png"
     path.write_bytes(without_end(path.read_bytes()))

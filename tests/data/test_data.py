@@ -7,9 +7,9 @@ from PIL import Image
 
 from kdjax.data import sets
 from kdjax.data._tensorflow import tf
-from kdjax.data.feeding import pipeline
-from kdjax.data.feeding.augmentation import IMAGE_PADDING, AugmentOptions
-from kdjax.data.feeding.order import example_indices
+from kdjax.data.loading import pipeline
+from kdjax.data.loading.augmentation import IMAGE_PADDING, AugmentOptions
+from kdjax.data.loading.sampler import example_indices
 from kdjax.data.preparing.builder import find_builder
 from kdjax.errors import UserError
 

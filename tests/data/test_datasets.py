@@ -27,7 +27,7 @@ from original_trees import (
     write_zip,
 )
 
-from kdjax.data.feeding import pipeline
+from kdjax.data.loading import pipeline
 from kdjax.data.preparing import prepared
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from kdjax.data._tensorflow import tf
-from kdjax.data.feeding import pipeline
-from kdjax.data.feeding.augment import augment
-from kdjax.data.feeding.augmentation import AugmentOptions, Draws, draw
-from kdjax.data.feeding.device_augment import augment_batch
-from kdjax.data.feeding.order import index_batches
-from kdjax.data.feeding.sources import HeldExamples
+from kdjax.data.loading import pipeline
+from kdjax.data.loading.augment import augment
+from kdjax.data.loading.augmentation import AugmentOptions, Draws, draw
+from kdjax.data.loading.device_augment import augment_batch
+from kdjax.data.loading.sampler import index_batches
+from kdjax.data.loading.sources import HeldExamples
 from kdjax.errors import UserError
-from kdjax.runs.feeding import prefetch
+from kdjax.runs.input_pipeline import prefetch
 from kdjax.training.sharding import Placement
 
 FULL = AugmentOptions((16, 24), clean_view=True)

@@ -13,11 +13,11 @@ from PIL import Image
 from kdjax import config as configuration
 from kdjax.config import extra_set
 from kdjax.data import Dataset, sets
-from kdjax.data.feeding import pipeline
-from kdjax.data.feeding.augmentation import AugmentOptions
 from kdjax.data.images import Images
+from kdjax.data.loading import pipeline
+from kdjax.data.loading.augmentation import AugmentOptions
 from kdjax.errors import UserError
-from kdjax.runs.feeding import feed
+from kdjax.runs.input_pipeline import feed
 from kdjax.runs.run import train
 from kdjax.training.sharding import Placement
 

@@ -8,7 +8,7 @@ import numpy as np
 from original_trees import image_like, prepare, refuses
 from PIL import Image
 
-from kdjax.data.feeding import pipeline
+from kdjax.data.loading import pipeline
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kdjax.data import sets
-from kdjax.data.feeding import pipeline
+from kdjax.data.loading import pipeline
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import find_builder
 from kdjax.data.preparing.classes import original_labels

@@ -7,7 +7,7 @@ import pytest
 from original_trees import PUBLISHED, TREES, prepare, refuses, write_tree, write_zip
 from PIL import Image
 
-from kdjax.data.feeding import pipeline
+from kdjax.data.loading import pipeline
 
 # Of each set, how the paths of two images to train on begin, and how those of their labels do.
 FOLDERS = {

@@ -9,8 +9,8 @@ from PIL import Image
 
 from kdjax.data import sets
 from kdjax.data._tensorflow import tf
-from kdjax.data.feeding import pipeline, records
-from kdjax.data.feeding.augmentation import AugmentOptions
+from kdjax.data.loading import pipeline, records
+from kdjax.data.loading.augmentation import AugmentOptions
 
 SIZES = [(20, 30), (16, 48), (8, 16), (41, 17)]
 

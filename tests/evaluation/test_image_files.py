@@ -16,8 +16,8 @@ from PIL import Image
 from kdjax.data.preparing import classes
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.evaluation.image_files import find_images, label_images
 from kdjax.evaluation.inference import Inference
+from kdjax.evaluation.predict_files import find_images, label_images
 from kdjax.models import NNXNetwork, saved
 from kdjax.reporting.panels import label_png, overlay_png
 

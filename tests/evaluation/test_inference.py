@@ -12,7 +12,7 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.cli import shared_flags
-from kdjax.data.feeding.order import plan
+from kdjax.data.loading.sampler import plan
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import Inference, class_scores, make_inference, padding, scaled

@@ -10,10 +10,10 @@ from PIL import Image
 from kdjax import config as configuration
 from kdjax.config import extra_set
 from kdjax.data import sets
-from kdjax.data.feeding.order import example_indices
 from kdjax.data.images import Images, choose
+from kdjax.data.loading.sampler import example_indices
 from kdjax.errors import UserError
-from kdjax.runs.feeding import feed
+from kdjax.runs.input_pipeline import feed
 from kdjax.training.sharding import Placement
 
 # Of each set, the value of its red channel and its classes.

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 import kdjax
 from kdjax import config as configuration
 from kdjax import environment
-from kdjax.comparison.methods import compare
+from kdjax.comparison.sweep import compare
 from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.deployment.formats import labelling

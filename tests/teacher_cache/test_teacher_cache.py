@@ -24,12 +24,12 @@ from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import resize
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
 from kdjax.runs.assembly import assemble_distiller
-from kdjax.runs.feeding import feed
+from kdjax.runs.input_pipeline import feed
 from kdjax.runs.run import train
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache import scores
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
-from kdjax.teacher_cache.given_logits import GivenLogits
+from kdjax.teacher_cache.precomputed_logits import GivenLogits
 from kdjax.teacher_cache.scores import compact, expand, sample
 from kdjax.training.sharding import Placement
 

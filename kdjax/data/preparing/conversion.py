@@ -15,7 +15,7 @@ from tqdm import tqdm
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import SegmentationBuilder, encode_png
 from kdjax.data.preparing.classes import ClassTable
-from kdjax.data.preparing.originals import DamagedFile, Photo, read_photo, read_text
+from kdjax.data.preparing.image_io import DamagedFile, Photo, read_photo, read_text
 from kdjax.data.preparing.tree import File, Listing, Tree
 from kdjax.errors import UserError
 

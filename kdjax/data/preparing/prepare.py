@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from kdjax import names
 from kdjax.classes import distinct_colors
 from kdjax.data._tensorflow import tf
-from kdjax.data.feeding.records import Records
+from kdjax.data.loading.records import Records
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import (
     SegmentationBuilder,

@@ -22,7 +22,7 @@ from tensorflow_datasets.core.splits import SplitDict
 
 from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import reason, tf
-from kdjax.data.feeding.records import Records, damaged
+from kdjax.data.loading.records import Records, damaged
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
 

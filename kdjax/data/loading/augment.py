@@ -8,14 +8,14 @@ import functools
 
 from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf
-from kdjax.data.feeding.augmentation import (
+from kdjax.data.loading.augmentation import (
     CROP_TRIES,
     IMAGE_PADDING,
     WEIGHT_BITS,
     AugmentOptions,
     Draws,
 )
-from kdjax.data.feeding.records import Read, Window
+from kdjax.data.loading.records import Read, Window
 
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf, traced_as_written
-from kdjax.data.feeding.augment import augment
-from kdjax.data.feeding.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
-from kdjax.data.feeding.order import EvalBatch, example_indices, plan, rows_of_process
-from kdjax.data.feeding.records import explained
 from kdjax.data.interface import SegmentationSet, Source
+from kdjax.data.loading.augment import augment
+from kdjax.data.loading.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.loading.records import explained
+from kdjax.data.loading.sampler import EvalBatch, example_indices, plan, rows_of_process
 from kdjax.errors import UserError
 
 

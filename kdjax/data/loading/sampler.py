@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from kdjax.data.feeding.augmentation import AugmentOptions, draw
+from kdjax.data.loading.augmentation import AugmentOptions, draw
 from kdjax.errors import UserError
 
 
@@ -147,7 +147,7 @@ def index_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """What `kdjax.data.feeding.device_augment.augment_batch` takes to make the same batches.
+    """What `kdjax.data.loading.device_augment.augment_batch` takes to make the same batches.
 
     Args:
         lengths: number of examples of each set.

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from jaxtyping import Array
 
-from kdjax.data.feeding.device_augment import augment_batch
 from kdjax.data.images import Images
+from kdjax.data.loading.device_augment import augment_batch
 from kdjax.teacher_cache.scores import CachedScores, ScoreFiles, expand
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, Metrics, TrainState, TrainStep

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kdjax.classes import IGNORE_LABEL
-from kdjax.data.feeding.augmentation import (
+from kdjax.data.loading.augmentation import (
     CROP_TRIES,
     IMAGE_PADDING,
     WEIGHT_BITS,
@@ -51,7 +51,7 @@ def augment_batch(
 
     Returns:
         `image` [B, h, w, 3], `label` [B, h, w] and, with `options.clean_view`, `clean`: as
-        `kdjax.data.feeding.augment.augment` returns them. With `options.place`, `place` [B, 5]
+        `kdjax.data.loading.augment.augment` returns them. With `options.place`, `place` [B, 5]
         likewise, and `index` [B], the indices.
 
     Raises:

@@ -14,7 +14,7 @@ from kdjax.errors import UserError
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.feeding.records import Read
+    from kdjax.data.loading.records import Read
 
 _THREADS = 4  # that read examples for evaluation
 _AHEAD = 8  # examples that are read before they are needed
@@ -81,7 +81,7 @@ class SourceSplit:
 
     def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, Read]":
         """As `Source` has it."""
-        from kdjax.data.feeding import records
+        from kdjax.data.loading import records
 
         opened = self.open(fetched, fetched)
         return opened.label, records.reader(opened)
@@ -186,7 +186,7 @@ class SourceSplit:
     def _image(self, index: int, example: Mapping[str, Any]) -> np.ndarray:
         value = self._feature(index, example, "image")
         if _is_pil(value):
-            from kdjax.data.preparing.originals import as_rgb
+            from kdjax.data.preparing.image_io import as_rgb
 
             return np.asarray(as_rgb(value, self._of(index)))
         pixels = np.asarray(value)

@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from kdjax.data.feeding.augmentation import IMAGE_PADDING
-from kdjax.data.feeding.order import EvalBatch, plan
-from kdjax.data.preparing.originals import read_photo, upright_size
+from kdjax.data.loading.augmentation import IMAGE_PADDING
+from kdjax.data.loading.sampler import EvalBatch, plan
+from kdjax.data.preparing.image_io import read_photo, upright_size
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
@@ -201,7 +201,7 @@ def label_images(
       files: from `find_images`.
       output: the folder of the legend.
       batch_size: images labelled at once, on all devices together.
-      pad_to: as `kdjax.data.feeding.order.plan` takes it.
+      pad_to: as `kdjax.data.loading.sampler.plan` takes it.
       values: what stands for each class in the label maps; None for its number.
       opacity: of the colours over the image, 0 to 1.
 

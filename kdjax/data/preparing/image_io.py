@@ -47,7 +47,7 @@ class Photo:
         """PNG tiles of the pixels; of a JPEG, which decodes fast, the file itself."""
         if self.original and self.pixels.format == "JPEG":
             return [self.original]
-        from kdjax.data.feeding import records
+        from kdjax.data.loading import records
 
         return records.encode(np.asarray(self.pixels))
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kdjax.classes import IGNORE_LABEL
-from kdjax.data.feeding.augmentation import IMAGE_PADDING
 from kdjax.data.interface import Split
+from kdjax.data.loading.augmentation import IMAGE_PADDING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Mixture:
     def decode(self, fetched: _Fetched) -> "tuple[tf.Tensor, Read]":
         """As `Source` has it."""
         from kdjax.data._tensorflow import tf
-        from kdjax.data.feeding import records
+        from kdjax.data.loading import records
 
         # Records all open alike, so that nothing has to be chosen among them.
         alike = all(isinstance(part.records, records.Records) for part in self._parts)
@@ -116,7 +116,7 @@ class Mixture:
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.feeding.records import Read
+    from kdjax.data.loading.records import Read
 
 
 class HeldExamples:
@@ -165,7 +165,7 @@ class HeldExamples:
     def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, Read]":
         """As `Source` has it: TensorFlow copies the label, and of the image only the window."""
         from kdjax.data._tensorflow import tf
-        from kdjax.data.feeding import records
+        from kdjax.data.loading import records
 
         def cut(index: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
             return self._images[index][begin[0] : end[0], begin[1] : end[1]]
@@ -181,7 +181,7 @@ class HeldExamples:
         """Nothing: what is an array here has been decoded."""
 
     def padded(self) -> dict[str, Any]:
-        """All examples in three arrays, as `kdjax.data.feeding.device_augment` describes them."""
+        """All examples in three arrays, as `kdjax.data.loading.device_augment` describes them."""
         sizes = np.array([label.shape for label in self._labels], np.int32)
         height, width = sizes.max(0)
         images = np.empty((len(self), height, width, 3), np.uint8)
