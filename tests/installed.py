@@ -65,16 +65,19 @@ class Installation:
           path: folders of modules beside the installed ones; nothing of the checkout is there.
           **variables: of its environment.
         """
-        inherited = {key: value for key, value in os.environ.items() if key != "KDJAX_DATASETS"}
-        found = os.pathsep.join(map(str, (self.site, *path)))
         return subprocess.Popen(
             [*map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.elsewhere,
-            env={**inherited, **variables, "PYTHONPATH": found},
+            env=self.environment(path) | variables,
         )
+
+    def environment(self, path: tuple[pathlib.Path, ...] = ()) -> dict[str, str]:
+        """The variables of a process that finds the installed package and the folders of `path`."""
+        inherited = {key: value for key, value in os.environ.items() if key != "KDJAX_DATASETS"}
+        return inherited | {"PYTHONPATH": os.pathsep.join(map(str, (self.site, *path)))}
 
     def run(self, *words: object, **options) -> subprocess.CompletedProcess[str]:
         """Runs a program to its end, as `start` does."""

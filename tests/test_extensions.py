@@ -14,6 +14,7 @@ import installed
 import numpy as np
 import pytest
 import tiny_run
+import warm
 from jax import export
 from PIL import Image
 
@@ -47,18 +48,22 @@ class House:
         data = ("--config.data.data_dir", self.root / "data")
         return "--config", f"{self.theirs / 'config.py'}:{student}", *data, *taught
 
-    def start(self, command, *arguments, devices=1, path=()):
-        """Starts a command, or Python code in its place."""
+    def start(self, command, *arguments, devices=1, path=(), anew=False):
+        """Starts a command, or Python code in its place; `anew` in an interpreter of its own."""
         code = ("-m", f"kdjax.{command}") if command.isalpha() else ("-c", command)
-        return self._installation.start(
-            sys.executable,
-            *code,
-            *arguments,
-            path=path,
-            JAX_NUM_CPU_DEVICES=str(devices),
-            TF_CPP_MIN_LOG_LEVEL="3",
+        variables = {
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
             # Threads of XLA, however many cores there are: all runs add in the same order.
-            NPROC="1",
+            "NPROC": "1",
+        }
+        if anew:
+            words = (sys.executable, *code, *arguments)
+            return self._installation.start(*words, path=path, **variables)
+        return warm.Process(
+            [*code, *arguments],
+            cwd=self._installation.elsewhere,
+            env=self._installation.environment(path) | variables,
         )
 
     def run(self, command, *arguments, **options):
@@ -140,7 +145,10 @@ def test_two_processes_of_four_devices_do_what_one_device_does(house, trained, t
     together = (f"--coordinator=localhost:{tiny_run.free_port()}", "--num_processes=2")
     arguments = (*flags, *together, "--workdir", tmp_path)
     ended = tiny_run.finish(
-        [house.start("train", *arguments, f"--process_id={i}", devices=4) for i in range(2)]
+        [
+            house.start("train", *arguments, f"--process_id={i}", devices=4, anew=True)
+            for i in range(2)
+        ]
     )
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "mesh data 8 x fsdp 1 x space 1, 8 devices" in ended[0][1]

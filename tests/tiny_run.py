@@ -8,10 +8,9 @@ import os
 import pathlib
 import runpy
 import socket
-import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,6 +18,9 @@ from PIL import Image
 
 from kdjax import config as configuration
 from kdjax.models import NETWORKS
+
+if TYPE_CHECKING:
+    import warm
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 10
@@ -83,7 +85,7 @@ def start(
     *arguments: str,
     devices: int = 1,
     pause: float = 0.0,
-) -> subprocess.Popen[str]:
+) -> "warm.Process":
     """Starts the training.
 
     Args:
@@ -93,23 +95,23 @@ def start(
       devices: of the process.
       pause: seconds between two batches, so that one can come in between.
     """
-    command = [sys.executable, __file__, "--config", __file__, "--workdir", str(workdir)]
-    return subprocess.Popen(
-        [*command, "--config.data.data_dir", str(data), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    # Not of use to the training itself.
+    import warm
+
+    command = [__file__, "--config", __file__, "--workdir", workdir]
+    return warm.Process(
+        [*command, "--config.data.data_dir", data, *arguments],
         env=os.environ | environment(devices=devices, pause=pause),
     )
 
 
-def finish(children: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish(children: list["warm.Process"]) -> list[tuple[int, str, str]]:
     """Returns the exit status, the output and the errors of each."""
     ended = [child.communicate(timeout=240) for child in children]
     return [(child.returncode, *texts) for child, texts in zip(children, ended, strict=True)]
 
 
-def wait_for_step(workdir: pathlib.Path, step: int, children: list[subprocess.Popen[str]]) -> None:
+def wait_for_step(workdir: pathlib.Path, step: int, children: list["warm.Process"]) -> None:
     """Returns when a line of the log says that a step is done."""
     metrics = workdir / "metrics.jsonl"
     while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):

@@ -3,12 +3,12 @@
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import tomllib
 
 import jax
 import pytest
+import warm
 
 import kdjax.__main__ as door
 from kdjax import environment
@@ -57,10 +57,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, message):
-    command = [sys.executable, "-m", f"kdjax.{arguments[0]}", *arguments[1:]]
-    run = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'run'}"], capture_output=True, text=True, cwd=ROOT
-    )
+    name, *rest = arguments
+    run = warm.run("-m", f"kdjax.{name}", *rest, f"--workdir={tmp_path / 'run'}")
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
     assert re.search(message, line), line
@@ -110,13 +108,8 @@ def run(main, **options):
 command.run = run
 door.main()
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code, "train", "--workdir=x"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = warm.run("-c", code, "train", "--workdir=x", cwd=tmp_path, env=variables)
     assert run.stdout == "__main__ python -m kdjax.train --workdir=x False\n", run.stderr
 
 
@@ -131,8 +124,9 @@ def test_the_extras_are_those_of_the_package():
 
 WITHOUT_EXTRAS = """
 import runpy, sys
-for module in {missing!r}:
-    sys.modules[module] = None
+for module in {{*{missing!r}, *sys.modules}}:
+    if module.partition(".")[0] in {missing!r}:
+        sys.modules[module] = None
 runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 
@@ -163,9 +157,7 @@ def test_a_command_without_its_extra_says_which(tmp_path, module, words, missing
     (tmp_path / "run.safetensors").write_bytes(b"not looked at")
     code = WITHOUT_EXTRAS.format(missing=missing or everything, module=module)
     words = [word.format(tmp_path / "run") for word in words]
-    run = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
-    )
+    run = warm.run("-c", code, *words)
     name = module if module != "kdjax" else f"kdjax.{words[0]}"
     said = rf'{name}: error: \w+ is not installed: pip install "kdjax\[{extra}\]"\n'
     assert re.fullmatch(said, run.stderr), run.stderr
@@ -187,7 +179,7 @@ def main(argv):
 sys.argv = ["train"]
 command.run(main)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    run = warm.run("-c", code)
     assert run.stderr == f"kdjax.train: error: runs/x/metrics.jsonl: {said}\n"
     assert run.returncode == 2
 
@@ -224,7 +216,7 @@ def main(argv):
 sys.argv = ["train"]
 command.run(main)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    run = warm.run("-c", code)
     assert run.returncode == status
     assert re.fullmatch(said, run.stderr), run.stderr
 
@@ -245,12 +237,7 @@ def main(argv):
 command.run(main)
 """
     for more, place in (([], f"{path}, line 5: "), (["--config.data.name=shapes"], "")):
-        run = subprocess.run(
-            [sys.executable, "-c", code, f"--config={path}", *more],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
+        run = warm.run("-c", code, f"--config={path}", *more)
         assert run.stderr == f"kdjax.-c: error: {place}config.data.name names nothing\n"
         assert run.returncode == 2
 
@@ -268,9 +255,7 @@ training._report = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
 command.run(main, resumes=True)
 """
     arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
-    run = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
-    )
+    run = warm.run("-c", code, *arguments)
     said = f"kdjax.-c: stopped as asked: the report {tmp_path}/report.html is written\n"
     assert (run.returncode, run.stderr) == (75, said)
 

@@ -4,11 +4,10 @@ import dataclasses
 import math
 import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import pytest
+import warm
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
@@ -417,7 +416,7 @@ for more in ([], ["--config.steps=-3"]):
     except Exception as error:
         print(error)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    run = warm.run("-c", code)
     assert run.stdout.splitlines() == [
         f"{path}, line 6: config.steps is 0; it must be positive",
         "config.steps is -3; it must be positive",

@@ -6,14 +6,13 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_run
+import warm
 from jax import numpy as jnp
 
 from kdjax import processes
@@ -67,16 +66,8 @@ def test_two_processes_share_batches_and_evaluation():
     port = tiny_run.free_port()
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", HERE)))
     code = "import sys, test_processes as t; t.child(int(sys.argv[1]), int(sys.argv[2]))"
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(index), str(port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={"PATH": "", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-        )
-        for index in range(2)
-    ]
+    variables = {"PATH": "", "PYTHONPATH": path}
+    children = [warm.Process(["-c", code, index, port], env=variables) for index in range(2)]
     outputs = [child.communicate(timeout=120) for child in children]
     alone = evaluate(red, None, eval_batches(0, 1, 8), 3, Placement().put_batch)
     assert alone.confusion.sum() == sum(height * width for height, width in SIZES)
@@ -158,7 +149,7 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
 
 
 WAITING = """
-import sys, time
+import os, time
 from kdjax import processes
 from kdjax.cli import command
 from kdjax.errors import Transient, UserError
@@ -169,27 +160,26 @@ def main(argv):
     processes.join(FLAGS)
     print("joined", flush=True)
     if argv[1] == "collective":
-        sys.stdin.readline()
+        while not os.path.exists(argv[2]):
+            time.sleep(0.1)
         fail("cannot write x: UNKNOWN: Gloo AllGather failed: Connection reset by peer")
     if argv[1] == "led":
         processes.lead(lambda: fail("there is no room"))
     time.sleep(float(argv[1]))
-command.run(main, words=1, resumes=True)
+command.run(main, words=2, resumes=True)
 """
 
 
 def wait(port, work, *arguments):
-    """Starts a process that joins others, then has `work`: for seconds, or what goes wrong."""
+    """Starts a process that joins others, then has `work`.
+
+    Args:
+      port: of the first process.
+      work: for seconds, or what goes wrong and, behind a blank, the file that it waits for.
+      *arguments: further flags.
+    """
     flags = (f"--coordinator=localhost:{port}", *arguments)
-    return subprocess.Popen(
-        [sys.executable, "-c", WAITING, str(work), *flags],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
+    return warm.Process(["-c", WAITING, *str(work).split(), *flags], env=os.environ)
 
 
 def wait_together(*works):
@@ -198,7 +188,9 @@ def wait_together(*works):
     children = [
         wait(port, work, count, f"--process_id={index}") for index, work in enumerate(works)
     ]
-    assert [child.stdout.readline() for child in children] == ["joined\n"] * len(children)
+    while {child.output() for child in children} != {"joined\n"}:
+        assert all(child.poll() is None for child in children), tiny_run.finish(children)
+        time.sleep(0.1)
     return children
 
 
@@ -211,10 +203,13 @@ def test_processes_wait_for_the_last_one_and_end_together():
         assert "stops" not in errors
 
 
-def test_one_is_killed_while_another_is_at_its_end_and_a_third_meets_it_in_a_collective():
-    children = wait_together("collective", 0, 100)
+def test_one_is_killed_while_another_is_at_its_end_and_a_third_meets_it_in_a_collective(
+    tmp_path,
+):
+    killed = tmp_path / "killed"
+    children = wait_together(f"collective {killed}", 0, 100)
     children[2].kill()
-    children[0].stdin.write("\n")
+    killed.touch()
     for status, _, errors in tiny_run.finish(children)[:2]:
         assert status == 75, errors
         # The other survivor may be gone as well.

@@ -1,11 +1,11 @@
 """Folders, links and archives as sources of a set, and builder classes of a user's own."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 import tiny_run
+import warm
 from original_trees import (
     ade20k,
     cityscapes,
@@ -221,13 +221,7 @@ def test_a_run_on_a_builder_of_ones_own_by_the_commands(tmp_path, monkeypatch):
     variables["PYTHONPATH"] += os.pathsep + str(tmp_path / "code")
 
     def run(*command):
-        done = subprocess.run(
-            [sys.executable, *map(str, command)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | variables,
-        )
+        done = warm.run(*command, env=os.environ | variables)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

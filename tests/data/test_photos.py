@@ -1,10 +1,9 @@
 """Photos of users, as cameras store them, and the command that prepares them."""
 
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
+import warm
 from original_trees import image_like, prepare, refuses
 from PIL import Image
 
@@ -44,13 +43,7 @@ def test_a_label_of_the_photo_as_stored_is_refused(tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "kdjax.prepare", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return warm.run("-m", "kdjax.prepare", *arguments)
 
 
 def test_the_command_skips_and_verifies(tmp_path):

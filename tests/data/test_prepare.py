@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 from kdjax.data import sets
@@ -619,13 +620,7 @@ def test_importing_the_room_imports_no_tensorflow():
 
 
 def run_prepare(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "kdjax.prepare", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return warm.run("-m", "kdjax.prepare", *arguments)
 
 
 def test_the_command_prints_a_summary(source, tmp_path):

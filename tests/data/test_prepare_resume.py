@@ -1,18 +1,15 @@
 """Preparing that was stopped: continued shard by shard, and the same to the last byte."""
 
-import json
 import multiprocessing
 import os
 import pathlib
-import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 from kdjax.data import sets
@@ -181,12 +178,9 @@ def test_an_interrupted_command_says_so_and_is_continued(source, tmp_path):
     script = tmp_path / "prepare.py"
     script.write_text(textwrap.dedent(INTERRUPTED))
     data = tmp_path / "data"
-    stopped = subprocess.run(
-        [sys.executable, str(script), "folder", "--source", str(source), "--data_dir", str(data)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    stopped = warm.run(
+        *(script, "folder", "--source", source, "--data_dir", data),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert stopped.returncode == 130, stopped.stderr
     assert stopped.stderr == "\nkdjax.prepare: interrupted\n"
@@ -198,20 +192,22 @@ def test_an_interrupted_command_says_so_and_is_continued(source, tmp_path):
 
 
 def test_a_killed_process_is_continued(source, tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(source), str(tmp_path / "data")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "half\n"
-        lines = []
-        # Meanwhile, a second one says that it waits.
-        second = threading.Thread(
-            target=lambda: prepare(source, tmp_path / "data", report=lines.append)
-        )
-        second.start()
-        while not lines:
-            time.sleep(0.01)
-        assert "another process is preparing" in lines[0]
-        process.send_signal(signal.SIGKILL)
-        second.join()
+    command = ["-c", textwrap.dedent(KILLED), source, tmp_path / "data"]
+    process = warm.Process(command, env=os.environ)
+    while process.output() != "half\n":
+        assert process.poll() is None, process.communicate(timeout=0)
+        time.sleep(0.01)
+    lines = []
+    # Meanwhile, a second one says that it waits.
+    second = threading.Thread(
+        target=lambda: prepare(source, tmp_path / "data", report=lines.append)
+    )
+    second.start()
+    while not lines:
+        time.sleep(0.01)
+    assert "another process is preparing" in lines[0]
+    process.kill()
+    second.join()
     assert lines[1] == "continues: 2 shards of an interrupted preparation are there"
     dataset = sets.open_set("folder", tmp_path / "data")
     assert contents(dataset) == contents(prepare(source, tmp_path / "whole"))
@@ -223,26 +219,18 @@ def test_a_record_is_the_same_in_every_process():
         assert pool.apply(prepared.serialized, (example,)) == prepared.serialized(example)
 
 
-# Runs Python where no file grows beyond 200 bytes, and a write fails as it does on a full disk.
+# A command where no file grows beyond 500 bytes, and a write fails as it does on a full disk.
 WITHOUT_ROOM = """
-import os, resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+runpy.run_module("kdjax.prepare", run_name="__main__", alter_sys=True)
 """
 
 
 def test_a_folder_without_room_is_refused_in_one_line(source, tmp_path):
-    python = [sys.executable, "-c", WITHOUT_ROOM]
-    command = [*python, "-m", "kdjax.prepare", "folder", "--source", str(source)]
-    run = subprocess.run(
-        [*command, "--data_dir", str(tmp_path / "data")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    data = tmp_path / "data"
+    run = warm.run("-c", WITHOUT_ROOM, "folder", "--source", source, "--data_dir", data)
     assert run.returncode == 2, run.stderr
     assert run.stderr.count("\n") == 1
-    assert not sets.is_prepared("folder", tmp_path / "data")
-    assert json.loads(json.dumps(run.stdout)) == ""
+    assert not sets.is_prepared("folder", data)
+    assert run.stdout == ""

@@ -6,13 +6,12 @@ import json
 import os
 import pathlib
 import resource
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import warm
 from flax import nnx
 
 from kdjax import deployment, models
@@ -263,13 +262,8 @@ runpy.run_module("kdjax.export", run_name="__main__", alter_sys=True)
 def test_the_command_says_what_it_wrote(source, tmp_path):
     def run(*arguments):
         flags = [f"--source={source}", f"--output={tmp_path / 'export'}", "--format=stablehlo"]
-        return subprocess.run(
-            [sys.executable, "-c", COMMAND, *flags, *arguments],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": "tests:."},
-        )
+        variables = os.environ | {"PYTHONPATH": "tests:."}
+        return warm.run("-c", COMMAND, *flags, *arguments, env=variables)
 
     half = run("--height=32")
     assert (half.returncode, half.stderr) == (

@@ -4,11 +4,10 @@ import json
 import os
 import pathlib
 import resource
-import subprocess
-import sys
 
 import numpy as np
 import safetensors.numpy
+import warm
 from made_up_weights import abstract, assert_same, random_weights
 
 from kdjax import interop
@@ -18,11 +17,8 @@ from kdjax.models.outputs import IMAGENET
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-COMMAND = [sys.executable, "-m", "kdjax.convert"]
-
-
 def convert(*arguments):
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT)
+    return warm.run("-m", "kdjax.convert", *arguments)
 
 
 def test_convert_writes_a_network_checkpoint(tmp_path):
@@ -78,16 +74,10 @@ def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
         random_weights(abstract("segformer_b0", width=64, auxiliary=False)), file
     )
     arguments = (f"--source={file}", "--model=segformer_b0", "--num_classes=5")
-    child = subprocess.Popen(
-        [*COMMAND, *arguments, f"--output={tmp_path / 'net'}"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        # Where libtpu is installed, it says on stderr that there is no TPU.
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
+    command = ["-m", "kdjax.convert", *arguments, f"--output={tmp_path / 'net'}"]
+    child = warm.Process(command, env=os.environ)
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
-    _, errors = child.communicate()
+    _, errors = child.communicate(timeout=240)
     assert errors == f"kdjax.convert: error: cannot write {tmp_path / 'net'}: File too large\n"
     assert child.returncode == 2
     assert not (tmp_path / "net").exists()
@@ -138,13 +128,8 @@ for given in mistakes:
 print(json.dumps([said, [convert._classes(meta, 2) for meta in metas]]))
 """
     given = json.dumps([[mistake for mistake, _ in MISTAKES], [CLASSES, *NO_CLASSES]])
-    run = subprocess.run(
-        [sys.executable, "-c", code, given],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = warm.run("-c", code, given, cwd=tmp_path, env=variables)
     assert run.returncode == 0, run.stderr
     said, (classes, *numbered) = json.loads(run.stdout)
     for (_, expected), found in zip(MISTAKES, said, strict=True):

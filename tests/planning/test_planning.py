@@ -1,14 +1,13 @@
 """Plans: what is counted in small programs that are known, and a whole plan on fake devices."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import warm
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import config as configuration
@@ -310,11 +309,7 @@ def test_a_cache_of_the_teacher_cannot_be_planned():
 
 
 def plan_command(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "kdjax.plan", "--config=configs/camvid_pspnet_r18.py", *flags],
-        capture_output=True,
-        text=True,
-    )
+    return warm.run("-m", "kdjax.plan", "--config=configs/camvid_pspnet_r18.py", *flags)
 
 
 def test_the_command_says_what_is_missing(tmp_path):
