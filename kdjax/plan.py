@@ -14,12 +14,12 @@ from absl import flags
 
 from kdjax.cli import command, config_flag
 from kdjax.config import Config
+from kdjax.data.preparing.classes import known_classes
 from kdjax.errors import UserError
 from kdjax.files import to_json, write_atomically
 from kdjax.planning import chips, estimate, tables
 from kdjax.planning.chips import Topology
 from kdjax.planning.estimate import Plan, make_plan
-from kdjax.planning.program import known_classes
 
 _CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string(

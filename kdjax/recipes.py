@@ -157,12 +157,14 @@ def compare_camvid_methods(config: Config, names: Iterable[str]) -> Config:
 
 
 def teacher_of(config: Config) -> Config:
-    """The recipe of the network that teaches in `config`, as `kdjax.compare` trains it."""
-    for key in ("name", "width", "dtype"):
-        config.student[key] = config.teacher[key]
-    config.teacher.name = ""
-    config.steps = config.compare.teacher_steps
-    config.optimizer.learning_rate = config.compare.teacher_learning_rate
+    """Makes the recipe of the network that teaches in `config`, as `kdjax.compare` trains it."""
+    with config.unlocked():
+        for key in ("name", "width", "dtype", "options"):
+            config.student[key] = config.teacher[key]
+        config.student.checkpoint = config.student.backbone = config.teacher.name = ""
+        config.terms = ConfigDict()
+        config.steps = config.compare.teacher_steps
+        config.optimizer.learning_rate = config.compare.teacher_learning_rate
     return config
 
 

@@ -12,7 +12,7 @@ import pathlib, shutil
 import datasets, kdjax
 from kdjax.data.preparing import builder, classes
 from kdjax.errors import UserError
-from kdjax.planning.program import known_classes
+from kdjax.data.preparing.classes import known_classes
 
 assert datasets.IS == "HuggingFace's"
 package = pathlib.Path(kdjax.__file__).parent

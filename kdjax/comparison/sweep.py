@@ -4,8 +4,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from kdjax import names, processes, ranges
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
@@ -15,6 +13,7 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
 from kdjax.names import nearest
+from kdjax.recipes import teacher_of
 from kdjax.runs.scoring import score_given
 from kdjax.runs.workdir import Workdir
 
@@ -295,16 +294,8 @@ def _teacher_job(config: Config, root: Workdir) -> Job | None:
     """The teacher's own training: the students' recipe with its network, steps and rate."""
     if config.teacher.checkpoint or config.teacher.logits:
         return None
-    teacher = config.copy_and_resolve_references()
+    teacher = teacher_of(config.copy_and_resolve_references())
     with teacher.unlocked():
-        for key in ("name", "width", "dtype"):
-            teacher.student[key] = config.teacher[key]
-        teacher.student.options = config.teacher.options.copy_and_resolve_references()
-        teacher.student.checkpoint = teacher.student.backbone = ""
-        teacher.teacher.name = ""
-        teacher.terms = ConfigDict()
-        teacher.steps = config.compare.teacher_steps
-        teacher.optimizer.learning_rate = config.compare.teacher_learning_rate
         _forget_comparison(teacher)
         _forget_cache(teacher)
     return Job(teacher, Workdir(root.path / TEACHER), TEACHER, TEACHER, TEACHER)

@@ -9,9 +9,7 @@ import numpy as np
 
 from kdjax import config as configuration
 from kdjax import names
-from kdjax.classes import read_table
 from kdjax.config import Config, RunOptions
-from kdjax.data.preparing.classes import builder_folder
 from kdjax.distillation import need_teacher
 from kdjax.distillation.maps import SCORES, array_of
 from kdjax.errors import UserError
@@ -148,20 +146,6 @@ def make_program(
         placement=placement,
         work=work,
     )
-
-
-def known_classes(name: str) -> int:
-    """The number of classes of a data set, from the table beside its builder.
-
-    Raises:
-      UserError: there is no such data set, or its classes depend on its files, as those of
-        `folder`.
-    """
-    named = names.SEPARATOR in name  # a class, which lies beside no table
-    table = None if named else builder_folder(name) / "classes.csv"
-    if table is None or not table.is_file():
-        raise UserError(f"how many classes has data set {name}? No table says: give --num_classes")
-    return len(read_table(table))
 
 
 def _teacher(options: RunOptions, num_classes: int) -> tuple[Network, Variables] | None:

@@ -22,8 +22,8 @@ from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.data.preparing.builder import find_builder
+from kdjax.data.preparing.classes import known_classes
 from kdjax.errors import UserError
-from kdjax.planning.program import known_classes
 
 
 def test_archives_and_folders_give_the_same_records(tmp_path):

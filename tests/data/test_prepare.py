@@ -17,9 +17,8 @@ from kdjax.data import sets
 from kdjax.data.loading import pipeline
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import find_builder
-from kdjax.data.preparing.classes import original_labels
+from kdjax.data.preparing.classes import known_classes, original_labels
 from kdjax.errors import UserError
-from kdjax.planning.program import known_classes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

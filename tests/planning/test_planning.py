@@ -12,11 +12,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import config as configuration
 from kdjax.config import network, term
+from kdjax.data.preparing.classes import known_classes
 from kdjax.errors import UserError
 from kdjax.planning import chips, estimate, tables
 from kdjax.planning.chips import Topology
 from kdjax.planning.estimate import make_plan
-from kdjax.planning.program import known_classes, make_program
+from kdjax.planning.program import make_program
 from kdjax.training import profiling
 
 
@@ -199,6 +200,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 def test_known_sets_have_their_classes():
     counts = {"cityscapes": 19, "voc2012": 21, "ade20k": 150, "camvid": 11, "coco_stuff": 171}
+    counts["pascal_context"] = 59
     assert {name: known_classes(name) for name in counts} == counts
     with pytest.raises(UserError, match=r"folder.*--num_classes"):
         known_classes("folder")

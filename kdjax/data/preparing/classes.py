@@ -12,7 +12,7 @@ from kdjax import files
 from kdjax.classes import IGNORE_LABEL, LabelTable, read_table
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
-from kdjax.names import closest
+from kdjax.names import SEPARATOR, closest
 
 SEARCH_PATH = "KDJAX_DATASETS"
 
@@ -125,6 +125,21 @@ def original_labels(name: str) -> list[int]:
     if name not in known:
         raise UserError(f"{name!r} has no original ids; data sets that do: {', '.join(known)}")
     return ClassTable.read(builder_folder(name) / _TABLE).labels
+
+
+def known_classes(name: str) -> int:
+    """The number of classes of a data set by its table, as it is prepared by default.
+
+    A row that says so in a column `optional` is a class that only an option of the builder adds.
+
+    Raises:
+        UserError: no such set, or its classes depend on its files, as those of `folder`.
+    """
+    by_class = SEPARATOR in name  # which lies beside no table
+    table = None if by_class else builder_folder(name) / _TABLE
+    if table is None or not table.is_file():
+        raise UserError(f"how many classes has data set {name}? No table says: give --num_classes")
+    return sum(not row.get("optional") for row in read_table(table))
 
 
 def color_of(row: Mapping[str, str]) -> tuple[int, int, int]:
