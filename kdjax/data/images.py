@@ -1,5 +1,6 @@
 """The images of a run: its data set, in the batches that training and evaluation take."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -14,7 +15,7 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.data.loading import sampler
 from kdjax.data.loading.augmentation import AugmentOptions
 from kdjax.data.loading.sampler import count_shapes
-from kdjax.data.options import DataOptions, ExtraSet
+from kdjax.data.options import CropOptions, DataOptions, ExtraSet
 from kdjax.errors import UserError
 
 Place = Literal["none", "host", "device"]
@@ -172,17 +173,11 @@ class Images:
 
     def augment_options(self, *, clean_view: bool = False, place: bool = False) -> AugmentOptions:
         """What the config does to a training example."""
-        options = self._options
-        return AugmentOptions(
-            crop_size=options.crop_size,
-            scale_range=options.scale_range,
-            base_size=options.base_size,
-            max_class_share=options.max_class_share,
-            flip=options.flip,
-            photometric=options.photometric,
-            clean_view=clean_view,
-            place=place,
-        )
+        chosen = {
+            field.name: getattr(self._options, field.name)
+            for field in dataclasses.fields(CropOptions)
+        }
+        return AugmentOptions(**chosen, clean_view=clean_view, place=place)
 
     def train_batches(
         self, *, first_step: int, steps: int, seed: int, **views: bool

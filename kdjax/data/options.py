@@ -35,7 +35,38 @@ class ExtraSet(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class DataOptions(Section):
+class CropOptions(Section):
+    """What training makes of an image, of `config.data`."""
+
+    # Height and width in pixels. Where the scaled image is smaller, it is padded below and on the
+    # right.
+    crop_size: Annotated[tuple[int, int], ranges.COUNT] = (96, 96)
+    # Bounds of the random factor by which the image is scaled first.
+    scale_range: Annotated[tuple[float, float], ranges.POSITIVE] = (0.5, 2.0)
+    # What the factor is of: the long and the short side of a box that the image is made as large as
+    # fits into, as mmsegmentation's RandomResize(scale=(2048, 512)); () for each image's own size.
+    base_size: Annotated[tuple[int, int] | tuple[()], ranges.COUNT] = ()
+    # A crop is drawn again while one class covers more than this share of its labelled pixels, ten
+    # times at most; 1.0 takes the first.
+    max_class_share: Annotated[float, ranges.SHARE_ABOVE_ZERO] = 0.75
+    flip: bool = True  # mirror every other one, left to right
+    photometric: bool = True  # change brightness, contrast, saturation and hue
+
+    def __post_init__(self) -> None:
+        """Checks also what pairs of numbers must be."""
+        super().__post_init__()
+        for key in ("crop_size", "scale_range", "base_size"):
+            if len(value := getattr(self, key)) != 2 and not (key == "base_size" and not value):
+                raise WrongValue(key, f"is {value}; it must be two positive numbers")
+        if self.base_size and self.base_size[0] < self.base_size[1]:
+            raise WrongValue("base_size", f"is {self.base_size}; the long side is first")
+        low, high = self.scale_range
+        if low > high:
+            raise WrongValue("scale_range", f"is {low, high}; the first must not be larger")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(CropOptions):
     """`config.data`: the examples, and what is done to them."""
 
     # A prepared set, or "package.module:attribute" of a TFDS builder class, of a kdjax.data.Dataset
@@ -51,15 +82,6 @@ class DataOptions(Section):
     test_groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     batch_size: Annotated[int, ranges.COUNT] = 16  # of all devices together
     eval_batch_size: Annotated[int, ranges.COUNT] = 16
-    crop_size: Annotated[tuple[int, int], ranges.COUNT] = (96, 96)
-    scale_range: Annotated[tuple[float, float], ranges.POSITIVE] = (0.5, 2.0)
-    # Long and short side of what is scaled, as (2048, 512) in mmsegmentation's configs; () for each
-    # image's own size.
-    base_size: Annotated[tuple[int, int] | tuple[()], ranges.COUNT] = ()
-    # Of a crop; 1.0 accepts every crop.
-    max_class_share: Annotated[float, ranges.SHARE_ABOVE_ZERO] = 0.75
-    flip: bool = True
-    photometric: bool = True
     cache: Literal["none", "host", "device", "auto"] = "auto"  # memory for decoded examples
     # Pads whole images to a multiple of this; 1 leaves them exact.
     eval_pad_to: Annotated[int, ranges.COUNT] = 1
@@ -68,15 +90,7 @@ class DataOptions(Section):
     mixture: Mapping[str, ExtraSet] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks also what pairs of numbers and regular expressions must be."""
+        """Checks also the regular expressions."""
         super().__post_init__()
-        for key in ("crop_size", "scale_range", "base_size"):
-            if len(value := getattr(self, key)) != 2 and not (key == "base_size" and not value):
-                raise WrongValue(key, f"is {value}; it must be two positive numbers")
-        if self.base_size and self.base_size[0] < self.base_size[1]:
-            raise WrongValue("base_size", f"is {self.base_size}; the long side is first")
-        low, high = self.scale_range
-        if low > high:
-            raise WrongValue("scale_range", f"is {low, high}; the first must not be larger")
         for name, expression in self.test_groups.items():
             ranges.check_expression(f"test_groups.{name}", expression)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax.data.options import CropOptions
+
 # The rounded ImageNet mean: what normalisation on the device turns into (almost) 0.
 IMAGE_PADDING = (124, 116, 104)
 # How many crops are tried for one that no class fills; the next one is taken as it is.
@@ -21,30 +23,14 @@ WEIGHT_BITS = 11
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentOptions:
-    """What training does to an example.
+class AugmentOptions(CropOptions):
+    """What training does to an example, and what is asked of it beside.
 
     Attributes:
-        crop_size: height and width of the crop, in pixels. Where the scaled image is smaller, it
-            is padded below and on the right.
-        scale_range: bounds of the random factor by which the image is scaled first.
-        base_size: what the factor is of: the long and the short side of a box, in pixels, that the
-            image is made as large as fits into, as mmsegmentation's `RandomResize(scale=base_size)`
-            does; empty for each image's own size.
-        max_class_share: a crop is drawn again while one class covers more than this share of its
-            labelled pixels, ten times at most; 1 takes the first.
-        flip: mirror every other example, left to right.
-        photometric: change brightness, contrast, saturation and hue.
         clean_view: give the crop also as it was before its colours changed.
         place: say also which example was cropped, and where.
     """
 
-    crop_size: tuple[int, int]
-    scale_range: tuple[float, float] = (0.5, 2.0)
-    base_size: tuple[int, int] | tuple[()] = ()
-    max_class_share: float = 0.75
-    flip: bool = True
-    photometric: bool = True
     clean_view: bool = False
     place: bool = False
 
