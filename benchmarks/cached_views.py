@@ -7,11 +7,14 @@ On the same training crops: how many labelled pixels each gets right, on how man
 class, and the mean divergence and entropies of their cells. Makes the cache where it is missing.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from kdjax import config as configuration
 from kdjax.classes import IGNORE_LABEL
 from kdjax.cli import command, config_flag
 from kdjax.data.images import Images
@@ -32,11 +35,11 @@ BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
 
 def main(argv: list[str]) -> None:
     del argv
-    config = config_flag.read(CONFIG)
-    teacher = TrainedNetwork.load(config.teacher.checkpoint)
-    images = Images(config.data)
-    said = NetworkScores(config, images, teacher)
-    scores = TeacherCache(config, images, said, NO_TERMS).open("views")
+    options = configuration.read(config_flag.read(CONFIG))
+    teacher = TrainedNetwork.load(options.teacher.checkpoint)
+    images = Images(options.data)
+    said = NetworkScores(options, images, teacher)
+    scores = TeacherCache(options, images, said, NO_TERMS).open("views")
 
     @jax.jit
     def compare(batch):
@@ -60,10 +63,9 @@ def main(argv: list[str]) -> None:
     print("\n| scale | right, live | right, cached | same class | KL | entropy, live | cached |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for scale in map(float, SCALES.value):
-        config.data.scale_range = (scale, scale)
         source = feed(
-            Images(config.data),
-            Placement(config.mesh),
+            Images(dataclasses.replace(options.data, scale_range=(scale, scale))),
+            Placement(options.mesh),
             first_step=0,
             steps=BATCHES.value,
             seed=0,

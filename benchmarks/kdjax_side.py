@@ -36,17 +36,18 @@ class Side:
         config.data.crop_size = self.work.crop
         with config.unlocked():
             config.terms = ConfigDict(self.work.terms)
+        options = configuration.read(config)
         student, variables = NNXNetwork.of(self.student)
         taught_by = None if self.teacher is None else NNXNetwork.of(self.teacher)
         distiller = assemble_distiller(
-            config, (student, variables), taught_by, num_classes=self.student.num_classes
+            options, (student, variables), taught_by, num_classes=self.student.num_classes
         )
-        self.state = assemble_state(config, variables, distiller)
+        self.state = assemble_state(options, variables, distiller)
         # The step gives its state's memory back, and the network keeps its own.
         self.state = jax.tree.map(jnp.copy, self.state)
         network, self.frozen = taught_by or (None, None)
         teacher = Network(network, IMAGENET) if network else None
-        train_step = assemble_step(config, Network(student, IMAGENET), teacher, distiller)
+        train_step = assemble_step(options, Network(student, IMAGENET), teacher, distiller)
 
         def with_unread_teacher(state: Any, frozen: Any, batch: Any) -> Any:
             assert network is not None

@@ -9,8 +9,9 @@ forward pass alone run in turn; the table holds the median time of each, its ima
 to the plain step of the same round as median and quartiles. The input pipeline is timed by itself.
 """
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,12 +19,15 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks import rounds
+from kdjax import config as configuration
 from kdjax import models
 from kdjax.cli import command, config_flag
 from kdjax.comparison.sweep import in_order
+from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import need_teacher
 from kdjax.evaluation.evaluator import Predictor
+from kdjax.models.options import NetworkOptions
 from kdjax.models.outputs import IMAGENET
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
@@ -37,20 +41,20 @@ INPUT_SECONDS = 10
 
 def main(argv: list[str]) -> None:
     del argv
-    config = config_flag.read(CONFIG)
-    images = Images(config.data)
+    options = configuration.read(config_flag.read(CONFIG))
+    images = Images(options.data)
     print(f"Images/s of the input pipeline alone: {input_rate(images):.0f}\n")
 
     placement = Placement()
     batch = next(images.train_batches(first_step=0, steps=1, seed=0))
     batch = placement.put_batch(batch)
     calls = {
-        name: step_call(config, terms, images, batch, placement)
-        for name, terms in in_order(config.compare.methods)
+        name: step_call(options, terms, images, batch, placement)
+        for name, terms in in_order(options.compare.methods)
     }
-    calls["the teacher's forward pass alone"] = teacher_call(config, images, batch, placement)
+    calls["the teacher's forward pass alone"] = teacher_call(options, images, batch, placement)
     seconds = rounds.timed(calls, ROUNDS.value)
-    print(f"{rounds.table(seconds, config.data.batch_size)}\n\n{rounds.machine()}")
+    print(f"{rounds.table(seconds, options.data.batch_size)}\n\n{rounds.machine()}")
 
 
 def input_rate(images: Images) -> float:
@@ -65,7 +69,7 @@ def input_rate(images: Images) -> float:
 
 
 def create(
-    side: Any, images: Images, seed: int, auxiliary: bool
+    side: NetworkOptions, images: Images, seed: int, auxiliary: bool
 ) -> tuple[models.Network, models.Variables]:
     network = models.make_network(
         side.name,
@@ -73,26 +77,24 @@ def create(
         width=side.width,
         auxiliary=auxiliary,
         dtype=side.dtype,
-        options=side.options.to_dict(),
+        options=side.options,
     )
     blank = jnp.zeros((1, 64, 64, 3))
     return network, network.init(jax.random.key(seed), blank)
 
 
 def step_call(
-    config: Any, entries: Any, images: Images, batch: Any, placement: Placement
+    options: RunOptions, terms: Mapping[str, Any], images: Images, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
     """A call that runs one training step with these terms."""
-    student = create(config.student, images, 0, config.student.auxiliary)
-    teacher = create(config.teacher, images, 1, False)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.terms = entries
-    distiller = assemble_distiller(config, student, teacher, num_classes=images.num_classes)
-    state = assemble_state(config, student[1], distiller)
-    taught = need_teacher(entries)
+    student = create(options.student, images, 0, options.student.auxiliary)
+    teacher = create(options.teacher, images, 1, False)
+    options = dataclasses.replace(options, terms=terms)
+    distiller = assemble_distiller(options, student, teacher, num_classes=images.num_classes)
+    state = assemble_state(options, student[1], distiller)
+    taught = need_teacher(terms)
     step = assemble_step(
-        config,
+        options,
         Side(student[0], IMAGENET),
         Side(teacher[0], IMAGENET) if taught else None,
         distiller,
@@ -110,10 +112,10 @@ def step_call(
 
 
 def teacher_call(
-    config: Any, images: Images, batch: Any, placement: Placement
+    options: RunOptions, images: Images, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
     """A call that runs the teacher on the batch."""
-    teacher, variables = create(config.teacher, images, 1, False)
+    teacher, variables = create(options.teacher, images, 1, False)
     variables = jax.device_put(variables, placement.replicated)
     forward = jax.jit(Predictor(teacher, IMAGENET))
     return lambda: jax.block_until_ready(forward(variables, batch["image"]))

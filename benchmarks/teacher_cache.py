@@ -9,6 +9,7 @@ both caches, each on one batch that stays on the device, interleaved; and apart 
 to read a batch's scores from the files.
 """
 
+import dataclasses
 import pathlib
 import statistics
 import tempfile
@@ -22,7 +23,9 @@ import numpy as np
 from absl import flags
 
 from benchmarks import rounds
+from kdjax import config as configuration
 from kdjax.cli import command, config_flag
+from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
@@ -40,11 +43,11 @@ KEEP = flags.DEFINE_integer("keep", 3, "Scores of each cell in the smaller cache
 
 def main(argv: list[str]) -> None:
     del argv
-    config = config_flag.read(CONFIG)
-    images, teacher = Images(config.data), TrainedNetwork.load(config.teacher.checkpoint)
-    student, variables, _ = make_student(config, images.class_names, images.palette)
+    options = configuration.read(config_flag.read(CONFIG))
+    images, teacher = Images(options.data), TrainedNetwork.load(options.teacher.checkpoint)
+    student, variables, _ = make_student(options, images.class_names, images.palette)
     distiller = assemble_distiller(
-        config,
+        options,
         (student, variables),
         (teacher.network, teacher.variables),
         num_classes=images.num_classes,
@@ -52,35 +55,36 @@ def main(argv: list[str]) -> None:
     assert distiller is not None, "the config has no terms"
     with tempfile.TemporaryDirectory() as folder:
         calls = {
-            "plain": step_call(config, images, None, None),
-            "live teacher": step_call(config, images, teacher, distiller),
+            "plain": step_call(options, images, None, None),
+            "live teacher": step_call(options, images, teacher, distiller),
         }
         for keep in (0, KEEP.value):
             name = f"cache, {keep or 'all'} scores"
-            config.teacher.cache = str(pathlib.Path(folder) / str(keep))
-            config.teacher.cache_classes = keep
-            said = NetworkScores(config, images, teacher)
-            scores = TeacherCache(config, images, said, distiller).open(name)
-            calls[name] = step_call(config, images, None, distiller, scores)
-            print(f"{name}: {1e3 * reading(config, images, scores):.2f} ms to read a batch's\n")
+            cache = str(pathlib.Path(folder) / str(keep))
+            kept = dataclasses.replace(options.teacher, cache=cache, cache_classes=keep)
+            cached = dataclasses.replace(options, teacher=kept)
+            said = NetworkScores(cached, images, teacher)
+            scores = TeacherCache(cached, images, said, distiller).open(name)
+            calls[name] = step_call(options, images, None, distiller, scores)
+            print(f"{name}: {1e3 * reading(options, images, scores):.2f} ms to read a batch's\n")
         seconds = rounds.timed(calls, ROUNDS.value)
-    print(f"{rounds.table(seconds, config.data.batch_size)}\n\n{rounds.machine()}")
+    print(f"{rounds.table(seconds, options.data.batch_size)}\n\n{rounds.machine()}")
 
 
 def step_call(
-    config: Any,
+    options: RunOptions,
     images: Images,
     teacher: TrainedNetwork | None,
     distiller: Distiller | None,
     scores: ScoreFiles | None = None,
 ) -> Callable[[], Any]:
     """A call that runs one training step on a batch that stays on the device."""
-    placement = Placement(config.mesh)
-    student, variables, info = make_student(config, images.class_names, images.palette)
-    state = assemble_state(config, variables, distiller)
+    placement = Placement(options.mesh)
+    student, variables, info = make_student(options, images.class_names, images.palette)
+    state = assemble_state(options, variables, distiller)
     source = feed(images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores)
     step = assemble_step(
-        config,
+        options,
         Side(student, info.preprocessing),
         teacher and Side(teacher.network, teacher.info.preprocessing),
         distiller,
@@ -98,12 +102,12 @@ def step_call(
     return call
 
 
-def reading(config: Any, images: Images, scores: ScoreFiles) -> float:
+def reading(options: RunOptions, images: Images, scores: ScoreFiles) -> float:
     """Median seconds to read the scores of a batch, from files that memory holds by then."""
     generator = np.random.default_rng(0)
-    count, times = len(images.sizes(config.data.train_split)), []
+    count, times = len(images.sizes(options.data.train_split)), []
     for _ in range(50):
-        indices = generator.integers(0, count, config.data.batch_size)
+        indices = generator.integers(0, count, options.data.batch_size)
         started = time.perf_counter()
         scores.rows(indices)
         times.append(time.perf_counter() - started)

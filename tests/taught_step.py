@@ -10,6 +10,7 @@ from kdjax.distillation import Distiller
 from kdjax.models.network import NNXNetwork, trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.options import OptimizerOptions
 from kdjax.training.step import Objective, Side, create_state, make_train_step
 
 STEPS = 10
@@ -25,8 +26,7 @@ def make_batch(size=8):
 
 def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
     """A taught student with an adapter, all as small as it gets."""
-    config = configuration.default()
-    config.optimizer.update(changes)
+    options = OptimizerOptions(**changes)
     student = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(0))
     teacher = models.create("tiny", num_classes=3, width=8, rngs=nnx.Rngs(1))
     for head in (student.head, student.auxiliary_head):
@@ -40,7 +40,7 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
         student=trace_maps(*NNXNetwork.of(student), (16, 16), train=True),
         teacher=trace_maps(*NNXNetwork.of(teacher), (16, 16), train=False),
     )
-    optimizer = make_optimizer(config.optimizer, STEPS)
+    optimizer = make_optimizer(options, STEPS)
     terms = distiller.init(jax.random.key(0))
     (network, variables), (frozen, taught) = map(NNXNetwork.of, (student, teacher))
     state = create_state(variables, terms, optimizer, ema=ema_decay > 0)
@@ -49,7 +49,7 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
         Side(frozen, IMAGENET),
         Objective(1.0, 0.4, distiller),
         optimizer,
-        learning_rate_schedule(config.optimizer, STEPS),
+        learning_rate_schedule(options, STEPS),
         steps=STEPS,
         accumulate=accumulate,
         ema_decay=ema_decay,

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from kdjax import config as configuration
 from kdjax import losses
 from kdjax.data.images import Images
+from kdjax.data.options import DataOptions
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.losses import resize_labels
 from kdjax.models import SegmentationOutput
@@ -41,14 +41,17 @@ class Scene:
         return self.student.logits, self.teacher.logits
 
 
-def load(workdir: Path, data_dir: str | None) -> tuple[Any, Images, TrainedNetwork, TrainedNetwork]:
+def load(
+    workdir: Path, data_dir: str | None
+) -> tuple[DataOptions, Images, TrainedNetwork, TrainedNetwork]:
     """The data that a comparison used (as its config names it), its teacher and its student."""
-    config = configuration.from_json((workdir / "teacher" / "config.json").read_text()).data
-    config.data_dir = data_dir or config.data_dir
+    config = configuration.from_json((workdir / "teacher" / "config.json").read_text())
+    options = configuration.read(config).data
+    options = dataclasses.replace(options, data_dir=data_dir or options.data_dir)
     teacher, student = (
         TrainedNetwork.load(str(workdir / run)) for run in ("teacher", "plain/seed0")
     )
-    return config, Images(config), teacher, student
+    return options, Images(options), teacher, student
 
 
 def forward(network: TrainedNetwork) -> Callable[[np.ndarray], SegmentationOutput]:

@@ -7,7 +7,6 @@ import optax
 import pytest
 from taught_step import make_batch
 
-from kdjax import config as configuration
 from kdjax.deployment.formats import labelling
 from kdjax.distillation import Distiller, term
 from kdjax.errors import UserError
@@ -26,6 +25,7 @@ from kdjax.models.network import arrays_by_path, trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training import Placement
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.options import OptimizerOptions
 from kdjax.training.step import Objective, Side, create_state, make_train_step
 
 KINDS = ("InNNX", "InLinen", "bridged", "Plain")
@@ -52,8 +52,7 @@ def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
         "teacher": trace_maps(*taught_by, (16, 16), train=False),
     }
     distiller = Distiller({"cwd": term("cwd")}, **maps)
-    settings = configuration.default().optimizer
-    settings.update({"head_multiplier": 1.0})
+    settings = OptimizerOptions()
     optimizer = make_optimizer(settings, 10)
     state = create_state(variables, distiller.init(jax.random.key(0)), optimizer, ema=True)
     step = jax.jit(

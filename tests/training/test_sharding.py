@@ -16,7 +16,6 @@ import optax
 import pytest
 from flax import nnx
 
-from kdjax import config as configuration
 from kdjax import models
 from kdjax.distillation import Distiller
 from kdjax.errors import UserError
@@ -26,7 +25,7 @@ from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import METHODS
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.optimizer import make_optimizer
-from kdjax.training.options import MeshOptions
+from kdjax.training.options import MeshOptions, OptimizerOptions
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Objective, Side, create_state, make_train_step
 
@@ -71,10 +70,9 @@ def program(method, mesh):
         student=trace_maps(*NNXNetwork.of(student), (32, 16), train=True),
         teacher=trace_maps(*NNXNetwork.of(teacher), (32, 16), train=False),
     )
-    settings = configuration.default().optimizer
     # Where a run goes must not depend on its rounding: gradients differ by 1e-6 of their size, and
     # at a high rate a random network would double that every few steps.
-    settings.learning_rate = 1e-3
+    settings = OptimizerOptions(learning_rate=1e-3)
     optimizer = optax.chain(recorded_gradients(), make_optimizer(settings, STEPS))
     (network, variables), (frozen, teacher_state) = map(NNXNetwork.of, (student, teacher))
     state = create_state(
@@ -150,7 +148,7 @@ def test_memory_of_what_lasts_falls_by_the_fsdp_factor():
         lambda: models.create("pspnet_r18", num_classes=19, width=64, rngs=traced_rngs(0))
     )
     _, params, _ = nnx.split(student, nnx.Param, ...)
-    optimizer = make_optimizer(configuration.default().optimizer, STEPS)
+    optimizer = make_optimizer(OptimizerOptions(), STEPS)
     state = (params, jax.eval_shape(optimizer.init, params))
 
     def device_bytes(placement):

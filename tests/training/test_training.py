@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from taught_step import STEPS, make_batch, setup
 
-from kdjax import config as configuration
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.options import OptimizerOptions
 from kdjax.training.sharding import Placement
 
 
@@ -167,10 +167,8 @@ def apply(optimizer, steps=3):
 
 
 def optimizer_settings(changes):
-    settings = configuration.default().optimizer
-    with settings.unlocked():
-        settings.update({"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0} | changes)
-    return settings
+    settings = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+    return OptimizerOptions(**(settings | changes))
 
 
 def optimize(changes, steps=3):
@@ -209,8 +207,7 @@ def test_biases_and_embeddings_do_not_decay_whatever_their_shape():
     swin = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
     own = {"pos_embed": jnp.ones((1, 4, 8)), "heads": {"bias": jnp.ones((2, 4))}}
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), {"swin": swin, "own": own})
-    settings = configuration.default().optimizer
-    settings.update({"weight_decay": 0.5, "decay_norm_and_bias": False})
+    settings = OptimizerOptions(weight_decay=0.5, decay_norm_and_bias=False)
     optimizer = make_optimizer(settings, STEPS)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
@@ -352,7 +349,6 @@ def test_adamw_decay_is_decoupled():
 
 
 def test_warm_up():
-    settings = configuration.default().optimizer
-    settings.update({"learning_rate": 0.1, "warmup_steps": 4})
+    settings = OptimizerOptions(learning_rate=0.1, warmup_steps=4)
     rate = learning_rate_schedule(settings, STEPS)
     assert [float(rate(s)) for s in (0, 2)] == pytest.approx([0.0, 0.05 * 0.8**0.9])

@@ -20,6 +20,7 @@ from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
+from kdjax.training.options import OptimizerOptions
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Objective, Side, create_state, make_train_step
 
@@ -239,7 +240,7 @@ def test_twenty_steps_of_channel_wise_distillation():
         student=trace_maps(*NNXNetwork.of(student), (49, 65), train=True),
         teacher=trace_maps(*NNXNetwork.of(teacher), (49, 65), train=False),
     )
-    settings = configuration.default().optimizer
+    settings = OptimizerOptions()
     optimizer = make_optimizer(settings, STEPS)
     (trained, variables), (frozen, teacher_state) = map(NNXNetwork.of, (student, teacher))
     state = create_state(variables, ({}, {}), optimizer, ema=False)
