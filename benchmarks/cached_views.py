@@ -20,6 +20,7 @@ from kdjax.cli import command, config_flag
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
+from kdjax.log import RunLogger
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
 from kdjax.runs.input_pipeline import feed
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     teacher = TrainedNetwork.load(options.teacher.checkpoint)
     images = Images(options.data)
     said = NetworkScores(options, images, teacher)
-    scores = TeacherCache(options, images, said, NO_TERMS).open("views")
+    scores = TeacherCache(options, images, said, NO_TERMS, RunLogger("views")).open()
 
     @jax.jit
     def compare(batch):

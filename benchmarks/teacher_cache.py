@@ -29,6 +29,7 @@ from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
+from kdjax.log import RunLogger
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.runs.input_pipeline import feed
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
             kept = dataclasses.replace(options.teacher, cache=cache, cache_classes=keep)
             cached = dataclasses.replace(options, teacher=kept)
             said = NetworkScores(cached, images, teacher)
-            scores = TeacherCache(cached, images, said, distiller).open(name)
+            scores = TeacherCache(cached, images, said, distiller, RunLogger(name)).open()
             calls[name] = step_call(options, images, None, distiller, scores)
             print(f"{name}: {1e3 * reading(options, images, scores):.2f} ms to read a batch's\n")
         seconds = rounds.timed(calls, ROUNDS.value)

@@ -9,6 +9,7 @@ from kdjax import environment, processes
 from kdjax.cli import command, config_flag
 from kdjax.comparison.compare import compare
 from kdjax.errors import UserError
+from kdjax.log import logger
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string(
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
     processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     result = compare(config, _WORKDIR.value, parallel=_PARALLEL.value, seeds=seeds)
-    processes.say(str(result))
+    logger.info(result)
 
 
 def _integers(values: list[str]) -> tuple[int, ...]:

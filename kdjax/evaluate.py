@@ -8,6 +8,7 @@ from absl import flags
 
 from kdjax import environment, processes
 from kdjax.cli import command, shared_flags
+from kdjax.log import logger
 from kdjax.runs.evaluate import evaluate
 
 _WORKDIR = flags.DEFINE_string(
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
         data_dir=_DATA_DIR.value,
         **shared_flags.options(),
     )
-    processes.say(str(found))
+    logger.info(found)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from etils import epath
 from kdjax import processes
 from kdjax.errors import UserError
 from kdjax.files import is_remote, write_atomically
+from kdjax.log import logger
 
 # A server of files keeps the lock of a machine that went away for about as long.
 LEASE_SECONDS = 120.0
@@ -69,7 +70,7 @@ class Lock:
             if time.monotonic() - started >= max(patience, 0 if here else LEASE_SECONDS):
                 raise UserError(f"{self._subject} is in use: {_name(owner)}; {self._otherwise}")
             if not told:
-                processes.say(f"{self._subject} is in use: {_name(owner)}; waits for its end")
+                logger.info(f"{self._subject} is in use: {_name(owner)}; waits for its end")
                 told = True
             time.sleep(0.5)
 

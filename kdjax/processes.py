@@ -110,12 +110,6 @@ def leads() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def say(line: str) -> None:
-    """Prints a line, in the process that leads."""
-    if leads():
-        print(line, flush=True)
-
-
 def lead(work: Callable[[], object]) -> None:
     """Does work in the process that leads, for which the others wait, if need be for hours.
 

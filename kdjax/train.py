@@ -9,6 +9,7 @@ from absl import flags
 
 from kdjax import environment, processes
 from kdjax.cli import command, config_flag
+from kdjax.log import RunLogger
 from kdjax.runs.train import train
 from kdjax.training import profiling
 
@@ -28,7 +29,9 @@ def main(argv: list[str]) -> None:
     processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     files = train(config, _WORKDIR.value, profile=profile).files
-    processes.say(f"train: student {files.student}\ntrain: report {files.report}")
+    log = RunLogger("train")
+    log.info(f"student {files.student}")
+    log.info(f"report {files.report}")
 
 
 if __name__ == "__main__":

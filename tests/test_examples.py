@@ -54,7 +54,7 @@ def test_own_data_train_by_their_name(monkeypatch, tmp_path):
     config.update({"steps": 3, "eval_every": 3, "log_every": 1})
     config.student.update(configuration.network("tiny", width=4))
     config.data.batch_size = 8
-    run.train(config, str(tmp_path), label="own", method="student", role="student")
+    run.train(config, str(tmp_path), name="own", method="student", role="student")
     assert Workdir(tmp_path).read_result()["scores"]["val"]["miou"] > 0
     images = Images(config.data)
     assert images.class_names == ("ground", "disc", "square")

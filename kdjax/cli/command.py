@@ -39,9 +39,7 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
     process of the run died, or a store did not answer.
     """
     name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
-    # Libraries report progress and failures with tracebacks; what a user needs, kdjax prints.
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("jax").setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.WARNING)
     held_back = hold_back()
     if resumes:
         processes.end_when_asked(name)
@@ -127,10 +125,11 @@ _LATE_ANSWER = "Event loop is closed"
 
 
 def hold_back() -> list[str]:
-    """Keeps such errors from stderr, for as long as the process lives.
+    """Keeps libraries' tracebacks from stderr, for as long as the process lives.
 
     Where a disk fills up or a checkpoint is damaged, Orbax, TensorStore, asyncio and TensorBoard's
-    writer each report it, in dozens of tracebacks around the one line that kdjax makes of it.
+    writer each report it, in dozens of tracebacks around the one line that kdjax makes of it. What
+    libraries log without one is heard.
 
     Returns:
       Their tracebacks, to which those that are still to come are added.
@@ -144,10 +143,17 @@ def hold_back() -> list[str]:
         if str(error) != _LATE_ANSWER:
             strays.append("".join(traceback.format_exception(kind, error, trace)))
 
+    def is_heard(record: logging.LogRecord) -> bool:
+        if not record.exc_info or record.exc_info[0] is None:
+            return True
+        keep(*record.exc_info)
+        return False
+
+    # Through which all that libraries log comes.
+    absl_logging.get_absl_handler().addFilter(is_heard)
     sys.unraisablehook = lambda stray: keep(stray.exc_type, stray.exc_value, stray.exc_traceback)
     threading.excepthook = lambda stray: keep(stray.exc_type, stray.exc_value, stray.exc_traceback)
     # What Orbax would have written next is never begun.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     return strays
 

@@ -22,6 +22,7 @@ from kdjax import processes
 from kdjax.config import Config
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import Transient, UserError
+from kdjax.log import RunLogger
 from kdjax.reporting.results import Role
 from kdjax.runs.run import train
 from kdjax.runs.workdir import Workdir
@@ -39,7 +40,7 @@ class Job:
 
     config: Config
     files: Workdir
-    label: str
+    name: str
     method: str
     role: Role
 
@@ -55,13 +56,13 @@ class Job:
         """
         if self.files.diverged.exists():
             self.files.claim(self.config)
-            processes.say(f"{self.label}: has diverged in {self.files.path}")
+            RunLogger(self.name).warning(f"has diverged in {self.files.path}")
             return
         try:
             train(
                 self.config,
                 str(self.files.path),
-                label=self.label,
+                name=self.name,
                 method=self.method,
                 role=self.role,
                 data=data,
@@ -70,11 +71,11 @@ class Job:
         except Diverged as error:
             reason = str(error)
             processes.lead(lambda: self.files.note_divergence(reason))
-            processes.say(f"{self.label}: {reason}")
+            RunLogger(self.name).warning(reason)
 
     def to_json(self) -> str:
         """All of it, for another process."""
-        values = {"label": self.label, "method": self.method, "role": self.role}
+        values = {"name": self.name, "method": self.method, "role": self.role}
         text = configuration.to_json(self.config)
         return json.dumps({**values, "config": text, "workdir": str(self.files.path)})
 
@@ -137,7 +138,7 @@ def _run_at_once(jobs: Sequence[Job], shares: Sequence[Mapping[str, str]]) -> No
                     job, share, child = ended
                     free.append(share)
                     if child.returncode:
-                        failed[job.label] = child.returncode
+                        failed[job.name] = child.returncode
             interruption.check("the runs under way have saved what they had done")
     finally:
         # After an error, or a second Ctrl-C.

@@ -238,7 +238,7 @@ def _notes(choices: Sequence[Choice], students: Sequence[Job]) -> list[str]:
     notes = [choice.describe() for choice in choices if choice.scores]
     for job in students:
         if job.files.diverged.exists():
-            notes.append(f"{job.label}: {job.files.why_diverged()}")
+            notes.append(f"{job.name}: {job.files.why_diverged()}")
     return notes
 
 

@@ -17,6 +17,7 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import need_teacher
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, TrainedNetwork
+from kdjax.log import RunLogger
 from kdjax.models import saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.reporting.results import Role
@@ -39,7 +40,7 @@ def train(
     config: Config,
     workdir: epath.PathLike,
     *,
-    label: str,
+    name: str,
     method: str,
     role: Role,
     data: SegmentationSet | None = None,
@@ -57,7 +58,7 @@ def train(
     Args:
       config: as `kdjax.config.default` makes it.
       workdir: where everything is written.
-      label: what the progress lines begin with.
+      name: what its log calls it.
       method: what the run is called in tables.
       role: what it is there for.
       data: as `Images` takes it.
@@ -77,29 +78,29 @@ def train(
     check_writers(writers)
     if profiled_steps:
         check_steps(*profiled_steps, config.steps)
-    files = Workdir(workdir)
+    files, log = Workdir(workdir), RunLogger(name)
     if overwrite:
         files.check_clear(config)
-    elif _is_done(config, files, label):
+    elif _is_done(config, files, log):
         return
     with files.hold(patience):
         # Whoever was at work there may have come to the end.
-        if overwrite or not _is_done(config, files, label):
-            _train(config, files, label, method, role, data, writers, overwrite, profiled_steps)
+        if overwrite or not _is_done(config, files, log):
+            _train(config, files, log, method, role, data, writers, overwrite, profiled_steps)
 
 
-def _is_done(config: Config, files: Workdir, label: str) -> bool:
+def _is_done(config: Config, files: Workdir, log: RunLogger) -> bool:
     done = files.result.exists()
     if done:
         files.claim(config)
-        processes.say(f"{label}: already done in {files.path}")
+        log.info(f"already done in {files.path}")
     return done
 
 
 def _train(
     config: Config,
     files: Workdir,
-    label: str,
+    log: RunLogger,
     method: str,
     role: Role,
     data: SegmentationSet | None,
@@ -132,21 +133,21 @@ def _train(
             scores = NetworkScores(options, images, teacher)
     cache = None
     if distiller and scores:
-        cache = TeacherCache(options, images, scores, distiller)
+        cache = TeacherCache(options, images, scores, distiller, log)
     interruption = Interruption()
     scoring = Scoring(options, images, placement, _comparable(teacher, images), interruption)
-    processes.say(f"{label}: mesh {placement.describe()}")
-    processes.say(f"{label}: cache {images.cache.place}: {images.cache.reason}")
+    log.info(f"mesh {placement.describe()}")
+    log.info(f"cache {images.cache.place}: {images.cache.reason}")
     for line in distiller.describe() if distiller else ():
-        processes.say(f"{label}: term {line}")
+        log.info(f"term {line}")
     for split in filter(None, (options.data.val_split, options.data.test_split)):
-        processes.say(f"{label}: {images.describe_evaluation(split)}")
-    scoring.check_teacher(label)
+        log.info(images.describe_evaluation(split))
+    scoring.check_teacher(log)
     # Not before all is checked that can be: what is there is lost then.
     if overwrite:
         processes.lead(files.clear)
     files.claim(config)
-    kept = cache and cache.open(label)
+    kept = cache and cache.open()
 
     state = placement.put_state(state)
     checkpoints = Checkpoints(
@@ -155,13 +156,14 @@ def _train(
     )
     first_step, state, remarks = checkpoints.restore_latest(state)
     for remark in remarks:
-        processes.say(f"{label}: {remark}; moved aside")
+        log.warning(f"{remark}; moved aside")
     if first_step:
-        processes.say(f"{label}: continues after step {first_step}")
-    own, log = contextlib.ExitStack(), Writers([])
+        log.info(f"continues after step {first_step}")
+    own, writer = contextlib.ExitStack(), Writers([])
     # Those of the other processes write nothing.
     if processes.leads():
-        log = Writers([*_own_writers(own, files, options.steps, first_step, label), *writers])
+        own_writers = _own_writers(own, files, options.steps, first_step, log.run)
+        writer = Writers([*own_writers, *writers])
     earlier = files.history() if first_step else []
     predictor = Predictor(student, info.preprocessing)
 
@@ -169,7 +171,7 @@ def _train(
         weights, started = state.student(), time.perf_counter()
         scores = scoring.scores(predictor, weights, options.data.val_split)
         pictures = scoring.pictures(predictor, weights)
-        log.scalars(
+        writer.scalars(
             step,
             {
                 "val/miou": scores.miou,
@@ -177,7 +179,7 @@ def _train(
                 "val/seconds": time.perf_counter() - started,
             },
         )
-        log.images(step, pictures)
+        writer.images(step, pictures)
         return scores.miou
 
     # Beside kept scores, only evaluation runs the teacher.
@@ -212,7 +214,7 @@ def _train(
                 eval_every=options.eval_every,
                 checkpoint_every=options.checkpoint_every,
                 placement=placement,
-                log=log,
+                log=writer,
                 evaluate=evaluate_state,
                 checkpoints=checkpoints,
                 interruption=interruption,
@@ -259,22 +261,22 @@ def _train(
         # For which the others wait: the student may be the next one's teacher.
         processes.lead(finish)
         for split, value in scores.items():
-            processes.say(
-                f"{label}: {split} mIoU {100 * value.miou:.2f} %, "
+            log.info(
+                f"{split} mIoU {100 * value.miou:.2f} %, "
                 f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
             )
         interruption.check(f"the run in {files.path} is done")
 
 
 def _own_writers(
-    own: contextlib.ExitStack, files: Workdir, steps: int, first_step: int, label: str
+    own: contextlib.ExitStack, files: Workdir, steps: int, first_step: int, run: str
 ) -> list[Writer]:
     """Those that every run has; `own` closes them."""
     resume_step = first_step or None
     made = [
         JsonLines(files.metrics, resume_step=resume_step),
         TensorBoard(files.tensorboard, resume_step=resume_step),
-        Console(steps, first_step, label),
+        Console(steps, first_step, run),
     ]
     for writer in made:
         own.callback(writer.close)

@@ -9,6 +9,7 @@ from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate, predict_examples
+from kdjax.log import RunLogger
 from kdjax.models import Variables
 from kdjax.reporting import figures
 from kdjax.reporting.results import Role
@@ -85,8 +86,8 @@ class Scoring:
                 )
         return found
 
-    def check_teacher(self, label: str) -> None:
-        """Evaluates the teacher before anything is learned from it, and prints its mIoU."""
+    def check_teacher(self, log: RunLogger) -> None:
+        """Evaluates the teacher before anything is learned from it, and logs its mIoU."""
         teacher, options = self._teacher, self._options
         if teacher is None:
             return
@@ -94,8 +95,8 @@ class Scoring:
         info = teacher.info
         # Networks of a user's own have no width that kdjax knows of.
         width = "" if names.SEPARATOR in info.name else f"width {info.width}, "
-        processes.say(
-            f"{label}: teacher {info.name} ({width}weights {info.fingerprint}) has "
+        log.info(
+            f"teacher {info.name} ({width}weights {info.fingerprint}) has "
             f"{options.data.val_split} mIoU {100 * scores.miou:.2f} %"
         )
         if not scores.miou >= options.teacher.min_miou:

@@ -228,7 +228,7 @@ def train(
     run.train(
         asked,
         workdir,
-        label="train",
+        name="train",
         method=method,
         role="taught" if asked.terms else "plain",
         data=data,

@@ -19,6 +19,7 @@ from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.files import is_remote
 from kdjax.lock import Lock
+from kdjax.log import RunLogger
 from kdjax.models import Variables
 from kdjax.models.network import scores_of
 from kdjax.teacher_cache import scores
@@ -64,13 +65,19 @@ class TeacherCache:
       images: its images.
       scores: what the teacher says of them.
       distiller: the terms, which read the teacher.
+      log: of the run.
 
     Raises:
       UserError: the cache cannot serve the run, or the directory holds another.
     """
 
     def __init__(
-        self, options: RunOptions, images: Images, scores: TeacherScores, distiller: Distiller
+        self,
+        options: RunOptions,
+        images: Images,
+        scores: TeacherScores,
+        distiller: Distiller,
+        log: RunLogger,
     ):
         if is_remote(options.teacher.cache):
             raise UserError(
@@ -80,6 +87,7 @@ class TeacherCache:
         _check_terms(distiller)
         self._path = pathlib.Path(options.teacher.cache)
         self._scores = scores
+        self._log = log
         self._num_classes = scores.num_classes
         self._keep = options.teacher.cache_classes
         if self._keep >= self._num_classes:
@@ -102,19 +110,16 @@ class TeacherCache:
         }
         self._complete()
 
-    def open(self, label: str) -> ScoreFiles:
+    def open(self) -> ScoreFiles:
         """Opens the cache, and makes it before where it is missing.
 
         Of several processes the leading one makes it, on its own devices, while the others wait.
         Runs at once on one machine make it once.
 
-        Args:
-          label: what the progress lines begin with.
-
         Raises:
           UserError: it cannot be written, or is damaged.
         """
-        processes.lead(lambda: self._complete() or self._make(label))
+        processes.lead(lambda: self._complete() or self._make())
         if not self._complete():
             raise UserError(
                 f"config.teacher.cache {self._path}: the leading process left no cache here; it "
@@ -122,8 +127,8 @@ class TeacherCache:
             )
         files = ScoreFiles(self._path, self._num_classes, self._keep)
         kept = f"the {self._keep} highest scores" if self._keep else "all scores"
-        processes.say(
-            f"{label}: teacher cache {self._path}: {kept} of each cell, "
+        self._log.info(
+            f"teacher cache {self._path}: {kept} of each cell, "
             f"{files.num_bytes / 2**20:.1f} MiB; of whole images at scale 1, in their own colours"
         )
         return files
@@ -150,7 +155,7 @@ class TeacherCache:
             )
         return True
 
-    def _make(self, label: str) -> None:
+    def _make(self) -> None:
         sizes = self._scores.map_sizes()
         needed = scores.num_bytes(sizes, self._num_classes, self._keep)
         started = time.perf_counter()
@@ -176,7 +181,7 @@ class TeacherCache:
                 self._path,
                 self._description,
                 sizes,
-                _told(self._scores.maps(self._keep), len(sizes), label),
+                _told(self._scores.maps(self._keep), len(sizes), self._log),
                 num_classes=self._num_classes,
                 keep=self._keep,
             )
@@ -186,7 +191,7 @@ class TeacherCache:
             ) from error
         finally:
             lock.release()
-        processes.say(f"{label}: teacher cache made in {time.perf_counter() - started:.1f} s")
+        self._log.info(f"teacher cache made in {time.perf_counter() - started:.1f} s")
 
 
 class NetworkScores:
@@ -260,12 +265,12 @@ def _check_terms(distiller: Distiller) -> None:
             )
 
 
-def _told(maps: Iterator[Any], count: int, label: str) -> Iterator[Any]:
-    """Prints how far it is."""
+def _told(maps: Iterator[Any], count: int, log: RunLogger) -> Iterator[Any]:
+    """Logs how far it is."""
     started = time.perf_counter()
     marks = {-(-count * part // PROGRESS_LINES) for part in range(1, PROGRESS_LINES + 1)}
     for done, item in enumerate(maps, 1):
         yield item
         if done in marks:
             passed = time.perf_counter() - started
-            processes.say(f"{label}: teacher cache: {done} of {count} images, {passed:.0f} s")
+            log.info(f"teacher cache: {done} of {count} images, {passed:.0f} s")

@@ -221,6 +221,46 @@ command.run(main)
     assert re.fullmatch(said, run.stderr), run.stderr
 
 
+def test_warnings_of_libraries_are_heard_and_their_tracebacks_held_back():
+    code = """
+import logging, sys
+from absl import logging as absl_logging
+from kdjax.cli import command
+from kdjax.errors import UserError
+from kdjax.log import RunLogger
+def main(argv):
+    RunLogger("cwd").info("100 % done")
+    logging.getLogger("jax").info("not heard")
+    logging.getLogger("jax").warning("no GPU")
+    absl_logging.warning("a slow disk")
+    try:
+        raise OSError("File too large")
+    except OSError:
+        absl_logging.exception("Save failed")
+    raise UserError("cannot write")
+sys.argv = ["train"]
+command.run(main)
+"""
+    run = warm.run("-c", code)
+    assert run.stdout == "cwd: 100 % done\n"
+    no_gpu, slow, error = run.stderr.splitlines()
+    assert re.fullmatch(r"W.* no GPU", no_gpu)
+    assert re.fullmatch(r"W.* a slow disk", slow)
+    assert error == "kdjax.train: error: cannot write"
+
+
+def test_a_program_of_ones_own_says_what_it_hears():
+    code = """
+import logging, sys
+logging.getLogger("kdjax").setLevel(logging.WARNING)
+from kdjax.log import RunLogger
+RunLogger("cwd").info("a step")
+RunLogger("cwd").warning("diverged")
+"""
+    run = warm.run("-c", code)
+    assert (run.stdout, run.stderr) == ("cwd: diverged\n", "")
+
+
 def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_path):
     """As a data set whose module is not there, which no command asks for before it reads data."""
     path = tmp_path / "mine.py"

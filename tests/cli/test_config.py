@@ -209,7 +209,7 @@ def test_who_begins_the_work_asks_first(tmp_path):
     config = changed("optimizer.name", "lion")
     workdir = tmp_path / "run"
     begin = {
-        "train": lambda: train(config, str(workdir), label="", method="", role="plain"),
+        "train": lambda: train(config, str(workdir), name="", method="", role="plain"),
         "compare": lambda: compare(config, str(workdir), (0,)),
         "plan": lambda: make_program(config, jax.devices(), num_classes=3, batch_size=16),
     }

@@ -35,19 +35,19 @@ class Trained:
     def __init__(self, score):
         self.score, self.configs = score, {}
 
-    def __call__(self, config, workdir, *, label, method, role, data, patience):
+    def __call__(self, config, workdir, *, name, method, role, data, patience):
         files = Workdir(workdir)
         files.claim(config)
         if files.result.exists():
             return
-        assert label not in self.configs
-        self.configs[label] = config
+        assert name not in self.configs
+        self.configs[name] = config
         splits = [name for name in (config.data.val_split, config.data.test_split) if name]
         miou = self.score(config)
         if math.isnan(miou):
             raise scheduler.Diverged("the run diverged: loss is nan at step 3")
         files.student.mkdir(parents=True)
-        (files.student / "network.json").write_text(described(fingerprint=label))
+        (files.student / "network.json").write_text(described(fingerprint=name))
         teacher = config.teacher.checkpoint
         files.write_result(
             {
@@ -350,7 +350,7 @@ def test_a_run_survives_the_way_to_another_process(config):
     again = scheduler.Job.from_json(run.to_json())
     assert configuration.to_json(again.config) == configuration.to_json(config)
     assert again.files.path == run.files.path
-    assert (again.label, again.method, again.role) == (run.label, run.method, run.role)
+    assert (again.name, again.method, again.role) == (run.name, run.method, run.role)
 
 
 def pretender(tmp_path, monkeypatch, script):

@@ -233,7 +233,7 @@ def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
 
 
 def run(config, workdir):
-    train(config, str(workdir), label="test", method="student", role="plain")
+    train(config, str(workdir), name="test", method="student", role="plain")
 
 
 def test_a_run_of_another_config_is_refused(config, comparison):

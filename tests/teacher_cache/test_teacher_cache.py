@@ -20,6 +20,7 @@ from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
+from kdjax.log import RunLogger
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import resize
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
@@ -116,11 +117,11 @@ def opened(config):
     )
     assert distiller is not None
     scores = NetworkScores(config, images, teacher)
-    return TeacherCache(config, images, scores, distiller), images
+    return TeacherCache(config, images, scores, distiller, RunLogger("test")), images
 
 
 def losses_of(config, workdir):
-    train(config, str(workdir), label="test", method="student", role="taught")
+    train(config, str(workdir), name="test", method="student", role="taught")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     keys = ("train/cwd", "train/pixelwise_kl", "train/cross_entropy")
     return np.array([[line[key] for key in keys] for line in lines if "train/loss" in line])
@@ -213,7 +214,7 @@ def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
         source = feed(
             *(images, Placement()),
             **{"first_step": 2, "steps": 4, "seed": 3, "clean_view": False},
-            scores=cache.open("test"),
+            scores=cache.open(),
         )
         step = jax.jit(source.expand)
         found[place] = [jax.device_get(step(batch)) for batch in source.batches]
@@ -289,7 +290,7 @@ def test_a_cached_run_continues(config, tmp_path, monkeypatch):
 
 
 def test_a_cache_of_something_else_is_refused(config, data_dirs, teachers, tmp_path):
-    opened(config)[0].open("test")
+    opened(config)[0].open()
 
     def fails(message, **changes):
         changed = config.copy_and_resolve_references()
@@ -325,7 +326,7 @@ def test_a_cache_of_something_else_is_refused(config, data_dirs, teachers, tmp_p
 
 
 def test_nothing_is_written_for_a_cache_that_is_refused(config, teachers, tmp_path):
-    opened(config)[0].open("test")
+    opened(config)[0].open()
     config.teacher.checkpoint = str(teachers / "other")
     with pytest.raises(UserError, match="of another run"):
         losses_of(config, tmp_path / "run")
@@ -344,37 +345,37 @@ def test_half_a_cache_is_none(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(NetworkScores, "maps", breaks)
     with pytest.raises(KeyboardInterrupt):
-        cache.open("test")
+        cache.open()
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(NetworkScores, "maps", real)
     # What a killed process leaves behind.
     (tmp_path / ".cache.unfinished").mkdir()
     (tmp_path / ".cache.unfinished" / "cache.json").write_text("{")
-    rows = cache.open("test").rows([0, 8])
+    rows = cache.open().rows([0, 8])
     assert rows["scores"].astype(np.float32).any((1, 2, 3)).all()
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
 
 
 def test_a_damaged_cache_is_named(config, tmp_path, capsys):
     cache, _ = opened(config)
-    cache.open("test")
+    cache.open()
     scores = tmp_path / "cache" / "scores.npy"
     scores.write_bytes(scores.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"cache is damaged \(.*; remove it, and it is made again"):
-        cache.open("test")
+        cache.open()
     (tmp_path / "cache" / "sizes.npy").unlink()
     with pytest.raises(UserError, match=r"damaged \(.*sizes.npy"):
-        cache.open("test")
+        cache.open()
     (tmp_path / "cache" / "cache.json").write_text("{")
     with pytest.raises(UserError, match=r"cache.json is damaged"):
-        cache.open("test")
+        cache.open()
 
 
 def test_a_disk_that_is_too_small_is_named(config, monkeypatch):
     cache, _ = opened(config)
     monkeypatch.setattr(scores, "num_bytes", lambda *args: 2**60)
     with pytest.raises(UserError, match=r"takes 1099511627776 MiB; its disk has \d+. Set"):
-        cache.open("test")
+        cache.open()
 
 
 def test_the_leading_process_makes_it_for_the_others(config, monkeypatch):
@@ -382,19 +383,19 @@ def test_the_leading_process_makes_it_for_the_others(config, monkeypatch):
     leads = [False]
     monkeypatch.setattr(processes, "lead", lambda work: work() if leads[0] else None)
     with pytest.raises(UserError, match="left no cache here; it must be on a disk that all"):
-        cache.open("test")
+        cache.open()
     leads[0] = True
-    cache.open("test")
+    cache.open()
     leads[0] = False
     monkeypatch.delattr(TeacherCache, "_make")
-    cache.open("test")
+    cache.open()
 
 
 def test_runs_at_once_make_it_once(config, monkeypatch, capsys):
     """The second one waits for the first, says for whom, and takes what that made."""
     (first, _), (second, _) = opened(config), opened(config)
     real, calls = NetworkScores.maps, []
-    waiter = threading.Thread(target=second.open, args=("second",))
+    waiter = threading.Thread(target=second.open)
 
     def slowly(self, keep):
         calls.append(self)
@@ -404,7 +405,7 @@ def test_runs_at_once_make_it_once(config, monkeypatch, capsys):
         yield from real(self, keep)
 
     monkeypatch.setattr(NetworkScores, "maps", slowly)
-    first.open("first")
+    first.open()
     waiter.join()
     assert calls == [first._scores]
 
