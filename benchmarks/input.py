@@ -28,7 +28,7 @@ from kdjax.data.loading import pipeline
 from kdjax.data.loading.augment import augment, distort
 from kdjax.data.loading.augmentation import AugmentOptions, Draws, draw
 from kdjax.data.loading.records import Records, decode_example, whole
-from kdjax.data.loading.sources import HeldExamples
+from kdjax.data.loading.sources import InMemoryExamples
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", 1)
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
                 tiled = directory / "tiles.array_record"
                 sources["kdjax, --tiles"] = made_up.as_records(paths, tiled, tiled=True)
             options = AugmentOptions(crop_size)
-            held = HeldExamples(records.decoded(range(len(records))))
+            held = InMemoryExamples(records.decoded(range(len(records))))
             compare(kind, paths, sources | {"kdjax, cache host": held}, options)
             for name, source in sources.items():
                 print(f"    milliseconds of processor time an image, {name}:")
@@ -134,10 +134,10 @@ def stages(records: Records, options: AugmentOptions) -> dict[str, float]:
 
     @tf.function(reduce_retracing=True)
     def decoded_crop(record: Any, draws: Draws) -> Any:
-        label, read = records.decode(record)
-        return augment(read, label, draws, plain)
+        label, read_window = records.decode(record)
+        return augment(read_window, label, draws, plain)
 
-    serialized, reading = timed(lambda row: tf.constant(records.read([row])[0]), indices)
+    serialized, reading = timed(lambda row: tf.constant(records.read_serialized([row])[0]), indices)
     _, decoding = timed(decoded_crop, serialized, draws)
     examples = [decode_example(record) for record in serialized]
     crops, geometry = timed(augmented(plain), examples, draws)

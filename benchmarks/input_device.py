@@ -23,7 +23,7 @@ from kdjax import models
 from kdjax.data.loading.augmentation import AugmentOptions
 from kdjax.data.loading.device_augment import augment_batch
 from kdjax.data.loading.sampler import index_batches
-from kdjax.data.loading.sources import HeldExamples
+from kdjax.data.loading.sources import InMemoryExamples
 from kdjax.losses import upsampled_cross_entropy
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.sharding import Placement
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
     print(f"share of the step: {100 * share:.1f} %")
 
 
-def made_up() -> HeldExamples:
+def made_up() -> InMemoryExamples:
     """Noise under labels of patches."""
     rng = np.random.default_rng(0)
     examples = []
@@ -102,7 +102,7 @@ def made_up() -> HeldExamples:
                 "label": label[: size[0], : size[1]],
             }
         )
-    return HeldExamples(examples)
+    return InMemoryExamples(examples)
 
 
 def turn(call: Callable[[], Any]) -> float:

@@ -15,7 +15,7 @@ from kdjax import models
 from kdjax.models import NNXNetwork, scores_of
 from kdjax.models.outputs import IMAGENET
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
-from kdjax.training.step import Side as Network
+from kdjax.training.step import PreprocessedNetwork
 
 
 class Side:
@@ -46,8 +46,10 @@ class Side:
         # The step gives its state's memory back, and the network keeps its own.
         self.state = jax.tree.map(jnp.copy, self.state)
         network, self.frozen = taught_by or (None, None)
-        teacher = Network(network, IMAGENET) if network else None
-        train_step = assemble_step(options, Network(student, IMAGENET), teacher, distiller)
+        teacher = PreprocessedNetwork(network, IMAGENET) if network else None
+        train_step = assemble_step(
+            options, PreprocessedNetwork(student, IMAGENET), teacher, distiller
+        )
 
         def with_unread_teacher(state: Any, frozen: Any, batch: Any) -> Any:
             assert network is not None

@@ -31,7 +31,7 @@ from kdjax.models.options import NetworkOptions
 from kdjax.models.outputs import IMAGENET
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
-from kdjax.training.step import Side
+from kdjax.training.step import PreprocessedNetwork
 
 CONFIG = config_flag.define()
 ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds after the first, which compiles.", 1)
@@ -95,8 +95,8 @@ def step_call(
     taught = need_teacher(terms)
     step = assemble_step(
         options,
-        Side(student[0], IMAGENET),
-        Side(teacher[0], IMAGENET) if taught else None,
+        PreprocessedNetwork(student[0], IMAGENET),
+        PreprocessedNetwork(teacher[0], IMAGENET) if taught else None,
         distiller,
     )
     step = jax.jit(step, donate_argnums=0)

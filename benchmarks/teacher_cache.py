@@ -35,7 +35,7 @@ from kdjax.runs.input_pipeline import feed
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.scores import ScoreFiles
 from kdjax.training.sharding import Placement
-from kdjax.training.step import Side
+from kdjax.training.step import PreprocessedNetwork
 
 CONFIG = config_flag.define()
 ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 1)
@@ -86,8 +86,8 @@ def step_call(
     source = feed(images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores)
     step = assemble_step(
         options,
-        Side(student, info.preprocessing),
-        teacher and Side(teacher.network, teacher.info.preprocessing),
+        PreprocessedNetwork(student, info.preprocessing),
+        teacher and PreprocessedNetwork(teacher.network, teacher.info.preprocessing),
         distiller,
     )
     step = jax.jit(source.attach(step), donate_argnums=0)

@@ -7,7 +7,7 @@ import runpy
 import sys
 
 import kdjax
-from kdjax.names import nearest
+from kdjax.names import did_you_mean
 
 # In the order in which one needs them.
 COMMANDS = ("prepare", "train", "compare", "evaluate", "predict", "export", "convert", "plan")
@@ -24,7 +24,7 @@ def main() -> None:
         print(kdjax.__version__)
         return
     if name not in COMMANDS:
-        sys.stderr.write(f'kdjax: error: "{name}" is no command: {nearest(name, COMMANDS)}\n')
+        sys.stderr.write(f'kdjax: error: "{name}" is no command: {did_you_mean(name, COMMANDS)}\n')
         sys.exit(2)
     # As `python -m` does it: what is in the working directory can be imported.
     if os.getcwd() not in sys.path and not sys.flags.safe_path:

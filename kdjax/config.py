@@ -22,7 +22,7 @@ from kdjax.distillation import term as term
 from kdjax.errors import UserError
 from kdjax.models.options import NetworkOptions, StudentOptions, TeacherOptions
 from kdjax.models.registry import find as find_network
-from kdjax.names import nearest
+from kdjax.names import did_you_mean
 from kdjax.ranges import WrongValue
 from kdjax.sections import Section, section_of
 from kdjax.training import optimizer as optimizers
@@ -257,7 +257,7 @@ def _check_keys(where: str, section: Any, kind: type[Section]) -> None:
             raise WrongValue(f"{where}.{key}", "is missing; begin with kdjax.config.default()")
     for key in section:
         if key not in nested:
-            raise WrongValue(f"{where}.{key}", f"is not known: {nearest(key, known)}")
+            raise WrongValue(f"{where}.{key}", f"is not known: {did_you_mean(key, known)}")
         if inner := nested[key]:
             _check_keys(f"{where}.{key}", section[key], inner)
 

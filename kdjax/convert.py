@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     del argv
     saved.check_output(_OUTPUT.value)
     preprocessing = {flag.name: _three(flag) for flag in (_MEAN, _STD) if flag.value is not None}
-    weights, meta = interop.read(_SOURCE.value)
+    weights, meta = interop.read_weights(_SOURCE.value)
     count = _NUM_CLASSES.value
     class_names, palette = _classes(meta, count)
     try:
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
         # Only what keeps some of its initial values needs them; they take as much as the file.
         keeps = _NEW_CLASSIFIER.value or origin == interop.IMAGENET
         net = make() if keeps else nnx.eval_shape(make)
-        interop.load(net, weights, new_classifier=_NEW_CLASSIFIER.value)
+        interop.load_weights(net, weights, new_classifier=_NEW_CLASSIFIER.value)
         del weights
         if _BGR.value:
             interop.red_first(net)

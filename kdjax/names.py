@@ -40,7 +40,7 @@ def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) 
     if not (separator and module and attribute):
         raise WrongValue(
             asked_by,
-            f'names the unknown {kind} "{name}": {nearest(name, builtin)} (one of your own is '
+            f'names the unknown {kind} "{name}": {did_you_mean(name, builtin)} (one of your own is '
             'named "package.module:attribute")',
         )
     try:
@@ -58,7 +58,8 @@ def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) 
                 raise WrongValue(asked_by, f'names the {kind} "{name}", {reason}') from None
             raise WrongValue(
                 asked_by,
-                f'names the {kind} "{name}": {module} has no "{attribute}"; {nearest(part, known)}',
+                f'names the {kind} "{name}": {module} has no "{attribute}"; '
+                f"{did_you_mean(part, known)}",
             ) from None
     return found
 
@@ -109,7 +110,7 @@ def arguments(
         if option not in parameters and not any_option:
             raise WrongValue(
                 f"{options_key}.{option}",
-                f"is no argument of {name}: {nearest(option, parameters)}",
+                f"is no argument of {name}: {did_you_mean(option, parameters)}",
             )
     for synonyms, value in offered.items():
         taken = next((name for name in synonyms if name in parameters), None)
@@ -181,14 +182,14 @@ def _why(module: str, error: Exception) -> str:
     return f"{module} cannot be imported: {type(error).__name__}: {error}"
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
+def closest_match(name: str, known: Iterable[str]) -> str | None:
     """Returns the known name that `name` may well have been meant to be; None if none is near."""
     return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns 'did you mean "x"?' where a known name is near, else the list of known names."""
     known = list(known)
-    if near := closest(name, known):
+    if near := closest_match(name, known):
         return f'did you mean "{near}"?'
     return f"there are: {', '.join(known)}" if known else "there are none"

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from kdjax import names
 from kdjax.config import Config, default, network, term
 from kdjax.errors import UserError
-from kdjax.names import SEPARATOR, nearest
+from kdjax.names import SEPARATOR, did_you_mean
 
 # Each method alone, on top of cross-entropy, with the weights of its paper or of its authors' code;
 # where neither is known (NFD, PFS, FAKD), with those that `kdjax.distillation.builtin` explains.
@@ -268,7 +268,7 @@ def published(data: str, pair: str, method: str = "plain") -> Config:
     ):
         own = what == "method" and SEPARATOR in name
         if name not in known and not own:
-            raise UserError(f'no recipe for {what} "{name}": {nearest(name, known)}')
+            raise UserError(f'no recipe for {what} "{name}": {did_you_mean(name, known)}')
     config, networks = _schedule(data, pair), PAIRS[pair]
     if method == TEACHER:
         config.student.update(network(networks.teacher))

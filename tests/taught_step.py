@@ -11,7 +11,7 @@ from kdjax.models.network import NNXNetwork, trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.options import OptimizerOptions
-from kdjax.training.step import Objective, Side, create_state, make_train_step
+from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 
 STEPS = 10
 RNG = np.random.default_rng(0)
@@ -45,8 +45,8 @@ def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
     (network, variables), (frozen, taught) = map(NNXNetwork.of, (student, teacher))
     state = create_state(variables, terms, optimizer, ema=ema_decay > 0)
     step = make_train_step(
-        Side(network, IMAGENET),
-        Side(frozen, IMAGENET),
+        PreprocessedNetwork(network, IMAGENET),
+        PreprocessedNetwork(frozen, IMAGENET),
         Objective(1.0, 0.4, distiller),
         optimizer,
         learning_rate_schedule(options, STEPS),

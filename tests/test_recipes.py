@@ -30,7 +30,7 @@ from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import COMPARED, METHODS, PAIRS, SCHEDULES, published
 from kdjax.runs.assembly import assemble_distiller
 from kdjax.training import optimizer as optimizers
-from kdjax.training.step import Objective, Side, create_state, make_train_step
+from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 from tools import published_recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -214,8 +214,8 @@ def prepared_step(config):
         ema=False,
     )
     step = make_train_step(
-        Side(network, IMAGENET),
-        Side(taught_by[0], IMAGENET) if taught_by else None,
+        PreprocessedNetwork(network, IMAGENET),
+        PreprocessedNetwork(taught_by[0], IMAGENET) if taught_by else None,
         Objective(config.loss.cross_entropy, config.loss.auxiliary, distiller),
         optimizer,
         optimizers.learning_rate_schedule(config.optimizer, config.steps),

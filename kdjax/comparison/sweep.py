@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from kdjax import names, processes, ranges
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
-from kdjax.comparison.tuning import Choice, Setting
+from kdjax.comparison.tuning import Setting, TuningResult
 from kdjax.config import Config, default, validate
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
-from kdjax.names import nearest
+from kdjax.names import did_you_mean
 from kdjax.recipes import teacher_of
 from kdjax.runs.scoring import score_given
 from kdjax.runs.workdir import Workdir
@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
 
     runs: list[Workdir]
     students: dict[str, Workdir]
-    choices: list[Choice]
+    choices: list[TuningResult]
     notes: list[str]
 
 
@@ -167,7 +167,7 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
             if method not in config.compare.methods:
                 raise UserError(
                     f'config.compare.builds_on names "{method}", which is not in '
-                    f"config.compare.methods; {nearest(method, config.compare.methods)}"
+                    f"config.compare.methods; {did_you_mean(method, config.compare.methods)}"
                 )
     tries = [*config.compare.learning_rates, *config.compare.weight_decays]
     if tries and all(len(terms) for terms in config.compare.methods.values()):
@@ -189,14 +189,14 @@ def _is_tuned(config: Config) -> bool:
 
 def _tune(
     config: Config, root: Workdir, checkpoint: str, parallel: int, data: SegmentationSet | None
-) -> list[Choice]:
+) -> list[TuningResult]:
     """The choices of the plain student, if there is one, and then of the methods."""
     methods = in_order(config.compare.methods)
     plain = [name for name, terms in methods if not terms]
     taught = [name for name, terms in methods if terms]
     untuned = Setting(config.optimizer.learning_rate, config.optimizer.weight_decay)
 
-    def tune(names: Sequence[str], settings: Sequence[Setting]) -> list[Choice]:
+    def tune(names: Sequence[str], settings: Sequence[Setting]) -> list[TuningResult]:
         found = {
             name: [
                 [
@@ -208,12 +208,12 @@ def _tune(
             for name in names
         }
         if len(settings) == 1:
-            return [Choice(name, settings, ()) for name in names]
+            return [TuningResult(name, settings, ()) for name in names]
         scheduler.run(
             [job for rows in found.values() for row in rows for job in row], parallel, data
         )
         return [
-            Choice(
+            TuningResult(
                 name,
                 settings,
                 [[job.files.miou(config.data.val_split) for job in row] for row in rows],
@@ -228,13 +228,13 @@ def _tune(
     return choices + tune(taught, tuning.method_settings(config, chosen))
 
 
-def _write_choices(root: Workdir, choices: Sequence[Choice]) -> None:
+def _write_choices(root: Workdir, choices: Sequence[TuningResult]) -> None:
     tuned = [choice for choice in choices if choice.scores]
     if tuned:
         processes.lead(lambda: write_atomically(root.path / "tuning.json", tuning.to_json(tuned)))
 
 
-def _notes(choices: Sequence[Choice], students: Sequence[Job]) -> list[str]:
+def _notes(choices: Sequence[TuningResult], students: Sequence[Job]) -> list[str]:
     notes = [choice.describe() for choice in choices if choice.scores]
     for job in students:
         if job.files.diverged.exists():

@@ -59,7 +59,7 @@ def name(setting: Setting, among: Sequence[Setting]) -> str:
     )
 
 
-class Choice(NamedTuple):
+class TuningResult(NamedTuple):
     """What was tried for one method, and what was taken.
 
     Attributes:
@@ -129,7 +129,7 @@ class Choice(NamedTuple):
         }
 
 
-def to_json(choices: Sequence[Choice]) -> str:
+def to_json(choices: Sequence[TuningResult]) -> str:
     """All choices, as a comparison keeps them."""
     return files.to_json([choice.to_dict() for choice in choices])
 

@@ -18,31 +18,31 @@ from kdjax.data.loading.sampler import count_shapes
 from kdjax.data.options import CropOptions, DataOptions, ExtraSet
 from kdjax.errors import UserError
 
-Place = Literal["none", "host", "device"]
+CachePlace = Literal["none", "host", "device"]
 # What "auto" gives to examples; the networks and their activations need the rest.
 DEVICE_SHARE = 0.25
 HOST_SHARE = 0.125
 BYTES_PER_PIXEL = 4  # RGB and label
 
 
-class Choice(NamedTuple):
+class CacheDecision(NamedTuple):
     """Where examples are kept, and a line that says why."""
 
-    place: Place
+    place: CachePlace
     reason: str
 
 
-def choose(
+def decide_cache(
     wanted: str,
     num_examples: int,
     sizes: Sequence[tuple[int, int]],
     *,
     device_bytes: int | None,
     host_bytes: int,
-) -> Choice:
-    """Chooses for "auto", and says what the others take.
+) -> CacheDecision:
+    """Decides where decoded examples are cached: as `wanted`, or by memory for "auto".
 
-    The answer depends on the examples and the machine alone, so that equal machines agree.
+    It depends on the examples and the machine alone, so that equal machines agree.
 
     Args:
         wanted: `config.data.cache`.
@@ -57,19 +57,19 @@ def choose(
     host = f"{num_examples} decoded examples take about {_size(on_host)} of host memory"
     device = f"{num_examples} examples, padded to one size, take about {_size(on_device)} of"
     if wanted == "device":
-        return Choice("device", f"as asked; {device} every device")
+        return CacheDecision("device", f"as asked; {device} every device")
     if wanted == "host":
-        return Choice("host", f"as asked; {host}")
+        return CacheDecision("host", f"as asked; {host}")
     if wanted == "none":
-        return Choice("none", "as asked; examples are read and decoded each time")
+        return CacheDecision("none", "as asked; examples are read and decoded each time")
     if device_bytes is not None and on_device <= DEVICE_SHARE * device_bytes:
-        return Choice(
+        return CacheDecision(
             "device",
             f"{device} every device's {_size(device_bytes)}, less than {DEVICE_SHARE:.0%}",
         )
     if on_host <= HOST_SHARE * host_bytes:
-        return Choice("host", f"{host}, less than {HOST_SHARE:.1%} of {_size(host_bytes)}")
-    return Choice("none", f"{host}, more than {HOST_SHARE:.1%} of {_size(host_bytes)}")
+        return CacheDecision("host", f"{host}, less than {HOST_SHARE:.1%} of {_size(host_bytes)}")
+    return CacheDecision("none", f"{host}, more than {HOST_SHARE:.1%} of {_size(host_bytes)}")
 
 
 def device_bytes() -> int | None:
@@ -94,7 +94,7 @@ PANEL_EXAMPLES = 4
 MANY_SHAPES = 16
 PAD_TO = 64  # what is recommended then
 
-Batch = Mapping[str, np.ndarray]
+HostBatch = Mapping[str, np.ndarray]
 
 
 class Images:
@@ -153,9 +153,9 @@ class Images:
         return sources.Mixture(parts)
 
     @functools.cached_property
-    def cache(self) -> Choice:
+    def cache(self) -> CacheDecision:
         """Where the decoded training examples are kept."""
-        return choose(
+        return decide_cache(
             self._options.cache,
             len(self._source),
             self._source.sample_sizes(SIZE_SAMPLE),
@@ -164,12 +164,12 @@ class Images:
         )
 
     @functools.cached_property
-    def held(self) -> Any:
-        """The training examples in host memory, decoded once, as `HeldExamples`."""
+    def in_memory(self) -> Any:
+        """The training examples in host memory, decoded once, as `InMemoryExamples`."""
         from kdjax.data.loading import sources
 
         source = self._source
-        return sources.HeldExamples(source.decoded(), source.lengths, source.weights)
+        return sources.InMemoryExamples(source.decoded(), source.lengths, source.weights)
 
     def augment_options(self, *, clean_view: bool = False, place: bool = False) -> AugmentOptions:
         """What the config does to a training example."""
@@ -181,7 +181,7 @@ class Images:
 
     def train_batches(
         self, *, first_step: int, steps: int, seed: int, **views: bool
-    ) -> Iterator[Batch]:
+    ) -> Iterator[HostBatch]:
         """This process's rows of the batches of the steps from `first_step` on.
 
         Args:
@@ -193,7 +193,7 @@ class Images:
         from kdjax.data.loading import pipeline
 
         return pipeline.train_batches(
-            self._source if self.cache.place == "none" else self.held,
+            self._source if self.cache.place == "none" else self.in_memory,
             batch_size=self._options.batch_size,
             seed=seed,
             start_step=first_step,
@@ -226,7 +226,7 @@ class Images:
         group: str | None = None,
         pad_to: int | None = None,
         exact_below: tuple[int, int] = (0, 0),
-    ) -> Iterator[Batch]:
+    ) -> Iterator[HostBatch]:
         """Every image of a split, or of those whose names a group's expression finds.
 
         Args:
@@ -258,7 +258,7 @@ class Images:
             process_count=jax.process_count(),
         )
 
-    def whole_images(self, split: str) -> Iterator[Batch]:
+    def whole_images(self, split: str) -> Iterator[HostBatch]:
         """Every image of a split at its own size, all of them on this process."""
         from kdjax.data.loading import pipeline
 

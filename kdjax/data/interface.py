@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.loading.records import Read
+    from kdjax.data.loading.records import WindowReader
 
 
 class Opened(NamedTuple):
@@ -47,7 +47,7 @@ class Source(Protocol):
     def fetch(self, indices: "tf.Tensor") -> Any:
         """Reads, within a graph, int64 `[B]`: tensors with an axis `[B]`."""
 
-    def decode(self, fetched: Any) -> "tuple[tf.Tensor, Read]":
+    def decode(self, fetched: Any) -> "tuple[tf.Tensor, WindowReader]":
         """Of one of those the label, uint8 `[H, W]`, and what decodes a window of the image."""
         ...
 
@@ -64,12 +64,12 @@ class Split(Source, Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[bytes]:
+    def read_serialized(self, indices: Sequence[int]) -> list[bytes]:
         """The serialized examples at `indices`; empty bytes where there is no such form."""
         ...
 
     def open(self, record: "tf.Tensor", index: "tf.Tensor") -> Opened:
-        """Opens, within a graph, the example at `index`, of which `read` gave `record`."""
+        """Opens, within a graph, the example at `index`, of which `record` was read."""
         ...
 
     def names(self) -> list[str]:

@@ -14,7 +14,7 @@ from kdjax.errors import UserError
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.loading.records import Read
+    from kdjax.data.loading.records import WindowReader
 
 _THREADS = 4  # that read examples for evaluation
 _AHEAD = 8  # examples that are read before they are needed
@@ -71,7 +71,7 @@ class SourceSplit:
     def __len__(self) -> int:
         return self.lengths[0]
 
-    def read(self, indices: Sequence[int]) -> list[bytes]:
+    def read_serialized(self, indices: Sequence[int]) -> list[bytes]:
         """As `Split` has it: these examples have no serialized form."""
         return [b""] * len(indices)
 
@@ -79,12 +79,12 @@ class SourceSplit:
         """The indices: `decode` reads, which is done in parallel."""
         return indices
 
-    def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, Read]":
+    def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, WindowReader]":
         """As `Source` has it."""
         from kdjax.data.loading import records
 
         opened = self.open(fetched, fetched)
-        return opened.label, records.reader(opened)
+        return opened.label, records.window_reader(opened)
 
     def open(self, record: "tf.Tensor", index: "tf.Tensor") -> Opened:
         """As `Split` has it; reads and decodes all of the example."""

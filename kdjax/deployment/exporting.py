@@ -18,10 +18,10 @@ from kdjax.deployment.formats import (
     FORMATS,
     PLATFORMS,
     Images,
-    Label,
     Labels,
+    PredictFn,
     Size,
-    labelling,
+    make_predict_fn,
     takes_any_size,
 )
 from kdjax.environment import versions
@@ -32,7 +32,7 @@ from kdjax.models.folding import fold_batch_norm
 from kdjax.models.layers import resize
 from kdjax.models.network import scores_of
 from kdjax.models.saved import NetworkInfo
-from kdjax.names import nearest
+from kdjax.names import did_you_mean
 
 # Another program adds in another order. Two classes whose scores are nearer to each other than this
 # part of the image's largest score are a tie, which rounding may decide either way.
@@ -82,7 +82,7 @@ def random_images(size: Size) -> list[UInt8[np.ndarray, "B H W 3"]]:
 
 
 def compare(
-    label: Label,
+    predict_fn: PredictFn,
     network: Network,
     variables: Variables,
     preprocessing: Preprocessing,
@@ -91,7 +91,7 @@ def compare(
     """Compares the labels of an exported function with those of the network.
 
     Args:
-      label: the exported function.
+      predict_fn: the exported function.
       network: as it was before anything was done to it.
       variables: its arrays.
       preprocessing: how pixels become its input.
@@ -100,7 +100,7 @@ def compare(
     Raises:
       UserError: where they differ by more than the rounding of scores explains.
     """
-    predict = labelling(network, variables, preprocessing)
+    predict = make_predict_fn(network, variables, preprocessing)
 
     @jax.jit
     def behind(variables: Variables, images: Images, labels: Labels) -> Float[Array, "B H W"]:
@@ -110,7 +110,7 @@ def compare(
 
     pixels, agreeing, classes = 0, 0, set()
     for images in batches:
-        expected, found = np.asarray(predict(images)), np.asarray(label(images))
+        expected, found = np.asarray(predict(images)), np.asarray(predict_fn(images))
         if found.shape != expected.shape:
             raise UserError(
                 f"it labels images {images.shape} by {found.shape} instead of {expected.shape}"
@@ -191,10 +191,10 @@ def export(
     _check_formats(formats, size)
     _check_output(output)
     network, variables, info = saved.load(source)
-    label = labelling(network, variables, info.preprocessing)
-    sizes = _sizes(label, info, formats, size)
+    predict_fn = make_predict_fn(network, variables, info.preprocessing)
+    sizes = _sizes(predict_fn, info, formats, size)
     if folded:
-        label = labelling(*fold_batch_norm(network, variables), info.preprocessing)
+        predict_fn = make_predict_fn(*fold_batch_norm(network, variables), info.preprocessing)
     target = pathlib.Path(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def export(
             for name in formats:
                 chosen = FORMATS[name]
                 path = directory / chosen.file
-                chosen.write(label, sizes[name], path)
+                chosen.write(predict_fn, sizes[name], path)
                 images = random_images(sizes[name])
                 try:
                     agreement = compare(
@@ -225,10 +225,10 @@ def export(
 
 def _check_formats(formats: Sequence[str], size: Size) -> None:
     if not formats:
-        raise UserError(f"no format is named: {nearest('', FORMATS)}")
+        raise UserError(f"no format is named: {did_you_mean('', FORMATS)}")
     for name in formats:
         if name not in FORMATS:
-            raise UserError(f'unknown format "{name}": {nearest(name, FORMATS)}')
+            raise UserError(f'unknown format "{name}": {did_you_mean(name, FORMATS)}')
         if not FORMATS[name].flexible and not size.fixed:
             raise UserError(f"{name} takes images of one size: give --height and --width")
 
@@ -242,11 +242,13 @@ def _check_output(output: str) -> None:
         raise UserError(f"{output}: exists already; name a new directory")
 
 
-def _sizes(label: Label, info: NetworkInfo, formats: Sequence[str], size: Size) -> dict[str, Size]:
+def _sizes(
+    predict_fn: PredictFn, info: NetworkInfo, formats: Sequence[str], size: Size
+) -> dict[str, Size]:
     """The image size of each format: any where that can be, else the given one."""
     flexible = [name for name in formats if FORMATS[name].flexible]
     sizes = dict.fromkeys(formats, size)
-    if flexible and takes_any_size(label):
+    if flexible and takes_any_size(predict_fn):
         sizes |= dict.fromkeys(flexible, ANY)
     elif flexible and not size.fixed:
         raise UserError(

@@ -42,7 +42,7 @@ def tensorflow() -> Any:
 # JAX traces it; what is loaded from a file takes and returns NumPy arrays.
 Images = UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"]
 Labels = Int[Array, "B H W"] | Int[np.ndarray, "B H W"]
-Label = Callable[[Images], Labels]
+PredictFn = Callable[[Images], Labels]
 
 
 class Size(NamedTuple):
@@ -65,7 +65,9 @@ class Size(NamedTuple):
 ANY = Size(None, None)
 
 
-def labelling(network: Network, variables: Variables, preprocessing: Preprocessing) -> Label:
+def make_predict_fn(
+    network: Network, variables: Variables, preprocessing: Preprocessing
+) -> PredictFn:
     """Returns what `Predictor` computes, with those weights inside that it needs.
 
     Args:
@@ -75,7 +77,7 @@ def labelling(network: Network, variables: Variables, preprocessing: Preprocessi
     """
     predictor = Predictor(network, preprocessing)
 
-    def label(images: Images) -> Labels:
+    def predict_fn(images: Images) -> Labels:
         shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
         program = jax.make_jaxpr(predictor)(variables, shape)
         # What predicting does not need, as an auxiliary head, is not to be written.
@@ -84,10 +86,10 @@ def labelling(network: Network, variables: Variables, preprocessing: Preprocessi
         read = [value for value, needs in zip(given, used, strict=True) if needs]
         return core.jaxpr_as_fun(core.ClosedJaxpr(needed, program.consts))(*read)[0]
 
-    return label
+    return predict_fn
 
 
-def takes_any_size(label: Label) -> bool:
+def takes_any_size(predict_fn: PredictFn) -> bool:
     """Whether JAX can trace the function without knowing the height and width.
 
     Adaptive pooling (PSPNet, UPerNet) and window attention (Swin) build arrays whose sizes are
@@ -95,7 +97,7 @@ def takes_any_size(label: Label) -> bool:
     """
     shape = export.symbolic_shape(ANY.symbolic)
     try:
-        jax.eval_shape(label, jax.ShapeDtypeStruct(shape, jnp.uint8))
+        jax.eval_shape(predict_fn, jax.ShapeDtypeStruct(shape, jnp.uint8))
     # What asks for a number where there is a symbol: `range` and NumPy raise the first, comparisons
     # the second.
     except (TypeError, jax.errors.InconclusiveDimensionOperation):
@@ -106,19 +108,19 @@ def takes_any_size(label: Label) -> bool:
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write_stablehlo(label: Label, size: Size, path: pathlib.Path) -> None:
+def write_stablehlo(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
     """Writes the serialised function."""
     images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
-    path.write_bytes(export.export(jax.jit(label), platforms=PLATFORMS)(images).serialize())
+    path.write_bytes(export.export(jax.jit(predict_fn), platforms=PLATFORMS)(images).serialize())
 
 
-def read_stablehlo(path: pathlib.Path) -> Label:
+def read_stablehlo(path: pathlib.Path) -> PredictFn:
     """Loads it."""
     return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
 
 
 def write_savedmodel(
-    label: Label,
+    predict_fn: PredictFn,
     size: Size,
     path: pathlib.Path,
     *,
@@ -128,7 +130,7 @@ def write_savedmodel(
     """Writes the folder; its one signature takes `images` and returns `labels`.
 
     Args:
-      label: what is written.
+      predict_fn: what is written.
       size: of the images.
       path: the folder.
       batch: how many images it takes at once; None leaves it open.
@@ -138,7 +140,7 @@ def write_savedmodel(
     from jax.experimental import jax2tf
 
     converted = jax2tf.convert(
-        label,
+        predict_fn,
         polymorphic_shapes=[size.symbolic] if batch is None else None,
         with_gradient=False,
         native_serialization_platforms=platforms,
@@ -157,7 +159,7 @@ def write_savedmodel(
         raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
 
 
-def read_savedmodel(path: pathlib.Path) -> Label:
+def read_savedmodel(path: pathlib.Path) -> PredictFn:
     """Loads it."""
     tf = tensorflow()
     # The signature lives no longer than the model that it comes from.
@@ -167,7 +169,7 @@ def read_savedmodel(path: pathlib.Path) -> Label:
     ].numpy()
 
 
-def write_tflite(label: Label, size: Size, path: pathlib.Path) -> None:
+def write_tflite(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
     """Writes the file, for one image of the fixed size at a time.
 
     Raises:
@@ -176,7 +178,7 @@ def write_tflite(label: Label, size: Size, path: pathlib.Path) -> None:
     tf = tensorflow()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         # The converter takes StableHLO for one platform and of known shapes only.
-        write_savedmodel(label, size, pathlib.Path(scratch), batch=1, platforms=("cpu",))
+        write_savedmodel(predict_fn, size, pathlib.Path(scratch), batch=1, platforms=("cpu",))
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         # Without TensorFlow's own operations, which a runtime would have to bring.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -189,7 +191,7 @@ def write_tflite(label: Label, size: Size, path: pathlib.Path) -> None:
     path.write_bytes(content)
 
 
-def read_tflite(path: pathlib.Path) -> Label:
+def read_tflite(path: pathlib.Path) -> PredictFn:
     """Loads it; a batch is run image by image."""
     tf = tensorflow()
     with warnings.catch_warnings():
@@ -211,8 +213,8 @@ class Format(NamedTuple):
     """
 
     file: str
-    write: Callable[[Label, Size, pathlib.Path], None]
-    read: Callable[[pathlib.Path], Label]
+    write: Callable[[PredictFn, Size, pathlib.Path], None]
+    read: Callable[[pathlib.Path], PredictFn]
     flexible: bool = True
 
     def input_shape(self, size: Size) -> list[int | None]:

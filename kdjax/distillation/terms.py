@@ -7,7 +7,7 @@ from typing import Any
 from kdjax import names, ranges
 from kdjax.distillation.builtin import LOSSES
 from kdjax.distillation.loss import SCHEDULES, SIDES, Loss, loss_class
-from kdjax.names import nearest
+from kdjax.names import did_you_mean
 from kdjax.ranges import WrongValue
 
 # Metrics that every run logs; a term's value is logged by the term's name.
@@ -58,7 +58,7 @@ def make_loss(where: str, entry: Any) -> Loss:
             raise WrongValue(where, f"is {entry!r}; it must be a loss, or a dict as of term()")
         values = {key: tuple(x) if isinstance(x, list) else x for key, x in entry.items()}
         if "loss" not in values:
-            raise WrongValue(where, f"names no loss: {nearest('', LOSSES)}")
+            raise WrongValue(where, f"names no loss: {did_you_mean('', LOSSES)}")
         named = str(values.pop("loss"))
         kind = _class_of(f"{where}.loss", named)
         _check_options(where, named, kind, values)
@@ -68,7 +68,7 @@ def make_loss(where: str, entry: Any) -> Loss:
             raise WrongValue(where, f"({named}): {error}") from error
     for key, choices in CHOICES.items():
         if (value := getattr(loss, key)) not in choices:
-            raise WrongValue(f"{where}.{key}", f'is "{value}": {nearest(str(value), choices)}')
+            raise WrongValue(f"{where}.{key}", f'is "{value}": {did_you_mean(str(value), choices)}')
     # Below zero, a term would be maximised.
     for key in ("weight", "final_weight", "learning_rate"):
         ranges.check_number(f"{where}.{key}", getattr(loss, key), ranges.NOT_NEGATIVE)
@@ -100,7 +100,7 @@ def _check_options(where: str, name: str, kind: type[Loss], given: Mapping[str, 
     known, defaults = [field.name for field in dataclasses.fields(kind)], _defaults(kind)
     for key, value in given.items():
         if key not in known:
-            raise WrongValue(f"{where}.{key}", f"is no key of {name}: {nearest(key, known)}")
+            raise WrongValue(f"{where}.{key}", f"is no key of {name}: {did_you_mean(key, known)}")
         if key in SIDES:
             _check_names(f"{where}.{key}", value, defaults[key])
         elif type(defaults.get(key)) in ranges.KINDS:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from kdjax.data.loading.augmentation import IMAGE_PADDING
-from kdjax.data.loading.sampler import EvalBatch, plan
+from kdjax.data.loading.sampler import BatchIndices, batch_by_size
 from kdjax.data.preparing.image_io import read_photo, upright_size
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
@@ -27,7 +27,8 @@ _AHEAD = 2  # batches read before they are needed
 _KINDS = ("labels", "overlays")  # folders of results
 LEGEND = "legend.png"
 
-Batch = tuple[np.ndarray, np.ndarray, list[UserError]]
+# Images, their sizes, and what was wrong with the rest.
+DecodedBatch = tuple[np.ndarray, np.ndarray, list[UserError]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Files:
 
 @dataclasses.dataclass
 class Timing:
-    """What labelling took.
+    """What prediction took.
 
     Attributes:
-      images: number of images labelled.
+      images: number of images predicted.
       seconds: wall time, with reading, writing and compiling.
       network_images: of batches for which nothing was compiled.
       network_seconds: the wall time of the network on those, with transfers.
@@ -181,7 +182,7 @@ def _fixed_part(pattern: str) -> str:
     return folder or "."
 
 
-def label_images(
+def predict_files(
     network: TrainedNetwork,
     files: Sequence[Files],
     output: str,
@@ -200,8 +201,8 @@ def label_images(
       network: the network, and what it is shown.
       files: from `find_images`.
       output: the folder of the legend.
-      batch_size: images labelled at once, on all devices together.
-      pad_to: as `kdjax.data.loading.sampler.plan` takes it.
+      batch_size: images predicted at once, on all devices together.
+      pad_to: as `kdjax.data.loading.sampler.batch_by_size` takes it.
       values: what stands for each class in the label maps; None for its number.
       opacity: of the colours over the image, 0 to 1.
 
@@ -227,7 +228,7 @@ def label_images(
             network.predictor.inference.check_size(size)
         except UserError as error:
             raise UserError(f"{files[index].image}: {error}") from error
-    batches = plan(
+    batches = batch_by_size(
         sizes,
         batch_size,
         pad_to=pad_to,
@@ -315,10 +316,10 @@ class _Timed:
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, files: Sequence[Files], batches: Iterable[EvalBatch]
-) -> Iterator[tuple[EvalBatch, Batch]]:
+    pool: ThreadPoolExecutor, files: Sequence[Files], batches: Iterable[BatchIndices]
+) -> Iterator[tuple[BatchIndices, DecodedBatch]]:
     """Reads the next batches while one is worked on."""
-    waiting: collections.deque[tuple[EvalBatch, Future[Batch]]] = collections.deque()
+    waiting: collections.deque[tuple[BatchIndices, Future[DecodedBatch]]] = collections.deque()
     for batch in batches:
         waiting.append((batch, pool.submit(_read, files, batch)))
         if len(waiting) > _AHEAD:
@@ -329,7 +330,7 @@ def _read_ahead(
         yield first, reading.result()
 
 
-def _read(files: Sequence[Files], batch: EvalBatch) -> Batch:
+def _read(files: Sequence[Files], batch: BatchIndices) -> DecodedBatch:
     """Images [B, H, W, 3] of a batch, their sizes [B, 2] (0 where none is), what was damaged."""
     images = np.full((len(batch.indices), *batch.size, 3), IMAGE_PADDING, np.uint8)
     sizes, damaged = np.zeros((len(batch.indices), 2), np.int32), []

@@ -62,7 +62,7 @@ class Checkpoint(NamedTuple):
     meta: Mapping[str, Any]
 
 
-def read(path: str | os.PathLike[str]) -> Checkpoint:
+def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a `.safetensors` file, or a `.pth` or `.pt` file (which needs PyTorch).
 
     Raises:

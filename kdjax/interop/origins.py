@@ -94,12 +94,14 @@ READERS = {
 }
 
 
-def load(net: Segmenter, weights: Mapping[str, Any], *, new_classifier: bool = False) -> None:
+def load_weights(
+    net: Segmenter, weights: Mapping[str, Any], *, new_classifier: bool = False
+) -> None:
     """Sets a network to weights of any known origin.
 
     Args:
       net: a network of `kdjax.models`.
-      weights: arrays by name, as `read` returns them.
+      weights: arrays by name, as `read_weights` returns them.
       new_classifier: leave the classifiers as they are where their number of classes differs.
 
     Raises:

@@ -37,7 +37,7 @@ class Head(nnx.Module):
         self.classifier = Classifier(channels, num_classes, dropout=dropout, dtype=dtype, rngs=rngs)
 
     @abc.abstractmethod
-    def read(
+    def decode_features(
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w D"]:
         """Makes the map that the classifier reads."""
@@ -46,7 +46,7 @@ class Head(nnx.Module):
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> tuple[Classification, Float[Array, "B h w D"]]:
         """Returns the class scores and the map that the classifier reads (before its dropout)."""
-        x = self.read(features, train=train, rngs=rngs)
+        x = self.decode_features(features, train=train, rngs=rngs)
         return self.classifier(x, train=train, rngs=rngs), x
 
 
@@ -76,7 +76,7 @@ class PyramidHead(Head):
         self.pyramid = pyramid(last.channels, channels, dtype=dtype, rngs=rngs)
         super().__init__(channels, last.stride, num_classes, dtype=dtype, rngs=rngs)
 
-    def read(  # noqa: D102
+    def decode_features(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w D"]:
         del rngs
@@ -127,7 +127,7 @@ class FCNHead(Head):
         stride = specs[self.sources[0]].stride
         super().__init__(channels, stride, num_classes, dropout=dropout, dtype=dtype, rngs=rngs)
 
-    def read(  # noqa: D102
+    def decode_features(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w D"]:
         del rngs
@@ -194,7 +194,7 @@ class MLPHead(Head):
         stride = specs[STAGES[0]].stride
         super().__init__(channels, stride, num_classes, dropout=dropout, dtype=dtype, rngs=rngs)
 
-    def read(  # noqa: D102
+    def decode_features(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w D"]:
         del rngs

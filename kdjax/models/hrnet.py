@@ -11,7 +11,7 @@ from kdjax.models.outputs import FeatureSpec, stage_specs
 from kdjax.models.resnet import BasicBlock, Bottleneck
 
 
-class Plan(NamedTuple):
+class Variant(NamedTuple):
     """A published HRNet: channels of its first branch, blocks per branch, modules per stage."""
 
     channels: int
@@ -19,10 +19,10 @@ class Plan(NamedTuple):
     modules: tuple[int, int, int]
 
 
-PLANS = {
-    "18s": Plan(18, 2, (1, 3, 2)),
-    "18": Plan(18, 4, (1, 4, 3)),
-    "48": Plan(48, 4, (1, 4, 3)),
+VARIANTS = {
+    "18s": Variant(18, 2, (1, 3, 2)),
+    "18": Variant(18, 4, (1, 4, 3)),
+    "48": Variant(48, 4, (1, 4, 3)),
 }
 
 
@@ -117,14 +117,14 @@ class HRNet(nnx.Module):
     """HRNet: four branches of 1, 2, 4 and 8 times the first one's channels.
 
     Args:
-      plan: "18s" (W18-small), "18" or "48", a name of `PLANS`.
+      variant: "18s" (W18-small), "18" or "48", a name of `VARIANTS`.
       width: 64 is the published network; all channels scale with it.
       dtype: compute dtype; parameters are float32.
       rngs: source of the initial parameters.
     """
 
-    def __init__(self, plan: str, *, width: int = 64, dtype: jnp.dtype, rngs: nnx.Rngs):
-        published, blocks, modules = PLANS[plan]
+    def __init__(self, variant: str, *, width: int = 64, dtype: jnp.dtype, rngs: nnx.Rngs):
+        published, blocks, modules = VARIANTS[variant]
         self.branch_channels = tuple(scaled(published * 2**i, width) for i in range(4))
         self.conv1 = ConvNorm(3, width, 3, stride=2, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(width, width, 3, stride=2, dtype=dtype, rngs=rngs)

@@ -127,7 +127,7 @@ class UPerHead(Head):
         self.fusion = ConvNorm(len(STAGES) * channels, channels, 3, dtype=dtype, rngs=rngs)
         super().__init__(channels, specs["stage1"].stride, num_classes, dtype=dtype, rngs=rngs)
 
-    def read(  # noqa: D102
+    def decode_features(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w D"]:
         del rngs
@@ -168,7 +168,7 @@ class DeepLabHead(Head):
             channels, last.stride, num_classes, dropout=dropout, dtype=dtype, rngs=rngs
         )
 
-    def read(  # noqa: D102
+    def decode_features(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w D"]:
         x = self.pyramid(features["stage4"], train=train)
@@ -205,7 +205,7 @@ class SeparableASPPHead(Head):
         )
         super().__init__(channels, specs["stage1"].stride, num_classes, dtype=dtype, rngs=rngs)
 
-    def read(  # noqa: D102
+    def decode_features(  # noqa: D102
         self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
     ) -> Float[Array, "B h w D"]:
         del rngs

@@ -16,7 +16,7 @@ from flax import nnx
 from kdjax import names, ranges
 from kdjax.errors import UserError
 from kdjax.models.heads import FCNHead, PyramidHead
-from kdjax.models.hrnet import PLANS, HRNet
+from kdjax.models.hrnet import VARIANTS, HRNet
 from kdjax.models.mix_transformer import SIZES, MixTransformer
 from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.network import Network, NNXNetwork, NoNetwork, is_made, network_of, traced_rngs
@@ -31,8 +31,8 @@ from kdjax.models.pyramid_heads import (
 from kdjax.models.resnet import DEPTHS, ResNet
 from kdjax.models.segmenter import (
     AUTHORS_NORMS,
-    DISTILLERS,
     HUGGINGFACE_NORMS,
+    PROJECT_NETWORKS,
     Segmenter,
     combine,
     segformer,
@@ -72,7 +72,7 @@ DILATABLE: dict[str, Callable[..., Any]] = {
 }
 # Backbones whose strides are fixed.
 FIXED: dict[str, Callable[..., Any]] = {
-    **{f"hr{plan}": partial(HRNet, plan) for plan in PLANS},
+    **{f"hr{variant}": partial(HRNet, variant) for variant in VARIANTS},
     **{f"mit_{size}": partial(MixTransformer, size) for size in SIZES},
     "swin_t": SwinTransformer,
 }
@@ -87,7 +87,7 @@ def _network(family: Family, name: str) -> Callable[..., Segmenter]:
 
 
 def _fcn_hrnet(
-    plan: str,
+    variant: str,
     *,
     num_classes: int,
     width: int,
@@ -97,7 +97,7 @@ def _fcn_hrnet(
 ) -> Segmenter:
     """HRNet and a 1x1 convolution on its concatenated branches; it has no auxiliary head."""
     del auxiliary
-    backbone = HRNet(plan, width=width, dtype=dtype, rngs=rngs)
+    backbone = HRNet(variant, width=width, dtype=dtype, rngs=rngs)
     specs = backbone.feature_specs
     channels = sum(spec.channels for spec in specs.values())
     head = FCNHead(
@@ -118,7 +118,7 @@ _FACTORIES: dict[str, Callable[..., Segmenter]] = {
     for family in FAMILIES
     for backbone in (*DILATABLE, *FIXED)
 }
-_FACTORIES |= {f"fcn_hr{plan}": partial(_fcn_hrnet, plan) for plan in PLANS}
+_FACTORIES |= {f"fcn_hr{variant}": partial(_fcn_hrnet, variant) for variant in VARIANTS}
 _FACTORIES |= {f"segformer_{size}": partial(segformer, size) for size in SIZES}
 _FACTORIES |= {
     f"segformer_linear_{size}": partial(segformer_linear, size, HUGGINGFACE_NORMS) for size in SIZES
@@ -133,7 +133,8 @@ for _depth in (50, 101):
         combine, _plain, partial(FCNHead, sources=("stage4",)), 8, 4
     )
     _FACTORIES[f"deeplabv3_resnet{_depth}"] = partial(combine, _plain, DeepLabHead, 4, 4)
-_FACTORIES |= DISTILLERS
+# As CIRKD and TorchDistiller build them.
+_FACTORIES |= PROJECT_NETWORKS
 
 # As names of anybody else's, these say where to import from; what they name is made above.
 built_in = types.SimpleNamespace(**_FACTORIES)

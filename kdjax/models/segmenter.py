@@ -236,4 +236,4 @@ def _torchdistiller() -> dict[str, Callable[..., Segmenter]]:
     return networks
 
 
-DISTILLERS = {**_cirkd(), **_torchdistiller()}
+PROJECT_NETWORKS = {**_cirkd(), **_torchdistiller()}

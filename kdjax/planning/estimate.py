@@ -52,7 +52,7 @@ class Collective:
     sent_bytes: float = 0.0
 
 
-def read(text: str) -> list[Collective]:
+def read_collectives(text: str) -> list[Collective]:
     """Adds up the collectives of an optimized HLO module, by kind.
 
     Those in a loop count as often as the loop turns, where the module tells: XLA's own remark, or
@@ -264,11 +264,11 @@ def make_plan(config: Config, topology: Topology, *, num_classes: int, batch_siz
     try:
         compiled = program.compile()
     except DoesNotFit as error:
-        held = program.held()
-        return Plan(batch_size, held, str(error), program.work, None, None, [], None)
+        resident = program.resident_bytes()
+        return Plan(batch_size, resident, str(error), program.work, None, None, [], None)
     costs: Any = compiled.cost_analysis() or {}
     moved = float(costs.get("bytes accessed", 0.0))
-    found = read(compiled.as_text() or "")
+    found = read_collectives(compiled.as_text() or "")
     return Plan(
         batch_size=batch_size,
         memory=_memory(program, compiled),
@@ -283,12 +283,12 @@ def make_plan(config: Config, topology: Topology, *, num_classes: int, batch_siz
 
 def _memory(program: Program, compiled: jax.stages.Compiled) -> dict[str, int]:
     """What stays, and what the compiled step takes beside it."""
-    held, analysis = program.held(), compiled.memory_analysis()
+    resident, analysis = program.resident_bytes(), compiled.memory_analysis()
     if analysis is None:
-        return held
+        return resident
     # Arrays are padded to the tiles of the chip; those that the step never reads are no arguments.
-    padding = max(0, analysis.argument_size_in_bytes - sum(held.values()))
-    return held | {
+    padding = max(0, analysis.argument_size_in_bytes - sum(resident.values()))
+    return resident | {
         "padding of these": padding,
         "results not in place": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         "activations and temporaries": analysis.temp_size_in_bytes,

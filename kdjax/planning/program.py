@@ -19,7 +19,7 @@ from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training import profiling
 from kdjax.training.sharding import Placement
-from kdjax.training.step import Batch, Side, TrainState, TrainStep
+from kdjax.training.step import Batch, PreprocessedNetwork, TrainState, TrainStep
 
 
 class DoesNotFit(Exception):
@@ -69,7 +69,7 @@ class Program:
                 raise DoesNotFit(reason) from error
             raise
 
-    def held(self) -> dict[str, int]:
+    def resident_bytes(self) -> dict[str, int]:
         """Bytes on each device of what stays there between two steps, by kind."""
         state = self.state
         kinds = {
@@ -121,8 +121,8 @@ def make_program(
     )
     step = assemble_step(
         options,
-        Side(student, preprocessing_of(student)),
-        Side(teacher, preprocessing_of(teacher)) if teacher else None,
+        PreprocessedNetwork(student, preprocessing_of(student)),
+        PreprocessedNetwork(teacher, preprocessing_of(teacher)) if teacher else None,
         distiller,
     )
     size = (batch_size, *options.data.crop_size)

@@ -19,7 +19,7 @@ from kdjax.models.saved import NetworkInfo
 from kdjax.training import optimizer as optimizers
 from kdjax.training.step import (
     Objective,
-    Side,
+    PreprocessedNetwork,
     TrainState,
     TrainStep,
     create_state,
@@ -161,7 +161,10 @@ def assemble_state(
 
 
 def assemble_step(
-    options: RunOptions, student: Side, teacher: Side | None, distiller: Distiller | None
+    options: RunOptions,
+    student: PreprocessedNetwork,
+    teacher: PreprocessedNetwork | None,
+    distiller: Distiller | None,
 ) -> TrainStep:
     """The step, not yet jitted."""
     return make_train_step(

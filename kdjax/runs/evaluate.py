@@ -18,7 +18,7 @@ from kdjax.errors import UserError
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.evaluation.inference import make_inference, padding
-from kdjax.evaluation.predict_files import Timing, find_images, label_images
+from kdjax.evaluation.predict_files import Timing, find_images, predict_files
 from kdjax.runs.workdir import Workdir
 from kdjax.training.sharding import Placement
 
@@ -233,7 +233,7 @@ def predict(
     inference = make_inference(mode, window, stride, scales, flip, crop_size=crop_size)
     values = None if ids is None else original_labels(ids)
     found = find_images(images, os.fspath(output), overwrite=overwrite)
-    return label_images(
+    return predict_files(
         TrainedNetwork.load(str(workdir), inference=inference),
         found,
         os.fspath(output),

@@ -85,13 +85,13 @@ def feed(
             prefetch(batches, placement.put_batch),
             lambda batch: _with_teacher(batch, batch.get("cached"), scores),
         )
-    held = placement.replicate(images.held.padded())
+    examples = placement.replicate(images.in_memory.padded())
     options = images.augment_options(**views)
     batches = _with_scores(images.index_batches(**span, **views), "indices", scores)
     return Feed(
-        ({"held": held, **batch} for batch in prefetch(batches, placement.put_batch)),
+        ({"examples": examples, **batch} for batch in prefetch(batches, placement.put_batch)),
         lambda batch: _with_teacher(
-            augment_batch(batch["held"], batch["indices"], batch["draws"], options),
+            augment_batch(batch["examples"], batch["indices"], batch["draws"], options),
             batch.get("cached"),
             scores,
         ),

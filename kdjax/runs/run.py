@@ -33,7 +33,7 @@ from kdjax.training.interruption import Interruption
 from kdjax.training.loop import fit
 from kdjax.training.profiling import Profile, check_steps
 from kdjax.training.sharding import Placement
-from kdjax.training.step import Side, TrainState
+from kdjax.training.step import PreprocessedNetwork, TrainState
 
 
 def train(
@@ -186,8 +186,8 @@ def _train(
     live = None if kept else teacher
     train_step = assemble_step(
         options,
-        Side(student, info.preprocessing),
-        live and Side(live.network, live.info.preprocessing),
+        PreprocessedNetwork(student, info.preprocessing),
+        live and PreprocessedNetwork(live.network, live.info.preprocessing),
         distiller,
     )
     training = feed(

@@ -7,7 +7,7 @@ from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
 from kdjax.training.step import (
     Objective,
-    Side,
+    PreprocessedNetwork,
     TrainState,
     TrainStep,
     create_state,
@@ -21,7 +21,7 @@ __all__ = [
     "Interruption",
     "Objective",
     "Placement",
-    "Side",
+    "PreprocessedNetwork",
     "TrainState",
     "TrainStep",
     "create_state",

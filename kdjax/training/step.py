@@ -166,8 +166,8 @@ TrainStep = Callable[[TrainState, Variables | None, Batch], tuple[TrainState, Me
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
-    """A network in a step, and how pixels become its input."""
+class PreprocessedNetwork:
+    """A network, and how pixels become its input."""
 
     network: Network
     preprocessing: Preprocessing
@@ -182,8 +182,8 @@ class KnownMaps(Protocol):
 
 
 def make_train_step(
-    student: Side,
-    teacher: Side | None,
+    student: PreprocessedNetwork,
+    teacher: PreprocessedNetwork | None,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,

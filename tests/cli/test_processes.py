@@ -17,7 +17,7 @@ from jax import numpy as jnp
 
 from kdjax import processes
 from kdjax.data import sets
-from kdjax.data.loading.sampler import plan
+from kdjax.data.loading.sampler import batch_by_size
 from kdjax.errors import Transient, UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.training.sharding import Placement
@@ -30,7 +30,7 @@ SIZES = [(8, 6), (8, 6), (4, 4), (8, 6), (4, 4)]
 def eval_batches(process_index, process_count, batch_size=4):
     """Five images of two sizes, whose label is off by one in the first row."""
     shared = {"process_index": process_index, "process_count": process_count}
-    for batch in plan(enumerate(SIZES), batch_size, **shared):
+    for batch in batch_by_size(enumerate(SIZES), batch_size, **shared):
         images = np.zeros((len(batch.indices), *batch.size, 3), np.uint8)
         labels = np.full(images.shape[:-1], 255, np.uint8)
         for row, index in enumerate(batch.indices):

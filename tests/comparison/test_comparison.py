@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from kdjax import config as configuration
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.sweep import compare
-from kdjax.comparison.tuning import Choice, Setting
+from kdjax.comparison.tuning import Setting, TuningResult
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.evaluation.evaluator import Scores
 from kdjax.models import saved
@@ -318,13 +318,13 @@ def test_a_grid_needs_the_plain_student(config, tmp_path):
     ],
 )
 def test_the_choice_is_the_highest_mean_of_settings_that_hold(scores, best):
-    found = Choice("plain", RATES, scores).best()
+    found = TuningResult("plain", RATES, scores).best()
     assert found == (None if best is None else RATES[best])
 
 
 def test_a_choice_at_the_end_of_what_was_tried_says_so():
-    assert Choice("plain", RATES, [[0.1], [0.2], [0.1]]).edges() == []
-    assert Choice("plain", RATES, [[0.3], [0.2], [0.1]]).edges() == ["learning_rate"]
+    assert TuningResult("plain", RATES, [[0.1], [0.2], [0.1]]).edges() == []
+    assert TuningResult("plain", RATES, [[0.3], [0.2], [0.1]]).edges() == ["learning_rate"]
     assert tuning.name(RATES[1], RATES) == "lr0.2"
 
 

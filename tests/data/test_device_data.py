@@ -12,7 +12,7 @@ from kdjax.data.loading.augment import augment
 from kdjax.data.loading.augmentation import AugmentOptions, Draws, draw
 from kdjax.data.loading.device_augment import augment_batch
 from kdjax.data.loading.sampler import index_batches
-from kdjax.data.loading.sources import HeldExamples
+from kdjax.data.loading.sources import InMemoryExamples
 from kdjax.errors import UserError
 from kdjax.runs.input_pipeline import prefetch
 from kdjax.training.sharding import Placement
@@ -33,7 +33,7 @@ def held():
         label = np.where(np.arange(width) < width // 2, 1, rng.integers(0, 5, (height, width)))
         label[:, -2:] = 255
         examples.append({"image": image.astype(np.uint8), "label": label.astype(np.uint8)})
-    return HeldExamples(examples)
+    return InMemoryExamples(examples)
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def test_geometry_is_that_of_the_stream_bit_for_bit(held, changes):
 @pytest.mark.parametrize("changes", [{}, {"base_size": (50_000, 9)}])
 def test_very_wide_examples_are_those_of_the_stream_bit_for_bit(changes):
     rng = np.random.default_rng(0)
-    wide = HeldExamples(
+    wide = InMemoryExamples(
         {
             "image": rng.integers(0, 256, (height, width, 3)).astype(np.uint8),
             "label": rng.integers(0, 256, (height, width)).astype(np.uint8),
@@ -168,7 +168,7 @@ def test_processes_share_what_travels(held):
 def test_arrays_of_another_form_are_named():
     image, label = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 6), np.uint8)
     with pytest.raises(ValueError, match=r"example 0: image uint8 \(4, 5, 3\) and label uint8"):
-        HeldExamples([{"image": image, "label": label}])
+        InMemoryExamples([{"image": image, "label": label}])
 
 
 def test_batches_are_placed_ahead_of_the_step():

@@ -76,7 +76,7 @@ def test_an_eight_bit_rgb_file_is_kept_as_it_is(source, tmp_path):
     Image.fromarray(pixels_of(path.with_suffix(".png"))).save(path, quality=80)
     path.with_suffix(".png").unlink()
     dataset = prepare(source, tmp_path)
-    (record,) = dataset.records("train").read([0])
+    (record,) = dataset.records("train").read_serialized([0])
     assert path.read_bytes() in record
 
 

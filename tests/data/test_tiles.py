@@ -88,6 +88,6 @@ def test_a_jpeg_stays_as_it_is_and_tfds_reads_the_records(source, tmp_path):
     tiled = sets.prepare("folder", tmp_path, source=source, tiles=True)
     read = tfds.builder_from_directory(tiled.directory).as_data_source("train")
     assert [len(example["image"]) for example in read] == [6, 6, 1, 12, 1]
-    record = tf.train.Example.FromString(*tiled.records("train").read([4]))
+    record = tf.train.Example.FromString(*tiled.records("train").read_serialized([4]))
     (image,) = record.features.feature["image"].bytes_list.value
     assert image == (source / "images" / "train" / "4.jpg").read_bytes()

@@ -99,7 +99,7 @@ def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, fo
 def test_the_auxiliary_head_is_not_written(net, source, tmp_path):
     (export,) = deployment.export(source, str(tmp_path / "a"), ["stablehlo"])
     without = models.create("tiny", num_classes=CLASSES, width=4, auxiliary=False, rngs=nnx.Rngs(0))
-    label = formats.labelling(*NNXNetwork.of(without), described("tiny").preprocessing)
+    label = formats.make_predict_fn(*NNXNetwork.of(without), described("tiny").preprocessing)
     path = tmp_path / "b"
     formats.FORMATS["stablehlo"].write(label, ANY, path)
     assert abs(export.bytes - path.stat().st_size) < 200
@@ -174,7 +174,7 @@ def test_labels_that_are_wrong_are_an_error_and_nothing_stays(net, source, tmp_p
 
 def test_only_ties_may_differ(net):
     preprocessing = described("tiny").preprocessing
-    label = formats.labelling(*NNXNetwork.of(net), preprocessing)
+    label = formats.make_predict_fn(*NNXNetwork.of(net), preprocessing)
     images = random_images(1, 32, 48)
     # Two equal classes: either label is right, a third one is not.
     twins = nnx.clone(net)

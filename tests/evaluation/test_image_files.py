@@ -17,7 +17,7 @@ from kdjax.data.preparing import classes
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.evaluation.inference import Inference
-from kdjax.evaluation.predict_files import find_images, label_images
+from kdjax.evaluation.predict_files import find_images, predict_files
 from kdjax.models import NNXNetwork, saved
 from kdjax.reporting.panels import label_png, overlay_png
 
@@ -69,7 +69,7 @@ def opened(path):
 
 def test_every_kind_of_image_is_labelled_at_its_own_size(network, photos, tmp_path):
     files = find_images(f"{photos}/**/*.*", str(tmp_path / "out"), overwrite=False)
-    timing = label_images(network, files, str(tmp_path / "out"), batch_size=8, pad_to=16)
+    timing = predict_files(network, files, str(tmp_path / "out"), batch_size=8, pad_to=16)
     assert timing.images == len(files) == 7
     assert re.search(r"^7 images in .* 1 shape compiled$", str(timing))
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
@@ -99,7 +99,7 @@ def test_a_damaged_image_is_named_when_the_others_are_done(network, photos, tmp_
     (photos / "short.jpg").write_bytes(whole[: len(whole) // 2])
     files = find_images(f"{photos}/*[nt].*", str(tmp_path / "out"), overwrite=False)
     with pytest.raises(UserError, match=r"2 of 3 images were left out: .*cut\.png"):
-        label_images(network, files, str(tmp_path / "out"), batch_size=8)
+        predict_files(network, files, str(tmp_path / "out"), batch_size=8)
     assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["plain.png"]
 
 
@@ -189,7 +189,7 @@ def test_an_image_too_small_for_a_scale_is_named_before_anything_is_written(phot
     )
     files = find_images(f"{photos}/plain.png", str(tmp_path / "out"), overwrite=False)
     with pytest.raises(UserError, match=r"plain\.png: at scale 0\.01, 32 x 40 pixels become 0 x 0"):
-        label_images(network, files, str(tmp_path / "out"), batch_size=8)
+        predict_files(network, files, str(tmp_path / "out"), batch_size=8)
     assert not (tmp_path / "out").exists()
 
 
@@ -197,7 +197,7 @@ def test_original_ids_have_the_colours_of_their_classes(network, photos, tmp_pat
     values = [7, 200, 11]
     for name, ids in (("ids", values), ("numbers", None)):
         files = find_images(f"{photos}/plain.png", str(tmp_path / name), overwrite=False)
-        label_images(network, files, str(tmp_path / name), batch_size=8, values=ids)
+        predict_files(network, files, str(tmp_path / name), batch_size=8, values=ids)
     ids, numbers = (opened(tmp_path / name / "labels" / "plain.png") for name in ("ids", "numbers"))
     np.testing.assert_array_equal(np.asarray(ids), np.array(values)[np.asarray(numbers)])
     np.testing.assert_array_equal(ids.convert("RGB"), numbers.convert("RGB"))
@@ -209,13 +209,13 @@ def test_original_ids_have_the_colours_of_their_classes(network, photos, tmp_pat
 )
 def test_ids_that_do_not_fit(network, tmp_path, values, message):
     with pytest.raises(UserError, match=message):
-        label_images(network, [], str(tmp_path), batch_size=8, values=values)
+        predict_files(network, [], str(tmp_path), batch_size=8, values=values)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_that_the_devices_cannot_share(network, tmp_path):
     with pytest.raises(UserError, match=r"--batch_size is 3; .* multiple of the 8 devices"):
-        label_images(network, [], str(tmp_path), batch_size=3)
+        predict_files(network, [], str(tmp_path), batch_size=3)
 
 
 def test_original_labels_of_data_sets():

@@ -12,7 +12,7 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.cli import shared_flags
-from kdjax.data.loading.sampler import plan
+from kdjax.data.loading.sampler import batch_by_size
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import Inference, class_scores, make_inference, padding, scaled
@@ -161,7 +161,7 @@ def test_a_sharded_padded_batch_gives_what_each_image_gives_alone():
 
 def test_images_that_a_window_does_not_fit_into_are_not_padded():
     sizes = [(30, 40), (33, 40), (30, 15), (31, 15), (31, 16)]
-    batches = plan(enumerate(sizes), 4, pad_to=16, exact_below=(16, 16))
+    batches = batch_by_size(enumerate(sizes), 4, pad_to=16, exact_below=(16, 16))
     assert {batch.size: batch.indices for batch in batches} == {
         (32, 48): (0, -1, -1, -1),
         (48, 48): (1, -1, -1, -1),

@@ -85,7 +85,7 @@ def test_the_student_is_taken_out_of_a_distillers_file(weights, student, others,
         given |= {f"{parallel}{other}{name}": value + 1 for name, value in weights.items()}
     assert interop.origin(given) == "mmsegmentation"
     net = abstract("pspnet_r18")
-    interop.load(net, given)
+    interop.load_weights(net, given)
     assert_same(interop.to_mmseg(net), weights)
     # The teacher's auxiliary head is not the student's.
     alone = {name: given[name] for name in given if f"{student}auxiliary_head" not in name}
@@ -99,7 +99,7 @@ def test_loading_makes_no_second_copy_of_the_weights():
     size = sum(value.nbytes for value in weights.values())
     largest = max(value.nbytes for value in weights.values())
     tracemalloc.start()
-    interop.load(net, weights)
+    interop.load_weights(net, weights)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # One array at a time is laid out anew, before JAX takes it over.
@@ -159,7 +159,7 @@ def test_safetensors_need_no_torch(tmp_path, weights):
     code = f"""
 import sys
 from kdjax import interop
-weights, meta = interop.read({str(file)!r})
+weights, meta = interop.read_weights({str(file)!r})
 assert {{k: str(v.dtype) for k, v in weights.items() if k != "counter"}} == dict.fromkeys(
     ("single", "half", "brain"), "float32"), weights
 assert all(list(v) == [0, 1, 2] for k, v in weights.items() if k != "counter")
@@ -176,7 +176,7 @@ def test_damaged_files_are_one_clear_line(tmp_path):
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(UserError, match=message) as error:
-            interop.read(file)
+            interop.read_weights(file)
         assert str(error.value).startswith(f"{file}: ")
         assert "\n" not in str(error.value)
 
@@ -209,23 +209,23 @@ def test_pytorch_files(tmp_path):
     }
     meta = {"dataset_meta": {"classes": ["x", "y"]}}
     torch.save({"state_dict": weights, "meta": meta, "optimizer": {"lr": 0.1}}, file)
-    found = interop.read(file)
+    found = interop.read_weights(file)
     assert found.meta == meta
     np.testing.assert_array_equal(found.weights["a"], np.arange(3, dtype=np.float32))
     assert found.weights["a"].dtype == found.weights["b"].dtype == np.float32
     torch.save(weights, file, _use_new_zipfile_serialization=False)
-    assert interop.read(file).weights.keys() == weights.keys()
+    assert interop.read_weights(file).weights.keys() == weights.keys()
 
     torch.save({"optimizer": {"lr": 0.1}, "epoch": 3}, file)
     with pytest.raises(UserError, match=r"no network weights in it \(it holds: optimizer, epoch\)"):
-        interop.read(file)
+        interop.read_weights(file)
 
     torch.save({"state_dict": weights}, file)
     whole = file.read_bytes()
     for length in (10, len(whole) // 2, len(whole) - 30):
         file.write_bytes(whole[:length])
         with pytest.raises(UserError, match="damaged"):
-            interop.read(file)
+            interop.read_weights(file)
 
 
 @pytest.mark.torch
@@ -241,7 +241,7 @@ def test_tensors_of_every_kind_are_read_as_the_numbers_that_they_stand_for(tmp_p
         "transposed": numbers.T.contiguous().T,
     }
     torch.save(tensors, tmp_path / "a.pth")
-    found = interop.read(tmp_path / "a.pth").weights
+    found = interop.read_weights(tmp_path / "a.pth").weights
     assert found.keys() == tensors.keys()
     for name, array in found.items():
         assert array.dtype == np.float32
@@ -259,7 +259,7 @@ def test_what_is_no_array_by_name_is_one_clear_line(tmp_path):
     ):
         torch.save(content, file)
         with pytest.raises(UserError, match=message) as error:
-            interop.read(file)
+            interop.read_weights(file)
         assert "\n" not in str(error.value)
 
 
@@ -290,7 +290,7 @@ def test_a_pickle_that_asks_for_more_is_refused_with_the_reason(tmp_path, monkey
     file = tmp_path / "a.pth"
     torch.save({"state_dict": {"a": torch.zeros(2)}, "message": Evil()}, file)
     with pytest.raises(UserError, match=r"refused: its pickle asks for \w+.mkdir") as error:
-        interop.read(file)
+        interop.read_weights(file)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "evil").exists()
 
@@ -329,7 +329,7 @@ def test_torchvisions_deeplab():
     given = torchvision_names(weights)
     assert {"classifier.0.convs.4.1.weight", "classifier.0.project.0.weight"} <= given.keys()
     assert {"classifier.1.weight", "classifier.4.bias", "aux_classifier.0.weight"} <= given.keys()
-    interop.load(net, given)
+    interop.load_weights(net, given)
     assert_same(interop.to_mmseg(net), weights)
 
 
@@ -347,7 +347,7 @@ def test_an_image_classifier_becomes_the_backbone_and_the_heads_stay(kind):
             if kind == "timm":
                 key = key.replace("stem.7.", "bn1.").replace("stem.", "conv1.")
             given[key] = value
-    interop.load(net, given)
+    interop.load_weights(net, given)
     assert_same(interop.to_mmseg(net), expected)
 
 
@@ -379,7 +379,7 @@ def test_a_mobilenet_that_classifies_becomes_the_backbone(kind):
     assert "features.17.conv.3.running_var" in given or kind == "OpenMMLab"
     assert interop.origin(given) == "an image classifier"
     assert interop.has_auxiliary_head(given)
-    interop.load(net, given)
+    interop.load_weights(net, given)
     assert_same(interop.to_mmseg(net), before | wanted)
 
 
@@ -387,7 +387,9 @@ def test_a_mix_transformer_alone_becomes_the_backbone():
     net = models.create("segformer_b0", num_classes=5, width=16, rngs=nnx.Rngs(0))
     before, weights = interop.to_mmseg(net), random_weights(net)
     wanted = {key: value for key, value in weights.items() if key.startswith("backbone.")}
-    interop.load(net, {key.removeprefix("backbone."): value for key, value in wanted.items()})
+    interop.load_weights(
+        net, {key.removeprefix("backbone."): value for key, value in wanted.items()}
+    )
     assert_same(interop.to_mmseg(net), before | wanted)
 
 

@@ -270,7 +270,7 @@ def test_huggingface_weights_find_their_place(monkeypatch):
     monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))
     weights = huggingface_weights(2, 16, 5)
     net = models.create("segformer_linear_b0", num_classes=5, width=4, rngs=nnx.Rngs(0))
-    interop.load(net, weights)
+    interop.load_weights(net, weights)
 
     block = "segformer.encoder.block.2.0"
     queries, keys, values = np.split(

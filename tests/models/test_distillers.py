@@ -55,7 +55,7 @@ def test_maps_are_pytorchs(name):
     with torch.no_grad():
         expected = theirs(images)
     net = abstract(name, width=16 if "mbv2" in name else WIDTH, auxiliary="mbv2" not in name)
-    interop.load(net, weights_of(theirs))
+    interop.load_weights(net, weights_of(theirs))
     # What reads blue first there reads red first here.
     output = net(jnp.asarray(images.flip(1).permute(0, 2, 3, 1).numpy()))
     found = {"logits": output.logits, "aux_logits": output.aux_logits}
@@ -71,7 +71,7 @@ def test_training_is_pytorchs_too():
     torch, built = references()
     theirs = built["pspnet_r18@torchdistiller"]()
     net = abstract("pspnet_r18@torchdistiller")
-    interop.load(net, weights_of(theirs))
+    interop.load_weights(net, weights_of(theirs))
     for _, module in nnx.iter_modules(net):
         if isinstance(module, nnx.Dropout):
             module.rate = 0.0
@@ -120,12 +120,12 @@ def test_segformer_of_its_authors(monkeypatch):
     weights = segformer_weights((2, 4, 10, 16), 16)
     del weights["linear_fuse.0.bias"]
     cirkd, net = abstract("segformer_b0@cirkd"), abstract("segformer_b0@nvlabs")
-    interop.load(cirkd, weights)
+    interop.load_weights(cirkd, weights)
     named = authors_names(weights)
     assert interop.origin(named) == "SegFormer's authors"
     assert interop.preprocessing(interop.origin(named)) == IMAGENET
     assert not interop.has_auxiliary_head(named)
-    interop.load(net, named)
+    interop.load_weights(net, named)
     found, expected = interop.to_mmseg(net), interop.to_mmseg(cirkd)
     # CIRKD trained on images with blue first.
     first = "backbone.layers.0.0.projection.weight"
@@ -145,13 +145,13 @@ def test_a_mix_transformer_of_its_authors_becomes_the_backbone(monkeypatch, pref
     weights = segformer_weights((2, 4, 10, 16), 16)
     del weights["linear_fuse.0.bias"]
     whole = abstract("segformer_b0@nvlabs")
-    interop.load(whole, authors_names(weights))
+    interop.load_weights(whole, authors_names(weights))
     given = {f"{prefix}{k}": v for k, v in weights.items() if not k.startswith("linear_")}
     given |= {} if prefix else {"head.weight": np.zeros((9, 16)), "head.bias": np.zeros(9)}
     assert interop.origin(given) == "an image classifier"
     net = models.create("segformer_b0", num_classes=CLASSES, width=WIDTH, rngs=nnx.Rngs(0))
     before = interop.to_mmseg(net)
-    interop.load(net, given)
+    interop.load_weights(net, given)
     found, expected = interop.to_mmseg(net), interop.to_mmseg(whole)
     for name, value in found.items():
         wanted = expected if name.startswith("backbone.") else before
@@ -162,7 +162,7 @@ def test_segformer_finds_its_place(monkeypatch):
     monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))
     weights = segformer_weights((2, 4, 10, 16), 16)
     net = abstract("segformer_b0@cirkd")
-    interop.load(net, weights)
+    interop.load_weights(net, weights)
 
     attention = net.backbone.stages[2].blocks[0].attention
     queries, keys_values = np.split(np.asarray(attention.in_projection.kernel[...]), [10], axis=1)
@@ -200,7 +200,7 @@ def test_segformer_finds_its_place(monkeypatch):
 )
 def test_other_networks_are_refused_in_one_line(names, message):
     with pytest.raises(UserError, match=f"hold {message}.*which is no part of") as error:
-        interop.load(abstract("pspnet_r18@cirkd"), {name: np.zeros(2) for name in names})
+        interop.load_weights(abstract("pspnet_r18@cirkd"), {name: np.zeros(2) for name in names})
     assert "\n" not in str(error.value)
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 from taught_step import make_batch
 
-from kdjax.deployment.formats import labelling
+from kdjax.deployment.formats import make_predict_fn
 from kdjax.distillation import Distiller, term
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
@@ -26,7 +26,7 @@ from kdjax.models.outputs import IMAGENET
 from kdjax.training import Placement
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.options import OptimizerOptions
-from kdjax.training.step import Objective, Side, create_state, make_train_step
+from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 
 KINDS = ("InNNX", "InLinen", "bridged", "Plain")
 BLANK = np.zeros((1, 32, 32, 3), np.float32)
@@ -57,8 +57,8 @@ def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
     state = create_state(variables, distiller.init(jax.random.key(0)), optimizer, ema=True)
     step = jax.jit(
         make_train_step(
-            Side(network, IMAGENET),
-            Side(taught_by[0], IMAGENET),
+            PreprocessedNetwork(network, IMAGENET),
+            PreprocessedNetwork(taught_by[0], IMAGENET),
             Objective(1.0, 0.4, distiller),
             optimizer,
             learning_rate_schedule(settings, 10),
@@ -90,7 +90,7 @@ def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
     assert found == info
     expected = Predictor(network, IMAGENET)(trained, IMAGES)
     np.testing.assert_array_equal(Predictor(again, IMAGENET)(loaded, IMAGES), expected)
-    np.testing.assert_array_equal(labelling(again, loaded, IMAGENET)(IMAGES), expected)
+    np.testing.assert_array_equal(make_predict_fn(again, loaded, IMAGENET)(IMAGES), expected)
 
 
 def test_a_teacher_of_another_framework_on_any_number_of_devices():
@@ -102,8 +102,8 @@ def test_a_teacher_of_another_framework_on_any_number_of_devices():
     distiller = Distiller({"cwd": term("cwd")}, **maps)
     optimizer = optax.sgd(0.1)
     step = make_train_step(
-        Side(student[0], IMAGENET),
-        Side(teacher[0], IMAGENET),
+        PreprocessedNetwork(student[0], IMAGENET),
+        PreprocessedNetwork(teacher[0], IMAGENET),
         Objective(1.0, 0.0, distiller),
         optimizer,
         optax.constant_schedule(0.1),

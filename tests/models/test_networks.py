@@ -95,7 +95,7 @@ def test_all_maps_are_pytorchs(name):
 @pytest.mark.torch
 def test_all_maps_of_a_short_hrnet_are_pytorchs(monkeypatch):
     # One block and one module where the small one has two or three: a third of its time.
-    monkeypatch.setitem(hrnet.PLANS, "18s", hrnet.Plan(18, 1, (1, 1, 1)))
+    monkeypatch.setitem(hrnet.VARIANTS, "18s", hrnet.Variant(18, 1, (1, 1, 1)))
     compare_with_pytorch("fcn_hr18s")
 
 

@@ -105,7 +105,7 @@ SMALL = {
 @pytest.mark.parametrize("kind", SMALL)
 def test_each_kind_of_collective_is_read_with_its_bytes(kind):
     function, size, sent = SMALL[kind]
-    (found,) = estimate.read(compile_sharded(function, PartitionSpec("a", "b")))
+    (found,) = estimate.read_collectives(compile_sharded(function, PartitionSpec("a", "b")))
     assert found == estimate.Collective(kind, 1, size, sent)
 
 
@@ -113,7 +113,7 @@ def test_collectives_in_a_loop_count_in_every_round():
     def looped(x):
         return jax.lax.scan(lambda x, _: (jax.lax.psum(jnp.tanh(x), "b"), None), x, length=5)[0]
 
-    (found,) = estimate.read(compile_sharded(looped, PartitionSpec("a", "b")))
+    (found,) = estimate.read_collectives(compile_sharded(looped, PartitionSpec("a", "b")))
     assert (found.kind, found.count, found.bytes) == ("all-reduce", 5, 5 * 512)
 
 
@@ -146,7 +146,7 @@ replica_groups={{0,1},{2,3},{4,5},{6,7}}
 
 
 def test_asynchronous_collectives_count_once_a_start():
-    reduced, gathered = estimate.read(ASYNCHRONOUS)
+    reduced, gathered = estimate.read_collectives(ASYNCHRONOUS)
     assert reduced == estimate.Collective("all-reduce", 1, 480, 480.0)
     assert gathered == estimate.Collective("all-gather", 6, 6 * 256, 6 * 7 / 8 * 256)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from kdjax import config as configuration
 from kdjax.config import extra_set
 from kdjax.data import sets
-from kdjax.data.images import Images, choose
+from kdjax.data.images import Images, decide_cache
 from kdjax.data.loading.sampler import example_indices
 from kdjax.errors import UserError
 from kdjax.runs.input_pipeline import feed
@@ -189,9 +189,9 @@ MIB, GIB = 2**20, 2**30
 def test_what_auto_chooses_and_says(wanted, device, host, place, reason):
     # 4 examples, 3 MiB as they are, and 4 MiB padded to the larger of the two sizes.
     sizes = [(512, 512), (256, 512)]
-    choice = choose(wanted, 4, sizes, device_bytes=device, host_bytes=host)
-    assert choice.place == place
-    assert re.search(reason, choice.reason)
+    decision = decide_cache(wanted, 4, sizes, device_bytes=device, host_bytes=host)
+    assert decision.place == place
+    assert re.search(reason, decision.reason)
 
 
 @pytest.mark.parametrize(

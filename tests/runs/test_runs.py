@@ -30,7 +30,7 @@ from kdjax import environment
 from kdjax.comparison.sweep import compare
 from kdjax.data import sets
 from kdjax.data.images import Images
-from kdjax.deployment.formats import labelling
+from kdjax.deployment.formats import make_predict_fn
 from kdjax.errors import Preempted, UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import NETWORKS, saved
@@ -343,7 +343,7 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     first, second = (network.predictor(network.variables, images) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    label = labelling(*whole[:2], whole[2].preprocessing)
+    label = make_predict_fn(*whole[:2], whole[2].preprocessing)
     np.testing.assert_array_equal(label(images), first)
     config.student.checkpoint = str(tmp_path / "whole")
     keys, data = [], Images(config.data)

@@ -27,7 +27,7 @@ from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.optimizer import make_optimizer
 from kdjax.training.options import MeshOptions, OptimizerOptions
 from kdjax.training.sharding import Placement
-from kdjax.training.step import Objective, Side, create_state, make_train_step
+from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 
 MESHES = {
     "data": MeshOptions(data=8),
@@ -82,8 +82,8 @@ def program(method, mesh):
         ema=True,
     )
     step = make_train_step(
-        Side(network, IMAGENET),
-        Side(frozen, IMAGENET),
+        PreprocessedNetwork(network, IMAGENET),
+        PreprocessedNetwork(frozen, IMAGENET),
         Objective(1.0, 0.0, distiller),
         optimizer,
         optax.constant_schedule(settings.learning_rate),

@@ -22,7 +22,7 @@ from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.options import OptimizerOptions
 from kdjax.training.sharding import Placement
-from kdjax.training.step import Objective, Side, create_state, make_train_step
+from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch")
 import torch_networks  # noqa: E402  they need PyTorch
@@ -208,7 +208,7 @@ def test_gradients_of_deeplabv3plus_on_mobilenet():
 
 
 def test_gradients_of_a_short_hrnet(monkeypatch):
-    monkeypatch.setitem(hrnet.PLANS, "18s", hrnet.Plan(18, 1, (1, 1, 1)))
+    monkeypatch.setitem(hrnet.VARIANTS, "18s", hrnet.Variant(18, 1, (1, 1, 1)))
     theirs = network("fcn_hr18s")
     compare_gradients(theirs, ours_with(theirs, "fcn_hr18s"))
 
@@ -246,8 +246,8 @@ def test_twenty_steps_of_channel_wise_distillation():
     state = create_state(variables, ({}, {}), optimizer, ema=False)
     train_step = jax.jit(
         make_train_step(
-            Side(trained, IMAGENET),
-            Side(frozen, IMAGENET),
+            PreprocessedNetwork(trained, IMAGENET),
+            PreprocessedNetwork(frozen, IMAGENET),
             Objective(1.0, 0.4, distiller),
             optimizer,
             learning_rate_schedule(settings, STEPS),

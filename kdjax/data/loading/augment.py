@@ -15,13 +15,13 @@ from kdjax.data.loading.augmentation import (
     AugmentOptions,
     Draws,
 )
-from kdjax.data.loading.records import Read, Window
+from kdjax.data.loading.records import Window, WindowReader
 
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 
 def augment(
-    read: Read, label: tf.Tensor, draws: Draws, options: AugmentOptions
+    read_window: WindowReader, label: tf.Tensor, draws: Draws, options: AugmentOptions
 ) -> dict[str, tf.Tensor]:
     """Scales, crops, flips and distorts one example; for use inside a `tf.function`.
 
@@ -30,7 +30,7 @@ def augment(
     in tiles only those of the crop are decoded.
 
     Args:
-        read: decodes a window of the image; called once.
+        read_window: decodes a window of the image; called once.
         label: uint8 `[H, W]`.
         draws: the example's numbers, without an axis `[B]`.
         options: what to do.
@@ -51,7 +51,7 @@ def augment(
     corner, crop_label = _first_varied(label, scaled, corners, draws.mirrored, options)
     ends = tf.stack([corner, tf.minimum(corner + options.crop_size, scaled) - 1])
     low, high, _ = _neighbours(size, scaled, ends)
-    window = read(low[0], high[1] + 1)
+    window = read_window(low[0], high[1] + 1)
     image = _sample_image(window, size, scaled, corner, draws.mirrored, options.crop_size)
     crop = {"image": distort(image, draws) if options.photometric else image}
     if options.clean_view:

@@ -26,7 +26,7 @@ MAX_SIDE = 1 << 18
 _DIGIT_BITS = 11
 
 
-class Held(TypedDict):
+class PaddedExamples(TypedDict):
     """Examples on the device, padded below and on the right to a common size.
 
     `image` [N, H, W, 3] and `label` [N, H, W], both uint8; `size` [N, 2] int32, the height and
@@ -39,12 +39,12 @@ class Held(TypedDict):
 
 
 def augment_batch(
-    held: Held, indices: Int[Array, "B"], draws: Draws, options: AugmentOptions
+    examples: PaddedExamples, indices: Int[Array, "B"], draws: Draws, options: AugmentOptions
 ) -> dict[str, Array]:
     """Scales, crops, flips and distorts examples; for use under `jax.jit`.
 
     Args:
-        held: the examples, on every device.
+        examples: the examples, on every device.
         indices: which of them.
         draws: their numbers, with an axis `[B]`.
         options: what to do.
@@ -57,8 +57,10 @@ def augment_batch(
     Raises:
         UserError: sides may be longer than `MAX_SIDE`, before or after scaling.
     """
-    _check_sides(held["image"].shape[1:3], options)
-    crops = jax.vmap(lambda index, numbers: _augment(held, index, numbers, options))(indices, draws)
+    _check_sides(examples["image"].shape[1:3], options)
+    crops = jax.vmap(lambda index, numbers: _augment(examples, index, numbers, options))(
+        indices, draws
+    )
     return {**crops, "index": indices} if options.place else crops
 
 
@@ -73,20 +75,20 @@ def _check_sides(sides: tuple[int, ...], options: AugmentOptions) -> None:
 
 
 def _augment(
-    held: Held, index: Int[Array, ""], draws: Draws, options: AugmentOptions
+    examples: PaddedExamples, index: Int[Array, ""], draws: Draws, options: AugmentOptions
 ) -> dict[str, Array]:
-    size = held["size"][index]
+    size = examples["size"][index]
     scaled = _scaled_size(size, draws.scale, options)
     room = jnp.maximum(scaled - jnp.array(options.crop_size), 0) + 1
     corners = jnp.minimum((draws.corners * room.astype(jnp.float32)).astype(jnp.int32), room - 1)
 
     def label_at(corner: Int[Array, "2"]) -> UInt8[Array, "h w"]:
-        return _sample_label(held["label"], index, size, scaled, corner, options.crop_size)
+        return _sample_label(examples["label"], index, size, scaled, corner, options.crop_size)
 
     corner = corners[_first_varied(label_at, corners, options)]
     inside = _inside(scaled, corner, options.crop_size)
     crop = {
-        "image": _sample_image(held["image"], index, size, scaled, corner, options.crop_size),
+        "image": _sample_image(examples["image"], index, size, scaled, corner, options.crop_size),
         "label": label_at(corner),
     }
     if options.clean_view:

@@ -17,7 +17,7 @@ from kdjax.data.interface import SegmentationSet, Source
 from kdjax.data.loading.augment import augment
 from kdjax.data.loading.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
 from kdjax.data.loading.records import explained
-from kdjax.data.loading.sampler import EvalBatch, example_indices, plan, rows_of_process
+from kdjax.data.loading.sampler import BatchIndices, batch_by_size, example_indices, rows_of_process
 from kdjax.errors import UserError
 
 
@@ -78,8 +78,8 @@ def train_batches(
 
     @traced_as_written
     def load(index: tf.Tensor, fetched: Any, draws: Draws) -> dict[str, tf.Tensor]:
-        label, read = source.decode(fetched)
-        crop = augment(read, label, draws, options)
+        label, read_window = source.decode(fetched)
+        crop = augment(read_window, label, draws, options)
         return {**crop, "index": tf.cast(index, tf.int32)} if options.place else crop
 
     batches = (
@@ -143,7 +143,7 @@ def eval_batches(
     records = dataset.records(split)
     indices = range(len(records)) if indices is None else indices
     sizes = records.sizes(indices)
-    batches = plan(
+    batches = batch_by_size(
         zip(indices, sizes, strict=True),
         batch_size,
         pad_to=pad_to,
@@ -156,8 +156,8 @@ def eval_batches(
     return (_eval_batch(batch, examples) for batch in batches)
 
 
-def _eval_batch(batch: EvalBatch, examples: Iterator[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Fills a planned batch with the next of its examples."""
+def _eval_batch(batch: BatchIndices, examples: Iterator[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """A batch of the next examples, padded to its size."""
     rows = len(batch.indices)
     arrays = {
         "image": np.full((rows, *batch.size, 3), IMAGE_PADDING, np.uint8),

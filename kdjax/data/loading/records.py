@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
 # Decodes a part of an image that holds all from `begin` to before `end`, each int32 `[2]`, a row
 # and a column.
-Read = Callable[[tf.Tensor, tf.Tensor], Window]
+WindowReader = Callable[[tf.Tensor, tf.Tensor], Window]
 
 
 def whole(image: tf.Tensor) -> Window:
@@ -67,7 +67,7 @@ def _encode_tile(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def reader(opened: Opened) -> Read:
+def window_reader(opened: Opened) -> WindowReader:
     """What decodes a window of the image of an example."""
 
     def decoded(begin: tf.Tensor, end: tf.Tensor) -> Window:
@@ -182,7 +182,7 @@ class Records:
         """As `Source` has it."""
         return (1,)
 
-    def read(self, indices: Sequence[int]) -> list[bytes]:
+    def read_serialized(self, indices: Sequence[int]) -> list[bytes]:
         """The records at `indices`, in that order.
 
         Raises:
@@ -194,17 +194,17 @@ class Records:
             raise damaged(self.directory, f"split {self._split}: {reason(error)}") from error
 
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
-        """As `read`, from within a graph: int64 `[B]` to strings `[B]`."""
+        """As `read_serialized`, from within a graph: int64 `[B]` to strings `[B]`."""
 
         def read(indices: np.ndarray) -> np.ndarray:
-            return np.array(self.read(indices.tolist()), object)
+            return np.array(self.read_serialized(indices.tolist()), object)
 
         return tf.ensure_shape(tf.numpy_function(read, [indices], tf.string), [None])
 
-    def decode(self, fetched: tf.Tensor) -> tuple[tf.Tensor, Read]:
+    def decode(self, fetched: tf.Tensor) -> tuple[tf.Tensor, WindowReader]:
         """As `Source` has it."""
         _, opened = _opened(fetched)
-        return opened.label, reader(opened)
+        return opened.label, window_reader(opened)
 
     def open(self, record: tf.Tensor, index: tf.Tensor) -> Opened:
         """As `Split` has it; decodes the label."""
@@ -226,14 +226,16 @@ class Records:
 
     def _field(self, key: str, indices: Sequence[int]) -> list[bytes]:
         try:
-            return list(tf.io.parse_example(self.read(indices), {key: _SCHEMA[key]})[key].numpy())
+            return list(
+                tf.io.parse_example(self.read_serialized(indices), {key: _SCHEMA[key]})[key].numpy()
+            )
         except tf.errors.OpError as error:
             raise damaged(self.directory, f"split {self._split}: {reason(error)}") from error
 
     def check(self, indices: Sequence[int]) -> None:
         """As `Source` has it."""
         for index in indices:
-            (record,) = self.read([index])
+            (record,) = self.read_serialized([index])
             try:
                 decode_example(tf.constant(record))
             except tf.errors.OpError as error:
@@ -314,7 +316,7 @@ def decode_example(record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
     name, opened = _opened(record)
     everything = tf.zeros(2, tf.int32), tf.shape(opened.label)
-    image = pixels(reader(opened)(*everything), *everything)
+    image = pixels(window_reader(opened)(*everything), *everything)
     return {"image": image, "label": opened.label, "name": name}
 
 

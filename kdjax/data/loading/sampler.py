@@ -1,4 +1,4 @@
-"""Which examples a process reads when: in training by arithmetic, in evaluation by one plan."""
+"""Which examples a process reads when: in training by arithmetic, in evaluation by size."""
 
 import dataclasses
 import functools
@@ -71,8 +71,8 @@ def _epoch(length: int, seed: int, epoch: int, member: int) -> Int64[np.ndarray,
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalBatch:
-    """A batch of whole images.
+class BatchIndices:
+    """Which whole images make a batch.
 
     Attributes:
         size: height and width that its images are padded to, in pixels.
@@ -83,7 +83,7 @@ class EvalBatch:
     indices: tuple[int, ...]
 
 
-def plan(
+def batch_by_size(
     images: Iterable[tuple[int, tuple[int, int]]],
     batch_size: int,
     *,
@@ -91,7 +91,7 @@ def plan(
     exact_below: tuple[int, int] = (0, 0),
     process_index: int = 0,
     process_count: int = 1,
-) -> list[EvalBatch]:
+) -> list[BatchIndices]:
     """Puts each image once into a batch of its padded size, and fills up each size's last batch.
 
     Every process gets as many batches, of the same sizes in the same order: its rows of each.
@@ -116,12 +116,12 @@ def plan(
         for start in range(0, len(members), batch_size):
             chunk: Sequence[int] = members[start : start + batch_size]
             chunk = [*chunk, *[-1] * (batch_size - len(chunk))]
-            batches.append(EvalBatch(size, tuple(chunk[rows.start : rows.stop])))
+            batches.append(BatchIndices(size, tuple(chunk[rows.start : rows.stop])))
     return batches
 
 
 def count_shapes(sizes: Iterable[tuple[int, int]], pad_to: int) -> int:
-    """How many sizes are left of these when they are padded as `plan` does."""
+    """How many sizes are left of these when they are padded as `batch_by_size` does."""
     return len({_padded(size, pad_to) for size in sizes})
 
 

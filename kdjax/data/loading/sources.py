@@ -59,7 +59,7 @@ class Mixture:
             records = np.empty(len(indices), object)
             for member in np.unique(members):
                 part, rows = self._parts[member], np.flatnonzero(members == member)
-                records[rows] = part.records.read(places[rows].tolist())
+                records[rows] = part.records.read_serialized(places[rows].tolist())
             labelled = np.array([self._parts[member].labelled for member in members])
             return records, members.astype(np.int32), places, labelled
 
@@ -67,7 +67,7 @@ class Mixture:
         found = tf.numpy_function(read, [indices], types)
         return _Fetched(*(tf.ensure_shape(tensor, [None]) for tensor in found))
 
-    def decode(self, fetched: _Fetched) -> "tuple[tf.Tensor, Read]":
+    def decode(self, fetched: _Fetched) -> "tuple[tf.Tensor, WindowReader]":
         """As `Source` has it."""
         from kdjax.data._tensorflow import tf
         from kdjax.data.loading import records
@@ -85,7 +85,7 @@ class Mixture:
                 ],
             )
         label = tf.where(fetched.labelled, opened.label, tf.constant(IGNORE_LABEL, tf.uint8))
-        return label, records.reader(opened)
+        return label, records.window_reader(opened)
 
     def check(self, indices: Sequence[int]) -> None:
         """As `Source` has it."""
@@ -116,10 +116,10 @@ class Mixture:
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.loading.records import Read
+    from kdjax.data.loading.records import WindowReader
 
 
-class HeldExamples:
+class InMemoryExamples:
     """Examples as NumPy arrays, by index; a `Source` of the pipeline, and of the device's cache.
 
     Needs no TensorFlow, except to be read by the pipeline.
@@ -162,7 +162,7 @@ class HeldExamples:
         """The indices: there is nothing to read."""
         return indices
 
-    def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, Read]":
+    def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, WindowReader]":
         """As `Source` has it: TensorFlow copies the label, and of the image only the window."""
         from kdjax.data._tensorflow import tf
         from kdjax.data.loading import records
@@ -170,12 +170,12 @@ class HeldExamples:
         def cut(index: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
             return self._images[index][begin[0] : end[0], begin[1] : end[1]]
 
-        def read(begin: tf.Tensor, end: tf.Tensor) -> records.Window:
+        def read_window(begin: tf.Tensor, end: tf.Tensor) -> records.Window:
             image = tf.numpy_function(cut, [fetched, begin, end], tf.uint8)
             return records.whole(tf.ensure_shape(image, [None, None, 3]))._replace(corner=begin)
 
         label = tf.numpy_function(lambda index: self._labels[index], [fetched], tf.uint8)
-        return tf.ensure_shape(label, [None, None]), read
+        return tf.ensure_shape(label, [None, None]), read_window
 
     def check(self, indices: Sequence[int]) -> None:
         """Nothing: what is an array here has been decoded."""

@@ -12,7 +12,7 @@ from kdjax import files
 from kdjax.classes import IGNORE_LABEL, LabelTable, read_table
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
-from kdjax.names import SEPARATOR, closest
+from kdjax.names import SEPARATOR, closest_match
 
 SEARCH_PATH = "KDJAX_DATASETS"
 
@@ -73,7 +73,7 @@ def _unknown(name: str, folders: list[pathlib.Path]) -> str:
     by_root: dict[pathlib.Path, list[str]] = {}
     for folder in folders:
         by_root.setdefault(folder.parent, []).append(folder.name)
-    near = closest(name, [folder.name for folder in folders])
+    near = closest_match(name, [folder.name for folder in folders])
     hint = f'did you mean "{near}"? ' if near else ""
     known = "; ".join(f"{', '.join(names)} (in {root})" for root, names in by_root.items())
     return (

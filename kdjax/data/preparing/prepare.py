@@ -233,7 +233,7 @@ def _write(
 def _check_examples(records: Mapping[str, Records], num_classes: int) -> None:
     for split in records.values():
         for index in range(len(split)):
-            feature = tf.train.Example.FromString(*split.read([index])).features.feature
+            feature = tf.train.Example.FromString(*split.read_serialized([index])).features.feature
             example = {key: feature[key].bytes_list.value[0] for key in ("image", "label", "name")}
             check_example(example, num_classes)
 

@@ -296,7 +296,7 @@ def fingerprint(records: Mapping[str, Records]) -> str:
         for index in range(len(records[split])):
             # Field by field: a serialized example does not keep the order of its fields.
             try:
-                example = tf.train.Example.FromString(*records[split].read([index]))
+                example = tf.train.Example.FromString(*records[split].read_serialized([index]))
             except DecodeError as error:
                 what = f"record {index} of split {split} is no example"
                 raise damaged(records[split].directory, what) from error
