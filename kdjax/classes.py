@@ -58,18 +58,20 @@ class LabelTable:
 
 
 def differing_class(
-    ours: Sequence[str], theirs: Sequence[str], *, here: str = "the data"
+    names: Sequence[str], other_names: Sequence[str], *, here: str = "the data"
 ) -> str | None:
-    """Says which class is the first that another list calls otherwise; None where none is.
+    """Says which class is the first whose name differs in another list; None where none does.
 
     Args:
-      ours: names of classes.
-      theirs: the other list.
-      here: what the message calls the former.
+      names: of the classes, by id.
+      other_names: likewise, in the other list.
+      here: what the message calls the first list.
     """
-    for index, (our, their) in enumerate(itertools.zip_longest(ours, theirs, fillvalue="none")):
-        if our != their:
-            return f'class {index} is "{their}" there and "{our}" in {here}'
+    for index, (name, other) in enumerate(
+        itertools.zip_longest(names, other_names, fillvalue="none")
+    ):
+        if name != other:
+            return f'class {index} is "{other}" there and "{name}" in {here}'
     return None
 
 

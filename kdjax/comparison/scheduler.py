@@ -111,23 +111,23 @@ def run(jobs: Sequence[Job], parallel: int = 1, data: SegmentationSet | None = N
     for job in jobs:
         if job not in missing:
             job.run()  # only says so
-    _run_at_once(missing, _shares(parallel))
+    _run_at_once(missing, _slots(parallel))
 
 
-def _run_at_once(jobs: Sequence[Job], shares: Sequence[Mapping[str, str]]) -> None:
-    """Trains each in a process of its own, as many at once as there are shares of the devices."""
-    waiting, free = collections.deque(jobs), collections.deque(shares)
+def _run_at_once(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> None:
+    """Trains each in a process of its own, as many at once as there are slots."""
+    waiting, free = collections.deque(jobs), collections.deque(slots)
     running: list[tuple[Job, Mapping[str, str], subprocess.Popen[str]]] = []
     failed: dict[str, int] = {}
     # The system closes it when this process ends, however it does, and the children notice.
-    lifeline, held = os.pipe()
+    lifeline, write_end = os.pipe()
     try:
         with Interruption() as interruption:
             handed_on = False
             while running or (waiting and not interruption.reached()):
                 while waiting and free and not interruption.reached():
-                    job, share = waiting.popleft(), free.popleft()
-                    running.append((job, share, _start(job, share, lifeline)))
+                    job, slot = waiting.popleft(), free.popleft()
+                    running.append((job, slot, _start(job, slot, lifeline)))
                 if interruption.reached() and not handed_on:
                     handed_on = True
                     for _, _, child in running:
@@ -135,8 +135,8 @@ def _run_at_once(jobs: Sequence[Job], shares: Sequence[Mapping[str, str]]) -> No
                 time.sleep(POLL_SECONDS)
                 for ended in [entry for entry in running if entry[2].poll() is not None]:
                     running.remove(ended)
-                    job, share, child = ended
-                    free.append(share)
+                    job, slot, child = ended
+                    free.append(slot)
                     if child.returncode:
                         failed[job.name] = child.returncode
             interruption.check("the runs under way have saved what they had done")
@@ -145,7 +145,7 @@ def _run_at_once(jobs: Sequence[Job], shares: Sequence[Mapping[str, str]]) -> No
         for _, _, child in running:
             child.kill()
             child.wait()
-        os.close(held)
+        os.close(write_end)
         os.close(lifeline)
     if failed:
         error = Transient if set(failed.values()) == {processes.AGAIN} else UserError
@@ -154,11 +154,11 @@ def _run_at_once(jobs: Sequence[Job], shares: Sequence[Mapping[str, str]]) -> No
         )
 
 
-def _start(job: Job, share: Mapping[str, str], lifeline: int) -> subprocess.Popen[str]:
+def _start(job: Job, slot: Mapping[str, str], lifeline: int) -> subprocess.Popen[str]:
     child = subprocess.Popen(
         [sys.executable, "-m", "kdjax.comparison.scheduler"],
         stdin=subprocess.PIPE,
-        env={**os.environ, **share, processes.LIFELINE: str(lifeline)},
+        env={**os.environ, **slot, processes.LIFELINE: str(lifeline)},
         text=True,
         pass_fds=(lifeline,),
         # Ctrl-C in a terminal reaches this process alone, which hands it on.
@@ -171,20 +171,20 @@ def _start(job: Job, share: Mapping[str, str], lifeline: int) -> subprocess.Pope
     return child
 
 
-def _shares(parallel: int) -> list[dict[str, str]]:
-    """What tells each of several processes its devices, as environment variables."""
+def _slots(parallel: int) -> list[dict[str, str]]:
+    """The devices of each of several processes, as environment variables."""
     cores = sorted(os.sched_getaffinity(0))
     # Fewer cores than runs are shared by all of them.
     groups = [cores[i::parallel] if len(cores) >= parallel else cores for i in range(parallel)]
-    shares = [{CORES: ",".join(map(str, group))} for group in groups]
+    slots = [{CORES: ",".join(map(str, group))} for group in groups]
     if gpus := _gpus():
-        for i, share in enumerate(shares):
-            share["CUDA_VISIBLE_DEVICES"] = ",".join(_part(gpus, i, parallel, "GPUs"))
+        for i, slot in enumerate(slots):
+            slot["CUDA_VISIBLE_DEVICES"] = ",".join(_part(gpus, i, parallel, "GPUs"))
     elif chips := _tpu_chips():
-        for i, share in enumerate(shares):
-            (share["TPU_VISIBLE_CHIPS"],) = _part(chips, i, parallel, "TPU chips")[:1]
-            share["TPU_PROCESS_BOUNDS"] = share["TPU_CHIPS_PER_PROCESS_BOUNDS"] = "1,1,1"
-    return shares
+        for i, slot in enumerate(slots):
+            (slot["TPU_VISIBLE_CHIPS"],) = _part(chips, i, parallel, "TPU chips")[:1]
+            slot["TPU_PROCESS_BOUNDS"] = slot["TPU_CHIPS_PER_PROCESS_BOUNDS"] = "1,1,1"
+    return slots
 
 
 CORES = "KDJAX_CORES"

@@ -14,7 +14,7 @@ from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
 from kdjax.names import did_you_mean
 from kdjax.recipes import teacher_of
-from kdjax.runs.scoring import score_given
+from kdjax.runs.scoring import score_checkpoint
 from kdjax.runs.workdir import Workdir
 
 TEACHER = "teacher"
@@ -118,7 +118,7 @@ def _compare(
         scheduler.run(longer, parallel, data)
         students += longer
     if config.teacher.checkpoint:
-        score_given(config, Workdir(root.path / TEACHER), checkpoint, TEACHER, data)
+        score_checkpoint(config, Workdir(root.path / TEACHER), checkpoint, TEACHER, data)
     finished = [job for job in students if job.files.result.exists()]
     runs = [Workdir(root.path / TEACHER), *(job.files for job in finished)]
     first = {job.method: job.files for job in reversed(finished)}

@@ -147,9 +147,11 @@ class Images:
 
         options = self._options
         parts = [sources.Part(self._set.records(options.train_split), options.weight)]
-        for label, entry in options.mixture.items():
-            extra = open_mixed(label, entry, self.class_names)
-            parts.append(sources.Part(extra.records(entry.split), entry.weight, entry.labelled))
+        for key, extra_set in options.mixture.items():
+            extra = open_mixed(key, extra_set, self.class_names)
+            parts.append(
+                sources.Part(extra.records(extra_set.split), extra_set.weight, extra_set.labelled)
+            )
         return sources.Mixture(parts)
 
     @functools.cached_property
@@ -296,12 +298,12 @@ class Images:
         return pipeline.load_examples(self._set, split, indices.tolist())
 
 
-def open_mixed(label: str, entry: ExtraSet, class_names: Sequence[str]) -> SegmentationSet:
+def open_mixed(key: str, options: ExtraSet, class_names: Sequence[str]) -> SegmentationSet:
     """Opens a further set of a mixture.
 
     Args:
-      label: its key in `config.data.mixture`.
-      entry: what it is, and how it is used.
+      key: its key in `config.data.mixture`.
+      options: what it is, and how it is used.
       class_names: those of the main set.
 
     Raises:
@@ -309,15 +311,15 @@ def open_mixed(label: str, entry: ExtraSet, class_names: Sequence[str]) -> Segme
     """
     from kdjax.data import sets
 
-    where = f"config.data.mixture.{label}"
-    extra = sets.open_named(entry.name, entry.data_dir, {}, asked_by=f"{where}.name")
-    if entry.split not in extra.splits:
+    where = f"config.data.mixture.{key}"
+    extra = sets.open_named(options.name, options.data_dir, {}, asked_by=f"{where}.name")
+    if options.split not in extra.splits:
         raise UserError(
-            f'{where}.split is "{entry.split}"; {entry.name} in {entry.data_dir} has '
+            f'{where}.split is "{options.split}"; {options.name} in {options.data_dir} has '
             f"{', '.join(extra.splits)}"
         )
     difference = differing_class(class_names, extra.class_names, here="the main set")
-    if entry.labelled and difference:
+    if options.labelled and difference:
         raise UserError(
             f"{where}: its labels mean other classes ({difference}); set {where}.labelled to False "
             "to train on its images alone"

@@ -90,9 +90,9 @@ class Distiller:
         lines = []
         for name, loss in self.terms.items():
             adapters = [
-                f", adapter 1x1 {mine.channels} -> {theirs.channels}"
-                for mine, theirs in self._pairs(loss)
-                if loss.is_adapted(mine, theirs)
+                f", adapter 1x1 {student.channels} -> {teacher.channels}"
+                for student, teacher in self._pairs(loss)
+                if loss.is_adapted(student, teacher)
             ]
             lines.append("".join((f"{name}: {loss.describe()}", *adapters)))
         return lines
@@ -102,9 +102,9 @@ class Distiller:
         params: dict[str, PyTree] = {}
         state: dict[str, PyTree] = {}
         for name, loss in self.terms.items():
-            for kept, found in zip((params, state), self._init(name, loss, key), strict=True):
+            for collected, found in zip((params, state), self._init(name, loss, key), strict=True):
                 if jax.tree.leaves(found):
-                    kept[name] = found
+                    collected[name] = found
         return params, state
 
     def learning_rates(self, params: PyTree) -> PyTree:
@@ -182,36 +182,40 @@ class Distiller:
     ) -> Inputs:
         """What the term reads: resized and adapted."""
         self._check_maps(name, loss, student, teacher, labels)
-        ours = [student[read] for read in loss.names("student")]
-        theirs = (
+        student_values = [student[map_name] for map_name in loss.names("student")]
+        teacher_maps = (
             []
             if loss.teacher is None or teacher is None
-            else [jax.tree.map(constant, array_of(teacher[read])) for read in loss.names("teacher")]
+            else [
+                jax.tree.map(constant, array_of(teacher[map_name]))
+                for map_name in loss.names("teacher")
+            ]
         )
-        mine = [array_of(value) for value in ours]
+        student_maps = [array_of(value) for value in student_values]
         for index, adapted in learned.get("adapter", {}).items():
-            mine[int(index)] = adapt(adapted, mine[int(index)])
+            student_maps[int(index)] = adapt(adapted, student_maps[int(index)])
         if loss.resize != "none":
-            for index, other in enumerate(theirs):
-                size = (mine[index] if loss.resize == "teacher" else other).shape[1:3]
-                mine[index], theirs[index] = resize(mine[index], size), resize(other, size)
-        first = ours[0]
+            for index, other in enumerate(teacher_maps):
+                size = (student_maps[index] if loss.resize == "teacher" else other).shape[1:3]
+                student_maps[index] = resize(student_maps[index], size)
+                teacher_maps[index] = resize(other, size)
+        first = student_values[0]
         classifier = None
         if isinstance(first, Classification):
             # Resizing and a 1x1 convolution may change places.
-            resized = resize(first.inputs, mine[0].shape[1:3])
-            classifier = dataclasses.replace(first, logits=mine[0], inputs=resized)
+            resized = resize(first.inputs, student_maps[0].shape[1:3])
+            classifier = dataclasses.replace(first, logits=student_maps[0], inputs=resized)
         small = None
         if labels is not None:
-            small = tuple(resize_labels(labels, x.shape[1:3]) for x in mine)
+            small = tuple(resize_labels(labels, x.shape[1:3]) for x in student_maps)
         valid = None if small is None else tuple(x != self.ignore_label for x in small)
 
         def one_or_all(values: Any, named: Any) -> Any:
             return values if values is None or not isinstance(named, str) else values[0]
 
         return Inputs(
-            student=one_or_all(tuple(mine), loss.student),
-            teacher=one_or_all(tuple(theirs), loss.teacher) if theirs else None,
+            student=one_or_all(tuple(student_maps), loss.student),
+            teacher=one_or_all(tuple(teacher_maps), loss.teacher) if teacher_maps else None,
             labels=one_or_all(small, loss.student),
             full_labels=labels,
             valid=one_or_all(valid, loss.student),
@@ -237,12 +241,12 @@ class Distiller:
         """
         grids = []
         for side, maps in zip(SIDES, (student, teacher), strict=True):
-            for read in loss.names(side):
-                if maps is None or read not in maps:
+            for map_name in loss.names(side):
+                if maps is None or map_name not in maps:
                     raise ValueError(
-                        f'terms.{name} reads "{read}" of the {side}, which is not there'
+                        f'terms.{name} reads "{map_name}" of the {side}, which is not there'
                     )
-                found, spec = array_of(maps[read]), self._specs[side][read]
+                found, spec = array_of(maps[map_name]), self._specs[side][map_name]
                 fine = found.ndim == 4 and found.shape[3] == spec.channels
                 if fine and labels is not None and spec.stride and found.shape[1:3] not in grids:
                     # Scores that were kept come at the size of the student's.
@@ -251,7 +255,7 @@ class Distiller:
                     size = spec.size_on(labels.shape[1:] if labels is not None else None)
                     wanted = ", ".join(map(str, (found.shape[0], *size, spec.channels)))
                     raise UserError(
-                        f'{self._where}.{name}.{side}: "{read}" of the {side} is '
+                        f'{self._where}.{name}.{side}: "{map_name}" of the {side} is '
                         f"{list(found.shape)}; it must be [{wanted}], channels last"
                     )
                 if side == "student":
@@ -262,13 +266,13 @@ class Distiller:
         adapters = {
             str(index): init_adapter(
                 jax.random.fold_in(key, index),
-                mine.channels,
-                theirs.channels,
+                student.channels,
+                teacher.channels,
                 bias=loss.adapter_bias,
                 norm=loss.adapter_norm,
             )
-            for index, (mine, theirs) in enumerate(self._pairs(loss))
-            if loss.is_adapted(mine, theirs)
+            for index, (student, teacher) in enumerate(self._pairs(loss))
+            if loss.is_adapted(student, teacher)
         }
         student, teacher = self._adapted_specs(loss)
         own = loss.init_params(jax.random.fold_in(key, len(adapters)), student, teacher)
@@ -277,35 +281,41 @@ class Distiller:
             params["loss"] = own
         return params, loss.init_state(student, teacher)
 
+    def _specs_of(self, loss: Loss) -> tuple[list[Spec], list[Spec]]:
+        """The specs of the maps that a loss names, of the student and of the teacher."""
+        students, teachers = (
+            [self._specs[side][name] for name in loss.names(side)] for side in SIDES
+        )
+        return students, teachers
+
     def _pairs(self, loss: Loss) -> list[tuple[Spec, Spec]]:
-        ours, theirs = ([self._specs[side][name] for name in loss.names(side)] for side in SIDES)
-        return list(zip(ours, theirs, strict=False))
+        return list(zip(*self._specs_of(loss), strict=False))
 
     def _adapted_specs(self, loss: Loss) -> tuple[Any, Any]:
         """The specs of both sides as the loss gets the maps: one, or a tuple."""
-        ours, theirs = ([self._specs[side][name] for name in loss.names(side)] for side in SIDES)
-        for index, (mine, other) in enumerate(self._pairs(loss)):
-            if loss.is_adapted(mine, other):
-                ours[index] = dataclasses.replace(mine, channels=other.channels)
+        students, teachers = self._specs_of(loss)
+        for index, (student, teacher) in enumerate(self._pairs(loss)):
+            if loss.is_adapted(student, teacher):
+                students[index] = dataclasses.replace(student, channels=teacher.channels)
             if loss.resize != "none":
-                kept = ours[index] if loss.resize == "teacher" else other
-                place = {"stride": kept.stride, "size": kept.size}
-                ours[index] = dataclasses.replace(ours[index], **place)
-                theirs[index] = dataclasses.replace(other, **place)
-        student = ours[0] if isinstance(loss.student, str) else tuple(ours)
+                target = students[index] if loss.resize == "teacher" else teacher
+                place = {"stride": target.stride, "size": target.size}
+                students[index] = dataclasses.replace(students[index], **place)
+                teachers[index] = dataclasses.replace(teacher, **place)
+        student_specs = students[0] if isinstance(loss.student, str) else tuple(students)
         if loss.teacher is None:
-            return student, None
-        return student, theirs[0] if isinstance(loss.teacher, str) else tuple(theirs)
+            return student_specs, None
+        return student_specs, teachers[0] if isinstance(loss.teacher, str) else tuple(teachers)
 
     def _check(self, name: str, loss: Loss) -> None:
         """Finds what would fail in the first step: by the specs, and by tracing it on such maps."""
         where = f"{self._where}.{name}"
         for side in SIDES:
             specs = self._specs[side]
-            for read in loss.names(side):
-                if read not in specs:
+            for map_name in loss.names(side):
+                if map_name not in specs:
                     raise UserError(
-                        f'{where}.{side}: the {side} has no map "{read}"; it has '
+                        f'{where}.{side}: the {side} has no map "{map_name}"; it has '
                         f"{', '.join(specs) or 'none'}"
                     )
         counts = [len(loss.names(side)) for side in SIDES]
@@ -314,11 +324,11 @@ class Distiller:
                 f"{where} names {counts[0]} maps of the student and {counts[1]} of the teacher; "
                 'name as many of each, or set resize to "none"'
             )
-        for mine, theirs in self._pairs(loss):
-            if mine.scores and theirs.scores and mine.channels != theirs.channels:
+        for student, teacher in self._pairs(loss):
+            if student.scores and teacher.scores and student.channels != teacher.channels:
                 raise UserError(
-                    f"{where}: the student scores {mine.channels} classes and the teacher "
-                    f"{theirs.channels}; class scores can be compared only over the same classes"
+                    f"{where}: the student scores {student.channels} classes and the teacher "
+                    f"{teacher.channels}; class scores can be compared only over the same classes"
                 )
         try:
             loss.check(*self._adapted_specs(loss))
@@ -335,11 +345,11 @@ class Distiller:
         alone = object.__new__(Distiller)
         alone.__dict__ = {**self.__dict__, "terms": {name: loss}}
         params, state = alone.init(jax.random.key(0))
-        specs = [self._specs[side][read] for side in SIDES for read in loss.names(side)]
+        specs = [self._specs[side][map_name] for side in SIDES for map_name in loss.names(side)]
         widest = max(spec.stride or 1 for spec in specs)
         images = self._image_size or (widest * TRACED_CELLS, widest * TRACED_CELLS)
         student, teacher = (
-            {read: blank(self._specs[side][read], images) for read in loss.names(side)}
+            {map_name: blank(self._specs[side][map_name], images) for map_name in loss.names(side)}
             for side in SIDES
         )
         labels = jnp.zeros((2, *images), jnp.int32)

@@ -181,10 +181,10 @@ def evaluate(
             totals, counted = _zeros(num_classes), 0
         counted += pixels
         predictions = predictor(variables, arrays["image"], arrays["size"])
-        theirs = predictions
+        references = predictions
         if reference:
-            theirs = reference[0](reference[1], arrays["image"], arrays["size"])
-        totals = _count(totals, predictions, theirs, arrays["label"])
+            references = reference[0](reference[1], arrays["image"], arrays["size"])
+        totals = _count(totals, predictions, references, arrays["label"])
     confusion += np.asarray(totals["confusion"], np.int64)
     agreeing += int(totals["agreeing"])
     agreement = agreeing / max(int(confusion.sum()), 1) if reference else None
@@ -202,11 +202,11 @@ def _zeros(num_classes: int) -> dict[str, Array]:
 def _count(
     totals: dict[str, Array],
     predictions: Int[Array, "B H W"],
-    theirs: Int[Array, "B H W"],
+    references: Int[Array, "B H W"],
     labels: Int[Array, "B H W"],
 ) -> dict[str, Array]:
     num_classes = totals["confusion"].shape[0]
-    agreeing = (predictions == theirs) & (labels < num_classes)
+    agreeing = (predictions == references) & (labels < num_classes)
     return {
         "confusion": totals["confusion"] + confusion_matrix(predictions, labels, num_classes),
         "agreeing": totals["agreeing"] + jnp.sum(agreeing, dtype=jnp.int32),

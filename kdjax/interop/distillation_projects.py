@@ -42,10 +42,11 @@ CIRKD_NETWORKS = "CIRKD's PSPNet, DeepLabV3 or SegFormer"
 _PARTS = {"0": "conv", "1": "bn"}
 
 
-def _sequential(theirs: str, ours: str, first: int = 0) -> list[tuple[str, str]]:
+def _sequential(source: str, target: str, first: int = 0) -> list[tuple[str, str]]:
     """Rules for a convolution and its norm at two successive places of a Sequential."""
     return [
-        (rf"{theirs}\.{first + int(place)}\.", f"{ours}.{part}.") for place, part in _PARTS.items()
+        (rf"{source}\.{first + int(place)}\.", f"{target}.{part}.")
+        for place, part in _PARTS.items()
     ]
 
 

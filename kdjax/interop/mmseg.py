@@ -89,11 +89,13 @@ def _head(path: str, name: str) -> list[tuple[str, str]]:
         *_conv_module(rf"{path}/smoothers/(\d)", rf"{name}.fpn_convs.\1"),
         *_conv_module(f"{path}/fusion", f"{name}.fpn_bottleneck"),
     ]
-    for ours, theirs in (("depthwise", "depthwise_conv"), ("pointwise", "pointwise_conv")):
+    for part, mmseg_part in (("depthwise", "depthwise_conv"), ("pointwise", "pointwise_conv")):
         rules += _conv_module(
-            rf"{path}/pyramid/atrous/(\d)/{ours}", rf"{name}.aspp_modules.\1.{theirs}"
+            rf"{path}/pyramid/atrous/(\d)/{part}", rf"{name}.aspp_modules.\1.{mmseg_part}"
         )
-        rules += _conv_module(rf"{path}/decoder/(\d)/{ours}", rf"{name}.sep_bottleneck.\1.{theirs}")
+        rules += _conv_module(
+            rf"{path}/decoder/(\d)/{part}", rf"{name}.sep_bottleneck.\1.{mmseg_part}"
+        )
     # torchvision's head has one convolution more than any of mmsegmentation's.
     rules += _conv_module(f"{path}/refine", f"{name}.refine")
     return rules

@@ -50,8 +50,8 @@ def from_torchvision(
         head, _, rest = name.partition(".")
         if head in heads:
             module, _, leaf = rest.rpartition(".")
-            ours, places = heads[head]
-            name = f"{ours}.{places.get(module, module)}.{leaf}"
+            target, places = heads[head]
+            name = f"{target}.{places.get(module, module)}.{leaf}"
         renamed[name] = value
     project = "decode_head.bottleneck.conv.weight"
     if project in renamed:

@@ -95,20 +95,20 @@ def gain(result: MethodResult, over: MethodResult | None) -> Estimate:
     """
     if over is None or result is over:
         return NOTHING
-    ours, theirs = _paired(result, over)
-    if result.role == "teacher" or not len(ours):
+    values, baseline = _paired(result, over)
+    if result.role == "teacher" or not len(values):
         return Estimate(result.miou - over.miou)
-    return _mean(ours - theirs)
+    return _mean(values - baseline)
 
 
 def class_gains(result: MethodResult, plain: MethodResult) -> list[Estimate]:
     """Gain of each class in IoU, as `gain`; of a class, over the seeds in which both have it."""
     if result.role == "teacher":
         return [Estimate(float(value)) for value in result.class_iou - plain.class_iou]
-    ours, theirs = _paired(result, plain, "class_iou")
-    if not len(ours):
+    values, baseline = _paired(result, plain, "class_iou")
+    if not len(values):
         return [NOTHING] * len(plain.class_iou)
-    return [_mean(column[np.isfinite(column)]) for column in (ours - theirs).T]
+    return [_mean(column[np.isfinite(column)]) for column in (values - baseline).T]
 
 
 def seeds_mean(result: MethodResult) -> Estimate:
@@ -126,29 +126,29 @@ def gap_closed(
     """
     if plain is None or teacher is None or result.role != "taught":
         return NOTHING
-    ours, theirs = _paired(result, plain)
-    gaps = teacher.miou - theirs
-    if not len(ours) or not np.mean(gaps) > 0:
+    values, baseline = _paired(result, plain)
+    gaps = teacher.miou - baseline
+    if not len(values) or not np.mean(gaps) > 0:
         return NOTHING
-    share = float(np.mean(ours - theirs) / np.mean(gaps))
-    return _estimate(share, *_bounds(ratio_interval, ours - theirs, gaps))
+    share = float(np.mean(values - baseline) / np.mean(gaps))
+    return _estimate(share, *_bounds(ratio_interval, values - baseline, gaps))
 
 
 def paired_gains(result: MethodResult, plain: MethodResult) -> list[float]:
     """Gain in mIoU of each seed that both have."""
-    ours, theirs = _paired(result, plain)
-    return (ours - theirs).tolist()
+    values, baseline = _paired(result, plain)
+    return (values - baseline).tolist()
 
 
 def _paired(
     result: MethodResult, plain: MethodResult, field: str = "miou"
 ) -> tuple[np.ndarray, np.ndarray]:
     """A metric of each at the seeds that both have, `[n]`, or `[n, K]` of one by class."""
-    ours, theirs = (
+    values, baseline = (
         {run.seed: getattr(run, field) for run in method.runs} for method in (result, plain)
     )
-    seeds = [seed for seed in ours if seed in theirs]
-    return np.array([ours[seed] for seed in seeds]), np.array([theirs[seed] for seed in seeds])
+    seeds = [seed for seed in values if seed in baseline]
+    return np.array([values[seed] for seed in seeds]), np.array([baseline[seed] for seed in seeds])
 
 
 def _mean(values: np.ndarray) -> Estimate:

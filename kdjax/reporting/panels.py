@@ -106,14 +106,14 @@ def panels(
     """
     shown = {"image": _photograph(example.image), "label": _label_map(example.label, palette)}
     folded: dict[str, str] = {}
-    theirs = example.predictions.get(plain) if plain else None
+    of_plain = example.predictions.get(plain) if plain else None
     for name, prediction in example.predictions.items():
         pictures = folded if best is not None and name in taught and name != best else shown
         pictures[name] = _label_map(prediction, palette)
-        if theirs is not None and name in taught:
-            codes = disagreement(prediction, theirs, example.label, len(palette))
+        if of_plain is not None and name in taught:
+            codes = disagreement(prediction, of_plain, example.label, len(palette))
             pictures[f"{name} ≠ {plain}"] = _disagreement_map(codes)
-    return Panels(shown, folded, theirs is not None and bool(taught))
+    return Panels(shown, folded, of_plain is not None and bool(taught))
 
 
 def disagreement(

@@ -79,13 +79,13 @@ def _take_backbone(
     _, source, start = saved.load(path)
     taken = {}
     for kind, tree in variables.items():
-        ours, theirs = tree.get(BACKBONE, {}), source[kind].get(BACKBONE, {})
-        if _shapes(ours) != _shapes(theirs) or (kind == "params" and not ours):
+        fresh, trained = tree.get(BACKBONE, {}), source[kind].get(BACKBONE, {})
+        if _shapes(fresh) != _shapes(trained) or (kind == "params" and not fresh):
             raise UserError(
                 f"config.student.backbone {path} is that of {start.name} (width {start.width}); "
                 f"{info.name} (width {info.width}) has another"
             )
-        taken[kind] = {**tree, **({BACKBONE: theirs} if theirs else {})}
+        taken[kind] = {**tree, **({BACKBONE: trained} if trained else {})}
     return taken, _started_from(info, start, f"its backbone from {path}")
 
 
@@ -133,14 +133,14 @@ def assemble_distiller(
     if not options.terms:
         return None
     if teacher is None or isinstance(teacher, Mapping):
-        taught = teacher
+        teacher_maps = teacher
     else:
         name = f"config.teacher {options.teacher.name or options.teacher.checkpoint}"
-        taught = trace_maps(*teacher, size, train=False, name=name)
+        teacher_maps = trace_maps(*teacher, size, train=False, name=name)
     return Distiller(
         options.terms,
         student=maps,
-        teacher=taught,
+        teacher=teacher_maps,
         image_size=size,
         ignore_label=IGNORE_LABEL,
         where="config.terms",

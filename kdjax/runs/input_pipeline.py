@@ -71,7 +71,7 @@ def feed(
 ) -> Feed:
     """Opens the batches of the steps from `first_step` on, cached as the config says.
 
-    Examples that are kept on the devices are kept whole on each one. Spread over them, every batch
+    Examples that are cached on the devices are whole on each one. Spread over them, every batch
     would have to be gathered across all devices, since any example may fall to any of them.
 
     With `scores` of the teacher, batches come with those of their images as `teacher`, as
@@ -101,19 +101,22 @@ def feed(
 def _with_scores(
     batches: Iterable[Mapping[str, Any]], key: str, scores: ScoreFiles | None
 ) -> Iterator[Mapping[str, Any]]:
-    """Batches with the kept scores of their examples, whose numbers stand under `key`."""
+    """Batches with the cached scores of their examples, whose numbers stand under `key`."""
     for batch in batches:
         yield {**batch, "cached": scores.rows(batch[key])} if scores else batch
 
 
 def _with_teacher(
-    batch: Batch, kept: Mapping[str, Array] | None, scores: ScoreFiles | None
+    batch: Batch, cached: Mapping[str, Array] | None, scores: ScoreFiles | None
 ) -> Batch:
-    """A batch with the scores of all classes, made from those that were kept, inside the step."""
-    if scores is None or kept is None:
+    """A batch with the scores of all classes, made from the cached ones, inside the step."""
+    if scores is None or cached is None:
         return batch
-    known = CachedScores(
-        expand(kept, scores.num_classes), kept["size"], batch["place"], batch["image"].shape[1:3]
+    maps = CachedScores(
+        expand(cached, scores.num_classes),
+        cached["size"],
+        batch["place"],
+        batch["image"].shape[1:3],
     )
     rest = {key: value for key, value in batch.items() if key != "cached"}
-    return {**rest, "teacher": known}
+    return {**rest, "teacher": maps}

@@ -27,7 +27,7 @@ from kdjax.runs.input_pipeline import feed
 from kdjax.runs.scoring import Scoring
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
-from kdjax.teacher_cache.precomputed_logits import GivenLogits
+from kdjax.teacher_cache.precomputed_logits import PrecomputedLogits
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.interruption import Interruption
 from kdjax.training.loop import fit
@@ -117,18 +117,21 @@ def _train(
     student, variables, info = make_student(options, images.class_names, images.palette)
     if options.student.batch_norm == "per_device":
         student = with_grouped_batch_norm(student, placement.batch_shards)
-    given = _given_logits(options, images)
-    teacher = None if given else _load_teacher(options, placement)
+    precomputed = _precomputed_logits(options, images)
+    teacher = None if precomputed else _load_teacher(options, placement)
     distiller = assemble_distiller(
         options,
         (student, variables),
-        given.specs if given else teacher and (teacher.network, teacher.variables),
+        precomputed.specs if precomputed else teacher and (teacher.network, teacher.variables),
         num_classes=images.num_classes,
     )
     state = assemble_state(options, variables, distiller)
-    scores, taught_by = given, given and [options.teacher.logits, given.fingerprint]
+    scores, teacher_source = (
+        precomputed,
+        precomputed and [options.teacher.logits, precomputed.fingerprint],
+    )
     if teacher:
-        taught_by = [options.teacher.checkpoint, teacher.info.fingerprint]
+        teacher_source = [options.teacher.checkpoint, teacher.info.fingerprint]
         if options.teacher.cache:
             scores = NetworkScores(options, images, teacher)
     cache = None
@@ -147,12 +150,12 @@ def _train(
     if overwrite:
         processes.lead(files.clear)
     files.claim(config)
-    kept = cache and cache.open()
+    cached_scores = cache and cache.open()
 
     state = placement.put_state(state)
     checkpoints = Checkpoints(
         files.checkpoints,
-        {"data": images.fingerprint, "teacher": taught_by and taught_by[1]},
+        {"data": images.fingerprint, "teacher": teacher_source and teacher_source[1]},
     )
     first_step, state, remarks = checkpoints.restore_latest(state)
     for remark in remarks:
@@ -182,12 +185,12 @@ def _train(
         writer.images(step, pictures)
         return scores.miou
 
-    # Beside kept scores, only evaluation runs the teacher.
-    live = None if kept else teacher
+    # With cached scores, only evaluation runs the teacher.
+    step_teacher = None if cached_scores else teacher
     train_step = assemble_step(
         options,
         PreprocessedNetwork(student, info.preprocessing),
-        live and PreprocessedNetwork(live.network, live.info.preprocessing),
+        step_teacher and PreprocessedNetwork(step_teacher.network, step_teacher.info.preprocessing),
         distiller,
     )
     training = feed(
@@ -196,15 +199,15 @@ def _train(
         first_step=first_step,
         steps=options.steps,
         seed=options.seed,
-        clean_view=live is not None and options.teacher.view == "clean",
-        scores=kept,
+        clean_view=step_teacher is not None and options.teacher.view == "clean",
+        scores=cached_scores,
     )
     started = time.perf_counter()
     with interruption:
         try:
             fitted = fit(
                 state,
-                live and live.variables,
+                step_teacher and step_teacher.variables,
                 training.attach(train_step),
                 training.batches,
                 batch_size=options.data.batch_size,
@@ -252,7 +255,7 @@ def _train(
                     "config_fingerprint": configuration.fingerprint(config),
                     "step_flops": fitted.step_flops,
                     "step_bytes": fitted.step_bytes,
-                    "teacher": taught_by,
+                    "teacher": teacher_source,
                     "scores": {split: value.as_dict() for split, value in scores.items()},
                     "versions": environment.describe(),
                 }
@@ -283,10 +286,10 @@ def _own_writers(
     return [*made]
 
 
-def _given_logits(options: RunOptions, images: Images) -> GivenLogits | None:
+def _precomputed_logits(options: RunOptions, images: Images) -> PrecomputedLogits | None:
     if not options.teacher.logits or not need_teacher(options.terms):
         return None
-    return GivenLogits(options.teacher.logits, images, options.data.train_split)
+    return PrecomputedLogits(options.teacher.logits, images, options.data.train_split)
 
 
 def _load_teacher(options: RunOptions, placement: Placement) -> TrainedNetwork | None:

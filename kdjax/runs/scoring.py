@@ -43,7 +43,9 @@ class Scoring:
         self._teacher = teacher
         self._interruption = interruption
         self._examples = images.panel_examples()
-        self._taught = teacher and self._label_maps(teacher.predictor, teacher.variables)
+        self._teacher_predictions = teacher and self._label_maps(
+            teacher.predictor, teacher.variables
+        )
 
     def scores(
         self,
@@ -111,8 +113,8 @@ class Scoring:
         pictures = {}
         for index, (example, student) in enumerate(zip(self._examples, students, strict=True)):
             predictions = {"student": student}
-            if self._taught:
-                predictions = {"teacher": self._taught[index], **predictions}
+            if self._teacher_predictions:
+                predictions = {"teacher": self._teacher_predictions[index], **predictions}
             pictures[f"val/{example['name']}"] = figures.panel_image(
                 example["image"], example["label"], predictions, self._images.palette
             )
@@ -125,7 +127,7 @@ class Scoring:
         return predict_examples(predict, self._examples, self._options.data.eval_batch_size)
 
 
-def score_given(
+def score_checkpoint(
     config: Config, files: Workdir, checkpoint: str, role: Role, data: SegmentationSet | None = None
 ) -> None:
     """Writes the scores of a network that no run of the comparison trained, as a run's result.

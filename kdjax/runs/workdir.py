@@ -250,11 +250,14 @@ class Workdir:
             return False
         if absolute(there) == absolute(here):
             return True
-        # Where nothing says which weights taught, no checkpoint was written, or one was that says
-        # it itself and is not continued by another teacher.
-        return key == TEACHER and self._taught_by(there) in (None, saved.fingerprint_in(here))
+        # Unless something says which weights the teacher had, no checkpoint was written, or one was
+        # that says so itself and is not continued with another teacher.
+        return key == TEACHER and self._teacher_fingerprint(there) in (
+            None,
+            saved.fingerprint_in(here),
+        )
 
-    def _taught_by(self, path: str) -> str | None:
+    def _teacher_fingerprint(self, path: str) -> str | None:
         """The fingerprint of the run's teacher, of which its config says the path."""
         if self.result.exists():
             _, fingerprint = self.read_result().get("teacher") or (None, None)

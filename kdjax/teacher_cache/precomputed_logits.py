@@ -36,7 +36,7 @@ class _Header(NamedTuple):
     dtype: str
 
 
-class GivenLogits:
+class PrecomputedLogits:
     """The files of `config.teacher.logits`, one for every training image.
 
     Args:

@@ -142,10 +142,10 @@ class Objective:
             parts["auxiliary_cross_entropy"] = self._cross_entropy(student["aux_logits"], labels)
             loss += self.auxiliary * parts["auxiliary_cross_entropy"]
         if self.distiller:
-            taught, (state, metrics) = self.distiller(
+            distillation, (state, metrics) = self.distiller(
                 params, state, student, teacher, labels, step=step, steps=steps, key=key
             )
-            loss += taught
+            loss += distillation
             parts |= metrics
         return loss, (state, {"loss": loss, **parts})
 
@@ -173,7 +173,7 @@ class PreprocessedNetwork:
     preprocessing: Preprocessing
 
 
-class KnownMaps(Protocol):
+class CachedMaps(Protocol):
     """A teacher's maps that come with a batch: a pytree whose leaves all begin with its axis B."""
 
     def like(self, student: Maps) -> Maps:
@@ -195,7 +195,7 @@ def make_train_step(
     """Returns `train_step(state, teacher_variables, batch) -> (state, metrics)`, not yet jitted.
 
     A batch holds `image` [B, H, W, 3] and `label` [B, H, W], both uint8. Where it holds `clean`
-    too, the teacher sees that instead of `image`. Where it holds `teacher`, `KnownMaps`, no
+    too, the teacher sees that instead of `image`. Where it holds `teacher`, `CachedMaps`, no
     teacher runs: these are its maps.
 
     Args:
@@ -214,12 +214,12 @@ def make_train_step(
         state: TrainState, moving: Moving, frozen: Any, batch: Batch, index: Array
     ) -> tuple[dict[str, Any], Moving, Metrics]:
         model_state, carried = moving
-        theirs: Maps | None = None
+        teacher_maps: Maps | None = None
         if teacher is not None:
-            # Outside the differentiated function: no activation of the teacher is kept.
+            # Outside the differentiated function: no activation of the teacher is stored.
             seen = teacher.preprocessing(batch.get("clean", batch["image"]))
             output, _ = teacher.network.apply(frozen, seen, train=False, key=None)
-            theirs = maps_of(output)
+            teacher_maps = maps_of(output)
         images = student.preprocessing(batch["image"])
         seed = jax.random.key(state.seed)
         key = jax.random.fold_in(jax.random.fold_in(seed, state.step), index)
@@ -227,11 +227,11 @@ def make_train_step(
         def loss(params: dict[str, Any]) -> tuple[Float[Array, ""], tuple[Moving, Metrics]]:
             variables = {"params": params["student"], "state": model_state}
             output, changed = student.network.apply(variables, images, train=True, key=key)
-            ours = maps_of(output)
-            taught = batch["teacher"].like(ours) if "teacher" in batch else theirs
+            student_maps = maps_of(output)
+            targets = batch["teacher"].like(student_maps) if "teacher" in batch else teacher_maps
             value, (new_carried, metrics) = objective(
-                ours,
-                taught,
+                student_maps,
+                targets,
                 batch["label"],
                 params["terms"],
                 carried,

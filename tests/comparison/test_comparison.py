@@ -331,16 +331,16 @@ def test_a_choice_at_the_end_of_what_was_tried_says_so():
 def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):
     cores = os.sched_getaffinity(0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
-    shares = scheduler._shares(2)
+    shares = scheduler._slots(2)
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4,5", "6,7"]
     given = [set(share[scheduler.CORES].split(",")) for share in shares]
     assert set.union(*given) == set(map(str, cores))
     assert len(cores) == 1 or not set.intersection(*given)
     with pytest.raises(UserError, match="--parallel is 6, but there are 5 GPUs"):
-        scheduler._shares(6)
+        scheduler._slots(6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(scheduler, "_tpu_chips", lambda: ["0", "1"])
-    shares = scheduler._shares(2)
+    shares = scheduler._slots(2)
     assert [share["TPU_VISIBLE_CHIPS"] for share in shares] == ["0", "1"]
     assert shares[0]["TPU_PROCESS_BOUNDS"] == "1,1,1"
 

@@ -30,7 +30,7 @@ from kdjax.runs.run import train
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache import scores
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
-from kdjax.teacher_cache.precomputed_logits import GivenLogits
+from kdjax.teacher_cache.precomputed_logits import PrecomputedLogits
 from kdjax.teacher_cache.scores import compact, expand, sample
 from kdjax.training.sharding import Placement
 
@@ -506,7 +506,7 @@ def test_logits_that_do_not_fit_are_named(config, logits, changes, message):
         else:
             np.save(path, np.zeros(value, "f") if isinstance(value, tuple) else value)
     with pytest.raises(UserError, match=message):
-        list(GivenLogits(str(logits), Images(config.data), "train").maps(0))
+        list(PrecomputedLogits(str(logits), Images(config.data), "train").maps(0))
 
 
 def test_what_logits_do_not_go_with(config, tmp_path):

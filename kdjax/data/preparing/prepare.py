@@ -114,11 +114,11 @@ def prepare(
     """
     builder_class = find_builder(name)
     # The others are TFDS builders that know nothing of kdjax.
-    ours = issubclass(builder_class, SegmentationBuilder)
+    native = issubclass(builder_class, SegmentationBuilder)
     from_files = needs_source(builder_class)
     takes = (
-        *(builder_class.OPTIONS if ours else ()),
-        *(("tiles",) if ours and from_files else ()),
+        *(builder_class.OPTIONS if native else ()),
+        *(("tiles",) if native and from_files else ()),
     )
     if unknown := sorted(options.keys() - set(takes)):
         allowed = ", ".join(takes) or "none"
@@ -130,7 +130,7 @@ def prepare(
     elif source is not None:
         raise UserError(f"data set {name} is generated: leave --source out")
     made_from = json.loads(json.dumps(options))
-    if ours and from_files:
+    if native and from_files:
         options["skip_damaged"] = skip_damaged
     directory = directory_of(name, builder_class, data_dir)
     with _lock(directory.parent, report):
