@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from kdjax.data.images import Images
 from kdjax.data.loading.device_augment import augment_batch
+from kdjax.models import Variables
 from kdjax.teacher_cache.scores import CachedScores, ScoreFiles, expand
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, Metrics, TrainState, TrainStep
@@ -53,7 +54,9 @@ class Feed:
     def attach(self, train_step: TrainStep) -> TrainStep:
         """The step that takes these batches."""
 
-        def step(state: TrainState, teacher: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        def step(
+            state: TrainState, teacher: Variables | None, batch: Batch
+        ) -> tuple[TrainState, Metrics]:
             return train_step(state, teacher, self.expand(batch))
 
         return step

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
 
 from kdjax.errors import Transient, UserError
@@ -20,7 +20,7 @@ from kdjax.models.network import arrays_by_path, is_random_key
 from kdjax.training.step import TrainState
 
 
-def checksum(tree: Any) -> int:
+def checksum(tree: PyTree) -> int:
     """Returns 32 bits that change with any value of the arrays, or with two that change places.
 
     Integers wrap around and their sum has no order, so that nothing depends on the sharding.

@@ -4,12 +4,13 @@ import collections
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from kdjax.errors import Preempted, UserError
+from kdjax.models import Variables
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.interruption import Interruption
 from kdjax.training.profiling import Clock, Profile, step_cost
@@ -53,7 +54,7 @@ class Fitted(NamedTuple):
 
 def fit(
     state: TrainState,
-    teacher_state: Any,
+    teacher_state: Variables | None,
     train_step: TrainStep,
     batches: Iterator[Batch],
     *,

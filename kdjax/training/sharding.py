@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from kdjax.errors import UserError
 from kdjax.training.options import MeshOptions
@@ -77,11 +78,11 @@ class Placement:
                 "along config.mesh.data and config.mesh.fsdp"
             )
 
-    def batch_shardings(self, batch: Any) -> Any:
+    def batch_shardings(self, batch: PyTree) -> PyTree[NamedSharding]:
         """The places of a batch's arrays [B, ...]; images and labels [B, H, W, ...] by rows too."""
         return jax.tree.map(lambda leaf: self._of_batch(leaf.shape), batch)
 
-    def state_shardings(self, tree: Any) -> Any:
+    def state_shardings(self, tree: PyTree) -> PyTree[NamedSharding]:
         """The places of arrays that last: a sharding for each array, or `jax.ShapeDtypeStruct`."""
         return jax.tree.map(lambda leaf: self._of_state(leaf.shape), tree)
 
@@ -105,15 +106,15 @@ class Placement:
         """Places images [B, H, W, 3], which every process has whole, as a batch."""
         return _put(images, self._of_batch(images.shape))
 
-    def put_state(self, tree: Any) -> Any:
+    def put_state(self, tree: PyTree) -> PyTree:
         """Splits arrays that last, which every process has whole."""
         return jax.tree.map(_put, tree, self.state_shardings(tree))
 
-    def replicate(self, tree: Any) -> Any:
+    def replicate(self, tree: PyTree) -> PyTree:
         """Places arrays, the same on every process, on every device."""
         return jax.tree.map(lambda value: _put(value, self.replicated), tree)
 
-    def fetch(self, tree: Any) -> Any:
+    def fetch(self, tree: PyTree) -> PyTree:
         """Returns arrays, wherever they are, whole on the host; every process must call this."""
         if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
             tree = self._replicate(tree)

@@ -48,7 +48,7 @@ class TrainState:
         return {"params": params, "state": model_state}
 
 
-def update_average(average: Any, new: Any, decay: float) -> Any:
+def update_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
     """Moves averages towards new values; what is no real number, as a count or a key, is taken.
 
     Args:
@@ -244,7 +244,9 @@ def make_train_step(
         gradients, (moving, metrics) = jax.grad(loss, has_aux=True)(state.params)
         return gradients, moving, metrics
 
-    def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, frozen: Variables | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
         moving: Moving = (state.model_state, state.terms)
         if accumulate == 1:
             gradients, moving, metrics = loss_and_gradients(
@@ -282,7 +284,7 @@ def make_train_step(
     return train_step
 
 
-def _at_own_rates(updates: Any, objective: Objective) -> Any:
+def _at_own_rates(updates: PyTree, objective: Objective) -> PyTree:
     """Updates of what the terms learn, at the learning rates of their own."""
     if objective.distiller is None:
         return updates
