@@ -8,7 +8,7 @@ import numpy as np
 
 from kdjax.interop.files import pooled_image_first
 from kdjax.interop.mmseg import from_backbone, from_mmseg, weights_of
-from kdjax.interop.segformer import segformer_to_mmseg
+from kdjax.interop.segformer import nvlabs_to_mmseg
 from kdjax.models import Segmenter
 from kdjax.models.mobilenet import LAYERS
 
@@ -112,7 +112,7 @@ def from_classifier(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
     # A ResNet's bottlenecks have a `conv2` too, but below its layers.
     kept = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIERS)}
     if "patch_embed1.proj.weight" in kept:
-        whole = segformer_to_mmseg(kept).items()
+        whole = nvlabs_to_mmseg(kept).items()
         kept = {name.removeprefix("backbone."): value for name, value in whole}
     if "layers.0.0.projection.weight" in kept:
         from_backbone(net, kept)
