@@ -22,7 +22,7 @@ from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline, sampler
 from kdjax.data.loading.augmentation import AugmentOptions
 from kdjax.data.loading.device_augment import augment_batch
-from kdjax.data.loading.sources import HeldExamples
+from kdjax.data.loading.sources import InMemoryExamples
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", 1)
 BATCHES = flags.DEFINE_integer("batches", 3, "Batches in a turn.", 1)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     )
     rows = []
     for kind, (size, crop_size) in SIZES.items():
-        examples = HeldExamples(_made_up(size))
+        examples = InMemoryExamples(_made_up(size))
         options = AugmentOptions(crop_size)
         sides = {"TensorFlow": _tensorflow(examples, options), "JAX": _jax(examples, options)}
         first, second = (next(batches) for batches in sides.values())
@@ -85,14 +85,14 @@ def _made_up(size: tuple[int, int]) -> Iterator[dict[str, np.ndarray]]:
         }
 
 
-def _tensorflow(examples: HeldExamples, options: AugmentOptions) -> Iterator[dict[str, Any]]:
+def _tensorflow(examples: InMemoryExamples, options: AugmentOptions) -> Iterator[dict[str, Any]]:
     batches = pipeline.train_batches(
         examples, batch_size=BATCH_SIZE, seed=0, num_steps=10**9, options=options
     )
     return ({key: batch[key] for key in ("image", "label")} for batch in batches)
 
 
-def _jax(examples: HeldExamples, options: AugmentOptions) -> Iterator[dict[str, Any]]:
+def _jax(examples: InMemoryExamples, options: AugmentOptions) -> Iterator[dict[str, Any]]:
     arrays = jax.device_put(examples.padded())
     crops: Callable[..., Any] = jax.jit(
         lambda arrays, indices, draws: augment_batch(arrays, indices, draws, options)

@@ -49,7 +49,7 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
         try:
             main(argv)
             # The work is done all the same, but perhaps not what a library does beside it.
-            for last in dict.fromkeys(stray.splitlines()[-1] for stray in held_back):
+            for last in dict.fromkeys(text.splitlines()[-1] for text in held_back):
                 print(f"{name}: in the background: {last}", file=sys.stderr)
             processes.leave(0)
         except Preempted as error:
@@ -88,11 +88,11 @@ def _parse(name: str, argv: list[str], words: int) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(name, f"in --config: {error.args[0] if error.args else error}")
     _check_given(name)
-    if strays := rest[1 + words :]:
-        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+    if extra := rest[1 + words :]:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         _fail(
             name,
-            f'"{strays[0]}"{more} belongs to no flag: a flag takes one word (put a pattern with * '
+            f'"{extra[0]}"{more} belongs to no flag: a flag takes one word (put a pattern with * '
             "in quotes), and one that is true or false takes that behind =, as --flag=false",
         )
     return rest
@@ -134,14 +134,14 @@ def hold_back() -> list[str]:
     Returns:
       Their tracebacks, to which those that are still to come are added.
     """
-    strays: list[str] = []
+    tracebacks: list[str] = []
 
     # Formatted at once: whoever keeps the error keeps alive what is just being deleted.
     def keep(
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if str(error) != _LATE_ANSWER:
-            strays.append("".join(traceback.format_exception(kind, error, trace)))
+            tracebacks.append("".join(traceback.format_exception(kind, error, trace)))
 
     def is_heard(record: logging.LogRecord) -> bool:
         if not record.exc_info or record.exc_info[0] is None:
@@ -151,11 +151,11 @@ def hold_back() -> list[str]:
 
     # Through which all that libraries log comes.
     absl_logging.get_absl_handler().addFilter(is_heard)
-    sys.unraisablehook = lambda stray: keep(stray.exc_type, stray.exc_value, stray.exc_traceback)
-    threading.excepthook = lambda stray: keep(stray.exc_type, stray.exc_value, stray.exc_traceback)
+    sys.unraisablehook = lambda args: keep(args.exc_type, args.exc_value, args.exc_traceback)
+    threading.excepthook = lambda args: keep(args.exc_type, args.exc_value, args.exc_traceback)
     # What Orbax would have written next is never begun.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    return strays
+    return tracebacks
 
 
 # Extra -> what its packages are imported as; see pyproject.toml.
