@@ -20,7 +20,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest  # noqa: E402
 
-from kdjax.models import NETWORKS  # noqa: E402
+from kdjax.models import NETWORKS, hrnet, mix_transformer, mobilenet, resnet  # noqa: E402
 
 NETWORKS["tiny"] = "tiny:create"
 
@@ -41,6 +41,19 @@ def pytest_collection_modifyitems(items):
     """Puts the longest files in front."""
     order = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Networks with one block a stage: every kind of layer, in a fraction of the compilation."""
+    for depth, (block, _) in list(resnet.DEPTHS.items()):
+        monkeypatch.setitem(resnet.DEPTHS, depth, (block, (1, 1, 1, 1)))
+    for size, (divisor, _) in list(mix_transformer.SIZES.items()):
+        monkeypatch.setitem(mix_transformer.SIZES, size, (divisor, (1, 1, 1, 1)))
+    layers = tuple((expansion, channels, 1) for expansion, channels, _ in mobilenet.LAYERS)
+    monkeypatch.setattr(mobilenet, "LAYERS", layers)
+    for name, plan in list(hrnet.PLANS.items()):
+        monkeypatch.setitem(hrnet.PLANS, name, hrnet.Plan(plan.channels, 1, (1, 1, 1)))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -111,24 +111,10 @@ def alone(data, tmp_path_factory):
     return tiny_run.records(workdir)
 
 
-def test_two_processes_stop_together_continue_and_do_what_one_does(data, alone, tmp_path):
-    children = start(data, tmp_path, 2, pause=0.5)
-    tiny_run.wait_for_step(tmp_path, 2, children)
-    # One is asked; both save the same step.
-    children[1].send_signal(signal.SIGTERM)
-    for status, _, errors in tiny_run.finish(children):
-        assert status == 75, errors
-        assert "stopped as asked: the checkpoint of step" in errors
-    ended = tiny_run.finish(start(data, tmp_path, 2))
-    assert [status for status, _, _ in ended] == [0, 0], ended
-    assert "continues after step" in ended[0][1]
-    # Only the first process speaks.
-    assert "train:" not in ended[1][1]
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
-    tiny_run.assert_same(tmp_path, alone)
-
-
-def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, alone, tmp_path):
+def test_processes_that_are_killed_or_stop_together_continue_and_do_what_one_does(
+    data, alone, tmp_path
+):
+    """A run of three starts: one of four is killed, two stop as asked, two end."""
     children = start(data, tmp_path, 4, pause=0.5)
     tiny_run.wait_for_step(tmp_path, 3, children)
     children[2].kill()
@@ -142,9 +128,21 @@ def test_one_of_four_is_killed_and_the_rerun_does_what_one_process_does(data, al
         assert line.endswith("process 2 ended; the same command continues from the last checkpoint")
         assert "Traceback" not in errors
     # Fewer processes may go on, with as many devices.
-    ended = tiny_run.finish(start(data, tmp_path, 2))
-    assert [status for status, _, _ in ended] == [0] * 2, ended
+    children = start(data, tmp_path, 2, pause=0.5)
+    tiny_run.wait_for_step(tmp_path, 6, children)
+    # One is asked; both save the same step.
+    children[1].send_signal(signal.SIGTERM)
+    ended = tiny_run.finish(children)
+    for status, _, errors in ended:
+        assert status == 75, errors
+        assert "stopped as asked: the checkpoint of step" in errors
     assert "continues after step 2" in ended[0][1]
+    ended = tiny_run.finish(start(data, tmp_path, 2))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert "continues after step" in ended[0][1]
+    # Only the first process speaks.
+    assert "train:" not in ended[1][1]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
     tiny_run.assert_same(tmp_path, alone)
 
 
@@ -229,6 +227,7 @@ def test_a_process_that_waits_for_the_others_is_asked_to_stop():
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
             break
+        assert child.poll() is None, tiny_run.finish([child])
         time.sleep(0.1)
     # In what is not Python.
     child.send_signal(signal.SIGTERM)

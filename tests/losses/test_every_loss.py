@@ -97,6 +97,23 @@ def _nfd_of_the_whole_batch(student, teacher, truth):
     return losses.nfd(student, teacher, axes="batch_space", axis_name="data")
 
 
+OVER_A_MESH = EVERY | {
+    "fakd_kl-full": with_full_covariance(losses.fakd_kl),
+    "fakd_cwd-full": with_full_covariance(losses.fakd_cwd),
+}
+
+
+def all_gradients(losses, *arguments):
+    """The terms and the student's gradient of each loss, by name."""
+    found = {name: gradients(loss)(*arguments) for name, loss in losses.items()}
+    return {name: (values, slope) for name, ((_, values), (slope, _)) in found.items()}
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return jax.jit(functools.partial(all_gradients, OVER_A_MESH))(*batch(shape=(8, *SHAPE[1:])))
+
+
 @eight
 @pytest.mark.parametrize(
     ("way", "axis_type"),
@@ -106,33 +123,25 @@ def _nfd_of_the_whole_batch(student, teacher, truth):
         ("shard_map", AxisType.Auto),
     ],  # and jit with Auto above
 )
-def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
+def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way, on_one_device):
     """All losses in one program: those of `jax.make_mesh`'s Explicit axes, and the others."""
     arguments = batch(shape=(8, *SHAPE[1:]))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     over_data = PartitionSpec("data")
     spread = jax.device_put(arguments, NamedSharding(mesh, over_data))
-    every = EVERY | {
-        "fakd_kl-full": with_full_covariance(losses.fakd_kl),
-        "fakd_cwd-full": with_full_covariance(losses.fakd_cwd),
-    }
-
-    def evaluate(losses, *arguments):
-        found = {name: gradients(loss)(*arguments) for name, loss in losses.items()}
-        return {name: (values, slope) for name, ((_, values), (slope, _)) in found.items()}
-
-    expected = jax.jit(functools.partial(evaluate, every))(*arguments)
     if way == "jit":
-        found = jax.jit(functools.partial(evaluate, every))(*spread)
+        found = jax.jit(functools.partial(all_gradients, OVER_A_MESH))(*spread)
     else:
         # What is normalized over all images has to be told over which devices they are.
-        each = functools.partial(evaluate, every | {"nfd-batch_space": _nfd_of_the_whole_batch})
+        told = OVER_A_MESH | {"nfd-batch_space": _nfd_of_the_whole_batch}
+        each = functools.partial(all_gradients, told)
         each = jax.shard_map(each, mesh=mesh, in_specs=over_data, out_specs=over_data)
         found = jax.jit(each)(*spread)
     for name, (values, slope) in found.items():
-        close(values, expected[name][0], 1e-6)
+        expected, expected_slope = on_one_device[name]
+        close(values, expected, 1e-6)
         # The mean of a device's images is not yet that of all.
-        close(slope if way == "jit" else slope / 8, expected[name][1], 1e-6)
+        close(slope if way == "jit" else slope / 8, expected_slope, 1e-6)
 
 
 # Part of their gradient is a constant by definition: a weight, a norm, a distribution.

@@ -42,6 +42,7 @@ def scores(net, images):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("shallow")
 def test_a_folded_network_gives_the_same_scores_and_has_no_batch_norm(name):
     net = randomised(name)
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(net)))
