@@ -52,8 +52,9 @@ def shallow(monkeypatch):
         monkeypatch.setitem(mix_transformer.SIZES, size, (divisor, (1, 1, 1, 1)))
     layers = tuple((expansion, channels, 1) for expansion, channels, _ in mobilenet.LAYERS)
     monkeypatch.setattr(mobilenet, "LAYERS", layers)
-    for name, plan in list(hrnet.PLANS.items()):
-        monkeypatch.setitem(hrnet.PLANS, name, hrnet.Plan(plan.channels, 1, (1, 1, 1)))
+    for name, variant in list(hrnet.VARIANTS.items()):
+        short = hrnet.Variant(variant.channels, 1, (1, 1, 1))
+        monkeypatch.setitem(hrnet.VARIANTS, name, short)
 
 
 @pytest.fixture(autouse=True, scope="module")
