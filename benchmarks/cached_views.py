@@ -23,7 +23,7 @@ from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.log import RunLogger
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
-from kdjax.runs.input_pipeline import feed
+from kdjax.runs.input_pipeline import make_input_pipeline
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.training.sharding import Placement
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     print("\n| scale | right, live | right, cached | same class | KL | entropy, live | cached |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for scale in map(float, SCALES.value):
-        source = feed(
+        source = make_input_pipeline(
             Images(dataclasses.replace(options.data, scale_range=(scale, scale))),
             Placement(options.mesh),
             first_step=0,

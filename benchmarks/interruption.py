@@ -13,7 +13,6 @@ import json
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
 import tiny_run
+import warm
 
 from kdjax.data import sets
 from kdjax.models import NETWORKS, saved
@@ -78,7 +78,7 @@ def main() -> None:
     )
 
 
-def _start(root: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen[str]:
+def _start(root: pathlib.Path, workdir: pathlib.Path) -> warm.Process:
     flags = (
         f"--config.steps={STEPS}",
         "--config.eval_every=50",
@@ -89,7 +89,7 @@ def _start(root: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen[str]:
 
 def _finish(root: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     child = _start(root, workdir)
-    _, errors = child.communicate()
+    _, errors = child.communicate(timeout=600)
     if child.returncode != 0:
         sys.exit(f"a start that was left alone failed:\n{errors}")
     return workdir
@@ -119,7 +119,7 @@ def _interrupt(
         while moment == "saving" and child.poll() is None and not _saving(workdir):
             time.sleep(0.001)
     child.send_signal(kind)
-    _, errors = child.communicate()
+    _, errors = child.communicate(timeout=600)
     # Before its first step, SIGTERM ends a process as it ends any; a run may also be over.
     if child.returncode not in (0, 75, -kind):
         sys.exit(f"status {child.returncode} after {kind.name}:\n{errors}")

@@ -31,7 +31,7 @@ from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.log import RunLogger
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
-from kdjax.runs.input_pipeline import feed
+from kdjax.runs.input_pipeline import make_input_pipeline
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.scores import ScoreFiles
 from kdjax.training.sharding import Placement
@@ -83,7 +83,9 @@ def step_call(
     placement = Placement(options.mesh)
     student, variables, info = make_student(options, images.class_names, images.palette)
     state = assemble_state(options, variables, distiller)
-    source = feed(images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores)
+    source = make_input_pipeline(
+        images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores
+    )
     step = assemble_step(
         options,
         PreprocessedNetwork(student, info.preprocessing),

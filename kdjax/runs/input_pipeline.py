@@ -40,7 +40,7 @@ def prefetch(
 
 
 @dataclasses.dataclass(frozen=True)
-class Feed:
+class InputPipeline:
     """Batches on the devices, and what is left to do to them inside the step.
 
     Attributes:
@@ -62,7 +62,7 @@ class Feed:
         return step
 
 
-def feed(
+def make_input_pipeline(
     images: Images,
     placement: Placement,
     *,
@@ -71,7 +71,7 @@ def feed(
     seed: int,
     clean_view: bool,
     scores: ScoreFiles | None = None,
-) -> Feed:
+) -> InputPipeline:
     """Opens the batches of the steps from `first_step` on, cached as the config says.
 
     Examples that are cached on the devices are whole on each one. Spread over them, every batch
@@ -84,14 +84,14 @@ def feed(
     views = {"clean_view": clean_view, "place": scores is not None}
     if images.cache.place != "device":
         batches = _with_scores(images.train_batches(**span, **views), "index", scores)
-        return Feed(
+        return InputPipeline(
             prefetch(batches, placement.put_batch),
             lambda batch: _with_teacher(batch, batch.get("cached"), scores),
         )
     examples = placement.replicate(images.in_memory.padded())
     options = images.augment_options(**views)
     batches = _with_scores(images.index_batches(**span, **views), "indices", scores)
-    return Feed(
+    return InputPipeline(
         ({"examples": examples, **batch} for batch in prefetch(batches, placement.put_batch)),
         lambda batch: _with_teacher(
             augment_batch(batch["examples"], batch["indices"], batch["draws"], options),

@@ -23,7 +23,7 @@ from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.reporting.results import Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
-from kdjax.runs.input_pipeline import feed
+from kdjax.runs.input_pipeline import make_input_pipeline
 from kdjax.runs.scoring import Scoring
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
@@ -193,7 +193,7 @@ def _train(
         step_teacher and PreprocessedNetwork(step_teacher.network, step_teacher.info.preprocessing),
         distiller,
     )
-    training = feed(
+    pipeline = make_input_pipeline(
         images,
         placement,
         first_step=first_step,
@@ -208,8 +208,8 @@ def _train(
             fitted = fit(
                 state,
                 step_teacher and step_teacher.variables,
-                training.attach(train_step),
-                training.batches,
+                pipeline.attach(train_step),
+                pipeline.batches,
                 batch_size=options.data.batch_size,
                 first_step=first_step,
                 steps=options.steps,

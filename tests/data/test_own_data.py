@@ -17,7 +17,7 @@ from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.augmentation import AugmentOptions
 from kdjax.errors import UserError
-from kdjax.runs.input_pipeline import feed
+from kdjax.runs.input_pipeline import make_input_pipeline
 from kdjax.runs.run import train
 from kdjax.training.sharding import Placement
 
@@ -68,7 +68,7 @@ def same(first, second):
 
 
 def batches(images, **views):
-    source = feed(
+    source = make_input_pipeline(
         *(images, Placement()),
         **{"first_step": 3, "steps": 7, "seed": 4, "clean_view": False, **views},
     )

@@ -13,7 +13,7 @@ from kdjax.data import sets
 from kdjax.data.images import Images, decide_cache
 from kdjax.data.loading.sampler import example_indices
 from kdjax.errors import UserError
-from kdjax.runs.input_pipeline import feed
+from kdjax.runs.input_pipeline import make_input_pipeline
 from kdjax.training.sharding import Placement
 
 # Of each set, the value of its red channel and its classes.
@@ -58,7 +58,7 @@ def mixed(config, **entries):
 
 
 def batches(images, steps, *, first_step=0, clean_view=False):
-    source = feed(
+    source = make_input_pipeline(
         images, Placement(), first_step=first_step, steps=steps, seed=4, clean_view=clean_view
     )
     expand = jax.jit(source.expand)

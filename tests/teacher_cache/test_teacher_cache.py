@@ -25,7 +25,7 @@ from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import resize
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
 from kdjax.runs.assembly import assemble_distiller
-from kdjax.runs.input_pipeline import feed
+from kdjax.runs.input_pipeline import make_input_pipeline
 from kdjax.runs.run import train
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache import scores
@@ -211,7 +211,7 @@ def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
     for place in ("none", "host", "device"):
         config.data.cache = place
         cache, images = opened(config)
-        source = feed(
+        source = make_input_pipeline(
             *(images, Placement()),
             **{"first_step": 2, "steps": 4, "seed": 3, "clean_view": False},
             scores=cache.open(),
