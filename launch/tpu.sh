@@ -9,6 +9,7 @@
 # --setup runs on every worker before the training, as to copy the prepared data to its disk:
 # --setup 'gcloud storage rsync -r gs://BUCKET/data data'. --delete gives the slice back at the end.
 # Needs gcloud, logged in with a project that has quota. KDJAX_POLL: seconds between two looks.
+# An example: it has run with a pretended gcloud, never in the cloud.
 set -euo pipefail
 
 usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
