@@ -30,10 +30,13 @@ _LONGEST = (
     "extensions",
     "processes",
     "recipes",
+    "teacher_cache",
     "training_parity",
+    "every_loss",
     "slurm",
     "torch_trainer",
-    "experiments",
+    "disk",
+    "runs",
 )
 
 

@@ -1,16 +1,14 @@
 """What a run begins with: noise, a trained backbone, or a whole checkpoint."""
 
 import dataclasses
-import pathlib
 import re
-import subprocess
-import sys
 import types
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import warm
 from flax import nnx
 from made_up_weights import segformer_weights
 
@@ -21,7 +19,6 @@ from kdjax.models import NNXNetwork, saved
 from kdjax.models.outputs import MEAN_ONLY
 from kdjax.runs.assembly import make_student
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = types.SimpleNamespace(
     num_classes=3, class_names=("a", "b", "c"), palette=np.arange(9).reshape(3, 3)
 )
@@ -131,9 +128,9 @@ def test_an_image_classifier_is_converted_and_begins_a_student(config, tmp_path)
         if block:  # B0 has two a stage
             weights[name.replace(".0.", ".1.", 1)] = value + 1
     safetensors.numpy.save_file(weights, tmp_path / "mit_b0.safetensors")
-    command = (sys.executable, "-m", "kdjax.convert", "--model=segformer_b0", "--num_classes=2")
+    command = ("-m", "kdjax.convert", "--model=segformer_b0", "--num_classes=2")
     paths = (f"--source={tmp_path / 'mit_b0.safetensors'}", f"--output={tmp_path / 'mit_b0'}")
-    run = subprocess.run([*command, *paths], capture_output=True, text=True, cwd=ROOT)
+    run = warm.run(*command, *paths)
     assert run.returncode == 0, run.stderr
     *_, info = saved.load(tmp_path / "mit_b0")
     assert info.source == "an image classifier, mit_b0.safetensors"
