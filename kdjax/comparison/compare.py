@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from kdjax import config as configuration
@@ -155,7 +156,7 @@ def _report(
         config,
         images,
         found.runs,
-        {},
+        [],
         title=f"Distillation on {config.data.name}",
         subtitle=(
             f"{teacher} {_in_words(config.student)}; {config.steps} "
@@ -178,6 +179,16 @@ def _reported(config: Config, report: Report) -> list[str]:
     return [report.split, *(f"{report.split}/{group}" for group in config.data.test_groups)]
 
 
+def _predicted(found: Comparison) -> dict[str, list[np.ndarray]]:
+    """Label maps of the examples by network, of those that this process trained or taught with."""
+    label_maps = {}
+    for name, examples in found.predicted.items():
+        label_maps[name] = [example.predictions["student"] for example in examples]
+        if "teacher" in examples[0].predictions:
+            label_maps[TEACHER] = [example.predictions["teacher"] for example in examples]
+    return label_maps
+
+
 def _write(
     config: Config,
     images: Images,
@@ -190,7 +201,7 @@ def _write(
     if not config.teacher.logits:
         panels[TEACHER] = config.teacher.checkpoint or str(found.runs[0].student)
     panels |= {name: str(files.student) for name, files in found.students.items()}
-    examples = train.predict_panels(config, images, panels)
+    examples = train.predict_panels(config, images, panels, _predicted(found))
     write_report(path, dataclasses.replace(report, examples=examples))
     write_results(path.parent, report)
     runs = {split: measured.runs for split, measured in splits.items()}

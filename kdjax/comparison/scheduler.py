@@ -23,7 +23,7 @@ from kdjax.config import Config
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import Transient, UserError
 from kdjax.log import RunLogger
-from kdjax.reporting.results import Role
+from kdjax.reporting.results import Example, Role
 from kdjax.runs.run import train
 from kdjax.runs.workdir import Workdir
 from kdjax.training.interruption import Interruption
@@ -44,11 +44,14 @@ class Job:
     method: str
     role: Role
 
-    def run(self, data: SegmentationSet | None = None) -> None:
+    def run(self, data: SegmentationSet | None = None) -> list[Example]:
         """Trains it; a run that diverged is noted, and not begun again.
 
         Args:
           data: as `train` takes it.
+
+        Returns:
+          A few examples with its predictions; none where it was done before, or diverged.
 
         Raises:
           UserError: as `train`.
@@ -57,9 +60,9 @@ class Job:
         if self.files.diverged.exists():
             self.files.claim(self.config)
             RunLogger(self.name).warning(f"has diverged in {self.files.path}")
-            return
+            return []
         try:
-            train(
+            trained = train(
                 self.config,
                 str(self.files.path),
                 name=self.name,
@@ -72,6 +75,9 @@ class Job:
             reason = str(error)
             processes.lead(lambda: self.files.note_divergence(reason))
             RunLogger(self.name).warning(reason)
+            return []
+        # Not its images, with which the examples of every run would stay in memory.
+        return trained.examples if trained else []
 
     def to_json(self) -> str:
         """All of it, for another process."""
@@ -88,7 +94,9 @@ class Job:
         return cls(**values)
 
 
-def run(jobs: Sequence[Job], parallel: int = 1, data: SegmentationSet | None = None) -> None:
+def run(
+    jobs: Sequence[Job], parallel: int = 1, data: SegmentationSet | None = None
+) -> dict[str, list[Example]]:
     """Trains what is missing of them.
 
     Args:
@@ -96,15 +104,16 @@ def run(jobs: Sequence[Job], parallel: int = 1, data: SegmentationSet | None = N
       parallel: how many at once, in processes that share the accelerators, or else the cores.
       data: as `train` takes it, for one at a time.
 
+    Returns:
+      By name, a few predicted examples of each run that this process itself trained.
+
     Raises:
       UserError: as `train`; or when there are fewer devices than runs at once.
       Preempted: when the process was asked to stop; what was done is saved.
       Transient: when all that did not end well may be tried again.
     """
     if parallel == 1:
-        for job in jobs:
-            job.run(data)
-        return
+        return {job.name: examples for job in jobs if (examples := job.run(data))}
     if jax.distributed.is_initialized():
         raise UserError("--parallel is for a single process; these train one run together")
     missing = [job for job in jobs if not job.files.result.exists()]
@@ -112,6 +121,7 @@ def run(jobs: Sequence[Job], parallel: int = 1, data: SegmentationSet | None = N
         if job not in missing:
             job.run()  # only says so
     _run_at_once(missing, _slots(parallel))
+    return {}
 
 
 def _run_at_once(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> None:

@@ -14,6 +14,7 @@ from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
 from kdjax.names import did_you_mean
 from kdjax.recipes import teacher_of
+from kdjax.reporting.results import Example
 from kdjax.runs.scoring import score_checkpoint
 from kdjax.runs.workdir import Workdir
 
@@ -30,12 +31,15 @@ class Comparison(NamedTuple):
       runs: the workdirs of the finished runs, the teacher's first, then by seed. That of a teacher
         that was given holds its scores alone, if its classes are those of the data.
       students: of each method the workdir of its first finished seed, the plain student first.
+      predicted: of those among them, and of the teacher, that this process trained, a few examples
+        with what "student", and perhaps "teacher", predicts.
       choices: what was tried on validation.
       notes: lines on what was tried, and on runs that diverged.
     """
 
     runs: list[Workdir]
     students: dict[str, Workdir]
+    predicted: dict[str, list[Example]]
     choices: list[TuningResult]
     notes: list[str]
 
@@ -91,8 +95,9 @@ def _compare(
 ) -> Comparison:
     teacher = _teacher_job(config, root)
     checkpoint = config.teacher.checkpoint
+    predicted = {}
     if teacher:
-        scheduler.run([teacher], data=data)
+        predicted = scheduler.run([teacher], data=data)
         if teacher.files.diverged.exists():
             raise UserError(teacher.files.why_diverged())
         checkpoint = str(teacher.files.student)
@@ -107,7 +112,7 @@ def _compare(
         for name in order
         if (setting := settings[name])
     ]
-    scheduler.run(students, parallel, data)
+    predicted |= scheduler.run(students, parallel, data)
     budget = _equal_time(config, root, students) if config.compare.equal_time else None
     if budget:
         longer = [
@@ -115,16 +120,18 @@ def _compare(
             for job in students
             if job.role == "plain"
         ]
-        scheduler.run(longer, parallel, data)
+        predicted |= scheduler.run(longer, parallel, data)
         students += longer
     if config.teacher.checkpoint:
         score_checkpoint(config, Workdir(root.path / TEACHER), checkpoint, TEACHER, data)
     finished = [job for job in students if job.files.result.exists()]
     runs = [Workdir(root.path / TEACHER), *(job.files for job in finished)]
-    first = {job.method: job.files for job in reversed(finished)}
+    first = {job.method: job for job in reversed(finished)}
+    shown = [*([teacher] if teacher else []), *first.values()]
     return Comparison(
         runs=[files for files in runs if files.result.exists()],
-        students={name: first[name] for name in map(_title(config), order) if name in first},
+        students={name: first[name].files for name in map(_title(config), order) if name in first},
+        predicted={job.method: predicted[job.name] for job in shown if job.name in predicted},
         choices=choices,
         notes=[*_notes(choices, students), *([budget["why"]] if budget else [])],
     )

@@ -20,7 +20,7 @@ from kdjax.evaluation.evaluator import Predictor, TrainedNetwork
 from kdjax.log import RunLogger
 from kdjax.models import saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
-from kdjax.reporting.results import Role
+from kdjax.reporting.results import Example, Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.runs.input_pipeline import make_input_pipeline
@@ -36,6 +36,19 @@ from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork, TrainState
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """What a run that has just ended has in memory, for its report.
+
+    Attributes:
+      images: its data set.
+      examples: a few of the validation split, with what "teacher" and "student" predict.
+    """
+
+    images: Images
+    examples: list[Example]
+
+
 def train(
     config: Config,
     workdir: epath.PathLike,
@@ -48,7 +61,7 @@ def train(
     overwrite: bool = False,
     profiled_steps: tuple[int, int] | None = None,
     patience: float = 0.0,
-) -> None:
+) -> TrainedRun | None:
     """Trains the student of a config, or continues where an earlier call stopped.
 
     A finished run is left as it is. Afterwards the workdir holds the student as a network
@@ -68,6 +81,9 @@ def train(
       profiled_steps: the first and the last step to trace into `profile/`.
       patience: seconds to wait for another run in the workdir that is about to end.
 
+    Returns:
+      What its report needs; None where the run was finished before.
+
     Raises:
       UserError: for a mistake in the config, the data or the workdir; nothing is written then.
         Also while another run is at work in the workdir.
@@ -82,11 +98,12 @@ def train(
     if overwrite:
         files.check_clear(config)
     elif _is_done(config, files, log):
-        return
+        return None
     with files.hold(patience):
         # Whoever was at work there may have come to the end.
-        if overwrite or not _is_done(config, files, log):
-            _train(config, files, log, method, role, data, writers, overwrite, profiled_steps)
+        if not overwrite and _is_done(config, files, log):
+            return None
+        return _train(config, files, log, method, role, data, writers, overwrite, profiled_steps)
 
 
 def _is_done(config: Config, files: Workdir, log: RunLogger) -> bool:
@@ -107,7 +124,7 @@ def _train(
     writers: Sequence[Writer],
     overwrite: bool,
     profiled_steps: tuple[int, int] | None,
-) -> None:
+) -> TrainedRun:
     options = read(config)
     profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
     images = Images(options.data, data)
@@ -228,6 +245,7 @@ def _train(
             if options.export == "best" and checkpoints.best_step is not None:
                 state = checkpoints.restore(checkpoints.best_step, state)
             scores = scoring.final_scores(predictor, state.student())
+            examples = scoring.examples(predictor, state.student())
         finally:
             if profile:
                 profile.close()
@@ -269,6 +287,7 @@ def _train(
                 f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
             )
         interruption.check(f"the run in {files.path} is done")
+    return TrainedRun(images, examples)
 
 
 def _own_writers(

@@ -1,5 +1,7 @@
 """How good the student of a run is, in scores and in pictures."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import numpy as np
 
@@ -12,7 +14,7 @@ from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evalua
 from kdjax.log import RunLogger
 from kdjax.models import Variables
 from kdjax.reporting import figures
-from kdjax.reporting.results import Role
+from kdjax.reporting.results import Example, Role
 from kdjax.runs.workdir import Workdir
 from kdjax.training.interruption import Interruption
 from kdjax.training.sharding import Placement
@@ -107,24 +109,46 @@ class Scoring:
                 f"{options.teacher.min_miou}: are these its classes and its weights?"
             )
 
+    def examples(self, predictor: Predictor, variables: Variables) -> list[Example]:
+        """A few examples with what "teacher", where there is one, and "student" predict."""
+        teacher = {"teacher": self._teacher_predictions} if self._teacher_predictions else {}
+        student = self._label_maps(predictor, variables)
+        return with_predictions(self._examples, {**teacher, "student": student})
+
     def pictures(self, predictor: Predictor, variables: Variables) -> dict[str, np.ndarray]:
         """Image, label, teacher and student of a few examples, side by side."""
-        students = self._label_maps(predictor, variables)
-        pictures = {}
-        for index, (example, student) in enumerate(zip(self._examples, students, strict=True)):
-            predictions = {"student": student}
-            if self._teacher_predictions:
-                predictions = {"teacher": self._teacher_predictions[index], **predictions}
-            pictures[f"val/{example['name']}"] = figures.panel_image(
-                example["image"], example["label"], predictions, self._images.palette
+        names = [f"val/{example['name']}" for example in self._examples]
+        return {
+            name: figures.panel_image(
+                example.image, example.label, example.predictions, self._images.palette
             )
-        return pictures
+            for name, example in zip(names, self.examples(predictor, variables), strict=True)
+        }
 
     def _label_maps(self, predictor: Predictor, variables: Variables) -> list[np.ndarray]:
         def predict(images: np.ndarray) -> np.ndarray:
             return self._placement.fetch(predictor(variables, self._placement.put_images(images)))
 
         return predict_examples(predict, self._examples, self._options.data.eval_batch_size)
+
+
+def with_predictions(
+    examples: Sequence[Mapping[str, np.ndarray]], predictions: Mapping[str, Sequence[np.ndarray]]
+) -> list[Example]:
+    """Examples as a report shows them.
+
+    Args:
+      examples: each `image` [H, W, 3] and `label` [H, W].
+      predictions: by network, the label map [H, W] of each example.
+    """
+    return [
+        Example(
+            image=example["image"],
+            label=example["label"],
+            predictions={name: maps[index] for name, maps in predictions.items()},
+        )
+        for index, example in enumerate(examples)
+    ]
 
 
 def score_checkpoint(

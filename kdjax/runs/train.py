@@ -6,8 +6,10 @@ import html
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
@@ -27,6 +29,8 @@ from kdjax.reporting.results import Example, Report
 from kdjax.reporting.writers import Writer
 from kdjax.runs import run
 from kdjax.runs.evaluate import SplitScores, html_table, percent
+from kdjax.runs.run import TrainedRun
+from kdjax.runs.scoring import with_predictions
 from kdjax.runs.workdir import Workdir
 from kdjax.training.interruption import Interruption
 
@@ -35,7 +39,7 @@ def make_report(
     config: Config,
     images: Images,
     runs: Sequence[Workdir],
-    panels: Mapping[str, str],
+    examples: Sequence[Example],
     *,
     title: str,
     subtitle: str,
@@ -48,7 +52,7 @@ def make_report(
       config: what was asked for.
       images: the data set of the runs.
       runs: their workdirs.
-      panels: column title -> network checkpoint, of the networks whose predictions are shown.
+      examples: those that are shown, with their predictions.
       title: heading of the report.
       subtitle: one sentence on data, networks and budget.
       call: what has this again, where Python called it and no command runs.
@@ -62,7 +66,7 @@ def make_report(
         runs=[run.summary(split) for run in runs],
         class_names=images.class_names,
         palette=images.palette,
-        examples=predict_panels(config, images, panels),
+        examples=examples,
         config=configuration.to_json(config),
         versions=environment.describe(),
         remarks=remarks,
@@ -71,14 +75,26 @@ def make_report(
     )
 
 
-def predict_panels(config: Config, images: Images, panels: Mapping[str, str]) -> list[Example]:
-    """A few labelled examples with the predictions of networks, as `make_report` takes `panels`.
+def predict_panels(
+    config: Config,
+    images: Images,
+    panels: Mapping[str, str],
+    predicted: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({}),
+) -> list[Example]:
+    """A few labelled examples with the predictions of networks.
 
-    Networks that score other classes are left out.
+    Args:
+      config: what was asked for.
+      images: the data set.
+      panels: column title -> network checkpoint. Networks that score other classes are left out.
+      predicted: column title -> label maps [H, W], of networks that need not be asked again.
     """
     examples = images.panel_examples()
-    predictions = {}
+    predictions: dict[str, Sequence[np.ndarray]] = {}
     for name, path in panels.items():
+        if name in predicted:
+            predictions[name] = predicted[name]
+            continue
         network = TrainedNetwork.load(path)
         if network.info.num_classes == images.num_classes:
             predictions[name] = predict_examples(
@@ -86,14 +102,7 @@ def predict_panels(config: Config, images: Images, panels: Mapping[str, str]) ->
                 examples,
                 config.data.eval_batch_size,
             )
-    return [
-        Example(
-            image=example["image"],
-            label=example["label"],
-            predictions={name: found[index] for name, found in predictions.items()},
-        )
-        for index, example in enumerate(examples)
-    ]
+    return with_predictions(examples, predictions)
 
 
 def _command() -> str | None:
@@ -225,7 +234,7 @@ def train(
     asked = configuration.checked(config, data)
     workdir = os.fspath(workdir)
     method = " + ".join(asked.terms) if asked.terms else "plain student"
-    run.train(
+    trained = run.train(
         asked,
         workdir,
         name="train",
@@ -238,22 +247,32 @@ def train(
     )
     result = RunResult(workdir)
     with Interruption() as interruption:
-        processes.lead(lambda: _report(asked, result.files, method, data))
+        processes.lead(lambda: _report(asked, result.files, method, data, trained))
         interruption.check(f"the report {result.files.report} is written")
     return result
 
 
-def _report(config: Config, files: Workdir, method: str, data: SegmentationSet | None) -> None:
+def _report(
+    config: Config,
+    files: Workdir,
+    method: str,
+    data: SegmentationSet | None,
+    trained: TrainedRun | None,
+) -> None:
     if files.report.exists():
         return
-    panels = {"student": str(files.student)}
-    if need_teacher(config.terms) and not config.teacher.logits:
-        panels = {"teacher": config.teacher.checkpoint, **panels}
+    # Where the run ended in an earlier process, which did not come to the report.
+    if trained is None:
+        panels = {"student": str(files.student)}
+        if need_teacher(config.terms) and not config.teacher.logits:
+            panels = {"teacher": config.teacher.checkpoint, **panels}
+        images = Images(configuration.read(config).data, data)
+        trained = TrainedRun(images, predict_panels(config, images, panels))
     report = make_report(
         config,
-        Images(configuration.read(config).data, data),
+        trained.images,
         [files],
-        panels,
+        trained.examples,
         title=f"{config.student.name} on {config.data.name}",
         subtitle=f"{method}, {config.steps} steps of {config.data.batch_size} images",
         call=f'kdjax.train(config, "{files.path}")',

@@ -39,7 +39,7 @@ from kdjax.reporting.results import write_runs
 from kdjax.reporting.tables import csv_table, text_table
 from kdjax.runs.assembly import make_student
 from kdjax.runs.run import train
-from kdjax.runs.train import make_report
+from kdjax.runs.train import make_report, predict_panels
 from kdjax.runs.workdir import Workdir
 from kdjax.training.loop import Diverged
 from tools import comparison as docs_table
@@ -117,11 +117,13 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, compared):
     assert [line["step"] for line in logged if "val/miou" in line] == [2, 4]
     assert list(runs[2].tensorboard.glob("events*"))
 
+    images = Images(config.data)
+    panels = {"teacher": str(runs[0].student), "cwd": str(runs[2].path)}
     report = make_report(
         config,
-        Images(config.data),
+        images,
         runs,
-        {"teacher": str(runs[0].student), "cwd": str(runs[2].path)},
+        predict_panels(config, images, panels),
         title="A test",
         subtitle="of everything",
     )
@@ -190,7 +192,7 @@ def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
     assert [run.path.name for run in runs] == ["teacher", "seed0"]
     given, trained = (run.summary("test") for run in (runs[0], Workdir(comparison / "teacher")))
     assert (given.miou, given.parameters) == (trained.miou, trained.parameters)
-    report = make_report(config, Images(config.data), runs, {}, title="", subtitle="")
+    report = make_report(config, Images(config.data), runs, [], title="", subtitle="")
     assert re.search(r"^teacher .* –  +–$", text_table(report), re.MULTILINE)
     write_report(tmp_path / "report.html", report)
     assert csv_table(report).splitlines()[1].endswith(",,")
