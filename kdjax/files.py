@@ -161,8 +161,8 @@ def to_json(value: Any, indent: int | None = 2) -> str:
     """JSON as every reader takes it, with a line break: what is not finite becomes `null`.
 
     Args:
-        value: of dicts with text for keys, lists, tuples, text, numbers and None.
-        indent: as `json.dumps` takes it; None for a single line.
+      value: of dicts with text for keys, lists, tuples, text, numbers and None.
+      indent: as `json.dumps` takes it; None for a single line.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
 
@@ -183,7 +183,7 @@ def to_csv(rows: Iterable[Sequence[str | float | None]]) -> str:
     spreadsheet would run as a formula; `csv_text` takes it off.
 
     Args:
-        rows: text, numbers, and None or NaN for what is not known.
+      rows: text, numbers, and None or NaN for what is not known.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -22,11 +22,11 @@ class Scene:
     """One scene, and what both networks make of it.
 
     Attributes:
-        image: `[H, W, 3]` uint8.
-        label: `[H, W]` uint8.
-        small: The labels `[h, w]` at the size of the networks' maps.
-        teacher: The teacher's output, a batch of this scene alone.
-        student: The student's.
+      image: `[H, W, 3]` uint8.
+      label: `[H, W]` uint8.
+      small: The labels `[h, w]` at the size of the networks' maps.
+      teacher: The teacher's output, a batch of this scene alone.
+      student: The student's.
     """
 
     image: np.ndarray

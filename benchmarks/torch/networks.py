@@ -157,11 +157,11 @@ class PSPNet(nn.Module):
     """Returns its maps by kdjax's names: "head", "logits" and, with the auxiliary head, two more.
 
     Args:
-        depth: 18, 34, 50 or 101.
-        width: channels of the first stage; 64 is the published network.
-        classes: of the scores.
-        auxiliary: whether to build the head that only training reads.
-        dropout: share of whole channels that training drops before the classifiers.
+      depth: 18, 34, 50 or 101.
+      width: channels of the first stage; 64 is the published network.
+      classes: of the scores.
+      auxiliary: whether to build the head that only training reads.
+      dropout: share of whole channels that training drops before the classifiers.
     """
 
     def __init__(

@@ -86,11 +86,11 @@ class Trainer:
     """A student's training; `step` does one.
 
     Args:
-        student: trained in place; returns its maps by name.
-        teacher: only read, in evaluation mode.
-        recipe: what is computed.
-        execution: how.
-        adapters: weights [T, S, 1, 1] of the 1x1 convolutions that the terms learn, by term.
+      student: trained in place; returns its maps by name.
+      teacher: only read, in evaluation mode.
+      recipe: what is computed.
+      execution: how.
+      adapters: weights [T, S, 1, 1] of the 1x1 convolutions that the terms learn, by term.
     """
 
     def __init__(

@@ -23,10 +23,10 @@ class Dataset:
     """Images and labels from anywhere, which train as a prepared set does.
 
     Attributes:
-        name: what it is called.
-        class_names: of the K classes, in the order of their ids 0..K-1.
-        palette: an RGB colour a class.
-        splits: the source of each split.
+      name: what it is called.
+      class_names: of the K classes, in the order of their ids 0..K-1.
+      palette: an RGB colour a class.
+      splits: the source of each split.
     """
 
     def __init__(
@@ -45,25 +45,25 @@ class Dataset:
         """Describes a set; nothing is read yet.
 
         Args:
-            splits: split -> its examples: whatever has a length and gives a mapping for an index,
-                such as a list of dicts, a data source of TFDS, a HuggingFace data set or a grain
-                source. Examples are read from several threads at once.
-            class_names: of the K classes, 1 to 255 of them.
-            palette: RGB of each class, `[K, 3]`, 0..255; None for colours that differ.
-            image: the feature that holds the image: an array of whole numbers 0..255, `[H, W, 3]`,
-                or a PIL image of any mode.
-            label: the feature that holds the label: whole numbers `[H, W]` or `[H, W, 1]`, or a PIL
-                image of one channel; class ids, and 255 where a pixel is ignored.
-            example_name: the feature that holds the name of an example; empty to call examples by
-                their index.
-            label_ids: the class id, or 255, that each value of the labels stands for, where they
-                are not class ids, as `{1: 0, 2: 1, 0: 255}`; 255 means itself unless it is named.
-            name: what the set is called in messages and workdirs; "package.module:attribute" of
-                this object lets other commands find it.
-            version: changes the fingerprint, for a change that the examples looked at do not show.
+          splits: split -> its examples: whatever has a length and gives a mapping for an index,
+            such as a list of dicts, a data source of TFDS, a HuggingFace data set or a grain
+            source. Examples are read from several threads at once.
+          class_names: of the K classes, 1 to 255 of them.
+          palette: RGB of each class, `[K, 3]`, 0..255; None for colours that differ.
+          image: the feature that holds the image: an array of whole numbers 0..255, `[H, W, 3]`,
+            or a PIL image of any mode.
+          label: the feature that holds the label: whole numbers `[H, W]` or `[H, W, 1]`, or a PIL
+            image of one channel; class ids, and 255 where a pixel is ignored.
+          example_name: the feature that holds the name of an example; empty to call examples by
+            their index.
+          label_ids: the class id, or 255, that each value of the labels stands for, where they
+            are not class ids, as `{1: 0, 2: 1, 0: 255}`; 255 means itself unless it is named.
+          name: what the set is called in messages and workdirs; "package.module:attribute" of
+            this object lets other commands find it.
+          version: changes the fingerprint, for a change that the examples looked at do not show.
 
         Raises:
-            UserError: the description makes no sense.
+          UserError: the description makes no sense.
         """
         self.name = name
         self.class_names = tuple(class_names)
@@ -104,7 +104,7 @@ class Dataset:
         them: reading all of them on every start would take too long.
 
         Raises:
-            UserError: one of these examples is not as it should be.
+          UserError: one of these examples is not as it should be.
         """
         return self._fingerprint
 
@@ -129,7 +129,7 @@ class Dataset:
         """The examples of `split`, checked as they are read.
 
         Raises:
-            UserError: the set has no such split.
+          UserError: the set has no such split.
         """
         if split not in self.splits:
             raise UserError(

@@ -45,11 +45,11 @@ def decide_cache(
     It depends on the examples and the machine alone, so that equal machines agree.
 
     Args:
-        wanted: `config.data.cache`.
-        num_examples: of all sets that training reads.
-        sizes: height and width of some of them.
-        device_bytes: memory of a device; None where it has none of its own.
-        host_bytes: memory of the machine.
+      wanted: `config.data.cache`.
+      num_examples: of all sets that training reads.
+      sizes: height and width of some of them.
+      device_bytes: memory of a device; None where it has none of its own.
+      host_bytes: memory of the machine.
     """
     pixels = np.array(sizes, np.int64)
     on_host = int(num_examples * pixels.prod(1).mean() * BYTES_PER_PIXEL)

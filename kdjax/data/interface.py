@@ -20,9 +20,9 @@ class Opened(NamedTuple):
     """An example of which only the label is decoded, or all.
 
     Attributes:
-        label: uint8 `[H, W]`.
-        encoded: the image as one file or as tiles, strings `[n]`; empty where it is decoded.
-        pixels: the image, uint8 `[H, W, 3]`, where it is decoded; else empty.
+      label: uint8 `[H, W]`.
+      encoded: the image as one file or as tiles, strings `[n]`; empty where it is decoded.
+      pixels: the image, uint8 `[H, W, 3]`, where it is decoded; else empty.
     """
 
     label: "tf.Tensor"
@@ -34,8 +34,8 @@ class Source(Protocol):
     """Examples that training reads by index: one split, a mixture, or what memory holds.
 
     Attributes:
-        lengths: number of examples of each set in it; indices count through all of them.
-        weights: how many of the examples in a row come from each set.
+      lengths: number of examples of each set in it; indices count through all of them.
+      weights: how many of the examples in a row come from each set.
     """
 
     @property
@@ -55,7 +55,7 @@ class Source(Protocol):
         """Reads and decodes examples one by one.
 
         Raises:
-            UserError: names the first that cannot be.
+          UserError: names the first that cannot be.
         """
 
 
@@ -84,10 +84,10 @@ class Split(Source, Protocol):
         """Examples in the order of `indices`, as NumPy.
 
         Yields:
-            `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, bytes.
+          `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, bytes.
 
         Raises:
-            UserError: an example cannot be read.
+          UserError: an example cannot be read.
         """
         ...
 
@@ -96,11 +96,11 @@ class SegmentationSet(Protocol):
     """A data set that is open.
 
     Attributes:
-        name: what it is called.
-        class_names: of the K classes.
-        palette: an RGB colour a class.
-        fingerprint: 16 hexadecimal digits that change with what the set holds.
-        splits: their names.
+      name: what it is called.
+      class_names: of the K classes.
+      palette: an RGB colour a class.
+      fingerprint: 16 hexadecimal digits that change with what the set holds.
+      splits: their names.
     """
 
     @property
@@ -122,6 +122,6 @@ class SegmentationSet(Protocol):
         """The examples of a split, by index.
 
         Raises:
-            UserError: the set has no such split.
+          UserError: the set has no such split.
         """
         ...

@@ -31,12 +31,12 @@ def open_set(
     """Opens the prepared set `name` in `data_dir`; one that needs no source is made there first.
 
     Args:
-        name: which data set, as `find_builder` takes it.
-        data_dir: where prepared sets are kept.
-        asked_by: what holds the name, for messages, as "config.data.name".
+      name: which data set, as `find_builder` takes it.
+      data_dir: where prepared sets are kept.
+      asked_by: what holds the name, for messages, as "config.data.name".
 
     Raises:
-        UserError: there is no such data set, or it has not been prepared.
+      UserError: there is no such data set, or it has not been prepared.
     """
     builder_class = find_builder(name, asked_by=asked_by)
     if not is_prepared(name, data_dir):
@@ -56,14 +56,14 @@ def open_named(
     """Opens whatever data set a config may name.
 
     Args:
-        name: of a prepared set, as `open_set` takes it; or "package.module:attribute" of a
-            `kdjax.data.Dataset`, or of a function that returns one.
-        data_dir: where prepared sets are kept; a function gets it if it takes it.
-        options: further arguments of a function.
-        asked_by: what holds the name, for messages, as "config.data.name".
+      name: of a prepared set, as `open_set` takes it; or "package.module:attribute" of a
+        `kdjax.data.Dataset`, or of a function that returns one.
+      data_dir: where prepared sets are kept; a function gets it if it takes it.
+      options: further arguments of a function.
+      asked_by: what holds the name, for messages, as "config.data.name".
 
     Raises:
-        UserError: there is no such data set, it has not been prepared, or it cannot be made.
+      UserError: there is no such data set, it has not been prepared, or it cannot be made.
     """
     found: Any = None
     if names.SEPARATOR in name:

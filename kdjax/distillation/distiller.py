@@ -49,10 +49,10 @@ class Distiller:
       terms: the losses by name.
 
     Example:
-        >>> distiller = Distiller({"cwd": term("cwd")}, student=student_maps, teacher=teacher_maps)
-        >>> params, state = distiller.init(jax.random.key(0))
-        >>> loss, (state, metrics) = distiller(
-        ...     params, state, student_maps, teacher_maps, labels, step=step, steps=1000, key=key)
+      >>> distiller = Distiller({"cwd": term("cwd")}, student=student_maps, teacher=teacher_maps)
+      >>> params, state = distiller.init(jax.random.key(0))
+      >>> loss, (state, metrics) = distiller(
+      ...     params, state, student_maps, teacher_maps, labels, step=step, steps=1000, key=key)
     """
 
     def __init__(

@@ -63,34 +63,34 @@ def fakd_kl(
     All of them equal the plain loss at strength 0, are never below it, and grow with the strength.
 
     Args:
-        student_features: Input `[..., H, W, A]` of the student's last 1x1 convolution.
-        kernel: Its kernel `[A, C]`.
-        bias: Its bias `[C]`, or None.
-        teacher_logits: `[..., H, W, C]`; they receive no gradient.
-        labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
-        covariance: Of the student's features in each class, `[C, A]` (diagonal) or `[C, A, A]`, as
-            in `ClassStatistics.covariance`; it receives no gradient. A full one costs P C^3.
-        strength: Scale of the augmentation; usually grows linearly from 0 over the training.
-        temperature: Softens both distributions. A setting: it receives no gradient.
-        bound: Which bound.
-        ignore_label: The label of pixels that do not count.
+      student_features: Input `[..., H, W, A]` of the student's last 1x1 convolution.
+      kernel: Its kernel `[A, C]`.
+      bias: Its bias `[C]`, or None.
+      teacher_logits: `[..., H, W, C]`; they receive no gradient.
+      labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
+      covariance: Of the student's features in each class, `[C, A]` (diagonal) or `[C, A, A]`, as
+        in `ClassStatistics.covariance`; it receives no gradient. A full one costs P C^3.
+      strength: Scale of the augmentation; usually grows linearly from 0 over the training.
+      temperature: Softens both distributions. A setting: it receives no gradient.
+      bound: Which bound.
+      ignore_label: The label of pixels that do not count.
 
     Returns:
-        float32 `[..., H, W]`, 0 where the label is `ignore_label`. `valid_mean` over the other
-        pixels is the loss; the plain mean is the same where nothing is ignored.
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`. `valid_mean` over the other
+      pixels is the loss; the plain mean is the same where nothing is ignored.
 
     Raises:
-        TypeError: If a map is not floating point or the labels are not integers.
-        ValueError: If shapes do not fit, the strength is negative, the temperature not positive or
-            `bound` unknown.
+      TypeError: If a map is not floating point or the labels are not integers.
+      ValueError: If shapes do not fit, the strength is negative, the temperature not positive or
+        `bound` unknown.
 
     Source:
-        Yuan et al., "FAKD: Feature augmented knowledge distillation for semantic segmentation"
-        (2022). The abstract asks for an upper bound of the expected loss over infinitely many
-        augmentations; `"pairwise"` is most likely the paper's, the others are ours, all derived in
-        docs/methods. No code was published. Putting the augmented scores `s / t + d` straight into
-        the divergence is not a bound: it takes `sum_c p_c d_c` off `F`, as if noise raised the
-        teacher's classes, where it averages to nothing; it can fall below the plain loss.
+      Yuan et al., "FAKD: Feature augmented knowledge distillation for semantic segmentation"
+      (2022). The abstract asks for an upper bound of the expected loss over infinitely many
+      augmentations; `"pairwise"` is most likely the paper's, the others are ours, all derived in
+      docs/methods. No code was published. Putting the augmented scores `s / t + d` straight into
+      the divergence is not a bound: it takes `sum_c p_c d_c` off `F`, as if noise raised the
+      teacher's classes, where it averages to nothing; it can fall below the plain loss.
     """
     member = _check_distillation(
         student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
@@ -164,27 +164,27 @@ def fakd_cwd(
     on one another. Pixels of a class that varies much weigh more in the student's normalizer.
 
     Args:
-        student_features: As in `fakd_kl`.
-        kernel: As in `fakd_kl`.
-        bias: As in `fakd_kl`; adding it changes nothing here.
-        teacher_logits: As in `fakd_kl`.
-        labels: As in `fakd_kl`.
-        covariance: As in `fakd_kl`.
-        strength: As in `fakd_kl`.
-        temperature: As in `cwd`.
-        ignore_label: The label of pixels that are not augmented. They do take part in the maps, as
-            in `cwd`.
+      student_features: As in `fakd_kl`.
+      kernel: As in `fakd_kl`.
+      bias: As in `fakd_kl`; adding it changes nothing here.
+      teacher_logits: As in `fakd_kl`.
+      labels: As in `fakd_kl`.
+      covariance: As in `fakd_kl`.
+      strength: As in `fakd_kl`.
+      temperature: As in `cwd`.
+      ignore_label: The label of pixels that are not augmented. They do take part in the maps, as
+        in `cwd`.
 
     Returns:
-        float32 `[..., C]`; the plain mean is the loss.
+      float32 `[..., C]`; the plain mean is the loss.
 
     Raises:
-        TypeError: If a map is not floating point or the labels are not integers.
-        ValueError: If shapes do not fit, the strength is negative or the temperature not positive.
+      TypeError: If a map is not floating point or the labels are not integers.
+      ValueError: If shapes do not fit, the strength is negative or the temperature not positive.
 
     Source:
-        Yuan et al. (2022), see `fakd_kl`: that FAKD plugs into other losses is in the abstract,
-        this bound is ours.
+      Yuan et al. (2022), see `fakd_kl`: that FAKD plugs into other losses is in the abstract,
+      this bound is ours.
     """
     member = _check_distillation(
         student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
@@ -221,26 +221,26 @@ def isda_logits(
     `upsampled_cross_entropy(isda_logits(...), labels, align_corners=True)`.
 
     Args:
-        features: Input `[..., H, W, A]` of the last 1x1 convolution.
-        kernel: Its kernel `[A, C]`.
-        bias: Its bias `[C]`, or None.
-        labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
-        covariance: Of the features in each class, `[C, A]` (diagonal) or `[C, A, A]`; it receives
-            no gradient, scores and kernel do.
-        strength: Scale of the augmentation; ISDA lets it grow linearly from 0 to 7.5 in
-            segmentation.
-        ignore_label: The label of pixels that are not augmented.
+      features: Input `[..., H, W, A]` of the last 1x1 convolution.
+      kernel: Its kernel `[A, C]`.
+      bias: Its bias `[C]`, or None.
+      labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
+      covariance: Of the features in each class, `[C, A]` (diagonal) or `[C, A, A]`; it receives
+        no gradient, scores and kernel do.
+      strength: Scale of the augmentation; ISDA lets it grow linearly from 0 to 7.5 in
+        segmentation.
+      ignore_label: The label of pixels that are not augmented.
 
     Returns:
-        float32 `[..., H, W, C]`.
+      float32 `[..., H, W, C]`.
 
     Raises:
-        TypeError: If the features are not floating point or the labels not integers.
-        ValueError: If shapes do not fit or the strength is negative.
+      TypeError: If the features are not floating point or the labels not integers.
+      ValueError: If shapes do not fit or the strength is negative.
 
     Source:
-        Wang et al., "Implicit semantic data augmentation for deep networks" (NeurIPS 2019), the
-        formula as in the authors' segmentation code, which uses the diagonal covariance.
+      Wang et al., "Implicit semantic data augmentation for deep networks" (NeurIPS 2019), the
+      formula as in the authors' segmentation code, which uses the diagonal covariance.
     """
     check_map("features", features)
     member = _check_head(features, kernel, bias, labels, covariance, ignore_label)
@@ -269,20 +269,20 @@ def isda_cross_entropy(
     `N(0, strength Sigma_y)`; the plain cross-entropy at strength 0.
 
     Args:
-        features: As in `isda_logits`.
-        kernel: As in `isda_logits`.
-        bias: As in `isda_logits`.
-        labels: As in `isda_logits`.
-        covariance: As in `isda_logits`.
-        strength: As in `isda_logits`.
-        ignore_label: The label of pixels that do not count.
+      features: As in `isda_logits`.
+      kernel: As in `isda_logits`.
+      bias: As in `isda_logits`.
+      labels: As in `isda_logits`.
+      covariance: As in `isda_logits`.
+      strength: As in `isda_logits`.
+      ignore_label: The label of pixels that do not count.
 
     Returns:
-        float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
 
     Raises:
-        TypeError: If the features are not floating point or the labels not integers.
-        ValueError: If shapes do not fit or the strength is negative.
+      TypeError: If the features are not floating point or the labels not integers.
+      ValueError: If shapes do not fit or the strength is negative.
     """
     check_map("features", features)
     check_labels(labels, features, "features")

@@ -28,25 +28,25 @@ def cross_entropy(
     a class nor `ignore_label` gives NaN: a wrong label map must not train in silence.
 
     Args:
-        logits: Scores `[..., H, W, C]`, any floating type.
-        labels: Class indices `[..., H, W]`, any integer type.
-        ignore_label: The label of pixels that do not count.
+      logits: Scores `[..., H, W, C]`, any floating type.
+      labels: Class indices `[..., H, W]`, any integer type.
+      ignore_label: The label of pixels that do not count.
 
     Returns:
-        float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
-        `valid_mean(values, labels != ignore_label)` is the mean that PyTorch takes; the plain mean
-        also divides by the ignored pixels, as mmsegmentation does unless told otherwise.
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
+      `valid_mean(values, labels != ignore_label)` is the mean that PyTorch takes; the plain mean
+      also divides by the ignored pixels, as mmsegmentation does unless told otherwise.
 
     Raises:
-        TypeError: If the logits are not floating point or the labels not integers.
-        ValueError: If the labels are not `[..., H, W]`.
+      TypeError: If the logits are not floating point or the labels not integers.
+      ValueError: If the labels are not `[..., H, W]`.
 
     Example:
-        >>> logits = jnp.zeros((1, 2, 2, 4))
-        >>> labels = jnp.array([[[0, 1], [2, 255]]])
-        >>> values = cross_entropy(logits, labels)
-        >>> float(valid_mean(values, labels != 255))  # log(4)
-        1.3862943649291992
+      >>> logits = jnp.zeros((1, 2, 2, 4))
+      >>> labels = jnp.array([[[0, 1], [2, 255]]])
+      >>> values = cross_entropy(logits, labels)
+      >>> float(valid_mean(values, labels != 255))  # log(4)
+      1.3862943649291992
     """
     check_map("logits", logits)
     check_labels(labels, logits, "logits")
@@ -74,20 +74,20 @@ def upsampled_cross_entropy(
     moment.
 
     Args:
-        logits: Scores `[..., h, w, C]`, any floating type.
-        labels: Class indices `[..., H, W]`, any integer type.
-        ignore_label: The label of pixels that do not count.
-        align_corners: Which bilinear resizing, in the sense of PyTorch's `interpolate`. False
-            aligns the images' edges (mmsegmentation, CIRKD), True the centres of their corner
-            pixels (the first public PSPNet code, SKD, TorchDistiller, ISDA). Neither smooths when
-            the labels are the smaller of the two.
+      logits: Scores `[..., h, w, C]`, any floating type.
+      labels: Class indices `[..., H, W]`, any integer type.
+      ignore_label: The label of pixels that do not count.
+      align_corners: Which bilinear resizing, in the sense of PyTorch's `interpolate`. False
+        aligns the images' edges (mmsegmentation, CIRKD), True the centres of their corner
+        pixels (the first public PSPNet code, SKD, TorchDistiller, ISDA). Neither smooths when
+        the labels are the smaller of the two.
 
     Returns:
-        float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
 
     Raises:
-        TypeError: If the logits are not floating point or the labels not integers.
-        ValueError: If batch dimensions differ or the labels are not `[..., H, W]`.
+      TypeError: If the logits are not floating point or the labels not integers.
+      ValueError: If batch dimensions differ or the labels are not `[..., H, W]`.
     """
     check_map("logits", logits)
     check_label_dtype(labels)
@@ -147,12 +147,12 @@ def valid_mean(values: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> 
     does not matter, not even NaN.
 
     Args:
-        values: Terms of a loss, any shape.
-        valid: Which of them count, the same shape.
+      values: Terms of a loss, any shape.
+      valid: Which of them count, the same shape.
 
     Raises:
-        TypeError: If `valid` is not boolean.
-        ValueError: If the shapes differ.
+      TypeError: If `valid` is not boolean.
+      ValueError: If the shapes differ.
     """
     if valid.dtype != jnp.bool_:
         raise TypeError(f"valid must be boolean, got {valid.dtype} {shape_of(valid)}")

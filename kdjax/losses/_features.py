@@ -29,30 +29,30 @@ def nfd(
     - `"all"`: all pixels and channels of an image.
 
     Args:
-        student: Features `[..., H, W, C]`, any floating type; after a 1x1 convolution where the
-            networks' channels differ. Its bias has no effect under `"space"` and `"batch_space"`.
-        teacher: Features of the same shape; they receive no gradient.
-        axes: What is normalized together.
-        eps: Added to the variance; keeps a constant channel finite.
-        axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread,
-            for `"batch_space"`; without it every device normalizes its own. Under `jit` alone the
-            batch is the whole batch.
+      student: Features `[..., H, W, C]`, any floating type; after a 1x1 convolution where the
+        networks' channels differ. Its bias has no effect under `"space"` and `"batch_space"`.
+      teacher: Features of the same shape; they receive no gradient.
+      axes: What is normalized together.
+      eps: Added to the variance; keeps a constant channel finite.
+      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread,
+        for `"batch_space"`; without it every device normalizes its own. Under `jit` alone the
+        batch is the whole batch.
 
     Returns:
-        float32 `[..., C]`, the mean over the pixels of each channel whichever `axes` is chosen;
-        the plain mean is the loss.
+      float32 `[..., C]`, the mean over the pixels of each channel whichever `axes` is chosen;
+      the plain mean is the loss.
 
     Raises:
-        TypeError: If an input is not floating point.
-        ValueError: If the shapes differ, `axes` is unknown, `eps` is not positive, or an axis is
-            named where each image is normalized by itself.
+      TypeError: If an input is not floating point.
+      ValueError: If the shapes differ, `axes` is unknown, `eps` is not positive, or an axis is
+        named where each image is normalized by itself.
 
     Source:
-        Liu, Yang, Chen, "Normalized feature distillation for semantic segmentation" (2022). The
-        abstract asks for normalized features and a plain distance; axes, variance, eps and the
-        squared mean are our reading. No code was published. Third-party versions take the
-        unbiased variance without eps (NaN on constant channels) and the unsquared norm of the
-        whole batch. PKD in mmrazor is half of `"batch_space"` up to the unbiased variance.
+      Liu, Yang, Chen, "Normalized feature distillation for semantic segmentation" (2022). The
+      abstract asks for normalized features and a plain distance; axes, variance, eps and the
+      squared mean are our reading. No code was published. Third-party versions take the
+      unbiased variance without eps (NaN on constant channels) and the unsquared norm of the
+      whole batch. PKD in mmrazor is half of `"batch_space"` up to the unbiased variance.
     """
     check_same_shape(student, teacher)
     check_positive("eps", eps)
@@ -80,18 +80,18 @@ def dead_channels(
     next to nothing, as both read the same variances.
 
     Args:
-        features: `[..., H, W, C]`, any floating type.
-        axes: As in `nfd`: what is normalized together, and so is dead or alive together.
-        eps: As in `nfd`.
-        axis_name: As in `nfd`.
+      features: `[..., H, W, C]`, any floating type.
+      axes: As in `nfd`: what is normalized together, and so is dead or alive together.
+      eps: As in `nfd`.
+      axis_name: As in `nfd`.
 
     Returns:
-        bool, one value for each mean that `nfd` takes: `[..., C]` for `"space"`, `[C]` for
-        `"batch_space"`, `[..., H, W]` for `"channel"`, `[...]` for `"all"`.
+      bool, one value for each mean that `nfd` takes: `[..., C]` for `"space"`, `[C]` for
+      `"batch_space"`, `[..., H, W]` for `"channel"`, `[...]` for `"all"`.
 
     Raises:
-        TypeError: If the features are not floating point.
-        ValueError: As `nfd`.
+      TypeError: If the features are not floating point.
+      ValueError: As `nfd`.
     """
     check_map("features", features)
     check_positive("eps", eps)

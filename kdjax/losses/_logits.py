@@ -131,16 +131,16 @@ def pixelwise_kl(
     A class at -inf in both networks adds nothing; in the student alone, it makes the loss infinite.
 
     Args:
-        student: Logits `[..., H, W, C]`, any floating type.
-        teacher: Logits of the same shape; they receive no gradient.
-        temperature: Softens both distributions. A setting: it receives no gradient.
+      student: Logits `[..., H, W, C]`, any floating type.
+      teacher: Logits of the same shape; they receive no gradient.
+      temperature: Softens both distributions. A setting: it receives no gradient.
 
     Returns:
-        float32 `[..., H, W]`; the plain mean is the loss.
+      float32 `[..., H, W]`; the plain mean is the loss.
 
     Raises:
-        TypeError: If an input is not floating point.
-        ValueError: If the shapes differ or the temperature is not positive.
+      TypeError: If an input is not floating point.
+      ValueError: If the shapes differ or the temperature is not positive.
 
     The mean over pixels is one of several reductions in use under the same name. With batch size
     B, P pixels and C classes, a weight `w` on it equals
@@ -177,27 +177,27 @@ def gap_weighted_kl(
       pixels are ignored.
 
     Args:
-        student: Logits `[..., H, W, C]`, any floating type.
-        teacher: Logits of the same shape; they receive no gradient.
-        labels: Class indices `[..., H, W]`. One that is neither a class nor `ignore_label` gives
-            NaN with the first two gaps.
-        temperature: Softens the distributions inside the divergence.
-        gap: How the gap is measured.
-        ignore_label: The label of pixels that do not count.
+      student: Logits `[..., H, W, C]`, any floating type.
+      teacher: Logits of the same shape; they receive no gradient.
+      labels: Class indices `[..., H, W]`. One that is neither a class nor `ignore_label` gives
+        NaN with the first two gaps.
+      temperature: Softens the distributions inside the divergence.
+      gap: How the gap is measured.
+      ignore_label: The label of pixels that do not count.
 
     Returns:
-        float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
-        `valid_mean` over the other pixels is the loss; the plain mean is the same where nothing is
-        ignored.
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
+      `valid_mean` over the other pixels is the loss; the plain mean is the same where nothing is
+      ignored.
 
     Raises:
-        TypeError: If a map is not floating point or the labels are not integers.
-        ValueError: If shapes differ, the temperature is not positive or `gap` is unknown.
+      TypeError: If a map is not floating point or the labels are not integers.
+      ValueError: If shapes differ, the temperature is not positive or `gap` is unknown.
 
     Source:
-        The second half of Shan, "Distilling pixel-wise feature similarities for semantic
-        segmentation" (2019). Its abstract asks for soft targets weighted by the knowledge gap; the
-        formula of the gap, the other two and the masking are our reading. No code was published.
+      The second half of Shan, "Distilling pixel-wise feature similarities for semantic
+      segmentation" (2019). Its abstract asks for soft targets weighted by the knowledge gap; the
+      formula of the gap, the other two and the masking are our reading. No code was published.
     """
     check_same_shape(student, teacher)
     check_labels(labels, student, "logits")
@@ -232,29 +232,29 @@ def cwd(
     whole channel, at -inf in both networks adds nothing.
 
     Args:
-        student: Logits or features `[..., H, W, C]`, any floating type.
-        teacher: The same shape; it receives no gradient.
-        temperature: Softens both distributions. A setting: it receives no gradient.
+      student: Logits or features `[..., H, W, C]`, any floating type.
+      teacher: The same shape; it receives no gradient.
+      temperature: Softens both distributions. A setting: it receives no gradient.
 
     Returns:
-        float32 `[..., C]`; the plain mean is the loss.
+      float32 `[..., C]`; the plain mean is the loss.
 
     Raises:
-        TypeError: If an input is not floating point.
-        ValueError: If the shapes differ or the temperature is not positive.
+      TypeError: If an input is not floating point.
+      ValueError: If the shapes differ or the temperature is not positive.
 
     Source:
-        Shu et al., "Channel-wise knowledge distillation for dense prediction" (ICCV 2021), the
-        formula as in the authors' TorchDistiller. Logits: temperature 4, weight 3; features after
-        the pyramid: weight 50. Equal to mmrazor's `ChannelWiseDivergence`. Differences elsewhere:
-        mmsegmentation-distiller leaves out the teacher's entropy (another value, the same
-        gradient); it and CIRKD divide by the student's channels before the 1x1 convolution, so
-        that their weight 50 with 128 to 512 channels is 200 here; TorchDistiller takes
-        `softmax(...).log()`, which is not finite on peaked maps. Ignored pixels take part, as in
-        all of them.
+      Shu et al., "Channel-wise knowledge distillation for dense prediction" (ICCV 2021), the
+      formula as in the authors' TorchDistiller. Logits: temperature 4, weight 3; features after
+      the pyramid: weight 50. Equal to mmrazor's `ChannelWiseDivergence`. Differences elsewhere:
+      mmsegmentation-distiller leaves out the teacher's entropy (another value, the same
+      gradient); it and CIRKD divide by the student's channels before the 1x1 convolution, so
+      that their weight 50 with 128 to 512 channels is 200 here; TorchDistiller takes
+      `softmax(...).log()`, which is not finite on peaked maps. Ignored pixels take part, as in
+      all of them.
 
     Example:
-        >>> loss = 3.0 * cwd(student_logits, teacher_logits).mean()
+      >>> loss = 3.0 * cwd(student_logits, teacher_logits).mean()
     """
     check_same_shape(student, teacher)
     check_positive("temperature", temperature)

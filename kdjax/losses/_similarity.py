@@ -38,25 +38,25 @@ def pfs(
     memory in proportion to P; time is P D^2 for the cosine and P^2 D for the softmax.
 
     Args:
-        student: Features `[..., H, W, D]`, any floating type.
-        teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-        similarity: Which table.
-        temperature: Of the softmax; cosines have none. A setting: it receives no gradient.
+      student: Features `[..., H, W, D]`, any floating type.
+      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
+      similarity: Which table.
+      temperature: Of the softmax; cosines have none. A setting: it receives no gradient.
 
     Returns:
-        float32 `[...]`, one value per image; the plain mean is the loss.
+      float32 `[...]`, one value per image; the plain mean is the loss.
 
     Raises:
-        TypeError: If an input is not floating point.
-        ValueError: If batch or size differ, `similarity` is unknown, the temperature is not
-            positive, or one is given with `"cosine"`.
+      TypeError: If an input is not floating point.
+      ValueError: If batch or size differ, `similarity` is unknown, the temperature is not
+        positive, or one is given with `"cosine"`.
 
     Source:
-        Shan, "Distilling pixel-wise feature similarities for semantic segmentation" (2019). The
-        abstract describes the idea; both tables, `sqrt(D)` and the distances are our reading. No
-        code was published. The cosine form is SKD's pair-wise loss without pooling (and with the
-        gradient through the norm, see `skd_pairwise`). A pixel whose features are all zero has no
-        direction: its row is 0 and it receives no gradient through the norm.
+      Shan, "Distilling pixel-wise feature similarities for semantic segmentation" (2019). The
+      abstract describes the idea; both tables, `sqrt(D)` and the distances are our reading. No
+      code was published. The cosine form is SKD's pair-wise loss without pooling (and with the
+      gradient through the norm, see `skd_pairwise`). A pixel whose features are all zero has no
+      direction: its row is 0 and it receives no gradient through the norm.
     """
     check_same_size(student, teacher)
     check_option("similarity", similarity, ("cosine", "softmax"))
@@ -88,24 +88,24 @@ def skd_pairwise(
     over one window of the map, and `a_ij` the cosine of two nodes.
 
     Args:
-        student: Features `[..., H, W, D]`, any floating type.
-        teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-        window: Rows and columns of a node. None is half the map, the authors' setting: 2 x 2
-            nodes, or 3 x 3 where the size is odd, as the last window may be cut off. 2 is CIRKD's.
+      student: Features `[..., H, W, D]`, any floating type.
+      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
+      window: Rows and columns of a node. None is half the map, the authors' setting: 2 x 2
+        nodes, or 3 x 3 where the size is odd, as the last window may be cut off. 2 is CIRKD's.
 
     Returns:
-        float32 `[...]`, one value per image; the plain mean is the loss.
+      float32 `[...]`, one value per image; the plain mean is the loss.
 
     Raises:
-        TypeError: If an input is not floating point.
-        ValueError: If batch or size differ or the window is not positive.
+      TypeError: If an input is not floating point.
+      ValueError: If batch or size differ or the window is not positive.
 
     Source:
-        Liu et al., "Structured knowledge distillation for semantic segmentation" (CVPR 2019),
-        `CriterionPairWiseforWholeFeatAfterPool` of the authors' code, value and gradient: like
-        theirs, the gradient does not pass through the norm. It differs where two pixels tie for a
-        window's maximum (they share the gradient here) and where a node is all zero (no
-        similarity, instead of a norm of 1e-8). The script's weight is 0.5, the journal text's 10.
+      Liu et al., "Structured knowledge distillation for semantic segmentation" (CVPR 2019),
+      `CriterionPairWiseforWholeFeatAfterPool` of the authors' code, value and gradient: like
+      theirs, the gradient does not pass through the norm. It differs where two pixels tie for a
+      window's maximum (they share the gradient here) and where a node is all zero (no
+      similarity, instead of a norm of 1e-8). The script's weight is 0.5, the journal text's 10.
     """
     check_same_size(student, teacher)
     if window is None:

@@ -31,20 +31,20 @@ class ClassStatistics:
     pixels are less than about 1e-7 of those seen in a class does not move them any more.
 
     Attributes:
-        count: Pixels seen, int32 `[K]`: exact, however few a batch adds, up to 2^31 - 1, where it
-            stays.
-        mean: float32 `[K, A]`.
-        covariance: float32 `[K, A]` (the diagonal, as ISDA and FAKD use it) or `[K, A, A]`.
+      count: Pixels seen, int32 `[K]`: exact, however few a batch adds, up to 2^31 - 1, where it
+        stays.
+      mean: float32 `[K, A]`.
+      covariance: float32 `[K, A]` (the diagonal, as ISDA and FAKD use it) or `[K, A, A]`.
 
     Source:
-        The online estimator of ISDA (Wang et al., NeurIPS 2019), in the form of the authors' code.
-        There every GPU keeps an estimate of its own pixels; this one is of all of them.
+      The online estimator of ISDA (Wang et al., NeurIPS 2019), in the form of the authors' code.
+      There every GPU keeps an estimate of its own pixels; this one is of all of them.
 
     Example:
-        >>> statistics = ClassStatistics.zeros(num_classes=19, channels=512)
-        >>> statistics = statistics.update(features, labels)
-        >>> loss = fakd_kl(features, kernel, bias, teacher_logits, labels, statistics.covariance,
-        ...                strength=7.5 * progress)
+      >>> statistics = ClassStatistics.zeros(num_classes=19, channels=512)
+      >>> statistics = statistics.update(features, labels)
+      >>> loss = fakd_kl(features, kernel, bias, teacher_logits, labels, statistics.covariance,
+      ...                strength=7.5 * progress)
     """
 
     count: Int[Array, " K"]
@@ -71,16 +71,16 @@ class ClassStatistics:
         """Statistics with the pixels of one batch added.
 
         Args:
-            features: `[..., H, W, A]`, any floating type; they receive no gradient.
-            labels: Class indices `[..., H, W]`, nearest-resized to the features' size. Labels that
-                are `ignore_label`, or no class, are left out, whatever the features are there.
-            ignore_label: The label of pixels that do not count.
-            axis_name: Inside `shard_map`, the mesh axes over which the pixels are spread; the
-                statistics are then those of all of them, and the same on every device.
+          features: `[..., H, W, A]`, any floating type; they receive no gradient.
+          labels: Class indices `[..., H, W]`, nearest-resized to the features' size. Labels that
+            are `ignore_label`, or no class, are left out, whatever the features are there.
+          ignore_label: The label of pixels that do not count.
+          axis_name: Inside `shard_map`, the mesh axes over which the pixels are spread; the
+            statistics are then those of all of them, and the same on every device.
 
         Raises:
-            TypeError: If the features are not floating point or the labels not integers.
-            ValueError: If shapes do not fit.
+          TypeError: If the features are not floating point or the labels not integers.
+          ValueError: If shapes do not fit.
         """
         check_map("features", features)
         if features.shape[-1] != self.mean.shape[-1]:
@@ -121,7 +121,7 @@ class ClassStatistics:
         """Statistics of the pixels of both.
 
         Raises:
-            ValueError: If the two do not have the same shapes.
+          ValueError: If the two do not have the same shapes.
         """
         if self.covariance.shape != other.covariance.shape:
             raise ValueError(

@@ -91,11 +91,11 @@ def curves(
     """Learning curves: each seed as a faint line, the mean of a method's seeds as a strong one.
 
     Args:
-        series: For each method one curve per seed. A curve of more than 100 points is
-            averaged in equal stretches.
-        title: What the values are, with their unit.
-        colors: From `method_colors`.
-        limits: Of the values, where several charts are to be compared.
+      series: For each method one curve per seed. A curve of more than 100 points is
+        averaged in equal stretches.
+      title: What the values are, with their unit.
+      colors: From `method_colors`.
+      limits: Of the values, where several charts are to be compared.
     """
     colors = colors or method_colors(series)
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
@@ -129,10 +129,10 @@ def class_iou_bars(
     """Horizontal bars of each class's IoU in percent, one per method.
 
     Args:
-        iou: For each method the IoU of the `K` classes, 0 to 1. NaN, a class that neither the
-            labels nor the predictions hold, is written as absent and not drawn as zero.
-        class_names: The `K` names.
-        colors: From `method_colors`.
+      iou: For each method the IoU of the `K` classes, 0 to 1. NaN, a class that neither the
+        labels nor the predictions hold, is written as absent and not drawn as zero.
+      class_names: The `K` names.
+      colors: From `method_colors`.
     """
     colors = colors or method_colors(iou)
     thickness = 0.8 / len(iou)  # of the room of one class
@@ -180,11 +180,11 @@ def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Label map to colours.
 
     Args:
-        label: `[H, W]` uint8, class numbers.
-        palette: `[K, 3]` uint8.
+      label: `[H, W]` uint8, class numbers.
+      palette: `[K, 3]` uint8.
 
     Returns:
-        `[H, W, 3]` uint8. What is not a class, such as the ignored 255, is grey.
+      `[H, W, 3]` uint8. What is not a class, such as the ignored 255, is grey.
     """
     return full_palette(palette)[label]
 
@@ -205,13 +205,13 @@ def panel_image(
     """Image, label and predictions side by side, for TensorBoard.
 
     Args:
-        image: `[H, W, 3]` uint8.
-        label: `[H, W]` uint8.
-        predictions: Of each network, in the order to show: `[H, W]` uint8.
-        palette: `[K, 3]` uint8.
+      image: `[H, W, 3]` uint8.
+      label: `[H, W]` uint8.
+      predictions: Of each network, in the order to show: `[H, W]` uint8.
+      palette: `[K, 3]` uint8.
 
     Returns:
-        `[H, (2 + n) W + 4 (1 + n), 3]` uint8, with white gaps.
+      `[H, (2 + n) W + 4 (1 + n), 3]` uint8, with white gaps.
     """
     gap = np.full((image.shape[0], 4, 3), 255, np.uint8)
     tiles = [image, *(colorize(labels, palette) for labels in (label, *predictions.values()))]
@@ -226,10 +226,10 @@ def samples(
     """Labelled images, a row each: the image, and its label in colours with the classes' names.
 
     Args:
-        examples: At least one, each of `image` `[H, W, 3]` and `label` `[H, W]`, both uint8;
-            further label maps by title, the same titles in each, as `predictions`.
-        class_names: The `K` names, of which those in the label maps are shown.
-        palette: `[K, 3]` uint8. What is ignored is white, since grey may be a class.
+      examples: At least one, each of `image` `[H, W, 3]` and `label` `[H, W]`, both uint8;
+        further label maps by title, the same titles in each, as `predictions`.
+      class_names: The `K` names, of which those in the label maps are shown.
+      palette: `[K, 3]` uint8. What is ignored is white, since grey may be a class.
     """
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(palette)] = palette

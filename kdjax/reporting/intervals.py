@@ -39,8 +39,8 @@ def mean_interval(values: np.ndarray, level: float = LEVEL) -> tuple[Any, Any]:
     """Ends of the confidence interval of a mean, by Student's t.
 
     Args:
-        values: `[..., n]`, at least two in the last axis, normally distributed.
-        level: how often such an interval covers the true mean.
+      values: `[..., n]`, at least two in the last axis, normally distributed.
+      level: how often such an interval covers the true mean.
     """
     mean = np.mean(values, axis=-1)
     n = values.shape[-1]
@@ -55,12 +55,12 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, level: float = LEVEL) -
     (Fieller, "Some problems in interval estimation", J. R. Stat. Soc. B 16, 1954.)
 
     Args:
-        above: `[..., n]`, at least two in the last axis.
-        below: likewise.
-        level: as for `mean_interval`.
+      above: `[..., n]`, at least two in the last axis.
+      below: likewise.
+      level: as for `mean_interval`.
 
     Returns:
-        NaN twice where the mean of `below` cannot be told from zero: the ratio has no bounds then.
+      NaN twice where the mean of `below` cannot be told from zero: the ratio has no bounds then.
     """
     n = above.shape[-1]
     factor = _quantile(n, level) ** 2 / n
@@ -188,11 +188,11 @@ def interval_dots(
     A bar that reaches further is cut; a dot further out is an arrow at the edge with its number.
 
     Args:
-        estimates: Of each method, shares of one, drawn in percent. A row without a value is empty.
-        seeds: The values that each estimate is the mean of.
-        title: What the values are, with their unit.
-        colors: From `figures.method_colors`.
-        line_at: Where the plain student is; a line through all rows.
+      estimates: Of each method, shares of one, drawn in percent. A row without a value is empty.
+      seeds: The values that each estimate is the mean of.
+      title: What the values are, with their unit.
+      colors: From `figures.method_colors`.
+      line_at: Where the plain student is; a line through all rows.
     """
     height = 0.75 + 0.26 * len(estimates)
     figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
@@ -253,11 +253,11 @@ class HeatCell:
     """A cell.
 
     Attributes:
-        text: What a reader sees.
-        key: What rows are sorted by; empty for what is not known.
-        background: A CSS colour; empty for none.
-        interval: The interval of the gain in words; empty where it has none.
-        sure: The interval excludes zero.
+      text: What a reader sees.
+      key: What rows are sorted by; empty for what is not known.
+      background: A CSS colour; empty for none.
+      interval: The interval of the gain in words; empty where it has none.
+      sure: The interval excludes zero.
     """
 
     text: str
@@ -272,10 +272,10 @@ class HeatMap:
     """Rows are classes; columns are the plain student's IoU and the gains of all others.
 
     Attributes:
-        header: Of the columns; the first holds the names of the classes.
-        rows: The cells after the name of each class.
-        names: Of the classes.
-        full: From how many points on a gain has the full colour.
+      header: Of the columns; the first holds the names of the classes.
+      rows: The cells after the name of each class.
+      names: Of the classes.
+      full: From how many points on a gain has the full colour.
     """
 
     header: Sequence[str]

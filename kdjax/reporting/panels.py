@@ -20,8 +20,8 @@ def label_png(values: np.ndarray, colors: np.ndarray) -> bytes:
     """A palette PNG, which readers of labels take as numbers and viewers show in colour.
 
     Args:
-        values: `[H, W]` uint8.
-        colors: `[256, 3]` uint8, of each value.
+      values: `[H, W]` uint8.
+      colors: `[256, 3]` uint8, of each value.
     """
     picture = Image.fromarray(values)
     picture.putpalette(colors.tobytes())
@@ -32,10 +32,10 @@ def overlay_png(image: np.ndarray, label: np.ndarray, palette: np.ndarray, opaci
     """The image under the colours of its classes.
 
     Args:
-        image: `[H, W, 3]` uint8.
-        label: `[H, W]` uint8, class numbers.
-        palette: `[K, 3]` uint8.
-        opacity: of the colours, 0 to 1.
+      image: `[H, W, 3]` uint8.
+      label: `[H, W]` uint8, class numbers.
+      palette: `[K, 3]` uint8.
+      opacity: of the colours, 0 to 1.
     """
     colors = Image.fromarray(full_palette(palette)[label])
     return _png(Image.blend(Image.fromarray(image), colors, opacity))
@@ -77,9 +77,9 @@ class Panels:
     """Pictures of one example as data URIs, by caption.
 
     Attributes:
-        shown: Image, label, teacher, plain student, the best taught one, their disagreement.
-        folded: The other taught students and where each disagrees with the plain one.
-        compared: Whether there are pictures of disagreement.
+      shown: Image, label, teacher, plain student, the best taught one, their disagreement.
+      folded: The other taught students and where each disagrees with the plain one.
+      compared: Whether there are pictures of disagreement.
     """
 
     shown: Mapping[str, str]
@@ -98,11 +98,11 @@ def panels(
     """Pictures of an example.
 
     Args:
-        example: With its predictions by method.
-        palette: `[K, 3]` uint8.
-        plain: The method that is the plain student.
-        taught: The methods that are compared with it.
-        best: The one of them that is not folded away; None folds nothing away.
+      example: With its predictions by method.
+      palette: `[K, 3]` uint8.
+      plain: The method that is the plain student.
+      taught: The methods that are compared with it.
+      best: The one of them that is not folded away; None folds nothing away.
     """
     shown = {"image": _photograph(example.image), "label": _label_map(example.label, palette)}
     folded: dict[str, str] = {}
@@ -122,13 +122,13 @@ def disagreement(
     """Who is right at each pixel.
 
     Args:
-        taught: `[H, W]` uint8, the taught student's classes.
-        plain: `[H, W]` uint8, the plain one's.
-        label: `[H, W]` uint8; what is not a class is ignored.
-        num_classes: K.
+      taught: `[H, W]` uint8, the taught student's classes.
+      plain: `[H, W]` uint8, the plain one's.
+      label: `[H, W]` uint8; what is not a class is ignored.
+      num_classes: K.
 
     Returns:
-        `[H, W]` uint8: `ONLY_TAUGHT`, `ONLY_PLAIN`, `NEITHER`, or 0.
+      `[H, W]` uint8: `ONLY_TAUGHT`, `ONLY_PLAIN`, `NEITHER`, or 0.
     """
     differ = (taught != plain) & (label < num_classes)
     codes = np.select([taught == label, plain == label], [ONLY_TAUGHT, ONLY_PLAIN], NEITHER)

@@ -21,21 +21,21 @@ class RunSummary:
     """One trained network. Metrics are shares of one, 0 to 1.
 
     Attributes:
-        method: The row of the table that the run belongs to; runs of a method differ in `seed`.
-        role: A teacher, a student trained without one, or a taught student.
-        steps: Training steps; None for a network that was given, as are the next and the times.
-        learning_rate: The highest of the schedule.
-        class_iou: `[K]`; NaN where neither labels nor predictions hold the class.
-        parameters: Of the network alone, without adapters.
-        seconds: Wall time of the training.
-        step_seconds: Of a step, the median of what was logged.
-        step_processor_seconds: On the processor, of all threads of the first process; likewise.
-        images_per_second: Likewise.
-        step_flops: Multiplications and additions of a step on all devices; None where not known.
-        step_bytes: What a device holds during a step; likewise.
-        config_fingerprint: Of what was trained, wherever its files lay.
-        agreement: Share of the pixels on which student and teacher agree; None without a teacher.
-        history: The lines of metrics.jsonl.
+      method: The row of the table that the run belongs to; runs of a method differ in `seed`.
+      role: A teacher, a student trained without one, or a taught student.
+      steps: Training steps; None for a network that was given, as are the next and the times.
+      learning_rate: The highest of the schedule.
+      class_iou: `[K]`; NaN where neither labels nor predictions hold the class.
+      parameters: Of the network alone, without adapters.
+      seconds: Wall time of the training.
+      step_seconds: Of a step, the median of what was logged.
+      step_processor_seconds: On the processor, of all threads of the first process; likewise.
+      images_per_second: Likewise.
+      step_flops: Multiplications and additions of a step on all devices; None where not known.
+      step_bytes: What a device holds during a step; likewise.
+      config_fingerprint: Of what was trained, wherever its files lay.
+      agreement: Share of the pixels on which student and teacher agree; None without a teacher.
+      history: The lines of metrics.jsonl.
     """
 
     method: str
@@ -69,9 +69,9 @@ class Example:
     """One picture for the prediction panels.
 
     Attributes:
-        image: `[H, W, 3]` uint8.
-        label: `[H, W]` uint8, 255 where ignored.
-        predictions: `[H, W]` uint8 for each network to show, in order.
+      image: `[H, W, 3]` uint8.
+      label: `[H, W]` uint8, 255 where ignored.
+      predictions: `[H, W]` uint8 for each network to show, in order.
     """
 
     image: np.ndarray
@@ -84,18 +84,18 @@ class Report:
     """Everything that the report shows.
 
     Attributes:
-        title: What was compared or trained.
-        subtitle: One sentence: data, networks, budget.
-        split: The split that the metrics of the runs are measured on.
-        runs: In the order of the table; a single one is a report about that run.
-        class_names: `K` names.
-        palette: `[K, 3]` uint8.
-        examples: For the prediction panels.
-        config: The config as text.
-        versions: Of the packages and the hardware, by name.
-        command: What to type to have this again.
-        remarks: Lines on how settings were chosen, and on runs that diverged.
-        builds_on: Of a method, the one that it is with something added.
+      title: What was compared or trained.
+      subtitle: One sentence: data, networks, budget.
+      split: The split that the metrics of the runs are measured on.
+      runs: In the order of the table; a single one is a report about that run.
+      class_names: `K` names.
+      palette: `[K, 3]` uint8.
+      examples: For the prediction panels.
+      config: The config as text.
+      versions: Of the packages and the hardware, by name.
+      command: What to type to have this again.
+      remarks: Lines on how settings were chosen, and on runs that diverged.
+      builds_on: Of a method, the one that it is with something added.
     """
 
     title: str

@@ -43,7 +43,7 @@ def check_writers(writers: Sequence[Any]) -> None:
     """Requires that each is a `Writer`.
 
     Raises:
-        UserError: naming the first that is none, and the method that it lacks.
+      UserError: naming the first that is none, and the method that it lacks.
     """
     for place, writer in enumerate(writers):
         for method in ("scalars", "images"):
@@ -78,11 +78,11 @@ class JsonLines:
     left to the other writers.
 
     Args:
-        path: The file, local or in an object store (`gs://`). Locally every line is on disk when
-            `scalars` returns; in a store the file is brought up to date every half minute.
-        resume_step: The step of the checkpoint that the run continues from. A killed run may have
-            written past it; those lines, and a last line cut short, are dropped. None starts the
-            file anew.
+      path: The file, local or in an object store (`gs://`). Locally every line is on disk when
+        `scalars` returns; in a store the file is brought up to date every half minute.
+      resume_step: The step of the checkpoint that the run continues from. A killed run may have
+        written past it; those lines, and a last line cut short, are dropped. None starts the
+        file anew.
     """
 
     def __init__(self, path: epath.PathLike, resume_step: int | None = None):
@@ -142,9 +142,9 @@ class TensorBoard:
     What was logged is in the file after every evaluation, and every half minute.
 
     Args:
-        directory: Where the event files go, local or in an object store (`gs://`).
-        resume_step: The step of the checkpoint that the run continues from; TensorBoard then
-            hides what an earlier process wrote after it. None hides everything written before.
+      directory: Where the event files go, local or in an object store (`gs://`).
+      resume_step: The step of the checkpoint that the run continues from; TensorBoard then
+        hides what an earlier process wrote after it. None hides everything written before.
     """
 
     def __init__(self, directory: epath.PathLike, resume_step: int | None = None):
@@ -211,10 +211,10 @@ class Console:
     notebook (a log file, a batch system) every call prints a plain line and no bar is drawn.
 
     Args:
-        total_steps: The step at which the training ends.
-        start_step: The step that it starts or continues from.
-        description: What is being trained, in front of every line.
-        stream: Where to print; standard output by default.
+      total_steps: The step at which the training ends.
+      start_step: The step that it starts or continues from.
+      description: What is being trained, in front of every line.
+      stream: Where to print; standard output by default.
     """
 
     def __init__(

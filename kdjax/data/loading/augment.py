@@ -30,16 +30,16 @@ def augment(
     in tiles only those of the crop are decoded.
 
     Args:
-        read_window: decodes a window of the image; called once.
-        label: uint8 `[H, W]`.
-        draws: the example's numbers, without an axis `[B]`.
-        options: what to do.
+      read_window: decodes a window of the image; called once.
+      label: uint8 `[H, W]`.
+      draws: the example's numbers, without an axis `[B]`.
+      options: what to do.
 
     Returns:
-        `image`, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; `label`, uint8 `[h, w]`, padded
-        with 255; with `options.clean_view` also `clean`, the image in its own colours; with
-        `options.place` also `place`, int32 `[5]`: height and width of the scaled image, row and
-        column of the crop's corner in it, and whether the crop was mirrored, 0 or 1.
+      `image`, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; `label`, uint8 `[h, w]`, padded
+      with 255; with `options.clean_view` also `clean`, the image in its own colours; with
+      `options.place` also `place`, int32 `[5]`: height and width of the scaled image, row and
+      column of the crop's corner in it, and whether the crop was mirrored, 0 or 1.
     """
     size = tf.shape(label)
     scaled = _scaled_size(size, draws.scale, options)

@@ -27,8 +27,8 @@ class AugmentOptions(CropOptions):
     """What training does to an example, and what is asked of it beside.
 
     Attributes:
-        clean_view: give the crop also as it was before its colours changed.
-        place: say also which example was cropped, and where.
+      clean_view: give the crop also as it was before its colours changed.
+      place: say also which example was cropped, and where.
     """
 
     clean_view: bool = False
@@ -41,15 +41,15 @@ class Draws(NamedTuple):
     All are final: a factor of 1 and an amount of 0 mean that nothing is done.
 
     Attributes:
-        scale: float32, the factor by which height and width, or the base size, are scaled.
-        corners: float32 `[..., 11, 2]` in 0..1, places of the crop in the room that there is, in
-            the order in which they are tried.
-        mirrored: bool.
-        brightness: float32, what is added to every channel, in -32..32 of 255.
-        contrast: float32, factor of every channel, in 0.5..1.5.
-        contrast_first: bool, whether contrast comes before saturation and hue rather than after.
-        saturation: float32, factor in 0.5..1.5.
-        hue: float32, in turns of the circle, in -0.1..0.1 (18 of OpenCV's 180 steps).
+      scale: float32, the factor by which height and width, or the base size, are scaled.
+      corners: float32 `[..., 11, 2]` in 0..1, places of the crop in the room that there is, in
+        the order in which they are tried.
+      mirrored: bool.
+      brightness: float32, what is added to every channel, in -32..32 of 255.
+      contrast: float32, factor of every channel, in 0.5..1.5.
+      contrast_first: bool, whether contrast comes before saturation and hue rather than after.
+      saturation: float32, factor in 0.5..1.5.
+      hue: float32, in turns of the circle, in -0.1..0.1 (18 of OpenCV's 180 steps).
     """
 
     scale: Any
@@ -66,9 +66,9 @@ def draw(options: AugmentOptions, seed: int, positions: Sequence[int] | np.ndarr
     """The numbers of the examples at `positions` of a run's endless sequence, with an axis `[B]`.
 
     Args:
-        options: what they are for.
-        seed: not negative.
-        positions: of the examples, `[B]`, not negative.
+      options: what they are for.
+      seed: not negative.
+      positions: of the examples, `[B]`, not negative.
     """
     rows = np.stack([_uniform(seed, int(position)) for position in positions])
     scale, mirrored, *others = rows.T[: 2 + 9]

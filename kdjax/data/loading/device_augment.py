@@ -44,18 +44,18 @@ def augment_batch(
     """Scales, crops, flips and distorts examples; for use under `jax.jit`.
 
     Args:
-        examples: the examples, on every device.
-        indices: which of them.
-        draws: their numbers, with an axis `[B]`.
-        options: what to do.
+      examples: the examples, on every device.
+      indices: which of them.
+      draws: their numbers, with an axis `[B]`.
+      options: what to do.
 
     Returns:
-        `image` [B, h, w, 3], `label` [B, h, w] and, with `options.clean_view`, `clean`: as
-        `kdjax.data.loading.augment.augment` returns them. With `options.place`, `place` [B, 5]
-        likewise, and `index` [B], the indices.
+      `image` [B, h, w, 3], `label` [B, h, w] and, with `options.clean_view`, `clean`: as
+      `kdjax.data.loading.augment.augment` returns them. With `options.place`, `place` [B, 5]
+      likewise, and `index` [B], the indices.
 
     Raises:
-        UserError: sides may be longer than `MAX_SIDE`, before or after scaling.
+      UserError: sides may be longer than `MAX_SIDE`, before or after scaling.
     """
     _check_sides(examples["image"].shape[1:3], options)
     crops = jax.vmap(lambda index, numbers: _augment(examples, index, numbers, options))(

@@ -39,26 +39,26 @@ def train_batches(
     of a batch. Starting late costs nothing: batch 137 is the same whether 136 came before or not.
 
     Args:
-        source: the examples, such as `records(split)` of a set.
-        batch_size: examples in a batch of all processes together, B.
-        seed: not negative; chooses the order of the examples and what augmentation does to them.
-        num_steps: the step before which to stop, counted from 0 and not from `start_step`.
-        options: the augmentations; their crop size is the size of the batch's images.
-        start_step: the first step.
-        num_threads: threads that decode and augment; None leaves the number to tf.data.
-        process_index: which process this is. It reads, decodes and augments its own rows alone;
-            those of all processes, one after the other, are the batch of a single one.
-        process_count: n, how many processes share a batch.
+      source: the examples, such as `records(split)` of a set.
+      batch_size: examples in a batch of all processes together, B.
+      seed: not negative; chooses the order of the examples and what augmentation does to them.
+      num_steps: the step before which to stop, counted from 0 and not from `start_step`.
+      options: the augmentations; their crop size is the size of the batch's images.
+      start_step: the first step.
+      num_threads: threads that decode and augment; None leaves the number to tf.data.
+      process_index: which process this is. It reads, decodes and augments its own rows alone;
+        those of all processes, one after the other, are the batch of a single one.
+      process_count: n, how many processes share a batch.
 
     Returns:
-        An iterator of `image`, uint8 `[B / n, h, w, 3]`, and `label`, uint8 `[B / n, h, w]`; with
-        `options.clean_view` also `clean`, like `image`; with `options.place` also `place`, int32
-        `[B / n, 5]`, as `augment` describes it, and `index`, int32 `[B / n]`, the examples' numbers
-        in the source.
+      An iterator of `image`, uint8 `[B / n, h, w, 3]`, and `label`, uint8 `[B / n, h, w]`; with
+      `options.clean_view` also `clean`, like `image`; with `options.place` also `place`, int32
+      `[B / n, 5]`, as `augment` describes it, and `index`, int32 `[B / n]`, the examples' numbers
+      in the source.
 
     Raises:
-        UserError: the processes cannot share a batch evenly; from the iterator, where an example
-            cannot be read or decoded.
+      UserError: the processes cannot share a batch evenly; from the iterator, where an example
+        cannot be read or decoded.
     """
     rows = rows_of_process(batch_size, process_index, process_count)
     form = draw(options, seed, rows)
@@ -118,27 +118,27 @@ def eval_batches(
     number of batches.
 
     Args:
-        dataset: an open set.
-        split: which of its splits.
-        batch_size: images in a batch of all processes together, B.
-        indices: take these images of the split only.
-        pad_to: pad images below and on the right, to a height and a width that are multiples of
-            this, so that fewer shapes are compiled. What a network says near the padding changes,
-            and everywhere where it pools globally (PSPNet); 1 pads nothing.
-        exact_below: leave a height and a width below these as they are, as `Inference.exact_below`
-            of sliding windows, which padding then does not change.
-        process_index: which process this is; it reads its own rows alone.
-        process_count: n, how many processes share a batch.
+      dataset: an open set.
+      split: which of its splits.
+      batch_size: images in a batch of all processes together, B.
+      indices: take these images of the split only.
+      pad_to: pad images below and on the right, to a height and a width that are multiples of
+        this, so that fewer shapes are compiled. What a network says near the padding changes,
+        and everywhere where it pools globally (PSPNet); 1 pads nothing.
+      exact_below: leave a height and a width below these as they are, as `Inference.exact_below`
+        of sliding windows, which padding then does not change.
+      process_index: which process this is; it reads its own rows alone.
+      process_count: n, how many processes share a batch.
 
     Returns:
-        An iterator of `image`, uint8 `[B / n, H, W, 3]`, padded with `IMAGE_PADDING`; `label`,
-        uint8 `[B / n, H, W]`, padded with 255; `size`, int32 `[B / n, 2]`, the image's own height
-        and width, 0 where it only fills up; `valid`, bool `[B / n]`, False where an image only
-        fills up, whose label is 255 throughout; `index`, int32 `[B / n]`, the place of the image
-        in the split, and -1 where it only fills up.
+      An iterator of `image`, uint8 `[B / n, H, W, 3]`, padded with `IMAGE_PADDING`; `label`,
+      uint8 `[B / n, H, W]`, padded with 255; `size`, int32 `[B / n, 2]`, the image's own height
+      and width, 0 where it only fills up; `valid`, bool `[B / n]`, False where an image only
+      fills up, whose label is 255 throughout; `index`, int32 `[B / n]`, the place of the image
+      in the split, and -1 where it only fills up.
 
     Raises:
-        UserError: the set has no such split, or the processes cannot share a batch evenly.
+      UserError: the set has no such split, or the processes cannot share a batch evenly.
     """
     records = dataset.records(split)
     indices = range(len(records)) if indices is None else indices
@@ -178,7 +178,7 @@ def example_names(dataset: SegmentationSet, split: str) -> list[str]:
     """The names of the examples of a split, by index.
 
     Raises:
-        UserError: the set has no such split.
+      UserError: the set has no such split.
     """
     return dataset.records(split).names()
 
@@ -189,10 +189,10 @@ def load_examples(
     """The examples at `indices` of a split, decoded.
 
     Returns:
-        For each `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, str.
+      For each `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, str.
 
     Raises:
-        UserError: the set has no such split, or the split no such index.
+      UserError: the set has no such split, or the split no such index.
     """
     records = dataset.records(split)
     if wrong := [index for index in indices if not 0 <= index < len(records)]:

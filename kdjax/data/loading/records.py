@@ -25,9 +25,9 @@ class Window(NamedTuple):
     """A part of an image, in tiles that lie side by side.
 
     Attributes:
-        tiles: uint8 `[n, h, w, 3]`, row by row.
-        per_row: how many tiles lie in a row, int32.
-        corner: row and column of the image at which the first tile begins, int32 `[2]`.
+      tiles: uint8 `[n, h, w, 3]`, row by row.
+      per_row: how many tiles lie in a row, int32.
+      corner: row and column of the image at which the first tile begins, int32 `[2]`.
     """
 
     tiles: tf.Tensor
@@ -93,10 +93,10 @@ def decode(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor
     """Decodes a window of an image.
 
     Args:
-        encoded: one PNG or JPEG file, or the tiles of `encode`: strings `[n]`.
-        size: height and width of the image, int32 `[2]`.
-        begin: the window's first row and column, int32 `[2]`.
-        end: the row and the column after its last.
+      encoded: one PNG or JPEG file, or the tiles of `encode`: strings `[n]`.
+      size: height and width of the image, int32 `[2]`.
+      begin: the window's first row and column, int32 `[2]`.
+      end: the row and the column after its last.
     """
 
     def from_file() -> Window:
@@ -145,14 +145,14 @@ class Records:
     """Serialized examples of one split, by index. Safe to read from several threads at once.
 
     Attributes:
-        directory: that holds the set.
+      directory: that holds the set.
     """
 
     def __init__(self, files: Sequence[str], length: int, split: str):
         """Looks into array_record `files` of `split`, which hold `length` records together.
 
         Raises:
-            UserError: a file is missing or damaged.
+          UserError: a file is missing or damaged.
         """
         self.directory = pathlib.Path(files[0]).parent
         self._split = split
@@ -186,7 +186,7 @@ class Records:
         """The records at `indices`, in that order.
 
         Raises:
-            UserError: one of them is damaged.
+          UserError: one of them is damaged.
         """
         try:
             return list(self._source.__getitems__(indices))
@@ -250,7 +250,7 @@ class Records:
         """Examples at `indices`, in that order, decoded in parallel: `decode_example`'s, as NumPy.
 
         Raises:
-            UserError: from the iterator, where an example is damaged.
+          UserError: from the iterator, where an example is damaged.
         """
         examples = (
             tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
@@ -273,8 +273,8 @@ def explained(
     """The items of a tf.data pipeline, whose errors do not say which example they are about.
 
     Args:
-        items: of the pipeline, in a fixed order.
-        check: called with the number of an item that could not be had; raises what is to be said.
+      items: of the pipeline, in a fixed order.
+      check: called with the number of an item that could not be had; raises what is to be said.
     """
     for number in itertools.count():
         try:

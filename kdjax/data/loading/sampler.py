@@ -16,7 +16,7 @@ def rows_of_process(batch_size: int, process_index: int, process_count: int) -> 
     """The rows of a batch that process `process_index` of `process_count` reads.
 
     Raises:
-        UserError: the batch cannot be shared evenly.
+      UserError: the batch cannot be shared evenly.
     """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}: count from 0")
@@ -39,10 +39,10 @@ def example_indices(
     examples comes once before any comes again, in a new order each time.
 
     Args:
-        positions: not negative.
-        seed: not negative.
-        lengths: number of examples of each set.
-        weights: positive, one for each set.
+      positions: not negative.
+      seed: not negative.
+      lengths: number of examples of each set.
+      weights: positive, one for each set.
     """
     offsets = np.cumsum([0, *lengths])
     periods, places = np.divmod(positions, sum(weights))
@@ -75,8 +75,8 @@ class BatchIndices:
     """Which whole images make a batch.
 
     Attributes:
-        size: height and width that its images are padded to, in pixels.
-        indices: the images in its rows, `[B]`; -1 where a blank one only fills up.
+      size: height and width that its images are padded to, in pixels.
+      indices: the images in its rows, `[B]`; -1 where a blank one only fills up.
     """
 
     size: tuple[int, int]
@@ -97,15 +97,15 @@ def batch_by_size(
     Every process gets as many batches, of the same sizes in the same order: its rows of each.
 
     Args:
-        images: index, and height and width, of every image of all processes.
-        batch_size: images in a batch of all processes together, B.
-        pad_to: height and width are padded up to a multiple of this; 1 leaves them.
-        exact_below: a height and a width below these are left in any case.
-        process_index: which process this is.
-        process_count: how many share the batches.
+      images: index, and height and width, of every image of all processes.
+      batch_size: images in a batch of all processes together, B.
+      pad_to: height and width are padded up to a multiple of this; 1 leaves them.
+      exact_below: a height and a width below these are left in any case.
+      process_index: which process this is.
+      process_count: how many share the batches.
 
     Raises:
-        UserError: the processes cannot share a batch evenly.
+      UserError: the processes cannot share a batch evenly.
     """
     rows = rows_of_process(batch_size, process_index, process_count)
     groups: dict[tuple[int, int], list[int]] = {}
@@ -150,21 +150,21 @@ def index_batches(
     """What `kdjax.data.loading.device_augment.augment_batch` takes to make the same batches.
 
     Args:
-        lengths: number of examples of each set.
-        weights: how many of the examples in a row come from each set.
-        batch_size: examples in a batch of all processes together, B.
-        seed: not negative; chooses the order of the examples and what augmentation does to them.
-        num_steps: the step before which to stop, counted from 0.
-        options: the augmentations.
-        start_step: the first step.
-        process_index: which process this is.
-        process_count: n, how many processes share a batch.
+      lengths: number of examples of each set.
+      weights: how many of the examples in a row come from each set.
+      batch_size: examples in a batch of all processes together, B.
+      seed: not negative; chooses the order of the examples and what augmentation does to them.
+      num_steps: the step before which to stop, counted from 0.
+      options: the augmentations.
+      start_step: the first step.
+      process_index: which process this is.
+      process_count: n, how many processes share a batch.
 
     Yields:
-        `indices`, int32 `[B / n]`, and `draws`, with an axis `[B / n]`.
+      `indices`, int32 `[B / n]`, and `draws`, with an axis `[B / n]`.
 
     Raises:
-        UserError: the processes cannot share a batch evenly.
+      UserError: the processes cannot share a batch evenly.
     """
     rows = np.array(rows_of_process(batch_size, process_index, process_count))
     for step in range(start_step, num_steps):

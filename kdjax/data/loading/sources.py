@@ -17,10 +17,10 @@ class Part:
     """A split in a mixture.
 
     Attributes:
-        records: its examples.
-        weight: how many of every `sum of weights` examples in a row come from it.
-        labelled: False where its labels are not used: they become 255 throughout, so that only
-            losses that read no label learn from its images.
+      records: its examples.
+      weight: how many of every `sum of weights` examples in a row come from it.
+      labelled: False where its labels are not used: they become 255 throughout, so that only
+        losses that read no label learn from its images.
     """
 
     records: Split
@@ -134,12 +134,12 @@ class InMemoryExamples:
         """Takes `image`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`, of every example.
 
         Args:
-            examples: of all sets, one set after the other.
-            lengths: number of examples of each set; None where there is one set.
-            weights: how many of the examples in a row come from each set.
+          examples: of all sets, one set after the other.
+          lengths: number of examples of each set; None where there is one set.
+          weights: how many of the examples in a row come from each set.
 
         Raises:
-            ValueError: an example has another form.
+          ValueError: an example has another form.
         """
         self._images: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []

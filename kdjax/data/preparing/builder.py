@@ -93,10 +93,10 @@ def check_features(builder: tfds.core.GeneratorBasedBuilder) -> list[str]:
     """Requires that the records of any TFDS builder hold what those of `SegmentationBuilder` do.
 
     Returns:
-        The names of the classes: `class_names` of its metadata, or else the label's own.
+      The names of the classes: `class_names` of its metadata, or else the label's own.
 
     Raises:
-        UserError: they hold something else, or nothing names the classes.
+      UserError: they hold something else, or nothing names the classes.
     """
     who = f"the builder {type(builder).__name__}"
     features, metadata = builder.info.features, builder.info.metadata
@@ -129,7 +129,7 @@ def check_example(example: Mapping[str, bytes], num_classes: int) -> None:
     """Requires of an encoded example what training takes for granted.
 
     Raises:
-        UserError: its files are of different sizes, or the label holds what is no class.
+      UserError: its files are of different sizes, or the label holds what is no class.
     """
     with (
         Image.open(io.BytesIO(example["image"])) as image,
@@ -172,11 +172,11 @@ def find_builder(
     """Returns the builder of a data set.
 
     Args:
-        name: of the set, or "package.module:attribute" of a builder class.
-        asked_by: what holds the name, for messages, as "config.data.name".
+      name: of the set, or "package.module:attribute" of a builder class.
+      asked_by: what holds the name, for messages, as "config.data.name".
 
     Raises:
-        UserError: there is none of that name, or several; or it cannot be loaded or used.
+      UserError: there is none of that name, or several; or it cannot be loaded or used.
     """
     if names.SEPARATOR not in name:
         path = builder_folder(name) / f"{name}.py"

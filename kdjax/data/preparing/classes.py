@@ -90,9 +90,9 @@ class ClassTable:
     """The classes of a data set, in the order of their ids 0..K-1.
 
     Attributes:
-        names: of the K classes.
-        palette: their RGB colours.
-        labels: the value that stands for each in the original labels.
+      names: of the K classes.
+      palette: their RGB colours.
+      labels: the value that stands for each in the original labels.
     """
 
     names: list[str]
@@ -119,7 +119,7 @@ def original_labels(name: str) -> list[int]:
     """The value that stands for each class of a data set in its original labels.
 
     Raises:
-        UserError: no such set, or its labels have class ids already.
+      UserError: no such set, or its labels have class ids already.
     """
     known = [path.name for path in builder_folders() if (path / _TABLE).is_file()]
     if name not in known:
@@ -133,7 +133,7 @@ def known_classes(name: str) -> int:
     A row that says so in a column `optional` is a class that only an option of the builder adds.
 
     Raises:
-        UserError: no such set, or its classes depend on its files, as those of `folder`.
+      UserError: no such set, or its classes depend on its files, as those of `folder`.
     """
     by_class = SEPARATOR in name  # which lies beside no table
     table = None if by_class else builder_folder(name) / _TABLE
@@ -160,7 +160,7 @@ class LabelMap:
         """Class ids of `values`, which were read from `file`.
 
         Raises:
-            UserError: a value is none of the known ones.
+          UserError: a value is none of the known ones.
         """
         ids = self._ids(values)
         if (unknown := ids < 0).any():

@@ -50,7 +50,7 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         With `tiles`, records hold images that are no JPEG as PNG tiles, which crops decode in part.
 
         Raises:
-            UserError: files are missing, or there are others than expected.
+          UserError: files are missing, or there are others than expected.
         """
         self._skip_damaged, self._tiles = skip_damaged, tiles
         self._skipped: set[str] = set()  # splits may share files
@@ -128,7 +128,7 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         """Decodes both files.
 
         Raises:
-            UserError: one of them cannot be read or used, or their sizes differ.
+          UserError: one of them cannot be read or used, or their sizes differ.
         """
         photo = read_photo(pair.image, upright=self.UPRIGHT, for_training=True)
         label = self.read_label(pair.label)
@@ -216,7 +216,7 @@ def pair_up(images: Listing, labels: Listing) -> list[Pair]:
     """Images and labels of the same names, all of them.
 
     Raises:
-        UserError: one has no partner.
+      UserError: one has no partner.
     """
     for name in sorted(images.files.keys() ^ labels.files.keys()):
         there, missing = (images, labels) if name in images.files else (labels, images)
@@ -234,7 +234,7 @@ def pair_listed(
     """The pairs of `names`, in that order.
 
     Raises:
-        UserError: a file is missing.
+      UserError: a file is missing.
     """
     pairs = []
     for name in names:
@@ -252,7 +252,7 @@ def read_split(lists: Listing, split: str) -> list[str]:
     """The names in the list of `split`, which is a file among `lists`.
 
     Raises:
-        UserError: there is no such list, it is empty, or not UTF-8.
+      UserError: there is no such list, it is empty, or not UTF-8.
     """
     if split not in lists.files:
         raise UserError(f"there is no {split}{lists.suffix} in {lists.where}; it lists the images")

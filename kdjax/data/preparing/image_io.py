@@ -24,8 +24,8 @@ class Photo:
     """An image in 8-bit RGB.
 
     Attributes:
-        pixels: decoded, and of mode RGB.
-        original: the file itself where it holds the same in PNG or JPEG, else None.
+      pixels: decoded, and of mode RGB.
+      original: the file itself where it holds the same in PNG or JPEG, else None.
     """
 
     pixels: Image.Image
@@ -56,14 +56,14 @@ def read_photo(file: File, *, upright: bool = False, for_training: bool = False)
     """Decodes an image of any kind.
 
     Args:
-        file: grey, palette, transparent, CMYK or 16-bit images become 8-bit RGB.
-        upright: whether the orientation that a camera noted (EXIF) is followed. Decoders of
-            records do not know it, so that the image is turned here.
-        for_training: whether the decoder of training, which takes less, has to read it too.
+      file: grey, palette, transparent, CMYK or 16-bit images become 8-bit RGB.
+      upright: whether the orientation that a camera noted (EXIF) is followed. Decoders of
+        records do not know it, so that the image is turned here.
+      for_training: whether the decoder of training, which takes less, has to read it too.
 
     Raises:
-        DamagedFile: the file cannot be decoded to its end.
-        UserError: its pixels have 32 bits a channel.
+      DamagedFile: the file cannot be decoded to its end.
+      UserError: its pixels have 32 bits a channel.
     """
     data, image = _decoded(file, for_training=for_training)
     if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -77,7 +77,7 @@ def as_rgb(image: Image.Image, who: str) -> Image.Image:
     """An image of any mode in 8-bit RGB.
 
     Raises:
-        UserError: its pixels have 32 bits a channel; `who` names it.
+      UserError: its pixels have 32 bits a channel; `who` names it.
     """
     if image.mode.startswith("I;16"):
         # Pillow's own conversion cuts values off at 255.
@@ -91,8 +91,8 @@ def read_values(file: File) -> UInt8[np.ndarray, "H W"]:
     """The values of a label image as they are: indices of a palette image, not its colours.
 
     Raises:
-        DamagedFile: the file cannot be decoded to its end.
-        UserError: it has several channels, or values above 255.
+      DamagedFile: the file cannot be decoded to its end.
+      UserError: it has several channels, or values above 255.
     """
     _, label = _decoded(file, for_training=True)
     if label.mode not in ("L", "P", "I", "I;16"):
@@ -110,7 +110,7 @@ def read_colors(file: File) -> UInt8[np.ndarray, "H W 3"]:
     """The colours of a label image.
 
     Raises:
-        DamagedFile: the file cannot be decoded to its end.
+      DamagedFile: the file cannot be decoded to its end.
     """
     _, label = _decoded(file, for_training=True)
     return np.asarray(label.convert("RGB"))
@@ -120,7 +120,7 @@ def read_text(file: File) -> str:
     """The text of a list, without the mark that some editors put before it.
 
     Raises:
-        UserError: it is not UTF-8.
+      UserError: it is not UTF-8.
     """
     data = file.read().removeprefix(codecs.BOM_UTF8)
     wrong = data.find(b"\0")  # as in UTF-16
@@ -138,13 +138,13 @@ def read_matlab(file: File, variable: str, *fields: str) -> UInt16[np.ndarray, "
     """A label matrix in a MATLAB file (version 7 or before), of whatever number type.
 
     Args:
-        file: to read.
-        variable: its name.
-        fields: the way to the matrix where the variable is a structure.
+      file: to read.
+      variable: its name.
+      fields: the way to the matrix where the variable is a structure.
 
     Raises:
-        DamagedFile: the file cannot be read.
-        UserError: it holds no such matrix.
+      DamagedFile: the file cannot be read.
+      UserError: it holds no such matrix.
     """
     try:
         value: Any = scipy.io.loadmat(io.BytesIO(file.read()), variable_names=[variable])

@@ -42,7 +42,7 @@ def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
     """Whether `data_dir` holds the complete set `name`, in its present version.
 
     Raises:
-        UserError: there is no such data set.
+      UserError: there is no such data set.
     """
     return (directory_of(name, find_builder(name), data_dir) / RECEIPT).is_file()
 
@@ -51,13 +51,13 @@ def verify(name: str, data_dir: str | os.PathLike[str], **options: Any) -> Prepa
     """Opens the prepared set `name` after reading all of its records again.
 
     Args:
-        name: which data set.
-        data_dir: where prepared sets are kept.
-        **options: of `prepare`, such as `val_share`, that the set must have been made with.
+      name: which data set.
+      data_dir: where prepared sets are kept.
+      **options: of `prepare`, such as `val_share`, that the set must have been made with.
 
     Raises:
-        UserError: it has not been prepared, or with other options, or its records are not those
-            that were written.
+      UserError: it has not been prepared, or with other options, or its records are not those
+        that were written.
     """
     builder_class = find_builder(name)
     if not is_prepared(name, data_dir):
@@ -98,19 +98,19 @@ def prepare(
     source changes, which is reported.
 
     Args:
-        name: which data set, as `find_builder` takes it.
-        data_dir: where prepared sets are kept.
-        source: folder or archive with the original files; None for a set that is made. Of a TFDS
-            builder with MANUAL_DOWNLOAD_INSTRUCTIONS, its `dl_manager.manual_dir`.
-        skip_damaged: whether files that cannot be read are left out, instead of ending it all.
-        report: called with each line of what was found, before anything is converted.
-        **options: what the builder takes beside its source, such as `ignore` of `folder`; of all
-            that have a source, `tiles`: hold PNG images in tiles, of which a crop decodes a part.
+      name: which data set, as `find_builder` takes it.
+      data_dir: where prepared sets are kept.
+      source: folder or archive with the original files; None for a set that is made. Of a TFDS
+        builder with MANUAL_DOWNLOAD_INSTRUCTIONS, its `dl_manager.manual_dir`.
+      skip_damaged: whether files that cannot be read are left out, instead of ending it all.
+      report: called with each line of what was found, before anything is converted.
+      **options: what the builder takes beside its source, such as `ignore` of `folder`; of all
+        that have a source, `tiles`: hold PNG images in tiles, of which a crop decodes a part.
 
     Raises:
-        UserError: the source is not what the builder expects, `data_dir` cannot be written to or
-            is full, or it holds the set already, but made from another source or with other
-            options.
+      UserError: the source is not what the builder expects, `data_dir` cannot be written to or
+        is full, or it holds the set already, but made from another source or with other
+        options.
     """
     builder_class = find_builder(name)
     # The others are TFDS builders that know nothing of kdjax.
@@ -294,7 +294,7 @@ def directory_of(
     """Where the records of a set lie, or would.
 
     Raises:
-        UserError: `data_dir` can be no local folder.
+      UserError: `data_dir` can be no local folder.
     """
     if is_remote(data_dir):
         raise UserError(
@@ -310,7 +310,7 @@ def _possible(path: str | os.PathLike[str], what: str) -> str:
     """The path, with the home folder for `~`.
 
     Raises:
-        UserError: no file can be there; `what` names it.
+      UserError: no file can be there; `what` names it.
     """
     expanded = os.path.expanduser(os.fspath(path))
     if not expanded:

@@ -125,13 +125,13 @@ class SplitStatistics:
     """Statistics over all pixels of a split.
 
     Attributes:
-        num_examples: how many images there are.
-        smallest: height and width of the smallest image, by area, in pixels.
-        largest: those of the largest.
-        class_shares: share of each of the K classes among the labelled pixels.
-        ignored_share: share of ignored pixels among all.
-        mean: mean red, green and blue, 0..255.
-        std: their standard deviations.
+      num_examples: how many images there are.
+      smallest: height and width of the smallest image, by area, in pixels.
+      largest: those of the largest.
+      class_shares: share of each of the K classes among the labelled pixels.
+      ignored_share: share of ignored pixels among all.
+      mean: mean red, green and blue, 0..255.
+      std: their standard deviations.
     """
 
     num_examples: int
@@ -147,7 +147,7 @@ def measure(dataset: "PreparedSet", split: str) -> SplitStatistics:
     """Reads and decodes the whole split, once.
 
     Raises:
-        UserError: the set has no such split, or a label holds a value that is no class.
+      UserError: the set has no such split, or a label holds a value that is no class.
     """
     records = dataset.records(split)
     sizes: set[tuple[int, int]] = set()
@@ -214,7 +214,7 @@ class PreparedSet:
         """The records of `split`, by index.
 
         Raises:
-            UserError: the set has no such split.
+          UserError: the set has no such split.
         """
         if split not in self._records:
             raise UserError(
@@ -227,7 +227,7 @@ def open_directory(directory: pathlib.Path) -> PreparedSet:
     """Opens the complete set in a folder.
 
     Raises:
-        UserError: a file of it is missing or damaged.
+      UserError: a file of it is missing or damaged.
     """
     receipt = read_receipt(directory)
     for name in _DESCRIPTIONS:
@@ -264,7 +264,7 @@ def read_receipt(directory: pathlib.Path) -> dict[str, Any]:
     """What a set was made from, its fingerprint, and what was left out.
 
     Raises:
-        UserError: the file is damaged.
+      UserError: the file is damaged.
     """
     receipt = _read_json(directory, RECEIPT)
     if missing := {"made_from", "fingerprint"} - receipt.keys():
@@ -288,7 +288,7 @@ def fingerprint(records: Mapping[str, Records]) -> str:
     """16 hexadecimal digits of all examples, in their order; reads them all.
 
     Raises:
-        UserError: one of them is damaged.
+      UserError: one of them is damaged.
     """
     digest = hashlib.sha256()
     for split in sorted(records):

@@ -70,9 +70,9 @@ class Listing:
     """Files of one kind under one folder.
 
     Attributes:
-        where: that folder, for messages.
-        suffix: how the names of the files end.
-        files: by path from the folder, without the suffix; sorted.
+      where: that folder, for messages.
+      suffix: how the names of the files end.
+      files: by path from the folder, without the suffix; sorted.
     """
 
     where: str
@@ -92,7 +92,7 @@ class Tree:
         """Looks at `source`, of which `expected` says in a few words what it should be.
 
         Raises:
-            UserError: `source` is neither a folder nor an archive.
+          UserError: `source` is neither a folder nor an archive.
         """
         self._source = source
         self._expected = expected
@@ -111,8 +111,8 @@ class Tree:
         Where there are none, the other `folders` are tried in turn.
 
         Raises:
-            UserError: there are several such folders, the name of a file is not UTF-8, or an
-                archive is damaged.
+          UserError: there are several such folders, the name of a file is not UTF-8, or an
+            archive is damaged.
         """
         for folder in folders:
             for place in map(self._open, self._places):
@@ -134,7 +134,7 @@ class Tree:
         """As `find`, for files that have to be there.
 
         Raises:
-            UserError: there are no such files, or as for `find`.
+          UserError: there are no such files, or as for `find`.
         """
         if listing := self.find(*folders, suffix=suffix):
             return listing
@@ -153,7 +153,7 @@ def check_name(path: str) -> None:
     """Refuses the path of a file that records could not name.
 
     Raises:
-        UserError: it is not UTF-8.
+      UserError: it is not UTF-8.
     """
     try:
         path.encode()
