@@ -23,7 +23,7 @@ from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.log import RunLogger
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
-from kdjax.runs.input_pipeline import make_input_pipeline
+from kdjax.runs.assembly import make_input_pipeline
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.training.sharding import Placement
 

@@ -30,8 +30,13 @@ from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.log import RunLogger
-from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
-from kdjax.runs.input_pipeline import make_input_pipeline
+from kdjax.runs.assembly import (
+    assemble_distiller,
+    assemble_state,
+    assemble_step,
+    make_input_pipeline,
+    make_student,
+)
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.scores import ScoreFiles
 from kdjax.training.sharding import Placement

@@ -89,7 +89,7 @@ def join(asked: Flags) -> None:
         _check_flags(coordinator, count, index)
     # What processes on CPUs exchange arrays with.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM away from kdjax.training.interruption.
+    # It would take SIGTERM away from kdjax.training.loop.
     jax.config.update("jax_enable_preemption_service", False)
     # Else JAX itself aborts the processes that outlive another one, before they can say why.
     jax.config.update("jax_enable_recoverability", True)
@@ -179,7 +179,7 @@ def end_at_once(reason: str) -> NoReturn:
 def end_when_asked(name: str) -> None:
     """From now on SIGTERM ends this process with the status that says: start it again.
 
-    `kdjax.training.interruption` takes it where there is something to save.
+    `kdjax.training.loop` takes it where there is something to save.
 
     Args:
       name: of the command, which the line about it begins with.

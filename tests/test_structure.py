@@ -114,7 +114,7 @@ def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
 
 def test_examples_in_memory_need_no_tensorflow():
     loaded = loaded_by(
-        "import kdjax.data.loading.sources, kdjax.data.loading.sampler, kdjax.runs.input_pipeline"
+        "import kdjax.data.loading.sources, kdjax.data.loading.sampler, kdjax.runs.assembly"
     )
     assert not loaded & {"tensorflow", "tensorflow_datasets", "array_record"}
 

@@ -25,7 +25,7 @@ from kdjax.runs import train
 from kdjax.runs.evaluate import html_table
 from kdjax.runs.train import RunResult
 from kdjax.runs.workdir import Workdir
-from kdjax.training.interruption import Interruption
+from kdjax.training.loop import Interruption
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,7 @@ from kdjax.log import RunLogger
 from kdjax.reporting.results import Example, Role
 from kdjax.runs.run import train
 from kdjax.runs.workdir import Workdir
-from kdjax.training.interruption import Interruption
-from kdjax.training.loop import Diverged
+from kdjax.training.loop import Diverged, Interruption
 
 # What a run whose comparison was killed has to save what it has done.
 ENDING_SECONDS = 300.0

@@ -28,8 +28,7 @@ from kdjax.environment import versions
 from kdjax.errors import UserError
 from kdjax.files import check_folder, is_remote, why_unwritable
 from kdjax.models import Network, Preprocessing, Variables, saved
-from kdjax.models.folding import fold_batch_norm
-from kdjax.models.layers import resize
+from kdjax.models.layers import fold_batch_norm, resize
 from kdjax.models.network import scores_of
 from kdjax.models.saved import NetworkInfo
 from kdjax.names import did_you_mean

@@ -22,15 +22,19 @@ from kdjax.models import saved
 from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.reporting.results import Example, Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
-from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
-from kdjax.runs.input_pipeline import make_input_pipeline
+from kdjax.runs.assembly import (
+    assemble_distiller,
+    assemble_state,
+    assemble_step,
+    make_input_pipeline,
+    make_student,
+)
 from kdjax.runs.scoring import Scoring
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.precomputed_logits import PrecomputedLogits
 from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.interruption import Interruption
-from kdjax.training.loop import fit
+from kdjax.training.loop import Interruption, fit
 from kdjax.training.profiling import Profile, check_steps
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork, TrainState

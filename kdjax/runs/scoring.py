@@ -16,7 +16,7 @@ from kdjax.models import Variables
 from kdjax.reporting import figures
 from kdjax.reporting.results import Example, Role
 from kdjax.runs.workdir import Workdir
-from kdjax.training.interruption import Interruption
+from kdjax.training.loop import Interruption
 from kdjax.training.sharding import Placement
 
 

@@ -32,7 +32,7 @@ from kdjax.runs.evaluate import SplitScores, html_table, percent
 from kdjax.runs.run import TrainedRun
 from kdjax.runs.scoring import with_predictions
 from kdjax.runs.workdir import Workdir
-from kdjax.training.interruption import Interruption
+from kdjax.training.loop import Interruption
 
 
 def make_report(

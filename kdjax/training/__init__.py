@@ -1,8 +1,7 @@
 """State, step, loop, optimizer, sharding and checkpoints of a training run."""
 
 from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.interruption import Interruption
-from kdjax.training.loop import Diverged, Fitted, fit
+from kdjax.training.loop import Diverged, Fitted, Interruption, fit
 from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
 from kdjax.training.step import (

@@ -14,7 +14,7 @@ from kdjax.data.loading.device_augment import augment_batch
 from kdjax.data.loading.sampler import index_batches
 from kdjax.data.loading.sources import InMemoryExamples
 from kdjax.errors import UserError
-from kdjax.runs.input_pipeline import prefetch
+from kdjax.runs.assembly import prefetch
 from kdjax.training.sharding import Placement
 
 FULL = AugmentOptions((16, 24), clean_view=True)

@@ -17,7 +17,7 @@ from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.augmentation import AugmentOptions
 from kdjax.errors import UserError
-from kdjax.runs.input_pipeline import make_input_pipeline
+from kdjax.runs.assembly import make_input_pipeline
 from kdjax.runs.run import train
 from kdjax.training.sharding import Placement
 

@@ -13,7 +13,7 @@ from kdjax.data import sets
 from kdjax.data.images import Images, decide_cache
 from kdjax.data.loading.sampler import example_indices
 from kdjax.errors import UserError
-from kdjax.runs.input_pipeline import make_input_pipeline
+from kdjax.runs.assembly import make_input_pipeline
 from kdjax.training.sharding import Placement
 
 # Of each set, the value of its red channel and its classes.

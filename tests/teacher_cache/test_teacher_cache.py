@@ -24,8 +24,7 @@ from kdjax.log import RunLogger
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import resize
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
-from kdjax.runs.assembly import assemble_distiller
-from kdjax.runs.input_pipeline import make_input_pipeline
+from kdjax.runs.assembly import assemble_distiller, make_input_pipeline
 from kdjax.runs.run import train
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache import scores
