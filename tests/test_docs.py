@@ -23,6 +23,7 @@ OTHERS = {
     "isda_logits",
     "resize",
     "resize_labels",
+    "sampling_weights",
     "upsampled_cross_entropy",
     "valid_mean",
 }

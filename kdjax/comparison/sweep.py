@@ -1,13 +1,12 @@
 """Methods side by side: one teacher, and every method of a config over its seeds."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kdjax import names, processes, ranges
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
-from kdjax.comparison.tuning import Setting, TuningResult
+from kdjax.comparison.tuning import EQUAL_TIME, PLAIN, Setting, TuningResult
 from kdjax.config import Config, default, validate
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
@@ -19,8 +18,6 @@ from kdjax.runs.scoring import score_checkpoint
 from kdjax.runs.workdir import Workdir
 
 TEACHER = "teacher"
-PLAIN = "plain student"
-EQUAL_TIME = "plain student, equal time"
 RESERVED = (TEACHER, "tuning", "equal_time")
 
 
@@ -259,33 +256,8 @@ def _equal_time(config: Config, root: Workdir, students: Sequence[Job]) -> dict[
     if path.exists():
         return read_json(path)
     found = [(job.method, job.files.read_result()) for job in students if job.files.result.exists()]
-    # Older versions did not measure it.
-    found = [(method, result) for method, result in found if "platform" in result]
-    # On an accelerator the processor only waits. Not asked of JAX here, where it would take the
-    # devices away from runs in processes of their own.
-    on_cpu = all(result["platform"] == "cpu" for _, result in found)
-    unit = "step_processor_seconds" if on_cpu else "step_seconds"
-    seconds: dict[str, list[float]] = {}
-    for method, result in found:
-        seconds.setdefault(method, []).append(result[unit])
-    cost = {method: statistics.median(values) for method, values in seconds.items()}
-    if PLAIN not in cost:
-        return None
-    costliest = max(cost, key=lambda method: cost[method])
-    steps = round(config.steps * cost[costliest] / cost[PLAIN])
-    if steps <= config.steps:
-        return None
-    what = unit.removeprefix("step_").replace("_", " ")
-    budget = {
-        "steps": steps,
-        unit: cost,
-        "why": (
-            f"{EQUAL_TIME}: {steps:,} steps, which take as long as the {config.steps:,} of "
-            f"{costliest} ({cost[costliest]:.3g} {what} a step; the plain student's take "
-            f"{cost[PLAIN]:.3g})"
-        ),
-    }
-    if processes.leads():
+    budget = tuning.equal_time(found, config.steps)
+    if budget and processes.leads():
         write_atomically(path, to_json(budget))
     return budget
 

@@ -8,12 +8,15 @@ test split, and with seeds that are not those of the comparison.
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdjax import files
 from kdjax.config import Config
 from kdjax.distillation import term
+
+PLAIN = "plain student"
+EQUAL_TIME = "plain student, equal time"
 
 
 class Setting(NamedTuple):
@@ -127,6 +130,47 @@ class TuningResult(NamedTuple):
             ],
             "taken": best and best._asdict(),
         }
+
+
+def equal_time(
+    results: Sequence[tuple[str, Mapping[str, Any]]], steps_each: int
+) -> dict[str, Any] | None:
+    """How many steps of the plain student take as long as the training of the costliest method.
+
+    Args:
+      results: of finished runs, each with the name of its method.
+      steps_each: that all of them did.
+
+    Returns:
+      The `steps`, the cost of each method's step, and `why` in words; None where nothing is taught,
+      or nothing takes longer than the plain student.
+    """
+    # Older versions did not measure it.
+    measured = [(method, result) for method, result in results if "platform" in result]
+    # On an accelerator the processor only waits. Not asked of JAX here, where it would take the
+    # devices away from runs in processes of their own.
+    on_cpu = all(result["platform"] == "cpu" for _, result in measured)
+    unit = "step_processor_seconds" if on_cpu else "step_seconds"
+    seconds: dict[str, list[float]] = {}
+    for method, result in measured:
+        seconds.setdefault(method, []).append(result[unit])
+    cost = {method: statistics.median(values) for method, values in seconds.items()}
+    if PLAIN not in cost:
+        return None
+    costliest = max(cost, key=lambda method: cost[method])
+    steps = round(steps_each * cost[costliest] / cost[PLAIN])
+    if steps <= steps_each:
+        return None
+    what = unit.removeprefix("step_").replace("_", " ")
+    return {
+        "steps": steps,
+        unit: cost,
+        "why": (
+            f"{EQUAL_TIME}: {steps:,} steps, which take as long as the {steps_each:,} of "
+            f"{costliest} ({cost[costliest]:.3g} {what} a step; the plain student's take "
+            f"{cost[PLAIN]:.3g})"
+        ),
+    }
 
 
 def to_json(choices: Sequence[TuningResult]) -> str:

@@ -274,7 +274,7 @@ class Distiller:
             for index, (student, teacher) in enumerate(self._pairs(loss))
             if loss.is_adapted(student, teacher)
         }
-        student, teacher = self._adapted_specs(loss)
+        student, teacher = loss.specs_as_read(*self._specs_of(loss))
         own = loss.init_params(jax.random.fold_in(key, len(adapters)), student, teacher)
         params = {"adapter": adapters} if adapters else {}
         if jax.tree.leaves(own):
@@ -290,22 +290,6 @@ class Distiller:
 
     def _pairs(self, loss: Loss) -> list[tuple[Spec, Spec]]:
         return list(zip(*self._specs_of(loss), strict=False))
-
-    def _adapted_specs(self, loss: Loss) -> tuple[Any, Any]:
-        """The specs of both sides as the loss gets the maps: one, or a tuple."""
-        students, teachers = self._specs_of(loss)
-        for index, (student, teacher) in enumerate(self._pairs(loss)):
-            if loss.is_adapted(student, teacher):
-                students[index] = dataclasses.replace(student, channels=teacher.channels)
-            if loss.resize != "none":
-                target = students[index] if loss.resize == "teacher" else teacher
-                place = {"stride": target.stride, "size": target.size}
-                students[index] = dataclasses.replace(students[index], **place)
-                teachers[index] = dataclasses.replace(teacher, **place)
-        student_specs = students[0] if isinstance(loss.student, str) else tuple(students)
-        if loss.teacher is None:
-            return student_specs, None
-        return student_specs, teachers[0] if isinstance(loss.teacher, str) else tuple(teachers)
 
     def _check(self, name: str, loss: Loss) -> None:
         """Finds what would fail in the first step: by the specs, and by tracing it on such maps."""
@@ -331,7 +315,7 @@ class Distiller:
                     f"{teacher.channels}; class scores can be compared only over the same classes"
                 )
         try:
-            loss.check(*self._adapted_specs(loss))
+            loss.check(*loss.specs_as_read(*self._specs_of(loss)))
             jax.eval_shape(lambda: self._trace(name, loss))
         except UserError:
             raise

@@ -7,7 +7,7 @@ own losses, in `kdjax.distillation.builtin`, are written the same way.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, dataclass_transform
 
 import jax
@@ -178,6 +178,31 @@ class Loss:
         if self.adapter == "where_needed":
             return student.channels != teacher.channels
         return self.adapter == "always"
+
+    def specs_as_read(self, student: Sequence[Spec], teacher: Sequence[Spec]) -> tuple[Any, Any]:
+        """The specs of both sides' maps as the loss gets them, resized and adapted.
+
+        Args:
+          student: of the maps that it names.
+          teacher: likewise.
+
+        Returns:
+          For each side a spec, or a tuple where it names several maps; None for a teacher that it
+          does not read.
+        """
+        students, teachers = list(student), list(teacher)
+        for index, (mine, other) in enumerate(zip(student, teacher, strict=False)):
+            if self.is_adapted(mine, other):
+                students[index] = dataclasses.replace(mine, channels=other.channels)
+            if self.resize != "none":
+                kept = students[index] if self.resize == "teacher" else other
+                place = {"stride": kept.stride, "size": kept.size}
+                students[index] = dataclasses.replace(students[index], **place)
+                teachers[index] = dataclasses.replace(other, **place)
+        read = students[0] if isinstance(self.student, str) else tuple(students)
+        if self.teacher is None:
+            return read, None
+        return read, teachers[0] if isinstance(self.teacher, str) else tuple(teachers)
 
     def describe(self) -> str:
         """The loss, its maps and its own options in a line."""
