@@ -27,7 +27,7 @@ from kdjax.data.interface import Source
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.augment import augment, distort
 from kdjax.data.loading.augmentation import AugmentOptions, Draws, draw
-from kdjax.data.loading.records import Records, decode_example, whole
+from kdjax.data.loading.records import Records, decode_example, whole_window
 from kdjax.data.loading.sources import InMemoryExamples
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)
@@ -127,7 +127,7 @@ def stages(records: Records, options: AugmentOptions) -> dict[str, float]:
     def augmented(chosen: AugmentOptions) -> Callable[[Any, Draws], Any]:
         @tf.function(reduce_retracing=True)
         def run(example: Any, draws: Draws) -> Any:
-            window = whole(example["image"])
+            window = whole_window(example["image"])
             return augment(lambda begin, end: window, example["label"], draws, chosen)
 
         return run

@@ -232,7 +232,7 @@ def validate(config: Config) -> None:
     _check_terms("config.terms", options.terms)
     for method, terms in options.compare.methods.items():
         _check_terms(f"config.compare.methods.{method}", terms)
-    taken = optimizers.check(options.optimizer)
+    taken = optimizers.check_optimizer(options.optimizer)
     for tried, name in (("learning_rates", "learning_rate"), ("weight_decays", "weight_decay")):
         if getattr(options.compare, tried) and name not in taken:
             raise WrongValue(

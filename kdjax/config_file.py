@@ -98,7 +98,7 @@ def find(path: str) -> str:
         raise UserError(f"{path}: this is a folder; name a config file")
     if os.path.exists(path):
         return path
-    own = files.folder(_OWN)
+    own = files.shipped_folder(_OWN)
     stems = sorted(file.stem for file in own.glob("*.py"))
     folder, name = os.path.split(path)
     stem = name.removesuffix(".py")

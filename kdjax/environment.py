@@ -38,7 +38,7 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def set_up() -> None:
+def set_up_tensorflow() -> None:
     """Makes TensorFlow quiet, and its numbers those of an import without oneDNN.
 
     To be called before whatever imports TensorFlow first. oneDNN announces itself on every start,

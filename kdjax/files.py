@@ -46,7 +46,7 @@ def reachable(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path)
     if is_remote(path):
         # Whose files epath opens with TensorFlow, where that is installed.
-        environment.set_up()
+        environment.set_up_tensorflow()
         try:
             path.exists()
         # Every client of a store has errors of its own.
@@ -207,7 +207,7 @@ def _runs(text: str) -> bool:
     return text.lstrip("'").startswith(_FORMULA)
 
 
-def folder(name: str) -> pathlib.Path:
+def shipped_folder(name: str) -> pathlib.Path:
     """Where `name`, as "datasets" or "configs", lies: in the package, or in the checkout around it.
 
     A folder of that name beside an installed package is somebody else's, as `datasets` is that of

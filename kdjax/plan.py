@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     if _TOPOLOGY.value != chips.LOCAL:
         # What is attached here is not asked, and not needed.
         jax.config.update("jax_platforms", "cpu")
-    found = chips.find(_TOPOLOGY.value)
+    found = chips.find_topology(_TOPOLOGY.value)
     if _SEARCH.value and found.chip is None:
         raise UserError(
             f"--search_batch: the memory of {found.devices[0].device_kind} is not in the chip table"
@@ -71,7 +71,7 @@ def _largest(config: Config, found: Topology, plan: Plan, classes: int) -> table
             plans[count] = make_plan(config, found, num_classes=classes, batch_size=count * unit)
         return bool(plans[count].fits(found.chip))
 
-    best = estimate.largest(fits, max(1, plan.batch_size // unit))
+    best = estimate.largest_batch(fits, max(1, plan.batch_size // unit))
     return tables.Largest(plans.get(best), len(plans))
 
 

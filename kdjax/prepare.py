@@ -104,7 +104,7 @@ def _label_values(texts: list[str]) -> list[int]:
 
 
 def _summary(dataset: PreparedSet) -> str:
-    measured = {split: prepared.measure(dataset, split) for split in dataset.splits}
+    measured = {split: prepared.measure_split(dataset, split) for split in dataset.splits}
     width = max(map(len, (*dataset.class_names, "standard deviation")))
 
     def row(title: str, cells: list[str]) -> str:

@@ -44,7 +44,7 @@ _CONTEXT.set_forkserver_preload(
     ]
 )
 # Before the first import of TensorFlow, which is in the process that the others are forks of.
-environment.set_up()
+environment.set_up_tensorflow()
 
 
 class Process:

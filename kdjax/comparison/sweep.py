@@ -304,8 +304,8 @@ def _student_job(
             student.data.test_split = ""
     place, label = name, f"{name}, seed {seed}"
     if among:
-        place = f"tuning/{name}/{tuning.name(setting, among)}"
-        label = f"{name}, {tuning.name(setting, among)}, seed {seed}"
+        place = f"tuning/{name}/{tuning.setting_name(setting, among)}"
+        label = f"{name}, {tuning.setting_name(setting, among)}, seed {seed}"
     return Job(
         student,
         Workdir(root.path / place / f"seed{seed}"),

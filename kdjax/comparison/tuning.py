@@ -49,7 +49,7 @@ def method_settings(config: Config, plain: Setting) -> list[Setting]:
     return [plain._replace(weight_factor=factor) for factor in factors]
 
 
-def name(setting: Setting, among: Sequence[Setting]) -> str:
+def setting_name(setting: Setting, among: Sequence[Setting]) -> str:
     """What tells a setting from the others, as a directory may be called."""
     values = {
         "lr": setting.learning_rate,
@@ -108,13 +108,13 @@ class TuningResult(NamedTuple):
         """One line: every mean, and what was taken."""
         best, means = self.best(), self.means()
         texts = [
-            f"{name(setting, self.tried)} {_percent(mean)}"
+            f"{setting_name(setting, self.tried)} {_percent(mean)}"
             for setting, mean in zip(self.tried, means, strict=True)
         ]
         line = f"{self.method}: val mIoU % {', '.join(texts)}"
         if best is None:
             return f"{line}; all diverged"
-        line = f"{line}; taken: {name(best, self.tried)}"
+        line = f"{line}; taken: {setting_name(best, self.tried)}"
         if edges := self.edges():
             line += f" (at the end of what was tried of {' and '.join(edges)})"
         return line

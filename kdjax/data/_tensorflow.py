@@ -5,7 +5,7 @@ import re
 
 from kdjax import environment
 
-environment.set_up()
+environment.set_up_tensorflow()
 
 import tensorflow as tf  # noqa: E402  reads the environment
 

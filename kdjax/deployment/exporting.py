@@ -80,7 +80,7 @@ def random_images(size: Size) -> list[UInt8[np.ndarray, "B H W 3"]]:
     return batches
 
 
-def compare(
+def compare_predictions(
     predict_fn: PredictFn,
     network: Network,
     variables: Variables,
@@ -208,7 +208,7 @@ def export(
                 chosen.write(predict_fn, sizes[name], path)
                 images = random_images(sizes[name])
                 try:
-                    agreement = compare(
+                    agreement = compare_predictions(
                         chosen.read(path), network, variables, info.preprocessing, images
                     )
                 except UserError as error:

@@ -20,13 +20,13 @@ from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import Network, Preprocessing, Variables
 
 
-def tensorflow() -> Any:
+def import_tensorflow() -> Any:
     """Imports TensorFlow.
 
     Raises:
       UserError: where it is not installed.
     """
-    environment.set_up()
+    environment.set_up_tensorflow()
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -136,7 +136,7 @@ def write_savedmodel(
       batch: how many images it takes at once; None leaves it open.
       platforms: where it can run.
     """
-    tf = tensorflow()
+    tf = import_tensorflow()
     from jax.experimental import jax2tf
 
     converted = jax2tf.convert(
@@ -161,7 +161,7 @@ def write_savedmodel(
 
 def read_savedmodel(path: pathlib.Path) -> PredictFn:
     """Loads it."""
-    tf = tensorflow()
+    tf = import_tensorflow()
     # The signature lives no longer than the model that it comes from.
     model = tf.saved_model.load(str(path))
     return lambda images: model.signatures["serving_default"](images=tf.constant(images))[
@@ -175,7 +175,7 @@ def write_tflite(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
     Raises:
       UserError: where the network needs an operation that TensorFlow Lite does not have.
     """
-    tf = tensorflow()
+    tf = import_tensorflow()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         # The converter takes StableHLO for one platform and of known shapes only.
         write_savedmodel(predict_fn, size, pathlib.Path(scratch), batch=1, platforms=("cpu",))
@@ -193,7 +193,7 @@ def write_tflite(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
 
 def read_tflite(path: pathlib.Path) -> PredictFn:
     """Loads it; a batch is run image by image."""
-    tf = tensorflow()
+    tf = import_tensorflow()
     with warnings.catch_warnings():
         # The interpreter moves to a package of its own, ai-edge-litert; this one is at hand.
         warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated", UserWarning)

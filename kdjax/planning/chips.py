@@ -146,7 +146,7 @@ CHIPS = (
 TPUS = {chip.name: chip for chip in CHIPS if chip.shapes}
 
 
-def of_kind(kind: str) -> Chip | None:
+def chip_of_kind(kind: str) -> Chip | None:
     """The chip that JAX calls `kind`, or None where the table has none."""
     return next((chip for chip in CHIPS if kind in chip.kinds), None)
 
@@ -185,7 +185,7 @@ class Topology:
         return self.links * self.chip.link_bandwidth if self.chip else 0.0
 
 
-def find(name: str) -> Topology:
+def find_topology(name: str) -> Topology:
     """Returns the devices that `name` stands for.
 
     Args:
@@ -197,7 +197,7 @@ def find(name: str) -> Topology:
     """
     if name == LOCAL:
         devices = jax.devices()
-        chip = of_kind(devices[0].device_kind)
+        chip = chip_of_kind(devices[0].device_kind)
         return Topology(name, devices, chip, chip.links if chip else 0)
     generation, _, shape = name.partition(":")
     if generation not in TPUS or not shape:

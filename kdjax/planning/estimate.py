@@ -163,7 +163,7 @@ def _share(kind: str, group: int) -> float:
     return 2 * share if kind == "all-reduce" else share
 
 
-def largest(fits: Callable[[int], bool], start: int) -> int:
+def largest_batch(fits: Callable[[int], bool], start: int) -> int:
     """Returns the largest positive n for which `fits(n)`, or 0 where there is none.
 
     Args:

@@ -136,7 +136,7 @@ def make_program(
     work = Work(
         teacher=_teacher_work(teacher, frozen, read, batch["image"]) if teacher else 0,
         student=_student_work(student, variables, batch["image"]),
-        step=profiling.count(step, state, frozen, batch),
+        step=profiling.count_flops(step, state, frozen, batch),
     )
     return Program(
         step=step,
@@ -189,7 +189,7 @@ def _teacher_work(
         maps = maps_of(teacher.apply(variables, seen, train=False, key=None)[0])
         return [array_of(maps[name]) for name in sorted(read)]
 
-    return profiling.count(forward, variables, images)
+    return profiling.count_flops(forward, variables, images)
 
 
 def _student_work(student: Network, variables: Any, images: jax.ShapeDtypeStruct) -> int:
@@ -198,7 +198,7 @@ def _student_work(student: Network, variables: Any, images: jax.ShapeDtypeStruct
         maps = maps_of(student.apply(variables, seen, train=True, key=jax.random.key(0))[0])
         return [array_of(maps[name]) for name in SCORES if name in maps]
 
-    return profiling.count(forward, variables, images)
+    return profiling.count_flops(forward, variables, images)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

@@ -19,7 +19,7 @@ from kdjax.errors import UserError
 from kdjax.models import Network, Variables, saved
 from kdjax.models.network import SCORES, arrays_by_path, is_random_key, preprocessing_of, trace_maps
 from kdjax.models.saved import NetworkInfo
-from kdjax.teacher_cache.scores import CachedScores, ScoreFiles, expand
+from kdjax.teacher_cache.scores import CachedScores, ScoreFiles, expand_scores
 from kdjax.training import optimizer as optimizers
 from kdjax.training.sharding import Placement
 from kdjax.training.step import (
@@ -290,7 +290,7 @@ def _with_teacher(
     if scores is None or cached is None:
         return batch
     maps = CachedScores(
-        expand(cached, scores.num_classes),
+        expand_scores(cached, scores.num_classes),
         cached["size"],
         batch["place"],
         batch["image"].shape[1:3],

@@ -23,7 +23,7 @@ from kdjax.log import RunLogger
 from kdjax.models import Variables
 from kdjax.models.network import scores_of
 from kdjax.teacher_cache import scores
-from kdjax.teacher_cache.scores import ScoreFiles, compact
+from kdjax.teacher_cache.scores import ScoreFiles, compact_scores
 from kdjax.training.sharding import Placement
 
 FORMAT = 1  # of the files, and of what they mean
@@ -52,7 +52,7 @@ class TeacherScores(Protocol):
         """Index and compact scores of every image once, in any order.
 
         Args:
-          keep: as `kdjax.teacher_cache.scores.compact` takes it.
+          keep: as `kdjax.teacher_cache.scores.compact_scores` takes it.
         """
         ...
 
@@ -135,7 +135,7 @@ class TeacherCache:
 
     def _complete(self) -> bool:
         """Whether the directory holds the cache; raises where it holds something else."""
-        found = scores.describe(self._path)
+        found = scores.read_description(self._path)
         if found is None:
             if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
                 raise UserError(
@@ -177,7 +177,7 @@ class TeacherCache:
                     f"disk has {free / 2**20:.0f}. Set config.teacher.cache_classes to keep "
                     "fewer scores"
                 )
-            scores.write(
+            scores.write_scores(
                 self._path,
                 self._description,
                 sizes,
@@ -236,7 +236,7 @@ class NetworkScores:
         # Those of the run may be split over the devices of all processes.
         whole = TrainedNetwork.load(options.teacher.checkpoint, dtype=options.teacher.dtype)
         variables = placement.replicate(whole.variables)
-        forward = jax.jit(lambda *given: compact(self._scores(*given), keep))
+        forward = jax.jit(lambda *given: compact_scores(self._scores(*given), keep))
         for batch in self._images.whole_images(self._split):
             pixels = placement.put_images(batch["image"])
             found = jax.device_get(forward(variables, pixels))

@@ -21,7 +21,7 @@ from kdjax.data.images import Images
 from kdjax.distillation import Spec
 from kdjax.errors import UserError
 from kdjax.files import is_remote
-from kdjax.teacher_cache.scores import compact
+from kdjax.teacher_cache.scores import compact_scores
 
 CLASSES = "classes.txt"
 _KEY = "config.teacher.logits"
@@ -93,12 +93,12 @@ class PrecomputedLogits:
         """Index and compact scores of every image.
 
         Args:
-          keep: as `kdjax.teacher_cache.scores.compact` takes it.
+          keep: as `kdjax.teacher_cache.scores.compact_scores` takes it.
 
         Raises:
           UserError: from the iterator, where a file cannot be read or holds what is no number.
         """
-        compacted = jax.jit(functools.partial(compact, keep=keep))
+        compacted = jax.jit(functools.partial(compact_scores, keep=keep))
         for index, path in enumerate(self._files):
             scores = _scores(path)
             if not np.isfinite(scores).all():

@@ -4,8 +4,8 @@ The files are flat, mapped into memory and read by the index of an image:
 
 DIR/cache.json    what the scores are of; written last
 DIR/sizes.npy     int32 [N, 2], height and width of every image's map
-DIR/NAME.npy      an array of `layout`: the cells of all maps, one after the other; bfloat16 as
-                  uint16, which `numpy.load` knows
+DIR/NAME.npy      an array of `score_layout`: the cells of all maps, one after the other;
+                  bfloat16 as uint16, which `numpy.load` knows
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from kdjax.errors import UserError
 from kdjax.losses import sampling_weights
 
 
-def layout(num_classes: int, keep: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """The arrays that `compact` makes, by name: what each holds of a cell, and its type.
+def score_layout(num_classes: int, keep: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """The arrays that `compact_scores` makes, by name: what each holds of a cell, and its type.
 
     Args:
       num_classes: K.
@@ -40,15 +40,15 @@ def layout(num_classes: int, keep: int) -> dict[str, tuple[tuple[int, ...], np.d
     return {"highest": ((keep,), half), "classes": ((keep,), number), "rest": ((), half)}
 
 
-def compact(logits: Float[Array, "... K"], keep: int) -> dict[str, Array]:
-    """Makes the arrays of `layout` from class scores.
+def compact_scores(logits: Float[Array, "... K"], keep: int) -> dict[str, Array]:
+    """Makes the arrays of `score_layout` from class scores.
 
     The rest is its log-mean-exp: given to every class that is not kept, it leaves the kept ones
     their probabilities, and the others together theirs.
     """
     num_classes = logits.shape[-1]
     logits = logits.astype(jnp.float32)
-    types = {name: kind for name, (_, kind) in layout(num_classes, keep).items()}
+    types = {name: kind for name, (_, kind) in score_layout(num_classes, keep).items()}
     if keep == 0:
         return {"scores": logits.astype(types["scores"])}
     highest, classes = jax.lax.top_k(logits, keep)
@@ -58,8 +58,8 @@ def compact(logits: Float[Array, "... K"], keep: int) -> dict[str, Array]:
     return {name: value.astype(types[name]) for name, value in found.items()}
 
 
-def expand(compacted: Mapping[str, Array], num_classes: int) -> Float[Array, "... K"]:
-    """Class scores again, in bfloat16, from what `compact` made."""
+def expand_scores(compacted: Mapping[str, Array], num_classes: int) -> Float[Array, "... K"]:
+    """Class scores again, in bfloat16, from what `compact_scores` made."""
     if "scores" in compacted:
         return compacted["scores"]
     rest = compacted["rest"]
@@ -91,7 +91,7 @@ class ScoreFiles:
             self._sizes = np.load(path / "sizes.npy")
             self._ends = np.cumsum(self._sizes.prod(1, dtype=np.int64))
             self._arrays = {}
-            for name, (shape, kind) in layout(num_classes, keep).items():
+            for name, (shape, kind) in score_layout(num_classes, keep).items():
                 array = np.load(path / f"{name}.npy", mmap_mode="r")
                 if array.shape != (self._ends[-1], *shape) or array.dtype != _stored(kind):
                     raise ValueError(f"{name}.npy holds {array.dtype} {array.shape}")
@@ -127,8 +127,8 @@ class ScoreFiles:
         return {"size": self._sizes[chosen], **found}
 
 
-def describe(path: pathlib.Path) -> dict[str, Any] | None:
-    """What the scores in `path` are of, as `write` was told; None where there are none."""
+def read_description(path: pathlib.Path) -> dict[str, Any] | None:
+    """What the scores in `path` are of, as `write_scores` was told; None where there are none."""
     try:
         return json.loads((path / _DESCRIPTION).read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -140,12 +140,13 @@ def describe(path: pathlib.Path) -> dict[str, Any] | None:
 def num_bytes(sizes: np.ndarray, num_classes: int, keep: int) -> int:
     """What the scores of maps of these sizes, `[N, 2]`, take on disk."""
     of_a_cell = sum(
-        int(np.prod(shape)) * kind.itemsize for shape, kind in layout(num_classes, keep).values()
+        int(np.prod(shape)) * kind.itemsize
+        for shape, kind in score_layout(num_classes, keep).values()
     )
     return int(sizes.prod(1, dtype=np.int64).sum()) * of_a_cell
 
 
-def write(
+def write_scores(
     path: pathlib.Path,
     description: Mapping[str, Any],
     sizes: np.ndarray,
@@ -173,7 +174,7 @@ def write(
             name: np.lib.format.open_memmap(
                 unfinished / f"{name}.npy", "w+", _stored(kind), (int(ends[-1]), *shape)
             )
-            for name, (shape, kind) in layout(num_classes, keep).items()
+            for name, (shape, kind) in score_layout(num_classes, keep).items()
         }
         for index, arrays in maps:
             for name, file in files.items():
@@ -199,7 +200,7 @@ class CachedScores:
     """The scores of a batch's images, as `kdjax.training.step.make_train_step` takes them.
 
     Attributes:
-      scores: as `sample` takes them, and so the following.
+      scores: as `sample_scores` takes them, and so the following.
       sizes: likewise.
       places: likewise.
       crop_size: likewise.
@@ -213,10 +214,10 @@ class CachedScores:
     def like(self, student: Maps) -> Maps:
         """The scores on the crops, on the grid of the student's."""
         grid = array_of(student["logits"]).shape[1:3]
-        return {"logits": sample(self.scores, self.sizes, self.places, self.crop_size, grid)}
+        return {"logits": sample_scores(self.scores, self.sizes, self.places, self.crop_size, grid)}
 
 
-def sample(
+def sample_scores(
     scores: Float[Array, "B H W K"],
     sizes: Int[Array, "B 2"],
     places: Int[Array, "B 5"],

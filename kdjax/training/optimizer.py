@@ -191,7 +191,7 @@ def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTrans
     return optax.chain(*parts, transformation, _at_own_rates(options))
 
 
-def check(options: OptimizerOptions) -> frozenset[str]:
+def check_optimizer(options: OptimizerOptions) -> frozenset[str]:
     """Finds the mistakes in `config.optimizer` that can be found before there are parameters.
 
     Imports what it names, and calls nothing.

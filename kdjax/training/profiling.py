@@ -74,7 +74,7 @@ class Clock:
         self._worked = time.process_time()
 
 
-def count(function: Callable[..., Any], *arguments: Any) -> int:
+def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Multiplications and additions of `function` on arguments of these shapes.
 
     Results that nothing needs do not count, as XLA leaves them out. A `while` loop of unknown
@@ -84,10 +84,10 @@ def count(function: Callable[..., Any], *arguments: Any) -> int:
       function: any that JAX can trace.
       *arguments: arrays or `jax.ShapeDtypeStruct`, in any pytrees.
     """
-    return count_program(jax.make_jaxpr(function)(*arguments))
+    return count_program_flops(jax.make_jaxpr(function)(*arguments))
 
 
-def count_program(closed: core.ClosedJaxpr) -> int:
+def count_program_flops(closed: core.ClosedJaxpr) -> int:
     """The same of a program that has been traced."""
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
     return _count(jaxpr)
@@ -181,7 +181,7 @@ def step_cost(step_fn: Any, *arguments: Any) -> dict[str, float]:
       argument's place, and temporaries. No bytes where the backend does not tell.
     """
     traced = step_fn.trace(*arguments)
-    cost = {"train/step_flops": float(count_program(traced.jaxpr))}
+    cost = {"train/step_flops": float(count_program_flops(traced.jaxpr))}
     memory = traced.lower().compile().memory_analysis()
     if memory is not None:
         cost["train/step_bytes"] = float(

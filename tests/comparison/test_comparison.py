@@ -325,7 +325,7 @@ def test_the_choice_is_the_highest_mean_of_settings_that_hold(scores, best):
 def test_a_choice_at_the_end_of_what_was_tried_says_so():
     assert TuningResult("plain", RATES, [[0.1], [0.2], [0.1]]).edges() == []
     assert TuningResult("plain", RATES, [[0.3], [0.2], [0.1]]).edges() == ["learning_rate"]
-    assert tuning.name(RATES[1], RATES) == "lr0.2"
+    assert tuning.setting_name(RATES[1], RATES) == "lr0.2"
 
 
 def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):

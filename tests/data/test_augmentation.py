@@ -50,7 +50,7 @@ def compiled(chosen):
     ]
 
     def run(image, label, draws):
-        return augment(lambda begin, end: records.whole(image), label, draws, chosen)
+        return augment(lambda begin, end: records.whole_window(image), label, draws, chosen)
 
     return tf.function(run, signature)
 

@@ -113,7 +113,7 @@ def test_a_record_that_changed_is_named_by_whatever_reads_it(data):
         (pipeline.example_names, [dataset, "train"]),
         (lambda: list(pipeline.eval_batches(dataset, "train", batch_size=2)), []),
         (lambda: list(records.decoded(range(4))), []),
-        (prepared.measure, [dataset, "train"]),
+        (prepared.measure_split, [dataset, "train"]),
     ):
         assert f"{data}/folder/1.0.0 is damaged (" in refused(function, *arguments)
 

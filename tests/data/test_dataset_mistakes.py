@@ -270,4 +270,4 @@ def test_a_label_that_is_no_class_is_noticed_in_a_prepared_set(tmp_path, monkeyp
     monkeypatch.setattr(conversion, "encode_png", lambda pixels: encoded(pixels + np.uint8(100)))
     dataset = prepare("camvid", write_tree(tmp_path / "source", camvid()), tmp_path)
     with pytest.raises(UserError, match=r"split val .*has labels of value 99, .*only 11 classes"):
-        prepared.measure(dataset, "val")
+        prepared.measure_split(dataset, "val")

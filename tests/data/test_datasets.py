@@ -42,7 +42,7 @@ def test_a_tree_of_the_original_form_is_converted(name, tmp_path):
     assert dataset.palette.tolist() == palette
     for split in dataset.splits:
         # Raises where a label holds what is no class.
-        assert prepared.measure(dataset, split).num_examples == dataset.splits[split]
+        assert prepared.measure_split(dataset, split).num_examples == dataset.splits[split]
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])

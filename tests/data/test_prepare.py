@@ -595,7 +595,7 @@ def test_another_share_is_another_set(tmp_path):
 
 def test_statistics_are_those_of_the_pixels(source, tmp_path):
     write_pair(source, "val", "d2", [[0, 1, 255, 255]])
-    measured = prepared.measure(prepare(source, tmp_path), "val")
+    measured = prepared.measure_split(prepare(source, tmp_path), "val")
     label = np.concatenate([np.arange(48) % 3, [0, 1]])
     assert measured.num_examples == 2
     assert (measured.smallest, measured.largest) == ((1, 4), (6, 8))

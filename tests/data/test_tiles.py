@@ -26,7 +26,7 @@ def noise(height, width):
 
 @pytest.mark.parametrize("shape", SIZES)
 def test_a_window_is_decoded_from_the_tiles_it_touches(shape):
-    image, encoded = noise(*shape), records.encode(noise(*shape))
+    image, encoded = noise(*shape), records.encode_tiles(noise(*shape))
     per_row = -(-shape[1] // 16)
     assert len(encoded) == -(-shape[0] // 8) * per_row
     rng = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def test_a_window_is_decoded_from_the_tiles_it_touches(shape):
         # What must not be decoded cannot be.
         readable = [tile if n in touched else b"no image" for n, tile in enumerate(encoded)]
         ends = tf.constant([[top, left], [bottom + 1, right + 1]], tf.int32)
-        window = records.decode(tf.constant(readable), tf.constant(shape), *ends)
+        window = records.decode_window(tf.constant(readable), tf.constant(shape), *ends)
         assert len(window.tiles) == len(touched)
         found = records.pixels(window, *ends)
         np.testing.assert_array_equal(found, image[top : bottom + 1, left : right + 1])

@@ -181,17 +181,19 @@ def test_only_ties_may_differ(net):
     conv = twins.head.classifier.conv
     conv.kernel[...] = conv.kernel[...].at[..., 1].set(conv.kernel[..., 0])
     conv.bias[...] = jnp.asarray([9.0, 9.0, 0.0, 0.0, 0.0])
-    found = exporting.compare(
+    found = exporting.compare_predictions(
         lambda x: label(x) * 0 + 1, *NNXNetwork.of(twins), preprocessing, [images]
     )
     assert found == (32 * 48, 0, 1)
     for wrong in (2, -1, CLASSES):
         with pytest.raises(UserError, match="1536 of 1536 labels are not"):
-            exporting.compare(
+            exporting.compare_predictions(
                 lambda x, w=wrong: label(x) * 0 + w, *NNXNetwork.of(twins), preprocessing, [images]
             )
     with pytest.raises(UserError, match=r"by \(1, 32\) instead of \(1, 32, 48\)"):
-        exporting.compare(lambda x: label(x)[..., 0], *NNXNetwork.of(net), preprocessing, [images])
+        exporting.compare_predictions(
+            lambda x: label(x)[..., 0], *NNXNetwork.of(net), preprocessing, [images]
+        )
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):

@@ -47,20 +47,22 @@ def test_convolutions_and_their_gradients_count_as_xla_counts_them(name):
         jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
     )
     arguments = shape(2, 16, 12, 8), shape(3, 3, 8 // groups, 16)
-    assert profiling.count(convolve, *arguments) == compiled_flops(convolve, *arguments)
+    assert profiling.count_flops(convolve, *arguments) == compiled_flops(convolve, *arguments)
 
     # The gradient multiplies as much again for each argument: as many pairs meet.
     def gradient(x, kernel):
         return jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))(x, kernel)
 
-    assert profiling.count(gradient, *arguments) == 2 * profiling.count(convolve, *arguments)
+    assert profiling.count_flops(gradient, *arguments) == 2 * profiling.count_flops(
+        convolve, *arguments
+    )
 
 
 def test_products_in_loops_count_in_every_round():
     def looped(x, w):
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=7)[0]
 
-    assert profiling.count(looped, shape(4, 8), shape(8, 8)) == 7 * 2 * 4 * 8 * 8
+    assert profiling.count_flops(looped, shape(4, 8), shape(8, 8)) == 7 * 2 * 4 * 8 * 8
     # What XLA's own count makes of it.
     assert compiled_flops(looped, shape(4, 8), shape(8, 8)) < 2 * 2 * 4 * 8 * 8
 
@@ -70,7 +72,7 @@ def test_what_nothing_needs_does_not_count():
         jnp.dot(x, x)
         return x @ x.T
 
-    assert profiling.count(lazy, shape(4, 4)) == 2 * 4**3
+    assert profiling.count_flops(lazy, shape(4, 4)) == 2 * 4**3
 
 
 def compile_sharded(function, *shardings):
@@ -160,7 +162,7 @@ def test_search_finds_the_largest_whatever_it_starts_from(start):
             asked.append(n)
             return n <= limit
 
-        assert estimate.largest(fits, start) == limit
+        assert estimate.largest_batch(fits, start) == limit
         assert len(asked) == len(set(asked)) <= 12
 
 
@@ -189,13 +191,13 @@ def test_every_chip_names_its_sources(chip):
 )
 def test_an_unknown_topology_names_those_that_there_are(name, message):
     with pytest.raises(UserError, match=message):
-        chips.find(name)
+        chips.find_topology(name)
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'kdjax\[tpu\]'"):
-        chips.find("v5e:2x2")
+        chips.find_topology("v5e:2x2")
 
 
 def test_known_sets_have_their_classes():
@@ -328,7 +330,7 @@ def test_the_command_says_what_is_missing(tmp_path):
 def test_a_slice_of_tpus_is_compiled_for():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: kdjax[tpu]")
     config = make_config(cwd=term("cwd"))
-    found = chips.find("v5e:2x2")
+    found = chips.find_topology("v5e:2x2")
     plan = make_plan(config, found, num_classes=5, batch_size=16)
     assert len(found.devices) == 4
     assert plan.memory["batch"] == 4 * 32 * 48 * 4

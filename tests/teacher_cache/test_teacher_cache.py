@@ -30,7 +30,7 @@ from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache import scores
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.precomputed_logits import PrecomputedLogits
-from kdjax.teacher_cache.scores import compact, expand, sample
+from kdjax.teacher_cache.scores import compact_scores, expand_scores, sample_scores
 from kdjax.training.sharding import Placement
 
 RNG = np.random.default_rng(0)
@@ -152,7 +152,7 @@ def reference(scores, size, place, crop_size, grid):
 def test_the_whole_image_sees_the_map_resized(grid):
     scores = RNG.normal(size=(2, 6, 8, 3)).astype(np.float32)
     places = np.array([[48, 64, 0, 0, 0]] * 2)
-    found = sample(scores, np.array([[6, 8]] * 2), places, (48, 64), grid)
+    found = sample_scores(scores, np.array([[6, 8]] * 2), places, (48, 64), grid)
     np.testing.assert_allclose(found, resize(jnp.asarray(scores), grid), rtol=1e-5, atol=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_crops_see_what_the_reference_sees():
     scores = np.zeros((len(sizes), 6, 8, 3), np.float32)
     for row, (height, width) in enumerate(sizes):
         scores[row, :height, :width] = RNG.normal(size=(height, width, 3)) + 5
-    found = sample(scores, np.array(sizes), np.array(places), (32, 32), (4, 8))
+    found = sample_scores(scores, np.array(sizes), np.array(places), (32, 32), (4, 8))
     for row, values in enumerate(zip(scores, sizes, places, strict=True)):
         expected = reference(*values, (32, 32), (4, 8))
         np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-4)
@@ -175,10 +175,10 @@ def test_crops_see_what_the_reference_sees():
 @pytest.mark.parametrize("num_classes", [9, 300])
 def test_the_highest_scores_keep_their_probabilities_and_the_rest_its_mass(num_classes):
     logits = 3 * RNG.normal(size=(2, 5, num_classes)).astype(np.float32)
-    kept = compact(jnp.asarray(logits), 3)
+    kept = compact_scores(jnp.asarray(logits), 3)
     assert kept["classes"].dtype == (jnp.uint8 if num_classes <= 256 else jnp.uint16)
     assert kept["highest"].dtype == kept["rest"].dtype == jnp.bfloat16
-    rebuilt = expand(kept, num_classes)
+    rebuilt = expand_scores(kept, num_classes)
     assert rebuilt.shape == logits.shape
     before, after = (np.asarray(jax.nn.softmax(jnp.float32(x))) for x in (logits, rebuilt))
     order = np.argsort(-logits, -1)
@@ -195,7 +195,9 @@ def test_the_highest_scores_keep_their_probabilities_and_the_rest_its_mass(num_c
 
 def test_all_scores_are_kept_in_bfloat16():
     logits = jnp.asarray(RNG.normal(size=(5, 7)), jnp.float32)
-    np.testing.assert_array_equal(expand(compact(logits, 0), 7), logits.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(
+        expand_scores(compact_scores(logits, 0), 7), logits.astype(jnp.bfloat16)
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 2])
@@ -232,7 +234,9 @@ def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
             np.testing.assert_array_equal(size, logits.shape[:2])
             scores = cached.scores[row, : size[0], : size[1]].astype(np.float32)
             if keep:
-                logits = np.asarray(expand(compact(logits, keep), CLASSES), np.float32)
+                logits = np.asarray(
+                    expand_scores(compact_scores(logits, keep), CLASSES), np.float32
+                )
             np.testing.assert_allclose(scores, logits, rtol=0.02, atol=0.01)
 
 

@@ -40,12 +40,12 @@ class Window(NamedTuple):
 WindowReader = Callable[[tf.Tensor, tf.Tensor], Window]
 
 
-def whole(image: tf.Tensor) -> Window:
+def whole_window(image: tf.Tensor) -> Window:
     """An image `[H, W, 3]` in one tile."""
     return Window(image[None], tf.constant(1), tf.zeros(2, tf.int32))
 
 
-def encode(pixels: UInt8[np.ndarray, "H W 3"]) -> list[bytes]:
+def encode_tiles(pixels: UInt8[np.ndarray, "H W 3"]) -> list[bytes]:
     """PNG tiles, row by row, all of one size: the last ones go on beyond the edge of the image."""
     rows, columns = (-(-size // tile) for size, tile in zip(pixels.shape, TILE, strict=False))
     if rows * columns == 1:
@@ -72,10 +72,10 @@ def window_reader(opened: Opened) -> WindowReader:
 
     def decoded(begin: tf.Tensor, end: tf.Tensor) -> Window:
         del begin, end
-        return whole(opened.pixels)
+        return whole_window(opened.pixels)
 
     def encoded(begin: tf.Tensor, end: tf.Tensor) -> Window:
-        return decode(opened.encoded, tf.shape(opened.label), begin, end)
+        return decode_window(opened.encoded, tf.shape(opened.label), begin, end)
 
     def either(begin: tf.Tensor, end: tf.Tensor) -> Window:
         is_encoded = tf.size(opened.encoded) > 0
@@ -89,11 +89,11 @@ def window_reader(opened: Opened) -> WindowReader:
     return encoded if opened.pixels.shape[0] == 0 else either
 
 
-def decode(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> Window:
+def decode_window(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> Window:
     """Decodes a window of an image.
 
     Args:
-      encoded: one PNG or JPEG file, or the tiles of `encode`: strings `[n]`.
+      encoded: one PNG or JPEG file, or the tiles of `encode_tiles`: strings `[n]`.
       size: height and width of the image, int32 `[2]`.
       begin: the window's first row and column, int32 `[2]`.
       end: the row and the column after its last.
@@ -101,7 +101,7 @@ def decode(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor
 
     def from_file() -> Window:
         image = tf.io.decode_image(encoded[0], channels=3, expand_animations=False)
-        return whole(tf.ensure_shape(image, [None, None, 3]))
+        return whole_window(tf.ensure_shape(image, [None, None, 3]))
 
     window = tf.cond(
         tf.size(encoded) > 1, lambda: _from_tiles(encoded, size, begin, end), from_file

@@ -172,7 +172,9 @@ class InMemoryExamples:
 
         def read_window(begin: tf.Tensor, end: tf.Tensor) -> records.Window:
             image = tf.numpy_function(cut, [fetched, begin, end], tf.uint8)
-            return records.whole(tf.ensure_shape(image, [None, None, 3]))._replace(corner=begin)
+            return records.whole_window(tf.ensure_shape(image, [None, None, 3]))._replace(
+                corner=begin
+            )
 
         label = tf.numpy_function(lambda index: self._labels[index], [fetched], tf.uint8)
         return tf.ensure_shape(label, [None, None]), read_window

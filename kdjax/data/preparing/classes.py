@@ -54,7 +54,7 @@ def builder_folder(name: str) -> pathlib.Path:
 
 
 def _roots() -> list[pathlib.Path]:
-    own, roots = files.folder("datasets"), []
+    own, roots = files.shipped_folder("datasets"), []
     for named in filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
         root = pathlib.Path(named).expanduser().resolve()
         if not root.is_dir():

@@ -83,11 +83,11 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         del kwargs
         self.data_path.mkdir(parents=True, exist_ok=True)
         described = {split: self._write_split(split) for split in self._pairs}
-        prepared.describe(self, described)
+        prepared.write_description(self, described)
 
     def _write_split(self, split: str) -> list[prepared.Note]:
         pairs, size = self._pairs[split], prepared.SHARD_SIZE
-        template = prepared.template(self, split)
+        template = prepared.file_template(self, split)
         count = -(-len(pairs) // size)
         written = []
         for number in range(count):

@@ -49,7 +49,7 @@ class Photo:
             return [self.original]
         from kdjax.data.loading import records
 
-        return records.encode(np.asarray(self.pixels))
+        return records.encode_tiles(np.asarray(self.pixels))
 
 
 def read_photo(file: File, *, upright: bool = False, for_training: bool = False) -> Photo:

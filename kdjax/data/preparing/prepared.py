@@ -95,14 +95,16 @@ def write_note(notes: pathlib.Path, shard: str, note: Note) -> None:
     part.rename(notes / f"{shard}.json")
 
 
-def describe(builder: tfds.core.DatasetBuilder, splits: Mapping[str, Sequence[Note]]) -> None:
+def write_description(
+    builder: tfds.core.DatasetBuilder, splits: Mapping[str, Sequence[Note]]
+) -> None:
     """Writes what TFDS has to know to open the records of `builder`."""
     infos = [
         tfds.core.SplitInfo(
             name=split,
             shard_lengths=[note.examples for note in notes],
             num_bytes=sum(note.num_bytes for note in notes),
-            filename_template=template(builder, split),
+            filename_template=file_template(builder, split),
         )
         for split, notes in splits.items()
     ]
@@ -110,7 +112,7 @@ def describe(builder: tfds.core.DatasetBuilder, splits: Mapping[str, Sequence[No
     builder.info.write_to_directory(builder.data_path)
 
 
-def template(builder: tfds.core.DatasetBuilder, split: str) -> tfds.core.ShardedFileTemplate:
+def file_template(builder: tfds.core.DatasetBuilder, split: str) -> tfds.core.ShardedFileTemplate:
     """How the files of a split are named."""
     return tfds.core.ShardedFileTemplate(
         data_dir=builder.data_path,
@@ -143,7 +145,7 @@ class SplitStatistics:
     std: tuple[float, ...]
 
 
-def measure(dataset: "PreparedSet", split: str) -> SplitStatistics:
+def measure_split(dataset: "PreparedSet", split: str) -> SplitStatistics:
     """Reads and decodes the whole split, once.
 
     Raises:
