@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import traceback
@@ -20,6 +21,8 @@ from kdjax.errors import Preempted, Transient, UserError
 from kdjax.files import may_pass
 from kdjax.ranges import WrongValue
 
+# How the config library names a key that it does not have, and the one that may have been meant.
+_QUOTED, _MEANT = re.compile(r"'(\w+)\\?'"), re.compile(r'Did you mean "(\w+)"')
 # What a disk says that is full or may not be written to,
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 # and what a path says that can be none: a folder for a file, or the reverse; too long a name.
@@ -86,7 +89,7 @@ def _parse(name: str, argv: list[str], words: int) -> list[str]:
         _fail(name, str(error))
     # The config library reports an unknown key by the error of the access that failed.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(name, f"in --config: {error.args[0] if error.args else error}")
+        _fail(name, _unknown_key(str(error.args[0] if error.args else error), argv))
     _check_given(name)
     if extra := rest[1 + words :]:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
@@ -96,6 +99,19 @@ def _parse(name: str, argv: list[str], words: int) -> list[str]:
             "in quotes), and one that is true or false takes that behind =, as --flag=false",
         )
     return rest
+
+
+def _unknown_key(said: str, argv: list[str]) -> str:
+    """What the config library says of a flag of --config, with the flag and in words."""
+    quoted = _QUOTED.search(said)
+    if not quoted:
+        return f"in --config: {said}"
+    key = quoted[1]
+    flag = next((word for word in argv if f".{key}" in word.partition("=")[0]), "--config")
+    where = f'in --config: {flag.partition("=")[0]}: there is no "{key}"'
+    if meant := _MEANT.search(said):
+        return f'{where}. Did you mean "{meant[1]}"?'
+    return f"{where}; what has a name of its own, as a term, is added in the config file"
 
 
 def _check_given(name: str) -> None:

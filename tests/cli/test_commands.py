@@ -25,6 +25,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
             'kdjax.train: error: in --config: .*Did you mean "learning_rate"',
         ),
         (
+            ["train", "--config=configs/quickstart.py", "--config.terms.cwd.weight=1"],
+            'kdjax.train: error: in --config: --config.terms.cwd.weight: there is no "cwd"; .* file',
+        ),
+        (
             ["train", "--config=configs/quickstart.py", "--config.steps=many"],
             "kdjax.train: error: flag --config.steps=many: .*; see --help",
         ),
