@@ -196,13 +196,7 @@ class Images:
 
         return pipeline.train_batches(
             self._source if self.cache.place == "none" else self.in_memory,
-            batch_size=self._options.batch_size,
-            seed=seed,
-            start_step=first_step,
-            num_steps=steps,
-            options=self.augment_options(**views),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self._batches_of(first_step, steps, seed, views),
         )
 
     def index_batches(
@@ -212,14 +206,22 @@ class Images:
         return sampler.index_batches(
             self._source.lengths,
             self._source.weights,
-            batch_size=self._options.batch_size,
-            seed=seed,
-            start_step=first_step,
-            num_steps=steps,
-            options=self.augment_options(**views),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self._batches_of(first_step, steps, seed, views),
         )
+
+    def _batches_of(
+        self, first_step: int, steps: int, seed: int, views: Mapping[str, bool]
+    ) -> dict[str, Any]:
+        """Which batches these are, in the words of `kdjax.data.loading`."""
+        return {
+            "batch_size": self._options.batch_size,
+            "seed": seed,
+            "start_step": first_step,
+            "num_steps": steps,
+            "options": self.augment_options(**views),
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
 
     def eval_batches(
         self,

@@ -4,7 +4,7 @@ Prepared sets (`kdjax.data.preparing.prepared`) and sets of a user's own (`kdjax
 it alike.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +13,24 @@ from jaxtyping import UInt8
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.loading.records import WindowReader
+
+class Window(NamedTuple):
+    """A part of an image, in tiles that lie side by side.
+
+    Attributes:
+      tiles: uint8 `[n, h, w, 3]`, row by row.
+      per_row: how many tiles lie in a row, int32.
+      corner: row and column of the image at which the first tile begins, int32 `[2]`.
+    """
+
+    tiles: "tf.Tensor"
+    per_row: "tf.Tensor"
+    corner: "tf.Tensor"
+
+
+# Decodes a part of an image that holds all from `begin` to before `end`, each int32 `[2]`, a row
+# and a column.
+WindowReader = Callable[["tf.Tensor", "tf.Tensor"], Window]
 
 
 class Opened(NamedTuple):

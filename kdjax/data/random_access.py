@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kdjax.classes import IGNORE_LABEL, LabelTable
-from kdjax.data.interface import Opened
+from kdjax.data.interface import Opened, WindowReader
 from kdjax.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kdjax.data.loading.records import WindowReader
 
 _THREADS = 4  # that read examples for evaluation
 _AHEAD = 8  # examples that are read before they are needed

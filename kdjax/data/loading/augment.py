@@ -8,6 +8,7 @@ import functools
 
 from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf
+from kdjax.data.interface import Window, WindowReader
 from kdjax.data.loading.augmentation import (
     CROP_TRIES,
     IMAGE_PADDING,
@@ -15,7 +16,6 @@ from kdjax.data.loading.augmentation import (
     AugmentOptions,
     Draws,
 )
-from kdjax.data.loading.records import Window, WindowReader
 
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 

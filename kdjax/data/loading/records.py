@@ -6,7 +6,7 @@ import pathlib
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -14,30 +14,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kdjax.data._tensorflow import reason, tf, traced_as_written
-from kdjax.data.interface import Opened
+from kdjax.data.interface import Opened, Window, WindowReader
 from kdjax.errors import UserError
 
 # Height and width. Smaller tiles decode less beside the window, but cost more calls and more bytes.
 TILE = (64, 256)
-
-
-class Window(NamedTuple):
-    """A part of an image, in tiles that lie side by side.
-
-    Attributes:
-      tiles: uint8 `[n, h, w, 3]`, row by row.
-      per_row: how many tiles lie in a row, int32.
-      corner: row and column of the image at which the first tile begins, int32 `[2]`.
-    """
-
-    tiles: tf.Tensor
-    per_row: tf.Tensor
-    corner: tf.Tensor
-
-
-# Decodes a part of an image that holds all from `begin` to before `end`, each int32 `[2]`, a row
-# and a column.
-WindowReader = Callable[[tf.Tensor, tf.Tensor], Window]
 
 
 def whole_window(image: tf.Tensor) -> Window:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from kdjax.classes import IGNORE_LABEL
-from kdjax.data.interface import Split
+from kdjax.data.interface import Split, WindowReader
 from kdjax.data.loading.augmentation import IMAGE_PADDING
 
 
@@ -115,8 +115,6 @@ class Mixture:
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-    from kdjax.data.loading.records import WindowReader
 
 
 class InMemoryExamples:
