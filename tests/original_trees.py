@@ -34,7 +34,7 @@ def committed(name):
     """Class id by label value, names and colours, by the committed table."""
     rows = rows_of(name)
     ids = {int(row[0]): number for number, row in enumerate(rows)}
-    return ids, [row[1] for row in rows], [[int(value) for value in row[2:]] for row in rows]
+    return ids, [row[1] for row in rows], [[int(value) for value in row[2:5]] for row in rows]
 
 
 # Files of the original form, by path.

@@ -392,7 +392,7 @@ def test_a_run_continues_bit_for_bit(module, tmp_path, monkeypatch):
     config.data.update({"cache": "none", "eval_batch_size": 8})
     config.student.update(configuration.network("tiny", width=4))
     config.data.options = ConfigDict({"seed": 3})
-    how = {"label": "own", "method": "student", "role": "student"}
+    how = {"name": "own", "method": "student", "role": "student"}
     train(config, str(tmp_path / "whole"), **how)
     real = Images.train_batches
 

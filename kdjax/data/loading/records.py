@@ -292,8 +292,7 @@ def _png_size(png: bytes) -> tuple[int, int]:
     return height, width
 
 
-# Traced once, and not in each of the pipelines that an evaluation or a picture begins anew.
-@tf.function(input_signature=(tf.TensorSpec([], tf.string),), autograph=False)
+@traced_as_written
 def decode_example(record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
     name, opened = _opened(record)
