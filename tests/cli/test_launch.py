@@ -164,9 +164,11 @@ def test_local_does_not_join_who_has_the_port(tmp_path):
 CHILD = """
 import os, signal, time
 from kdjax import processes
-signal.signal(signal.SIGTERM, lambda *_: (print("asked", os.getpid(), flush=True), os._exit(75)))
+def say(word):
+    os.write(1, f"{word} {os.getpid()}\\n".encode())  # a signal may come in the middle of `print`
+signal.signal(signal.SIGTERM, lambda *_: (say("asked"), os._exit(75)))
 processes.end_with_parent()
-print("runs", os.getpid(), flush=True)
+say("runs")
 time.sleep(100)
 """
 
