@@ -16,7 +16,8 @@ from absl import flags
 
 from kdjax import config as configuration
 from kdjax.classes import IGNORE_LABEL
-from kdjax.cli import command, config_flag
+from kdjax.cli import command
+from kdjax.cli.flags import ConfigFlag
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
@@ -29,14 +30,14 @@ from kdjax.training.sharding import Placement
 
 # Any term that reads scores alone would do.
 NO_TERMS = Distiller({}, student={})
-CONFIG = config_flag.define()
+CONFIG = ConfigFlag()
 SCALES = flags.DEFINE_list("scales", ["0.5", "0.75", "1", "1.5", "2"], "Of the images cropped.")
 BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    options = configuration.read(config_flag.read(CONFIG))
+    options = configuration.read(CONFIG.read())
     teacher = TrainedNetwork.load(options.teacher.checkpoint)
     images = Images(options.data)
     said = NetworkScores(options, images, teacher)

@@ -19,9 +19,9 @@ import numpy as np
 from absl import app, flags
 
 from kdjax.data._tensorflow import tf
-from kdjax.data.loading import pipeline, sampler
-from kdjax.data.loading.augmentation import AugmentOptions
+from kdjax.data.loading import pipeline, sampling
 from kdjax.data.loading.device_augment import augment_batch
+from kdjax.data.loading.sampling import AugmentOptions
 from kdjax.data.loading.sources import InMemoryExamples
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", 1)
@@ -97,7 +97,7 @@ def _jax(examples: InMemoryExamples, options: AugmentOptions) -> Iterator[dict[s
     crops: Callable[..., Any] = jax.jit(
         lambda arrays, indices, draws: augment_batch(arrays, indices, draws, options)
     )
-    for batch in sampler.index_batches(
+    for batch in sampling.index_batches(
         examples.lengths,
         examples.weights,
         batch_size=BATCH_SIZE,

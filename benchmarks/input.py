@@ -26,8 +26,8 @@ from kdjax.data._tensorflow import tf
 from kdjax.data.interface import Source
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.augment import augment, distort
-from kdjax.data.loading.augmentation import AugmentOptions, Draws, draw
 from kdjax.data.loading.records import Records, decode_example, whole_window
+from kdjax.data.loading.sampling import AugmentOptions, Draws, draw
 from kdjax.data.loading.sources import InMemoryExamples
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)

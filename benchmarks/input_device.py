@@ -20,9 +20,8 @@ from absl import app, flags
 from flax import nnx
 
 from kdjax import models
-from kdjax.data.loading.augmentation import AugmentOptions
 from kdjax.data.loading.device_augment import augment_batch
-from kdjax.data.loading.sampler import index_batches
+from kdjax.data.loading.sampling import AugmentOptions, index_batches
 from kdjax.data.loading.sources import InMemoryExamples
 from kdjax.losses import upsampled_cross_entropy
 from kdjax.models.outputs import IMAGENET

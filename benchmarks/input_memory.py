@@ -13,7 +13,7 @@ from absl import app, flags
 
 from benchmarks import made_up
 from kdjax.data.loading import pipeline
-from kdjax.data.loading.augmentation import AugmentOptions
+from kdjax.data.loading.sampling import AugmentOptions
 
 GIGABYTES = flags.DEFINE_float("gigabytes", 2.0, "Size of the records.", 0.1)
 BATCHES = flags.DEFINE_integer("batches", 300, "How many are read.", 1)

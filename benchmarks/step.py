@@ -21,7 +21,8 @@ from absl import flags
 from benchmarks import rounds
 from kdjax import config as configuration
 from kdjax import models
-from kdjax.cli import command, config_flag
+from kdjax.cli import command
+from kdjax.cli.flags import ConfigFlag
 from kdjax.comparison.sweep import in_order
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
@@ -33,7 +34,7 @@ from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_ste
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork
 
-CONFIG = config_flag.define()
+CONFIG = ConfigFlag()
 ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds after the first, which compiles.", 1)
 WARM_UP_BATCHES = 20
 INPUT_SECONDS = 10
@@ -41,7 +42,7 @@ INPUT_SECONDS = 10
 
 def main(argv: list[str]) -> None:
     del argv
-    options = configuration.read(config_flag.read(CONFIG))
+    options = configuration.read(CONFIG.read())
     images = Images(options.data)
     print(f"Images/s of the input pipeline alone: {input_rate(images):.0f}\n")
 

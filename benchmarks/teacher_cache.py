@@ -24,7 +24,8 @@ from absl import flags
 
 from benchmarks import rounds
 from kdjax import config as configuration
-from kdjax.cli import command, config_flag
+from kdjax.cli import command
+from kdjax.cli.flags import ConfigFlag
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
@@ -42,14 +43,14 @@ from kdjax.teacher_cache.scores import ScoreFiles
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork
 
-CONFIG = config_flag.define()
+CONFIG = ConfigFlag()
 ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 1)
 KEEP = flags.DEFINE_integer("keep", 3, "Scores of each cell in the smaller cache.", 1)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    options = configuration.read(config_flag.read(CONFIG))
+    options = configuration.read(CONFIG.read())
     images, teacher = Images(options.data), TrainedNetwork.load(options.teacher.checkpoint)
     student, variables, _ = make_student(options, images.class_names, images.palette)
     distiller = assemble_distiller(

@@ -6,12 +6,13 @@ python -m kdjax.compare --config configs/X.py --workdir DIR [--seeds 0,1,2] [--p
 from absl import flags
 
 from kdjax import environment, processes
-from kdjax.cli import command, config_flag
+from kdjax.cli import command
+from kdjax.cli.flags import ConfigFlag
 from kdjax.comparison.compare import compare
 from kdjax.errors import UserError
 from kdjax.log import logger
 
-_CONFIG = config_flag.define()
+_CONFIG = ConfigFlag()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -28,7 +29,7 @@ _PROCESSES = processes.define_flags()
 def main(argv: list[str]) -> None:
     """Trains what is missing, prints the tables and writes the report."""
     del argv
-    config = config_flag.read(_CONFIG)
+    config = _CONFIG.read()
     seeds = None if _SEEDS.value is None else _integers(_SEEDS.value)
     processes.join(_PROCESSES)
     environment.enable_compilation_cache()

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from kdjax import files, names
 from kdjax.errors import UserError
-from kdjax.ranges import KINDS, WrongValue
+from kdjax.sections import KINDS, WrongValue
 
 FUNCTION = "get_config"
 _OWN = "configs"

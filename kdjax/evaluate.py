@@ -7,7 +7,8 @@ python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
 from absl import flags
 
 from kdjax import environment, processes
-from kdjax.cli import command, shared_flags
+from kdjax.cli import command
+from kdjax.cli.flags import InferenceFlags
 from kdjax.log import logger
 from kdjax.runs.evaluate import evaluate
 
@@ -22,6 +23,7 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where the run's data set is now, if that is no longer where it was."
 )
 _PROCESSES = processes.define_flags()
+_INFERENCE = InferenceFlags()
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> None:
         split=_SPLIT.value,
         checkpoint=_CHECKPOINT.value,
         data_dir=_DATA_DIR.value,
-        **shared_flags.options(),
+        **_INFERENCE.options(),
     )
     logger.info(found)
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kdjax.errors import UserError
-from kdjax.ranges import WrongValue
+from kdjax.sections import WrongValue
 
 SEPARATOR = ":"
 MAIN = "__main__"

@@ -12,7 +12,8 @@ import pathlib
 import jax
 from absl import flags
 
-from kdjax.cli import command, config_flag
+from kdjax.cli import command
+from kdjax.cli.flags import ConfigFlag
 from kdjax.config import Config
 from kdjax.data.preparing.classes import known_classes
 from kdjax.errors import UserError
@@ -21,7 +22,7 @@ from kdjax.planning import chips, estimate, tables
 from kdjax.planning.chips import Topology
 from kdjax.planning.estimate import Plan, make_plan
 
-_CONFIG = config_flag.define()
+_CONFIG = ConfigFlag()
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, 'A slice as v5e:4x4, or "local" for the devices of this machine.'
 )
@@ -36,7 +37,7 @@ _JSON = flags.DEFINE_string("json", None, "A file to write the plan to.")
 def main(argv: list[str]) -> None:
     """Prints the plan and writes it as JSON."""
     del argv
-    config = config_flag.read(_CONFIG)
+    config = _CONFIG.read()
     if _TOPOLOGY.value is None:
         raise UserError("--topology is missing, as in --topology v5e:4x4 or --topology local")
     output = pathlib.Path(_JSON.value) if _JSON.value else None

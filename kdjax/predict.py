@@ -10,7 +10,8 @@ how long it took. Photos are turned as their camera noted. Nothing that is there
 from absl import flags
 
 from kdjax import environment
-from kdjax.cli import command, shared_flags
+from kdjax.cli import command
+from kdjax.cli.flags import InferenceFlags
 from kdjax.runs.evaluate import predict
 
 _WORKDIR = flags.DEFINE_string(
@@ -30,6 +31,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images labelled at once; by default one on every device.", lower_bound=1
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
+_INFERENCE = InferenceFlags()
 
 
 def main(argv: list[str]) -> None:
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> None:
         opacity=_OPACITY.value,
         batch_size=_BATCH_SIZE.value,
         overwrite=_OVERWRITE.value,
-        **shared_flags.options(),
+        **_INFERENCE.options(),
     )
     print(timing)
 

@@ -8,12 +8,13 @@ python -m kdjax.train --config configs/X.py --workdir DIR [--config.key=value ..
 from absl import flags
 
 from kdjax import environment, processes
-from kdjax.cli import command, config_flag
+from kdjax.cli import command
+from kdjax.cli.flags import ConfigFlag
 from kdjax.log import RunLogger
 from kdjax.runs.train import train
 from kdjax.training import profiling
 
-_CONFIG = config_flag.define()
+_CONFIG = ConfigFlag()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is written; one that is there is continued.", required=True
 )
@@ -24,7 +25,7 @@ _PROCESSES = processes.define_flags()
 def main(argv: list[str]) -> None:
     """Trains, or continues, and says where the student and the report are."""
     del argv
-    config = config_flag.read(_CONFIG)
+    config = _CONFIG.read()
     profile = profiling.steps_of(_PROFILE.value) if _PROFILE.value else None
     processes.join(_PROCESSES)
     environment.enable_compilation_cache()

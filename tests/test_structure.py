@@ -15,7 +15,7 @@ from kdjax import distillation, losses
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # What a room may import, beside itself and the files at the top that are no rooms (errors, names,
-# ranges, files, processes, ...): some of the rooms above it, as CONTRIBUTING.md lists them.
+# sections, files, processes, ...): some of the rooms above it, as CONTRIBUTING.md lists them.
 CORE = {"losses", "distillation", "models", "training"}
 ROOMS = {
     "losses": set(),
@@ -114,7 +114,7 @@ def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
 
 def test_examples_in_memory_need_no_tensorflow():
     loaded = loaded_by(
-        "import kdjax.data.loading.sources, kdjax.data.loading.sampler, kdjax.runs.assembly"
+        "import kdjax.data.loading.sources, kdjax.data.loading.sampling, kdjax.runs.assembly"
     )
     assert not loaded & {"tensorflow", "tensorflow_datasets", "array_record"}
 

@@ -19,7 +19,7 @@ from absl import logging as absl_logging
 from kdjax import config_file, processes
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.files import may_pass
-from kdjax.ranges import WrongValue
+from kdjax.sections import WrongValue
 
 # How the config library names a key that it does not have, and the one that may have been meant.
 _QUOTED, _MEANT = re.compile(r"'(\w+)\\?'"), re.compile(r'Did you mean "(\w+)"')

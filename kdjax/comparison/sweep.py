@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from kdjax import names, processes, ranges
+from kdjax import names, processes, sections
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
 from kdjax.comparison.tuning import EQUAL_TIME, PLAIN, Setting, TuningResult
@@ -71,7 +71,7 @@ def compare(
       Transient: when what did not end well may be tried again.
     """
     _check(config, seeds)
-    ranges.check_number("parallel", parallel, ranges.COUNT)
+    sections.check_number("parallel", parallel, sections.COUNT)
     if data is not None and parallel > 1:
         raise UserError(
             "data is an object, which the processes of parallel runs cannot be given; name it in "
@@ -142,7 +142,7 @@ def in_order(methods: Config) -> list[tuple[str, Config]]:
 def _check(config: Config, seeds: Sequence[int]) -> None:
     validate(config)
     for seed in seeds:
-        ranges.check_number("--seeds", seed, ranges.SEED)
+        sections.check_number("--seeds", seed, sections.SEED)
     if not config.compare.methods:
         raise UserError("config.compare.methods is empty; name a method, as {'plain': {}}")
     for name in config.compare.methods:

@@ -12,9 +12,8 @@ import numpy as np
 
 from kdjax.classes import differing_class
 from kdjax.data.interface import SegmentationSet
-from kdjax.data.loading import sampler
-from kdjax.data.loading.augmentation import AugmentOptions
-from kdjax.data.loading.sampler import count_shapes
+from kdjax.data.loading import sampling
+from kdjax.data.loading.sampling import AugmentOptions, count_shapes
 from kdjax.data.options import CropOptions, DataOptions, ExtraSet
 from kdjax.errors import UserError
 
@@ -203,7 +202,7 @@ class Images:
         self, *, first_step: int, steps: int, seed: int, **views: bool
     ) -> Iterator[Mapping[str, Any]]:
         """As `train_batches`, for examples that lie on the devices: their indices and draws."""
-        return sampler.index_batches(
+        return sampling.index_batches(
             self._source.lengths,
             self._source.weights,
             **self._batches_of(first_step, steps, seed, views),

@@ -22,7 +22,7 @@ from kdjax.data.preparing.prepared import (
     open_directory,
 )
 from kdjax.errors import UserError
-from kdjax.ranges import WrongValue
+from kdjax.sections import WrongValue
 
 
 def open_set(

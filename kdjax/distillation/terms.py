@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdjax import names, ranges
+from kdjax import names, sections
 from kdjax.distillation.builtin import LOSSES
 from kdjax.distillation.loss import SCHEDULES, SIDES, Loss, loss_class
 from kdjax.names import did_you_mean
-from kdjax.ranges import WrongValue
+from kdjax.sections import WrongValue
 
 # Metrics that every run logs; a term's value is logged by the term's name.
 RESERVED = ("loss", "cross_entropy", "auxiliary_cross_entropy", "learning_rate", "gradient_norm")
@@ -71,7 +71,7 @@ def make_loss(where: str, entry: Any) -> Loss:
             raise WrongValue(f"{where}.{key}", f'is "{value}": {did_you_mean(str(value), choices)}')
     # Below zero, a term would be maximised.
     for key in ("weight", "final_weight", "learning_rate"):
-        ranges.check_number(f"{where}.{key}", getattr(loss, key), ranges.NOT_NEGATIVE)
+        sections.check_number(f"{where}.{key}", getattr(loss, key), sections.NOT_NEGATIVE)
     return loss
 
 
@@ -103,10 +103,10 @@ def _check_options(where: str, name: str, kind: type[Loss], given: Mapping[str, 
             raise WrongValue(f"{where}.{key}", f"is no key of {name}: {did_you_mean(key, known)}")
         if key in SIDES:
             _check_names(f"{where}.{key}", value, defaults[key])
-        elif type(defaults.get(key)) in ranges.KINDS:
-            ranges.check_type(f"{where}.{key}", value, defaults[key])
+        elif type(defaults.get(key)) in sections.KINDS:
+            sections.check_type(f"{where}.{key}", value, defaults[key])
         if isinstance(value, float):
-            ranges.check_number(f"{where}.{key}", value, ranges.FINITE)
+            sections.check_number(f"{where}.{key}", value, sections.FINITE)
 
 
 def _check_names(key: str, value: Any, default: Any) -> None:

@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from kdjax.data.loading.augmentation import IMAGE_PADDING
-from kdjax.data.loading.sampler import BatchIndices, batch_by_size
+from kdjax.data.loading.sampling import IMAGE_PADDING, BatchIndices, batch_by_size
 from kdjax.data.preparing.image_io import read_photo, upright_size
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
@@ -202,7 +201,7 @@ def predict_files(
       files: from `find_images`.
       output: the folder of the legend.
       batch_size: images predicted at once, on all devices together.
-      pad_to: as `kdjax.data.loading.sampler.batch_by_size` takes it.
+      pad_to: as `kdjax.data.loading.sampling.batch_by_size` takes it.
       values: what stands for each class in the label maps; None for its number.
       opacity: of the colours over the image, 0 to 1.
 

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from kdjax import ranges
-from kdjax.ranges import WrongValue
-from kdjax.sections import Section
+from kdjax import sections
+from kdjax.sections import Section, WrongValue
 
 # That networks compute in; their parameters are float32.
 Dtype = Literal["float32", "bfloat16"]
@@ -18,7 +17,7 @@ class NetworkOptions(Section):
     """A network by name."""
 
     name: str = ""  # one of kdjax's, or "package.module:factory"
-    width: Annotated[int, ranges.WIDTH] = 64  # channels of the first stage; 64 as published
+    width: Annotated[int, sections.WIDTH] = 64  # channels of the first stage; 64 as published
     dtype: Dtype = "float32"  # that it computes in
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of it
 
@@ -60,8 +59,10 @@ class TeacherOptions(NetworkOptions):
     # for every training image: the cache is made from these, and no teacher network is needed.
     logits: str = ""
     # Highest scores kept of each cell, beside one for the rest; 0 for all.
-    cache_classes: Annotated[int, ranges.COUNT_OR_ZERO] = 0
-    min_miou: Annotated[float, ranges.SHARE] = 0.0  # refuse one below this on the validation split
+    cache_classes: Annotated[int, sections.COUNT_OR_ZERO] = 0
+    min_miou: Annotated[float, sections.SHARE] = (
+        0.0  # refuse one below this on the validation split
+    )
 
     def __post_init__(self) -> None:
         """Checks also that given scores go with the rest."""

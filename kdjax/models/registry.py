@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from kdjax import names, ranges
+from kdjax import names, sections
 from kdjax.errors import UserError
 from kdjax.models.heads import FCNHead, PyramidHead
 from kdjax.models.hrnet import VARIANTS, HRNet
@@ -39,7 +39,7 @@ from kdjax.models.segmenter import (
     segformer_linear,
 )
 from kdjax.models.swin import SwinTransformer
-from kdjax.ranges import WrongValue
+from kdjax.sections import WrongValue
 
 
 class Family(NamedTuple):
@@ -234,7 +234,7 @@ def find(
     found = names.resolve("network", name, NETWORKS, asked_by=f"{where}.name")
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
-    ranges.check_number(f"{where}.width", width, ranges.WIDTH)
+    sections.check_number(f"{where}.width", width, sections.WIDTH)
     if dtype not in DTYPES:
         raise WrongValue(f"{where}.dtype", f'is "{dtype}"; it must be {" or ".join(DTYPES)}')
     settings = {"width": width, "auxiliary": auxiliary, "dtype": dtype}

@@ -46,7 +46,7 @@ from kdjax.models.network import (
 )
 from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.models.registry import make_network
-from kdjax.ranges import with_tuples
+from kdjax.sections import with_tuples
 
 FORMAT = 3  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from kdjax import ranges
+from kdjax import sections
 from kdjax.config import read
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
@@ -225,9 +225,9 @@ def predict(
       UserError: where there is no network or no image, for options that make no sense, and when
         something would be replaced. Images that are damaged are named when all others are done.
     """
-    ranges.check_number("opacity", opacity, ranges.SHARE)
+    sections.check_number("opacity", opacity, sections.SHARE)
     if batch_size is not None:
-        ranges.check_number("batch_size", batch_size, ranges.COUNT)
+        sections.check_number("batch_size", batch_size, sections.COUNT)
     files = Workdir(workdir)
     crop_size = files.read_config().data.crop_size if files.config.exists() else None
     inference = make_inference(mode, window, stride, scales, flip, crop_size=crop_size)

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import PyTree
 
 from kdjax import names
-from kdjax.ranges import WrongValue
+from kdjax.sections import WrongValue
 from kdjax.training.options import OptimizerOptions
 
 # How many paths a message shows.

@@ -272,11 +272,12 @@ def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_pa
     path.write_text("\n".join([*lines, '    mine.data.name = "my:Set"', "    return mine", ""]))
     code = """
 import sys
-from kdjax.cli import command, config_flag
-from kdjax.ranges import WrongValue
-holder = config_flag.define()
+from kdjax.cli import command
+from kdjax.cli.flags import ConfigFlag
+from kdjax.sections import WrongValue
+holder = ConfigFlag()
 def main(argv):
-    config_flag.read(holder)
+    holder.read()
     raise WrongValue("config.data.name", "names nothing")
 command.run(main)
 """

@@ -16,9 +16,8 @@ from kdjax.comparison.sweep import compare
 from kdjax.config import RunOptions
 from kdjax.errors import UserError
 from kdjax.planning.program import make_program
-from kdjax.ranges import LARGEST
 from kdjax.runs.run import train
-from kdjax.sections import choices_of, range_of, section_of
+from kdjax.sections import LARGEST, choices_of, range_of, section_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -406,13 +405,13 @@ def test_a_value_is_the_files_or_a_flags(tmp_path):
     code = f"""
 import sys
 from absl import flags
-from kdjax.cli import config_flag
-holder = config_flag.define()
+from kdjax.cli.flags import ConfigFlag
+holder = ConfigFlag()
 for more in ([], ["--config.steps=-3"]):
     sys.argv = ["x", "--config={path}", *more]
     flags.FLAGS(sys.argv)
     try:
-        config_flag.read(holder)
+        holder.read()
     except Exception as error:
         print(error)
 """

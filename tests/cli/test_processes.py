@@ -17,7 +17,7 @@ from jax import numpy as jnp
 
 from kdjax import processes
 from kdjax.data import sets
-from kdjax.data.loading.sampler import batch_by_size
+from kdjax.data.loading.sampling import batch_by_size
 from kdjax.errors import Transient, UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.training.sharding import Placement

@@ -10,7 +10,7 @@ from made_up_images import noise
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading import records
 from kdjax.data.loading.augment import augment, distort
-from kdjax.data.loading.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.loading.sampling import IMAGE_PADDING, AugmentOptions, Draws, draw
 
 PLAIN = AugmentOptions(
     (16, 24), scale_range=(1, 1), max_class_share=1, flip=False, photometric=False

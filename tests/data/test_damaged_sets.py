@@ -10,7 +10,7 @@ from PIL import Image
 
 from kdjax.data import sets
 from kdjax.data.loading import pipeline, sources
-from kdjax.data.loading.augmentation import AugmentOptions
+from kdjax.data.loading.sampling import AugmentOptions
 from kdjax.data.preparing import image_io, prepared
 from kdjax.errors import UserError
 

@@ -8,8 +8,7 @@ from PIL import Image
 from kdjax.data import sets
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline
-from kdjax.data.loading.augmentation import IMAGE_PADDING, AugmentOptions
-from kdjax.data.loading.sampler import example_indices
+from kdjax.data.loading.sampling import IMAGE_PADDING, AugmentOptions, example_indices
 from kdjax.data.preparing.builder import find_builder
 from kdjax.errors import UserError
 

@@ -9,9 +9,8 @@ import pytest
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.augment import augment
-from kdjax.data.loading.augmentation import AugmentOptions, Draws, draw
 from kdjax.data.loading.device_augment import augment_batch
-from kdjax.data.loading.sampler import index_batches
+from kdjax.data.loading.sampling import AugmentOptions, Draws, draw, index_batches
 from kdjax.data.loading.sources import InMemoryExamples
 from kdjax.errors import UserError
 from kdjax.runs.assembly import prefetch

@@ -15,7 +15,7 @@ from kdjax.config import extra_set
 from kdjax.data import Dataset, sets
 from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
-from kdjax.data.loading.augmentation import AugmentOptions
+from kdjax.data.loading.sampling import AugmentOptions
 from kdjax.errors import UserError
 from kdjax.runs.assembly import make_input_pipeline
 from kdjax.runs.run import train

@@ -10,7 +10,7 @@ from PIL import Image
 from kdjax.data import sets
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline, records
-from kdjax.data.loading.augmentation import AugmentOptions
+from kdjax.data.loading.sampling import AugmentOptions
 
 SIZES = [(20, 30), (16, 48), (8, 16), (41, 17)]
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from kdjax import models
-from kdjax.data.loading.augmentation import IMAGE_PADDING
+from kdjax.data.loading.sampling import IMAGE_PADDING
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import Scores, confusion_matrix

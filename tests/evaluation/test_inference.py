@@ -11,8 +11,8 @@ from absl.testing import flagsaver
 from flax import nnx
 
 from kdjax import models
-from kdjax.cli import shared_flags
-from kdjax.data.loading.sampler import batch_by_size
+from kdjax.cli.flags import InferenceFlags
+from kdjax.data.loading.sampling import batch_by_size
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import Inference, class_scores, make_inference, padding, scaled
@@ -215,11 +215,14 @@ def test_images_without_pixels_at_a_scale_are_refused(size, scale, message):
     inference.check_size((50, 50))
 
 
+FLAGS = InferenceFlags()
+
+
 def flags_of(given, crop_size=(64, 96)):
     """What a command line of these flags asks for."""
     flags.FLAGS.mark_as_parsed()
     with flagsaver.as_parsed(**given):
-        given = shared_flags.options()
+        given = FLAGS.options()
     pad_to = padding(given["mode"], given.pop("pad_to"), whole=1)
     return make_inference(**given, crop_size=crop_size), pad_to
 

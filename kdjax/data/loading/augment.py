@@ -9,7 +9,7 @@ import functools
 from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf
 from kdjax.data.interface import Window, WindowReader
-from kdjax.data.loading.augmentation import (
+from kdjax.data.loading.sampling import (
     CROP_TRIES,
     IMAGE_PADDING,
     WEIGHT_BITS,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kdjax.classes import IGNORE_LABEL
-from kdjax.data.loading.augmentation import (
+from kdjax.data.loading.sampling import (
     CROP_TRIES,
     IMAGE_PADDING,
     WEIGHT_BITS,

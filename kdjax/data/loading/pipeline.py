@@ -15,9 +15,17 @@ from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf, traced_as_written
 from kdjax.data.interface import SegmentationSet, Source
 from kdjax.data.loading.augment import augment
-from kdjax.data.loading.augmentation import IMAGE_PADDING, AugmentOptions, Draws, draw
 from kdjax.data.loading.records import explained
-from kdjax.data.loading.sampler import BatchIndices, batch_by_size, example_indices, rows_of_process
+from kdjax.data.loading.sampling import (
+    IMAGE_PADDING,
+    AugmentOptions,
+    BatchIndices,
+    Draws,
+    batch_by_size,
+    draw,
+    example_indices,
+    rows_of_process,
+)
 from kdjax.errors import UserError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kdjax.classes import IGNORE_LABEL
 from kdjax.data.interface import Split, WindowReader
-from kdjax.data.loading.augmentation import IMAGE_PADDING
+from kdjax.data.loading.sampling import IMAGE_PADDING
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from kdjax import names
 from kdjax.classes import IGNORE_LABEL, distinct_colors
 from kdjax.data.preparing.classes import builder_folder
 from kdjax.errors import UserError
-from kdjax.ranges import WrongValue
+from kdjax.sections import WrongValue
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
