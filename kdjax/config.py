@@ -3,7 +3,7 @@
 A config file (`configs/*.py`) starts from `default()`, sets what differs and returns it; any leaf
 can be overridden on the command line as `--config.optimizer.learning_rate=0.02`. Each section is a
 dataclass, and stands with its defaults in the room that uses it: `kdjax/data/options.py`,
-`kdjax/models/options.py`, `kdjax/training/options.py`, and here what belongs to a run as a whole.
+`kdjax/models/options.py`, the files of `kdjax/training`, and here what belongs to a run as a whole.
 """
 
 import dataclasses
@@ -25,7 +25,9 @@ from kdjax.models.registry import find as find_network
 from kdjax.names import did_you_mean
 from kdjax.sections import Section, WrongValue, section_of
 from kdjax.training import optimizer as optimizers
-from kdjax.training.options import LossOptions, MeshOptions, OptimizerOptions
+from kdjax.training.optimizer import OptimizerOptions
+from kdjax.training.sharding import MeshOptions
+from kdjax.training.step import LossOptions
 
 # A config as it is written and stored: a ConfigDict, of which type checkers know nothing, since its
 # keys are set at run time (and locked by `default`). `read` makes typed sections of it.

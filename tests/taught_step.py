@@ -9,8 +9,7 @@ from kdjax import models
 from kdjax.distillation import Distiller
 from kdjax.models.network import NNXNetwork, trace_maps
 from kdjax.models.outputs import IMAGENET
-from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
-from kdjax.training.options import OptimizerOptions
+from kdjax.training.optimizer import OptimizerOptions, learning_rate_schedule, make_optimizer
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 
 STEPS = 10

@@ -1,38 +1,75 @@
 """The optimizer and its learning rate, by name; which parameters decay, and which learn faster."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import optax
 from jaxtyping import PyTree
 
-from kdjax import names
-from kdjax.sections import WrongValue
-from kdjax.training.options import OptimizerOptions
-
-# How many paths a message shows.
-SHOWN = 5
+from kdjax import names, sections
+from kdjax.sections import Section, WrongValue
 
 
-def path_of(keys: tuple[Any, ...]) -> str:
-    """The path of a parameter, as "student/backbone/stem/conv/kernel" or "terms/cwd/adapter/0"."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions(Section):
+    """`config.optimizer`: how parameters are updated."""
+
+    # "sgd", "adamw", or "package.module:factory" of one that takes learning_rate, as "optax:lion".
+    name: str = "sgd"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of it
+    learning_rate: Annotated[float, sections.POSITIVE] = 0.01
+    # "poly", or "package.module:factory" of a function from step to rate, called with learning_rate
+    # and steps, or what Optax calls them, as "optax:cosine_decay_schedule".
+    schedule: str = "poly"
+    # Further arguments of it.
+    schedule_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    min_learning_rate: Annotated[float, sections.NOT_NEGATIVE] = 0.0  # of poly
+    poly_power: Annotated[float, sections.NOT_NEGATIVE] = 0.9  # of poly
+    warmup_steps: Annotated[int, sections.COUNT_OR_ZERO] = 0  # linear, of every schedule
+    # Of sgd, and of others that have no default for it.
+    momentum: Annotated[float, sections.SHARE_BELOW_ONE] = 0.9
+    weight_decay: Annotated[float, sections.NOT_NEGATIVE] = 5e-4  # of optimizers that take it
+    decay_norm_and_bias: bool = True  # as PyTorch's SGD does; else kernels alone
+    # Regular expressions on the paths of parameters, as "student/backbone/stem/conv/kernel" or
+    # "terms/cwd/adapter/0/kernel": which do not decay,
+    no_decay: tuple[str, ...] = ()
+    # and (expression, multiplier) of the learning rate; 0 keeps parameters as they are.
+    rates: tuple[tuple[str, float], ...] = ()
+    head_multiplier: Annotated[float, sections.POSITIVE] = 1.0  # the same of heads and adapters
+    gradient_clip: Annotated[float, sections.NOT_NEGATIVE] = 0.0  # global norm; 0 for none
+    # Micro-batches per step. Their gradients count alike, each that of its own mean over labelled
+    # pixels: where some have more ignored pixels, these count less than in one large batch.
+    accumulate: Annotated[int, sections.COUNT] = 1
+    ema_decay: Annotated[float, sections.SHARE_BELOW_ONE] = 0.0  # 0 for no moving average
+
+    def __post_init__(self) -> None:
+        """Checks also the regular expressions."""
+        super().__post_init__()
+        for expression in self.no_decay:
+            sections.check_expression("no_decay", expression)
+        for pair in self.rates:
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise WrongValue(
+                    "rates", f'holds {pair!r}; it must hold pairs, as (("/head/", 10.0),)'
+                )
+            sections.check_expression("rates", pair[0])
+            sections.check_number("rates", pair[1], sections.NOT_NEGATIVE)
+
+
+_SHOWN = 5  # paths in a message
 
 
 def map_with_paths(function: Callable[[str, Any], Any], params: PyTree) -> PyTree:
-    """`function(path, leaf)` of every leaf."""
+    """`function(path, leaf)` of every leaf; a path is as "student/backbone/stem/conv/kernel"."""
+    path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return jax.tree_util.tree_map_with_path(
         lambda keys, leaf: function(path_of(keys), leaf), params
     )
-
-
-def matches(patterns: Iterable[str], path: str) -> bool:
-    """Whether any of some regular expressions is found in a path."""
-    return any(re.search(pattern, path) for pattern in patterns)
 
 
 def require_matches(key: str, patterns: Iterable[str], params: PyTree) -> None:
@@ -46,11 +83,11 @@ def require_matches(key: str, patterns: Iterable[str], params: PyTree) -> None:
     Raises:
       UserError: naming the pattern that is not, and a few paths.
     """
-    paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = jax.tree.leaves(map_with_paths(lambda path, _: path, params))
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             # From all over the network, since neighbours are alike.
-            shown = paths[:: -(-len(paths) // SHOWN)] if paths else []
+            shown = paths[:: -(-len(paths) // _SHOWN)] if paths else []
             raise WrongValue(
                 key,
                 f'has "{pattern}", which is found in no path of the {len(paths)} parameters, as '
@@ -105,22 +142,13 @@ def poly(
 
 
 class _Kind(NamedTuple):
-    """What a name of `config.optimizer` stands for.
+    """What a name of `config.optimizer` stands for."""
 
-    Attributes:
-      what: in words.
-      key: that holds the name.
-      options: the key that holds further arguments.
-      builtin: those that have a name without a colon.
-      made: what a factory returns, in words.
-      is_made: whether a value is that.
-    """
-
-    what: str
-    key: str
-    options: str
-    builtin: Mapping[str, str]
-    made: str
+    what: str  # in words
+    key: str  # that holds the name
+    options: str  # the key that holds further arguments
+    builtin: Mapping[str, str]  # those that have a name without a colon
+    made: str  # what a factory returns, in words
     is_made: Callable[[Any], bool]
 
 
@@ -291,7 +319,9 @@ def _decayed(options: OptimizerOptions) -> Callable[[PyTree], PyTree] | None:
         patterns = (*patterns, UNDECAYED)
 
     def decays(path: str, leaf: Any) -> bool:
-        return not (kernels_alone and leaf.ndim < 2) and not matches(patterns, path)
+        if kernels_alone and leaf.ndim < 2:
+            return False
+        return not any(re.search(pattern, path) for pattern in patterns)
 
     return functools.partial(map_with_paths, decays)
 
@@ -302,16 +332,14 @@ def _at_own_rates(options: OptimizerOptions) -> optax.GradientTransformation:
     head = ((HEADS, options.head_multiplier),) if options.head_multiplier != 1.0 else ()
 
     def init(params: PyTree) -> optax.EmptyState:
-        require_matches("config.optimizer.no_decay", no_decay, params)
-        require_matches("config.optimizer.rates", [pattern for pattern, _ in rates], params)
-        require_matches(
-            "config.optimizer.head_multiplier", [pattern for pattern, _ in head], params
-        )
+        found = {"no_decay": no_decay, "rates": dict(rates), "head_multiplier": dict(head)}
+        for key, patterns in found.items():
+            require_matches(f"config.optimizer.{key}", patterns, params)
         return optax.EmptyState()
 
     def scaled(path: str, update: Any) -> Any:
         for pattern, rate in (*head, *rates):
-            if matches([pattern], path):
+            if re.search(pattern, path):
                 update = rate * update
         return update
 

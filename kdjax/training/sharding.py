@@ -1,8 +1,9 @@
 """Where arrays live: one mesh of devices, batches and crops split over it, weights too if asked."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,19 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from kdjax import sections
 from kdjax.errors import UserError
-from kdjax.training.options import MeshOptions
+from kdjax.sections import Section
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions(Section):
+    """`config.mesh`: devices along each axis; -1 for all that remain."""
+
+    data: Annotated[int, sections.DEVICES] = -1  # images of a batch
+    fsdp: Annotated[int, sections.DEVICES] = 1  # images, and weights and optimizer state with them
+    space: Annotated[int, sections.DEVICES] = 1  # rows of each image
+
 
 AXES = ("data", "fsdp", "space")
 # The images of a batch are split over both; over `fsdp` the weights are as well.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,25 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from kdjax import losses
+from kdjax import losses, sections
 from kdjax.classes import IGNORE_LABEL
 from kdjax.distillation import Classification, Distiller, Maps
 from kdjax.distillation.loss import Metrics
 from kdjax.distillation.maps import array_of
 from kdjax.models import Network, Preprocessing, Variables
 from kdjax.models.network import maps_of
+from kdjax.sections import Section
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions(Section):
+    """`config.loss`: the cross-entropies with the labels."""
+
+    cross_entropy: Annotated[float, sections.NOT_NEGATIVE] = 1.0  # its weight
+    auxiliary: Annotated[float, sections.NOT_NEGATIVE] = 0.4  # that of the auxiliary head's
+    # The pixels over which both are averaged: "labelled", or "all", where ignored ones count as 0,
+    # as mmsegmentation does.
+    mean_over: Literal["labelled", "all"] = "labelled"
 
 
 @struct.dataclass

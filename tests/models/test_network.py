@@ -24,8 +24,7 @@ from kdjax.models.batch_norm import with_grouped_batch_norm
 from kdjax.models.network import arrays_by_path, trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training import Placement
-from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
-from kdjax.training.options import OptimizerOptions
+from kdjax.training.optimizer import OptimizerOptions, learning_rate_schedule, make_optimizer
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 
 KINDS = ("InNNX", "InLinen", "bridged", "Plain")

@@ -18,9 +18,8 @@ from taught_step import setup
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.training.checkpoints import Checkpoints, checksum
 from kdjax.training.loop import Diverged, Interruption, fit
-from kdjax.training.options import MeshOptions
 from kdjax.training.profiling import Clock, step_cost
-from kdjax.training.sharding import Placement
+from kdjax.training.sharding import MeshOptions, Placement
 from kdjax.training.step import TrainState
 
 

@@ -24,9 +24,8 @@ from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
 from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import METHODS
 from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.optimizer import make_optimizer
-from kdjax.training.options import MeshOptions, OptimizerOptions
-from kdjax.training.sharding import Placement
+from kdjax.training.optimizer import OptimizerOptions, make_optimizer
+from kdjax.training.sharding import MeshOptions, Placement
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 
 MESHES = {

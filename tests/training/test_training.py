@@ -12,8 +12,7 @@ from taught_step import STEPS, make_batch, setup
 
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create
-from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
-from kdjax.training.options import OptimizerOptions
+from kdjax.training.optimizer import OptimizerOptions, learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
 
 

@@ -19,8 +19,7 @@ from kdjax.models import attention, hrnet, layers, swin
 from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
 from kdjax.models.outputs import IMAGENET
-from kdjax.training.optimizer import learning_rate_schedule, make_optimizer
-from kdjax.training.options import OptimizerOptions
+from kdjax.training.optimizer import OptimizerOptions, learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 
