@@ -28,8 +28,8 @@ from kdjax.environment import versions
 from kdjax.errors import UserError
 from kdjax.files import check_folder, is_remote, why_unwritable
 from kdjax.models import Network, Preprocessing, Variables, saved
-from kdjax.models.layers import fold_batch_norm, resize
-from kdjax.models.network import scores_of
+from kdjax.models.layers import ConvNorm, resize
+from kdjax.models.network import NNXNetwork, scores_of
 from kdjax.models.saved import NetworkInfo
 from kdjax.names import did_you_mean
 
@@ -285,3 +285,57 @@ def _description(info: NetworkInfo, exports: Sequence[Export], folded: bool) -> 
 
 def _bytes(path: pathlib.Path) -> int:
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
+class Folded(nnx.Module):
+    """What stands in a folded network where batch norm stood: nothing is left to do."""
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, use_running_average: bool
+    ) -> Float[Array, "B H W C"]:
+        """Returns the map as it is.
+
+        Raises:
+          ValueError: where batch statistics are asked for, as in training.
+        """
+        if not use_running_average:
+            raise ValueError("batch norm was folded: this network predicts and cannot be trained")
+        return x
+
+
+def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork, Variables]:
+    """Returns a network that predicts the same, up to rounding, without any batch norm.
+
+    Every `ConvNorm` takes the scale of its norm into its kernel, and the rest becomes the bias of
+    its convolution; full and depthwise kernels both end with the output channels. In bfloat16
+    other products are rounded, so that predictions differ as much as they do from float32.
+
+    Args:
+      network: one of Flax NNX, built of kdjax's `ConvNorm`s; one that is folded already stays so.
+      variables: its arrays.
+
+    Raises:
+      UserError: for another network, whose batch norms are not known here.
+    """
+    if not isinstance(network, NNXNetwork):
+        raise UserError("batch norm can be folded in networks of Flax NNX alone; leave it as it is")
+    module = network.module(variables)
+    convolutions = [part for _, part in nnx.iter_modules(module) if isinstance(part, ConvNorm)]
+    if not convolutions:
+        raise UserError("there is no kdjax.models.layers.ConvNorm whose batch norm could be folded")
+    for part in convolutions:
+        if isinstance(part.norm, nnx.BatchNorm):
+            _fold(part)
+    return NNXNetwork.of(module)
+
+
+def _fold(module: ConvNorm) -> None:
+    conv, norm = module.conv, module.norm
+    assert norm.scale is not None
+    assert norm.bias is not None
+    scale = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+    before = 0.0 if conv.bias is None else conv.bias[...]
+    conv.kernel[...] = conv.kernel[...] * scale
+    conv.bias = nnx.Param(jnp.asarray(norm.bias[...] + (before - norm.mean[...]) * scale))
+    conv.use_bias = True
+    module.norm = Folded()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""The layers that the networks share: convolution with batch norm, resizing, pooling."""
+"""The layers that networks share: convolution with batch norm, pooling; then the transformers'."""
 
 import itertools
 import math
@@ -12,10 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.distillation import Classification
-from kdjax.errors import UserError
 from kdjax.losses import resize as resize
 from kdjax.models.batch_norm import BatchNorm
-from kdjax.models.network import Network, NNXNetwork, Variables
 
 
 def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
@@ -262,55 +260,86 @@ def adaptive_average_pools(
     return pools
 
 
-class Folded(nnx.Module):
-    """What stands in a folded network where batch norm stood: nothing is left to do."""
-
-    def __call__(
-        self, x: Float[Array, "B H W C"], *, use_running_average: bool
-    ) -> Float[Array, "B H W C"]:
-        """Returns the map as it is.
-
-        Raises:
-          ValueError: where batch statistics are asked for, as in training.
-        """
-        if not use_running_average:
-            raise ValueError("batch norm was folded: this network predicts and cannot be trained")
-        return x
+def linear_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+    """Initialises a kernel with standard deviation 0.02, as mmsegmentation's transformers."""
+    return normal(key, shape, 0.02).astype(dtype)
 
 
-def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork, Variables]:
-    """Returns a network that predicts the same, up to rounding, without any batch norm.
+class Linear(nnx.Linear):
+    """A linear map over the channels."""
 
-    Every `ConvNorm` takes the scale of its norm into its kernel, and the rest becomes the bias of
-    its convolution; full and depthwise kernels both end with the output channels. In bfloat16
-    other products are rounded, so that predictions differ as much as they do from float32.
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        bias: bool = True,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            in_channels, channels, use_bias=bias, kernel_init=linear_normal, dtype=dtype, rngs=rngs
+        )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer norm over the channels.
+
+    The variance is that of the centred values: Flax's default, the mean of squares less the square
+    of the mean, loses digits where a channel's mean is large.
+    """
+
+    def __init__(self, channels: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(channels, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class DropPath(nnx.Dropout):
+    """Drops a residual branch [B, H, W, C] for whole images (Huang et al., ECCV 2016)."""
+
+    def __init__(self, rate: float):
+        super().__init__(rate, broadcast_dims=(1, 2, 3))
+
+
+def gelu(x: Array) -> Array:
+    """The exact GELU, by the error function as in PyTorch; JAX's default approximates it."""
+    return nnx.gelu(x, approximate=False)
+
+
+def split_heads(x: Float[Array, "... T C"], heads: int) -> Float[Array, "... T N D"]:
+    """Splits the channels into `heads` groups."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def attend(
+    query: Float[Array, "... T N D"],
+    key: Float[Array, "... S N D"],
+    value: Float[Array, "... S N D"],
+    bias: Float[Array, "... N T S"] | None = None,
+) -> Float[Array, "... T C"]:
+    """Multi-head scaled dot-product attention; the softmax is taken in float32.
 
     Args:
-      network: one of Flax NNX, built of kdjax's `ConvNorm`s; one that is folded already stays so.
-      variables: its arrays.
+      query: queries of the N heads.
+      key: keys.
+      value: values.
+      bias: what is added to the scores before the softmax.
 
-    Raises:
-      UserError: for another network, whose batch norms are not known here.
+    Returns:
+      The attended values with the heads' channels joined, C = N * D.
     """
-    if not isinstance(network, NNXNetwork):
-        raise UserError("batch norm can be folded in networks of Flax NNX alone; leave it as it is")
-    module = network.module(variables)
-    convolutions = [part for _, part in nnx.iter_modules(module) if isinstance(part, ConvNorm)]
-    if not convolutions:
-        raise UserError("there is no kdjax.models.layers.ConvNorm whose batch norm could be folded")
-    for part in convolutions:
-        if isinstance(part.norm, nnx.BatchNorm):
-            _fold(part)
-    return NNXNetwork.of(module)
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum(
+        "...tnd,...snd->...nts", query * scale, key, preferred_element_type=jnp.float32
+    )
+    if bias is not None:
+        scores = scores + bias
+    weights = jax.nn.softmax(scores).astype(value.dtype)
+    attended = jnp.einsum("...nts,...snd->...tnd", weights, value)
+    return attended.reshape(*attended.shape[:-2], -1)
 
 
-def _fold(module: ConvNorm) -> None:
-    conv, norm = module.conv, module.norm
-    assert norm.scale is not None
-    assert norm.bias is not None
-    scale = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
-    before = 0.0 if conv.bias is None else conv.bias[...]
-    conv.kernel[...] = conv.kernel[...] * scale
-    conv.bias = nnx.Param(jnp.asarray(norm.bias[...] + (before - norm.mean[...]) * scale))
-    conv.use_bias = True
-    module.norm = Folded()  # pyright: ignore[reportAttributeAccessIssue]
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Returns the rates of every stage's blocks, rising from 0 to `rate` over all blocks."""
+    total = sum(depths)
+    rates = iter([rate * i / (total - 1) for i in range(total)])
+    return [[next(rates) for _ in range(depth)] for depth in depths]

@@ -13,16 +13,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.errors import UserError
-from kdjax.models.attention import (
+from kdjax.models.layers import (
+    Conv,
+    DepthwiseConv,
     DropPath,
     LayerNorm,
     Linear,
     attend,
     drop_path_rates,
     gelu,
+    he_normal,
+    normal,
     split_heads,
 )
-from kdjax.models.layers import Conv, DepthwiseConv, he_normal, normal
 from kdjax.models.outputs import FeatureSpec, stage_specs
 
 STRIDES = (4, 2, 2, 2)

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from kdjax.models.attention import (
+from kdjax.models.layers import (
     DropPath,
     LayerNorm,
     Linear,

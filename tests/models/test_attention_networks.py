@@ -11,7 +11,7 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.errors import UserError
-from kdjax.models import attention, mix_transformer, swin
+from kdjax.models import layers, mix_transformer, swin
 from kdjax.models.network import traced_rngs
 
 FLOAT32 = jnp.dtype("float32")
@@ -98,7 +98,7 @@ def test_epsilons_of_the_layer_norms():
 def test_layer_norm_survives_a_large_mean():
     # The mean of squares less the square of the mean has no digit left here.
     x = 1e4 + jnp.array([[-1.0, 1.0, -1.0, 1.0]])
-    norm = attention.LayerNorm(4, epsilon=1e-6, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    norm = layers.LayerNorm(4, epsilon=1e-6, dtype=FLOAT32, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(norm(x), [[-1, 1, -1, 1]], rtol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_swin_has_mmsegmentations_parameters_and_declared_features():
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
-    drop = attention.DropPath(0.25)
+    drop = layers.DropPath(0.25)
     x = drop(jnp.ones((4000, 1, 2, 3)), deterministic=False, rngs=nnx.Rngs(0))
     assert bool(jnp.all(x == x[:, :1, :1, :1]))
     np.testing.assert_allclose(jnp.unique(x), [0, 1 / 0.75], rtol=1e-6)
@@ -170,7 +170,7 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
 
 def test_drop_path_rates_rise_over_all_blocks():
     np.testing.assert_allclose(
-        np.concatenate(attention.drop_path_rates(0.3, (1, 2, 1))), [0, 0.1, 0.2, 0.3]
+        np.concatenate(layers.drop_path_rates(0.3, (1, 2, 1))), [0, 0.1, 0.2, 0.3]
     )
     net = nnx.eval_shape(
         lambda: models.create("segformer_b0", num_classes=5, width=2, rngs=traced_rngs(0))

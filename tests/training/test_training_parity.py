@@ -15,7 +15,7 @@ from flax import nnx
 from kdjax import config as configuration
 from kdjax import interop, models
 from kdjax.distillation import Distiller
-from kdjax.models import attention, hrnet, layers, swin
+from kdjax.models import hrnet, layers, swin
 from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
 from kdjax.models.outputs import IMAGENET
@@ -381,12 +381,12 @@ def test_dropout_takes_whole_channels():
 
 
 def test_gelu_is_exact():
-    compare_layer(attention.gelu, functional.gelu, 3 * layer_input(1, 8, 8, 8), atol=1e-6)
+    compare_layer(layers.gelu, functional.gelu, 3 * layer_input(1, 8, 8, 8), atol=1e-6)
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-6])
 def test_layer_norm(epsilon):
-    norm = attention.LayerNorm(8, epsilon=epsilon, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    norm = layers.LayerNorm(8, epsilon=epsilon, dtype=FLOAT32, rngs=nnx.Rngs(0))
 
     def theirs(x):
         return functional.layer_norm(x.permute(0, 2, 3, 1), (8,), eps=epsilon).permute(0, 3, 1, 2)

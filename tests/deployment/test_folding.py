@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from kdjax import models
-from kdjax.models import NNXNetwork, layers
+from kdjax.deployment.exporting import fold_batch_norm
+from kdjax.models import NNXNetwork
 from kdjax.models.layers import ConvNorm
 
 # Every head and every kind of backbone; depthwise convolutions in two of them.
@@ -31,7 +32,7 @@ def randomised(name):
 
 
 def fold(net):
-    network, variables = layers.fold_batch_norm(*NNXNetwork.of(net))
+    network, variables = fold_batch_norm(*NNXNetwork.of(net))
     return network.module(variables)
 
 
