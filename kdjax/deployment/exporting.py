@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from kdjax.deployment.formats import (
