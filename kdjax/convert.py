@@ -2,8 +2,8 @@
 
 python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --output DIR
 
-FILE is a `.pth` file (which needs PyTorch) or a `.safetensors` file: a network of mmsegmentation, a
-torchvision FCN or DeepLabV3 (`--model deeplabv3_resnet101`), a SegFormer of HuggingFace's
+FILE is a `.pth` or a `.safetensors` file: a network of mmsegmentation, an FCN or DeepLabV3 of
+torchvision's (`--model deeplabv3_resnet101`), a SegFormer of HuggingFace's
 (`segformer_linear_b0`) or of its authors (`segformer_b0@nvlabs`), a student or teacher of CIRKD
 (`deeplabv3_r18@cirkd`) or TorchDistiller (`pspnet_r18@torchdistiller`), or a ResNet, MobileNetV2 or
 Mix Transformer that classifies images, which becomes the backbone under fresh heads

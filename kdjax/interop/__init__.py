@@ -1,4 +1,4 @@
-"""Weights from and to PyTorch projects, as dicts of NumPy arrays; torch only reads files."""
+"""Weights from and to PyTorch projects, as dicts of NumPy arrays."""
 
 from kdjax.interop.distillation_projects import from_cirkd as from_cirkd
 from kdjax.interop.distillation_projects import from_torchdistiller as from_torchdistiller

@@ -1,11 +1,15 @@
 """Reads files of weights, and gives what is in them other names."""
 
+import io
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax.errors import UserError
@@ -63,7 +67,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a `.safetensors` file, or a `.pth` or `.pt` file (which needs PyTorch).
+    """Reads a `.safetensors`, `.pth` or `.pt` file; only what is no plain array needs PyTorch.
 
     Raises:
       UserError: where there is no such file; where it is empty, cut, or of another kind; where its
@@ -104,20 +108,9 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
 
 def _read_pickle(path: str) -> Checkpoint:
     try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: reading it needs PyTorch: pip install torch") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked is None:
-            raise UserError(f"{path}: damaged or no PyTorch file") from error
-        raise UserError(
-            f"{path}: refused: its pickle asks for {asked[1]}, and a pickle that asks for more "
-            "than arrays can run anything; where you trust it, save its arrays again by "
-            'torch.save({"state_dict": ...}, path)'
-        ) from error
+        content, tensor, to_array = _read_plain(path)
+    except _NotPlain as asked:
+        content, tensor, to_array = _read_by_torch(path, asked)
     # A damaged file makes the reader raise whatever it meets.
     except Exception as error:
         raise UserError(f"{path}: damaged or no PyTorch file: {_first_line(error)}") from error
@@ -126,7 +119,7 @@ def _read_pickle(path: str) -> Checkpoint:
     tensors = {
         name: value
         for name, value in (inner.items() if isinstance(inner, Mapping) else ())
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, tensor)
     }
     if not tensors:
         found = ", ".join(map(str, content)) or "nothing"
@@ -137,13 +130,180 @@ def _read_pickle(path: str) -> Checkpoint:
                 f"{path}: an array in it is called {name!r}; the names of a network's weights are "
                 "text, as those of its state_dict()"
             )
-    arrays = {name: _array(path, name, tensor) for name, tensor in tensors.items()}
+    arrays = {}
+    for name, value in tensors.items():
+        try:
+            arrays[name] = to_array(value)
+        # Of another device, or of a part of its storage that is none.
+        except Exception as error:
+            raise UserError(f'{path}: "{name}" holds no numbers: {_first_line(error)}') from error
     meta = content.get("meta", {})
     return Checkpoint(arrays, meta if isinstance(meta, Mapping) else {})
 
 
-def _array(path: str, name: str, tensor: Any) -> np.ndarray:
+class _Opened(NamedTuple):
+    """What a PyTorch file holds, the type of the tensors in it, and what makes arrays of them."""
+
+    content: Any
+    tensor: type
+    to_array: Callable[[Any], np.ndarray]
+
+
+class _NotPlain(Exception):
+    """A file holds more than arrays and plain values: what it asks for."""
+
+
+class _Storage(NamedTuple):
+    """The elements that tensors are parts of, by their name in the file."""
+
+    key: str
+    dtype: np.dtype
+
+
+class _Tensor(NamedTuple):
+    """A part of a storage; offset and strides are in elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    requires_grad: bool
+    hooks: Any
+
+
+_DTYPES: dict[str, Any] = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+# All that a pickle of plain arrays may name; nothing else of Python is within its reach.
+_NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    **{("torch", name): np.dtype(dtype) for name, dtype in _DTYPES.items()},
+}
+# What files of PyTorch before 1.6 begin with, and the version of their form.
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads tensors and plain values.
+
+    Raises:
+      _NotPlain: where the pickle names anything else.
+    """
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self.dtypes: dict[str, np.dtype] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _NAMES:
+            raise _NotPlain(f"{module}.{name}")
+        return _NAMES[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, dtype, key, _, _, *view = pid
+        if any(view):
+            raise _NotPlain("a view of a storage")
+        self.dtypes[key] = dtype
+        return _Storage(key, dtype)
+
+
+def _read_plain(path: str) -> _Opened:
+    """Reads a PyTorch file of arrays and plain values, as nearly all are, without PyTorch.
+
+    Raises:
+      _NotPlain: where it holds more.
+      Exception: of any kind, where it is damaged.
+    """
+    with open(path, "rb") as file:
+        read = _zipped if zipfile.is_zipfile(file) else _in_a_row
+        file.seek(0)
+        content, stored = read(file)
+
+    def to_array(tensor: _Tensor) -> np.ndarray:
+        dtype = tensor.storage.dtype
+        # NumPy checks that all of it lies within the storage.
+        view = np.ndarray(
+            tensor.shape,
+            dtype,
+            stored[tensor.storage.key],
+            tensor.offset * dtype.itemsize,
+            tuple(stride * dtype.itemsize for stride in tensor.strides),
+        )
+        kind = np.float32 if jnp.issubdtype(dtype, np.floating) else dtype
+        with np.errstate(over="ignore"):  # infinite then, which is found where it is used
+            return np.array(view, kind, order="C")
+
+    return _Opened(content, _Tensor, to_array)
+
+
+def _zipped(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
+    """The content of a file as PyTorch writes it since 1.6, and its storages by name."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        pickled = next((name for name in names if name.endswith("/data.pkl")), "/data.pkl")
+        folder = pickled.removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        if order in names and archive.read(order) != b"little":
+            raise _NotPlain("another order of bytes")
+        content = _Unpickler(io.BytesIO(archive.read(pickled))).load()
+        start = f"{folder}data/"
+        return content, {
+            name.removeprefix(start): archive.read(name) for name in names if name.startswith(start)
+        }
+
+
+def _in_a_row(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
+    """The content of a file as PyTorch wrote it before 1.6, and its storages by name."""
+    magic, version, system = (_Unpickler(file).load() for _ in range(3))
+    if (magic, version) != (_MAGIC, _VERSION):
+        raise ValueError("it begins with something else")
+    if not system["little_endian"]:
+        raise _NotPlain("another order of bytes")
+    unpickler = _Unpickler(file)
+    content, stored = unpickler.load(), {}
+    for key in _Unpickler(file).load():
+        count = int.from_bytes(file.read(8), "little")
+        stored[key] = file.read(size := count * unpickler.dtypes[key].itemsize)
+        if len(stored[key]) < size:
+            raise EOFError("it ends too early")
+    return content, stored
+
+
+def _read_by_torch(path: str, asked: _NotPlain) -> _Opened:
     try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path}: its pickle asks for {asked}, and not for plain arrays alone; reading that "
+            "needs PyTorch: pip install torch"
+        ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None:
+            raise UserError(f"{path}: damaged or no PyTorch file") from error
+        raise UserError(
+            f"{path}: refused: its pickle asks for {found[1]}, and a pickle that asks for more "
+            "than arrays can run anything; where you trust it, save its arrays again by "
+            'torch.save({"state_dict": ...}, path)'
+        ) from error
+    # A damaged file makes the reader raise whatever it meets.
+    except Exception as error:
+        raise UserError(f"{path}: damaged or no PyTorch file: {_first_line(error)}") from error
+
+    def to_array(tensor: Any) -> np.ndarray:
         # A parameter keeps what its gradient needs.
         tensor = tensor.detach()
         if tensor.is_quantized:
@@ -151,8 +311,8 @@ def _array(path: str, name: str, tensor: Any) -> np.ndarray:
         tensor = tensor.to_dense()
         # NumPy has no bfloat16 of its own.
         return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    except (NotImplementedError, RuntimeError, TypeError) as error:
-        raise UserError(f'{path}: "{name}" holds no numbers: {_first_line(error)}') from error
+
+    return _Opened(content, torch.Tensor, to_array)
 
 
 def _full_precision(array: np.ndarray) -> np.ndarray:

@@ -193,8 +193,58 @@ def test_damaged_files_are_one_clear_line(tmp_path):
         header.to_bytes(8, "little") + of_a_byte[8:],
         '"a" is of type F8_E4M3, which is not read; save it as float32',
     )
-    pytest.importorskip("torch", reason="reads PyTorch's files")
     refused("b.pth", b"not a pickle", "damaged")
+
+
+def without_torch(monkeypatch, file):
+    """What is read where PyTorch is not installed."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        return interop.read_weights(file)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_pytorch_files_need_no_torch(tmp_path, monkeypatch, zipped):
+    torch = pytest.importorskip("torch", reason="writes PyTorch's files")
+    file = tmp_path / "a.pth"
+    numbers = torch.arange(24.0).reshape(4, 6)
+    tensors = {
+        "single": numbers,
+        "half": numbers.half(),
+        "brain": numbers.bfloat16(),
+        "double": numbers.double(),
+        "parameter": torch.nn.Parameter(numbers),
+        "part": numbers[1:, ::2],
+        "transposed": numbers.T,
+        "of no size": torch.zeros(0, 3),
+        "number": torch.tensor(2.5),
+        "counter": torch.tensor(3),
+        "mask": numbers > 3,
+    }
+    module = torch.nn.BatchNorm2d(2).state_dict()  # an OrderedDict with an attribute
+    for content in ({"state_dict": tensors, "meta": {"classes": ["x"]}}, module):
+        torch.save(content, file, _use_new_zipfile_serialization=zipped)
+        found = without_torch(monkeypatch, file)
+        expected = content.get("state_dict", content)
+        assert found.weights.keys() == expected.keys()
+        assert found.meta == content.get("meta", {})
+        for name, tensor in expected.items():
+            tensor = tensor.detach()
+            array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+            np.testing.assert_array_equal(found.weights[name], array, strict=True, err_msg=name)
+
+    whole = file.read_bytes()
+    for length in (3, 300, len(whole) // 2, len(whole) - 5):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=f"{file}: ") as error:
+            without_torch(monkeypatch, file)
+        assert "\n" not in str(error.value)
+
+    torch.save({"a": numbers.to_sparse()}, file, _use_new_zipfile_serialization=zipped)
+    needed = "asks for torch.*sparse.*; reading that needs PyTorch: pip install torch"
+    with pytest.raises(UserError, match=needed):
+        without_torch(monkeypatch, file)
 
 
 @pytest.mark.torch
