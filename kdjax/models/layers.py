@@ -23,9 +23,11 @@ def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
         generator = np.random.default_rng(np.asarray(words))
         return generator.standard_normal(shape, np.float32) * np.float32(scale)
 
-    return jax.pure_callback(
-        draw, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), jax.random.key_data(key)
-    )
+    words = jax.random.key_data(key)
+    # A callback by itself is compiled, too.
+    if not isinstance(words, jax.core.Tracer):
+        return jnp.asarray(draw(np.asarray(words)))
+    return jax.pure_callback(draw, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), words)
 
 
 def scaled(channels: int, width: int) -> int:
