@@ -20,7 +20,7 @@ from kdjax.data.options import DataOptions, ExtraSet
 from kdjax.distillation import make_loss
 from kdjax.distillation import term as term
 from kdjax.errors import UserError
-from kdjax.models.options import NetworkOptions, StudentOptions, TeacherOptions
+from kdjax.models.options import IMAGENET_WEIGHTS, NetworkOptions, StudentOptions, TeacherOptions
 from kdjax.models.registry import find as find_network
 from kdjax.names import did_you_mean
 from kdjax.sections import Section, WrongValue, section_of
@@ -186,7 +186,10 @@ def fingerprint(config: Config) -> str:
     values = json.loads(config.to_json_best_effort())
     for key in ("checkpoint", "cache", "logits"):
         del values["teacher"][key]
-    del values["student"]["checkpoint"], values["student"]["backbone"]
+    del values["student"]["checkpoint"]
+    for side in ("student", "teacher"):
+        if values[side]["backbone"] != IMAGENET_WEIGHTS:
+            del values[side]["backbone"]
     for data in (values["data"], *values["data"]["mixture"].values()):
         del data["data_dir"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

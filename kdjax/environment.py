@@ -16,8 +16,12 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between processes, unless JAX_COMPILATION_CACHE_DIR says where."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "kdjax" / "jax"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "kdjax" / "jax"))
+
+
+def cache_folder() -> pathlib.Path:
+    """Where programs of this user keep what they can do without."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 
 
 def describe() -> dict[str, str]:

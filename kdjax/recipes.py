@@ -161,7 +161,8 @@ def teacher_of(config: Config) -> Config:
     with config.unlocked():
         for key in ("name", "width", "dtype", "options"):
             config.student[key] = config.teacher[key]
-        config.student.checkpoint = config.student.backbone = config.teacher.name = ""
+        config.student.backbone = config.teacher.backbone
+        config.student.checkpoint = config.teacher.name = config.teacher.backbone = ""
         config.terms = ConfigDict()
         config.steps = config.compare.teacher_steps
         config.optimizer.learning_rate = config.compare.teacher_learning_rate

@@ -30,9 +30,9 @@ ROOMS = {
     "deployment": {"distillation", "models", "evaluation"},
     "cli": {"config", "evaluation"},
     "teacher_cache": {*CORE, "config", "data", "evaluation"},
-    "runs": {*CORE, "config", "data", "reporting", "evaluation", "teacher_cache"},
+    "runs": {*CORE, "config", "data", "reporting", "evaluation", "interop", "teacher_cache"},
     "planning": {*CORE, "config", "data", "runs"},
-    "comparison": {*CORE, "config", "data", "reporting", "evaluation", "cli", "runs"},
+    "comparison": {*CORE, "config", "data", "reporting", "evaluation", "interop", "cli", "runs"},
 }
 
 

@@ -7,10 +7,12 @@ from kdjax import names, processes, sections
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
 from kdjax.comparison.tuning import EQUAL_TIME, PLAIN, Setting, TuningResult
-from kdjax.config import Config, default, validate
+from kdjax.config import Config, default, read, validate
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
+from kdjax.interop import imagenet
+from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.names import did_you_mean
 from kdjax.recipes import teacher_of
 from kdjax.reporting.results import Example
@@ -94,6 +96,8 @@ def _compare(
     checkpoint = config.teacher.checkpoint
     predicted = {}
     if teacher:
+        if not teacher.files.result.exists():
+            _check_weights(config)
         predicted = scheduler.run([teacher], data=data)
         if teacher.files.diverged.exists():
             raise UserError(teacher.files.why_diverged())
@@ -132,6 +136,14 @@ def _compare(
         choices=choices,
         notes=[*_notes(choices, students), *([budget["why"]] if budget else [])],
     )
+
+
+def _check_weights(config: Config) -> None:
+    """Requires ImageNet weights that are asked for, also those that only students take later."""
+    for side in ("student", "teacher"):
+        options = getattr(read(config), side)
+        if options.backbone == IMAGENET_WEIGHTS:
+            imagenet.find(options, f"config.{side}")
 
 
 def in_order(methods: Config) -> list[tuple[str, Config]]:

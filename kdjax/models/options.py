@@ -11,6 +11,9 @@ from kdjax.sections import Section, WrongValue
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
+# Of a `backbone`, in place of a path: the weights that were published for it.
+IMAGENET_WEIGHTS = "imagenet"
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions(Section):
@@ -31,7 +34,9 @@ class StudentOptions(NetworkOptions):
     # Statistics of the whole batch, or of each device's images.
     batch_norm: Literal["global", "per_device"] = "global"
     checkpoint: str = ""  # weights to start from, of the whole network
-    backbone: str = ""  # or of its backbone alone, from any network that has the same
+    # Or of its backbone alone: any network checkpoint that has the same, or "imagenet" for the
+    # weights that are published for it, as far as they are installed; docs/weights.md says how.
+    backbone: str = ""
 
     def __post_init__(self) -> None:
         """Checks also that it starts from one place."""
@@ -51,6 +56,7 @@ class TeacherOptions(NetworkOptions):
     # A network checkpoint, the workdir of a finished run, or "package.module:attribute" of a
     # network that brings its trained weights, or of a function that returns one.
     checkpoint: str = ""
+    backbone: str = ""  # what the teacher that kdjax.compare trains starts from, as a student's
     view: Literal["student", "clean"] = "student"  # of a crop: what the student sees, or as it was
     # A directory on disk for the teacher's scores on the whole training images, at scale 1 and in
     # their own colours. Made at first use; no step runs the teacher then. Empty: it runs.

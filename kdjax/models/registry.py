@@ -126,6 +126,13 @@ _FACTORIES |= {
 _FACTORIES |= {
     f"segformer_{size}@nvlabs": partial(segformer_linear, size, AUTHORS_NORMS) for size in SIZES
 }
+# The backbone of each, as DILATABLE and FIXED call it. That of "@cirkd" is another.
+BACKBONES = {
+    f"{family}_{backbone}": backbone for family in FAMILIES for backbone in (*DILATABLE, *FIXED)
+}
+for _size in SIZES:
+    _names = (f"segformer_{_size}", f"segformer_linear_{_size}", f"segformer_{_size}@nvlabs")
+    BACKBONES |= dict.fromkeys(_names, f"mit_{_size}")
 # torchvision's, under its own names.
 for _depth in (50, 101):
     _plain = partial(ResNet, _depth, stem="plain")
@@ -133,6 +140,7 @@ for _depth in (50, 101):
         combine, _plain, partial(FCNHead, sources=("stage4",)), 8, 4
     )
     _FACTORIES[f"deeplabv3_resnet{_depth}"] = partial(combine, _plain, DeepLabHead, 4, 4)
+    BACKBONES |= {f"{head}_resnet{_depth}": f"r{_depth}b" for head in ("fcn", "deeplabv3")}
 # As CIRKD and TorchDistiller build them.
 _FACTORIES |= PROJECT_NETWORKS
 

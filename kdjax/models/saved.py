@@ -72,6 +72,8 @@ class NetworkInfo:
       fingerprint: hash of the weights; set when they are saved.
       options: further keyword arguments of the factory.
       image_size: height and width that its parameters were made for, where they depend on it.
+      initial_weights: what training began with: "path" and "fingerprint" of a network checkpoint,
+        "file" and "sha256" of ImageNet weights, or nothing.
     """
 
     name: str
@@ -86,6 +88,7 @@ class NetworkInfo:
     fingerprint: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int] = (64, 64)
+    initial_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def make(self, *, dtype: str, where: str = "network") -> Network:
         """Makes the network, without variables; `where` is what holds its name, for messages."""

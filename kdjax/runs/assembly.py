@@ -16,8 +16,10 @@ from kdjax.data.loading.device_augment import augment_batch
 from kdjax.distillation import Distiller, Spec
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
-from kdjax.models import Network, Variables, saved
+from kdjax.interop import imagenet
+from kdjax.models import Network, NNXNetwork, Variables, saved
 from kdjax.models.network import SCORES, arrays_by_path, is_random_key, preprocessing_of, trace_maps
+from kdjax.models.options import IMAGENET_WEIGHTS, StudentOptions
 from kdjax.models.saved import NetworkInfo
 from kdjax.teacher_cache.scores import CachedScores, ScoreFiles, expand_scores
 from kdjax.training import optimizer as optimizers
@@ -67,10 +69,12 @@ def make_student(
                     f"config.student.checkpoint {student.checkpoint} has {key} "
                     f"{getattr(start, key)!r}; this run needs {getattr(info, key)!r}"
                 )
-        return network, variables, _started_from(info, start, f"from {student.checkpoint}")
+        return network, variables, _started_from(info, start, student.checkpoint)
     network = info.make(dtype=student.dtype, where="config.student")
     variables = network.init(jax.random.key(options.seed), info.blank_image())
     info = dataclasses.replace(info, preprocessing=preprocessing_of(network))
+    if student.backbone == IMAGENET_WEIGHTS:
+        return network, *_take_imagenet(student, network, variables, info)
     if student.backbone:
         return network, *_take_backbone(student.backbone, variables, info)
     return network, variables, info
@@ -93,14 +97,30 @@ def _take_backbone(
                 f"{info.name} (width {info.width}) has another"
             )
         taken[kind] = {**tree, **({BACKBONE: trained} if trained else {})}
-    return taken, _started_from(info, start, f"its backbone from {path}")
+    return taken, _started_from(info, start, path, "its backbone ")
 
 
-def _started_from(info: NetworkInfo, start: NetworkInfo, how: str) -> NetworkInfo:
+def _started_from(info: NetworkInfo, start: NetworkInfo, path: str, how: str = "") -> NetworkInfo:
     return dataclasses.replace(
         info,
         preprocessing=start.preprocessing,
-        source=f"{info.source}, {how} ({start.fingerprint})",
+        source=f"{info.source}, {how}from {path} ({start.fingerprint})",
+        initial_weights={"path": path, "fingerprint": start.fingerprint},
+    )
+
+
+def _take_imagenet(
+    options: StudentOptions, network: Network, variables: Variables, info: NetworkInfo
+) -> tuple[Variables, NetworkInfo]:
+    """As `_take_backbone`, with the weights that are published for the backbone."""
+    found = imagenet.find(options, "config.student")
+    assert isinstance(network, NNXNetwork)  # as all for which some are published
+    variables, preprocessing = found.load(network, variables)
+    return variables, dataclasses.replace(
+        info,
+        preprocessing=preprocessing,
+        source=f"{info.source}, its backbone from {found.path.name} (SHA-256 {found.sha256})",
+        initial_weights={"file": found.path.name, "sha256": found.sha256},
     )
 
 

@@ -160,6 +160,8 @@ def _train(
         cache = TeacherCache(options, images, scores, distiller, log)
     interruption = Interruption()
     scoring = Scoring(options, images, placement, _comparable(teacher, images), interruption)
+    if info.initial_weights:
+        log.info(f"student {info.source}")
     log.info(f"mesh {placement.describe()}")
     log.info(f"cache {images.cache.place}: {images.cache.reason}")
     for line in distiller.describe() if distiller else ():
@@ -174,10 +176,11 @@ def _train(
     cached_scores = cache and cache.open()
 
     state = placement.put_state(state)
-    checkpoints = Checkpoints(
-        files.checkpoints,
-        {"data": images.fingerprint, "teacher": teacher_source and teacher_source[1]},
-    )
+    identity = {"data": images.fingerprint, "teacher": teacher_source and teacher_source[1]}
+    # Which of a backbone's files is taken depends on what is installed; preprocessing goes by it.
+    if sha256 := info.initial_weights.get("sha256"):
+        identity["weights"] = sha256
+    checkpoints = Checkpoints(files.checkpoints, identity)
     first_step, state, remarks = checkpoints.restore_latest(state)
     for remark in remarks:
         log.warning(f"{remark}; moved aside")
@@ -278,6 +281,7 @@ def _train(
                     "step_flops": fitted.step_flops,
                     "step_bytes": fitted.step_bytes,
                     "teacher": teacher_source,
+                    "weights": dict(info.initial_weights),
                     "scores": {split: value.as_dict() for split, value in scores.items()},
                     "versions": environment.describe(),
                 }

@@ -16,11 +16,12 @@ from kdjax.errors import UserError
 from kdjax.files import absolute, reachable, read_json, to_json, write_atomically
 from kdjax.lock import Lock
 from kdjax.models import saved
+from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.reporting.results import RunSummary
 from kdjax.reporting.writers import read_metrics
 
 # The keys of a config whose values are paths, beside the `data_dir` of every set.
-CHECKPOINTS = ("student.checkpoint", "student.backbone", "teacher.checkpoint")
+CHECKPOINTS = ("student.checkpoint", "student.backbone", "teacher.backbone", "teacher.checkpoint")
 PATHS = (*CHECKPOINTS, "teacher.cache", "teacher.logits")
 TEACHER = "teacher.checkpoint"
 # Some of what every config has, and no config.json of another program.
@@ -157,7 +158,10 @@ class Workdir:
         for key in CHECKPOINTS:
             section, name = key.split(".")
             path = config[section][name]
-            if path and here in (absolute(path), *absolute(path).parents):
+            if path not in ("", IMAGENET_WEIGHTS) and here in (
+                absolute(path),
+                *absolute(path).parents,
+            ):
                 raise UserError(
                     f"config.{key} is {path}, of the run that overwrite=True would remove; choose "
                     "another workdir"
@@ -246,7 +250,8 @@ class Workdir:
         """Whether a value of the config that is there means what the same key means now."""
         if there == here:
             return True
-        if not (key in PATHS or key.endswith("data_dir")) or not (there and here):
+        is_path = key in PATHS or key.endswith("data_dir")
+        if not is_path or not (there and here) or IMAGENET_WEIGHTS in (there, here):
             return False
         if absolute(there) == absolute(here):
             return True

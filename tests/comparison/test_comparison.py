@@ -21,6 +21,7 @@ from kdjax.comparison.sweep import compare
 from kdjax.comparison.tuning import Setting, TuningResult
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.evaluation.evaluator import Scores
+from kdjax.interop import imagenet
 from kdjax.models import saved
 from kdjax.runs.workdir import Workdir
 
@@ -257,6 +258,33 @@ def test_a_seed_that_picks_nothing_may_be_reported(config, tmp_path, monkeypatch
     config.compare.weight_factors = ()
     monkeypatch.setattr(scheduler, "train", Trained(score))
     assert compare(config, str(tmp_path), (7,)).runs
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_weights_that_are_not_here_are_missed_before_a_teacher_is_trained(
+    config, tmp_path, monkeypatch, side
+):
+    train = Trained(score)
+    monkeypatch.setattr(scheduler, "train", train)
+    config[side].update(configuration.network("upernet_swin_t"))
+    config[side].backbone = "imagenet"
+    with pytest.raises(UserError, match=rf'config.{side}.backbone is "imagenet", and no ImageNet'):
+        compare(config, str(tmp_path), (0,))
+    assert not train.configs
+
+
+def test_the_teacher_starts_from_what_its_section_says(config, tmp_path, monkeypatch):
+    train = Trained(score)
+    monkeypatch.setattr(scheduler, "train", train)
+    monkeypatch.setattr(imagenet, "find", lambda options, where: None)
+    config.compare.learning_rates = config.compare.weight_decays = ()
+    config.compare.weight_factors = ()
+    config.teacher.backbone, config.student.backbone = "imagenet", "pretrained/r18"
+    compare(config, str(tmp_path), (0,))
+    starts = {name: found.student.backbone for name, found in train.configs.items()}
+    assert starts.pop("teacher") == "imagenet"
+    assert set(starts.values()) == {"pretrained/r18"}
+    assert Workdir(tmp_path / "teacher").read_config().student.backbone == "imagenet"
 
 
 def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import html
 import importlib
 import io
@@ -33,7 +34,9 @@ from kdjax.data.images import Images
 from kdjax.deployment.formats import make_predict_fn
 from kdjax.errors import Preempted, UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
+from kdjax.interop import imagenet
 from kdjax.models import NETWORKS, saved
+from kdjax.models.outputs import MEAN_ONLY
 from kdjax.reporting.report import write_report
 from kdjax.reporting.results import write_runs
 from kdjax.reporting.tables import csv_table, text_table
@@ -310,6 +313,45 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "train/loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in logged if line.get("val/seconds", 0) > 0] == [2, 4]
+
+
+def test_a_run_from_imagenet_weights_keeps_them_and_their_preprocessing(
+    config, tmp_path, monkeypatch
+):
+    """Their file is real, the network's is not: reading it is tested in test_students.py."""
+    monkeypatch.setenv("KDJAX_WEIGHTS", str(tmp_path))
+    monkeypatch.setitem(imagenet.BACKBONES, "tiny", "tiny")
+    monkeypatch.setattr(imagenet, "PUBLISHED_WIDTH", 4)
+    monkeypatch.setattr(imagenet.ImageNetFile, "load", lambda self, _, given: (given, MEAN_ONLY))
+    files = {}
+    for content in (b"a", b"b"):
+        sha256 = hashlib.sha256(content).hexdigest()
+        files[sha256] = imagenet.KnownFile(f"tiny-{sha256[:8]}.pth", "")
+        (tmp_path / files[sha256].name).write_bytes(content)
+    (first, file), (_, other) = files.items()
+    monkeypatch.setitem(imagenet.FILES, "tiny", (file, other))
+    config.data.test_split, config.student.backbone = "", "imagenet"
+    real = Images.train_batches
+
+    def stops_early(self, **options):
+        yield from itertools.islice(real(self, **options), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Images, "train_batches", stops_early)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run")
+    monkeypatch.setattr(Images, "train_batches", real)
+    # Now another file is taken, since the first has gone.
+    (tmp_path / file.name).rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"was made with weights '{first}' .*continue with what"):
+        run(config, tmp_path / "run")
+    (tmp_path / "gone").rename(tmp_path / file.name)
+    run(config, tmp_path / "run")
+    expected = {"file": file.name, "sha256": first}
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["weights"] == expected
+    _, _, info = saved.load(tmp_path / "run")
+    assert (info.preprocessing, info.initial_weights) == (MEAN_ONLY, expected)
+    assert f"its backbone from {file.name} (SHA-256 {first})" in info.source
 
 
 def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """What a run begins with: noise, a trained backbone, or a whole checkpoint."""
 
 import dataclasses
+import hashlib
+import os
 import re
 import types
 
@@ -10,14 +12,16 @@ import pytest
 import safetensors.numpy
 import warm
 from flax import nnx
-from made_up_weights import segformer_weights
+from made_up_weights import abstract, assert_same, random_weights, segformer_weights
 
 from kdjax import config as configuration
-from kdjax import models
+from kdjax import interop, models
 from kdjax.errors import UserError
+from kdjax.interop import imagenet
 from kdjax.models import NNXNetwork, saved
-from kdjax.models.outputs import MEAN_ONLY
+from kdjax.models.outputs import IMAGENET, MEAN_ONLY
 from kdjax.runs.assembly import make_student
+from kdjax.runs.workdir import Workdir
 
 IMAGES = types.SimpleNamespace(
     num_classes=3, class_names=("a", "b", "c"), palette=np.arange(9).reshape(3, 3)
@@ -85,6 +89,60 @@ def test_a_backbone_is_taken_and_the_heads_are_those_of_the_seed(config, tmp_pat
     assert info.source == (
         f"trained by kdjax from seed 7, its backbone from {tmp_path} ({start.fingerprint})"
     )
+    expected = {"path": str(tmp_path), "fingerprint": start.fingerprint}
+    assert info.initial_weights == expected
+
+
+@pytest.mark.usefixtures("shallow")
+def test_imagenet_weights_are_found_by_name(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDJAX_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    weights = random_weights(abstract("fcn_mbv2", width=64, auxiliary=False))
+    weights = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    content = safetensors.numpy.save(weights)
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = f"mobilenet_v2-{sha256[:8]}.safetensors"
+    (tmp_path / name).write_bytes(content)
+    file = imagenet.KnownFile(name, f"https://example.org/{name}")
+    monkeypatch.setitem(imagenet.FILES, "mbv2", (file,))
+    config.student.update(configuration.network("fcn_mbv2"))
+    config.student.auxiliary, config.student.backbone = False, "imagenet"
+    net, info = made(config, IMAGES)
+    found = interop.to_mmseg(net)
+    assert_same({name: found[name] for name in weights}, weights)
+    config.student.backbone = ""
+    fresh, _ = made(config, IMAGES)
+    assert same(net.head, fresh.head)
+    assert info.preprocessing == IMAGENET
+    assert info.initial_weights == {"file": name, "sha256": sha256}
+    assert info.source.endswith(f"seed 7, its backbone from {name} (SHA-256 {sha256})")
+
+    config.student.backbone = "imagenet"
+    (tmp_path / name).write_bytes(whole := safetensors.numpy.save({"layer1": np.zeros(3)}))
+    file = file._replace(name=f"mobilenet_v2-{hashlib.sha256(whole).hexdigest()[:8]}.safetensors")
+    (tmp_path / name).rename(tmp_path / file.name)
+    monkeypatch.setitem(imagenet.FILES, "mbv2", (file,))
+    with pytest.raises(UserError, match=f"{file.name}: weights named layer1 and so on are not"):
+        made(config, IMAGES)
+
+
+def test_a_run_with_imagenet_weights_is_no_other_run(config, tmp_path):
+    before = configuration.fingerprint(config)
+    files = Workdir(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    files.claim(config)
+    config.student.backbone = "somewhere"
+    assert configuration.fingerprint(config) == before
+    for side in ("student", "teacher"):
+        config[side].backbone = "imagenet"
+        with pytest.raises(UserError, match=f"another config .*config.{side}.backbone '' there"):
+            files.claim(config)
+        assert configuration.fingerprint(config) not in (before, "")
+        config[side].backbone = ""
+    # It is no path.
+    config.student.backbone = "imagenet"
+    files = Workdir("imagenet")
+    assert not files._alike("student.backbone", "imagenet", os.path.abspath("imagenet"))
 
 
 def test_another_backbone_is_refused(config, tmp_path):
