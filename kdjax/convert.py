@@ -5,15 +5,17 @@ python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --out
 FILE is a `.pth` or a `.safetensors` file: a network of mmsegmentation, an FCN or DeepLabV3 of
 torchvision's (`--model deeplabv3_resnet101`), a SegFormer of HuggingFace's
 (`segformer_linear_b0`) or of its authors (`segformer_b0@nvlabs`), a student or teacher of CIRKD
-(`deeplabv3_r18@cirkd`) or TorchDistiller (`pspnet_r18@torchdistiller`), or a ResNet, MobileNetV2 or
-Mix Transformer that classifies images, which becomes the backbone under fresh heads
-(`pspnet_r18b`). Where a distiller left its student and more in one file, the student is taken. The
-result is what `config.teacher.checkpoint`, `config.student.checkpoint` and (the backbone alone,
-whatever the classes) `config.student.backbone` take.
+(`deeplabv3_r18@cirkd`) or TorchDistiller (`pspnet_r18@torchdistiller`), or a ResNet, MobileNetV2,
+EfficientNet-Lite or Mix Transformer that classifies images, which becomes the backbone under fresh
+heads (`pspnet_r18b`, `lraspp_efficientnet_lite0`). Where a distiller left its student and more in
+one file, the student is taken. The result is what `config.teacher.checkpoint`,
+`config.student.checkpoint` and (the backbone alone, whatever the classes) `config.student.backbone`
+take.
 
-Images are normalised as the project does it, ImageNet's mean and deviation or the mean alone; a
-file that was trained otherwise needs --mean and --std (in units of 8-bit pixels, red first), and
---bgr where its images had blue first. What is written reads images with red first.
+Images are normalised as the project does it: by ImageNet's mean and deviation, by the mean alone,
+or as (pixels - 127) / 128 for EfficientNet-Lite. A file that was trained otherwise needs --mean and
+--std (in units of 8-bit pixels, red first), and --bgr where its images had blue first. What is
+written reads images with red first.
 """
 
 import math
@@ -87,7 +89,7 @@ def main(argv: list[str]) -> None:
             )
 
         # Only what keeps some of its initial values needs them; they take as much as the file.
-        keeps = _NEW_CLASSIFIER.value or origin == interop.IMAGENET
+        keeps = _NEW_CLASSIFIER.value or origin in interop.CLASSIFIERS
         net = make() if keeps else nnx.eval_shape(make)
         interop.load_weights(net, weights, new_classifier=_NEW_CLASSIFIER.value)
         del weights

@@ -20,7 +20,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest  # noqa: E402
 
-from kdjax.models import NETWORKS, hrnet, mix_transformer, mobilenet, resnet  # noqa: E402
+from kdjax.models import (  # noqa: E402
+    NETWORKS,
+    efficientnet_lite,
+    hrnet,
+    mix_transformer,
+    mobilenet,
+    resnet,
+)
 
 NETWORKS["tiny"] = "tiny:create"
 
@@ -55,6 +62,10 @@ def shallow(monkeypatch):
         monkeypatch.setitem(mix_transformer.SIZES, size, (divisor, (1, 1, 1, 1)))
     layers = tuple((expansion, channels, 1) for expansion, channels, _ in mobilenet.LAYERS)
     monkeypatch.setattr(mobilenet, "LAYERS", layers)
+    short = tuple(layer._replace(blocks=1) for layer in efficientnet_lite.LAYERS)
+    monkeypatch.setattr(efficientnet_lite, "LAYERS", short)
+    for size, (wider, _) in list(efficientnet_lite.SIZES.items()):
+        monkeypatch.setitem(efficientnet_lite.SIZES, size, (wider, 1.0))
     for name, variant in list(hrnet.VARIANTS.items()):
         short = hrnet.Variant(variant.channels, 1, (1, 1, 1))
         monkeypatch.setitem(hrnet.VARIANTS, name, short)

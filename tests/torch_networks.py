@@ -79,6 +79,81 @@ class MobileNetV2(nn.Module):
         return stages
 
 
+class ConvSame(nn.Conv2d):
+    """Pads as TensorFlow's "SAME"."""
+
+    def forward(self, x):  # pyright: ignore[reportIncompatibleMethodOverride]
+        padding = []
+        for length in (x.shape[3], x.shape[2]):
+            size, stride = self.dilation[0] * (self.kernel_size[0] - 1) + 1, self.stride[0]
+            whole = max(0, (-(-length // stride) - 1) * stride + size - length)
+            padding += [whole // 2, whole - whole // 2]
+        return super().forward(functional.pad(x, padding))
+
+
+class LiteBlock(nn.Module):
+    """Of timm: "pw" widens where the block expands, and narrows where it does not."""
+
+    def __init__(self, given, wanted, expansion, size, stride, dilation):
+        super().__init__()
+        hidden = given * expansion
+        depthwise = {"stride": stride, "dilation": dilation, "groups": hidden}
+        plan = [("dw", hidden, hidden, size, depthwise)]
+        if expansion > 1:
+            plan = [("pw", given, hidden, 1, {}), *plan, ("pwl", hidden, wanted, 1, {})]
+        else:
+            plan.append(("pw", hidden, wanted, 1, {}))
+        self.steps = []
+        for index, (name, *channels_and_size, options) in enumerate(plan, 1):
+            self.steps.append((f"conv_{name}", f"bn{index}"))
+            self.add_module(f"conv_{name}", ConvSame(*channels_and_size, bias=False, **options))
+            self.add_module(f"bn{index}", lite_norm(plan[index - 1][2]))
+        self.residual = stride == 1 and given == wanted
+        self.activation = functional.relu6
+
+    def forward(self, x):
+        y = x
+        for conv_name, norm_name in self.steps:
+            y = self.get_submodule(norm_name)(self.get_submodule(conv_name)(y))
+            if (conv_name, norm_name) != self.steps[-1]:
+                y = self.activation(y)
+        return x + y if self.residual else y
+
+
+def lite_norm(channels):
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class EfficientNetLite(nn.Module):
+    """Lite0 with one block a layer, at output stride 16 where it is `dilated`, else 32."""
+
+    def __init__(self, width, dilated):
+        super().__init__()
+        given, self.channels = scaled(32, width), []
+        self.timm_model = model = nn.Module()
+        model.conv_stem = ConvSame(3, given, 3, stride=2, bias=False)
+        model.bn1, model.blocks = lite_norm(given), nn.ModuleList()
+        late = [(5, 1, 1), (3, 1, 2)] if dilated else [(5, 2, 1), (3, 1, 1)]
+        plan = [(3, 1, 1), (3, 2, 1), (5, 2, 1), (3, 2, 1), (5, 1, 1), *late]
+        for channels, layer in zip((16, 24, 40, 80, 112, 192, 320), plan, strict=True):
+            expansion = 6 if len(model.blocks) else 1
+            block = LiteBlock(given, scaled(channels, width), expansion, *layer)
+            model.blocks.append(nn.ModuleList([block]))
+            given = scaled(channels, width)
+            if channels in (24, 40, 112, 320):
+                self.channels.append(given)
+        self.activation = functional.relu6
+
+    def forward(self, x):
+        model = self.timm_model
+        x, stages = self.activation(model.bn1(model.conv_stem(x))), []
+        for index, (block,) in enumerate(model.blocks):
+            x = block(x)
+            if index in (1, 2, 4, 6):
+                stages.append(x)
+        return stages
+
+
 class Exchange(nn.Module):
     def __init__(self, channels, blocks):
         super().__init__()
@@ -151,17 +226,19 @@ class HRNet(nn.Module):
 
 
 class ASPPHead(nn.Module):
-    def __init__(self, given, channels, classes, separable=False):
+    def __init__(
+        self, given, channels, classes, separable=False, dilations=(12, 24, 36), bottleneck=3
+    ):
         super().__init__()
         self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(given, channels, 1))
         self.aspp_modules = nn.ModuleList([ConvModule(given, channels, 1)])
-        for dilation in (12, 24, 36):
+        for dilation in dilations:
             self.aspp_modules.append(
                 Separable(given, channels, dilation=dilation)
                 if separable
                 else ConvModule(given, channels, 3, dilation=dilation)
             )
-        self.bottleneck = ConvModule(5 * channels, channels, 3)
+        self.bottleneck = ConvModule(5 * channels, channels, bottleneck)
         self.conv_seg = nn.Conv2d(channels, classes, 1)
 
     def forward(self, x):
@@ -170,8 +247,8 @@ class ASPPHead(nn.Module):
 
 
 class SeparableASPPHead(ASPPHead):
-    def __init__(self, given, fine, fine_channels, channels, classes):
-        super().__init__(given, channels, classes, separable=True)
+    def __init__(self, given, fine, fine_channels, channels, classes, **pyramid):
+        super().__init__(given, channels, classes, separable=True, **pyramid)
         self.c1_bottleneck = ConvModule(fine, fine_channels, 1)
         self.sep_bottleneck = nn.Sequential(
             Separable(channels + fine_channels, channels), Separable(channels, channels)
@@ -181,6 +258,29 @@ class SeparableASPPHead(ASPPHead):
         fine = self.c1_bottleneck(x[0])
         x = resize(super().forward(x[-1]), fine.shape[2:])
         return self.sep_bottleneck(torch.cat([x, fine], 1))
+
+
+class LRASPPHead(nn.Module):
+    def __init__(self, given, channels, classes):
+        super().__init__()
+        first, second, _, last = given
+        self.aspp_conv = ConvModule(last, channels, 1)
+        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Module())
+        self.image_pool[1].conv = nn.Conv2d(last, channels, 1, bias=False)
+        self.conv_up_input = nn.Conv2d(channels, channels, 1)
+        self.convs, self.conv_ups = nn.Sequential(), nn.Sequential()
+        for index, (read, side) in enumerate(((first, channels // 4), (second, channels // 2))):
+            self.convs.add_module(f"conv{index}", nn.Conv2d(read, side, 1, bias=False))
+            self.conv_ups.add_module(f"conv_up{index}", ConvModule(channels + side, channels, 1))
+        self.conv_seg = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.image_pool[1].conv(self.image_pool[0](x[-1])))
+        read = self.conv_up_input(self.aspp_conv(x[-1]) * gate)
+        for index in (1, 0):
+            side = self.convs[index](x[index])
+            read = self.conv_ups[index](torch.cat([resize(read, side.shape[2:]), side], 1))
+        return read
 
 
 class UPerHead(PSPHead):
@@ -232,7 +332,7 @@ class Network(nn.Module):
 
 def create(name, width, classes):
     """One of the networks that the tests compare."""
-    family, _, backbone_name = name.partition("_")
+    family, _, backbone_name = name.replace("plus_light", "plus-light").partition("_")
     if backbone_name == "hr18s":
         backbone = HRNet(width, 18, 1, (1, 1, 1))
         total = sum(backbone.channels)
@@ -247,6 +347,8 @@ def create(name, width, classes):
         )
     if backbone_name == "mbv2":
         backbone = MobileNetV2(width)
+    elif backbone_name == "efficientnet_lite0":
+        backbone = EfficientNetLite(width, dilated=family != "upernet")
     else:
         backbone = ResNet(
             int(backbone_name.strip("rb")),
@@ -255,8 +357,9 @@ def create(name, width, classes):
             dilated=family != "upernet",
         )
     channels = (2 if "18" in backbone_name and family != "upernet" else 8) * width
+    channels = {"lraspp": 2 * width, "deeplabv3plus-light": 3 * width // 2}.get(family, channels)
     first, _, third, last = backbone.channels
-    auxiliary_head = FCNHead(third, channels // 2, classes)
+    auxiliary_head = None if family == "lraspp" else FCNHead(third, channels // 2, classes)
 
     heads = {
         "pspnet": lambda: PSPHead(last, channels, classes),
@@ -265,9 +368,15 @@ def create(name, width, classes):
         "deeplabv3plus": lambda: SeparableASPPHead(
             last, first, 3 * channels // 32, channels, classes
         ),
+        "deeplabv3plus-light": lambda: SeparableASPPHead(
+            *(last, first, 3 * channels // 16, channels, classes),
+            dilations=(6, 12, 18),
+            bottleneck=1,
+        ),
         "upernet": lambda: UPerHead(backbone.channels, channels, classes),
+        "lraspp": lambda: LRASPPHead(backbone.channels, channels, classes),
     }
-    reads_all = family in ("deeplabv3plus", "upernet")
+    reads_all = family not in ("pspnet", "deeplabv3", "fcn")
     return Network(
         backbone,
         heads[family](),

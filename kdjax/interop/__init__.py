@@ -9,7 +9,7 @@ from kdjax.interop.mmseg import from_backbone as from_backbone
 from kdjax.interop.mmseg import from_mmseg as from_mmseg
 from kdjax.interop.mmseg import to_mmseg as to_mmseg
 from kdjax.interop.origins import BLUE_FIRST as BLUE_FIRST
-from kdjax.interop.origins import IMAGENET as IMAGENET
+from kdjax.interop.origins import CLASSIFIERS as CLASSIFIERS
 from kdjax.interop.origins import has_auxiliary_head as has_auxiliary_head
 from kdjax.interop.origins import load_weights as load_weights
 from kdjax.interop.origins import origin as origin
@@ -19,3 +19,4 @@ from kdjax.interop.segformer import segformer_to_mmseg as segformer_to_mmseg
 from kdjax.interop.torchvision import from_classifier as from_classifier
 from kdjax.interop.torchvision import from_timm as from_timm
 from kdjax.interop.torchvision import from_torchvision as from_torchvision
+from kdjax.interop.torchvision import to_timm as to_timm

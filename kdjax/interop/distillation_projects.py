@@ -17,6 +17,7 @@ FIRST = (
     "backbone.stem.0.weight",
     "backbone.conv1.weight",
     "backbone.conv1.conv.weight",
+    "backbone.timm_model.conv_stem.weight",
     "backbone.layers.0.0.projection.weight",
     "backbone.patch_embed.projection.weight",
 )

@@ -6,13 +6,31 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax.errors import UserError
+
+# PyTorch's data-parallel wrapper.
+PARALLEL = "module."
+# What distillers call the student that stands beside its teacher, connectors and losses in one
+# file: mmrazor before 1.0, mmrazor, and mmsegmentation-distiller.
+STUDENTS = ("architecture.model.", "architecture.", "student.")
+
+
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Returns each weight's own name by its name in the file; of a distiller, its student's."""
+    own = {name: name.removeprefix(PARALLEL) for name in names}
+    for prefix in STUDENTS:
+        found = {
+            name: rest.removeprefix(prefix) for name, rest in own.items() if rest.startswith(prefix)
+        }
+        if found:
+            return found
+    return own
 
 
 def renamed(name: str, rules: Sequence[tuple[str, str]], project: str) -> str:

@@ -9,7 +9,7 @@ underscore, which it continues: PyTorch's fused projection is no module there, i
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,8 +17,12 @@ import numpy as np
 from flax import nnx
 
 from kdjax.errors import UserError
+from kdjax.interop.files import unwrapped
 from kdjax.models import Segmenter
 from kdjax.models.swin import relative_position_index
+
+# What mmsegmentation's TIMMBackbone puts before timm's names.
+TIMM = "timm_model."
 
 
 def _pair(path: str, conv: str, norm: str) -> list[tuple[str, str]]:
@@ -59,6 +63,22 @@ def _mobilenet() -> list[tuple[str, str]]:
     return rules
 
 
+def _efficientnet_lite() -> list[tuple[str, str]]:
+    """Rules for timm's names, inside the module in which mmsegmentation wraps its networks."""
+    name, path = f"backbone.{TIMM}", "backbone/blocks"
+    rules = _pair("backbone/conv_stem", f"{name}conv_stem", f"{name}bn1")
+    # The first layer does not expand.
+    for layers, parts in (("0", ("dw", "pw")), ("[1-6]", ("pw", "dw", "pwl"))):
+        for index, part in enumerate(parts):
+            block = rf"{name}blocks.\1.\2"
+            rules += _pair(
+                rf"{path}/({layers})/(\d+)/convs/{index}",
+                f"{block}.conv_{part}",
+                f"{block}.bn{index + 1}",
+            )
+    return rules
+
+
 def _hrnet() -> list[tuple[str, str]]:
     rules = [
         *_residual_block(r"backbone/layer1/(\d+)", r"backbone.layer1.\1"),
@@ -88,6 +108,11 @@ def _head(path: str, name: str) -> list[tuple[str, str]]:
         *_conv_module(rf"{path}/laterals/(\d)", rf"{name}.lateral_convs.\1"),
         *_conv_module(rf"{path}/smoothers/(\d)", rf"{name}.fpn_convs.\1"),
         *_conv_module(f"{path}/fusion", f"{name}.fpn_bottleneck"),
+        *_conv_module(f"{path}/reduce", f"{name}.aspp_conv"),
+        (f"{path}/gate", f"{name}.image_pool.1.conv"),
+        (f"{path}/enter", f"{name}.conv_up_input"),
+        (rf"{path}/sides/(\d)", rf"{name}.convs.conv\1"),
+        *_conv_module(rf"{path}/joins/(\d)", rf"{name}.conv_ups.conv_up\1"),
     ]
     for part, mmseg_part in (("depthwise", "depthwise_conv"), ("pointwise", "pointwise_conv")):
         rules += _conv_module(
@@ -104,6 +129,7 @@ def _head(path: str, name: str) -> list[tuple[str, str]]:
 CONVOLUTION_RULES = [
     *_resnet(),
     *_mobilenet(),
+    *_efficientnet_lite(),
     *_hrnet(),
     *_head("head", "decode_head"),
     *_head("auxiliary_head", "auxiliary_head"),
@@ -147,30 +173,6 @@ ATTENTION_RULES: list[tuple[str, str]] = [
 # Buffers that mmsegmentation stores and that are constants here: the parameter beside which each
 # stands, and what computes it. Import skips them, export adds them.
 BUFFERS = {"relative_position_index": ("relative_position_bias_table", relative_position_index)}
-
-
-# PyTorch's data-parallel wrapper.
-PARALLEL = "module."
-# What distillers call the student that stands beside its teacher, connectors and losses in one
-# file: mmrazor before 1.0, mmrazor, and mmsegmentation-distiller.
-STUDENTS = ("architecture.model.", "architecture.", "student.")
-
-
-def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Returns each weight's own name by its name in the file; of a distiller, the student's alone.
-
-    Args:
-      names: all names in the file.
-    """
-    own = {name: name.removeprefix(PARALLEL) for name in names}
-    for prefix in STUDENTS:
-        found = {
-            name: rest.removeprefix(prefix) for name, rest in own.items() if rest.startswith(prefix)
-        }
-        if found:
-            return found
-    return own
-
 
 RULES = [*CONVOLUTION_RULES, *ATTENTION_RULES]
 
@@ -238,12 +240,7 @@ def to_mmseg(net: Segmenter) -> dict[str, np.ndarray]:
     The exact inverse of `from_mmseg`. PyTorch's `load_state_dict` itself supplies the counters
     (`num_batches_tracked`) that are not in it.
     """
-    weights = {
-        name: np.ascontiguousarray(
-            np.transpose(variable[...], _layout(str(path[-1]), len(variable.shape)))
-        )
-        for name, (path, variable) in leaves(net).items()
-    }
+    weights = {name: torch_array(leaf) for name, leaf in leaves(net).items()}
     for buffer, (parameter, compute) in BUFFERS.items():
         for name in [name for name in weights if name.endswith(parameter)]:
             weights[name.removesuffix(parameter) + buffer] = compute()
@@ -260,6 +257,13 @@ def torch_shape(leaf: Leaf) -> tuple[int, ...]:
     """Returns the shape that a leaf has in PyTorch."""
     path, variable = leaf
     return tuple(variable.shape[axis] for axis in _layout(str(path[-1]), len(variable.shape)))
+
+
+def torch_array(leaf: Leaf) -> np.ndarray:
+    """Returns a leaf as PyTorch lays it out."""
+    path, variable = leaf
+    layout = _layout(str(path[-1]), len(variable.shape))
+    return np.ascontiguousarray(np.transpose(variable[...], layout))
 
 
 def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:

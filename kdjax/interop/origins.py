@@ -5,10 +5,17 @@ from typing import Any
 
 from kdjax.errors import UserError
 from kdjax.interop.distillation_projects import from_cirkd, from_torchdistiller
-from kdjax.interop.mmseg import from_mmseg, unwrapped, weights_of
+from kdjax.interop.files import unwrapped
+from kdjax.interop.mmseg import from_mmseg, weights_of
 from kdjax.interop.segformer import from_nvlabs, segformer_to_mmseg
-from kdjax.interop.torchvision import from_classifier, from_torchvision, is_classifier
+from kdjax.interop.torchvision import (
+    from_classifier,
+    from_torchvision,
+    is_classifier,
+    is_efficientnet_lite,
+)
 from kdjax.models import Segmenter
+from kdjax.models.outputs import EFFICIENTNET_LITE as EFFICIENTNET_LITE_PREPROCESSING
 from kdjax.models.outputs import IMAGENET as IMAGENET_PREPROCESSING
 from kdjax.models.outputs import MEAN_ONLY, Preprocessing
 
@@ -19,6 +26,7 @@ CIRKD = "CIRKD"
 TORCHDISTILLER = "TorchDistiller"
 NVLABS = "SegFormer's authors"
 IMAGENET = "an image classifier"
+EFFICIENTNET_LITE = "EfficientNet-Lite"
 
 # What weights of each origin have beside others: the beginnings of some of their names. The first
 # row that fits counts.
@@ -32,10 +40,12 @@ MARKS = {
 
 # Projects whose images have blue first; reading their weights turns that around.
 BLUE_FIRST = (CIRKD, TORCHDISTILLER)
+# Whose weights are a backbone alone.
+CLASSIFIERS = (IMAGENET, EFFICIENTNET_LITE)
 
 
 def origin(names: Iterable[str]) -> str:
-    """Returns where weights of these names come from: a key of `READERS`, or `IMAGENET`.
+    """Returns where weights of these names come from: a key of `READERS`, or of `CLASSIFIERS`.
 
     `IMAGENET` is a backbone alone, of whichever project.
 
@@ -53,18 +63,23 @@ def origin(names: Iterable[str]) -> str:
     # CIRKD's SegFormer has neither head nor backbone in its names.
     if {"patch_embed1", "linear_pred"} <= prefixes:
         return CIRKD
+    if is_efficientnet_lite(names):
+        return EFFICIENTNET_LITE
     if is_classifier(names):
         return IMAGENET
     raise UserError(
         f"weights named {', '.join(names[:3])} and so on are not known; known are those of "
         "mmsegmentation, torchvision's FCN and DeepLabV3, SegFormer of HuggingFace and of its "
-        "authors, CIRKD, TorchDistiller, and ResNet, MobileNetV2 and Mix Transformer backbones of "
-        "torchvision, timm, OpenMMLab and SegFormer's authors"
+        "authors, CIRKD, TorchDistiller, and ResNet, MobileNetV2, EfficientNet-Lite and Mix "
+        "Transformer backbones of torchvision, timm, OpenMMLab, efficientnet-lite-pytorch and "
+        "SegFormer's authors"
     )
 
 
 def preprocessing(project: str) -> Preprocessing:
     """Returns how a project prepares images; the order of the channels is always RGB here."""
+    if project == EFFICIENTNET_LITE:
+        return EFFICIENTNET_LITE_PREPROCESSING
     return MEAN_ONLY if project in BLUE_FIRST else IMAGENET_PREPROCESSING
 
 
@@ -75,7 +90,7 @@ AUXILIARY = ("auxiliary_head.", "aux_classifier.", "auxlayer.", "dsn.")
 def has_auxiliary_head(names: Iterable[str]) -> bool:
     """Whether a network needs its auxiliary head to take the weights of these names."""
     names = list(unwrapped(names).values())
-    if origin(names) == IMAGENET:
+    if origin(names) in CLASSIFIERS:
         return True
     return any(part in name for name in names for part in AUXILIARY)
 
@@ -108,7 +123,7 @@ def load_weights(
       UserError: where the origin is unknown or the weights are not this network's.
     """
     source = origin(weights)
-    if source == IMAGENET:
+    if source in CLASSIFIERS:
         from_classifier(net, weights)
     else:
         READERS[source](net, weights, new_classifier=new_classifier)

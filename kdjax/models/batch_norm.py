@@ -39,8 +39,16 @@ class BatchNorm(nnx.BatchNorm):
     as many devices without SyncBN; the running ones then take the mean over the parts.
     """
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        super().__init__(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        channels: int,
+        *,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(channels, momentum=momentum, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.mean, self.var = _Statistic(self.mean[...]), _Statistic(self.var[...])
         self.groups = 1
 

@@ -10,8 +10,47 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.distillation import Classification
-from kdjax.models.layers import Classifier, Conv, ConvNorm, resize
+from kdjax.models.layers import Conv, ConvNorm, normal, resize
 from kdjax.models.outputs import STAGES, FeatureSpec
+
+
+def classifier_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+    """Initialises a classifier's kernel with standard deviation 0.01, as mmsegmentation."""
+    return normal(key, shape, 0.01).astype(dtype)
+
+
+class Classifier(nnx.Module):
+    """Channel dropout, then the 1x1 convolution to class scores."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.1,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        # Whole channels are dropped, as PyTorch's Dropout2d does.
+        self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
+        self.conv = Conv(
+            in_channels,
+            num_classes,
+            1,
+            bias=True,
+            kernel_init=classifier_normal,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
+    ) -> Classification:
+        """Returns class scores; `rngs` is needed where `train` drops channels."""
+        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        kernel, bias = self.conv.kernel[...], self.conv.bias
+        assert bias is not None
+        return Classification(self.conv(x), x, kernel[0, 0], bias[...])
 
 
 class Head(nnx.Module):
@@ -138,6 +177,51 @@ class FCNHead(Head):
             x = conv(x, train=train)
         if self.merge is not None:
             x = self.merge(jnp.concatenate([inputs, x], axis=-1), train=train)
+        return x
+
+
+class LRASPPHead(Head):
+    """Lite R-ASPP (Howard et al., MobileNetV3, ICCV 2019), as mmsegmentation's head of that name.
+
+    The last stage, weighed channel by channel from its average, is refined beside the second and
+    the first stage at their resolutions. The average is that of the whole map, as in torchvision;
+    mmsegmentation's windows of 49 x 49 places need images of at least 784 pixels at stride 16.
+    """
+
+    def __init__(
+        self,
+        specs: dict[str, FeatureSpec],
+        channels: int,
+        num_classes: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        # mmsegmentation's 32 and 64 of 128 channels.
+        self.sources = {"stage1": channels // 4, "stage2": channels // 2}
+        make = {"dtype": dtype, "rngs": rngs}
+        self.reduce = ConvNorm(specs["stage4"].channels, channels, 1, **make)
+        self.gate = Conv(specs["stage4"].channels, channels, 1, **make)
+        self.enter = Conv(channels, channels, 1, bias=True, **make)
+        self.sides, self.joins = nnx.List([]), nnx.List([])
+        for name, side in self.sources.items():
+            self.sides.append(Conv(specs[name].channels, side, 1, **make))
+            self.joins.append(ConvNorm(channels + side, channels, 1, **make))
+        super().__init__(channels, specs["stage1"].stride, num_classes, **make)
+
+    def decode_features(  # noqa: D102
+        self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B h w D"]:
+        del rngs
+        last = features["stage4"]
+        gate = nnx.sigmoid(self.gate(jnp.mean(last, axis=(1, 2), keepdims=True)))
+        x = self.enter(self.reduce(last, train=train) * gate)
+        for name, side, join in reversed(
+            list(zip(self.sources, self.sides, self.joins, strict=True))
+        ):
+            beside = side(features[name])
+            x = jnp.concatenate([resize(x, beside.shape[1:3]), beside], axis=-1)
+            x = join(x, train=train)
         return x
 
 

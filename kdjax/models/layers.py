@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from kdjax.distillation import Classification
 from kdjax.losses import resize as resize
 from kdjax.models.batch_norm import BatchNorm
 
@@ -25,7 +25,7 @@ def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
 
     words = jax.random.key_data(key)
     # A callback by itself is compiled, too.
-    if not isinstance(words, jax.core.Tracer):
+    if not isinstance(words, Tracer):
         return jnp.asarray(draw(np.asarray(words)))
     return jax.pure_callback(draw, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), words)
 
@@ -41,16 +41,11 @@ def he_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
     return normal(key, shape, math.sqrt(2.0 / (height * width * channels))).astype(dtype)
 
 
-def classifier_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
-    """Initialises a classifier's kernel with standard deviation 0.01, as mmsegmentation."""
-    return normal(key, shape, 0.01).astype(dtype)
-
-
 class Conv(nnx.Conv):
     """A square convolution padded as PyTorch pads it: `dilation * (size - 1) // 2` on every side.
 
-    XLA's "SAME" puts the odd pixel of a strided convolution on the other side, so that it would
-    not compute what a converted PyTorch checkpoint expects.
+    `same` pads as TensorFlow's "SAME", for weights that were trained so: a strided convolution of
+    an even side has one pixel less in front.
     """
 
     def __init__(
@@ -63,18 +58,19 @@ class Conv(nnx.Conv):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = False,
+        same: bool = False,
         kernel_init: nnx.Initializer = he_normal,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        padding = dilation * (size - 1) // 2
+        reach = dilation * (size - 1) // 2
         super().__init__(
             in_channels,
             channels,
             (size, size),
             strides=stride,
             kernel_dilation=dilation,
-            padding=((padding, padding), (padding, padding)),
+            padding="SAME" if same else ((reach, reach), (reach, reach)),
             feature_group_count=groups,
             use_bias=bias,
             kernel_init=kernel_init,
@@ -90,9 +86,8 @@ class DepthwiseConv(Conv):
     on the CPU.
     """
 
-    def __init__(self, channels: int, size: int, *, dilation: int = 1, **options: Any):
-        self.reach = dilation * (size - 1) // 2
-        super().__init__(channels, channels, size, dilation=dilation, groups=channels, **options)
+    def __init__(self, channels: int, size: int, **options: Any):
+        super().__init__(channels, channels, size, groups=channels, **options)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "B H W C"]
@@ -101,8 +96,11 @@ class DepthwiseConv(Conv):
         size, stride, dilation = self.kernel_size[0], self.strides, self.kernel_dilation
         assert isinstance(stride, int)
         assert isinstance(dilation, int)
-        around = (self.reach, self.reach)
-        padded = jnp.pad(x, ((0, 0), around, around, (0, 0))).astype(jnp.float32)
+        padding: Any = self.padding
+        if padding == "SAME":
+            span = dilation * (size - 1) + 1
+            padding = jax.lax.padtype_to_pads(x.shape[1:3], (span, span), (stride, stride), padding)
+        padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
         # Positions that windows of the padded map start at.
         height, width = (length - 1 for length in x.shape[1:3])
         total = jnp.float32(0.0) if self.bias is None else self.bias[...]
@@ -124,7 +122,9 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        same: bool = False,
         depthwise: bool = False,
+        norm: Callable[..., BatchNorm] = BatchNorm,
         activation: Callable[[Array], Array] | None = nnx.relu,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -132,6 +132,7 @@ class ConvNorm(nnx.Module):
         layout: dict[str, Any] = {
             "stride": stride,
             "dilation": dilation,
+            "same": same,
             "dtype": dtype,
             "rngs": rngs,
         }
@@ -140,7 +141,7 @@ class ConvNorm(nnx.Module):
             self.conv = DepthwiseConv(channels, size, **layout)
         else:
             self.conv = Conv(in_channels, channels, size, **layout)
-        self.norm = BatchNorm(channels, dtype=dtype, rngs=rngs)
+        self.norm = norm(channels, dtype=dtype, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
@@ -180,38 +181,28 @@ class SeparableConvNorm(nnx.Module):
         return self.pointwise(self.depthwise(x, train=train), train=train)
 
 
-class Classifier(nnx.Module):
-    """Channel dropout, then the 1x1 convolution to class scores."""
+def dilate(
+    strides: Sequence[int], output_stride: int, *, entry: int
+) -> tuple[list[int], list[int]]:
+    """Trades strides for dilations (Chen et al., DeepLab): maps stay larger, weights mean the same.
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        *,
-        dropout: float = 0.1,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        # Whole channels are dropped, as PyTorch's Dropout2d does.
-        self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
-        self.conv = Conv(
-            in_channels,
-            num_classes,
-            1,
-            bias=True,
-            kernel_init=classifier_normal,
-            dtype=dtype,
-            rngs=rngs,
-        )
+    Args:
+      strides: of layers one behind the other.
+      output_stride: of all of them together, at most; what goes beyond dilates this and all later
+        layers instead.
+      entry: stride of what stands before them.
 
-    def __call__(
-        self, x: Float[Array, "B h w C"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> Classification:
-        """Returns class scores; `rngs` is needed where `train` drops channels."""
-        x = self.dropout(x, deterministic=not train, rngs=rngs)
-        kernel, bias = self.conv.kernel[...], self.conv.bias
-        assert bias is not None
-        return Classification(self.conv(x), x, kernel[0, 0], bias[...])
+    Returns:
+      Strides and dilations of the layers.
+    """
+    kept, dilations, total, dilation = [], [], entry, 1
+    for stride in strides:
+        if total * stride > output_stride:
+            dilation, stride = dilation * stride, 1
+        total *= stride
+        kept.append(stride)
+        dilations.append(dilation)
+    return kept, dilations
 
 
 def max_pool(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Array, "B h w C"]:

@@ -65,3 +65,5 @@ class Preprocessing(NamedTuple):
 IMAGENET = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 # What projects in the tradition of Caffe use, as CIRKD and TorchDistiller.
 MEAN_ONLY = Preprocessing(mean=(122.67891434, 116.66876762, 104.00698793), std=(1.0, 1.0, 1.0))
+# What EfficientNet-Lite was trained with.
+EFFICIENTNET_LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))

