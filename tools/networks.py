@@ -39,8 +39,11 @@ head. One multiply-add is two floating-point operations. Features are channels /
 and `aux_logits` have the strides of `head` and `aux_head`.
 
 A backbone goes with every head: `pspnet_swin_t`, `upernet_mit_b0` and the like exist too, though no
-project has them and this table does not. A new backbone is one file that maps images to `stage1`
-to `stage4`, and one line in `kdjax/models/registry.py`; so is a new head.
+project has them and this table does not. Two heads are light, for backbones that are: `lraspp` is
+that of MobileNetV3, and `deeplabv3plus_light` is DeepLabV3+ as its paper has it, at output stride
+16 and with a 1x1 bottleneck, at 96 channels where the paper has 256. A new backbone is one file
+that maps images to `stage1` to `stage4`, and one line in `kdjax/models/registry.py`; so is a new
+head.
 
 Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with the heads'
 channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), TorchDistiller's, and
@@ -53,14 +56,25 @@ SegFormer as its authors published it (`@nvlabs`).
 """
 
 
-# What some project has; other backbones than ResNets and MobileNetV2 are shown with one head.
-LISTED = [
-    name
-    for name in models.NETWORKS
-    if not name.endswith(tuple(f"_{backbone}" for backbone in FIXED))
-    or name.startswith(("fcn_hr", "segformer"))
-    or name == "upernet_swin_t"
-]
+LIGHT = ("lraspp_", "deeplabv3plus_light_")
+
+
+def listed(name: str) -> bool:
+    """Whether the table has a network: what some project has, and light heads on light backbones.
+
+    All heads are shown on EfficientNet-Lite0.
+    """
+    if name.endswith("efficientnet_lite0"):
+        return True
+    if "_efficientnet_lite" in name:
+        return name.startswith(LIGHT)
+    if name.startswith(LIGHT):
+        return name.endswith("_mbv2")
+    others = name.endswith(tuple(f"_{backbone}" for backbone in FIXED))
+    return not others or name.startswith(("fcn_hr", "segformer")) or name == "upernet_swin_t"
+
+
+LISTED = list(filter(listed, models.NETWORKS))
 
 
 def build(name: str) -> models.Segmenter:
