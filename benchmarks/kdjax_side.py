@@ -25,7 +25,7 @@ class Side:
         self.work = work
         self.student = _network(work, work.student_depth, work.student_width, 0)
         self.teacher = None
-        if work.taught:
+        if work.distilled:
             self.teacher = _network(work, work.teacher_depth, work.teacher_width, 1)
         self.start()
 
@@ -38,14 +38,14 @@ class Side:
             config.terms = ConfigDict(self.work.terms)
         options = configuration.read(config)
         student, variables = NNXNetwork.of(self.student)
-        taught_by = None if self.teacher is None else NNXNetwork.of(self.teacher)
+        teacher_network = None if self.teacher is None else NNXNetwork.of(self.teacher)
         distiller = assemble_distiller(
-            options, (student, variables), taught_by, num_classes=self.student.num_classes
+            options, (student, variables), teacher_network, num_classes=self.student.num_classes
         )
         self.state = assemble_state(options, variables, distiller)
         # The step gives its state's memory back, and the network keeps its own.
         self.state = jax.tree.map(jnp.copy, self.state)
-        network, self.frozen = taught_by or (None, None)
+        network, self.frozen = teacher_network or (None, None)
         teacher = PreprocessedNetwork(network, IMAGENET) if network else None
         train_step = assemble_step(
             options, PreprocessedNetwork(student, IMAGENET), teacher, distiller

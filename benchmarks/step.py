@@ -93,16 +93,16 @@ def step_call(
     options = dataclasses.replace(options, terms=terms)
     distiller = assemble_distiller(options, student, teacher, num_classes=images.num_classes)
     state = assemble_state(options, student[1], distiller)
-    taught = need_teacher(terms)
+    distilled = need_teacher(terms)
     step = assemble_step(
         options,
         PreprocessedNetwork(student[0], IMAGENET),
-        PreprocessedNetwork(teacher[0], IMAGENET) if taught else None,
+        PreprocessedNetwork(teacher[0], IMAGENET) if distilled else None,
         distiller,
     )
     step = jax.jit(step, donate_argnums=0)
     states = [jax.device_put(state, placement.replicated)]
-    frozen = jax.device_put(teacher[1], placement.replicated) if taught else None
+    frozen = jax.device_put(teacher[1], placement.replicated) if distilled else None
 
     def call() -> None:
         state, metrics = step(states.pop(), frozen, batch)

@@ -20,7 +20,7 @@ class Work:
       batch_size: images of a step.
       dtype: "float32" or "bfloat16", of the networks' arithmetic.
       steps: length of the poly schedule.
-      taught: whether the teacher's forward pass is part of the step, read or not.
+      distilled: whether the teacher's forward pass is part of the step, read or not.
       terms: config entries of the distillation terms by name, as `kdjax.config.term` makes them.
     """
 
@@ -33,7 +33,7 @@ class Work:
     batch_size: int = 8
     dtype: str = "bfloat16"
     steps: int = 40_000
-    taught: bool = True
+    distilled: bool = True
     terms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -86,10 +86,10 @@ def train(
             state, metrics = carried, {"cross_entropy": loss}
             if distiller:
                 maps = (ours, theirs, batch["label"])
-                taught, (state, values) = distiller(
+                distilling, (state, values) = distiller(
                     trained["terms"], carried, *maps, step=number, steps=steps, key=key
                 )
-                loss, metrics = loss + taught, metrics | values
+                loss, metrics = loss + distilling, metrics | values
             return loss, (state, metrics)
 
         gradients, (state, metrics) = jax.grad(objective, has_aux=True)(trained)
@@ -118,7 +118,7 @@ def accuracy(params: Arrays) -> float:
 
 
 def main(steps: int = 200) -> None:
-    """Trains a teacher, a plain student and a taught one."""
+    """Trains a teacher, a plain student and a distilled one."""
     print("teacher")
     teacher = train(init_network(jax.random.key(0), 32), steps, seed=0)
     student = init_network(jax.random.key(1), 4)
@@ -135,9 +135,9 @@ def main(steps: int = 200) -> None:
     )
     print("plain student")
     plain = train(student, steps, seed=1)
-    print("taught student:", "; ".join(distiller.describe()))
-    taught = train(student, steps, 1, distiller, teacher)
-    for name, params in (("teacher", teacher), ("plain", plain), ("taught", taught)):
+    print("distilled student:", "; ".join(distiller.describe()))
+    distilled = train(student, steps, 1, distiller, teacher)
+    for name, params in (("teacher", teacher), ("plain", plain), ("distilled", distilled)):
         print(f"{name}: {100 * accuracy(params):.1f} % of the pixels are right")
 
 

@@ -248,7 +248,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
 
 
 def published(data: str, pair: str, method: str = "plain") -> Config:
-    """A student on a published set, plain or taught, or its teacher.
+    """A student on a published set, plain or distilled, or its teacher.
 
     The teacher is `teachers/<set>_<network>` and the student's backbone `pretrained/<backbone>`,
     both written by `kdjax.convert`. A plain recipe has all of `COMPARED` for `kdjax.compare`.

@@ -1,4 +1,4 @@
-"""Trains one network: a teacher, a plain student, or (with terms in its config) a taught one.
+"""Trains one network: a teacher, a plain student, or (with terms in its config) a distilled one.
 
 python -m kdjax.train --config configs/X.py --workdir DIR [--config.key=value ...]
 

@@ -69,7 +69,7 @@ def test_a_plain_loop(capsys):
     assert lines <= 150
     runpy.run_path(str(EXAMPLES / "plain_loop.py"))["main"](4)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith("taught: ")
+    assert printed[-1].startswith("distilled: ")
     assert any("maps/dead_teacher_channels" in line for line in printed)
 
 

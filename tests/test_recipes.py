@@ -199,8 +199,10 @@ def prepared_step(config):
     student = make(config.student.name, auxiliary=config.student.auxiliary, rngs=nnx.Rngs(0))
     teacher = make(config.teacher.name, rngs=nnx.Rngs(1)) if config.terms else None
     network, variables = NNXNetwork.of(student)
-    taught_by = NNXNetwork.of(teacher) if teacher else None
-    distiller = assemble_distiller(config, (network, variables), taught_by, num_classes=CLASSES)
+    teacher_network = NNXNetwork.of(teacher) if teacher else None
+    distiller = assemble_distiller(
+        config, (network, variables), teacher_network, num_classes=CLASSES
+    )
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = create_state(
         variables,
@@ -210,13 +212,13 @@ def prepared_step(config):
     )
     step = make_train_step(
         PreprocessedNetwork(network, IMAGENET),
-        PreprocessedNetwork(taught_by[0], IMAGENET) if taught_by else None,
+        PreprocessedNetwork(teacher_network[0], IMAGENET) if teacher_network else None,
         Objective(config.loss.cross_entropy, config.loss.auxiliary, distiller),
         optimizer,
         optimizers.learning_rate_schedule(config.optimizer, config.steps),
         steps=config.steps,
     )
-    return step, state, taught_by and taught_by[1]
+    return step, state, teacher_network and teacher_network[1]
 
 
 def abstract_step(config):

@@ -18,9 +18,11 @@ def methods(runs: list[RunSummary]) -> list[MethodResult]:
     grouped: dict[str, list[RunSummary]] = {}
     for run in runs:
         grouped.setdefault(run.method, []).append(run)
-    order = ("teacher", "plain", "taught")
+    order = ("teacher", "plain", "distilled")
     found = [MethodResult(method=m, role=runs[0].role, runs=runs) for m, runs in grouped.items()]
-    return sorted(found, key=lambda r: (order.index(r.role), -r.miou if r.role == "taught" else 0))
+    return sorted(
+        found, key=lambda r: (order.index(r.role), -r.miou if r.role == "distilled" else 0)
+    )
 
 
 def table(path: str) -> list[str]:

@@ -25,7 +25,7 @@ class Side:
         self.execution = execution or Execution.best(device, work.dtype == "bfloat16")
         student = PSPNet(work.student_depth, work.student_width, work.classes, dropout=0.0)
         teacher = None
-        if work.taught:
+        if work.distilled:
             teacher = PSPNet(
                 work.teacher_depth, work.teacher_width, work.classes, auxiliary=False, dropout=0.0
             )

@@ -209,7 +209,7 @@ def _tune(
     """The choices of the plain student, if there is one, and then of the methods."""
     methods = in_order(config.compare.methods)
     plain = [name for name, terms in methods if not terms]
-    taught = [name for name, terms in methods if terms]
+    distilled = [name for name, terms in methods if terms]
     untuned = Setting(config.optimizer.learning_rate, config.optimizer.weight_decay)
 
     def tune(names: Sequence[str], settings: Sequence[Setting]) -> list[TuningResult]:
@@ -241,7 +241,7 @@ def _tune(
     chosen = choices[0].best() if choices else untuned
     if chosen is None:
         raise UserError(f"{choices[0].describe()}; try lower config.compare.learning_rates")
-    return choices + tune(taught, tuning.method_settings(config, chosen))
+    return choices + tune(distilled, tuning.method_settings(config, chosen))
 
 
 def _write_choices(root: Workdir, choices: Sequence[TuningResult]) -> None:
@@ -323,7 +323,7 @@ def _student_job(
         Workdir(root.path / place / f"seed{seed}"),
         label,
         _title(config)(name),
-        "taught" if terms else "plain",
+        "distilled" if terms else "plain",
     )
 
 

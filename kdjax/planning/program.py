@@ -111,10 +111,10 @@ def make_program(
     student, variables = _abstract(options, "student", num_classes, options.student.auxiliary)
     if options.student.batch_norm == "per_device":
         student = with_grouped_batch_norm(student, placement.batch_shards)
-    taught_by = _teacher(options, num_classes)
-    teacher, frozen = taught_by or (None, None)
+    teacher_network = _teacher(options, num_classes)
+    teacher, frozen = teacher_network or (None, None)
     distiller = assemble_distiller(
-        options, (student, variables), taught_by, num_classes=num_classes
+        options, (student, variables), teacher_network, num_classes=num_classes
     )
     state = jax.eval_shape(
         lambda variables: assemble_state(options, variables, distiller), variables

@@ -124,7 +124,7 @@ def gap_closed(
     The teacher is taken as it is: how it would come out with other seeds is left out of account.
     No number where the teacher is not above the plain student.
     """
-    if plain is None or teacher is None or result.role != "taught":
+    if plain is None or teacher is None or result.role != "distilled":
         return NOTHING
     values, baseline = _paired(result, plain)
     gaps = teacher.miou - baseline
@@ -297,7 +297,7 @@ def heat_map(report: Report) -> HeatMap | None:
     methods = report.methods()
     plain = plain_student(methods)
     others = [result for result in methods if result is not plain]
-    if plain is None or not any(result.role == "taught" for result in others):
+    if plain is None or not any(result.role == "distilled" for result in others):
         return None
     gains = {result.method: class_gains(result, plain) for result in others}
     students = [result.method for result in others if result.role != "teacher"]

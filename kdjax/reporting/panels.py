@@ -66,10 +66,10 @@ def _png(picture: Image.Image) -> bytes:
 
 _SIDE = 512  # pixels; larger pictures are reduced, so that the file stays easy to send
 
-ONLY_TAUGHT, ONLY_PLAIN, NEITHER = 1, 2, 3
+ONLY_DISTILLED, ONLY_PLAIN, NEITHER = 1, 2, 3
 """Who is right where two students disagree; 0 where they agree, or the label is ignored."""
 
-COLORS = {ONLY_TAUGHT: figures.GAIN, ONLY_PLAIN: figures.LOSS, NEITHER: figures.TEACHER_COLOR}
+COLORS = {ONLY_DISTILLED: figures.GAIN, ONLY_PLAIN: figures.LOSS, NEITHER: figures.TEACHER_COLOR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Panels:
     """Pictures of one example as data URIs, by caption.
 
     Attributes:
-      shown: Image, label, teacher, plain student, the best taught one, their disagreement.
-      folded: The other taught students and where each disagrees with the plain one.
+      shown: Image, label, teacher, plain student, the best distilled one, their disagreement.
+      folded: The other distilled students and where each disagrees with the plain one.
       compared: Whether there are pictures of disagreement.
     """
 
@@ -92,7 +92,7 @@ def panels(
     palette: np.ndarray,
     *,
     plain: str | None,
-    taught: Collection[str],
+    distilled: Collection[str],
     best: str | None,
 ) -> Panels:
     """Pictures of an example.
@@ -101,37 +101,37 @@ def panels(
       example: With its predictions by method.
       palette: `[K, 3]` uint8.
       plain: The method that is the plain student.
-      taught: The methods that are compared with it.
+      distilled: The methods that are compared with it.
       best: The one of them that is not folded away; None folds nothing away.
     """
     shown = {"image": _photograph(example.image), "label": _label_map(example.label, palette)}
     folded: dict[str, str] = {}
     of_plain = example.predictions.get(plain) if plain else None
     for name, prediction in example.predictions.items():
-        pictures = folded if best is not None and name in taught and name != best else shown
+        pictures = folded if best is not None and name in distilled and name != best else shown
         pictures[name] = _label_map(prediction, palette)
-        if of_plain is not None and name in taught:
+        if of_plain is not None and name in distilled:
             codes = disagreement(prediction, of_plain, example.label, len(palette))
             pictures[f"{name} ≠ {plain}"] = _disagreement_map(codes)
-    return Panels(shown, folded, of_plain is not None and bool(taught))
+    return Panels(shown, folded, of_plain is not None and bool(distilled))
 
 
 def disagreement(
-    taught: np.ndarray, plain: np.ndarray, label: np.ndarray, num_classes: int
+    distilled: np.ndarray, plain: np.ndarray, label: np.ndarray, num_classes: int
 ) -> np.ndarray:
     """Who is right at each pixel.
 
     Args:
-      taught: `[H, W]` uint8, the taught student's classes.
+      distilled: `[H, W]` uint8, the distilled student's classes.
       plain: `[H, W]` uint8, the plain one's.
       label: `[H, W]` uint8; what is not a class is ignored.
       num_classes: K.
 
     Returns:
-      `[H, W]` uint8: `ONLY_TAUGHT`, `ONLY_PLAIN`, `NEITHER`, or 0.
+      `[H, W]` uint8: `ONLY_DISTILLED`, `ONLY_PLAIN`, `NEITHER`, or 0.
     """
-    differ = (taught != plain) & (label < num_classes)
-    codes = np.select([taught == label, plain == label], [ONLY_TAUGHT, ONLY_PLAIN], NEITHER)
+    differ = (distilled != plain) & (label < num_classes)
+    codes = np.select([distilled == label, plain == label], [ONLY_DISTILLED, ONLY_PLAIN], NEITHER)
     return np.where(differ, codes, 0).astype(np.uint8)
 
 

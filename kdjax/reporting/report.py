@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from kdjax.files import write_atomically
 from kdjax.reporting import figures, intervals, tables
 from kdjax.reporting.intervals import heat_map, interval_dots
-from kdjax.reporting.panels import COLORS, NEITHER, ONLY_PLAIN, ONLY_TAUGHT, css_color, panels
+from kdjax.reporting.panels import COLORS, NEITHER, ONLY_DISTILLED, ONLY_PLAIN, css_color, panels
 from kdjax.reporting.results import MethodResult, Report, RunSummary, plain_student, teacher_of
 
 # What every training step logs beside its loss terms.
@@ -51,12 +51,12 @@ def write_report(path: epath.PathLike, report: Report) -> None:
 
 def _render(report: Report) -> str:
     methods = report.methods()
-    teacher, plain, best = teacher_of(methods), plain_student(methods), _best_taught(methods)
-    taught = [result.method for result in methods if result.role == "taught"]
+    teacher, plain, best = teacher_of(methods), plain_student(methods), _best_distilled(methods)
+    distilled = [result.method for result in methods if result.role == "distilled"]
     colors = figures.method_colors(
         [result.method for result in methods],
         teacher and teacher.method,
-        plain.method if plain and taught else None,
+        plain.method if plain and distilled else None,
     )
     gains, many = heat_map(report), len(methods) > _MANY
     terms = _charts(methods, _loss_terms(report.runs), colors)
@@ -78,7 +78,7 @@ def _render(report: Report) -> str:
         class_charts=[] if gains else _class_charts(report.class_names, methods, colors),
         legend=_legend(report),
         disagreement_legend=[
-            ("only the taught student is right", COLORS[ONLY_TAUGHT]),
+            ("only the distilled student is right", COLORS[ONLY_DISTILLED]),
             ("only the plain student is right", COLORS[ONLY_PLAIN]),
             ("neither is, in different ways", COLORS[NEITHER]),
         ],
@@ -87,7 +87,7 @@ def _render(report: Report) -> str:
                 example,
                 report.palette,
                 plain=plain and plain.method,
-                taught=taught,
+                distilled=distilled,
                 best=best and best.method,
             )
             for example in report.examples
@@ -128,7 +128,7 @@ def examples_png(report: Report) -> bytes:
 
 def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
     """The result in one sentence."""
-    plain, best = plain_student(methods), _best_taught(methods)
+    plain, best = plain_student(methods), _best_distilled(methods)
     if plain is None or best is None or math.isnan(plain.miou):
         result = best or plain or methods[0]
         return f"{result.method}: {100 * result.miou:.2f} % mIoU on {report.split}"
@@ -141,15 +141,15 @@ def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
 
 
 def _key_results(methods: Sequence[MethodResult]) -> list[MethodResult]:
-    """The teacher, the plain student and the best taught one, as far as they are there."""
-    results = (teacher_of(methods), plain_student(methods), _best_taught(methods))
+    """The teacher, the plain student and the best distilled one, as far as they are there."""
+    results = (teacher_of(methods), plain_student(methods), _best_distilled(methods))
     return [result for result in results if result is not None]
 
 
-def _best_taught(methods: Sequence[MethodResult]) -> MethodResult | None:
+def _best_distilled(methods: Sequence[MethodResult]) -> MethodResult | None:
     """Of those that have a result: a run may have diverged."""
-    taught = [r for r in methods if r.role == "taught" and not math.isnan(r.miou)]
-    return max(taught, key=lambda result: result.miou, default=None)
+    distilled = [r for r in methods if r.role == "distilled" and not math.isnan(r.miou)]
+    return max(distilled, key=lambda result: result.miou, default=None)
 
 
 def _legend(report: Report) -> list[tuple[str, str]]:
@@ -204,7 +204,7 @@ def _interval_charts(
 def _learning_curves(
     methods: Sequence[MethodResult], colors: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """MIoU during the training: in one chart, or of each taught student beside the plain one."""
+    """MIoU during the training: in one chart, or of each distilled student beside the plain one."""
     plain, name = plain_student(methods), "val/miou"
     if plain is None or len(methods) <= _MANY:
         return _charts(methods, [name], colors)

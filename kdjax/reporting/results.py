@@ -13,7 +13,7 @@ from etils import epath
 
 from kdjax.files import csv_text, to_csv, write_atomically
 
-Role = Literal["teacher", "plain", "taught"]
+Role = Literal["teacher", "plain", "distilled"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class RunSummary:
 
     Attributes:
       method: The row of the table that the run belongs to; runs of a method differ in `seed`.
-      role: A teacher, a student trained without one, or a taught student.
+      role: A teacher, a student trained without one, or a distilled student.
       steps: Training steps; None for a network that was given, as are the next and the times.
       learning_rate: The highest of the schedule.
       class_iou: `[K]`; NaN where neither labels nor predictions hold the class.
@@ -117,11 +117,11 @@ class Report:
         return next((other for other in self.methods() if other.method == base), None)
 
     def methods(self) -> list["MethodResult"]:
-        """The runs by method: teachers, then plain students, then taught ones."""
+        """The runs by method: teachers, then plain students, then distilled ones."""
         grouped: dict[tuple[Role, str], list[RunSummary]] = {}
         for run in self.runs:
             grouped.setdefault((run.role, run.method), []).append(run)
-        order: tuple[Role, ...] = ("teacher", "plain", "taught")
+        order: tuple[Role, ...] = ("teacher", "plain", "distilled")
         return [
             MethodResult(method=method, role=role, runs=runs)
             for (role, method), runs in sorted(grouped.items(), key=lambda x: order.index(x[0][0]))

@@ -1,4 +1,4 @@
-"""One run from its config to its report: trains a teacher, a plain student or a taught one."""
+"""One run from its config to its report: trains a teacher, a plain student or a distilled one."""
 
 import contextlib
 import dataclasses

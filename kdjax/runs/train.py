@@ -203,7 +203,7 @@ def train(
     overwrite: bool = False,
     profile: tuple[int, int] | None = None,
 ) -> RunResult:
-    """Trains the student of a config: a teacher, a plain student, or with terms a taught one.
+    """Trains the student of a config: a teacher, a plain student, or with terms a distilled one.
 
     The workdir then holds the student as a network checkpoint, its scores, what was logged and a
     report. A run that was stopped is continued by the same call, and that of a finished run returns
@@ -239,7 +239,7 @@ def train(
         workdir,
         name="train",
         method=method,
-        role="taught" if asked.terms else "plain",
+        role="distilled" if asked.terms else "plain",
         data=data,
         writers=writers,
         overwrite=overwrite,

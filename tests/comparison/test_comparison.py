@@ -104,8 +104,10 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     assert len(tuned) == 2 * (3 * 2 + 3 + 3)
     assert not any(run.data.test_split for run in tuned.values())
     # Every method gets the plain student's choice, and as many runs as any other.
-    taught = [run for run in tuned.values() if run.terms]
-    assert {(r.optimizer.learning_rate, r.optimizer.weight_decay) for r in taught} == {(0.2, 0.0)}
+    distilled = [run for run in tuned.values() if run.terms]
+    assert {(r.optimizer.learning_rate, r.optimizer.weight_decay) for r in distilled} == {
+        (0.2, 0.0)
+    }
     final = {label: run for label, run in train.configs.items() if run.seed in (0, 1)}
     assert set(final) == {
         "teacher",
@@ -374,7 +376,7 @@ def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):
 
 
 def test_a_run_survives_the_way_to_another_process(config):
-    run = scheduler.Job(config, Workdir("/some/where"), "cwd, seed 3", "cwd", "taught")
+    run = scheduler.Job(config, Workdir("/some/where"), "cwd, seed 3", "cwd", "distilled")
     again = scheduler.Job.from_json(run.to_json())
     assert configuration.to_json(again.config) == configuration.to_json(config)
     assert again.files.path == run.files.path

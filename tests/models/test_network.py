@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from taught_step import make_batch
+from small_step import make_batch
 
 from kdjax.deployment.formats import make_predict_fn
 from kdjax.distillation import Distiller, term
@@ -45,10 +45,10 @@ def forward(network, variables, *, train, seed=0):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
     network, variables = made(kind, options={"channels": 4})
-    taught_by = made("Plain")
+    teacher_network = made("Plain")
     maps = {
         "student": trace_maps(network, variables, (16, 16), train=True),
-        "teacher": trace_maps(*taught_by, (16, 16), train=False),
+        "teacher": trace_maps(*teacher_network, (16, 16), train=False),
     }
     distiller = Distiller({"cwd": term("cwd")}, **maps)
     settings = OptimizerOptions()
@@ -57,7 +57,7 @@ def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
     step = jax.jit(
         make_train_step(
             PreprocessedNetwork(network, IMAGENET),
-            PreprocessedNetwork(taught_by[0], IMAGENET),
+            PreprocessedNetwork(teacher_network[0], IMAGENET),
             Objective(1.0, 0.4, distiller),
             optimizer,
             learning_rate_schedule(settings, 10),
@@ -65,7 +65,7 @@ def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
             ema_decay=0.5,
         )
     )
-    after, metrics = step(state, taught_by[1], make_batch())
+    after, metrics = step(state, teacher_network[1], make_batch())
     assert np.isfinite(float(metrics["cwd"]))
     # What it keeps moved: running statistics, the count of draws, the count of steps.
     kept = [jax.tree.leaves(s.model_state) for s in (state, after)]

@@ -14,11 +14,11 @@ from kdjax.reporting.results import Example
 NAN = float("nan")
 
 
-def students(taught, plain=((0.5, 0.2, 0.3), (0.4, 0.4, 0.5)), method="cwd"):
-    """Two seeds of a plain and of a taught student, with their IoU of each class."""
+def students(distilled, plain=((0.5, 0.2, 0.3), (0.4, 0.4, 0.5)), method="cwd"):
+    """Two seeds of a plain and of a distilled student, with their IoU of each class."""
     return [
         *(run("plain", "plain", seed, 0.4, class_iou=iou) for seed, iou in enumerate(plain)),
-        *(run(method, "taught", seed, 0.5, class_iou=iou) for seed, iou in enumerate(taught)),
+        *(run(method, "distilled", seed, 0.5, class_iou=iou) for seed, iou in enumerate(distilled)),
     ]
 
 
@@ -30,8 +30,8 @@ def page_of(tmp_path, *args, **kwargs):
 class TestIntervals:
     def test_gains_of_a_class_leave_out_the_seeds_that_lack_it(self):
         runs = students([(0.6, 0.3, NAN), (0.7, 0.4, NAN), (0.9, 0.9, 0.9)])
-        plain, taught = report(runs).methods()
-        first, second, third = intervals.class_gains(taught, plain)
+        plain, distilled = report(runs).methods()
+        first, second, third = intervals.class_gains(distilled, plain)
         # Differences of 0.1 and 0.3, then 0.1 and 0; t's quantile with one degree is 12.7062.
         assert first == pytest.approx((0.2, 0.2 - 1.27062, 0.2 + 1.27062), abs=1e-4)
         assert second == pytest.approx((0.05, 0.05 - 0.63531, 0.05 + 0.63531), abs=1e-4)
@@ -39,8 +39,8 @@ class TestIntervals:
 
     def test_a_class_that_one_seed_has_is_given_without_an_interval(self):
         runs = students([(0.6, 0.3, NAN), (0.7, 0.4, 0.75)])
-        plain, taught = report(runs).methods()
-        assert intervals.class_gains(taught, plain)[2] == (pytest.approx(0.25), None, None)
+        plain, distilled = report(runs).methods()
+        assert intervals.class_gains(distilled, plain)[2] == (pytest.approx(0.25), None, None)
 
     def test_far_out(self):
         values = np.array([1.0, 2, 3, 4, 5, 11, 12, NAN, -6])
@@ -88,7 +88,7 @@ class TestIntervalFigure:
 
     @pytest.mark.parametrize("mious", [(NAN, NAN), (0.5, NAN), (0.4, 0.4)])
     def test_runs_without_a_result_are_drawn(self, tmp_path, mious):
-        runs = [run("plain", "plain", 0, mious[0]), run("cwd", "taught", 0, mious[1])]
+        runs = [run("plain", "plain", 0, mious[0]), run("cwd", "distilled", 0, mious[1])]
         html = page_of(tmp_path, runs)
         assert ("Gain over the plain student" in html) == np.isfinite(mious[0])
 
@@ -125,9 +125,9 @@ class TestHeatMap:
         assert {cell.background for row in found.rows for cell in row} == {""}
 
     def test_without_a_comparison_there_are_bars(self, tmp_path):
-        assert heat_map(report([run("cwd", "taught", 0, 0.5)])) is None
+        assert heat_map(report([run("cwd", "distilled", 0, 0.5)])) is None
         assert heat_map(report([run("plain", "plain", 0, 0.5)])) is None
-        assert "IoU per class" in page_of(tmp_path, [run("cwd", "taught", 0, 0.5)])
+        assert "IoU per class" in page_of(tmp_path, [run("cwd", "distilled", 0, 0.5)])
         assert "Gain per class" in page_of(tmp_path, students([(0.6, 0.3, 0.1)]))
 
 
@@ -135,7 +135,7 @@ class TestLearningCurves:
     @pytest.mark.parametrize(("number", "charts"), [(4, 1), (5, 5)])
     def test_many_methods_have_a_chart_each(self, tmp_path, number, charts):
         runs = [run("plain", "plain", 0, 0.4)]
-        runs += [run(f"m{index}", "taught", 0, 0.5) for index in range(number)]
+        runs += [run(f"m{index}", "distilled", 0, 0.5) for index in range(number)]
         html = page_of(tmp_path, runs)
         training = html[html.index("<h2>Training") : html.index("<h2>Gain per class")]
         titles = re.findall(r'aria-label="(mIoU[^"]*)"', training)
@@ -150,9 +150,9 @@ class TestPanels:
     def test_who_is_right_where_they_disagree(self):
         label = np.array([[0, 0, 0, 0, 255]], np.uint8)
         plain = np.array([[0, 1, 0, 1, 1]], np.uint8)
-        taught = np.array([[0, 0, 1, 2, 2]], np.uint8)
-        expected = [[0, panels.ONLY_TAUGHT, panels.ONLY_PLAIN, panels.NEITHER, 0]]
-        np.testing.assert_array_equal(panels.disagreement(taught, plain, label, 3), expected)
+        distilled = np.array([[0, 0, 1, 2, 2]], np.uint8)
+        expected = [[0, panels.ONLY_DISTILLED, panels.ONLY_PLAIN, panels.NEITHER, 0]]
+        np.testing.assert_array_equal(panels.disagreement(distilled, plain, label, 3), expected)
 
     def test_the_best_method_is_shown_and_the_others_are_folded_away(self):
         label = np.zeros((2, 2), np.uint8)
@@ -162,10 +162,10 @@ class TestPanels:
             label=label,
             predictions=dict.fromkeys(names, label),
         )
-        found = panels.panels(example, PALETTE, plain="plain", taught=["nfd", "cwd"], best="cwd")
+        found = panels.panels(example, PALETTE, plain="plain", distilled=["nfd", "cwd"], best="cwd")
         assert list(found.shown) == ["image", "label", "teacher", "plain", "cwd", "cwd ≠ plain"]
         assert list(found.folded) == ["nfd", "nfd ≠ plain"]
-        alone = panels.panels(example, PALETTE, plain=None, taught=[], best=None)
+        alone = panels.panels(example, PALETTE, plain=None, distilled=[], best=None)
         assert list(alone.shown) == ["image", "label", *names]
         assert not alone.folded
         assert not alone.compared
@@ -179,6 +179,6 @@ class TestPanels:
         )
         html = page_of(tmp_path, students([(0.6, 0.3, 0.1)]), examples=[example])
         assert "cwd ≠ plain" in html
-        assert "only the taught student is right" in html
+        assert "only the distilled student is right" in html
         html = page_of(tmp_path, [run("plain", "plain", 0, 0.4)], examples=[example])
-        assert "only the taught student is right" not in html
+        assert "only the distilled student is right" not in html

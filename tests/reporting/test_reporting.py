@@ -20,8 +20,8 @@ from kdjax.reporting.tables import csv_table, markdown_table, method_table, note
 def comparison():
     return report(
         [
-            run("cwd", "taught", 0, 0.50),
-            run("cwd", "taught", 1, 0.52),
+            run("cwd", "distilled", 0, 0.50),
+            run("cwd", "distilled", 1, 0.52),
             run(
                 "teacher",
                 "teacher",
@@ -146,7 +146,7 @@ class TestTables:
         assert "| big\\|net | 60.00 |" in table
 
     def test_a_diverged_run_has_no_number(self):
-        runs = [run("plain", "plain", 0, 0.4), run("cwd", "taught", 0, float("nan"))]
+        runs = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, float("nan"))]
         assert "| cwd | – | 75.00 |" in markdown_table(report(runs))
 
     def test_csv_has_unrounded_numbers(self, comparison):
@@ -165,14 +165,14 @@ class TestTables:
         assert table.keys[1][table.header.index("vs plain")] == ""
 
     def test_a_single_seed_has_no_interval_and_says_so(self):
-        runs = [run("plain", "plain", 0, 0.4), run("cwd", "taught", 0, 0.5)]
+        runs = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.5)]
         assert "| cwd | 50.00 | +10.00 |" in markdown_table(report(runs))
         assert "One seed each" in note(report(runs))
         assert "bracket" not in note(report(runs))
 
     def test_only_seeds_that_both_have_are_compared(self):
         runs = [run("plain", "plain", seed, miou) for seed, miou in enumerate((0.4, 0.44, 0.9))]
-        runs += [run("cwd", "taught", seed, miou) for seed, miou in enumerate((0.5, 0.52))]
+        runs += [run("cwd", "distilled", seed, miou) for seed, miou in enumerate((0.5, 0.52))]
         assert "+9.00 [-3.71, +21.71]" in markdown_table(report(runs))
 
 
@@ -215,7 +215,7 @@ class TestReport:
         assert "vs plain" not in html
 
     def test_a_loss_is_said_to_be_one(self, tmp_path):
-        runs = [run("plain", "plain", 0, 0.4), run("cwd", "taught", 0, 0.39)]
+        runs = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.39)]
         write_report(tmp_path / "report.html", report(runs))
         html = (tmp_path / "report.html").read_text()
         assert "cwd is 1.00 points below it" in html
@@ -251,7 +251,9 @@ class TestReport:
             {"step": s, "train/loss": 1.0, "train/nfd": 1.0, "train/nfd/dead_teacher_channels": 0.1}
             for s in (1, 2)
         ]
-        write_report(tmp_path / "r.html", report([run("nfd", "taught", 0, 0.4, history=history)]))
+        write_report(
+            tmp_path / "r.html", report([run("nfd", "distilled", 0, 0.4, history=history)])
+        )
         training, _, diagnostics = (tmp_path / "r.html").read_text().partition("How this was made")
         assert 'aria-label="nfd: dead teacher channels"' not in training
         assert 'aria-label="nfd: dead teacher channels"' in diagnostics
@@ -294,8 +296,8 @@ class TestReport:
 
 def test_what_a_method_adds_to_the_one_that_it_builds_on():
     runs = [run("plain", "plain", seed, 0.40) for seed in (0, 1)]
-    runs += [run("cwd", "taught", seed, 0.50 + 0.02 * seed) for seed in (0, 1)]
-    runs += [run("fakd_cwd", "taught", seed, 0.51) for seed in (0, 1)]
+    runs += [run("cwd", "distilled", seed, 0.50 + 0.02 * seed) for seed in (0, 1)]
+    runs += [run("fakd_cwd", "distilled", seed, 0.51) for seed in (0, 1)]
     result = report(runs, builds_on={"fakd_cwd": "cwd"})
     table = method_table(result)
     own = [row[table.header.index("Own effect")] for row in table.rows]
@@ -309,14 +311,14 @@ def test_what_a_method_adds_to_the_one_that_it_builds_on():
 
 def test_a_longer_plain_student_is_compared_with_the_plain_one():
     runs = [run("plain student", "plain", 0, 0.40), run("plain student, longer", "plain", 0, 0.43)]
-    table = method_table(report([*runs, run("cwd", "taught", 0, 0.45)]))
+    table = method_table(report([*runs, run("cwd", "distilled", 0, 0.45)]))
     gains = [row[table.header.index("vs plain")] for row in table.rows]
     assert gains == ["–", "+3.00", "+5.00"]
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "'=1"])
 def test_no_name_of_the_users_is_a_formula_in_a_spreadsheet(tmp_path, name):
-    runs = [run("plain", "plain", 0, 0.5), run(name, "taught", 0, 0.4)]
+    runs = [run("plain", "plain", 0, 0.5), run(name, "distilled", 0, 0.4)]
     write_runs(tmp_path / "runs.csv", {name: runs}, ["sky", "a", "b"])
     for text in (csv_table(report(runs)), (tmp_path / "runs.csv").read_text()):
         header, *rows = csv.reader(io.StringIO(text))
@@ -330,7 +332,9 @@ def test_no_name_of_the_users_is_a_formula_in_a_spreadsheet(tmp_path, name):
 def test_runs_are_read_as_they_were_written(tmp_path):
     runs = [
         run("teacher", "teacher", 0, 0.6, steps=None, learning_rate=None, seconds=None),
-        run("cwd, T = 4", "taught", 3, 0.5, step_seconds=0.25, config_fingerprint="0123456789ab"),
+        run(
+            "cwd, T = 4", "distilled", 3, 0.5, step_seconds=0.25, config_fingerprint="0123456789ab"
+        ),
     ]
     splits = {"val": runs, "test/unseen": [dataclasses.replace(x, miou=x.miou / 3) for x in runs]}
     write_runs(tmp_path / "runs.csv", splits, ["sky", "a, b", "miou"])

@@ -141,12 +141,12 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, compared):
     assert "<svg" in page
     # Costs are in the tables, not drawn as if they were losses.
     assert not re.search("step (seconds|processor seconds|flops|bytes)", page)
-    plain, taught = (run.summary("test") for run in runs[1:])
-    assert 0 < (plain.step_flops or 0) < (taught.step_flops or 0)
-    assert 0 < (plain.step_bytes or 0) < (taught.step_bytes or 0)
+    plain, distilled = (run.summary("test") for run in runs[1:])
+    assert 0 < (plain.step_flops or 0) < (distilled.step_flops or 0)
+    assert 0 < (plain.step_bytes or 0) < (distilled.step_bytes or 0)
     assert (plain.step_seconds or 0) > 0
     assert (plain.step_processor_seconds or 0) > 0
-    assert plain.config_fingerprint != taught.config_fingerprint
+    assert plain.config_fingerprint != distilled.config_fingerprint
 
 
 def test_what_is_done_is_not_done_again(config, comparison, capsys):

@@ -120,7 +120,7 @@ def opened(config):
 
 
 def losses_of(config, workdir):
-    train(config, str(workdir), name="test", method="student", role="taught")
+    train(config, str(workdir), name="test", method="student", role="distilled")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     keys = ("train/cwd", "train/pixelwise_kl", "train/cross_entropy")
     return np.array([[line[key] for key in keys] for line in lines if "train/loss" in line])

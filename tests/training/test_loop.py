@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from taught_step import setup
+from small_step import setup
 
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.training.checkpoints import Checkpoints, checksum

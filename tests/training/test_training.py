@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from taught_step import STEPS, make_batch, setup
+from small_step import STEPS, make_batch, setup
 
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create

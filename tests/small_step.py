@@ -1,4 +1,4 @@
-"""A small taught step, its state and its batches, for the tests of training."""
+"""A small distilled step, its state and its batches, for the tests of training."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ def make_batch(size=8):
 
 
 def setup(*, accumulate=1, ema_decay=0.0, dropout=0.1, **changes):
-    """A taught student with an adapter, all as small as it gets."""
+    """A distilled student with an adapter, all as small as it gets."""
     options = OptimizerOptions(**changes)
     student = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(0))
     teacher = models.create("tiny", num_classes=3, width=8, rngs=nnx.Rngs(1))
