@@ -4,7 +4,7 @@ import colorsys
 import csv
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
@@ -26,6 +26,11 @@ def distinct_colors(count: int) -> UInt8[np.ndarray, "K 3"]:
         for i in range(count)
     ]
     return np.round(np.asarray(colors).reshape(count, 3) * 255).astype(np.uint8)
+
+
+def hexadecimal(color: Iterable[int]) -> str:
+    """RGB as `#804080`."""
+    return f"#{bytes(color).hex()}"
 
 
 def numbered_names(count: int) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 python -m kdjax.prepare cityscapes --source DIR --data_dir data
 python -m kdjax.prepare cityscapes --source DIR --data_dir data --tiles
 python -m kdjax.prepare folder --source DIR --data_dir data --ignore 11
+python -m kdjax.prepare folder --source DIR --data_dir data --colors colors.csv --ignore Void
 python -m kdjax.prepare folder --source DIR --data_dir data --val_share 0.1 --test_share 0.1
 python -m kdjax.prepare shapes
 python -m kdjax.prepare cityscapes --data_dir data --verify
 """
 
+import os
 import pathlib
 import time
 from typing import Any
@@ -25,13 +27,27 @@ from kdjax.reporting import figures
 _SOURCE = flags.DEFINE_string("source", None, "Folder or archive with the original files.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared sets are kept.")
 _IGNORE = flags.DEFINE_multi_string(
-    "ignore", [], "Label value to ignore, as 255 always is; repeatable, or several with commas."
+    "ignore",
+    [],
+    "folder: label value to ignore, as 255 always is, or the name of a class, or a colour as "
+    "#000000; repeatable, or several with commas.",
+)
+_IGNORE_UNKNOWN = flags.DEFINE_bool(
+    "ignore_unknown", False, "folder: Ignore label values and colours that stand for no class."
+)
+_COLORS = flags.DEFINE_string(
+    "colors",
+    None,
+    "folder: File that says which colours of the labels stand for which classes: CSV with a "
+    "heading name,r,g,b, JSON, label_colors.txt of CamVid or labelmap.txt of CVAT.",
 )
 _CLASSES = flags.DEFINE_integer(
     "classes", None, "pascal_context: 59 classes, or 60 with background."
 )
 _VAL_SHARE = flags.DEFINE_float(
-    "val_share", None, "folder without splits: share of the images to validate on, by their names."
+    "val_share",
+    None,
+    "folder without splits: share of the images to validate on, by their names; else 0.2.",
 )
 _TEST_SHARE = flags.DEFINE_float(
     "test_share", None, "folder without splits: share of the images to test on, by their names."
@@ -74,7 +90,11 @@ def _options() -> dict[str, Any]:
     # Only named where given: few data sets take them.
     options: dict[str, Any] = {}
     if _IGNORE.value:
-        options["ignore"] = _label_values(_IGNORE.value)
+        options["ignore"] = _ignored(_IGNORE.value)
+    if _IGNORE_UNKNOWN.value:
+        options["ignore_unknown"] = True
+    if _COLORS.value is not None:
+        options["colors"] = os.path.realpath(os.path.expanduser(_COLORS.value))
     if _CLASSES.value is not None:
         options["classes"] = _CLASSES.value
     for flag in (_VAL_SHARE, _TEST_SHARE):
@@ -96,11 +116,10 @@ def _prepare(name: str) -> PreparedSet:
     )
 
 
-def _label_values(texts: list[str]) -> list[int]:
-    values = [value.strip() for text in texts for value in text.split(",")]
-    if wrong := [value for value in values if not value.isdecimal()]:
-        raise UserError(f"--ignore {wrong[0]}: give label values, such as --ignore 11 or 0,11")
-    return sorted({int(value) for value in values})
+def _ignored(texts: list[str]) -> list[int | str]:
+    words = {word.strip() for text in texts for word in text.split(",")} - {""}
+    values = {int(word) for word in words if word.isdecimal()}
+    return [*sorted(values), *sorted(word for word in words if not word.isdecimal())]
 
 
 def _summary(dataset: PreparedSet) -> str:

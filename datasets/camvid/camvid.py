@@ -8,23 +8,20 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL, read_table
-from kdjax.data.preparing.classes import ClassTable, LabelMap, color_of
+from kdjax.data.preparing.classes import ClassTable, ColorMap, LabelMap, color_of
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, pair_up
-from kdjax.data.preparing.image_io import read_colors, read_values
+from kdjax.data.preparing.image_io import read_label, read_values
 from kdjax.data.preparing.tree import File, Tree
 
 _HERE = pathlib.Path(__file__).parent
 _TABLE = ClassTable.read(_HERE / "classes.csv")
 _IDS = LabelMap(_TABLE.ids(ignored=[11, IGNORE_LABEL]), "0..11 and 255")
-_BASE = np.array([1 << 16, 1 << 8, 1], np.int32)  # makes one number of a colour
 
 
-def _ids_of_colors() -> LabelMap:
+def _ids_of_colors() -> ColorMap:
     ids = {name: number for number, name in enumerate(_TABLE.names)} | {"": IGNORE_LABEL}
-    colors = {
-        int(_BASE @ color_of(row)): ids[row["class"]] for row in read_table(_HERE / "colors.csv")
-    }
-    return LabelMap(colors, "the colours of datasets/camvid/colors.csv", value_format="#{:06x}")
+    colors = {color_of(row): ids[row["class"]] for row in read_table(_HERE / "colors.csv")}
+    return ColorMap(colors, _TABLE.names, "the colours of datasets/camvid/colors.csv")
 
 
 _COLOR_IDS = _ids_of_colors()
@@ -66,5 +63,5 @@ class Camvid(PublishedBuilder):
     def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
         """From one channel of class numbers, or from the original's colours."""
         if file.where.endswith(_COLOR_SUFFIX):
-            return _COLOR_IDS(read_colors(file).astype(np.int32) @ _BASE, file)
+            return _COLOR_IDS(np.asarray(read_label(file).convert("RGB")), file)
         return _IDS(read_values(file), file)

@@ -9,14 +9,20 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.classes import IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL, distinct_colors
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
-from kdjax.data.preparing.image_io import read_text, read_values
+from kdjax.data.preparing.legend import read_legend
 from kdjax.data.preparing.tree import File, check_name
 from kdjax.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-LABEL_SUFFIXES = (".png",)
+# Of images and labels alike; that a label must not be a JPEG is said when it is read.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+# What tools add to the name of an image for that of its label.
+_LABEL_ENDINGS = (
+    *("_mask", "_label", "_labels", "_gt", "_seg", "_L", "_labelIds", "_labelTrainIds"),
+    *SUFFIXES,
+)
+_VAL_SHARE = 0.2  # of a tree without splits, where nothing says how to share it out
 
 _USUAL_SPLITS = ("train", "val", "test")  # others follow, by name
 # Folders that hold splits for certain: images are not shared out across them.
@@ -27,94 +33,107 @@ class Folder(ConversionBuilder):
     """Images under `images/<split>`, labels of the same names under `labels/<split>`.
 
     Or under `images` and `labels` alone: then `val_share` and `test_share` say which parts of the
-    images become splits of their own, by a hash of their names.
+    images become splits of their own, by a hash of their names; without them a fifth is `val`.
 
-    Everything is checked before anything is written. Labels are single-channel PNG files whose
-    values are class ids; `classes.txt` may name the classes, a line each, from id 0 on. Without it
-    there are as many classes as the largest id says.
+    Everything is checked before anything is written. Labels hold class ids, or values or colours
+    whose classes a table names (`kdjax.data.preparing.legend`). Without one there are as many
+    classes as the largest id says.
     """
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ("ignore", "val_share", "test_share")
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        *("ignore", "ignore_unknown", "colors", "val_share", "test_share"),
+    )
     UPRIGHT: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
-        ignore: Sequence[int] = (),
+        ignore: Sequence[int | str] = (),
+        ignore_unknown: bool = False,
+        colors: str | None = None,
         val_share: float | None = None,
         test_share: float | None = None,
         **kwargs,
     ):
-        """Checks the tree; label values in `ignore` become 255.
+        """Checks the tree.
 
-        The shares, above 0 and together below 1, are for a tree without splits.
+        Args:
+          ignore: what becomes 255: values of labels, names of classes, colours as "#000000".
+          ignore_unknown: whether values and colours that stand for no class become 255 too.
+          colors: a table of the classes that the colours of labels stand for.
+          val_share: share of a tree without splits, above 0 and, with `test_share`, below 1.
+          test_share: likewise.
+          **kwargs: of `ConversionBuilder`.
+
+        Raises:
+          UserError: files are missing or not as they should be, or an option makes no sense.
         """
-        self._kept = _ignoring(ignore)
         self._shares = _checked_shares({"val": val_share, "test": test_share})
-        self._class_names: list[str] = []
+        self._options = {"ignore": ignore, "ignore_unknown": ignore_unknown, "colors": colors}
+        self._findings: list[str] = []
         super().__init__(**kwargs)
 
     @property
+    def findings(self) -> list[str]:
+        """How a tree without splits is shared out, where no option says how."""
+        return self._findings
+
+    @property
     def class_names(self) -> list[str]:
-        """The lines of classes.txt, or `class_0` and so on."""
+        """As a table has them, or `class_0` and so on."""
         return self._class_names
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "K 3"]:
+        """The colours of a table, and others for classes that have none there."""
+        palette = distinct_colors(len(self.class_names))
+        for number, name in enumerate(self.class_names):
+            palette[number] = self._legend.palette.get(name, palette[number])
+        return palette
 
     def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
         """The pairs of each split, sorted by name; each was read once to find out the classes."""
-        pairs = _find_pairs(source, self._shares)
-        names = _read_class_names(source / "classes.txt")
-        limit = len(names) or IGNORE_LABEL
+        pairs = self._find_splits(source)
+        self._legend = read_legend(source, **self._options)
+        self.tables = self._legend.files
         highest = -1
 
         def checked(pair: Pair) -> tuple[Pair, int]:
             present = np.unique(self.read(pair)[1])
             present = present[present != IGNORE_LABEL]
-            if present.size and present[-1] >= limit:
-                raise UserError(
-                    f"{pair.label} holds the value {present[-1]}; allowed are 0..{limit - 1} "
-                    f"(classes.txt names {limit}), {IGNORE_LABEL}, and the values of --ignore"
-                )
             return pair, int(present[-1]) if present.size else -1
 
         for split in pairs:
             readable = list(self.each(checked, pairs[split], f"checking {split}"))
             pairs[split] = [pair for pair, _ in readable]
             highest = max([highest, *(value for _, value in readable)])
+        names = self._legend.names
         if highest < 1 and not names:
             raise UserError(
                 f"the labels under {source} hold no class but 0, and {IGNORE_LABEL} means "
-                "ignored; save them with class ids 0, 1, 2, ... as values"
+                "ignored; save them with class ids 0, 1, 2, ... as values, or say in a classes.csv "
+                "with columns value,name what their values stand for"
             )
         self._class_names = names or [f"class_{i}" for i in range(highest + 1)]
         return pairs
 
+    def _find_splits(self, source: pathlib.Path) -> dict[str, list[Pair]]:
+        """The pairs of each split: of the source's folders, or by shares where it has none."""
+        if splits := _find_splits(source, self._shares):
+            return {split: _pair_up(source, split) for split in splits}
+        pairs = _pair_up(source, "")
+        shared_out = _share_out(pairs, self._shares or {"val": _VAL_SHARE})
+        if not self._shares:
+            self._findings.append(
+                f"{source} has no folders train/ and val/: {len(shared_out['val'])} of its "
+                f"{len(pairs)} images, drawn by their names, are to validate on, as by "
+                f"--val_share {_VAL_SHARE}; --val_share 0.1 --test_share 0.1 leaves some to test on"
+            )
+        return shared_out
+
     def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """The values as they are, but for those to ignore."""
-        return self._kept[read_values(file)]
-
-
-def _ignoring(values: Sequence[int]) -> UInt8[np.ndarray, "256"]:
-    """What each label value becomes: 255 for `values`, itself for others."""
-    table = np.arange(256, dtype=np.uint8)
-    for value in values:
-        if not 0 <= value <= 255:
-            raise UserError(f"--ignore {value} is no label value: those are 0..255")
-        table[value] = IGNORE_LABEL
-    return table
-
-
-def _read_class_names(path: pathlib.Path) -> list[str]:
-    """The lines of `path`; nothing where there is no such file."""
-    if not path.is_file():
-        return []
-    names = [line.strip() for line in read_text(_file(path)).rstrip().splitlines()]
-    for number, name in enumerate(names):
-        if not name or name in names[:number]:
-            what = f"repeats the name {name!r}" if name else "is empty"
-            raise UserError(f"line {number + 1} of {path} {what}; each line has to name one class")
-    if not 1 <= len(names) <= IGNORE_LABEL:
-        raise UserError(f"{path} names {len(names)} classes; it has to name 1 to {IGNORE_LABEL}")
-    return names
+        """Class ids, by what the values or colours of the label stand for."""
+        return self._legend(file)
 
 
 def _checked_shares(shares: Mapping[str, float | None]) -> dict[str, float]:
@@ -134,8 +153,8 @@ def _flags(shares: Mapping[str, float]) -> str:
     return " ".join(f"--{split}_share {share}" for split, share in shares.items())
 
 
-def _find_pairs(source: pathlib.Path, shares: Mapping[str, float]) -> dict[str, list[Pair]]:
-    """The images and labels of each split, sorted by name."""
+def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]:
+    """The splits that have folders; none of a tree without splits, which may have `shares`."""
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; --source names the one that holds images/")
     trees = {}
@@ -144,17 +163,12 @@ def _find_pairs(source: pathlib.Path, shares: Mapping[str, float]) -> dict[str, 
             raise UserError(f"{source} has no folder {kind}/; it needs images/ and labels/")
         trees[kind] = {path.name for path in (source / kind).iterdir() if _is_split(path)}
     there = sorted(filter(_SPLIT_LIKE.fullmatch, trees["images"] | trees["labels"]))
-    if shares and there:
+    if not there:
+        return []
+    if shares:
         raise UserError(
             f"{source} has splits already, as the folder {there[0]}/ says: leave {_flags(shares)} "
             "out"
-        )
-    if shares:
-        return _share_out(_pair_up(source, ""), shares)
-    if not there:
-        raise UserError(
-            f"{source} has no splits: put its files into images/train/, labels/train/, images/val/ "
-            "and so on, or share them out by --val_share 0.1 --test_share 0.1"
         )
     splits = sorted(trees["images"] | trees["labels"] | {"train"}, key=_split_order)
     for split in splits:
@@ -165,7 +179,7 @@ def _find_pairs(source: pathlib.Path, shares: Mapping[str, float]) -> dict[str, 
             raise UserError(
                 f"{source}/images/{split}: a split is named by letters, digits and _, but not `all`"
             )
-    return {split: _pair_up(source, split) for split in splits}
+    return splits
 
 
 def _share_out(pairs: Sequence[Pair], shares: Mapping[str, float]) -> dict[str, list[Pair]]:
@@ -205,11 +219,17 @@ def _is_split(path: pathlib.Path) -> bool:
 
 def _pair_up(source: pathlib.Path, split: str) -> list[Pair]:
     """All pairs below the folders of a split, or of a tree without splits where that is ""."""
-    images = _by_name(source / "images" / split, IMAGE_SUFFIXES)
-    labels = _by_name(source / "labels" / split, LABEL_SUFFIXES)
+    images = _by_name(source / "images" / split)
+    labels: dict[str, pathlib.Path] = {}
+    for named, path in _by_name(source / "labels" / split).items():
+        bare = (named.removesuffix(ending) for ending in ("", *_LABEL_ENDINGS))
+        name = next((name for name in bare if name in images), named)
+        if name in labels:
+            raise UserError(f"{labels[name]} and {path} are labels of one image; remove one")
+        labels[name] = path
     if not images and not labels:
         where = source / "images" / split
-        raise UserError(f"{where} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{where} holds no images ({', '.join(SUFFIXES)})")
     for name in sorted(images.keys() ^ labels.keys()):
         if name in images:
             wanted = source / "labels" / split / f"{name}.png"
@@ -225,13 +245,13 @@ def _file(path: pathlib.Path) -> File:
     return File.on_disk(path)
 
 
-def _by_name(root: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
+def _by_name(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """Files anywhere under `root`, by their path from there without the suffix."""
     found: dict[str, pathlib.Path] = {}
     for path in sorted(root.rglob("*")):
         below = path.relative_to(root)
         hidden = any(part.startswith(".") for part in below.parts)
-        if hidden or path.suffix.lower() not in suffixes:
+        if hidden or path.suffix.lower() not in SUFFIXES:
             continue
         check_name(str(path))
         name = below.with_suffix("").as_posix()

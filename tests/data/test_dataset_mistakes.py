@@ -120,7 +120,8 @@ def test_a_value_outside_the_mapping_of_matlab_labels_and_colours(tmp_path):
         message = rf"\.mat holds the value {value}; allowed are 0\.\.459"
         refuses("pascal_context", source, tmp_path, message)
     source = write_tree(tmp_path / "2", camvid_original([[64, 128, 64], [1, 2, 3]]))
-    refuses("camvid", source, tmp_path, r"_L\.png holds the value #010203; allowed are the colours")
+    message = r"_L\.png holds the colour #010203 \(4 pixels\); the nearest is #000000 \(ignored\), "
+    refuses("camvid", source, tmp_path, f"{message}allowed are the colours of datasets/camvid/")
 
 
 def test_a_label_of_another_size(tmp_path):

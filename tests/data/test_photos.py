@@ -7,6 +7,9 @@ import warm
 from original_trees import image_like, prepare, refuses
 from PIL import Image
 
+import kdjax
+from kdjax import config as configuration
+from kdjax.classes import distinct_colors
 from kdjax.data.loading import pipeline
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,8 +41,64 @@ def test_photos_are_turned_as_their_camera_noted(tmp_path):
 
 def test_a_label_of_the_photo_as_stored_is_refused(tmp_path):
     write_photo(tmp_path / "source", "a", np.eye(20, 32, dtype=np.uint8), 6)
-    message = r"a\.png is 32 x 20 pixels, but .*a\.jpg is 20 x 32, upright"
+    message = r"a\.png is 32 x 20 pixels, but .*a\.jpg is 20 x 32, upright; .*by its EXIF note"
     refuses("folder", tmp_path / "source", tmp_path, message)
+
+
+# Height and width of what is looked at; a crop of training is 16 x 16.
+SIZES = {"lying.JPG": (24, 32), "stored_lying.jpeg": (32, 24), "stored_head_down.jpg": (24, 32)}
+SIZES |= {"grey.PNG": (12, 40)}
+SIZES |= {"palette.png": (32, 24), "alpha.png": (10, 8), "wide.tif": (24, 32), "CMYK.jpg": (12, 40)}
+# The note of a camera that turns it, and what it has stored.
+STORED = {
+    "stored_lying.jpeg": (6, Image.Transpose.ROTATE_90),
+    "stored_head_down.jpg": (3, Image.Transpose.ROTATE_180),
+}
+MODES = {"grey.PNG": "L", "palette.png": "P", "alpha.png": "RGBA", "CMYK.jpg": "CMYK"}
+
+
+def write_photos(source, classes):
+    """A flat folder as people have it, with labels in colours."""
+    colors = distinct_colors(classes)
+    table = [f"class {number},{r},{g},{b}" for number, (r, g, b) in enumerate(colors.tolist())]
+    (source / "images").mkdir(parents=True)
+    (source / "labels").mkdir()
+    (source / "classes.csv").write_text("\n".join(["name,r,g,b", *table]))
+    for name, (height, width) in SIZES.items():
+        label = np.arange(height * width).reshape(height, width) // 5 % classes
+        image, exif = Image.fromarray(colors[label]), Image.Exif()
+        image.save(source / "labels" / f"{name.partition('.')[0]}_mask.png")
+        if name in STORED:
+            exif[0x0112], turned = STORED[name]
+            image = image.transpose(turned)
+        image = image.convert(MODES.get(name, "RGB"))
+        image.save(source / "images" / name, exif=exif, quality=95, subsampling=0)
+
+
+def test_photos_of_all_sizes_train_and_are_scored_and_labelled(tmp_path):
+    source, workdir = tmp_path / "source", tmp_path / "run"
+    write_photos(source, classes=200)
+    dataset = prepare("folder", source, tmp_path, val_share=0.2)
+    assert dataset.num_classes == 200
+    for split, count in dataset.splits.items():
+        for example in pipeline.load_examples(dataset, split, range(count)):
+            # The image has the colours of its label, less what JPEG and a palette do.
+            shown = dataset.palette[example["label"]].astype(int)
+            if example["name"] != "grey":
+                assert np.abs(example["image"] - shown).mean() < 20
+    config = configuration.default()
+    config.update({"steps": 2, "log_every": 1, "eval_every": 2})
+    config.data.update({"name": "folder", "data_dir": str(tmp_path / "data"), "batch_size": 8})
+    config.data.update({"crop_size": (16, 16), "eval_batch_size": 8, "eval_pad_to": 40})
+    config.student.update(configuration.network("tiny", width=4))
+    config.student.auxiliary = False
+    result = kdjax.train(config, workdir)
+    assert np.isfinite(result.scores["val"].miou)
+    assert kdjax.evaluate(workdir).miou == result.scores["val"].miou
+    kdjax.predict(workdir, str(source / "images" / "*"), tmp_path / "out", pad_to=40)
+    for name, (height, width) in SIZES.items():
+        with Image.open(tmp_path / "out" / "labels" / f"{name.partition('.')[0]}.png") as label:
+            assert label.size == (width, height)
 
 
 def run(*arguments):

@@ -188,13 +188,9 @@ def _wide_value(source):
 
 
 def _color_label(source):
-    Image.new("RGB", (8, 6)).save(source / "labels" / "train" / "b.png")
-    return "b.png has mode RGB"
-
-
-def _bitmap_label(source):
-    Image.new("1", (8, 6)).save(source / "labels" / "train" / "b.png")
-    return "b.png has mode 1"
+    Image.new("CMYK", (8, 6)).save(source / "labels" / "train" / "b.tif")
+    (source / "labels" / "train" / "b.png").unlink()
+    return "b.tif has mode CMYK"
 
 
 def _truncated(source):
@@ -282,7 +278,6 @@ def _split_without_letters(source):
         _value_too_high,
         _wide_value,
         _color_label,
-        _bitmap_label,
         _truncated,
         _truncated_label,
         _not_an_image,
@@ -535,6 +530,20 @@ VAL = [
 ]
 
 
+def test_without_shares_a_fifth_is_to_validate_on(tmp_path):
+    write_images(tmp_path / "source", NAMES)
+    said = []
+    dataset = prepare(tmp_path / "source", tmp_path, report=said.append)
+    assert {split: sorted(names) for split, names in names_by_split(dataset).items()} == {
+        "train": sorted(set(NAMES) - set(VAL)),
+        "val": VAL,
+    }
+    (line,) = said
+    assert "no folders train/ and val/: 10 of its 48 images, drawn by their names" in line
+    given = sets.prepare("folder", tmp_path, source=tmp_path / "source", val_share=0.2)
+    assert given.fingerprint == dataset.fingerprint
+
+
 def test_shares_split_by_name_and_adding_images_moves_none(tmp_path):
     write_images(tmp_path / "source", NAMES)
     write_images(tmp_path / "source", [".hidden/1"])
@@ -557,7 +566,7 @@ def test_shares_split_by_name_and_adding_images_moves_none(tmp_path):
 @pytest.mark.parametrize(
     ("shares", "wanted"),
     [
-        ({}, "has no splits: put .* --val_share 0.1 --test_share 0.1"),
+        ({}, "--val_share 0.2 of 2 images leave none to val; give other shares"),
         ({"val_share": -0.1}, "--val_share -0.1: a share is above 0 and below 1"),
         ({"test_share": 0.0}, "--test_share 0.0: a share is above 0"),
         ({"val_share": float("nan")}, "--val_share nan: a share"),

@@ -99,6 +99,14 @@ def test_a_file_that_changed_is_converted_anew(source, tmp_path, monkeypatch):
     assert contents(dataset) == contents(prepare(source, tmp_path / "whole"))
 
 
+def test_another_table_of_classes_converts_all_anew(source, tmp_path, monkeypatch):
+    (source / "classes.csv").write_text("value,name\n0,a\n1,b\n2,c\n")
+    interrupted(source, tmp_path / "data", monkeypatch)
+    (source / "classes.csv").write_text("value,name\n2,c c\n1,b\n0,a\n")
+    dataset = prepare(source, tmp_path / "data")
+    assert contents(dataset) == contents(prepare(source, tmp_path / "whole"))
+
+
 def test_other_options_begin_anew(source, tmp_path, monkeypatch):
     interrupted(source, tmp_path, monkeypatch)
     converted = stop_at(monkeypatch, None)

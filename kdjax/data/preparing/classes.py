@@ -3,18 +3,21 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
 from kdjax import files
-from kdjax.classes import IGNORE_LABEL, LabelTable, read_table
+from kdjax.classes import IGNORE_LABEL, LabelTable, hexadecimal, read_table
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
 from kdjax.names import SEPARATOR, closest_match
 
 SEARCH_PATH = "KDJAX_DATASETS"
+
+Color: TypeAlias = tuple[int, int, int]  # RGB, 0..255
 
 
 def builder_folders() -> list[pathlib.Path]:
@@ -142,7 +145,7 @@ def known_classes(name: str) -> int:
     return sum(not row.get("optional") for row in read_table(table))
 
 
-def color_of(row: Mapping[str, str]) -> tuple[int, int, int]:
+def color_of(row: Mapping[str, str]) -> Color:
     """RGB of a table's row."""
     return int(row["red"]), int(row["green"]), int(row["blue"])
 
@@ -150,11 +153,10 @@ def color_of(row: Mapping[str, str]) -> tuple[int, int, int]:
 class LabelMap:
     """Turns the values of original labels into class ids, and refuses those it does not know."""
 
-    def __init__(self, ids: Mapping[int, int], known: str, value_format: str = "{}"):
-        """Maps by `ids`; for messages, `known` describes its keys and `value_format` writes one."""
+    def __init__(self, ids: Mapping[int, int], known: str):
+        """Maps by `ids`, whose keys `known` describes, for messages."""
         self._ids = LabelTable(ids)
         self._known = known
-        self._format = value_format
 
     def __call__(self, values: Integer[np.ndarray, "H W"], file: File) -> UInt8[np.ndarray, "H W"]:
         """Class ids of `values`, which were read from `file`.
@@ -164,6 +166,59 @@ class LabelMap:
         """
         ids = self._ids(values)
         if (unknown := ids < 0).any():
-            value = self._format.format(values[unknown][0])
+            value = values[unknown][0]
             raise UserError(f"{file} holds the value {value}; allowed are {self._known}")
         return ids.astype(np.uint8)
+
+
+_BASE = np.array([1 << 16, 1 << 8, 1], np.int32)  # makes one number of a colour
+
+
+class ColorMap:
+    """Turns the colours of labels into class ids, and refuses those it does not know."""
+
+    def __init__(
+        self,
+        ids: Mapping[Color, int],
+        names: Sequence[str],
+        known: str,
+        *,
+        ignore_unknown: bool = False,
+    ):
+        """Describes the colours.
+
+        Args:
+          ids: class id, or 255, of each known colour.
+          names: of the classes, for messages.
+          known: describes the colours, for messages.
+          ignore_unknown: whether other colours become 255.
+        """
+        self._names = {color: names[i] if i < len(names) else "ignored" for color, i in ids.items()}
+        self._ids = LabelTable({int(_BASE @ color): number for color, number in ids.items()})
+        self._known = known
+        self._ignore_unknown = ignore_unknown
+
+    def __call__(self, colors: UInt8[np.ndarray, "H W 3"], file: File) -> UInt8[np.ndarray, "H W"]:
+        """Class ids of `colors`, which were read from `file`.
+
+        Raises:
+          UserError: a colour is none of the known ones.
+        """
+        ids = self._ids(colors.astype(np.int32) @ _BASE)
+        if (unknown := ids < 0).any():
+            if not self._ignore_unknown:
+                raise UserError(f"{file} holds {self._describe(colors[unknown])}")
+            ids[unknown] = IGNORE_LABEL
+        return ids.astype(np.uint8)
+
+    def _describe(self, unknown: UInt8[np.ndarray, "N 3"]) -> str:
+        """The most frequent of the unknown colours, and which ones are known."""
+        found, counts = np.unique(unknown, axis=0, return_counts=True)
+        most = counts.argmax()
+        color = found[most].tolist()
+        others = f" and {len(found) - 1} more that are not known" if len(found) > 1 else ""
+        near = min(self._names, key=lambda known: np.square(np.subtract(known, color)).sum())
+        return (
+            f"the colour {hexadecimal(color)} ({counts[most]} pixels){others}; the nearest is "
+            f"{hexadecimal(near)} ({self._names[near]}), allowed are {self._known}"
+        )

@@ -43,6 +43,8 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
     # Whether images are turned as their camera noted (EXIF). Labels of a user's photos are drawn on
     # what viewers show; those of published sets belong to the pixels as they are stored.
     UPRIGHT: ClassVar[bool] = False
+    # Files that say what the values of labels mean: another state of them means other records.
+    tables: Sequence[File] = ()
 
     def __init__(self, *, source: str, skip_damaged: bool = False, tiles: bool = False, **kwargs):
         """Finds the pairs under `source`, a folder or an archive.
@@ -100,7 +102,8 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
 
     def _write_shard(self, path: pathlib.Path, pairs: Sequence[Pair], what: str) -> prepared.Note:
         notes = pathlib.Path(self.data_path).parents[1] / prepared.NOTES
-        made_from = prepared.state_of(file for pair in pairs for file in (pair.image, pair.label))
+        files = [file for pair in pairs for file in (pair.image, pair.label)]
+        made_from = prepared.state_of([*files, *self.tables])
         note = prepared.read_note(notes, path.name)
         usable = note and note.made_from == made_from and path.is_file()
         if note and usable and (self._skip_damaged or not note.skipped):
@@ -133,10 +136,12 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         photo = read_photo(pair.image, upright=self.UPRIGHT, for_training=True)
         label = self.read_label(pair.label)
         if label.shape != photo.shape:
+            lying = self.UPRIGHT and label.shape == photo.shape[::-1]
+            wanted = "a label has to lie as viewers show the photo, turned by its EXIF note"
             raise UserError(
                 f"{pair.label} is {label.shape[1]} x {label.shape[0]} pixels, but {pair.image} "
                 f"is {photo.shape[1]} x {photo.shape[0]}{', upright' if self.UPRIGHT else ''}; "
-                "they have to be of one size"
+                f"{wanted if lying else 'they have to be of one size'}"
             )
         return photo, label
 

@@ -11,6 +11,7 @@ import scipy.io
 from jaxtyping import UInt8, UInt16
 from PIL import ExifTags, Image, ImageOps
 
+from kdjax.classes import hexadecimal
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
 
@@ -87,14 +88,49 @@ def as_rgb(image: Image.Image, who: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_values(file: File) -> UInt8[np.ndarray, "H W"]:
-    """The values of a label image as they are: indices of a palette image, not its colours.
+def read_label(file: File) -> Image.Image:
+    """Decodes a label image.
 
     Raises:
       DamagedFile: the file cannot be decoded to its end.
-      UserError: it has several channels, or values above 255.
+      UserError: it is a JPEG.
     """
     _, label = _decoded(file, for_training=True)
+    if label.format == "JPEG":
+        raise UserError(
+            f"{file} is a JPEG, whose compression changes the values and colours of a label; save "
+            "it as PNG from where it was drawn"
+        )
+    return label
+
+
+def has_colors(label: Image.Image) -> bool:
+    """Whether the pixels of a label are colours by their mode: RGB or a palette's."""
+    return label.mode not in ("L", "LA", "1", "I", "I;16")
+
+
+def values_of(
+    label: Image.Image, file: File, *, advice: str = "save it with these as values"
+) -> UInt8[np.ndarray, "H W"]:
+    """The values of a label as they are: indices of a palette image, not its colours.
+
+    Args:
+      label: as `read_label` gives it.
+      file: where it was read, for messages.
+      advice: what to do where it holds colours and no class ids, for messages.
+
+    Raises:
+      UserError: it holds colours, or values above 255.
+    """
+    if label.mode in ("1", "LA"):
+        label = label.convert("L")
+    if label.mode in ("RGB", "RGBA"):
+        colors = np.asarray(label)[..., :3]
+        colored = (colors != colors[..., :1]).any(-1)
+        if colored.any():
+            example = hexadecimal(colors[colored][0])
+            raise UserError(f"{file} holds colours, as {example}, and no class ids; {advice}")
+        return colors[..., 0]
     if label.mode not in ("L", "P", "I", "I;16"):
         raise UserError(
             f"{file} has mode {label.mode}; a label has to be a PNG of one 8-bit channel (grey or "
@@ -106,14 +142,14 @@ def read_values(file: File) -> UInt8[np.ndarray, "H W"]:
     return values.astype(np.uint8)
 
 
-def read_colors(file: File) -> UInt8[np.ndarray, "H W 3"]:
-    """The colours of a label image.
+def read_values(file: File) -> UInt8[np.ndarray, "H W"]:
+    """`values_of` the label in a file.
 
     Raises:
       DamagedFile: the file cannot be decoded to its end.
+      UserError: as for `read_label` and `values_of`.
     """
-    _, label = _decoded(file, for_training=True)
-    return np.asarray(label.convert("RGB"))
+    return values_of(read_label(file), file)
 
 
 def read_text(file: File) -> str:
