@@ -644,11 +644,16 @@ def test_the_command_prints_a_summary(source, tmp_path):
 
 def test_the_command_shares_out_and_verifies_the_shares(tmp_path):
     write_images(tmp_path / "source", NAMES)
+    (tmp_path / "colors.csv").write_text("name,r,g,b\nroad,0,0,0\nsky,1,1,1\n")
     given = ("folder", "--data_dir", tmp_path, "--val_share", "0.2")
-    done = run_prepare(*given, "--test_share", "0.3", "--source", tmp_path / "source")
+    tables = ("--colors", tmp_path / "source" / ".." / "colors.csv", "--ignore", "#020202")
+    source = ("--source", tmp_path / "source")
+    done = run_prepare(*given, *tables, "--test_share", "0.3", *source)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^ignored pixels +33.33%", done.stdout, re.MULTILINE)
     receipt = json.loads((tmp_path / "folder" / "1.0.0" / "kdjax.json").read_text())
     assert receipt["made_from"].items() >= {"val_share": 0.2, "test_share": 0.3}.items()
+    assert receipt["made_from"]["colors"] == str(tmp_path / "colors.csv")
     done = run_prepare(*given, "--test_share", "0.2", "--verify")
     assert done.returncode == 2
     assert "not with test_share 0.2" in done.stderr
