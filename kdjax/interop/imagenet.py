@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from kdjax.environment import cache_folder
 from kdjax.errors import UserError
-from kdjax.interop.files import read_weights
-from kdjax.interop.origins import load_weights, origin, preprocessing
+from kdjax.interop import load_weights, origin, preprocessing, read_weights
 from kdjax.models import NNXNetwork, Preprocessing, Segmenter, Variables
 from kdjax.models.options import IMAGENET_WEIGHTS, NetworkOptions
 from kdjax.models.registry import BACKBONES

@@ -1,4 +1,4 @@
-"""Weights from torchvision, timm and others that publish image classifiers."""
+"""Weights of libraries: torchvision, timm, HuggingFace, and others that publish classifiers."""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from kdjax.errors import UserError
-from kdjax.interop.files import pooled_image_first
+from kdjax.interop.files import pooled_image_first, renamed, reversed_stages
 from kdjax.interop.mmseg import TIMM, from_backbone, from_mmseg, leaves, torch_array, weights_of
-from kdjax.interop.segformer import nvlabs_to_mmseg
+from kdjax.interop.projects import BLOCK_NAME, nvlabs_to_mmseg
 from kdjax.models import Segmenter
 from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.mobilenet import LAYERS
@@ -224,3 +224,71 @@ def _timm_efficientnet(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             name = f"{EFFICIENTNET.get(module, module)}.{leaf}"
         renamed[name] = value
     return renamed
+
+
+_HUGGINGFACE_BLOCK = r"segformer\.encoder\.block\.(\d+)\.(\d+)"
+
+
+# A rule renames what begins with its pattern.
+HUGGINGFACE_RULES = [
+    (r"segformer\.encoder\.patch_embeddings\.(\d+)\.proj\.", r"backbone.layers.\1.0.projection."),
+    (r"segformer\.encoder\.patch_embeddings\.(\d+)\.layer_norm\.", r"backbone.layers.\1.0.norm."),
+    (rf"{_HUGGINGFACE_BLOCK}\.layer_norm_(\d)\.", rf"{BLOCK_NAME}.norm\3."),
+    (rf"{_HUGGINGFACE_BLOCK}\.attention\.self\.in_proj_", rf"{BLOCK_NAME}.attn.attn.in_proj_"),
+    (rf"{_HUGGINGFACE_BLOCK}\.attention\.self\.sr\.", rf"{BLOCK_NAME}.attn.sr."),
+    (rf"{_HUGGINGFACE_BLOCK}\.attention\.self\.layer_norm\.", rf"{BLOCK_NAME}.attn.norm."),
+    (rf"{_HUGGINGFACE_BLOCK}\.attention\.output\.dense\.", rf"{BLOCK_NAME}.attn.attn.out_proj."),
+    (rf"{_HUGGINGFACE_BLOCK}\.mlp\.dense1\.", rf"{BLOCK_NAME}.ffn.layers.0."),
+    (rf"{_HUGGINGFACE_BLOCK}\.mlp\.dwconv\.dwconv\.", rf"{BLOCK_NAME}.ffn.layers.1."),
+    (rf"{_HUGGINGFACE_BLOCK}\.mlp\.dense2\.", rf"{BLOCK_NAME}.ffn.layers.4."),
+    (r"segformer\.encoder\.layer_norm\.(\d+)\.", r"backbone.layers.\1.2."),
+    (r"decode_head\.linear_c\.(\d+)\.proj\.", r"decode_head.convs.\1.conv."),
+    (r"decode_head\.linear_fuse\.", "decode_head.fusion_conv.conv."),
+    (r"decode_head\.batch_norm\.", "decode_head.fusion_conv.bn."),
+    (r"decode_head\.classifier\.", "decode_head.conv_seg."),
+]
+# Linear maps of pixels there that are 1x1 convolutions in mmsegmentation.
+HUGGINGFACE_CONVOLUTIONS = r".*\.(mlp\.dense[12]|linear_c\.\d+\.proj)\.weight"
+
+
+def segformer_to_mmseg(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Renames the weights of a `SegformerForSemanticSegmentation` for a `segformer_linear_*`.
+
+    Queries, keys and values become one matrix, and the fusing convolution reads the stages from
+    first to last, which HuggingFace concatenates from last to first. The head is not that of
+    mmsegmentation's SegFormer, which puts batch norm and ReLU after each stage's projection, so
+    these weights fit no `segformer_b*`.
+
+    The names and shapes are those of the class in transformers 4.57, whose outputs with random
+    weights were compared; no published file was at hand.
+
+    Args:
+      state_dict: arrays by HuggingFace's names, all of them.
+
+    Raises:
+      UserError: for a name that is not SegFormer's, or keys or values that are missing.
+    """
+    weights = {}
+    for name, array in _fused_huggingface(state_dict).items():
+        if re.fullmatch(HUGGINGFACE_CONVOLUTIONS, name):
+            array = array[..., None, None]
+        if name == "decode_head.linear_fuse.weight":
+            array = reversed_stages(array)
+        weights[renamed(name, HUGGINGFACE_RULES, "HuggingFace's SegFormer")] = array
+    return weights
+
+
+def _fused_huggingface(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Joins queries, keys and values."""
+    weights = dict(state_dict)
+    for name in state_dict:
+        if ".self.query." not in name:
+            continue
+        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        missing = [part for part in parts if part not in weights]
+        if missing:
+            raise UserError(f"the weights lack {' and '.join(missing)}")
+        weights[name.replace("query.", "in_proj_")] = np.concatenate(
+            [weights.pop(part) for part in parts]
+        )
+    return weights
