@@ -1,4 +1,4 @@
-"""Batch norm as PyTorch's, over the whole batch or over each device's part of it."""
+"""Batch norm as PyTorch's: over the whole batch, over each device's part of it, or frozen."""
 
 from typing import Any
 
@@ -37,6 +37,9 @@ class BatchNorm(nnx.BatchNorm):
     Under jit with a sharded batch the statistics and n are those of the global batch, as SyncBN's.
     With `groups`, the batch is that many consecutive parts, each with statistics of its own, as on
     as many devices without SyncBN; the running ones then take the mean over the parts.
+
+    With `frozen`, training too normalises with the running statistics, and leaves them as they are;
+    scale and bias learn (`norm_eval` of mmsegmentation).
     """
 
     def __init__(
@@ -51,12 +54,13 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(channels, momentum=momentum, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.mean, self.var = _Statistic(self.mean[...]), _Statistic(self.var[...])
         self.groups = 1
+        self.frozen = False
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "B H W C"], *, use_running_average: bool
     ) -> Float[Array, "B H W C"]:
         """Normalises; with the statistics of the batch it also updates the running ones."""
-        if use_running_average:
+        if use_running_average or self.frozen:
             return super().__call__(x, use_running_average=True)
         if x.shape[0] % self.groups:
             raise ValueError(f"a batch of {x.shape[0]} cannot be cut into {self.groups} groups")
@@ -88,24 +92,48 @@ def group_batch_norm(net: nnx.Module, groups: int) -> int:
     return len(found)
 
 
-def with_grouped_batch_norm(network: Network, groups: int) -> Network:
-    """The network with batch statistics of its own for each of so many parts of a batch.
+def freeze_batch_norm(net: nnx.Module) -> int:
+    """Keeps the running statistics of a network's `backbone`.
+
+    Returns:
+      How many batch norms of this kind its backbone has.
+    """
+    backbone = getattr(net, "backbone", None)
+    modules = nnx.iter_modules(backbone) if isinstance(backbone, nnx.Module) else ()
+    found = [module for _, module in modules if isinstance(module, BatchNorm)]
+    for module in found:
+        module.frozen = True
+    return len(found)
+
+
+def with_batch_norm(network: Network, kind: str, parts: int) -> Network:
+    """The network with the batch norm that `config.student.batch_norm` asks for.
+
+    Args:
+      network: whose module has kdjax's batch norms, unless they stay as they are.
+      kind: "global"; "per_device", with statistics of its own for each part of a batch; "frozen",
+        with the statistics that its backbone came with.
+      parts: devices that a batch is spread over.
 
     Raises:
       UserError: where it has none of kdjax's batch norms, which alone can do so.
     """
+    if kind == "global":
+        return network
 
     def change(module: Any) -> None:
-        if not group_batch_norm(module, groups):
-            raise _no_batch_norm()
+        frozen = kind == "frozen"
+        if not (freeze_batch_norm(module) if frozen else group_batch_norm(module, parts)):
+            raise _no_batch_norm(kind)
 
     if not isinstance(network, NNXNetwork):
-        raise _no_batch_norm()
+        raise _no_batch_norm(kind)
     return network.changed(change)
 
 
-def _no_batch_norm() -> UserError:
+def _no_batch_norm(kind: str) -> UserError:
+    where = ' in its "backbone"' if kind == "frozen" else ""
     return UserError(
-        'config.student.batch_norm is "per_device", which needs a network of Flax NNX with '
-        'kdjax.models.BatchNorm; set it to "global"'
+        f'config.student.batch_norm is "{kind}", which needs a network of Flax NNX with '
+        f'kdjax.models.BatchNorm{where}; set it to "global"'
     )

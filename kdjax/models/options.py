@@ -31,16 +31,23 @@ class StudentOptions(NetworkOptions):
 
     name: str = "pspnet_r18"
     auxiliary: bool = True  # whether it has an auxiliary head
-    # Statistics of the whole batch, or of each device's images.
-    batch_norm: Literal["global", "per_device"] = "global"
+    # Statistics of the whole batch, of each device's images, or, in the backbone, those that its
+    # weights came with.
+    batch_norm: Literal["global", "per_device", "frozen"] = "global"
     checkpoint: str = ""  # weights to start from, of the whole network
     # Or of its backbone alone: any network checkpoint that has the same, or "imagenet" for the
     # weights that are published for it, as far as they are installed; docs/weights.md says how.
     backbone: str = ""
 
     def __post_init__(self) -> None:
-        """Checks also that it starts from one place."""
+        """Checks also that it starts from one place, and that what is frozen came from one."""
         super().__post_init__()
+        if self.batch_norm == "frozen" and not (self.checkpoint or self.backbone):
+            raise WrongValue(
+                "batch_norm",
+                'is "frozen", and the backbone starts from scratch: name its weights in '
+                'config.student.backbone, or set it to "global"',
+            )
         if self.checkpoint and self.backbone:
             raise WrongValue(
                 "checkpoint",

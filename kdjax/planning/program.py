@@ -14,7 +14,7 @@ from kdjax.distillation import need_teacher
 from kdjax.distillation.maps import SCORES, array_of
 from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved
-from kdjax.models.batch_norm import with_grouped_batch_norm
+from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training import profiling
@@ -109,8 +109,7 @@ def make_program(
     placement = Placement(options.mesh, devices)
     placement.check_batch_size("data.batch_size", batch_size)
     student, variables = _abstract(options, "student", num_classes, options.student.auxiliary)
-    if options.student.batch_norm == "per_device":
-        student = with_grouped_batch_norm(student, placement.batch_shards)
+    student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
     teacher_network = _teacher(options, num_classes)
     teacher, frozen = teacher_network or (None, None)
     distiller = assemble_distiller(

@@ -19,7 +19,7 @@ from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, TrainedNetwork
 from kdjax.log import RunLogger
 from kdjax.models import saved
-from kdjax.models.batch_norm import with_grouped_batch_norm
+from kdjax.models.batch_norm import with_batch_norm
 from kdjax.reporting.results import Example, Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.runs.assembly import (
@@ -136,8 +136,7 @@ def _train(
     placement.check_batch_size("data.batch_size", options.data.batch_size)
     placement.check_batch_size("data.eval_batch_size", options.data.eval_batch_size)
     student, variables, info = make_student(options, images.class_names, images.palette)
-    if options.student.batch_norm == "per_device":
-        student = with_grouped_batch_norm(student, placement.batch_shards)
+    student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
     precomputed = _precomputed_logits(options, images)
     teacher = None if precomputed else _load_teacher(options, placement)
     distiller = assemble_distiller(

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from small_step import make_batch
 
+from kdjax import models
 from kdjax.deployment.formats import make_predict_fn
 from kdjax.distillation import Distiller, term
 from kdjax.errors import UserError
@@ -20,7 +22,7 @@ from kdjax.models import (
     saved,
     scores_of,
 )
-from kdjax.models.batch_norm import with_grouped_batch_norm
+from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.network import arrays_by_path, trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training import Placement
@@ -160,14 +162,29 @@ def test_batch_statistics_of_parts_need_the_batch_norm_that_has_them():
     images = jnp.arange(4 * 8 * 8 * 3, dtype=jnp.float32).reshape(4, 8, 8, 3)
     whole, parts = (
         net.apply(variables, images, train=True, key=jax.random.key(0))[0]
-        for net in (network, with_grouped_batch_norm(network, 2))
+        for net in (network, with_batch_norm(network, "per_device", 2))
     )
     alone, _ = network.apply(variables, images[:2], train=True, key=jax.random.key(0))
     np.testing.assert_allclose(parts[:2], alone, rtol=1e-4, atol=1e-5)
     assert np.abs(whole - parts).max() > 0.1
     for kind in ("InNNX", "InLinen"):
         with pytest.raises(UserError, match=r"per_device.*needs a network of Flax NNX with kdjax"):
-            with_grouped_batch_norm(made(kind)[0], 2)
+            with_batch_norm(made(kind)[0], "per_device", 2)
+
+
+def test_a_frozen_backbone_keeps_its_statistics_while_the_head_takes_those_of_the_batch():
+    net = models.create("tiny", num_classes=3, width=4, auxiliary=False, rngs=nnx.Rngs(0))
+    network, variables = NNXNetwork.of(net)
+    frozen = with_batch_norm(network, "frozen", 1)
+    images = 5 * jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    _, after = frozen.apply(variables, images, train=True, key=jax.random.key(0))
+    before, after = variables["state"], after["state"]
+    jax.tree.map(np.testing.assert_array_equal, after["backbone"], before["backbone"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after["head"], before["head"])
+    assert all(jax.tree.leaves(moved))
+    for kind in ("InNNX", "Grouped"):
+        with pytest.raises(UserError, match=r'"frozen".*BatchNorm in its "backbone"; set it to'):
+            with_batch_norm(made(kind)[0], "frozen", 1)
 
 
 def traced(name, **settings):
