@@ -47,7 +47,8 @@ _CLASSES = flags.DEFINE_integer(
 _VAL_SHARE = flags.DEFINE_float(
     "val_share",
     None,
-    "folder without splits: share of the images to validate on, by their names; else 0.2.",
+    "folder without splits: share of the images to validate on, by their names (0.2 "
+    "where neither share is given).",
 )
 _TEST_SHARE = flags.DEFINE_float(
     "test_share", None, "folder without splits: share of the images to test on, by their names."

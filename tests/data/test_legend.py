@@ -177,7 +177,7 @@ def test_an_unknown_colour_is_named_with_its_nearest(source, tmp_path):
     (source / "classes.csv").write_text(CSV)
     message = (
         r"b\.png holds the colour #4883b4 \(2 pixels\) and 1 more that are not known; the nearest "
-        r"is #4682b4 \(sky\), allowed are those of classes\.csv, of --ignore '#rrggbb'"
+        r"is #4682b4 \(sky\), allowed are those of classes\.csv; --ignore '#rrggbb' ignores"
     )
     refuses("folder", source, tmp_path, message)
     named = prepare("folder", source, tmp_path, ignore=["Void", "#4883B4", "#010101", "#000000"])
@@ -189,7 +189,7 @@ def test_an_unknown_colour_is_named_with_its_nearest(source, tmp_path):
 def test_unknown_values_are_ignored_where_asked(tmp_path):
     write(tmp_path / "source", "a.png", np.array([[0, 1, 7, 255]], np.uint8))
     (tmp_path / "source" / "classes.txt").write_text("road\nsky\n")
-    message = r"holds the value 7; allowed are 0\.\.1 \(classes\.txt names 2\), 255, "
+    message = r"holds the value 7; allowed are 0\.\.1 \(classes\.txt names 2\), 255 and "
     refuses("folder", tmp_path / "source", tmp_path, message)
     dataset = prepare("folder", tmp_path / "source", tmp_path, ignore_unknown=True)
     np.testing.assert_array_equal(labels(dataset, "train")["a"], [[0, 1, 255, 255]])
@@ -227,6 +227,15 @@ def test_a_file_without_colours_is_no_table_of_them(source, tmp_path, text, mess
     if text:
         (tmp_path / "colors.csv").write_text(text)
     refuses("folder", source, tmp_path, message, colors=str(tmp_path / "colors.csv"))
+
+
+def test_smoothed_labels_are_seen_to_be_so(source, tmp_path):
+    (source / "classes.csv").write_text(CSV)
+    write(source, "b.png", Image.fromarray(COLORS).resize((24, 16), Image.Resampling.BILINEAR))
+    message = (
+        r"b\.png holds the colour .* more that are not known, as smoothing or JPEG makes them;"
+    )
+    refuses("folder", source, tmp_path, message)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

@@ -217,6 +217,8 @@ class ColorMap:
         most = counts.argmax()
         color = found[most].tolist()
         others = f" and {len(found) - 1} more that are not known" if len(found) > 1 else ""
+        if len(found) > len(self._names):
+            others += ", as smoothing or JPEG makes them"
         near = min(self._names, key=lambda known: np.square(np.subtract(known, color)).sum())
         return (
             f"the colour {hexadecimal(color)} ({counts[most]} pixels){others}; the nearest is "

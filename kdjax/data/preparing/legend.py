@@ -123,12 +123,14 @@ def read_legend(
             dict.fromkeys(range(256) if ignore_unknown else [IGNORE_LABEL], IGNORE_LABEL)
             | {value: number for value, number in values.items() if 0 <= value <= 255}
             | dict.fromkeys(ignored.values, IGNORE_LABEL),
-            f"{allowed}, {IGNORE_LABEL}, the values of --ignore, and all by --ignore_unknown",
+            f"{allowed}, {IGNORE_LABEL} and the values of --ignore; --ignore_unknown ignores all "
+            "others",
         ),
         of_colors=ColorMap(
             colored | dict.fromkeys(ignored.colors, IGNORE_LABEL),
             names,
-            f"those of {paths[-1].name}, of --ignore '#rrggbb', and all by --ignore_unknown",
+            f"those of {paths[-1].name}; --ignore '#rrggbb' ignores another one, --ignore_unknown "
+            "all others",
             ignore_unknown=ignore_unknown,
         )
         if colored
