@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -263,7 +264,8 @@ def torch_array(leaf: Leaf) -> np.ndarray:
     """Returns a leaf as PyTorch lays it out."""
     path, variable = leaf
     layout = _layout(str(path[-1]), len(variable.shape))
-    return np.ascontiguousarray(np.transpose(variable[...], layout))
+    # On the host, where nothing is compiled for each shape.
+    return np.ascontiguousarray(np.asarray(variable[...]).transpose(layout))
 
 
 def weights_of(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -319,7 +321,9 @@ def assign(net: Segmenter, wanted: Mapping[str, Leaf], given: Mapping[str, np.nd
     state = []
     for name, (path, variable) in wanted.items():
         layout = np.argsort(_layout(str(path[-1]), given[name].ndim))
-        state.append((path, variable.replace(jnp.asarray(given[name].transpose(layout)))))
+        # A copy, as the device may go on reading the array; jnp.asarray compiles for each shape.
+        array = np.array(given[name].transpose(layout), order="C")
+        state.append((path, variable.replace(jax.device_put(array))))
     nnx.update(net, nnx.from_flat_state(state))
 
 

@@ -24,9 +24,9 @@ def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
         return generator.standard_normal(shape, np.float32) * np.float32(scale)
 
     words = jax.random.key_data(key)
-    # A callback by itself is compiled, too.
+    # A callback by itself is compiled, too, and so is jnp.asarray.
     if not isinstance(words, Tracer):
-        return jnp.asarray(draw(np.asarray(words)))
+        return jax.device_put(draw(np.asarray(words)))
     return jax.pure_callback(draw, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), words)
 
 

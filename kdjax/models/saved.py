@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -255,7 +254,7 @@ def load(
         raise UserError(f"{directory}: the network checkpoint is damaged: {reason}") from error
     if _hash(arrays) != info.fingerprint:
         raise UserError(f"{directory}: the weights are not those that network.json describes")
-    arrays = jax.tree.map(jnp.asarray, arrays)
+    arrays = jax.device_put(arrays)
     paths = list(arrays_by_path(abstract))
     if len(paths) > len(arrays):
 
