@@ -108,6 +108,7 @@ def test_the_auxiliary_head_is_not_written(net, source, tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"), [("tiny", True), ("pspnet_r18", False), ("segformer_b0", False)]
 )
+@pytest.mark.usefixtures("shallow")
 def test_networks_that_compute_with_their_images_size_are_recognised(name, expected):
     net = nnx.eval_shape(
         lambda: models.create(name, num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
@@ -144,6 +145,7 @@ def refuse(source, output, names, size=ANY):
     return str(error.value)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_network_that_needs_a_size_says_so_and_takes_the_given_one(tmp_path):
     net = models.create("pspnet_r18", num_classes=CLASSES, width=2, rngs=nnx.Rngs(0))
     info = described("pspnet_r18")

@@ -1,6 +1,7 @@
 """Terms: what they read, learn and carry, and what is found before anything runs."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -18,23 +19,27 @@ from kdjax.errors import UserError
 from kdjax.training.step import Objective
 
 STEPS = 10
-LABELS = jax.random.randint(jax.random.key(3), (2, 40, 48), 0, 3).at[0, :9].set(255)
-SMALL = losses.resize_labels(LABELS, (5, 6))
+LABELS = np.random.default_rng(3).integers(0, 3, (2, 40, 48), np.int32)
+LABELS[0, :9] = 255
+SMALL = np.asarray(losses.resize_labels(LABELS, (5, 6)))
 VALID = SMALL != 255
 
 
 def maps(channels, size=(5, 6), seed=0):
     """Two stages, the head, and scores with the classifier that made them."""
-    keys = jax.random.split(jax.random.key(seed), 5)
-    head = jax.random.normal(keys[0], (2, *size, 4))
-    kernel = jax.random.normal(keys[1], (4, 3))
-    bias = jnp.full(3, 0.5)
-    return {
-        "stage3": jax.random.normal(keys[2], (2, 2 * size[0], 2 * size[1], channels)),
-        "stage4": jax.random.normal(keys[3], (2, *size, channels)),
+    generator = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return generator.standard_normal(shape, np.float32)
+
+    head, kernel, bias = normal(2, *size, 4), normal(4, 3), np.full(3, 0.5, np.float32)
+    found = {
+        "stage3": normal(2, 2 * size[0], 2 * size[1], channels),
+        "stage4": normal(2, *size, channels),
         "head": head,
         "logits": Classification(head @ kernel + bias, head, kernel, bias),
     }
+    return {name: jax.device_put(values) for name, values in found.items()}
 
 
 STUDENT, TEACHER = maps(6), maps(9, seed=1)
@@ -44,24 +49,38 @@ def scores(side):
     return side["logits"].logits
 
 
-def measure(terms, student=STUDENT, teacher=TEACHER, *, step=5, labels=LABELS, key=0):
-    """The loss, the state and the metrics of one step, with fresh parameters."""
-    distiller = Distiller(terms, student=student, teacher=teacher)
+def compiled(terms, student=STUDENT, teacher=TEACHER, **options):
+    """A function to the loss, the state and the metrics of a step, with fresh parameters."""
+    distiller = Distiller(terms, student=student, teacher=teacher, **options)
     params, state = distiller.init(jax.random.key(0))
-    loss, (state, metrics) = distiller(
-        params, state, student, teacher, labels, step=step, steps=STEPS, key=jax.random.key(key)
-    )
-    return float(loss), state, {name: float(value) for name, value in metrics.items()}
+    run = jax.jit(functools.partial(distiller, steps=STEPS))
+
+    def measure(student=student, teacher=teacher, *, step=5, labels=LABELS, key=0):
+        loss, (after, metrics) = run(
+            params, state, student, teacher, labels, step=step, key=jax.random.key(key)
+        )
+        return float(loss), after, {name: float(value) for name, value in metrics.items()}
+
+    return measure
+
+
+def measure(terms, student=STUDENT, teacher=TEACHER, **options):
+    return compiled(terms, student, teacher)(**options)
 
 
 def values(student=STUDENT, teacher=TEACHER, step=5, **terms):
     return measure(terms, student, teacher, step=step)[2]
 
 
+def mean(loss, *arrays, **options):
+    """The mean of a loss by itself, compiled."""
+    return float(jax.jit(lambda *given: loss(*given, **options).mean())(*arrays))
+
+
 def test_a_term_takes_its_defaults_from_the_authors_recipe():
     entry = term("cwd")
     assert (entry["loss"], entry["weight"], entry["temperature"]) == ("cwd", 3.0, 4.0)
-    expected = float(losses.cwd(scores(STUDENT), scores(TEACHER), temperature=4.0).mean())
+    expected = mean(losses.cwd, scores(STUDENT), scores(TEACHER), temperature=4.0)
     loss, _, metrics = measure({"t": entry})
     assert metrics["t"] == pytest.approx(expected, rel=1e-6)
     assert loss == pytest.approx(3 * expected, rel=1e-6)
@@ -71,14 +90,14 @@ class TestOwnLosses:
     def test_a_function_is_the_plain_mean_of_what_it_returns(self):
         entry = term("own_losses:cosine", student="head", teacher="head", power=3.0)
         assert entry["power"] == 3.0
-        expected = own_losses.cosine(STUDENT["head"], TEACHER["head"], power=3.0).mean()
-        assert values(t=entry)["t"] == pytest.approx(float(expected), rel=1e-6)
+        expected = mean(own_losses.cosine, STUDENT["head"], TEACHER["head"], power=3.0)
+        assert values(t=entry)["t"] == pytest.approx(expected, rel=1e-6)
         assert term(own_losses.cosine)["loss"] == "own_losses:cosine"
 
     def test_a_function_may_read_labels_at_the_size_of_its_maps(self):
         found = values(t=term("own_losses:labelled_distance"))["t"]
-        expected = own_losses.labelled_distance(scores(STUDENT), scores(TEACHER), SMALL).mean()
-        assert found == pytest.approx(float(expected), rel=1e-6)
+        expected = mean(own_losses.labelled_distance, scores(STUDENT), scores(TEACHER), SMALL)
+        assert found == pytest.approx(expected, rel=1e-6)
 
     def test_a_class_learns_carries_draws_and_logs(self):
         distiller = Distiller({"mine": own_losses.Masked()}, student=STUDENT, teacher=TEACHER)
@@ -123,21 +142,21 @@ class TestOwnLosses:
 
             def __call__(self, given, params, state):
                 inputs["given"] = given
-                return jnp.zeros(())
+                return jnp.zeros(()), {"wrong": jnp.sum(given.valid[1] != VALID)}
 
-        measure({"t": Look()})
+        assert measure({"t": Look()})[2]["t/wrong"] == 0
         given = inputs["given"]
         assert [x.shape for x in given.student] == [(2, 10, 12, 9), (2, 5, 6, 3)]
         assert [x.shape for x in given.teacher] == [(2, 10, 12, 9), (2, 5, 6, 3)]
         assert [x.shape for x in given.labels] == [(2, 10, 12), (2, 5, 6)]
-        np.testing.assert_array_equal(given.valid[1], VALID)
 
     def test_terms_draw_other_numbers_than_each_other_and_the_same_again(self):
         two = {"a": own_losses.Masked(), "b": own_losses.Masked()}
         found = measure(two)[2]
         assert found["a"] != found["b"]
-        assert measure({"b": own_losses.Masked()})[2]["b"] == found["b"]
-        assert measure({"b": own_losses.Masked()}, key=1)[2]["b"] != found["b"]
+        alone = compiled({"b": own_losses.Masked()})
+        assert alone()[2]["b"] == found["b"]
+        assert alone(key=1)[2]["b"] != found["b"]
 
     def test_what_is_defined_in_a_function_has_no_name(self):
         class Local(distillation.Loss):
@@ -195,11 +214,13 @@ class TestAdapter:
 def test_sizes_that_differ_are_resized_by_the_stated_side(side, size):
     theirs = maps(9, (10, 12), seed=1)
     found = values(t=term("pixelwise_kl", resize=side), teacher=theirs)["t"]
-    resized = [
-        jax.image.resize(scores(x), (2, *size, 3), "bilinear", antialias=False)
-        for x in (STUDENT, theirs)
-    ]
-    assert found == pytest.approx(float(losses.pixelwise_kl(*resized).mean()), rel=1e-5)
+
+    def resized(*scores):
+        shape = (2, *size, 3)
+        resized = [jax.image.resize(x, shape, "bilinear", antialias=False) for x in scores]
+        return losses.pixelwise_kl(*resized)
+
+    assert found == pytest.approx(mean(resized, scores(STUDENT), scores(theirs)), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -299,25 +320,29 @@ def test_the_objective_is_the_weighted_sum_of_its_named_parts():
     entry = term("pixelwise_kl", weight=2.0, schedule="linear", final_weight=0.0)
     distiller = Distiller({"kl": entry}, student=STUDENT, teacher=TEACHER)
     ours = {**STUDENT, "aux_logits": -scores(STUDENT)}
-    loss, (_, parts) = Objective(1.0, 0.4, distiller)(
-        ours, TEACHER, LABELS, {}, {}, step=jnp.array(1), steps=4, key=jax.random.key(0)
-    )
+
+    def measured(objective):
+        run = jax.jit(functools.partial(objective, steps=4))
+        loss, (_, parts) = run(ours, TEACHER, LABELS, {}, {}, step=1, key=jax.random.key(0))
+        return loss, parts
+
+    loss, parts = measured(Objective(1.0, 0.4, distiller))
     assert parts.keys() == {"loss", "cross_entropy", "auxiliary_cross_entropy", "kl"}
     expected = parts["cross_entropy"] + 0.4 * parts["auxiliary_cross_entropy"] + 1.5 * parts["kl"]
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     # mmsegmentation's cross-entropies: over all pixels, of which some are ignored.
-    over_all = Objective(1.0, 0.4, distiller, mean_over="all")
-    _, (_, fewer) = over_all(
-        ours, TEACHER, LABELS, {}, {}, step=jnp.array(1), steps=4, key=jax.random.key(0)
-    )
+    _, fewer = measured(Objective(1.0, 0.4, distiller, mean_over="all"))
     share = float((LABELS != 255).mean())
     assert share < 1
     for name in ("cross_entropy", "auxiliary_cross_entropy"):
         assert float(fewer[name]) == pytest.approx(share * float(parts[name]), rel=1e-5)
-    resized = jax.image.resize(scores(STUDENT), (2, 40, 48, 3), "bilinear", antialias=False)
-    pixels = losses.cross_entropy(resized, LABELS)
-    mean = float(pixels.sum() / (LABELS != 255).sum())
-    assert float(parts["cross_entropy"]) == pytest.approx(mean, rel=1e-5)
+
+    def resized(scores):
+        resized = jax.image.resize(scores, (2, 40, 48, 3), "bilinear", antialias=False)
+        return losses.cross_entropy(resized, LABELS)
+
+    expected = mean(resized, scores(STUDENT)) / share
+    assert float(parts["cross_entropy"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_schedules_go_from_weight_to_final_weight():
@@ -341,50 +366,45 @@ def test_every_loss_is_a_term_with_one_entry(name):
         )
         return found, metrics["t"]
 
-    (_, found), gradient = jax.value_and_grad(value, has_aux=True)(STUDENT, teacher)
+    @jax.jit
+    def gradients(student, teacher):
+        """Of the value, by what is given to the student and, of no consequence, to the teacher."""
+        return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(student, teacher)
+
+    (_, found), (gradient, unwanted) = gradients(STUDENT, teacher)
     assert float(found) > 0
     assert found.dtype == jnp.float32
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
-    assert any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
-    if teacher is not None:
-        unwanted = jax.grad(lambda t: value(STUDENT, t)[0])(teacher)
-        assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(unwanted))
+    gradient, unwanted = jax.device_get((gradient, unwanted))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert any(leaf.any() for leaf in jax.tree.leaves(gradient))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(unwanted))
 
 
 def test_ignored_pixels_do_not_count_where_a_loss_reads_labels():
     terms = {"gap": term("gap_weighted_kl", gap="total_variation"), "fakd": term("fakd_kl")}
     assert not bool(VALID.all())
-    moved = jnp.where(VALID[..., None], 0.0, 7.0) * jnp.arange(3.0)
+    moved = np.where(VALID[..., None], 0.0, 7.0) * np.arange(3.0, dtype=np.float32)
     changed = {
         **TEACHER,
         "logits": dataclasses.replace(TEACHER["logits"], logits=scores(TEACHER) + moved),
     }
-    assert values(**terms, teacher=changed) == values(**terms)
-    found = losses.gap_weighted_kl(scores(STUDENT), scores(TEACHER), SMALL, gap="total_variation")
-    expected = float(found.sum() / VALID.sum())
-    assert values(**terms)["gap"] == pytest.approx(expected, rel=1e-5)
+    run = compiled(terms)
+    found = run()[2]
+    assert run(teacher=changed)[2] == found
+    maps, share = (scores(STUDENT), scores(TEACHER)), VALID.mean()
+    expected = mean(losses.gap_weighted_kl, *maps, SMALL, gap="total_variation") / share
+    assert found["gap"] == pytest.approx(expected, rel=1e-5)
     # At the start FAKD is the plain divergence, over the labelled pixels.
-    pixels = losses.pixelwise_kl(scores(STUDENT), scores(TEACHER))
-    expected = float(pixels.sum(where=VALID) / VALID.sum())
-    assert values(**terms, step=0)["fakd"] == pytest.approx(expected, rel=1e-5)
+    expected = mean(lambda *maps: losses.pixelwise_kl(*maps) * VALID, *maps) / share
+    assert run(step=0)[2]["fakd"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_another_label_may_be_the_ignored_one():
-    def found(labels, **options):
-        distiller = Distiller(
-            {"gap": term("gap_weighted_kl"), "fakd": term("fakd_kl")},
-            student=STUDENT,
-            teacher=TEACHER,
-            **options,
-        )
-        params, state = distiller.init(jax.random.key(0))
-        return distiller(
-            params, state, STUDENT, TEACHER, labels, step=5, steps=STEPS, key=jax.random.key(0)
-        )
-
-    expected, (state, _) = found(LABELS)
-    moved, (other, _) = found(jnp.where(LABELS == 255, -1, LABELS), ignore_label=-1)
-    assert float(moved) == float(expected)
+    terms = {"gap": term("gap_weighted_kl"), "fakd": term("fakd_kl")}
+    expected, state, _ = compiled(terms)()
+    labels = np.where(LABELS == 255, -1, LABELS)
+    moved, other, _ = compiled(terms, ignore_label=-1)(labels=labels)
+    assert moved == expected
     jax.tree.map(np.testing.assert_array_equal, other, state)
 
 
@@ -392,16 +412,13 @@ def test_isda_is_the_mean_over_the_labelled_pixels_at_the_labels_size():
     entry = term("isda_cross_entropy", strength=2.0)
     _, state, metrics = measure({"isda": entry})
     classifier = STUDENT["logits"]
-    logits = losses.isda_logits(
-        classifier.inputs,
-        classifier.kernel,
-        classifier.bias,
-        SMALL,
-        state["isda"].covariance,
-        strength=1.0,
-    )
-    pixels = losses.upsampled_cross_entropy(logits, LABELS)
-    expected = float(pixels.sum() / (LABELS != 255).sum())
+
+    def pixels(classifier, covariance):
+        scorer = (classifier.inputs, classifier.kernel, classifier.bias)
+        logits = losses.isda_logits(*scorer, SMALL, covariance, strength=1.0)
+        return losses.upsampled_cross_entropy(logits, LABELS)
+
+    expected = mean(pixels, classifier, state["isda"].covariance) / (LABELS != 255).mean()
     assert metrics["isda"] == pytest.approx(expected, rel=1e-5)
     assert float(state["isda"].count.sum()) == int(VALID.sum())
 
@@ -409,8 +426,8 @@ def test_isda_is_the_mean_over_the_labelled_pixels_at_the_labels_size():
 def test_skd_pools_half_the_map_unless_told_otherwise():
     found = values(half=term("skd_pairwise"), two=term("skd_pairwise", window=2))
     for name, window in (("half", None), ("two", 2)):
-        expected = losses.skd_pairwise(STUDENT["head"], TEACHER["head"], window=window).mean()
-        assert found[name] == pytest.approx(float(expected), rel=1e-5)
+        expected = mean(losses.skd_pairwise, STUDENT["head"], TEACHER["head"], window=window)
+        assert found[name] == pytest.approx(expected, rel=1e-5)
     assert found["half"] != pytest.approx(found["two"], rel=1e-3)
 
 
@@ -427,35 +444,33 @@ def test_augmentation_grows_from_the_plain_loss_with_progress():
         "cwd": term("cwd"),
         "full": term("fakd_cwd", covariance="full"),
     }
-    start, half, end = (values(**terms, step=step) for step in (0, 5, 10))
+    run = compiled(terms)
+    start, half, end = (run(step=step)[2] for step in (0, 5, 10))
     assert start["fakd_cwd"] == pytest.approx(start["cwd"], rel=1e-5)
     assert start["fakd_cwd"] < half["fakd_cwd"] < end["fakd_cwd"]
     assert end["full"] != end["fakd_cwd"]
 
 
 def test_an_auxiliary_head_is_augmented_through_its_own_classifier():
-    kernel, bias = jax.random.normal(jax.random.key(7), (6, 3)), jnp.arange(3.0)
+    kernel = np.random.default_rng(7).standard_normal((6, 3), np.float32)
+    bias = np.arange(3, dtype=np.float32)
 
     def auxiliary(side, seed):
-        features = jax.random.normal(jax.random.key(seed + 9), (2, 5, 6, 6))
+        features = np.random.default_rng(seed + 9).standard_normal((2, 5, 6, 6), np.float32)
         classifier = Classification(features @ kernel + bias, features, kernel, bias)
         return {**side, "aux_logits": classifier}
 
     ours, theirs = auxiliary(STUDENT, 0), auxiliary(TEACHER, 1)
     entry = term("fakd_kl", student="aux_logits", teacher="aux_logits")
     found = values(t=entry, student=ours, teacher=theirs)["t"]
-    features = ours["aux_logits"].inputs
-    statistics = losses.ClassStatistics.zeros(3, 6).update(features, SMALL)
-    pixels = losses.fakd_kl(
-        features,
-        kernel,
-        bias,
-        theirs["aux_logits"].logits,
-        SMALL,
-        statistics.covariance,
-        strength=0.5,
-    )
-    assert found == pytest.approx(float(pixels.sum() / VALID.sum()), rel=1e-5)
+
+    def pixels(features, target):
+        statistics = losses.ClassStatistics.zeros(3, 6).update(features, SMALL)
+        covariance = statistics.covariance
+        return losses.fakd_kl(features, kernel, bias, target, SMALL, covariance, strength=0.5)
+
+    expected = mean(pixels, ours["aux_logits"].inputs, theirs["aux_logits"].logits) / VALID.mean()
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_terms_are_described_in_a_line_each():

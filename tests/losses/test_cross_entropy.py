@@ -7,11 +7,14 @@ from cases import close, labels, normal
 
 from kdjax import losses
 
+# Compiled, as each operation by itself takes longer; test_every_loss.py shows that both agree.
+cross_entropy = jax.jit(losses.cross_entropy)
+
 
 def test_value_and_gradient_are_the_formula():
     logits, truth = normal(0), labels(1)
-    close(losses.cross_entropy(logits, truth), reference.cross_entropy(np.float64(logits), truth))
-    gradient = jax.grad(lambda x: losses.cross_entropy(x, truth).mean())(logits)
+    close(cross_entropy(logits, truth), reference.cross_entropy(np.float64(logits), truth))
+    gradient = jax.jit(jax.grad(lambda x: cross_entropy(x, truth).mean()))(logits)
     expected = reference.gradient(lambda x: reference.cross_entropy(x, truth).mean(), logits)
     close(gradient, expected)
 
@@ -19,21 +22,18 @@ def test_value_and_gradient_are_the_formula():
 def test_any_label_can_be_the_ignored_one():
     logits, truth = normal(0), labels(1, ignored=0)
     for ignored in (0, 3):
-        values = losses.cross_entropy(logits, truth, ignore_label=ignored)
+        values = cross_entropy(logits, truth, ignore_label=ignored)
         np.testing.assert_array_equal(values == 0, truth == ignored)
     unsigned = truth.astype(np.uint8)
-    close(
-        losses.cross_entropy(logits, unsigned, ignore_label=-1), losses.cross_entropy(logits, truth)
-    )
+    close(cross_entropy(logits, unsigned, ignore_label=-1), cross_entropy(logits, truth))
 
 
 @pytest.mark.parametrize("wrong", [6, 200, -1])
 def test_a_label_that_is_no_class_is_not_trained_on_in_silence(wrong):
     truth = labels(1, ignored=0)
     truth[0, 1, 2] = wrong
-    values = losses.cross_entropy(normal(0), truth)
-    assert jnp.isnan(values[0, 1, 2])
-    assert jnp.isnan(values).sum() == 1
+    values = cross_entropy(normal(0), truth)
+    np.testing.assert_array_equal(np.argwhere(np.isnan(values)), [[0, 1, 2]])
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -69,20 +69,23 @@ def test_upsampled_scores_that_are_not_finite_reach_those_pixels_that_see_them()
     logits, truth = normal(0), labels(1, (2, 20, 15), classes=5, ignored=0)
     upsampled = jax.jit(losses.upsampled_cross_entropy)
     # A class that is ruled out everywhere: as if there was none.
-    wanted = upsampled(logits[..., :5], truth)
-    logits = jnp.asarray(logits).at[..., 5].set(-jnp.inf)
+    wanted = upsampled(logits[..., :5].copy(), truth)
+    logits[..., 5] = -np.inf
     close(upsampled(logits, truth), wanted, 1e-6)
     gradient = jax.jit(jax.grad(lambda x: losses.upsampled_cross_entropy(x, truth).mean()))(logits)
-    assert jnp.all(jnp.isfinite(gradient))
+    assert np.all(np.isfinite(gradient))
     np.testing.assert_array_equal(gradient[..., 5], 0.0)
     # A cell that is NaN: five rows and three columns a cell, and half a cell around it.
     spoiled = np.zeros(truth.shape, bool)
     spoiled[1, :7, :4] = True
-    values = upsampled(logits.at[1, 0, 0].set(jnp.nan), truth)
-    np.testing.assert_array_equal(jnp.isnan(values), spoiled)
-    close(values[~spoiled], wanted[~spoiled], 1e-6)
-    values = upsampled(logits.at[1, 0, 0].set(jnp.inf), truth)
-    np.testing.assert_array_equal(jnp.isnan(values), spoiled)
+    damaged = logits.copy()  # JAX may still be reading the array that it was given before
+    damaged[1, 0, 0] = np.nan
+    values = np.asarray(upsampled(damaged, truth))
+    np.testing.assert_array_equal(np.isnan(values), spoiled)
+    close(values[~spoiled], np.asarray(wanted)[~spoiled], 1e-6)
+    damaged = logits.copy()
+    damaged[1, 0, 0] = np.inf
+    np.testing.assert_array_equal(np.isnan(upsampled(damaged, truth)), spoiled)
 
 
 def test_valid_mean_is_the_mean_of_what_is_valid():

@@ -24,6 +24,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import losses
 
+LARGE = (8, *SHAPE[1:])  # an image for each device
+
 every = pytest.mark.parametrize("loss", EVERY.values(), ids=EVERY.keys())
 imitation = pytest.mark.parametrize("loss", IMITATION.values(), ids=IMITATION.keys())
 
@@ -67,15 +69,15 @@ def test_jit_changes_nothing(name):
 
 @every
 def test_vmap_and_checkpoint_change_nothing(loss, request):
+    """One around the other: a program less."""
     arguments = batch()
     expected = compiled(loss)(*arguments)
-    remembered = compiled(jax.checkpoint(loss))(*arguments)
-    close(remembered.values, expected.values, 1e-6)
-    close(remembered.by_student, expected.by_student)
+    around = jax.checkpoint(loss)
     if "batch_space" not in request.node.name:  # it normalizes the images of a batch together
-        mapped = compiled(jax.vmap(loss))(*arguments)
-        close(mapped.values, expected.values, 1e-6)
-        close(mapped.by_student, expected.by_student)
+        around = jax.vmap(around)
+    found = compiled(around)(*arguments)
+    close(found.values, expected.values, 1e-6)
+    close(found.by_student, expected.by_student)
 
 
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
@@ -84,7 +86,7 @@ eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (test
 @every
 @eight
 def test_eight_devices_agree_with_one(loss):
-    arguments = batch(shape=(4, *SHAPE[1:]))
+    arguments = batch(shape=LARGE)
     expected = compiled(loss)(*arguments)
     mesh = jax.make_mesh((4, 2), ("batch", "space"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, PartitionSpec("batch", "space"))
@@ -105,13 +107,13 @@ OVER_A_MESH = EVERY | {
 
 def all_gradients(losses, *arguments):
     """The terms and the student's gradient of each loss, by name."""
-    found = {name: gradients(loss)(*arguments) for name, loss in losses.items()}
-    return {name: (values, slope) for name, ((_, values), (slope, _)) in found.items()}
 
+    def mean(student, loss):
+        values = loss(student, *arguments[1:])
+        return jnp.mean(values), values
 
-@pytest.fixture(scope="module")
-def on_one_device():
-    return jax.jit(functools.partial(all_gradients, OVER_A_MESH))(*batch(shape=(8, *SHAPE[1:])))
+    by_student = jax.grad(mean, has_aux=True)
+    return {name: by_student(arguments[0], loss) for name, loss in losses.items()}
 
 
 @eight
@@ -123,9 +125,9 @@ def on_one_device():
         ("shard_map", AxisType.Auto),
     ],  # and jit with Auto above
 )
-def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way, on_one_device):
+def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
     """All losses in one program: those of `jax.make_mesh`'s Explicit axes, and the others."""
-    arguments = batch(shape=(8, *SHAPE[1:]))
+    arguments = batch(shape=LARGE)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     over_data = PartitionSpec("data")
     spread = jax.device_put(arguments, NamedSharding(mesh, over_data))
@@ -137,11 +139,11 @@ def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way, on_one_devic
         each = functools.partial(all_gradients, told)
         each = jax.shard_map(each, mesh=mesh, in_specs=over_data, out_specs=over_data)
         found = jax.jit(each)(*spread)
-    for name, (values, slope) in found.items():
-        expected, expected_slope = on_one_device[name]
-        close(values, expected, 1e-6)
+    for name, (slope, values) in found.items():
+        expected = compiled(OVER_A_MESH[name])(*arguments)
+        close(values, expected.values, 1e-6)
         # The mean of a device's images is not yet that of all.
-        close(slope if way == "jit" else slope / 8, expected_slope, 1e-6)
+        close(slope if way == "jit" else slope / 8, expected.by_student, 1e-6)
 
 
 # Part of their gradient is a constant by definition: a weight, a norm, a distribution.
@@ -183,17 +185,17 @@ def test_forward_mode_and_second_derivatives(name):
 def test_duplicating_or_permuting_the_batch_changes_nothing(loss):
     single = batch()
     mean = compiled(loss)(*single).mean
-    close(compiled(loss)(*(np.concatenate([x, x]) for x in single)).mean, mean, 2e-6)
-    close(compiled(loss)(*(np.concatenate([x[::-1], x]) for x in single)).mean, mean, 2e-6)
+    for order in ((0, 1) * 4, (1, 0, 0, 1, 1, 1, 0, 0)):
+        close(compiled(loss)(*(x[[*order]] for x in single)).mean, mean, 2e-6)
 
 
 @every
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_reduced_in_float32(loss, dtype):
     student, teacher, truth = batch()
-    half = [jnp.asarray(x, dtype) for x in (student, teacher)]
+    half = [x.astype(jnp.dtype(dtype)) for x in (student, teacher)]
     result = compiled(loss)(*half, truth)
-    exact = compiled(loss)(*(x.astype(jnp.float32) for x in half), truth)
+    exact = compiled(loss)(*(x.astype(np.float32) for x in half), truth)
     assert result.values.dtype == jnp.float32
     assert result.by_student.dtype == dtype
     close(result.values, exact.values, 1e-6)
@@ -219,16 +221,18 @@ def test_extremes_are_finite(loss, extreme, dtype):
         truth = np.full_like(truth, 255)
     elif extreme == "equal":
         teacher = student
-    result = compiled(loss)(jnp.asarray(student, dtype), jnp.asarray(teacher, dtype), truth)
+    given = [x.astype(jnp.dtype(dtype)) for x in (student, teacher)]
+    result = compiled(loss)(*given, truth)
     assert np.all(np.isfinite(result.values))
-    assert jnp.all(jnp.isfinite(result.by_student))
+    # NumPy knows no bfloat16 that is finite.
+    assert np.all(np.isfinite(np.asarray(result.by_student, np.float32)))
 
 
 @every
 def test_one_pixel_is_finite(loss):
     result = compiled(loss)(*batch(shape=(2, 1, 1, 6)))
-    assert jnp.all(jnp.isfinite(result.values))
-    assert jnp.all(jnp.isfinite(result.by_student))
+    assert np.all(np.isfinite(result.values))
+    assert np.all(np.isfinite(result.by_student))
 
 
 @every
@@ -242,7 +246,7 @@ def test_the_teacher_receives_no_gradient(loss):
 def test_imitation_is_positive_and_zero_only_at_the_teacher(loss, seed):
     student, teacher, truth = batch(seed)
     result = compiled(loss)(student, teacher, truth)
-    assert jnp.all(result.values >= -1e-6)
+    assert np.all(result.values >= -1e-6)
     assert result.mean > 1e-3
     same = compiled(loss)(teacher, teacher, truth)
     np.testing.assert_allclose(same.mean, 0.0, atol=1e-7)
@@ -297,4 +301,4 @@ TEMPERED = {
 def test_the_temperature_receives_no_gradient(loss):
     student, teacher, _ = batch()
     by_temperature = jax.grad(lambda t: jnp.mean(loss(student, teacher, temperature=t)))
-    assert float(by_temperature(2.0)) == 0.0
+    assert float(jax.jit(by_temperature)(2.0)) == 0.0

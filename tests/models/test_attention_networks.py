@@ -122,6 +122,18 @@ def parameters(net):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
 
 
+def traced(name):
+    """A network of published size, and what it returns, in shapes alone: traced once."""
+    nets = []
+
+    def run(images):
+        nets.append(models.create(name, num_classes=150, rngs=traced_rngs(0)))
+        return nets[0](images)
+
+    output = jax.eval_shape(run, jnp.ones((1, 65, 97, 3)))
+    return nets[0], output
+
+
 def check_specs(specs, found):
     assert found.keys() == specs.keys()
     for key, spec in specs.items():
@@ -143,19 +155,15 @@ def check_specs(specs, found):
     ],
 )
 def test_segformer_has_the_published_parameters_and_declared_features(name, count):
-    net = nnx.eval_shape(lambda: models.create(name, num_classes=150, rngs=traced_rngs(0)))
+    net, output = traced(name)
     assert parameters(net) == count
-    output = nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3)))
     assert output.aux_logits is None
     check_specs(net.feature_specs, {"logits": output.logits, **output.features})
 
 
 def test_swin_has_mmsegmentations_parameters_and_declared_features():
-    net = nnx.eval_shape(
-        lambda: models.create("upernet_swin_t", num_classes=150, rngs=traced_rngs(0))
-    )
+    net, output = traced("upernet_swin_t")
     assert parameters(net) == 59_941_862
-    output = nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 65, 97, 3)))
     found = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
     check_specs(net.feature_specs, found)
 
@@ -207,21 +215,19 @@ def test_training_has_gradients_everywhere_and_drops_paths(backbone, monkeypatch
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
-    nets = [
-        mix_transformer.MixTransformer(
-            "b0", width=2, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)
-        ),
-        swin.SwinTransformer(width=2, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0)),
-    ]
+    options = {"width": 2, "dtype": jnp.dtype("bfloat16")}
     images = jnp.ones((1, 33, 40, 3), "bfloat16")
-    for net in nets:
+    for create in (partial(mix_transformer.MixTransformer, "b0"), swin.SwinTransformer):
+        net = nnx.eval_shape(lambda create=create: create(**options, rngs=traced_rngs(0)))
         features = nnx.eval_shape(lambda net, x: net(x, train=False, rngs=None), net, images)
         assert {x.dtype for x in features.values()} == {jnp.dtype("bfloat16")}
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(net))} == {FLOAT32}
 
 
 def test_too_small_images_are_refused():
-    net = models.create("segformer_b0", num_classes=5, width=2, rngs=nnx.Rngs(0))
+    net = nnx.eval_shape(
+        lambda: models.create("segformer_b0", num_classes=5, width=2, rngs=traced_rngs(0))
+    )
     with pytest.raises(UserError, match=r"28x64; SegFormer needs sides of at least 29"):
         nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 28, 64, 3)))
     nnx.eval_shape(lambda net, x: net(x), net, jnp.ones((1, 29, 64, 3)))
@@ -269,7 +275,9 @@ def huggingface_weights(head_channels, channels, num_classes):
 def test_huggingface_weights_find_their_place(monkeypatch):
     monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))
     weights = huggingface_weights(2, 16, 5)
-    net = models.create("segformer_linear_b0", num_classes=5, width=4, rngs=nnx.Rngs(0))
+    net = nnx.eval_shape(
+        lambda: models.create("segformer_linear_b0", num_classes=5, width=4, rngs=traced_rngs(0))
+    )
     interop.load_weights(net, weights)
 
     block = "segformer.encoder.block.2.0"

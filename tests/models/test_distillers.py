@@ -1,5 +1,7 @@
 """CIRKD's and TorchDistiller's networks: maps next to PyTorch's, weights, refusals."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,6 +41,12 @@ def weights_of(net):
     return {f"module.{name}": value.numpy() for name, value in net.state_dict().items()}
 
 
+@partial(nnx.jit, static_argnames="train")
+def scores(net, images, train):
+    output = net(images, train=train)
+    return {"logits": output.logits, "aux_logits": output.aux_logits}
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "name",
@@ -57,8 +65,7 @@ def test_maps_are_pytorchs(name):
     net = abstract(name, width=16 if "mbv2" in name else WIDTH, auxiliary="mbv2" not in name)
     interop.load_weights(net, weights_of(theirs))
     # What reads blue first there reads red first here.
-    output = net(jnp.asarray(images.flip(1).permute(0, 2, 3, 1).numpy()))
-    found = {"logits": output.logits, "aux_logits": output.aux_logits}
+    found = scores(net, images.flip(1).permute(0, 2, 3, 1).numpy(), train=False)
     for key, value in expected.items():
         scale = float(value.abs().max())
         np.testing.assert_allclose(
@@ -77,12 +84,12 @@ def test_training_is_pytorchs_too():
             module.rate = 0.0
     images = torch.randn(4, 3, 64, 66)
     expected = theirs.train()(images)
-    output = net(jnp.asarray(images.flip(1).permute(0, 2, 3, 1).numpy()), train=True)
+    found = scores(net, images.flip(1).permute(0, 2, 3, 1).numpy(), train=True)
     for key in ("logits", "aux_logits"):
         value = expected[key].detach()
         scale = float(value.abs().max())
         np.testing.assert_allclose(
-            getattr(output, key) / scale, value.permute(0, 2, 3, 1) / scale, atol=1e-4, err_msg=key
+            found[key] / scale, value.permute(0, 2, 3, 1) / scale, atol=1e-4, err_msg=key
         )
 
 

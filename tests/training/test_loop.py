@@ -1,6 +1,7 @@
 """The loop, its checkpoints, and what stops it."""
 
 import asyncio
+import functools
 import os
 import shutil
 import signal
@@ -21,6 +22,19 @@ from kdjax.training.loop import Diverged, Interruption, fit
 from kdjax.training.profiling import Clock, step_cost
 from kdjax.training.sharding import MeshOptions, Placement
 from kdjax.training.step import TrainState
+
+
+@functools.cache
+def poisoned_step(poison):
+    """The step, whose term is not finite at one of them; one function, which is compiled once."""
+    plain, *_ = setup()
+
+    def step(state, teacher, batch):
+        state, metrics = plain(state, teacher, batch)
+        metrics["head_cwd"] = jnp.where(state.step == poison, jnp.nan, metrics["head_cwd"])
+        return state, metrics
+
+    return step
 
 
 class Recorder:
@@ -48,7 +62,7 @@ def run_loop(
     before_batch=lambda step: None,
     before_evaluation=lambda step: None,
 ):
-    plain, fresh, teacher = setup()
+    _, fresh, teacher = setup()
     placement = Placement()
     checkpoints = Checkpoints(directory, {"teacher": "abc"})
     interruption = Interruption()
@@ -57,11 +71,6 @@ def run_loop(
         first_step, state, remarks = checkpoints.restore_latest(state)
     else:
         state, remarks = checkpoints.restore(first_step, state), []
-
-    def step(state, teacher, batch):
-        state, metrics = plain(state, teacher, batch)
-        metrics["head_cwd"] = jnp.where(state.step == poison, jnp.nan, metrics["head_cwd"])
-        return state, metrics
 
     generator = np.random.default_rng(7)
     all_batches = [
@@ -88,7 +97,7 @@ def run_loop(
             fitted = fit(
                 state,
                 placement.put_state(teacher),
-                step,
+                poisoned_step(poison),
                 batches(),
                 batch_size=8,
                 first_step=first_step,
