@@ -85,9 +85,20 @@ def test_parameter_counts_are_efficientnet_lites(size):
     assert count(net) == LITE_COUNTS[size]
 
 
+def test_blocks_of_efficientnet_lite_are_dropped_as_often_as_tensorflow_drops_them():
+    net = nnx.eval_shape(lambda: EfficientNetLite("lite0", dtype=FLOAT32, rngs=traced_rngs(0)))
+    rates = [block.drop_path.rate for blocks in net.blocks for block in blocks]
+    np.testing.assert_allclose(rates, 0.2 * np.arange(16) / 16)
+
+    def train(net, images):
+        return net(images, train=True, rngs=traced_rngs(dropout=1))
+
+    assert "random_bits" in str(jax.make_jaxpr(train)(net, jnp.ones((2, 32, 32, 3))))
+
+
 @pytest.mark.usefixtures("shallow")
 def test_a_dilated_efficientnet_lite_keeps_what_its_weights_mean():
-    """What padding in front makes the first of its maps at PyTorch, it makes the last here."""
+    """Its places stand at the end of every 2 or 4, since it pads the end of even sides."""
 
     @jax.jit
     def run(images):
