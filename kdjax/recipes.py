@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from kdjax import names
 from kdjax.config import Config, default, network, term
 from kdjax.errors import UserError
+from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.names import SEPARATOR, did_you_mean
 
 # Each method alone, on top of cross-entropy, with the weights of its paper or of its authors' code;
@@ -146,6 +147,28 @@ def camvid() -> Config:
     config.compare.teacher_learning_rate = 0.1
     with config.unlocked():
         config.data.test_groups = ConfigDict({"unseen": "Seq05VD"})
+    return config
+
+
+def fine_tune(config: Config, *, teacher: str, student: str) -> Config:
+    """Has a config start both networks from ImageNet weights, and train them as is usual then.
+
+    AdamW, a warm-up, and a third of the heads' learning rate for the backbones.
+
+    Args:
+      config: the recipe.
+      teacher: a network by name, whose backbone has weights in docs/weights.md.
+      student: likewise.
+    """
+    for section, name in ((config.teacher, teacher), (config.student, student)):
+        section.update(network(name))
+        section.backbone = IMAGENET_WEIGHTS
+    config.student.auxiliary, config.loss.auxiliary = False, 0.0
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = config.compare.teacher_learning_rate = 3e-4
+    config.optimizer.head_multiplier = 10 / 3
+    config.optimizer.warmup_steps, config.optimizer.gradient_clip = 30, 1.0
+    config.optimizer.weight_decay, config.optimizer.decay_norm_and_bias = 0.01, False
     return config
 
 

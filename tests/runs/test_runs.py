@@ -24,6 +24,7 @@ import tiny_run
 from absl import flags
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
+from PIL import Image
 
 import kdjax
 from kdjax import config as configuration
@@ -443,15 +444,44 @@ def test_a_workdir_on_a_read_only_path(config, read_only):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_builds(path):
+def test_every_config_builds(path, data_dir):
     module = runpy.run_path(str(path))
     # Of the family, one; the tests of recipes build all.
-    recipe = ["cityscapes,pspnet_r101_r18,cwd"] if path.stem == "published" else []
-    config = module["get_config"](*recipe)
+    arguments = {"published": ["cityscapes,pspnet_r101_r18,cwd"], "photos": [str(data_dir)]}
+    config = module["get_config"](*arguments.get(path.stem, []))
     configuration.validate(config)
     again = configuration.from_json(configuration.to_json(config))
     assert json.loads(again.to_json()) == json.loads(config.to_json())
     assert f"configs/{path.name}" in module["__doc__"], "its docstring holds the command to run"
+
+
+def test_photos_decide_their_recipe(tmp_path, data_dir, capsys):
+    get_config = runpy.run_path(str(ROOT / "configs" / "photos.py"))["get_config"]
+    config = get_config(str(data_dir))
+    # Nine images of 24 x 32 pixels, and three of each of the other splits, of one shape.
+    assert (config.steps, config.data.batch_size, config.data.crop_size) == (600, 8, (32, 32))
+    assert (config.data.test_split, config.data.eval_pad_to) == ("test", 1)
+    assert config.student.backbone == config.teacher.backbone == "imagenet"
+    said = capsys.readouterr().out
+    assert "photos: 9 images to train on and 3 to validate, 3 classes, mostly 32 x 24" in said
+
+    source, target = tmp_path / "source", tmp_path / "data"
+    rng = np.random.default_rng(0)
+    sizes = [(70, 100), (100, 71), (90, 90), (64, 101)]
+    for index, size in enumerate(40 * sizes):
+        split = "train" if index < 156 else "val"
+        for kind, shape in (("images", (*size, 3)), ("labels", size)):
+            (source / kind / split).mkdir(parents=True, exist_ok=True)
+            path = source / kind / split / f"{index}.png"
+            Image.fromarray(rng.integers(0, 3, shape, np.uint8)).save(path)
+    sets.prepare("folder", target, source=source)
+    config = get_config(str(target))
+    # 25 times 156 images in batches of 8 are fewer steps than the least.
+    assert (config.steps, config.data.crop_size) == (600, (64, 64))
+    assert (config.data.test_split, config.data.eval_pad_to) == ("", 128)
+    assert "each of their 4 shapes would be compiled" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has not been prepared in"):
+        get_config(str(tmp_path))
 
 
 @pytest.mark.parametrize(
