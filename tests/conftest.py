@@ -1,5 +1,6 @@
 """Eight devices on the CPU, so that what is sharded in the tests is really sharded."""
 
+import gc
 import os
 import tempfile
 
@@ -12,7 +13,7 @@ os.environ["XLA_FLAGS"] = (
 # Programs that several tests compile are compiled once; the folder goes when the session ends.
 _CACHE = tempfile.TemporaryDirectory(prefix="kdjax-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402  reads the variables above
 
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(items):
     """Puts the longest files in front."""
     order = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish():
+    """Spares the garbage collector the libraries; what is traced and compiled has it run often."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture

@@ -143,6 +143,7 @@ def assert_same(workdir: pathlib.Path, expected: tuple[dict[tuple[str, int], flo
 def _main() -> None:
 
     from kdjax.data.images import Images
+    from kdjax.runs import train as runs
 
     NETWORKS["tiny"] = "tiny:create"
     batches = Images.train_batches
@@ -153,6 +154,8 @@ def _main() -> None:
             yield batch
 
     Images.train_batches = slowly  # type: ignore[method-assign]
+    # Drawing it takes a fifth of the time, and nobody looks at it.
+    runs._report = lambda *arguments: None
     # The decoded examples stay where `train_batches` hands them out.
     sys.argv.append("--config.data.cache=none")
     runpy.run_module("kdjax.train", run_name="__main__", alter_sys=True)

@@ -85,16 +85,21 @@ def data(tmp_path_factory):
     return target
 
 
+# For two and for three processes.
+DEVICES = 6
+BATCHES = ("--config.data.batch_size=12", "--config.data.eval_batch_size=12")
+
+
 def start(data, workdir, count, **options):
-    """Starts a run of `count` processes with four devices in all."""
+    """Starts a run of `count` processes with six devices in all."""
     port = tiny_run.free_port()
     return [
         tiny_run.start(
             data,
             workdir,
             *(f"--coordinator=localhost:{port}", f"--num_processes={count}"),
-            f"--process_id={index}",
-            devices=4 // count,
+            *(f"--process_id={index}", *BATCHES),
+            devices=DEVICES // count,
             **options,
         )
         for index in range(count)
@@ -103,9 +108,9 @@ def start(data, workdir, count, **options):
 
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory):
-    """What one process with all four devices comes to."""
+    """What one process with all devices comes to."""
     workdir = tmp_path_factory.mktemp("alone")
-    child = tiny_run.start(data, workdir, devices=4)
+    child = tiny_run.start(data, workdir, *BATCHES, devices=DEVICES)
     ((status, _, errors),) = tiny_run.finish([child])
     assert status == 0, errors
     return tiny_run.records(workdir)
@@ -114,8 +119,8 @@ def alone(data, tmp_path_factory):
 def test_processes_that_are_killed_or_stop_together_continue_and_do_what_one_does(
     data, alone, tmp_path
 ):
-    """A run of three starts: one of four is killed, two stop as asked, two end."""
-    children = start(data, tmp_path, 4, pause=0.5)
+    """A run of three starts: one of three is killed, two stop as asked, two end."""
+    children = start(data, tmp_path, 3, pause=0.5)
     tiny_run.wait_for_step(tmp_path, 3, children)
     children[2].kill()
     killed = time.monotonic()
@@ -124,7 +129,7 @@ def test_processes_that_are_killed_or_stop_together_continue_and_do_what_one_doe
     del ended[2]
     for status, _, errors in ended:
         assert status == 75, errors
-        (line,) = [line for line in errors.splitlines() if " of 4 stops: " in line]
+        (line,) = [line for line in errors.splitlines() if " of 3 stops: " in line]
         assert line.endswith("process 2 ended; the same command continues from the last checkpoint")
         assert "Traceback" not in errors
     # Fewer processes may go on, with as many devices.

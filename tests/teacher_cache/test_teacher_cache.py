@@ -1,6 +1,9 @@
 """The cache of a teacher's scores: what it holds, what a crop sees of it, and what it refuses."""
 
+import contextlib
+import io
 import json
+import shutil
 import threading
 import time
 
@@ -81,8 +84,7 @@ def teachers(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def config(data_dirs, teachers, tmp_path):
+def make_config(data_dirs, teachers, cache):
     """Crops are whole images, and only their colours change."""
     config = configuration.default()
     config.steps = 3
@@ -94,12 +96,17 @@ def config(data_dirs, teachers, tmp_path):
     config.student.update(configuration.network("tiny", width=4))
     config.teacher.checkpoint = str(teachers / "teacher")
     config.teacher.view = "clean"
-    config.teacher.cache = str(tmp_path / "cache")
+    config.teacher.cache = str(cache)
     with config.unlocked():
         config.terms = ConfigDict(
             {name: configuration.term(name) for name in ("cwd", "pixelwise_kl")}
         )
     return config
+
+
+@pytest.fixture
+def config(data_dirs, teachers, tmp_path):
+    return make_config(data_dirs, teachers, tmp_path / "cache")
 
 
 def opened(config):
@@ -124,6 +131,15 @@ def losses_of(config, workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     keys = ("train/cwd", "train/pixelwise_kl", "train/cross_entropy")
     return np.array([[line[key] for key in keys] for line in lines if "train/loss" in line])
+
+
+@pytest.fixture(scope="module")
+def cached(data_dirs, teachers, tmp_path_factory):
+    """A run with a cache: the cache, the losses, and what was printed."""
+    root, printed = tmp_path_factory.mktemp("cached"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        losses = losses_of(make_config(data_dirs, teachers, root / "cache"), root / "run")
+    return root / "cache", losses, printed.getvalue()
 
 
 def reference(scores, size, place, crop_size, grid):
@@ -258,19 +274,19 @@ def test_places_say_what_crops_show(config):
     assert mirrored == {0, 1}
 
 
-def test_a_cached_run_learns_what_the_live_teacher_teaches(config, tmp_path, capsys):
-    cached = losses_of(config, tmp_path / "cached")
-    out = capsys.readouterr().out
+def test_a_cached_run_learns_what_the_live_teacher_teaches(config, cached, tmp_path):
+    _, losses, out = cached
     assert "test: teacher cache: 9 of 9 images" in out
     assert "all scores of each cell, 0.0 MiB; of whole images at scale 1, in their own" in out
     config.teacher.cache = ""
     live = losses_of(config, tmp_path / "live")
-    np.testing.assert_allclose(cached, live, rtol=2e-3)
+    np.testing.assert_allclose(losses, live, rtol=2e-3)
 
 
-def test_a_cached_run_continues(config, tmp_path, monkeypatch):
-    whole = losses_of(config, tmp_path / "whole")
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+def test_a_cached_run_continues(config, cached, tmp_path, monkeypatch):
+    cache, whole, _ = cached
+    made = {p: p.stat().st_mtime_ns for p in cache.iterdir()}
+    config.teacher.cache = str(cache)
     real, calls = Images.train_batches, []
 
     def stops_early(self, *, first_step, **options):
@@ -289,7 +305,7 @@ def test_a_cached_run_continues(config, tmp_path, monkeypatch):
     continued = losses_of(config, tmp_path / "cut")
     assert calls == [0, 1]
     np.testing.assert_allclose(continued, whole, rtol=1e-5)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == made
+    assert {p: p.stat().st_mtime_ns for p in cache.iterdir()} == made
 
 
 def test_a_cache_of_something_else_is_refused(config, data_dirs, teachers, tmp_path):
@@ -413,12 +429,12 @@ def test_runs_at_once_make_it_once(config, monkeypatch, capsys):
     assert calls == [first._scores]
 
 
-@pytest.fixture
-def logits(config, data_dirs, tmp_path):
+@pytest.fixture(scope="module")
+def written(data_dirs, teachers, tmp_path_factory):
     """What the teacher says of the training images, in files of both kinds, and its classes."""
+    folder = tmp_path_factory.mktemp("written")
+    config = make_config(data_dirs, teachers, folder / "cache")
     config.data.data_dir = data_dirs["varied"]
-    folder = tmp_path / "logits"
-    folder.mkdir()
     images = Images(config.data)
     teacher = TrainedNetwork.load(config.teacher.checkpoint)
     (folder / "classes.txt").write_text("\n".join(images.class_names) + "\n")
@@ -435,9 +451,29 @@ def logits(config, data_dirs, tmp_path):
     return folder
 
 
+@pytest.fixture
+def logits(config, data_dirs, written, tmp_path):
+    """A copy of them, beside the config of a run on these images."""
+    config.data.data_dir = data_dirs["varied"]
+    return shutil.copytree(written, tmp_path / "logits")
+
+
 @pytest.mark.parametrize("keep", [0, 2])
-def test_logits_from_elsewhere_teach_as_their_network_does(config, logits, tmp_path, keep):
-    config.teacher.cache_classes = keep
+def test_of_logits_from_elsewhere_as_much_is_kept_as_of_their_network(config, logits, keep):
+    cache, images = opened(config)
+    network = dict(cache._scores.maps(keep))
+    given = dict(PrecomputedLogits(str(logits), images, "train").maps(keep))
+    assert network.keys() == given.keys() == {*range(9)}
+    for index, expected in network.items():
+        assert given[index].keys() == expected.keys()
+        for name, values in expected.items():
+            # Of bfloat16 they may differ in the last bit.
+            tolerance = {"rtol": 0 if name == "classes" else 0.01}
+            found = given[index][name].astype(np.float32)
+            np.testing.assert_allclose(found, values.astype(np.float32), **tolerance)
+
+
+def test_logits_from_elsewhere_teach_as_their_network_does(config, logits, tmp_path):
     network = losses_of(config, tmp_path / "network")
     config.teacher.checkpoint, config.teacher.logits = "", str(logits)
     config.teacher.cache = str(tmp_path / "made")
@@ -457,6 +493,7 @@ def test_logits_from_elsewhere_teach_as_their_network_does(config, logits, tmp_p
 def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
     config.update({"steps": 1, "eval_every": 1})
     config.teacher.checkpoint, config.teacher.logits = "", str(logits)
+    config.teacher.cache_classes = 2
     config.compare.equal_time = False
     with config.unlocked():
         config.terms = ConfigDict()

@@ -238,7 +238,7 @@ class Records:
             .batch(_READ_SIZE)
             .map(traced_as_written(self.fetch))
             .unbatch()
-            .map(decode_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .map(_decode_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .prefetch(4)
         )
         return explained(
@@ -299,6 +299,12 @@ def decode_example(record: tf.Tensor) -> dict[str, tf.Tensor]:
     everything = tf.zeros(2, tf.int32), tf.shape(opened.label)
     image = pixels(window_reader(opened)(*everything), *everything)
     return {"image": image, "label": opened.label, "name": name}
+
+
+# Traced once, not by every pipeline: a run reads its validation split many times.
+_decode_example = tf.function(
+    decode_example, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
+)
 
 
 def _opened(record: tf.Tensor) -> tuple[tf.Tensor, Opened]:
