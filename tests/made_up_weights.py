@@ -1,5 +1,7 @@
 """Networks without values, and weights for them as other projects name and lay them out."""
 
+import functools
+
 import numpy as np
 from flax import nnx
 
@@ -9,7 +11,12 @@ from kdjax.models.network import traced_rngs
 
 
 def abstract(name, **settings):
-    settings = {"num_classes": 5, "width": 4, **settings}
+    """A network of shapes alone, to set the weights of."""
+    return nnx.clone(_traced(name, **{"num_classes": 5, "width": 4, **settings}))
+
+
+@functools.cache
+def _traced(name, **settings):
     return nnx.eval_shape(lambda: models.create(name, rngs=traced_rngs(0), **settings))
 
 

@@ -17,6 +17,9 @@ from kdjax.models import NNXNetwork, layers, saved
 from kdjax.models.network import traced_rngs
 from kdjax.models.saved import NetworkInfo
 
+# No test here asks for depth.
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @nnx.jit
 def run(net, images):
@@ -189,13 +192,13 @@ def test_a_network_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
             directory.with_name(f"{directory.name}.orbax-checkpoint-tmp").mkdir()
             raise ValueError("Error writing: no space [os_error_code='28']\n and a long story")
 
-    monkeypatch.setattr(saved, "_checkpointer", Full)
-    for place in (path, tmp_path / "new"):
-        with pytest.raises(UserError, match=rf"^cannot write {place}: No space left on device$"):
-            saved.save(place, INFO, state)
+    with monkeypatch.context() as full:
+        full.setattr(saved, "_checkpointer", Full)
+        for place in (path, tmp_path / "new"):
+            with pytest.raises(UserError, match=rf"^cannot write {place}: No space left on device$"):
+                saved.save(place, INFO, state)
     assert [file.name for file in tmp_path.iterdir()] == ["net"]
     assert {file.name for file in path.iterdir()} == {"network.json", "parameters"}
-    monkeypatch.undo()
     assert saved.load(path)[2] == info
 
 
