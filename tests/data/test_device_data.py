@@ -40,23 +40,30 @@ def on_device(options):
     return jax.jit(functools.partial(augment_batch, options=options))
 
 
+@functools.cache
+def in_stream(held, options):
+    """What tf.data does to one example, traced once for all sizes."""
+    draws = [tf.TensorSpec(value.shape[1:], value.dtype) for value in draw(options, 0, [0])]
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.int64), Draws(*draws)])
+    def crop(index, draws):
+        label, read_window = held.decode(index)
+        return augment(read_window, label, draws, options)
+
+    return crop
+
+
 def both(held, options, seed, count=8):
     """The batch of `count` examples by tf.data, and by the device."""
     arrays = held.padded()
     draws = draw(options, seed, range(count))
     indices = np.arange(count, dtype=np.int32) % len(held)
     found = on_device(options)(arrays, indices, draws)
-    crops = []
-    for row, index in enumerate(indices):
-        height, width = arrays["size"][index]
-        crops.append(
-            augment(
-                held.decode(index)[1],
-                tf.constant(arrays["label"][index, :height, :width]),
-                Draws(*(tf.constant(value[row]) for value in draws)),
-                options,
-            )
-        )
+    crop = in_stream(held, options)
+    crops = [
+        crop(int(index), Draws(*(value[row] for value in draws)))
+        for row, index in enumerate(indices)
+    ]
     streamed = {key: np.stack([crop[key].numpy() for crop in crops]) for key in crops[0]}
     return streamed, jax.device_get(found)
 
