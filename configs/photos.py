@@ -6,6 +6,11 @@
     python -m kdjax.export --source runs/mine/cwd/seed0 --output student --format tflite \\
         --height 480 --width 640
 
+With photos that have no labels, on which the student is taught too:
+
+    python -m kdjax.prepare folder --source MORE --data_dir data/more --unlabelled
+    python -m kdjax.compare --config configs/photos.py:data/mine,data/more --workdir runs/mine
+
 DIR as docs/data.md, "My own photos", has it. A DeepLabV3+ on EfficientNet-Lite2 teaches one on
 Lite0, both from ImageNet. The log says what was chosen and why; any of it can be overridden, as by
 --config.steps=2000.
@@ -14,7 +19,8 @@ Lite0, both from ImageNet. The log says what was chosen and why; any of it can b
 import statistics
 
 from kdjax import recipes
-from kdjax.config import Config
+from kdjax.classes import UNLABELLED
+from kdjax.config import Config, extra_set
 from kdjax.data import sets
 from kdjax.errors import UserError
 from kdjax.log import RunLogger
@@ -26,11 +32,21 @@ LARGEST_CROP = 384
 LARGE = 1024  # a side beyond which images are better made smaller first
 
 
-def get_config(data_dir: str) -> Config:
-    """Returns the config for the set `folder` that is prepared in a directory."""
+def get_config(argument: str) -> Config:
+    """Returns the config for the set `folder` that is prepared in a directory.
+
+    Args:
+      argument: that directory; or, after a comma, also one with photos without labels.
+    """
+    data_dir, _, unlabelled_dir = argument.partition(",")
     log = RunLogger("photos")
     photos = sets.open_set("folder", data_dir, asked_by="the argument of photos.py")
     splits, classes = photos.splits, len(photos.class_names)
+    if photos.class_names == (UNLABELLED,):
+        raise UserError(
+            f"photos.py: the images in {data_dir} have no labels; name it second, after those that "
+            f"have, as photos.py:DATA_DIR,{data_dir}"
+        )
     if absent := {"train", "val"} - splits.keys():
         raise UserError(
             f"photos.py: {data_dir} has no split {absent.pop()}; prepare it with --val_share 0.2"
@@ -64,13 +80,13 @@ def get_config(data_dir: str) -> Config:
             "pixels, make images and labels (these by nearest neighbour) smaller and prepare anew"
         )
 
-    steps = round(EPOCHS * splits["train"] / config.data.batch_size)
-    config.steps = min(max(steps, STEPS[0]), STEPS[1])
-    config.compare.teacher_steps = config.steps
+    unlabelled = _add_unlabelled(config, unlabelled_dir, splits["train"], log)
+    config.compare.teacher_steps = _steps(splits["train"], config)
+    config.steps = _steps(splits["train"] + unlabelled, config)
     config.eval_every = max(100, config.steps // 4)
     log.info(
-        f"{config.steps} steps of {config.data.batch_size} images: {EPOCHS} times through them, "
-        f"but {STEPS[0]} to {STEPS[1]}; the teacher as many"
+        f"{config.steps} steps of {config.data.batch_size} images: {EPOCHS} times through as many "
+        f"as there are, but {STEPS[0]} to {STEPS[1]}; of the teacher {config.compare.teacher_steps}"
     )
 
     # Each shape is compiled once, which takes longer than evaluating hundreds of images.
@@ -87,4 +103,26 @@ def get_config(data_dir: str) -> Config:
             f"{shapes} shapes would be compiled"
         )
     log.info("networks: DeepLabV3+ on EfficientNet-Lite2 teaches one on Lite0, both from ImageNet")
-    return recipes.compare_methods(config, ("plain", "cwd"))
+    methods = ("plain", "pixelwise_kl", "cwd") if unlabelled else ("plain", "cwd")
+    return recipes.compare_methods(config, methods)
+
+
+def _add_unlabelled(config: Config, data_dir: str, labelled: int, log: RunLogger) -> int:
+    """Mixes the photos of a directory in, where one is named; returns how many these are."""
+    if not data_dir:
+        return 0
+    more = sets.open_set("folder", data_dir, asked_by="the argument of photos.py")
+    count = more.splits["train"]
+    config.data.weight = max(1, round(labelled / count))
+    with config.unlocked():
+        config.data.mixture.more = extra_set("folder", data_dir=data_dir, labelled=False)
+    log.info(
+        f"{count} images more in {data_dir}, without labels: one in {config.data.weight + 1} of "
+        "what distilled students see, in proportion, but half at most, since cross-entropy needs "
+        "labels in every batch; the teacher and the plain student see labelled ones alone"
+    )
+    return count
+
+
+def _steps(images: int, config: Config) -> int:
+    return min(max(round(EPOCHS * images / config.data.batch_size), STEPS[0]), STEPS[1])

@@ -11,6 +11,8 @@ from jaxtyping import Int, Integer, UInt8
 
 # Of pixels that no loss and no metric counts; classes are 0..K-1, and K is at most this.
 IGNORE_LABEL = 255
+# The one class of a set of images without labels.
+UNLABELLED = "unlabelled"
 
 
 def distinct_colors(count: int) -> UInt8[np.ndarray, "K 3"]:

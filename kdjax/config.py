@@ -150,6 +150,20 @@ def extra_set(
     }
 
 
+def without_terms(config: Config) -> Config:
+    """Makes a recipe that of a network that learns from labels alone.
+
+    It gets no terms, and no images whose labels it may not read: in a batch, these would only take
+    the place of others.
+    """
+    unread = [key for key, extra in config.data.mixture.items() if not extra.labelled]
+    with config.unlocked():
+        config.terms = ConfigDict()
+        for key in unread:
+            del config.data.mixture[key]
+    return config
+
+
 def checked(config: Config | str | os.PathLike[str], data: Any = None) -> Config:
     """Returns a valid copy of a config, which later changes to it leave alone.
 

@@ -5,6 +5,7 @@ python -m kdjax.prepare cityscapes --source DIR --data_dir data --tiles
 python -m kdjax.prepare folder --source DIR --data_dir data --ignore 11
 python -m kdjax.prepare folder --source DIR --data_dir data --colors colors.csv --ignore Void
 python -m kdjax.prepare folder --source DIR --data_dir data --val_share 0.1 --test_share 0.1
+python -m kdjax.prepare folder --source DIR --data_dir data/more --unlabelled
 python -m kdjax.prepare shapes
 python -m kdjax.prepare cityscapes --data_dir data --verify
 """
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from kdjax.classes import UNLABELLED
 from kdjax.cli import command
 from kdjax.data import sets
 from kdjax.data.preparing import prepared
@@ -52,6 +54,11 @@ _VAL_SHARE = flags.DEFINE_float(
 )
 _TEST_SHARE = flags.DEFINE_float(
     "test_share", None, "folder without splits: share of the images to test on, by their names."
+)
+_UNLABELLED = flags.DEFINE_bool(
+    "unlabelled",
+    False,
+    "folder: There are images alone, anywhere under the source, for a student to be taught on.",
 )
 _TILES = flags.DEFINE_bool(
     "tiles",
@@ -101,6 +108,8 @@ def _options() -> dict[str, Any]:
     for flag in (_VAL_SHARE, _TEST_SHARE):
         if flag.value is not None:
             options[flag.name] = flag.value
+    if _UNLABELLED.value:
+        options["unlabelled"] = True
     if _TILES.value:
         options["tiles"] = True
     return options
@@ -140,8 +149,10 @@ def _summary(dataset: PreparedSet) -> str:
         row("standard deviation", [_triple(split.std) for split in splits]),
         "",
         row("ignored pixels", [f"{split.ignored_share:.2%}" for split in splits]),
-        "of the others:",
     ]
+    if dataset.class_names == (UNLABELLED,):
+        return "\n".join(lines)
+    lines.append("of the others:")
     for index, name in enumerate(dataset.class_names):
         lines.append(row(name, [f"{split.class_shares[index]:.2%}" for split in splits]))
     return "\n".join(lines)

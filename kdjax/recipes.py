@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from kdjax import names
-from kdjax.config import Config, default, network, term
+from kdjax.config import Config, default, network, term, without_terms
 from kdjax.errors import UserError
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.names import SEPARATOR, did_you_mean
@@ -186,10 +186,9 @@ def teacher_of(config: Config) -> Config:
             config.student[key] = config.teacher[key]
         config.student.backbone = config.teacher.backbone
         config.student.checkpoint = config.teacher.name = config.teacher.backbone = ""
-        config.terms = ConfigDict()
         config.steps = config.compare.teacher_steps
         config.optimizer.learning_rate = config.compare.teacher_learning_rate
-    return config
+    return without_terms(config)
 
 
 # Plain, and each of the four papers.

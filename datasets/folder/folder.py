@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.classes import IGNORE_LABEL, distinct_colors
+from kdjax.classes import IGNORE_LABEL, UNLABELLED, distinct_colors
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
 from kdjax.data.preparing.legend import read_legend
 from kdjax.data.preparing.tree import File, check_name
@@ -38,10 +38,13 @@ class Folder(ConversionBuilder):
     Everything is checked before anything is written. Labels hold class ids, or values or colours
     whose classes a table names (`kdjax.data.preparing.legend`). Without one there are as many
     classes as the largest id says.
+
+    Or, `unlabelled`, images alone, anywhere under the source or its `images`, all of them `train`
+    unless there are folders of splits. All of their pixels are ignored.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
-        *("ignore", "ignore_unknown", "colors", "val_share", "test_share"),
+        *("ignore", "ignore_unknown", "colors", "val_share", "test_share", "unlabelled"),
     )
     UPRIGHT: ClassVar[bool] = True
 
@@ -53,6 +56,7 @@ class Folder(ConversionBuilder):
         colors: str | None = None,
         val_share: float | None = None,
         test_share: float | None = None,
+        unlabelled: bool = False,
         **kwargs,
     ):
         """Checks the tree.
@@ -63,6 +67,7 @@ class Folder(ConversionBuilder):
           colors: a table of the classes that the colours of labels stand for.
           val_share: share of a tree without splits, above 0 and, with `test_share`, below 1.
           test_share: likewise.
+          unlabelled: whether there are images alone; no other option goes with that.
           **kwargs: of `ConversionBuilder`.
 
         Raises:
@@ -70,12 +75,19 @@ class Folder(ConversionBuilder):
         """
         self._shares = _checked_shares({"val": val_share, "test": test_share})
         self._options = {"ignore": ignore, "ignore_unknown": ignore_unknown, "colors": colors}
+        self._unlabelled = unlabelled
+        given = [name for name, value in self._options.items() if value]
+        given += [f"{split}_share" for split in self._shares]
+        if unlabelled and given:
+            raise UserError(
+                f"--unlabelled takes images alone, all of them to train on; leave --{given[0]} out"
+            )
         self._findings: list[str] = []
         super().__init__(**kwargs)
 
     @property
     def findings(self) -> list[str]:
-        """How a tree without splits is shared out, where no option says how."""
+        """What has no labels, and how a tree without splits is shared out, if no option says it."""
         return self._findings
 
     @property
@@ -88,14 +100,37 @@ class Folder(ConversionBuilder):
         """The colours of a table, and others for classes that have none there."""
         palette = distinct_colors(len(self.class_names))
         for number, name in enumerate(self.class_names):
-            palette[number] = self._legend.palette.get(name, palette[number])
+            palette[number] = self._colors.get(name, palette[number])
         return palette
 
     def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
         """The pairs of each split, sorted by name; each was read once to find out the classes."""
+        if self._unlabelled:
+            pairs = _find_unlabelled(source)
+            self._class_names, self._colors = [UNLABELLED], {}
+            self._find_highest(pairs)
+            counts = ", ".join(f"{len(found)} of {split}" for split, found in pairs.items())
+            self._findings.append(
+                f"{source}: images without labels, {counts}; config.data.mixture takes them, with "
+                "labelled=False"
+            )
+            return pairs
         pairs = self._find_splits(source)
         self._legend = read_legend(source, **self._options)
-        self.tables = self._legend.files
+        self.tables, self._colors = self._legend.files, self._legend.palette
+        highest = self._find_highest(pairs)
+        names = self._legend.names
+        if highest < 1 and not names:
+            raise UserError(
+                f"the labels under {source} hold no class but 0, and {IGNORE_LABEL} means "
+                "ignored; save them with class ids 0, 1, 2, ... as values, or say in a classes.csv "
+                "with columns value,name what their values stand for"
+            )
+        self._class_names = names or [f"class_{i}" for i in range(highest + 1)]
+        return pairs
+
+    def _find_highest(self, pairs: dict[str, list[Pair]]) -> int:
+        """The highest class id, or -1; of damaged files to be skipped, takes the pairs out."""
         highest = -1
 
         def checked(pair: Pair) -> tuple[Pair, int]:
@@ -107,15 +142,7 @@ class Folder(ConversionBuilder):
             readable = list(self.each(checked, pairs[split], f"checking {split}"))
             pairs[split] = [pair for pair, _ in readable]
             highest = max([highest, *(value for _, value in readable)])
-        names = self._legend.names
-        if highest < 1 and not names:
-            raise UserError(
-                f"the labels under {source} hold no class but 0, and {IGNORE_LABEL} means "
-                "ignored; save them with class ids 0, 1, 2, ... as values, or say in a classes.csv "
-                "with columns value,name what their values stand for"
-            )
-        self._class_names = names or [f"class_{i}" for i in range(highest + 1)]
-        return pairs
+        return highest
 
     def _find_splits(self, source: pathlib.Path) -> dict[str, list[Pair]]:
         """The pairs of each split: of the source's folders, or by shares where it has none."""
@@ -155,12 +182,14 @@ def _flags(shares: Mapping[str, float]) -> str:
 
 def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]:
     """The splits that have folders; none of a tree without splits, which may have `shares`."""
-    if not source.is_dir():
-        raise UserError(f"there is no folder {source}; --source names the one that holds images/")
+    _check_source(source)
     trees = {}
     for kind in ("images", "labels"):
         if not (source / kind).is_dir():
-            raise UserError(f"{source} has no folder {kind}/; it needs images/ and labels/")
+            raise UserError(
+                f"{source} has no folder {kind}/; it needs images/ and labels/, or --unlabelled "
+                "where there are images alone"
+            )
         trees[kind] = {path.name for path in (source / kind).iterdir() if _is_split(path)}
     there = sorted(filter(_SPLIT_LIKE.fullmatch, trees["images"] | trees["labels"]))
     if not there:
@@ -175,11 +204,45 @@ def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]
         for kind, found in trees.items():
             if split not in found:
                 raise UserError(f"{source} has no folder {kind}/{split}/")
-        if not re.fullmatch(r"\w*[^\W_]\w*", split) or split == "all":
-            raise UserError(
-                f"{source}/images/{split}: a split is named by letters, digits and _, but not `all`"
-            )
+        _check_split(source / "images" / split)
     return splits
+
+
+def _find_unlabelled(source: pathlib.Path) -> dict[str, list[Pair]]:
+    """Images alone: those of each folder where one is `train`, or else all of them as that."""
+    _check_source(source)
+    if (source / "labels").is_dir():
+        raise UserError(
+            f"{source} has a folder labels/, which --unlabelled would not read: leave that out, or "
+            f"name the images alone, as --source {source / 'images'}"
+        )
+    root = source / "images" if (source / "images").is_dir() else source
+    folders = {"train": root}
+    if (root / "train").is_dir():
+        folders = {path.name: path for path in root.iterdir() if _is_split(path)}
+        for path in folders.values():
+            _check_split(path)
+    found = {}
+    for split in sorted(folders, key=_split_order):
+        images = _by_name(folders[split])
+        if not images:
+            raise _no_images(folders[split])
+        found[split] = [Pair(name, _file(images[name]), None) for name in sorted(images)]
+    return found
+
+
+def _check_source(source: pathlib.Path) -> None:
+    if not source.is_dir():
+        raise UserError(f"there is no folder {source}; --source names the one that holds images/")
+
+
+def _check_split(folder: pathlib.Path) -> None:
+    if not re.fullmatch(r"\w*[^\W_]\w*", folder.name) or folder.name == "all":
+        raise UserError(f"{folder}: a split is named by letters, digits and _, but not `all`")
+
+
+def _no_images(folder: pathlib.Path) -> UserError:
+    return UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
 
 
 def _share_out(pairs: Sequence[Pair], shares: Mapping[str, float]) -> dict[str, list[Pair]]:
@@ -228,12 +291,14 @@ def _pair_up(source: pathlib.Path, split: str) -> list[Pair]:
             raise UserError(f"{labels[name]} and {path} are labels of one image; remove one")
         labels[name] = path
     if not images and not labels:
-        where = source / "images" / split
-        raise UserError(f"{where} holds no images ({', '.join(SUFFIXES)})")
+        raise _no_images(source / "images" / split)
     for name in sorted(images.keys() ^ labels.keys()):
         if name in images:
             wanted = source / "labels" / split / f"{name}.png"
-            raise UserError(f"image {images[name]} has no label; expected {wanted}")
+            raise UserError(
+                f"image {images[name]} has no label; expected {wanted} (images without labels make "
+                "a set of their own, prepared with --unlabelled)"
+            )
         wanted = source / "images" / split / name
         raise UserError(
             f"label {labels[name]} has no image; expected {wanted}.png, .jpg or the like"

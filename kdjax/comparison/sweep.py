@@ -7,7 +7,7 @@ from kdjax import names, processes, sections
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
 from kdjax.comparison.tuning import EQUAL_TIME, PLAIN, Setting, TuningResult
-from kdjax.config import Config, default, read, validate
+from kdjax.config import Config, default, read, validate, without_terms
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
@@ -56,8 +56,9 @@ def compare(
     `equal_time/seed<N>/` in the workdir, each a workdir of `kdjax.train`, beside `tuning.json` and
     `equal_time.json`, which keep what was picked. A method is a name in
     `config.compare.methods` with its terms; one without terms is the plain student. Students differ
-    in nothing but their terms, the weights of these, and their seed. The validation split picks,
-    and only runs with a picked setting see the test split.
+    in nothing but their terms, the weights of these, and their seed; the teacher and plain students
+    have batches of labelled sets alone. The validation split picks, and only runs with a picked
+    setting see the test split.
 
     Args:
       config: as `kdjax.config.default` makes it.
@@ -311,7 +312,7 @@ def _student_job(
         setting.apply(student)
         _forget_comparison(student)
         if not terms:
-            _forget_cache(student)
+            _forget_cache(without_terms(student))
         if among:
             student.data.test_split = ""
     place, label = name, f"{name}, seed {seed}"

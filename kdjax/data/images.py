@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from kdjax.classes import differing_class
+from kdjax.classes import UNLABELLED, differing_class
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.loading import sampling
 from kdjax.data.loading.sampling import AugmentOptions, count_shapes
@@ -105,7 +105,7 @@ class Images:
       where: what holds `options`, for messages.
 
     Raises:
-      UserError: when the set is not prepared, or has no such split.
+      UserError: when the set is not prepared, has no labels, or has no such split.
     """
 
     def __init__(
@@ -123,6 +123,12 @@ class Images:
             options.name, options.data_dir, options.options, asked_by=f"{where}.name"
         )
         self.class_names = self._set.class_names
+        if tuple(self.class_names) == (UNLABELLED,):
+            raise UserError(
+                f"{where}: {self._set.name} in {options.data_dir} has no labels to learn from or "
+                "to score by; name a labelled set there, and this one as config.data.mixture.more "
+                "= extra_set(..., labelled=False)"
+            )
         self.palette = self._set.palette
         self.fingerprint = self._set.fingerprint
         for key in ("train_split", "val_split", "test_split"):
@@ -138,6 +144,11 @@ class Images:
     def num_classes(self) -> int:
         """K, without the ignore label."""
         return len(self.class_names)
+
+    @property
+    def unlabelled(self) -> list[str]:
+        """Keys of the sets in `config.data.mixture` of which training sees images alone."""
+        return [key for key, extra in self._options.mixture.items() if not extra.labelled]
 
     @functools.cached_property
     def _source(self) -> Any:

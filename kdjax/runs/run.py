@@ -165,6 +165,8 @@ def _train(
     log.info(f"cache {images.cache.place}: {images.cache.reason}")
     for line in distiller.describe() if distiller else ():
         log.info(f"term {line}")
+    for key in () if options.terms else images.unlabelled:
+        log.warning(f"config.data.mixture.{key}: no term is there to learn from it; leave it out")
     for split in filter(None, (options.data.val_split, options.data.test_split)):
         log.info(images.describe_evaluation(split))
     scoring.check_teacher(log)

@@ -165,6 +165,23 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     assert not (tmp_path / "tuning.json").exists()
 
 
+def test_images_without_labels_are_for_what_is_taught_alone(config, tmp_path, monkeypatch):
+    for key in ("learning_rates", "weight_decays", "weight_factors"):
+        config.compare[key] = ()
+    more = {"drawn": configuration.extra_set("shapes", split="val")}
+    more["more"] = configuration.extra_set("shapes", split="test", labelled=False)
+    with config.unlocked():
+        config.data.mixture.update(more)
+    train = Trained(score)
+    monkeypatch.setattr(scheduler, "train", train)
+    compare(config, str(tmp_path), (0,))
+    assert {label: " ".join(run.data.mixture) for label, run in train.configs.items()} == {
+        **dict.fromkeys(("teacher", "plain, seed 0", "equal_time, seed 0"), "drawn"),
+        **dict.fromkeys(("cwd, seed 0", "nfd, seed 0"), "drawn more"),
+    }
+    assert [*config.data.mixture] == ["drawn", "more"]
+
+
 def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
     config, tmp_path, monkeypatch
 ):

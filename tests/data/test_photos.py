@@ -3,6 +3,7 @@
 import pathlib
 
 import numpy as np
+import pytest
 import warm
 from original_trees import image_like, prepare, refuses
 from PIL import Image
@@ -10,7 +11,9 @@ from PIL import Image
 import kdjax
 from kdjax import config as configuration
 from kdjax.classes import distinct_colors
+from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
+from kdjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -99,6 +102,49 @@ def test_photos_of_all_sizes_train_and_are_scored_and_labelled(tmp_path):
     for name, (height, width) in SIZES.items():
         with Image.open(tmp_path / "out" / "labels" / f"{name.partition('.')[0]}.png") as label:
             assert label.size == (width, height)
+
+
+def test_photos_without_labels_are_ignored_throughout(tmp_path):
+    source, flat = tmp_path / "source", tmp_path / "flat"
+    write_photos(source, classes=2)
+    labelled = prepare("folder", source, tmp_path, val_share=0.2)
+    pixels = {}
+    for split, count in labelled.splits.items():
+        examples = pipeline.load_examples(labelled, split, range(count))
+        pixels |= {example["name"]: example["image"] for example in examples}
+    (source / "images").rename(flat)
+    (flat / "grey.PNG").rename(flat / "CMYK.jpg.part")  # no image by its name
+    (flat / "deep" / "er").mkdir(parents=True)
+    (flat / "lying.JPG").rename(flat / "deep" / "er" / "lying.JPG")
+    dataset = prepare("folder", flat, tmp_path / "more", unlabelled=True)
+    assert dataset.class_names == ("unlabelled",)
+    assert [*dataset.splits] == ["train"]
+    examples = pipeline.load_examples(dataset, "train", range(dataset.splits["train"]))
+    assert {example["name"] for example in examples} == {
+        "deep/er/lying" if name == "lying" else name for name in pixels if name != "grey"
+    }
+    for example in examples:
+        assert (example["label"] == 255).all()
+        np.testing.assert_array_equal(example["image"], pixels[example["name"].split("/")[-1]])
+    config = configuration.default()
+    config.data.update({"name": "folder", "data_dir": str(tmp_path / "more" / "data")})
+    with pytest.raises(
+        UserError, match=r"^config\.data: folder in .*more/data has no labels to le"
+    ):
+        Images(configuration.read(config).data)
+
+
+def test_a_tree_without_labels_may_have_splits_and_nothing_that_would_not_be_read(tmp_path):
+    source = tmp_path / "source"
+    for name in ("a", "b"):
+        write_photo(source, name, np.eye(20, 32, dtype=np.uint8), 1)
+    (source / "images" / "later").mkdir()
+    (source / "images" / "train" / "b.jpg").rename(source / "images" / "later" / "b.jpg")
+    refuses("folder", source, tmp_path, r"--source \S+/source/images$", unlabelled=True)
+    refuses("folder", source, tmp_path, "leave --val_share out", unlabelled=True, val_share=0.1)
+    (source / "labels").rename(tmp_path / "labels")
+    refuses("folder", source, tmp_path, "or --unlabelled where there are images alone")
+    assert prepare("folder", source, tmp_path, unlabelled=True).splits == {"train": 1, "later": 1}
 
 
 def run(*arguments):

@@ -479,6 +479,19 @@ def test_photos_decide_their_recipe(tmp_path, data_dir, capsys):
     # 25 times 156 images in batches of 8 are fewer steps than the least.
     assert (config.steps, config.data.crop_size) == (600, (64, 64))
     assert (config.data.test_split, config.data.eval_pad_to) == ("", 128)
+
+    # With 156 images without labels for 9 that have some, of which there is one for each then.
+    more = tmp_path / "more"
+    sets.prepare("folder", more, source=source / "images" / "train", unlabelled=True)
+    get_config.__globals__["EPOCHS"] = 100
+    config = get_config(f"{data_dir},{more}")
+    assert (config.data.weight, config.data.mixture.more.weight) == (1, 1)
+    assert (config.steps, config.compare.teacher_steps) == (round(100 * 165 / 8), 600)
+    assert {*config.compare.methods} == {"plain", "pixelwise_kl", "cwd"}
+    assert Images(configuration.read(config).data).unlabelled == ["more"]
+    assert get_config(f"{target},{data_dir}").data.weight == round(156 / 9)
+    with pytest.raises(UserError, match="have no labels; name it second"):
+        get_config(str(more))
     assert "each of their 4 shapes would be compiled" in capsys.readouterr().out
     with pytest.raises(UserError, match="has not been prepared in"):
         get_config(str(tmp_path))

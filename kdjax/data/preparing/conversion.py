@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from kdjax.classes import IGNORE_LABEL
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import SegmentationBuilder, encode_png
 from kdjax.data.preparing.classes import ClassTable
@@ -26,11 +27,11 @@ _Result = TypeVar("_Result")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-    """An image and its label: `name` is what tells them from others of their split."""
+    """An image and its label, if it has one: `name` tells them from others of their split."""
 
     name: str
     image: File
-    label: File
+    label: File | None
 
 
 class ConversionBuilder(SegmentationBuilder, skip_registration=True):
@@ -102,7 +103,7 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
 
     def _write_shard(self, path: pathlib.Path, pairs: Sequence[Pair], what: str) -> prepared.Note:
         notes = pathlib.Path(self.data_path).parents[1] / prepared.NOTES
-        files = [file for pair in pairs for file in (pair.image, pair.label)]
+        files = [file for pair in pairs for file in (pair.image, pair.label) if file]
         made_from = prepared.state_of([*files, *self.tables])
         note = prepared.read_note(notes, path.name)
         usable = note and note.made_from == made_from and path.is_file()
@@ -128,12 +129,14 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         return {"image": image, "label": encode_png(label), "name": pair.name.encode()}
 
     def read(self, pair: Pair) -> tuple[Photo, UInt8[np.ndarray, "H W"]]:
-        """Decodes both files.
+        """Decodes both files; without a label, all pixels are ignored.
 
         Raises:
           UserError: one of them cannot be read or used, or their sizes differ.
         """
         photo = read_photo(pair.image, upright=self.UPRIGHT, for_training=True)
+        if pair.label is None:
+            return photo, np.full(photo.shape, IGNORE_LABEL, np.uint8)
         label = self.read_label(pair.label)
         if label.shape != photo.shape:
             lying = self.UPRIGHT and label.shape == photo.shape[::-1]
