@@ -1,6 +1,5 @@
 """The layers that networks share: convolution with batch norm, pooling; then the transformers'."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float
 
 from kdjax.losses import resize as resize
 from kdjax.models.batch_norm import BatchNorm
+from kdjax.models.depthwise import depthwise_convolution
 
 
 def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
@@ -101,13 +101,9 @@ class DepthwiseConv(Conv):
             span = dilation * (size - 1) + 1
             padding = jax.lax.padtype_to_pads(x.shape[1:3], (span, span), (stride, stride), padding)
         padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
-        # Positions that windows of the padded map start at.
-        height, width = (length - 1 for length in x.shape[1:3])
-        total = jnp.float32(0.0) if self.bias is None else self.bias[...]
-        for row, column in itertools.product(range(size), repeat=2):
-            top, left = row * dilation, column * dilation
-            shifted = padded[:, top : top + height + 1 : stride, left : left + width + 1 : stride]
-            total = total + shifted * self.kernel[row, column, 0]
+        total = depthwise_convolution(padded, self.kernel[:, :, 0], stride, dilation)
+        if self.bias is not None:
+            total = total + self.bias[...]
         return jnp.asarray(total, x.dtype)
 
 

@@ -195,7 +195,9 @@ def test_a_network_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
     with monkeypatch.context() as full:
         full.setattr(saved, "_checkpointer", Full)
         for place in (path, tmp_path / "new"):
-            with pytest.raises(UserError, match=rf"^cannot write {place}: No space left on device$"):
+            with pytest.raises(
+                UserError, match=rf"^cannot write {place}: No space left on device$"
+            ):
                 saved.save(place, INFO, state)
     assert [file.name for file in tmp_path.iterdir()] == ["net"]
     assert {file.name for file in path.iterdir()} == {"network.json", "parameters"}

@@ -1,0 +1,76 @@
+"""The depthwise convolution and its gradient beside XLA's grouped one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from kdjax.models import depthwise
+from kdjax.models.depthwise import depthwise_convolution
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "stride", "dilation"),
+    [(9, 12, 3, 1, 1), (10, 13, 3, 2, 1), (11, 14, 5, 2, 1), (13, 10, 5, 1, 2), (8, 8, 3, 3, 2)],
+)
+def test_values_and_gradients_are_those_of_a_grouped_convolution(
+    height, width, size, stride, dilation
+):
+    rng = np.random.default_rng(0)
+    padded, kernel = rng.normal(size=(2, height, width, 4)), rng.normal(size=(size, size, 4))
+    arguments = jnp.asarray(padded, jnp.float32), jnp.asarray(kernel, jnp.float32)
+
+    def grouped(padded, kernel):
+        return jax.lax.conv_general_dilated(
+            padded,
+            kernel[:, :, None],
+            (stride, stride),
+            "VALID",
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=4,
+        )
+
+    @jax.jit
+    def both(padded, kernel):
+        def ours(padded, kernel):
+            return depthwise_convolution(padded, kernel, stride, dilation)
+
+        results = []
+        for function in (ours, grouped):
+            out, pull = jax.vjp(function, padded, kernel)
+            results.append((out, *pull(jnp.cos(out))))
+        return results
+
+    for found, expected in zip(*both(*arguments), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+
+    # What the devices compute that are not here.
+    slope = jnp.cos(grouped(*arguments))
+    by_kernel = depthwise._by_kernel_at_once(size, stride, dilation, arguments[0], slope)
+    np.testing.assert_allclose(by_kernel, both(*arguments)[1][2], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", AxisType.__members__)
+def test_a_batch_over_devices_has_the_gradient_of_one_device(kind):
+    """Of the axis types that a mesh has; Manual is `shard_map`."""
+    images = jax.random.normal(jax.random.key(0), (8, 9, 8, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3))
+
+    def loss(images, kernel):
+        return jnp.sum(jnp.sin(depthwise_convolution(images, kernel, 2, 1)))
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    expected = jax.jit(gradient)(images, kernel)
+    shared = AxisType.Auto if kind == "Manual" else AxisType[kind]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(shared,))
+    specs = PartitionSpec("data"), PartitionSpec()
+    if kind == "Manual":
+        gradient = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs)
+    given = [
+        jax.device_put(x, NamedSharding(mesh, s))
+        for x, s in zip((images, kernel), specs, strict=True)
+    ]
+    for found, right in zip(jax.jit(gradient)(*given), expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=2e-5)
