@@ -122,7 +122,7 @@ def compare(
     asked = configuration.checked(config, data)
     workdir = os.fspath(workdir)
     chosen = tuple(asked.compare.seeds if seeds is None else seeds)
-    found = sweep.compare(asked, workdir, chosen, parallel, data)
+    found = sweep.run_sweep(asked, workdir, chosen, parallel, data)
     images = Images(configuration.read(asked).data, data)
     path = Workdir(workdir).report
     with Interruption() as interruption:

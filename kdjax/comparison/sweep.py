@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
     notes: list[str]
 
 
-def compare(
+def run_sweep(
     config: Config,
     workdir: str,
     seeds: Sequence[int],

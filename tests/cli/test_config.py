@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from kdjax import config as configuration
 from kdjax import config_file
-from kdjax.comparison.sweep import compare
+from kdjax.comparison.sweep import run_sweep
 from kdjax.config import RunOptions
 from kdjax.errors import UserError
 from kdjax.planning.program import make_program
@@ -209,7 +209,7 @@ def test_who_begins_the_work_asks_first(tmp_path):
     workdir = tmp_path / "run"
     begin = {
         "train": lambda: train(config, str(workdir), name="", method="", role="plain"),
-        "compare": lambda: compare(config, str(workdir), (0,)),
+        "compare": lambda: run_sweep(config, str(workdir), (0,)),
         "plan": lambda: make_program(config, jax.devices(), num_classes=3, batch_size=16),
     }
     for ask in begin.values():
@@ -217,7 +217,7 @@ def test_who_begins_the_work_asks_first(tmp_path):
             ask()
     config = configuration.default()
     with pytest.raises(UserError, match="--seeds is 4294967296; it must be at most"):
-        compare(config, str(workdir), (0, 2**32))
+        run_sweep(config, str(workdir), (0, 2**32))
     assert not workdir.exists()
 
 

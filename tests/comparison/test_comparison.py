@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from kdjax import config as configuration
 from kdjax.comparison import scheduler, tuning
-from kdjax.comparison.sweep import compare
+from kdjax.comparison.sweep import run_sweep
 from kdjax.comparison.tuning import Setting, TuningResult
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.evaluation.evaluator import Scores
@@ -99,7 +99,7 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
 ):
     train = Trained(score)
     monkeypatch.setattr(scheduler, "train", train)
-    comparison = compare(config, str(tmp_path), (0, 1))
+    comparison = run_sweep(config, str(tmp_path), (0, 1))
     tuned = {label: run for label, run in train.configs.items() if run.seed in (7, 8)}
     assert len(tuned) == 2 * (3 * 2 + 3 + 3)
     assert not any(run.data.test_split for run in tuned.values())
@@ -139,7 +139,7 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     assert [entry["method"] for entry in written] == ["plain", "cwd", "nfd"]
     assert written[0]["taken"]["learning_rate"] == 0.2
     # All is done: nothing runs again, and another seed adds its own runs alone.
-    compare(config, str(tmp_path), (0, 1, 2))
+    run_sweep(config, str(tmp_path), (0, 1, 2))
     assert len(train.configs) == 1 + 24 + 3 * 4
 
 
@@ -149,7 +149,7 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     config.teacher.update({"cache": "scores", "cache_classes": 3})
     train = Trained(score)
     monkeypatch.setattr(scheduler, "train", train)
-    comparison = compare(config, str(tmp_path), (0,))
+    comparison = run_sweep(config, str(tmp_path), (0,))
     assert len(train.configs) == 5
     # What has no teacher does not change with its cache.
     caches = {
@@ -174,7 +174,7 @@ def test_images_without_labels_are_for_what_is_taught_alone(config, tmp_path, mo
         config.data.mixture.update(more)
     train = Trained(score)
     monkeypatch.setattr(scheduler, "train", train)
-    compare(config, str(tmp_path), (0,))
+    run_sweep(config, str(tmp_path), (0,))
     assert {label: " ".join(run.data.mixture) for label, run in train.configs.items()} == {
         **dict.fromkeys(("teacher", "plain, seed 0", "equal_time, seed 0"), "drawn"),
         **dict.fromkeys(("cwd, seed 0", "nfd, seed 0"), "drawn more"),
@@ -190,22 +190,22 @@ def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
     monkeypatch.chdir(tmp_path)
     train = Trained(lambda run: NAN if "nfd" in run.terms else 0.5)
     monkeypatch.setattr(scheduler, "train", train)
-    compare(config, "runs/one", (0,))
+    run_sweep(config, "runs/one", (0,))
     assert len(train.configs) == 5
-    compare(config, str(tmp_path / "runs" / "one"), (0,))
+    run_sweep(config, str(tmp_path / "runs" / "one"), (0,))
     (tmp_path / "link").symlink_to("runs")
     config.data.data_dir = str(tmp_path / "data")
-    compare(config, "link/../runs/one", (0,))
+    run_sweep(config, "link/../runs/one", (0,))
     (tmp_path / "runs" / "one").rename("two")
-    compare(config, "two", (0,))
+    run_sweep(config, "two", (0,))
     assert len(train.configs) == 5
     # But not with other weights in the teacher's place, nor with other data.
     (tmp_path / "two" / "teacher" / "student" / "network.json").write_text(described("other"))
     with pytest.raises(UserError, match=r"cwd/seed0 holds a run of another config \(config.t"):
-        compare(config, "two", (0,))
+        run_sweep(config, "two", (0,))
     config.data.data_dir = "elsewhere"
     with pytest.raises(UserError, match=r"data_dir 'data' there, 'elsewhere' now"):
-        compare(config, "two", (0,))
+        run_sweep(config, "two", (0,))
 
 
 def test_what_the_stored_config_does_not_name_had_its_default(config, tmp_path):
@@ -249,7 +249,7 @@ def test_a_plain_student_of_equal_time_is_left_out_where_it_is_not_asked_for(
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
     monkeypatch.setattr(scheduler, "train", Trained(score))
-    comparison = compare(config, str(tmp_path), (0,))
+    comparison = run_sweep(config, str(tmp_path), (0,))
     assert list(comparison.students) == ["plain student", "cwd", "nfd"]
     assert not comparison.notes
 
@@ -268,7 +268,7 @@ def test_what_would_flatter_a_comparison_or_mix_it_up(config, tmp_path, seeds, c
     with config.unlocked():
         config.compare.update(ConfigDict(changes))
     with pytest.raises(UserError, match=message):
-        compare(config, str(tmp_path), seeds)
+        run_sweep(config, str(tmp_path), seeds)
     assert not list(tmp_path.iterdir())
 
 
@@ -276,7 +276,7 @@ def test_a_seed_that_picks_nothing_may_be_reported(config, tmp_path, monkeypatch
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
     monkeypatch.setattr(scheduler, "train", Trained(score))
-    assert compare(config, str(tmp_path), (7,)).runs
+    assert run_sweep(config, str(tmp_path), (7,)).runs
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
@@ -288,7 +288,7 @@ def test_weights_that_are_not_here_are_missed_before_a_teacher_is_trained(
     config[side].update(configuration.network("upernet_swin_t"))
     config[side].backbone = "imagenet"
     with pytest.raises(UserError, match=rf'config.{side}.backbone is "imagenet", and no ImageNet'):
-        compare(config, str(tmp_path), (0,))
+        run_sweep(config, str(tmp_path), (0,))
     assert not train.configs
 
 
@@ -299,7 +299,7 @@ def test_the_teacher_starts_from_what_its_section_says(config, tmp_path, monkeyp
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
     config.teacher.backbone, config.student.backbone = "imagenet", "pretrained/r18"
-    compare(config, str(tmp_path), (0,))
+    run_sweep(config, str(tmp_path), (0,))
     starts = {name: found.student.backbone for name, found in train.configs.items()}
     assert starts.pop("teacher") == "imagenet"
     assert set(starts.values()) == {"pretrained/r18"}
@@ -313,20 +313,20 @@ def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypa
 
     train = Trained(breaks)
     monkeypatch.setattr(scheduler, "train", train)
-    comparison = compare(config, str(tmp_path), (0, 1))
+    comparison = run_sweep(config, str(tmp_path), (0, 1))
     assert train.configs["nfd, seed 0"].terms.nfd.weight == 3.0
     assert [run.path.name for run in comparison.runs if "nfd" in str(run.path)] == ["seed0"]
     assert comparison.notes[-2] == "nfd, seed 1: the run diverged: loss is nan at step 3"
     assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-3]
     before = len(train.configs)
-    assert compare(config, str(tmp_path), (0, 1)).notes == comparison.notes
+    assert run_sweep(config, str(tmp_path), (0, 1)).notes == comparison.notes
     assert len(train.configs) == before
 
 
 def test_a_method_that_diverges_at_every_weight_is_left_out(config, tmp_path, monkeypatch):
     train = Trained(lambda run: NAN if "nfd" in run.terms else score(run))
     monkeypatch.setattr(scheduler, "train", train)
-    comparison = compare(config, str(tmp_path), (0,))
+    comparison = run_sweep(config, str(tmp_path), (0,))
     assert list(comparison.students) == ["plain student", "cwd"]
     assert comparison.notes[-2].endswith("all diverged")
 
@@ -334,7 +334,7 @@ def test_a_method_that_diverges_at_every_weight_is_left_out(config, tmp_path, mo
 def test_a_plain_student_that_always_diverges_ends_it(config, tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "train", Trained(lambda run: NAN if run.seed > 1 else 0.1))
     with pytest.raises(UserError, match=r"all diverged; try lower config.compare.learning_rates"):
-        compare(config, str(tmp_path), (0,))
+        run_sweep(config, str(tmp_path), (0,))
 
 
 @pytest.mark.parametrize("name", ["/cwd", "a/b", "", "two\nlines", 3])
@@ -343,7 +343,7 @@ def test_a_method_has_the_name_of_a_folder(config, tmp_path, monkeypatch, name):
     with config.unlocked():
         config.compare.methods = ConfigDict({name: {}})
     with pytest.raises(UserError, match=r"a method cannot be called .*, since a folder"):
-        compare(config, str(tmp_path), (0,))
+        run_sweep(config, str(tmp_path), (0,))
     assert not list(tmp_path.iterdir())
 
 
@@ -351,7 +351,7 @@ def test_a_grid_needs_the_plain_student(config, tmp_path):
     with config.unlocked():
         del config.compare.methods["plain"]
     with pytest.raises(UserError, match=r"'plain': \{\}"):
-        compare(config, str(tmp_path), (0,))
+        run_sweep(config, str(tmp_path), (0,))
     assert not list(tmp_path.iterdir())
 
 

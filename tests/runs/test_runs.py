@@ -29,7 +29,7 @@ from PIL import Image
 import kdjax
 from kdjax import config as configuration
 from kdjax import environment
-from kdjax.comparison.sweep import compare
+from kdjax.comparison.sweep import run_sweep
 from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.deployment.formats import make_predict_fn
@@ -94,7 +94,7 @@ def compared(data_dir, tmp_path_factory):
     """A comparison: its workdir, its runs, and what was printed."""
     workdir, printed = tmp_path_factory.mktemp("comparison"), io.StringIO()
     with contextlib.redirect_stdout(printed):
-        runs = compare(make_config(data_dir), str(workdir), (0,)).runs
+        runs = run_sweep(make_config(data_dir), str(workdir), (0,)).runs
     return workdir, runs, printed.getvalue()
 
 
@@ -175,7 +175,7 @@ def test_what_is_done_is_not_done_again(config, comparison, capsys):
 
 
 def test_the_docs_have_a_row_for_each_method_of_a_comparison(config, comparison, tmp_path, capsys):
-    runs = compare(config, str(comparison), (0,)).runs
+    runs = run_sweep(config, str(comparison), (0,)).runs
     splits = ("val", "test", "test/unseen")
     summaries = {split: [run.summary(split) for run in runs] for split in splits}
     write_runs(tmp_path / "runs.csv", summaries, ["a", "b", "c"])
@@ -192,7 +192,7 @@ def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
     config.teacher.checkpoint = str(comparison / "teacher")
     with config.unlocked():
         del config.compare.methods["cwd"]
-    runs = compare(config, str(tmp_path), (0,)).runs
+    runs = run_sweep(config, str(tmp_path), (0,)).runs
     assert [run.path.name for run in runs] == ["teacher", "seed0"]
     given, trained = (run.summary("test") for run in (runs[0], Workdir(comparison / "teacher")))
     assert (given.miou, given.parameters) == (trained.miou, trained.parameters)
@@ -245,7 +245,7 @@ def run(config, workdir):
 def test_a_run_of_another_config_is_refused(config, comparison):
     config.optimizer.learning_rate = 0.5
     with pytest.raises(UserError, match=r"config.optimizer.learning_rate 0.01 there, 0.5 now"):
-        compare(config, str(comparison), (0,))
+        run_sweep(config, str(comparison), (0,))
 
 
 def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
@@ -413,7 +413,7 @@ def test_a_path_that_cannot_be_written(config, tmp_path):
         run(config, tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("begin", [run, lambda config, path: compare(config, str(path), (0,))])
+@pytest.mark.parametrize("begin", [run, lambda config, path: run_sweep(config, str(path), (0,))])
 def test_a_workdir_where_another_run_is_at_work(config, tmp_path, begin):
     message = rf"--workdir {tmp_path} is in use: process {os.getpid()} of .* writes there since"
     with Workdir(tmp_path).hold():
