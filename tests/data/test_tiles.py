@@ -18,6 +18,8 @@ SIZES = [(20, 30), (16, 48), (8, 16), (41, 17)]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr(records, "TILE", (8, 16))
+    # Traced here, with these, and not once for all.
+    monkeypatch.setattr(records, "_decode_example", records.decode_example)
 
 
 def noise(height, width):

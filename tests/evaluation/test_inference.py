@@ -1,5 +1,6 @@
 """What a network is shown of an image, against plain NumPy; padding and batches change nothing."""
 
+import importlib
 import itertools
 
 import jax
@@ -11,7 +12,6 @@ from absl.testing import flagsaver
 from flax import nnx
 
 from kdjax import models
-from kdjax.cli.flags import InferenceFlags
 from kdjax.data.loading.sampling import batch_by_size
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
@@ -215,14 +215,13 @@ def test_images_without_pixels_at_a_scale_are_refused(size, scale, message):
     inference.check_size((50, 50))
 
 
-FLAGS = InferenceFlags()
-
-
 def flags_of(given, crop_size=(64, 96)):
     """What a command line of these flags asks for."""
+    # Here, since its flags have the names of other commands' flags.
+    evaluate = importlib.import_module("kdjax.evaluate")
     flags.FLAGS.mark_as_parsed()
     with flagsaver.as_parsed(**given):
-        given = FLAGS.options()
+        given = evaluate._INFERENCE.options()
     pad_to = padding(given["mode"], given.pop("pad_to"), whole=1)
     return make_inference(**given, crop_size=crop_size), pad_to
 
