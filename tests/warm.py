@@ -7,7 +7,6 @@ may not depend on these is for a test that starts its processes anew.
 """
 
 import atexit
-import gc
 import multiprocessing
 import os
 import pathlib
@@ -114,9 +113,6 @@ def run(
 
 def _run(words: list[str], cwd: str, env: dict[str, str], files: list[str]) -> None:
     """Does what `python` with these words does."""
-    # What is imported stays; of what comes, tracing makes too much to look at it so often.
-    gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     os.chdir(cwd)
