@@ -20,18 +20,18 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     # Shu et al. 2021: on the class scores, and on the features after the pyramid.
     "cwd": {"cwd": term("cwd")},
     "cwd_features": {"cwd": term("cwd", student="head", teacher="head", weight=50.0)},
-    # Liu et al. 2022.
-    "nfd": {"nfd": term("nfd")},
-    # Shan 2019: both halves, and each by itself.
-    "pfs": {"similarities": term("pfs"), "predictions": term("gap_weighted_kl")},
+    "nfd": {"nfd": term("nfd")},  # Liu et al. 2022
+    "pfs": {"similarities": term("pfs"), "predictions": term("gap_weighted_kl")},  # Shan 2019
     "pfs_similarities": {"similarities": term("pfs")},
     "pfs_predictions": {"predictions": term("gap_weighted_kl")},
     # Yuan et al. 2022, on per-pixel KL (also at ISDA's strength) and on CWD.
     "fakd": {"fakd": term("fakd_kl")},
     "fakd_strong": {"fakd": term("fakd_kl", strength=7.5)},
     "fakd_cwd": {"fakd": term("fakd_cwd")},
-    # Liu et al. 2019, for comparison.
+    # For comparison: Liu et al. 2019; Romero et al. 2015, and as CIRKD's code runs it.
     "skd_pairwise": {"skd_pairwise": term("skd_pairwise")},
+    "l2": {"l2": term("l2")},
+    "pixelwise_kl_l2": {"pixelwise_kl": term("pixelwise_kl"), "l2": term("l2")},
 }
 
 # As the names of anybody else's, these say where to import from.
@@ -41,6 +41,7 @@ _NAMES = {name: f"{__name__}{SEPARATOR}built_in.{name}" for name in METHODS}
 # A method that is another one with something added or weighted: its own effect is what it gains
 # over that one, and not what both gain over the plain student.
 BUILDS_ON = {
+    "pixelwise_kl_l2": "pixelwise_kl",
     "pfs_predictions": "pixelwise_kl",
     "fakd": "pixelwise_kl",
     "fakd_strong": "pixelwise_kl",

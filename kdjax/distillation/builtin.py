@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from kdjax import losses
-from kdjax.distillation.loss import Inputs, Loss, Metrics, Names, labelled
+from kdjax.distillation.loss import Inputs, Loss, Metrics, Names, labelled, loss_class
 from kdjax.distillation.maps import Classification, Spec
 from kdjax.losses import ClassStatistics
 
@@ -21,6 +21,7 @@ LOSSES = {
     for name, attribute in {
         "cwd": "CWD",
         "pixelwise_kl": "PixelwiseKL",
+        "l2": "L2",
         "nfd": "NFD",
         "pfs": "PFS",
         "gap_weighted_kl": "GapWeightedKL",
@@ -55,6 +56,15 @@ class PixelwiseKL(Loss):
         return jnp.mean(
             losses.pixelwise_kl(inputs.student, inputs.teacher, temperature=self.temperature)
         )
+
+
+class L2(loss_class(losses.l2)):
+    """Squared distance of features: Romero et al. 2015, the weight and the adapter of CIRKD."""
+
+    student: Names = "head"
+    teacher: Names | None = "head"
+    weight: float = 10.0
+    adapter: str = "always"
 
 
 class NFD(Loss):

@@ -22,7 +22,7 @@ the `axis_name` over which these are spread: `nfd(axes="batch_space")` and `Clas
 from kdjax.losses._arrays import resize, resize_labels, sampling_weights
 from kdjax.losses._augmented import fakd_cwd, fakd_kl, isda_cross_entropy, isda_logits
 from kdjax.losses._cross_entropy import cross_entropy, upsampled_cross_entropy, valid_mean
-from kdjax.losses._features import dead_channels, nfd
+from kdjax.losses._features import dead_channels, l2, nfd
 from kdjax.losses._logits import cwd, gap_weighted_kl, pixelwise_kl
 from kdjax.losses._similarity import pfs, skd_pairwise
 from kdjax.losses._statistics import ClassStatistics
@@ -37,6 +37,7 @@ __all__ = [
     "gap_weighted_kl",
     "isda_cross_entropy",
     "isda_logits",
+    "l2",
     "nfd",
     "pfs",
     "pixelwise_kl",

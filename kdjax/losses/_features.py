@@ -9,6 +9,39 @@ from jaxtyping import Array, Bool, Float
 from kdjax.losses._arrays import check_map, check_option, check_positive, check_same_shape
 
 
+def l2(
+    student: Float[Array, "*batch H W C"], teacher: Float[Array, "*batch H W C"]
+) -> Float[Array, "*batch H W"]:
+    """Plain squared distance of features: `mean_c (student_c - teacher_c)^2` at every pixel.
+
+    The scale of the teacher's features is that of the loss: a weight that suits one teacher is
+    another for the next. `nfd` and `pkd` take the scale out first.
+
+    Args:
+      student: Features `[..., H, W, C]`, any floating type; after a 1x1 convolution, which the
+        authors learn also where the networks' channels agree.
+      teacher: Features of the same shape; they receive no gradient.
+
+    Returns:
+      float32 `[..., H, W]`; the plain mean is the loss.
+
+    Raises:
+      TypeError: If an input is not floating point.
+      ValueError: If the shapes differ.
+
+    Source:
+      Romero et al., "FitNets: hints for thin deep nets" (ICLR 2015), as CIRKD runs it on the map
+      before the classifier: the mean over all values, beside per-pixel KL of weight 1. Its weight
+      is 10; version 2 has 1 on Cityscapes and ADE20K and 10 on VOC and COCO-Stuff. Ignored pixels
+      take part.
+    """
+    check_same_shape(student, teacher)
+    student, teacher = (
+        features.astype(jnp.float32) for features in (student, jax.lax.stop_gradient(teacher))
+    )
+    return jnp.mean(jnp.square(student - teacher), axis=-1)
+
+
 def nfd(
     student: Float[Array, "*batch H W C"],
     teacher: Float[Array, "*batch H W C"],

@@ -431,6 +431,13 @@ def test_skd_pools_half_the_map_unless_told_otherwise():
     assert found["half"] != pytest.approx(found["two"], rel=1e-3)
 
 
+def test_l2_learns_an_adapter_also_where_channels_agree():
+    distiller = Distiller({"t": term("l2")}, student=STUDENT, teacher=TEACHER)
+    params, _ = distiller.init(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == {"t": {"adapter": {"0": {"kernel": (4, 4)}}}}
+    assert distiller.terms["t"].weight == 10.0
+
+
 def test_nfd_logs_the_share_of_dead_channels():
     head = TEACHER["head"].at[0, ..., :2].set(3.0)
     found = values(head=term("nfd"), teacher={**TEACHER, "head": head})

@@ -81,6 +81,7 @@ def _upsampled(student, teacher, labels):
 IMITATION = {
     "pixelwise_kl": _imitation(losses.pixelwise_kl, temperature=2.0),
     "cwd": _imitation(losses.cwd),
+    "l2": _imitation(losses.l2),
     "nfd-space": _imitation(losses.nfd),
     "nfd-batch_space": _imitation(losses.nfd, axes="batch_space"),
     "nfd-channel": _imitation(losses.nfd, axes="channel"),

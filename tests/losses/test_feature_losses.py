@@ -7,6 +7,37 @@ from hypothesis import given
 
 from kdjax import losses
 
+
+def test_l2_is_the_formula_and_nfd_of_what_is_normalized_already():
+    student, teacher = normal(0), 3 * normal(1) + 2
+    apart = np.float64(student) - teacher
+    close(losses.l2(student, teacher), (apart**2).mean(-1))
+    gradient = jax.grad(lambda s: losses.l2(s, teacher).mean())(student)
+    close(gradient, 2 * apart / apart.size)
+    unit = [
+        (x - x.mean((1, 2), keepdims=True)) / x.std((1, 2), keepdims=True)
+        for x in (student, teacher)
+    ]
+    close(losses.l2(*unit).mean(), losses.nfd(student, teacher, eps=1e-12).mean())
+
+
+def test_the_best_adapter_of_l2_is_that_of_least_squares():
+    """And the student's basis does not matter, which the adapter takes in."""
+    student, teacher = normal(0, (2, 4, 5, 3)), normal(1)
+    rows, targets = np.float64(student).reshape(-1, 3), np.float64(teacher).reshape(-1, 6)
+    kernel, residual, *_ = np.linalg.lstsq(rows, targets, rcond=None)
+    kernel = kernel.astype(np.float32)
+    best = losses.l2(student @ kernel, teacher).mean()
+    close(best, residual.sum() / targets.size)
+    value, gradient = jax.value_and_grad(lambda k: losses.l2(student @ k, teacher).mean())(kernel)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    moved = kernel + normal(2, kernel.shape)
+    gradient = jax.grad(lambda k: losses.l2(student @ k, teacher).mean())(moved)
+    close(gradient, 2 / targets.size * rows.T @ (rows @ moved - targets))
+    turn = np.linalg.qr(normal(3, (3, 3)))[0]
+    close(losses.l2(student @ turn @ (turn.T @ kernel), teacher).mean(), value)
+
+
 AXES = ["space", "batch_space", "channel", "all"]
 
 

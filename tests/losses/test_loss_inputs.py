@@ -25,7 +25,8 @@ def refused(error, message, function, *arguments, **options):
         jax.eval_shape(lambda *arrays: function(*arrays, **options), *arguments)
 
 
-IMITATION = [losses.pixelwise_kl, losses.cwd, losses.nfd, losses.pfs, losses.skd_pairwise]
+ALIKE = [losses.pixelwise_kl, losses.cwd, losses.l2, losses.nfd]
+IMITATION = [*ALIKE, losses.pfs, losses.skd_pairwise]
 
 
 @pytest.mark.parametrize("function", IMITATION)
@@ -34,7 +35,7 @@ def test_maps_that_differ_in_size_are_both_named(function):
     refused(ValueError, message, function, X, SMALLER)
 
 
-@pytest.mark.parametrize("function", [losses.pixelwise_kl, losses.cwd, losses.nfd])
+@pytest.mark.parametrize("function", ALIKE)
 def test_channels_that_differ_name_the_adapter(function):
     message = (
         "the same number of channels, got student [2, 4, 5, 6] and teacher [2, 4, 5, 8]; "
