@@ -4,16 +4,14 @@ Weights and options are those of the paper or of its authors' code. Where neithe
 stands beside them.
 """
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from kdjax import losses
-from kdjax.distillation.loss import Inputs, Loss, Metrics, Names, labelled, loss_class
-from kdjax.distillation.maps import Classification, Spec
-from kdjax.losses import ClassStatistics
+from kdjax.distillation.loss import Inputs, Loss, Metrics, Names, labelled, loss_class, need_scores
+from kdjax.distillation.maps import Spec
 
 # By the name that configs use.
 LOSSES = {
@@ -25,11 +23,20 @@ LOSSES = {
         "nfd": "NFD",
         "pfs": "PFS",
         "gap_weighted_kl": "GapWeightedKL",
-        "fakd_kl": "FAKDKL",
-        "fakd_cwd": "FAKDCWD",
-        "isda_cross_entropy": "ISDACrossEntropy",
         "skd_pairwise": "SKDPairwise",
+        "attention_transfer": "AttentionTransfer",
+        "pkd": "PKD",
+        "dsd_pairs": "DSDPairs",
+        "ifvd": "IFVD",
+        "dist_inter": "DISTInter",
+        "dist_intra": "DISTIntra",
+        "dkd": "DKD",
+        "wsld": "WSLD",
     }.items()
+} | {
+    "fakd_kl": "kdjax.distillation.augmented:FAKDKL",
+    "fakd_cwd": "kdjax.distillation.augmented:FAKDCWD",
+    "isda_cross_entropy": "kdjax.distillation.augmented:ISDACrossEntropy",
 }
 
 
@@ -141,7 +148,7 @@ class GapWeightedKL(Loss):
     gap: Literal["probability", "cross_entropy", "total_variation"] = "probability"
 
     def check(self, student: Spec, teacher: Spec) -> None:
-        _need_scores(student, teacher)
+        need_scores(student, teacher)
 
     def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
         labels, valid = labelled(inputs)
@@ -156,113 +163,131 @@ class GapWeightedKL(Loss):
         return losses.valid_mean(values, valid)
 
 
-class _Augmented(Loss):
-    """What the losses share that augment the features behind the student's scores.
+class AttentionTransfer(loss_class(losses.attention_transfer)):
+    """Where features respond: Zagoruyko and Komodakis 2017.
 
-    They carry the statistics of these features in each class, and update them before they read
-    them, as ISDA. The strength grows linearly from 0, likewise.
+    CIRKD's weight, 10000 on a mean over 64 x 128 pixels.
     """
 
+    student: Names = "head"
+    teacher: Names | None = "head"
+    weight: float = 1.2
     adapter: str = "never"
-    strength: float = 1.0
-    covariance: Literal["diagonal", "full"] = "diagonal"
-
-    def check(self, student: Spec, teacher: Spec | None) -> None:
-        _need_scores(*(spec for spec in (student, teacher) if spec))
-        if student.classified is None:
-            raise ValueError(
-                "augments the features behind the student's scores: the network must say how these "
-                "were made, as a distillation.Classification among its maps"
-            )
-        if self.covariance not in ("diagonal", "full"):
-            raise ValueError(f'covariance must be "diagonal" or "full", got "{self.covariance}"')
-        # The loss sees the product with the progress, whose value is not known when it is traced.
-        if not 0 <= self.strength < math.inf:
-            raise ValueError(f"strength must be zero or a positive number, got {self.strength}")
-
-    def init_state(self, student: Spec, teacher: Spec | None) -> ClassStatistics:
-        assert student.classified is not None  # check() saw it
-        full = self.covariance == "full"
-        return ClassStatistics.zeros(student.channels, student.classified, full=full)
-
-    def update(self, state: ClassStatistics, inputs: Inputs) -> ClassStatistics:
-        labels, _ = labelled(inputs)
-        return state.update(_classifier(inputs).inputs, labels, inputs.ignore_label)
-
-    def features(self, inputs: Inputs, state: ClassStatistics) -> dict[str, Any]:
-        """The arguments that these losses share, of the functions in `kdjax.losses`."""
-        classifier = _classifier(inputs)
-        return {
-            "kernel": classifier.kernel,
-            "bias": classifier.bias,
-            "labels": labelled(inputs)[0],
-            "covariance": state.covariance,
-            "strength": self.strength * inputs.progress,
-            "ignore_label": inputs.ignore_label,
-        }
 
 
-class FAKDKL(_Augmented):
-    """Feature-augmented per-pixel KL: Yuan et al. 2022, our reading. A mean over labels.
+class PKD(Loss):
+    """Correlation of features over the batch: Cao et al. 2022, the weight of their detectors.
 
-    The strength is not known; at ISDA's 7.5 the bound is far above the expectation
-    (docs/methods/fakd.md).
+    A group of 0 is the whole batch, as below.
     """
+
+    student: Names = "head"
+    teacher: Names | None = "head"
+    weight: float = 6.0
+    group: int = 0
+
+    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
+        group = self.group or None
+        return jnp.mean(losses.pkd(inputs.student, inputs.teacher, group=group))
+
+
+class DSDPairs(loss_class(losses.dsd_pairs)):
+    """How attention moves between maps: Feng et al. 2021, as CIRKD runs it.
+
+    CIRKD's weight, 1000 on a mean over 64 x 128 pixels.
+    """
+
+    student: Names = ("aux_logits", "head", "logits")
+    teacher: Names | None = ("aux_logits", "head", "logits")
+    weight: float = 0.12
+    adapter: str = "never"
+
+
+class IFVD(loss_class(losses.ifvd)):
+    """Likeness to the class's centre: Wang et al. 2020, CIRKD's weight.
+
+    The mean is over all pixels, with those that are not labelled, as the authors'.
+    """
+
+    student: Names = "head"
+    teacher: Names | None = "head"
+    weight: float = 20.0
+    adapter: str = "never"
+
+
+class DISTInter(loss_class(losses.dist_inter)):
+    """Correlation of a pixel's classes: Huang et al. 2022."""
+
+    def check(self, student: Spec, teacher: Spec) -> None:
+        need_scores(student, teacher)
+
+
+class DISTIntra(Loss):
+    """Correlation of a class's pixels: Huang et al. 2022."""
 
     temperature: float = 1.0
-    bound: Literal["soft", "pairwise", "label", "student", "none"] = "soft"
+    classes: Literal["all", "present"] = "all"
+    eps: float = 1e-8
+    group: int = 0
 
-    def __call__(self, inputs: Inputs, params: PyTree, state: ClassStatistics) -> Float[Array, ""]:
-        values = losses.fakd_kl(
-            _classifier(inputs).inputs,
-            teacher_logits=inputs.teacher,
-            temperature=self.temperature,
-            bound=self.bound,
-            **self.features(inputs, state),
+    def check(self, student: Spec, teacher: Spec) -> None:
+        need_scores(student, teacher)
+
+    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
+        return jnp.mean(
+            losses.dist_intra(
+                inputs.student,
+                inputs.teacher,
+                temperature=self.temperature,
+                classes=self.classes,
+                eps=self.eps,
+                group=self.group or None,
+            )
         )
-        return losses.valid_mean(values, inputs.valid)
 
 
-class FAKDCWD(_Augmented):
-    """Feature-augmented CWD: Yuan et al. 2022, our reading."""
+class DKD(Loss):
+    """KL divergence in two parts: Zhao et al. 2022, as on ImageNet. A mean over labels."""
 
-    weight: float = 3.0
-    temperature: float = 4.0
+    adapter: str = "never"
+    alpha: float = 1.0
+    beta: float = 0.5
+    temperature: float = 1.0
 
-    def __call__(self, inputs: Inputs, params: PyTree, state: ClassStatistics) -> Float[Array, ""]:
-        values = losses.fakd_cwd(
-            _classifier(inputs).inputs,
-            teacher_logits=inputs.teacher,
+    def check(self, student: Spec, teacher: Spec) -> None:
+        need_scores(student, teacher)
+
+    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
+        labels, valid = labelled(inputs)
+        values = losses.dkd(
+            inputs.student,
+            inputs.teacher,
+            labels,
+            alpha=self.alpha,
+            beta=self.beta,
             temperature=self.temperature,
-            **self.features(inputs, state),
+            ignore_label=inputs.ignore_label,
         )
-        return jnp.mean(values)
+        return losses.valid_mean(values, valid)
 
 
-class ISDACrossEntropy(_Augmented):
-    """ISDA's cross-entropy: Wang et al. 2019. Needs no teacher.
+class WSLD(Loss):
+    """Soft targets by the ratio of losses: Zhou et al. 2021. A mean over labels."""
 
-    It takes the place of the cross-entropy: set `config.loss.cross_entropy` to 0 beside it. The
-    augmented scores are resized to the labels' size, as there.
-    """
+    weight: float = 2.5
+    adapter: str = "never"
+    temperature: float = 2.0
 
-    teacher: Names | None = None
-    strength: float = 7.5
+    def check(self, student: Spec, teacher: Spec) -> None:
+        need_scores(student, teacher)
 
-    def __call__(self, inputs: Inputs, params: PyTree, state: ClassStatistics) -> Float[Array, ""]:
-        features = self.features(inputs, state)
-        logits = losses.isda_logits(_classifier(inputs).inputs, **features)
-        labels, ignored = inputs.full_labels, inputs.ignore_label
-        assert labels is not None  # features() saw them
-        values = losses.upsampled_cross_entropy(logits, labels, ignore_label=ignored)
-        return losses.valid_mean(values, labels != ignored)
-
-
-def _classifier(inputs: Inputs) -> Classification:
-    assert inputs.classifier is not None  # check() saw it
-    return inputs.classifier
-
-
-def _need_scores(*specs: Spec) -> None:
-    if not all(spec.scores for spec in specs):
-        raise ValueError("needs class scores on both sides, as logits or aux_logits")
+    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
+        labels, valid = labelled(inputs)
+        values = losses.wsld(
+            inputs.student,
+            inputs.teacher,
+            labels,
+            temperature=self.temperature,
+            ignore_label=inputs.ignore_label,
+        )
+        return losses.valid_mean(values, valid)

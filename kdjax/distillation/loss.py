@@ -81,6 +81,12 @@ def labelled(inputs: Inputs) -> tuple[Int[Array, "B h w"], Bool[Array, "B h w"]]
     return inputs.labels, inputs.valid
 
 
+def need_scores(*specs: Spec) -> None:
+    """Requires maps of class scores; for `Loss.check`."""
+    if not all(spec.scores for spec in specs):
+        raise ValueError("needs class scores on both sides, as logits or aux_logits")
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:

@@ -15,36 +15,46 @@ and forward mode, more than once (`jax.grad`, `jax.jvp`, `jax.hessian`).
 
 The batch may be spread over a mesh, of Auto or Explicit axes, under `jit` or inside `shard_map`.
 Images whose rows are spread over devices are served on Auto axes; on Explicit ones `nfd`, `pfs` and
-`skd_pairwise` are sharding errors. Two look at several images at once, and inside `shard_map` need
-the `axis_name` over which these are spread: `nfd(axes="batch_space")` and `ClassStatistics.update`.
+`skd_pairwise` are sharding errors. Some look at several images at once, and inside `shard_map` need
+the `axis_name` over which these are spread: `nfd(axes="batch_space")`, `pkd`, `dist_intra` and
+`ClassStatistics.update`.
 """
 
 from kdjax.losses._arrays import resize, resize_labels, sampling_weights
 from kdjax.losses._augmented import fakd_cwd, fakd_kl, isda_cross_entropy, isda_logits
 from kdjax.losses._cross_entropy import cross_entropy, upsampled_cross_entropy, valid_mean
-from kdjax.losses._features import dead_channels, l2, nfd
-from kdjax.losses._logits import cwd, gap_weighted_kl, pixelwise_kl
+from kdjax.losses._features import attention_transfer, dead_channels, dsd_pairs, l2, nfd, pkd
+from kdjax.losses._labels import dkd, gap_weighted_kl, ifvd, wsld
+from kdjax.losses._logits import cwd, dist_inter, dist_intra, pixelwise_kl
 from kdjax.losses._similarity import pfs, skd_pairwise
 from kdjax.losses._statistics import ClassStatistics
 
 __all__ = [
     "ClassStatistics",
+    "attention_transfer",
     "cross_entropy",
     "cwd",
     "dead_channels",
+    "dist_inter",
+    "dist_intra",
+    "dkd",
+    "dsd_pairs",
     "fakd_cwd",
     "fakd_kl",
     "gap_weighted_kl",
+    "ifvd",
     "isda_cross_entropy",
     "isda_logits",
     "l2",
     "nfd",
     "pfs",
     "pixelwise_kl",
+    "pkd",
     "resize",
     "resize_labels",
     "sampling_weights",
     "skd_pairwise",
     "upsampled_cross_entropy",
     "valid_mean",
+    "wsld",
 ]

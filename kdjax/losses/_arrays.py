@@ -55,6 +55,26 @@ def sum_over_first(function: Callable[..., Array], arrays: Any) -> Array:
     return total
 
 
+def length(
+    array: Float[Array, "*shape"], axis: int | tuple[int, ...] = -1
+) -> Float[Array, "*shape"]:
+    """Euclidean length over an axis, which stays; 1 where there is none, for a direction of 0."""
+    square = jnp.sum(jnp.square(array), axis, keepdims=True)
+    return jnp.sqrt(jnp.where(square > 1e-16, square, 1.0))
+
+
+def by_group(
+    array: Float[Array, "*batch B H W C"], group: int, axis_name: Any = None
+) -> Float[Array, "*batch G N H W C"]:
+    """Splits a batch into groups of so many consecutive images, `[..., B / group, group, ...]`."""
+    if axis_name is not None:
+        raise ValueError("group and axis_name exclude each other: groups stay on their device")
+    *batch, height, width, channels = array.shape
+    if group < 1 or not batch or batch[-1] % group:
+        raise ValueError(f"group must divide the images of the batch, got {group} of {batch}")
+    return array.reshape(*batch[:-1], batch[-1] // group, group, height, width, channels)
+
+
 def shape_of(array: jax.Array) -> str:
     """Writes a shape the way the documentation does, `[2, 64, 128, 19]`."""
     return str(list(array.shape))

@@ -1,6 +1,6 @@
-"""Losses on class scores: pixel by pixel, channel by channel, or where the teacher knows more.
+"""Losses on class scores without labels: pixel by pixel, or channel by channel.
 
-All rest on one KL divergence between two softmaxes, in two passes over the scores and one over them
+The divergences rest on one, between two softmaxes, in two passes over the scores and one over them
 back. Its rule of differentiation is written out: the pass back reads both inputs as they came and
 two numbers per distribution; automatic differentiation would keep float32 copies of the
 exponentials. The forward pass reads each input twice, once for the maxima and once for the four
@@ -8,15 +8,16 @@ sums together, and no float32 copy of a half-precision input is made.
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from kdjax.losses._arrays import check_labels, check_option, check_positive, check_same_shape
+from kdjax.losses._arrays import by_group, check_option, check_positive, check_same_shape
+from kdjax.losses._features import moments
 
 
 def softmax_kl(student, teacher, temperature, axis, where=None):
@@ -156,68 +157,6 @@ def pixelwise_kl(
     return jax.lax.stop_gradient(temperature) ** 2 * values
 
 
-def gap_weighted_kl(
-    student: Float[Array, "*batch H W C"],
-    teacher: Float[Array, "*batch H W C"],
-    labels: Int[Array, "*batch H W"],
-    *,
-    temperature: float | Array = 1.0,
-    gap: Literal["probability", "cross_entropy", "total_variation"] = "probability",
-    ignore_label: int = 255,
-) -> Float[Array, "*batch H W"]:
-    """Pixelwise KL divergence, weighted by how much more the teacher knows at that pixel.
-
-    `g t^2 KL(p || q)` with the gap `g`, computed from both networks' plain softmax (temperature 1)
-    without a gradient:
-
-    - `"probability"`: `max(0, p[y] - q[y])`, what the teacher gives the true class `y` beyond the
-      student. It vanishes where the student is ahead, so mistakes of the teacher are not taught;
-    - `"cross_entropy"`: `max(0, log p[y] - log q[y])`, the same in nats, with no upper limit;
-    - `"total_variation"`: `1/2 sum_c |p_c - q_c|`, which needs no truth: the labels only say which
-      pixels are ignored.
-
-    Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. One that is neither a class nor `ignore_label` gives
-        NaN with the first two gaps.
-      temperature: Softens the distributions inside the divergence.
-      gap: How the gap is measured.
-      ignore_label: The label of pixels that do not count.
-
-    Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
-      `valid_mean` over the other pixels is the loss; the plain mean is the same where nothing is
-      ignored.
-
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes differ, the temperature is not positive or `gap` is unknown.
-
-    Source:
-      The second half of Shan, "Distilling pixel-wise feature similarities for semantic
-      segmentation" (2019). Its abstract asks for soft targets weighted by the knowledge gap; the
-      formula of the gap, the other two and the masking are our reading. No code was published.
-    """
-    check_same_shape(student, teacher)
-    check_labels(labels, student, "logits")
-    check_positive("temperature", temperature)
-    check_option("gap", gap, ("probability", "cross_entropy", "total_variation"))
-    labels = labels.astype(jnp.int32)
-    valid = labels != ignore_label
-    # Left out before anything is computed: what is not finite there would reach the gradient.
-    kl = functools.partial(softmax_kl, student, teacher, axis=-1, where=valid[..., None])
-    values, normalizer_s, normalizer_t = kl(temperature)
-    # The gap is that of the plain softmax; at temperature 1, its normalizers are known already.
-    if isinstance(temperature, Tracer) or temperature != 1:
-        _, normalizer_s, normalizer_t = kl(1.0)
-    weight = _gap(student, teacher, normalizer_s, normalizer_t, labels, gap)
-    weight = jax.lax.stop_gradient(jnp.where(valid, weight, 0.0))
-    # Selected again: a divergence of inf is not taught either where there is no gap.
-    weighted = jnp.where(weight == 0, 0.0, weight * values)
-    return jax.lax.stop_gradient(temperature) ** 2 * weighted
-
-
 def cwd(
     student: Float[Array, "*batch H W C"],
     teacher: Float[Array, "*batch H W C"],
@@ -262,19 +201,108 @@ def cwd(
     return jax.lax.stop_gradient(temperature) ** 2 * values
 
 
-def _gap(student, teacher, log_normalizer_s, log_normalizer_t, labels, gap):
-    """How much more the teacher knows; NaN where the label is no class and the truth is needed."""
-    if gap == "total_variation":
-        share_s = jnp.exp(student.astype(jnp.float32) - log_normalizer_s)
-        share_t = jnp.exp(teacher.astype(jnp.float32) - log_normalizer_t)
-        return 0.5 * jnp.sum(jnp.abs(share_t - share_s), axis=-1)
-    # A negative label would count from the last class.
-    labels = jnp.where(labels < 0, student.shape[-1], labels)[..., None]
-    log_s, log_t = (
-        jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan) - log_normalizer
-        for logits, log_normalizer in ((student, log_normalizer_s), (teacher, log_normalizer_t))
+def dist_inter(
+    student: Float[Array, "*batch H W C"],
+    teacher: Float[Array, "*batch H W C"],
+    *,
+    temperature: float | Array = 1.0,
+    eps: float = 1e-8,
+) -> Float[Array, "*batch H W"]:
+    """DIST's relation between classes: 1 minus the correlation of both distributions of a pixel.
+
+    `1 - rho(p, q)` over the channels, 0 to 2, with `p` and `q` the teacher's and the student's
+    softmax over the channels.
+
+    Args:
+      student: Logits `[..., H, W, C]`, any floating type.
+      teacher: Logits of the same shape; they receive no gradient.
+      temperature: Softens both distributions. A setting: it receives no gradient.
+      eps: Keeps a uniform distribution finite, whose correlation with anything is 0.
+
+    Returns:
+      float32 `[..., H, W]`; the plain mean is the loss.
+
+    Raises:
+      TypeError: If an input is not floating point.
+      ValueError: If the shapes differ, or temperature or `eps` are not positive.
+
+    Source:
+      Huang et al., "Knowledge distillation from a stronger teacher" (NeurIPS 2022), the authors'
+      code for segmentation: weight 1 each on this and on `dist_intra`, temperature 1, and 0.4 of
+      both on the auxiliary scores. Ignored pixels take part. Where a temperature is used elsewhere,
+      the loss is multiplied with its square; here it is not.
+    """
+    student, teacher = _distributions(student, teacher, temperature)
+    return _decorrelation(student, teacher, (-1,), eps)[..., 0]
+
+
+def dist_intra(
+    student: Float[Array, "*batch H W C"],
+    teacher: Float[Array, "*batch H W C"],
+    *,
+    temperature: float | Array = 1.0,
+    classes: Literal["all", "present"] = "all",
+    eps: float = 1e-8,
+    group: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, "*groups C"]:
+    """DIST's relation within classes: 1 minus the correlation of a class over the batch's pixels.
+
+    `1 - rho(p_c, q_c)` over the pixels of all images, for every class.
+
+    Args:
+      student: Logits `[..., H, W, C]`, any floating type.
+      teacher: Logits of the same shape; they receive no gradient.
+      temperature: As in `dist_inter`.
+      classes: Which count: `"all"`, the authors', where a class that neither network sees anywhere
+        adds 1 and hardly a gradient; or those that are the teacher's first choice at some pixel.
+      eps: Keeps such a class finite.
+      group: How many consecutive images are taken together, the authors' 2 for each device; None
+        for all.
+      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread.
+
+    Returns:
+      float32 `[C]`, or `[..., B / group, C]`; the plain mean is the loss.
+
+    Raises:
+      TypeError: If an input is not floating point.
+      ValueError: As `dist_inter`, and if `classes` is unknown or the group does not divide the
+        batch.
+
+    Source:
+      As `dist_inter`. Half of `nfd` over `"batch_space"`, of the distributions.
+    """
+    check_option("classes", classes, ("all", "present"))
+    student, teacher = _distributions(student, teacher, temperature)
+    over = tuple(range(student.ndim - 1))
+    if group is not None:
+        student, teacher = (by_group(x, group, axis_name) for x in (student, teacher))
+        over = (-4, -3, -2)
+    values = jnp.squeeze(_decorrelation(student, teacher, over, eps, axis_name), over)
+    if classes == "all":
+        return values
+    seen = jnp.any(teacher == jnp.max(teacher, -1, keepdims=True), over)
+    if axis_name is not None:
+        seen = jax.lax.pmax(seen.astype(jnp.int32), axis_name) > 0
+    return jnp.where(seen, values, 0.0) / jnp.mean(seen, -1, keepdims=True)
+
+
+def _distributions(student, teacher, temperature):
+    check_same_shape(student, teacher)
+    check_positive("temperature", temperature)
+    teacher, temperature = jax.lax.stop_gradient((teacher, temperature))
+    return (jax.nn.softmax(x.astype(jnp.float32) / temperature) for x in (student, teacher))
+
+
+def _decorrelation(student, teacher, axes, eps, axis_name=None):
+    """1 minus the correlation over the axes, which stay."""
+    check_positive("eps", eps)
+    (student, variance_s), (teacher, variance_t) = (
+        moments(x, axes, axis_name) for x in (student, teacher)
     )
-    if gap == "cross_entropy":
-        # A teacher that rules out the class (-inf) is not ahead, whatever the student says.
-        return jnp.where(log_t == -jnp.inf, 0.0, jnp.maximum(log_t - log_s, 0.0))[..., 0]
-    return jnp.maximum(jnp.exp(log_t) - jnp.exp(log_s), 0.0)[..., 0]
+    product = jnp.mean(student * teacher, axes, keepdims=True)
+    count = math.prod(student.shape[axis] for axis in axes)
+    if axis_name is not None:
+        product, count = jax.lax.pmean(product, axis_name), count * jax.lax.axis_size(axis_name)
+    # Under one root, and not a root each: that of 0 has no derivative.
+    return 1.0 - product / jnp.sqrt(variance_s * variance_t + (eps / count) ** 2)

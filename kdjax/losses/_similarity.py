@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from kdjax.losses._arrays import check_option, check_positive, check_same_size, einsum
+from kdjax.losses._arrays import check_option, check_positive, check_same_size, einsum, length
 from kdjax.losses._logits import softmax_kl
 
 
@@ -65,7 +65,7 @@ def pfs(
     if similarity == "cosine":
         if isinstance(temperature, Tracer) or temperature != 1:
             raise ValueError("temperature belongs to similarity='softmax'; cosines have none")
-        student, teacher = (features / _norm(features) for features in (student, teacher))
+        student, teacher = (features / length(features) for features in (student, teacher))
         return _table_distance(student, teacher)
     temperature = jax.lax.stop_gradient(temperature)
     student, teacher = (
@@ -119,7 +119,7 @@ def skd_pairwise(
         for features in (student, jax.lax.stop_gradient(teacher))
     )
     student, teacher = (
-        features / jax.lax.stop_gradient(_norm(features)) for features in (student, teacher)
+        features / jax.lax.stop_gradient(length(features)) for features in (student, teacher)
     )
     return _table_distance(student, teacher)
 
@@ -127,12 +127,6 @@ def skd_pairwise(
 def _pixels(features):
     *batch, height, width, channels = features.shape
     return features.astype(jnp.float32).reshape(*batch, height * width, channels)
-
-
-def _norm(features):
-    """Length of every pixel's features, and 1 for a pixel that has none."""
-    square = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
-    return jnp.sqrt(jnp.where(square > 1e-16, square, 1.0))
 
 
 def _max_pool(features, rows, columns):

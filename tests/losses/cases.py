@@ -1,8 +1,10 @@
 """Inputs, and every loss under one signature, for the tests of this folder."""
 
 import functools
+import typing
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import settings, strategies
@@ -67,6 +69,12 @@ def _imitation(function, **options):
     return lambda student, teacher, labels: function(student, teacher, **options)
 
 
+def _split(student, teacher, labels):
+    """Each map as a pair of three channels."""
+    maps = (jnp.split(features, 2, -1) for features in (student, teacher))
+    return losses.dsd_pairs(*maps)
+
+
 def _isda(student, teacher, labels):
     kernel, bias, covariance = head(7)
     return losses.isda_cross_entropy(student, kernel, bias, labels, covariance, strength=2.0)
@@ -94,6 +102,24 @@ IMITATION = {
         for gap in ("probability", "cross_entropy", "total_variation")
     },
 }
+# What else the field compares with. DIST at an eps at which gradients fit float16.
+FIELD = {
+    "attention_transfer": _imitation(losses.attention_transfer),
+    "pkd": _imitation(losses.pkd),
+    "dsd_pairs": _split,
+    "dist_inter": _imitation(losses.dist_inter, eps=1e-6),
+    "dist_intra": _imitation(losses.dist_intra, eps=1e-6),
+    "dkd": losses.dkd,
+    "wsld": losses.wsld,
+    "ifvd": functools.partial(losses.ifvd, num_classes=CLASSES),
+}
+IMITATION |= FIELD
+# What looks at the images of a batch together, and how it is told over which devices they are.
+TOGETHER = {
+    "nfd-batch_space": functools.partial(losses.nfd, axes="batch_space"),
+    "pkd": losses.pkd,
+    "dist_intra": functools.partial(losses.dist_intra, eps=1e-6),
+}
 AUGMENTED = {
     **{
         f"fakd_kl-{bound}": _fakd(losses.fakd_kl, strength=2.0, bound=bound)
@@ -107,3 +133,31 @@ SUPERVISED = {
     "isda_cross_entropy": _isda,
 }
 EVERY = IMITATION | AUGMENTED | SUPERVISED
+
+
+def gradients(loss):
+    """The mean, the terms, and the gradients by student and teacher."""
+
+    def mean(student, teacher, labels):
+        values = loss(student, teacher, labels)
+        return jnp.mean(values), values
+
+    return jax.value_and_grad(mean, argnums=(0, 1), has_aux=True)
+
+
+@functools.cache
+def compiled(loss):
+    """One compilation for all tests that only look at numbers."""
+
+    def evaluate(*arguments):
+        (mean, values), (by_student, by_teacher) = gradients(loss)(*arguments)
+        return Result(mean, values, by_student, by_teacher)
+
+    return jax.jit(evaluate)
+
+
+class Result(typing.NamedTuple):
+    mean: jax.Array
+    values: jax.Array
+    by_student: jax.Array
+    by_teacher: jax.Array

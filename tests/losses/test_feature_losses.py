@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 import reference
-from cases import close, few, normal, seeds
+from cases import EVERY, close, compiled, few, normal, seeds
 from hypothesis import given
 
 from kdjax import losses
@@ -157,3 +157,84 @@ def test_dead_channels_beside_nfd_read_its_variances():
 
     plain, both = map(flops, (alone, watched))
     assert both < 1.02 * plain
+
+
+def attention(features):
+    image = np.float64(features)
+    image = (image**2).mean(-1)
+    return image / np.linalg.norm(image, axis=(-2, -1), keepdims=True)
+
+
+def test_pkd_is_one_minus_the_correlation_and_mmrazors_up_to_the_unbiased_deviation():
+    student, teacher = normal(0), 3 * normal(1) + 2
+    value = compiled(EVERY["pkd"])(student, teacher, None).mean
+
+    def standardized(x):
+        x = np.float64(x)
+        return (x - x.mean((0, 1, 2))) / (x.std((0, 1, 2), ddof=1) + 1e-6)
+
+    samples = student[..., 0].size
+    theirs = ((standardized(student) - standardized(teacher)) ** 2).mean() / 2
+    close(value * (samples - 1) / samples, theirs)
+    rho = [np.corrcoef(student[..., c].ravel(), teacher[..., c].ravel())[0, 1] for c in range(6)]
+    close(value, 1 - np.mean(rho))
+
+
+def test_groups_are_batches_of_their_own():
+    student, teacher = normal(0, (4, 3, 3, 6)), normal(1, (4, 3, 3, 6))
+
+    @jax.jit
+    def together(student, teacher):
+        halves, found = [(student[i : i + 2], teacher[i : i + 2]) for i in (0, 2)], []
+        for loss in (losses.pkd, losses.dist_intra):
+            apart = [loss(*half).mean() for half in halves]
+            found.append((loss(student, teacher, group=2).mean(), sum(apart) / 2))
+            found.append((loss(student, teacher, group=4).mean(), loss(student, teacher).mean()))
+        return found
+
+    found = together(student, teacher)
+    for value, expected in found:
+        close(value, expected, 1e-6)
+    assert abs(found[0][0] - found[1][0]) > 1e-3
+
+
+def test_attention_transfer_is_cirkds_times_the_pixels():
+    student, teacher = normal(0), normal(1, (2, 4, 5, 6))
+    found = compiled(EVERY["attention_transfer"])(student, teacher, None)
+    mine, other = attention(student), attention(teacher)
+    cirkd = ((mine - other) ** 2).mean()
+    close(found.mean, 4 * 5 * cirkd)
+    close(found.values, 2 * (1 - (mine * other).sum((-2, -1))))
+    expected = reference.gradient(
+        lambda s: ((attention(s) - other) ** 2).sum((-2, -1)).mean(), student
+    )
+    close(found.by_student, expected)
+    assert np.all((found.values >= 0) & (found.values <= 2))
+
+
+def test_attention_sees_neither_scale_nor_basis_and_sees_a_level():
+    student, teacher = normal(0), normal(1)
+    loss = compiled(EVERY["attention_transfer"])
+    values = loss(student, teacher, None).values
+    turn = np.linalg.qr(normal(3, (6, 6)))[0]
+    scale = np.float32([3.0, 1e-3])[:, None, None, None]
+    close(loss(scale * (student @ turn), -teacher, None).values, values)
+    assert np.all(np.abs(loss(student + 1, teacher, None).values - values) > 1e-2)
+
+
+def test_pairs_are_the_directions_between_attention_maps():
+    students, teachers = ([normal(i + k, (2, 4, 5, 2 + i)) for i in range(3)] for k in (0, 5))
+    found = jax.jit(losses.dsd_pairs)(students, teachers)
+
+    def turns(maps):
+        places = [attention(x) for x in maps]
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            apart = places[j] - places[i]
+            yield apart / np.linalg.norm(apart, axis=(-2, -1), keepdims=True)
+
+    expected = [
+        ((r - q) ** 2).sum((-2, -1)) for r, q in zip(*map(turns, (students, teachers)), strict=True)
+    ]
+    close(found, np.stack(expected, -1))
+    scaled = [k * x for k, x in zip((2, 5, 0.1), students, strict=True)]
+    close(jax.jit(losses.dsd_pairs)(scaled[::-1], teachers[::-1]).mean(), found.mean())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cases import close, few, labels, normal, seeds
+from cases import EVERY, close, compiled, few, labels, normal, seeds
 from hypothesis import given, strategies
 
 from kdjax import losses
@@ -255,3 +255,59 @@ def test_what_only_one_of_the_two_rules_out():
     masked[0, 0, 0, 0] = np.nan
     assert jnp.isnan(pixelwise_kl(masked, nothing)[0, 0, 0])
     assert jnp.isnan(pixelwise_kl(student, masked)[0, 0, 0])
+
+
+def correlations(rows, others):
+    """One minus the correlation of each row, as DIST's code."""
+    rows, others = (np.float64(x) - np.float64(x).mean(-1, keepdims=True) for x in (rows, others))
+    lengths = np.linalg.norm(rows, axis=-1) * np.linalg.norm(others, axis=-1)
+    return 1 - (rows * others).sum(-1) / (lengths + 1e-8)
+
+
+@pytest.mark.parametrize("name", ["dist_inter", "dist_intra"])
+def test_dist_value_and_gradient_are_the_formula(name):
+    student, teacher = normal(0), normal(1)
+
+    def expected(student):
+        tables = [reference.softmax(np.float64(x)).reshape(-1, 6) for x in (student, teacher)]
+        if name == "dist_intra":
+            return correlations(*(table.T for table in tables))
+        return correlations(*tables).reshape(2, 4, 5)
+
+    found = compiled(EVERY[name])(student, teacher, None)
+    close(found.values, expected(student))
+    close(found.by_student, reference.gradient(lambda s: expected(s).mean(), student), 2e-5)
+    assert np.all((found.values >= 0) & (found.values <= 2))
+
+
+def test_dist_within_classes_is_half_of_nfd_of_the_distributions():
+    student, teacher = normal(0), normal(1)
+    shares = [np.float32(reference.softmax(x)) for x in (student, teacher)]
+    half = compiled(lambda s, t, _: 0.5 * losses.nfd(s, t, axes="batch_space", eps=1e-12))
+    close(compiled(EVERY["dist_intra"])(student, teacher, None).mean, half(*shares, None).mean)
+
+
+def test_dist_of_two_classes_is_whether_they_agree():
+    student, teacher = normal(0, (2, 4, 5, 2)), normal(1, (2, 4, 5, 2))
+    agree = (student[..., 0] > student[..., 1]) == (teacher[..., 0] > teacher[..., 1])
+    close(jax.jit(losses.dist_inter)(student, teacher), np.where(agree, 0.0, 2.0))
+
+
+def test_a_class_that_is_nowhere_has_no_correlation_and_may_be_left_out():
+    student = normal(0)
+    student[..., :2] -= 40
+    values = jax.jit(losses.dist_intra)(student, student)
+    np.testing.assert_allclose(values, [1, 1, 0, 0, 0, 0], atol=1e-6)
+    present = jax.jit(lambda s, t: losses.dist_intra(s, t, classes="present"))
+    np.testing.assert_allclose(present(student, student), 0, atol=1e-6)
+    other = normal(1)
+    close(present(other, student).mean(), jax.jit(losses.dist_intra)(other, student)[2:].mean())
+
+
+def test_a_uniform_pixel_is_correlated_with_nothing_and_finite():
+    flat = np.zeros((1, 2, 2, 6), np.float32)
+    for loss in (losses.dist_inter, losses.dist_intra):
+        value_and_gradient = jax.jit(jax.value_and_grad(lambda s, loss=loss: loss(s, s + 3).mean()))
+        value, gradient = value_and_gradient(flat)
+        assert value == 1.0
+        assert np.all(np.isfinite(gradient))

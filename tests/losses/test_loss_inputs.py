@@ -25,8 +25,8 @@ def refused(error, message, function, *arguments, **options):
         jax.eval_shape(lambda *arrays: function(*arrays, **options), *arguments)
 
 
-ALIKE = [losses.pixelwise_kl, losses.cwd, losses.l2, losses.nfd]
-IMITATION = [*ALIKE, losses.pfs, losses.skd_pairwise]
+ALIKE = [losses.pixelwise_kl, losses.cwd, losses.l2, losses.nfd, losses.dist_inter]
+IMITATION = [*ALIKE, losses.pfs, losses.skd_pairwise, losses.attention_transfer]
 
 
 @pytest.mark.parametrize("function", IMITATION)
@@ -57,6 +57,9 @@ def test_maps_are_floating_point_and_have_pixels(function):
 LABELLED = {
     "cross_entropy": lambda labels: (losses.cross_entropy, X, labels),
     "gap_weighted_kl": lambda labels: (losses.gap_weighted_kl, X, X, labels),
+    "dkd": lambda labels: (losses.dkd, X, X, labels),
+    "wsld": lambda labels: (losses.wsld, X, X, labels),
+    "ifvd": lambda labels: (losses.ifvd, X, WIDER, labels),
     "fakd_kl": lambda labels: (losses.fakd_kl, X, KERNEL, BIAS, X, labels, COVARIANCE),
     "fakd_cwd": lambda labels: (losses.fakd_cwd, X, KERNEL, BIAS, X, labels, COVARIANCE),
     "isda_logits": lambda labels: (losses.isda_logits, X, KERNEL, BIAS, labels, COVARIANCE),
@@ -94,9 +97,10 @@ def test_upsampled_labels_have_the_batch_of_the_logits():
 def test_the_temperature_is_positive(temperature):
     message = f"temperature must be a positive number, got {temperature}"
     head = (X, KERNEL, BIAS, X, Y, COVARIANCE)
-    for function in (losses.pixelwise_kl, losses.cwd):
+    for function in (losses.pixelwise_kl, losses.cwd, losses.dist_inter, losses.dist_intra):
         refused(ValueError, message, function, X, X, temperature=temperature)
-    refused(ValueError, message, losses.gap_weighted_kl, X, X, Y, temperature=temperature)
+    for function in (losses.gap_weighted_kl, losses.dkd, losses.wsld):
+        refused(ValueError, message, function, X, X, Y, temperature=temperature)
     refused(ValueError, message, losses.pfs, X, X, similarity="softmax", temperature=temperature)
     for function in (losses.fakd_kl, losses.fakd_cwd):
         refused(ValueError, message, function, *head, strength=1.0, temperature=temperature)
@@ -133,9 +137,27 @@ def test_unknown_options_name_the_valid_ones():
 
 
 def test_devices_are_named_where_they_matter():
-    message = "axis_name belongs to axes='batch_space'; 'space' normalizes each image by itself"
+    message = "axis_name and group belong to axes='batch_space'; 'space' normalizes each image by"
     refused(ValueError, message, losses.nfd, X, X, axis_name="data")
+    refused(ValueError, message, losses.nfd, X, X, group=1)
     refused(ValueError, message, losses.dead_channels, X, axis_name="data")
+
+
+@pytest.mark.parametrize("function", [losses.pkd, losses.dist_intra])
+def test_groups_divide_the_batch_and_stay_on_their_device(function):
+    for group in (0, 3):
+        message = f"group must divide the images of the batch, got {group} of [2]"
+        refused(ValueError, message, function, X, X, group=group)
+    message = "group and axis_name exclude each other"
+    refused(ValueError, message, function, X, X, group=1, axis_name="data")
+
+
+def test_pairs_of_maps_need_two():
+    message = "dsd_pairs compares pairs of maps: give two or more of each network"
+    refused(ValueError, message, lambda *maps: losses.dsd_pairs(maps[:1], maps[:1]), X)
+    refused(ValueError, message, lambda *maps: losses.dsd_pairs(*maps), X, X)
+    message = "student [2, 4, 5, 6] and teacher [2, 2, 5, 6]; resize one of the two first"
+    refused(ValueError, message, lambda *maps: losses.dsd_pairs(maps, maps), X, SMALLER)
 
 
 def test_the_head_fits_together():

@@ -1,0 +1,264 @@
+"""Losses that read labels: where the teacher knows more, and class by class."""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from kdjax.losses._arrays import (
+    check_labels,
+    check_option,
+    check_positive,
+    check_same_shape,
+    check_same_size,
+    einsum,
+    is_class,
+    length,
+)
+from kdjax.losses._logits import softmax_kl
+
+
+def gap_weighted_kl(
+    student: Float[Array, "*batch H W C"],
+    teacher: Float[Array, "*batch H W C"],
+    labels: Int[Array, "*batch H W"],
+    *,
+    temperature: float | Array = 1.0,
+    gap: Literal["probability", "cross_entropy", "total_variation"] = "probability",
+    ignore_label: int = 255,
+) -> Float[Array, "*batch H W"]:
+    """Pixelwise KL divergence, weighted by how much more the teacher knows at that pixel.
+
+    `g t^2 KL(p || q)` with the gap `g`, computed from both networks' plain softmax (temperature 1)
+    without a gradient:
+
+    - `"probability"`: `max(0, p[y] - q[y])`, what the teacher gives the true class `y` beyond the
+      student. It vanishes where the student is ahead, so mistakes of the teacher are not taught;
+    - `"cross_entropy"`: `max(0, log p[y] - log q[y])`, the same in nats, with no upper limit;
+    - `"total_variation"`: `1/2 sum_c |p_c - q_c|`, which needs no truth: the labels only say which
+      pixels are ignored.
+
+    Args:
+      student: Logits `[..., H, W, C]`, any floating type.
+      teacher: Logits of the same shape; they receive no gradient.
+      labels: Class indices `[..., H, W]`. One that is neither a class nor `ignore_label` gives
+        NaN with the first two gaps.
+      temperature: Softens the distributions inside the divergence.
+      gap: How the gap is measured.
+      ignore_label: The label of pixels that do not count.
+
+    Returns:
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
+      `valid_mean` over the other pixels is the loss; the plain mean is the same where nothing is
+      ignored.
+
+    Raises:
+      TypeError: If a map is not floating point or the labels are not integers.
+      ValueError: If shapes differ, the temperature is not positive or `gap` is unknown.
+
+    Source:
+      The second half of Shan, "Distilling pixel-wise feature similarities for semantic
+      segmentation" (2019). Its abstract asks for soft targets weighted by the knowledge gap; the
+      formula of the gap, the other two and the masking are our reading. No code was published.
+    """
+    check_same_shape(student, teacher)
+    check_labels(labels, student, "logits")
+    check_positive("temperature", temperature)
+    check_option("gap", gap, ("probability", "cross_entropy", "total_variation"))
+    labels = labels.astype(jnp.int32)
+    valid = labels != ignore_label
+    # Left out before anything is computed: what is not finite there would reach the gradient.
+    kl = functools.partial(softmax_kl, student, teacher, axis=-1, where=valid[..., None])
+    values, normalizer_s, normalizer_t = kl(temperature)
+    # The gap is that of the plain softmax; at temperature 1, its normalizers are known already.
+    if isinstance(temperature, Tracer) or temperature != 1:
+        _, normalizer_s, normalizer_t = kl(1.0)
+    weight = _gap(student, teacher, normalizer_s, normalizer_t, labels, gap)
+    weight = jax.lax.stop_gradient(jnp.where(valid, weight, 0.0))
+    # Selected again: a divergence of inf is not taught either where there is no gap.
+    weighted = jnp.where(weight == 0, 0.0, weight * values)
+    return jax.lax.stop_gradient(temperature) ** 2 * weighted
+
+
+def dkd(
+    student: Float[Array, "*batch H W C"],
+    teacher: Float[Array, "*batch H W C"],
+    labels: Int[Array, "*batch H W"],
+    *,
+    alpha: float | Array = 1.0,
+    beta: float | Array = 0.5,
+    temperature: float | Array = 1.0,
+    ignore_label: int = 255,
+) -> Float[Array, "*batch H W"]:
+    """Decoupled KL divergence: of the labelled class, and among the others, weighted apart.
+
+    `t^2 (alpha KL(b^T || b^S) + beta KL(n^T || n^S))` at temperature `t`, with `b` the distribution
+    over labelled class and all others together, and `n` that over the others alone. With `alpha` 1
+    and `beta` what the teacher gives to the others, it is `pixelwise_kl`.
+
+    Args:
+      student: Logits `[..., H, W, C]`, any floating type.
+      teacher: Logits of the same shape; they receive no gradient.
+      labels: Class indices `[..., H, W]`. A label that is no class adds nothing.
+      alpha: Weight of the labelled class.
+      beta: Weight of the others; a number, or one for every pixel.
+      temperature: Softens both distributions. A setting: it receives no gradient.
+      ignore_label: The label of pixels that do not count.
+
+    Returns:
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`; `valid_mean` over the other pixels
+      is the loss.
+
+    Raises:
+      TypeError: If a map is not floating point or the labels are not integers.
+      ValueError: If shapes differ or the temperature is not positive.
+
+    Source:
+      Zhao et al., "Decoupled knowledge distillation" (CVPR 2022), the authors' code for images,
+      here at every pixel. Theirs: alpha 1, beta 0.5 and temperature 1 on ImageNet; beta 2 to 8 and
+      temperature 4 on CIFAR, with a warm-up. It rules the labelled class out by a score of -1000;
+      here by -inf.
+    """
+    check_same_shape(student, teacher)
+    check_labels(labels, student, "logits")
+    check_positive("temperature", temperature)
+    temperature = jax.lax.stop_gradient(temperature)
+    chosen = is_class(labels, student.shape[-1], ignore_label)
+    valid = jnp.any(chosen, -1, keepdims=True)
+    student, teacher = (
+        jnp.where(valid, x, 0).astype(jnp.float32) / temperature
+        for x in (student, jax.lax.stop_gradient(teacher))
+    )
+    others = [jnp.where(chosen, -jnp.inf, x) for x in (student, teacher)]
+    pairs = [
+        jnp.stack([jnp.sum(jnp.where(chosen, x, 0), -1), jax.nn.logsumexp(rest, -1)], -1)
+        for x, rest in zip((student, teacher), others, strict=True)
+    ]
+    (of_class, *_), (among_others, *_) = (
+        softmax_kl(mine, other, 1.0, -1) for mine, other in (pairs, others)
+    )
+    return jnp.where(valid[..., 0], temperature**2 * (alpha * of_class + beta * among_others), 0.0)
+
+
+def wsld(
+    student: Float[Array, "*batch H W C"],
+    teacher: Float[Array, "*batch H W C"],
+    labels: Int[Array, "*batch H W"],
+    *,
+    temperature: float | Array = 2.0,
+    ignore_label: int = 255,
+) -> Float[Array, "*batch H W"]:
+    """Weighted soft labels: pixelwise KL divergence, less where the student is ahead already.
+
+    `g t^2 KL(p || q)` with `g = 1 - exp(-l^S / l^T)`, the networks' cross-entropies `l` at
+    temperature 1 and without gradient: `gap_weighted_kl` with the ratio of two losses in place of
+    a difference.
+
+    Args:
+      student: Logits `[..., H, W, C]`, any floating type.
+      teacher: Logits of the same shape; they receive no gradient.
+      labels: Class indices `[..., H, W]`. A label that is no class adds nothing.
+      temperature: Softens the distributions inside the divergence. It receives no gradient.
+      ignore_label: The label of pixels that do not count.
+
+    Returns:
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`; `valid_mean` over the other pixels
+      is the loss.
+
+    Raises:
+      TypeError: If a map is not floating point or the labels are not integers.
+      ValueError: If shapes differ or the temperature is not positive.
+
+    Source:
+      Zhou et al., "Rethinking soft labels for knowledge distillation: a bias-variance tradeoff
+      perspective" (ICLR 2021), as in mmrazor, for images; here at every pixel. Temperature 2,
+      weight 2.5. The code has the cross-entropy of the soft targets, which is more by `g t^2` times
+      the teacher's entropy and has the same gradient.
+    """
+    check_same_shape(student, teacher)
+    check_labels(labels, student, "logits")
+    check_positive("temperature", temperature)
+    chosen = is_class(labels, student.shape[-1], ignore_label)
+    valid = jnp.any(chosen, -1, keepdims=True)
+    values, *_ = softmax_kl(student, teacher, temperature, -1, valid)
+    hard_s, hard_t = (
+        -jnp.sum(jnp.where(chosen, jax.nn.log_softmax(x.astype(jnp.float32)), 0), -1)
+        for x in jax.lax.stop_gradient((student, teacher))
+    )
+    # A teacher that rules out the class (-inf) teaches nothing.
+    weight = jnp.where(hard_t == jnp.inf, 0.0, 1.0 - jnp.exp(-hard_s / (hard_t + 1e-7)))
+    weight = jnp.where(valid[..., 0], weight, 0.0)
+    return jax.lax.stop_gradient(temperature) ** 2 * jnp.where(weight == 0, 0.0, weight * values)
+
+
+def ifvd(
+    student: Float[Array, "*batch H W D"],
+    teacher: Float[Array, "*batch H W E"],
+    labels: Int[Array, "*batch H W"],
+    *,
+    num_classes: int = 256,
+    ignore_label: int = 255,
+) -> Float[Array, "*batch H W"]:
+    """Intra-class feature variation: how alike a pixel is to the centre of its class.
+
+    `(v^S - v^T)^2`, 0 to 4, with `v = cos(f_i, m_y)` and `m_y` the mean of the image's features
+    over the pixels that are labelled as `i` is.
+
+    Args:
+      student: Features `[..., H, W, D]`, any floating type.
+      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
+      labels: Class indices `[..., H, W]`. One beyond `num_classes` adds nothing.
+      num_classes: Labels are below it. Time goes with it.
+      ignore_label: The label of pixels that do not count.
+
+    Returns:
+      float32 `[..., H, W]`, 0 where the label is `ignore_label`; the plain mean over all pixels is
+      the authors' loss, `valid_mean` that over the labelled ones.
+
+    Raises:
+      TypeError: If a map is not floating point or the labels are not integers.
+      ValueError: If batch or size differ.
+
+    Source:
+      Wang et al., "Intra-class feature variation distillation for semantic segmentation" (ECCV
+      2020), the authors' code. The gradient passes through the centres. Weight 200 in their script,
+      50 in the paper, 20 in CIRKD's, always beside per-pixel KL.
+    """
+    check_same_size(student, teacher)
+    check_labels(labels, student, "features")
+    *batch, height, width = labels.shape
+    chosen = is_class(labels, num_classes, ignore_label)
+    chosen = chosen.reshape(*batch, height * width, num_classes).astype(jnp.float32)
+    valid = jnp.any(chosen, -1, keepdims=True)
+
+    def likeness(features):
+        features = features.astype(jnp.float32).reshape(*batch, height * width, -1)
+        features = jnp.where(valid, features, 0.0)
+        # The length of a centre does not matter, so that a sum does.
+        centres = einsum("...pk,...pc->...kc", chosen, features)
+        centres, features = centres / length(centres), features / length(features)
+        return jnp.sum(chosen * einsum("...pc,...kc->...pk", features, centres), -1)
+
+    apart = likeness(student) - likeness(jax.lax.stop_gradient(teacher))
+    return jnp.square(apart).reshape(labels.shape)
+
+
+def _gap(student, teacher, log_normalizer_s, log_normalizer_t, labels, gap):
+    """How much more the teacher knows; NaN where the label is no class and the truth is needed."""
+    if gap == "total_variation":
+        share_s = jnp.exp(student.astype(jnp.float32) - log_normalizer_s)
+        share_t = jnp.exp(teacher.astype(jnp.float32) - log_normalizer_t)
+        return 0.5 * jnp.sum(jnp.abs(share_t - share_s), axis=-1)
+    # A negative label would count from the last class.
+    labels = jnp.where(labels < 0, student.shape[-1], labels)[..., None]
+    log_s, log_t = (
+        jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan) - log_normalizer
+        for logits, log_normalizer in ((student, log_normalizer_s), (teacher, log_normalizer_t))
+    )
+    if gap == "cross_entropy":
+        # A teacher that rules out the class (-inf) is not ahead, whatever the student says.
+        return jnp.where(log_t == -jnp.inf, 0.0, jnp.maximum(log_t - log_s, 0.0))[..., 0]
+    return jnp.maximum(jnp.exp(log_t) - jnp.exp(log_s), 0.0)[..., 0]

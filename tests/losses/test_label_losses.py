@@ -1,0 +1,141 @@
+"""Losses that read labels, beside `gap_weighted_kl`, which is tested with the scores."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import reference
+from cases import EVERY, close, compiled, labels, normal
+
+from kdjax import losses
+
+
+def dkd(student, teacher, truth, alpha, beta, temperature):
+    out = np.zeros(truth.shape)
+    for i in np.ndindex(*truth.shape):
+        if (y := truth[i]) == 255:
+            continue
+        p, q = (reference.softmax(np.float64(x[i]) / temperature) for x in (teacher, student))
+        two = [np.array([x[y], 1 - x[y]]) for x in (p, q)]
+        rest = [np.delete(x, y) / (1 - x[y]) for x in (p, q)]
+        out[i] = temperature**2 * (alpha * reference.kl(*two) + beta * reference.kl(*rest))
+    return out
+
+
+def wsld(student, teacher, truth, temperature, weights=None):
+    """The cross-entropy form of the authors' code, and its weights."""
+    out, found = np.zeros(truth.shape), np.zeros(truth.shape)
+    for i in np.ndindex(*truth.shape):
+        if (y := truth[i]) == 255:
+            continue
+        hard = [-np.log(reference.softmax(np.float64(x[i]))[y]) for x in (student, teacher)]
+        found[i] = 1 - np.exp(-hard[0] / (hard[1] + 1e-7))
+        p, q = (reference.softmax(np.float64(x[i]) / temperature) for x in (teacher, student))
+        weight = found[i] if weights is None else weights[i]
+        out[i] = -weight * temperature**2 * np.sum(p * np.log(q))
+    return out, found
+
+
+def ifvd(student, teacher, truth):
+    """As written down: class by class, image by image."""
+
+    def likeness(features):
+        out = np.ones(truth.shape)
+        for b, k in np.ndindex(len(truth), 6):
+            here = truth[b] == k
+            if here.any():
+                pixels = np.float64(features[b][here])
+                centre = pixels.sum(0) / (here.sum() + 1e-6)
+                norms = np.linalg.norm(pixels, axis=-1) * np.linalg.norm(centre)
+                out[b][here] = pixels @ centre / np.maximum(norms, 1e-8)
+        return out
+
+    return (likeness(student) - likeness(teacher)) ** 2
+
+
+BATCH = normal(0), normal(1), labels(2)
+
+
+def test_dkd_value_and_gradient_are_the_formula():
+    expected = functools.partial(dkd, teacher=BATCH[1], truth=BATCH[2], beta=0.5)
+    found = compiled(EVERY["dkd"])(*BATCH)
+    close(found.values, expected(BATCH[0], alpha=1.0, temperature=1.0))
+    slope = reference.gradient(lambda s: expected(s, alpha=1.0, temperature=1.0).mean(), BATCH[0])
+    close(found.by_student, slope)
+    options = {"alpha": 2.0, "temperature": 4.0}
+    close(jax.jit(functools.partial(losses.dkd, **options))(*BATCH), expected(BATCH[0], **options))
+
+
+def test_dkd_is_the_divergence_where_the_others_weigh_what_the_teacher_gives_them():
+    student, teacher, _ = BATCH
+    truth = labels(2, ignored=0)
+    given = np.take_along_axis(reference.softmax(teacher), truth[..., None], -1)[..., 0]
+    close(
+        losses.dkd(student, teacher, truth, beta=1 - given), losses.pixelwise_kl(student, teacher)
+    )
+
+
+def test_of_two_classes_there_is_one_other():
+    student, teacher, truth = normal(0)[..., :2], normal(1)[..., :2], labels(2, classes=2)
+    assert not np.any(jax.jit(losses.dkd)(student, teacher, truth, alpha=0.0))
+
+
+def test_wsld_is_the_authors_less_the_entropy_and_has_their_gradient():
+    student, teacher, truth = BATCH
+    theirs, weights = wsld(*BATCH, temperature=2.0)
+    entropy, _ = wsld(teacher, teacher, truth, temperature=2.0, weights=weights)
+    found = compiled(EVERY["wsld"])(*BATCH)
+    close(found.values, theirs - entropy)
+    held = functools.partial(wsld, teacher=teacher, truth=truth, temperature=2.0, weights=weights)
+    close(found.by_student, reference.gradient(lambda s: held(s)[0].mean(), student))
+
+
+@pytest.mark.parametrize("name", ["dkd", "wsld"])
+def test_a_level_of_all_scores_changes_nothing(name):
+    student, teacher, truth = BATCH
+    values = compiled(EVERY[name])(*BATCH).values
+    level = normal(5, (2, 4, 5, 1))
+    close(compiled(EVERY[name])(student + level, teacher - level, truth).values, values)
+
+
+def test_ifvd_value_and_gradient_are_the_loop_over_classes():
+    found = compiled(EVERY["ifvd"])(*BATCH)
+    close(found.values, ifvd(*BATCH))
+    slope = reference.gradient(lambda s: ifvd(s, *BATCH[1:]).mean(), BATCH[0])
+    close(found.by_student, slope)
+    assert np.all((found.values >= 0) & (found.values <= 4))
+
+
+def test_ifvd_sees_neither_basis_nor_scale_nor_the_names_of_classes():
+    student, teacher, truth = BATCH
+    loss = compiled(EVERY["ifvd"])
+    values = loss(*BATCH).values
+    turn = np.linalg.qr(normal(3, (6, 6)))[0]
+    scale = np.float32([3.0, 0.2])[:, None, None, None]
+    close(loss(scale * (student @ turn), 7 * teacher, truth).values, values)
+    renamed = np.where(truth == 255, 255, (truth + 2) % 6)
+    close(loss(student, teacher, renamed).values, values)
+    # The length of single pixels moves the centre; a level moves everything.
+    assert (
+        np.abs(loss(np.exp(normal(4, (2, 4, 5, 1))) * student, teacher, truth).mean - values.mean())
+        > 1e-3
+    )
+    assert np.abs(loss(student + 1, teacher, truth).mean - values.mean()) > 1e-3
+
+
+def test_ifvd_of_one_class_is_likeness_to_the_mean_and_of_none_is_nothing():
+    student, teacher, truth = BATCH
+    loss = compiled(EVERY["ifvd"])
+
+    def likeness(x):
+        x = np.float64(x)
+        mean = x.mean((1, 2), keepdims=True)
+        return (x * mean).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(mean, axis=-1)
+
+    one = loss(student, teacher, np.zeros_like(truth))
+    close(one.values, (likeness(student) - likeness(teacher)) ** 2)
+    for ignored in (255, 6, -1):
+        none = loss(student, teacher, np.full_like(truth, ignored))
+        assert not np.any(none.values)
+        assert not np.any(none.by_student)
