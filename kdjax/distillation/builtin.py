@@ -27,6 +27,7 @@ LOSSES = {
         "attention_transfer": "AttentionTransfer",
         "pkd": "PKD",
         "dsd_pairs": "DSDPairs",
+        "cirkd_minibatch": "CIRKDMinibatch",
         "ifvd": "IFVD",
         "dist_inter": "DISTInter",
         "dist_intra": "DISTIntra",
@@ -201,6 +202,28 @@ class DSDPairs(loss_class(losses.dsd_pairs)):
     teacher: Names | None = ("aux_logits", "head", "logits")
     weight: float = 0.12
     adapter: str = "never"
+
+
+class CIRKDMinibatch(Loss):
+    """Similarities of pixels across images: Yang et al. 2022, the first part of their method."""
+
+    student: Names = "head"
+    teacher: Names | None = "head"
+    adapter: str = "never"
+    temperature: float = 0.1
+    pool: int = 1
+    group: int = 0
+
+    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
+        return jnp.mean(
+            losses.cirkd_minibatch(
+                inputs.student,
+                inputs.teacher,
+                temperature=self.temperature,
+                pool=self.pool,
+                group=self.group or None,
+            )
+        )
 
 
 class IFVD(loss_class(losses.ifvd)):

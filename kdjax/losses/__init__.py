@@ -16,8 +16,8 @@ and forward mode, more than once (`jax.grad`, `jax.jvp`, `jax.hessian`).
 The batch may be spread over a mesh, of Auto or Explicit axes, under `jit` or inside `shard_map`.
 Images whose rows are spread over devices are served on Auto axes; on Explicit ones `nfd`, `pfs` and
 `skd_pairwise` are sharding errors. Some look at several images at once, and inside `shard_map` need
-the `axis_name` over which these are spread: `nfd(axes="batch_space")`, `pkd`, `dist_intra` and
-`ClassStatistics.update`.
+the `axis_name` over which these are spread: `nfd(axes="batch_space")`, `pkd`, `dist_intra`,
+`cirkd_minibatch` and `ClassStatistics.update`.
 """
 
 from kdjax.losses._arrays import resize, resize_labels, sampling_weights
@@ -26,12 +26,13 @@ from kdjax.losses._cross_entropy import cross_entropy, upsampled_cross_entropy, 
 from kdjax.losses._features import attention_transfer, dead_channels, dsd_pairs, l2, nfd, pkd
 from kdjax.losses._labels import dkd, gap_weighted_kl, ifvd, wsld
 from kdjax.losses._logits import cwd, dist_inter, dist_intra, pixelwise_kl
-from kdjax.losses._similarity import pfs, skd_pairwise
+from kdjax.losses._similarity import cirkd_minibatch, pfs, skd_pairwise
 from kdjax.losses._statistics import ClassStatistics
 
 __all__ = [
     "ClassStatistics",
     "attention_transfer",
+    "cirkd_minibatch",
     "cross_entropy",
     "cwd",
     "dead_channels",

@@ -40,6 +40,15 @@ def rows(
     return table.at[index].get(mode="clip", out_sharding=spread)
 
 
+def everywhere(array: Array, axis: int) -> Array:
+    """Puts the whole of an axis on every device; on Auto axes, the compiler does where needed."""
+    sharding = jax.typeof(array).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return array
+    spec = [None if index == axis else part for index, part in enumerate(sharding.spec)]
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
 def sum_over_first(function: Callable[..., Array], arrays: Any) -> Array:
     """Sums `function` over the entries of the arrays' first axis, of which one exists at a time.
 
@@ -226,3 +235,18 @@ def resize_labels(labels: Int[Array, "*batch H W"], size: tuple[int, ...]) -> An
         for old, new in zip(labels.shape[-2:], size, strict=True)
     )
     return labels[..., rows, :][..., columns]
+
+
+def max_pool(
+    features: Float[Array, "*batch H W C"], rows: int, columns: int
+) -> Float[Array, "*batch h w C"]:
+    """Maximum over windows that do not overlap; those at the far edges may be cut off."""
+    *batch, height, width, channels = features.shape
+    down, across = -(-height // rows), -(-width // columns)
+    padding = [(0, down * rows - height), (0, across * columns - width), (0, 0)]
+    features = jnp.pad(features, [(0, 0)] * len(batch) + padding, constant_values=-jnp.inf)
+    # One axis after the other: a reshape of both at once is refused where the batch is spread over
+    # a mesh with Explicit axes.
+    windows = features.reshape(*batch, down, rows, across * columns, channels)
+    windows = windows.reshape(*batch, down, rows, across, columns, channels)
+    return jnp.max(windows, axis=(-4, -2))

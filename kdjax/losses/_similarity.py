@@ -1,4 +1,4 @@
-"""Imitation of how alike the teacher finds two places of an image."""
+"""Imitation of how alike the teacher finds two places of an image, or of two images."""
 
 import functools
 import math
@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from kdjax.losses._arrays import check_option, check_positive, check_same_size, einsum, length
+from kdjax.losses._arrays import (
+    by_group,
+    check_option,
+    check_positive,
+    check_same_size,
+    einsum,
+    everywhere,
+    length,
+    max_pool,
+    sum_over_first,
+)
 from kdjax.losses._logits import softmax_kl
 
 
@@ -76,6 +86,64 @@ def pfs(
     return jnp.mean(values, axis=-1)
 
 
+def cirkd_minibatch(
+    student: Float[Array, "*batch H W D"],
+    teacher: Float[Array, "*batch H W E"],
+    *,
+    temperature: float | Array = 0.1,
+    pool: int = 1,
+    group: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, "*batch"]:
+    """CIRKD's mini-batch loss: each pixel is described by its likeness to those of every image.
+
+    `mean_ij KL(r^T_ij || r^S_ij)` for pixel `i` of an image and any image `j` of the batch, itself
+    too, with `r_ij = softmax_k(cos(f_i, f_k) / t)` over the pixels `k` of that image. The tables
+    are never built: memory is in proportion to the batch's pixels, time to their square.
+
+    Args:
+      student: Features `[..., H, W, D]`, any floating type.
+      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
+      temperature: Of the softmax. A setting: it receives no gradient.
+      pool: Rows and columns of the windows whose mean stands for a pixel.
+      group: How many consecutive images are compared with each other, the authors' 2 for each
+        device; None for all.
+      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread.
+
+    Returns:
+      float32 `[...]`, one value per image; the plain mean is the loss.
+
+    Raises:
+      TypeError: If an input is not floating point.
+      ValueError: If batch or size differ, the temperature or `pool` are not positive, or the group
+        does not divide the batch.
+
+    Source:
+      Yang et al., "Cross-image relational knowledge distillation for semantic segmentation" (CVPR
+      2022), the authors' code: weight 1, beside per-pixel KL of weight 1 and two losses against a
+      memory. They pool by 2 for SegFormer, whose maps are large.
+    """
+    check_same_size(student, teacher)
+    check_positive("temperature", temperature)
+    if not 1 <= pool <= min(student.shape[-3:-1]):
+        raise ValueError(f"pool must be 1 to the size of the maps, got {pool}")
+    scale = jnp.sqrt(jax.lax.stop_gradient(temperature))
+
+    def directions(features):
+        features = features.astype(jnp.float32)
+        if student.ndim != 4:
+            features = features.reshape(-1, *features.shape[-3:])
+        features = features[None] if group is None else by_group(features, group, axis_name)
+        if pool > 1:
+            window = (1, 1, pool, pool, 1)
+            features = jax.lax.reduce_window(features, 0.0, jax.lax.add, window, window, "VALID")
+        features = _pixels(features)
+        return features / (length(features) * scale)
+
+    sides = directions(student), directions(jax.lax.stop_gradient(teacher))
+    return _across_images(*sides, axis_name).reshape(student.shape[:-3])
+
+
 def skd_pairwise(
     student: Float[Array, "*batch H W D"],
     teacher: Float[Array, "*batch H W E"],
@@ -115,7 +183,7 @@ def skd_pairwise(
     if min(rows, columns) < 1:
         raise ValueError(f"window must be positive, got {window}")
     student, teacher = (
-        _pixels(_max_pool(features.astype(jnp.float32), rows, columns))
+        _pixels(max_pool(features.astype(jnp.float32), rows, columns))
         for features in (student, jax.lax.stop_gradient(teacher))
     )
     student, teacher = (
@@ -127,19 +195,6 @@ def skd_pairwise(
 def _pixels(features):
     *batch, height, width, channels = features.shape
     return features.astype(jnp.float32).reshape(*batch, height * width, channels)
-
-
-def _max_pool(features, rows, columns):
-    """Maximum over windows that do not overlap; those at the far edges may be cut off."""
-    *batch, height, width, channels = features.shape
-    down, across = -(-height // rows), -(-width // columns)
-    padding = [(0, down * rows - height), (0, across * columns - width), (0, 0)]
-    features = jnp.pad(features, [(0, 0)] * len(batch) + padding, constant_values=-jnp.inf)
-    # One axis after the other: a reshape of both at once is refused where the batch is spread over
-    # a mesh with Explicit axes.
-    windows = features.reshape(*batch, down, rows, across * columns, channels)
-    windows = windows.reshape(*batch, down, rows, across, columns, channels)
-    return jnp.max(windows, axis=(-4, -2))
 
 
 def _table(rows, columns):
@@ -260,3 +315,36 @@ def _rows(array, first, axis):
 def _add_rows(array, added, first):
     here = _rows(array, first, -1)
     return jax.lax.dynamic_update_slice_in_dim(array, here + added, first, -1)
+
+
+# Entries of all images' tables together that exist at a time.
+_ENTRIES = 2**23
+
+
+def _across_images(student, teacher, axis_name):
+    """Mean divergence of an image's rows, over all images of its group: `[groups, images]`."""
+    groups, images, pixels, _ = student.shape
+    rows = min(pixels, max(1, _ENTRIES // (groups * images * images * pixels)))
+    strips = -(-pixels // rows)
+
+    def in_strips(features):
+        # What is added has no features: alike to all in both networks, it diverges by 0.
+        features = jnp.pad(features, [(0, 0), (0, 0), (0, strips * rows - pixels), (0, 0)])
+        return jnp.moveaxis(features.reshape(groups, images, strips, rows, -1), 2, 0)
+
+    sides = in_strips(student), in_strips(teacher)
+    others = [everywhere(side, 2) for side in sides]
+    if axis_name is not None:
+        others = [jax.lax.all_gather(side, axis_name, axis=2, tiled=True) for side in sides]
+    real = jnp.arange(strips * rows).reshape(strips, 1, rows) < pixels
+
+    def divergence(strip):
+        # Taken by its number and not as an entry, so that its gradient joins that of the others.
+        table_s, table_t = (
+            jnp.where(real, einsum("gird,ngjqd->girnjq", side[strip], other), -jnp.inf)
+            for side, other in zip(sides, others, strict=True)
+        )
+        values, *_ = softmax_kl(table_s, table_t, 1.0, (-3, -1))
+        return jnp.sum(values, (-2, -1))
+
+    return sum_over_first(divergence, jnp.arange(strips)) / (pixels * others[0].shape[2])

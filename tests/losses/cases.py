@@ -107,6 +107,7 @@ FIELD = {
     "attention_transfer": _imitation(losses.attention_transfer),
     "pkd": _imitation(losses.pkd),
     "dsd_pairs": _split,
+    "cirkd_minibatch": _imitation(losses.cirkd_minibatch, temperature=0.5),
     "dist_inter": _imitation(losses.dist_inter, eps=1e-6),
     "dist_intra": _imitation(losses.dist_intra, eps=1e-6),
     "dkd": losses.dkd,
@@ -119,6 +120,7 @@ TOGETHER = {
     "nfd-batch_space": functools.partial(losses.nfd, axes="batch_space"),
     "pkd": losses.pkd,
     "dist_intra": functools.partial(losses.dist_intra, eps=1e-6),
+    "cirkd_minibatch": functools.partial(losses.cirkd_minibatch, temperature=0.5),
 }
 AUGMENTED = {
     **{

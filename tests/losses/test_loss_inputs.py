@@ -26,7 +26,8 @@ def refused(error, message, function, *arguments, **options):
 
 
 ALIKE = [losses.pixelwise_kl, losses.cwd, losses.l2, losses.nfd, losses.dist_inter]
-IMITATION = [*ALIKE, losses.pfs, losses.skd_pairwise, losses.attention_transfer]
+IMITATION = [*ALIKE, losses.pfs, losses.skd_pairwise]
+IMITATION = [*IMITATION, losses.attention_transfer, losses.cirkd_minibatch]
 
 
 @pytest.mark.parametrize("function", IMITATION)
@@ -102,6 +103,7 @@ def test_the_temperature_is_positive(temperature):
     for function in (losses.gap_weighted_kl, losses.dkd, losses.wsld):
         refused(ValueError, message, function, X, X, Y, temperature=temperature)
     refused(ValueError, message, losses.pfs, X, X, similarity="softmax", temperature=temperature)
+    refused(ValueError, message, losses.cirkd_minibatch, X, X, temperature=temperature)
     for function in (losses.fakd_kl, losses.fakd_cwd):
         refused(ValueError, message, function, *head, strength=1.0, temperature=temperature)
 
@@ -134,6 +136,7 @@ def test_unknown_options_name_the_valid_ones():
     refused(ValueError, message, losses.fakd_kl, *head, strength=1.0, bound="plugin")
     refused(ValueError, "eps must be a positive number, got 0", losses.nfd, X, X, eps=0)
     refused(ValueError, "window must be positive, got 0", losses.skd_pairwise, X, X, window=0)
+    refused(ValueError, "pool must be 1 to the size", losses.cirkd_minibatch, X, X, pool=5)
 
 
 def test_devices_are_named_where_they_matter():
@@ -143,7 +146,7 @@ def test_devices_are_named_where_they_matter():
     refused(ValueError, message, losses.dead_channels, X, axis_name="data")
 
 
-@pytest.mark.parametrize("function", [losses.pkd, losses.dist_intra])
+@pytest.mark.parametrize("function", [losses.pkd, losses.dist_intra, losses.cirkd_minibatch])
 def test_groups_divide_the_batch_and_stay_on_their_device(function):
     for group in (0, 3):
         message = f"group must divide the images of the batch, got {group} of [2]"

@@ -32,6 +32,13 @@ def test_pfs_of_a_cityscapes_crop(similarity, limit, dtype):
     assert "8192,8192]" not in str(compiled.as_text())
 
 
+def test_cirkd_of_sixteen_cityscapes_crops():
+    """The widths of the authors' networks; the tables would be 69 GB a network."""
+    student, teacher = maps(16, 64, 128, 128), maps(16, 64, 128, 256)
+    compiled = compile_gradient(lambda s, t: losses.cirkd_minibatch(s, t).mean(), student, teacher)
+    assert megabytes(compiled) < 600
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "softmax"])
 def test_pfs_takes_memory_in_proportion_to_the_pixels(similarity):
     loss = functools.partial(losses.pfs, similarity=similarity)
