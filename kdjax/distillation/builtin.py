@@ -33,6 +33,8 @@ LOSSES = {
         "dist_intra": "DISTIntra",
         "dkd": "DKD",
         "wsld": "WSLD",
+        "bpkd": "BPKD",
+        "jml": "JML",
     }.items()
 } | {
     "fakd_kl": "kdjax.distillation.augmented:FAKDKL",
@@ -176,20 +178,12 @@ class AttentionTransfer(loss_class(losses.attention_transfer)):
     adapter: str = "never"
 
 
-class PKD(Loss):
-    """Correlation of features over the batch: Cao et al. 2022, the weight of their detectors.
-
-    A group of 0 is the whole batch, as below.
-    """
+class PKD(loss_class(losses.pkd)):
+    """Correlation of features over the batch: Cao et al. 2022, the weight of their detectors."""
 
     student: Names = "head"
     teacher: Names | None = "head"
     weight: float = 6.0
-    group: int = 0
-
-    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
-        group = self.group or None
-        return jnp.mean(losses.pkd(inputs.student, inputs.teacher, group=group))
 
 
 class DSDPairs(loss_class(losses.dsd_pairs)):
@@ -204,26 +198,12 @@ class DSDPairs(loss_class(losses.dsd_pairs)):
     adapter: str = "never"
 
 
-class CIRKDMinibatch(Loss):
+class CIRKDMinibatch(loss_class(losses.cirkd_minibatch)):
     """Similarities of pixels across images: Yang et al. 2022, the first part of their method."""
 
     student: Names = "head"
     teacher: Names | None = "head"
     adapter: str = "never"
-    temperature: float = 0.1
-    pool: int = 1
-    group: int = 0
-
-    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
-        return jnp.mean(
-            losses.cirkd_minibatch(
-                inputs.student,
-                inputs.teacher,
-                temperature=self.temperature,
-                pool=self.pool,
-                group=self.group or None,
-            )
-        )
 
 
 class IFVD(loss_class(losses.ifvd)):
@@ -245,28 +225,11 @@ class DISTInter(loss_class(losses.dist_inter)):
         need_scores(student, teacher)
 
 
-class DISTIntra(Loss):
+class DISTIntra(loss_class(losses.dist_intra)):
     """Correlation of a class's pixels: Huang et al. 2022."""
-
-    temperature: float = 1.0
-    classes: Literal["all", "present"] = "all"
-    eps: float = 1e-8
-    group: int = 0
 
     def check(self, student: Spec, teacher: Spec) -> None:
         need_scores(student, teacher)
-
-    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
-        return jnp.mean(
-            losses.dist_intra(
-                inputs.student,
-                inputs.teacher,
-                temperature=self.temperature,
-                classes=self.classes,
-                eps=self.eps,
-                group=self.group or None,
-            )
-        )
 
 
 class DKD(Loss):
@@ -314,3 +277,44 @@ class WSLD(Loss):
             ignore_label=inputs.ignore_label,
         )
         return losses.valid_mean(values, valid)
+
+
+class BPKD(Loss):
+    """Edges apart from bodies: Liu et al. 2024, our reading, with the weight of the bodies.
+
+    That of `part="edge"` is 100.
+    """
+
+    weight: float = 20.0
+    adapter: str = "never"
+    part: Literal["body", "edge"] = "body"
+    window: int = 7
+    temperature: float = 1.0
+
+    def check(self, student: Spec, teacher: Spec) -> None:
+        need_scores(student, teacher)
+
+    def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
+        labelled(inputs)
+        assert inputs.full_labels is not None  # labelled() saw them
+        return jnp.mean(
+            losses.bpkd(
+                inputs.student,
+                inputs.teacher,
+                inputs.full_labels,
+                part=self.part,
+                window=self.window,
+                temperature=self.temperature,
+                ignore_label=inputs.ignore_label,
+            )
+        )
+
+
+class JML(loss_class(losses.jml)):
+    """Overlap of classes: Wang et al. 2023, beside a cross-entropy of weight 1."""
+
+    weight: float = 3.0
+    adapter: str = "never"
+
+    def check(self, student: Spec, teacher: Spec) -> None:
+        need_scores(student, teacher)

@@ -235,6 +235,8 @@ SCHEDULES: dict[str, Callable[..., Float[Array, ""]]] = {
 }
 
 COMMON = tuple(field.name for field in dataclasses.fields(Loss))
+# What a step tells a function, or leaves at its default, as it is compiled for the whole batch.
+_GIVEN = ("ignore_label", "axis_name")
 _POSITIONAL = (("student", "teacher"), ("student", "teacher", "labels"))
 
 
@@ -260,7 +262,7 @@ def loss_class(target: Callable[..., Any] | type) -> type[Loss]:
     positional = tuple(
         p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     )
-    options = [p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name != "ignore_label"]
+    options = [p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in _GIVEN]
     ignores = any(p.name == "ignore_label" for p in parameters)
     if positional not in _POSITIONAL:
         raise ValueError(

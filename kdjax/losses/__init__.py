@@ -17,14 +17,14 @@ The batch may be spread over a mesh, of Auto or Explicit axes, under `jit` or in
 Images whose rows are spread over devices are served on Auto axes; on Explicit ones `nfd`, `pfs` and
 `skd_pairwise` are sharding errors. Some look at several images at once, and inside `shard_map` need
 the `axis_name` over which these are spread: `nfd(axes="batch_space")`, `pkd`, `dist_intra`,
-`cirkd_minibatch` and `ClassStatistics.update`.
+`cirkd_minibatch`, `jml` and `ClassStatistics.update`.
 """
 
 from kdjax.losses._arrays import resize, resize_labels, sampling_weights
 from kdjax.losses._augmented import fakd_cwd, fakd_kl, isda_cross_entropy, isda_logits
-from kdjax.losses._cross_entropy import cross_entropy, upsampled_cross_entropy, valid_mean
+from kdjax.losses._cross_entropy import cross_entropy, jml, upsampled_cross_entropy, valid_mean
 from kdjax.losses._features import attention_transfer, dead_channels, dsd_pairs, l2, nfd, pkd
-from kdjax.losses._labels import dkd, gap_weighted_kl, ifvd, wsld
+from kdjax.losses._labels import bpkd, dkd, gap_weighted_kl, ifvd, wsld
 from kdjax.losses._logits import cwd, dist_inter, dist_intra, pixelwise_kl
 from kdjax.losses._similarity import cirkd_minibatch, pfs, skd_pairwise
 from kdjax.losses._statistics import ClassStatistics
@@ -32,6 +32,7 @@ from kdjax.losses._statistics import ClassStatistics
 __all__ = [
     "ClassStatistics",
     "attention_transfer",
+    "bpkd",
     "cirkd_minibatch",
     "cross_entropy",
     "cwd",
@@ -46,6 +47,7 @@ __all__ = [
     "ifvd",
     "isda_cross_entropy",
     "isda_logits",
+    "jml",
     "l2",
     "nfd",
     "pfs",

@@ -58,7 +58,7 @@ def nfd(
     *,
     axes: Literal["space", "batch_space", "channel", "all"] = "space",
     eps: float = 1e-5,
-    group: int | None = None,
+    group: int = 0,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "*batch C"]:
     """Normalized feature distillation: squared distance of features freed from their scale.
@@ -79,7 +79,7 @@ def nfd(
       axes: What is normalized together.
       eps: Added to the variance; keeps a constant channel finite.
       group: For `"batch_space"`, how many consecutive images are normalized together, as on the
-        devices of code that runs one process for each; None for all.
+        devices of code that runs one process for each; 0 for all.
       axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread,
         for `"batch_space"`; without it every device normalizes its own. Under `jit` alone the
         batch is the whole batch.
@@ -104,7 +104,7 @@ def nfd(
     check_same_shape(student, teacher)
     check_positive("eps", eps)
     over, shape = _over(axes, student.ndim, group or axis_name), student.shape
-    if group is not None:
+    if group:
         student, teacher = (by_group(features, group, axis_name) for features in (student, teacher))
         over = (-4, -3, -2)
     student, teacher = (
@@ -120,7 +120,7 @@ def pkd(
     teacher: Float[Array, "*batch H W C"],
     *,
     eps: float = 1e-5,
-    group: int | None = None,
+    group: int = 0,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "*batch C"]:
     """PKD: 1 minus the correlation of a channel over the pixels of all images.
@@ -131,7 +131,7 @@ def pkd(
       student: Features `[..., H, W, C]`, any floating type.
       teacher: Features of the same shape; they receive no gradient.
       eps: Added to the variance.
-      group: How many consecutive images are normalized together; None for all.
+      group: How many consecutive images are normalized together; 0 for all.
       axis_name: As in `nfd`.
 
     Returns:

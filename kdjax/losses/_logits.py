@@ -243,7 +243,7 @@ def dist_intra(
     temperature: float | Array = 1.0,
     classes: Literal["all", "present"] = "all",
     eps: float = 1e-8,
-    group: int | None = None,
+    group: int = 0,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "*groups C"]:
     """DIST's relation within classes: 1 minus the correlation of a class over the batch's pixels.
@@ -257,8 +257,8 @@ def dist_intra(
       classes: Which count: `"all"`, the authors', where a class that neither network sees anywhere
         adds 1 and hardly a gradient; or those that are the teacher's first choice at some pixel.
       eps: Keeps such a class finite.
-      group: How many consecutive images are taken together, the authors' 2 for each device; None
-        for all.
+      group: How many consecutive images are taken together, the authors' 2 for each device; 0 for
+        all.
       axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread.
 
     Returns:
@@ -275,7 +275,7 @@ def dist_intra(
     check_option("classes", classes, ("all", "present"))
     student, teacher = _distributions(student, teacher, temperature)
     over = tuple(range(student.ndim - 1))
-    if group is not None:
+    if group:
         student, teacher = (by_group(x, group, axis_name) for x in (student, teacher))
         over = (-4, -3, -2)
     values = jnp.squeeze(_decorrelation(student, teacher, over, eps, axis_name), over)

@@ -92,7 +92,7 @@ def cirkd_minibatch(
     *,
     temperature: float | Array = 0.1,
     pool: int = 1,
-    group: int | None = None,
+    group: int = 0,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "*batch"]:
     """CIRKD's mini-batch loss: each pixel is described by its likeness to those of every image.
@@ -107,7 +107,7 @@ def cirkd_minibatch(
       temperature: Of the softmax. A setting: it receives no gradient.
       pool: Rows and columns of the windows whose mean stands for a pixel.
       group: How many consecutive images are compared with each other, the authors' 2 for each
-        device; None for all.
+        device; 0 for all.
       axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread.
 
     Returns:
@@ -133,7 +133,7 @@ def cirkd_minibatch(
         features = features.astype(jnp.float32)
         if student.ndim != 4:
             features = features.reshape(-1, *features.shape[-3:])
-        features = features[None] if group is None else by_group(features, group, axis_name)
+        features = by_group(features, group, axis_name) if group else features[None]
         if pool > 1:
             window = (1, 1, pool, pool, 1)
             features = jax.lax.reduce_window(features, 0.0, jax.lax.add, window, window, "VALID")

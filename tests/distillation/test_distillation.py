@@ -99,6 +99,10 @@ class TestOwnLosses:
         expected = mean(own_losses.labelled_distance, scores(STUDENT), scores(TEACHER), SMALL)
         assert found == pytest.approx(expected, rel=1e-6)
 
+    def test_what_is_told_inside_shard_map_is_no_option_of_a_term(self):
+        assert {"eps", "group"} <= term("pkd").keys()
+        assert "axis_name" not in term("pkd")
+
     def test_a_class_learns_carries_draws_and_logs(self):
         distiller = Distiller({"mine": own_losses.Masked()}, student=STUDENT, teacher=TEACHER)
         params, state = distiller.init(jax.random.key(0))

@@ -75,6 +75,12 @@ def _split(student, teacher, labels):
     return losses.dsd_pairs(*maps)
 
 
+def _edges_alone(student, teacher, labels):
+    # With so many pixels ignored as here, there would be no edge without one.
+    labels = jnp.where(labels == 255, 0, labels)
+    return losses.bpkd(student, teacher, labels, part="edge", window=3)
+
+
 def _isda(student, teacher, labels):
     kernel, bias, covariance = head(7)
     return losses.isda_cross_entropy(student, kernel, bias, labels, covariance, strength=2.0)
@@ -110,17 +116,21 @@ FIELD = {
     "cirkd_minibatch": _imitation(losses.cirkd_minibatch, temperature=0.5),
     "dist_inter": _imitation(losses.dist_inter, eps=1e-6),
     "dist_intra": _imitation(losses.dist_intra, eps=1e-6),
+    "jml": losses.jml,
+    "bpkd-body": functools.partial(losses.bpkd, window=3),
+    "bpkd-edge": _edges_alone,
     "dkd": losses.dkd,
     "wsld": losses.wsld,
     "ifvd": functools.partial(losses.ifvd, num_classes=CLASSES),
 }
 IMITATION |= FIELD
-# What looks at the images of a batch together, and how it is told over which devices they are.
+# What looks at the images of a batch together, and is told over which devices they are.
 TOGETHER = {
-    "nfd-batch_space": functools.partial(losses.nfd, axes="batch_space"),
-    "pkd": losses.pkd,
-    "dist_intra": functools.partial(losses.dist_intra, eps=1e-6),
-    "cirkd_minibatch": functools.partial(losses.cirkd_minibatch, temperature=0.5),
+    "nfd-batch_space": _imitation(losses.nfd, axes="batch_space", axis_name="data"),
+    "pkd": _imitation(losses.pkd, axis_name="data"),
+    "dist_intra": _imitation(losses.dist_intra, eps=1e-6, axis_name="data"),
+    "cirkd_minibatch": _imitation(losses.cirkd_minibatch, temperature=0.5, axis_name="data"),
+    "jml": functools.partial(losses.jml, axis_name="data"),
 }
 AUGMENTED = {
     **{

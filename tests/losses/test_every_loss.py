@@ -73,11 +73,6 @@ def test_eight_devices_agree_with_one(loss):
     close(spread.by_student, expected.by_student)
 
 
-def told(function):
-    """A loss that knows over which axis of a mesh the images of the batch are spread."""
-    return lambda student, teacher, truth: function(student, teacher, axis_name="data")
-
-
 OVER_A_MESH = EVERY | {
     "fakd_kl-full": with_full_covariance(losses.fakd_kl),
     "fakd_cwd-full": with_full_covariance(losses.fakd_cwd),
@@ -116,8 +111,7 @@ def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
         # What is normalized over all images has to be told over which devices they are.
         # The field's others look at one image, as those that are here.
         over = {name: loss for name, loss in OVER_A_MESH.items() if name not in FIELD}
-        over |= {name: told(function) for name, function in TOGETHER.items()}
-        each = functools.partial(all_gradients, over)
+        each = functools.partial(all_gradients, over | TOGETHER)
         each = jax.shard_map(each, mesh=mesh, in_specs=over_data, out_specs=over_data)
         found = jax.jit(each)(*spread)
     for name, (slope, values) in found.items():
@@ -130,7 +124,7 @@ def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
 
 # Part of their gradient is a constant by definition: a weight, a norm, a distribution.
 HELD = ("gap-probability", "gap-cross_entropy", "gap-total_variation", "skd_pairwise")
-HELD = (*HELD, "fakd_kl-student", "wsld")
+HELD = (*HELD, "fakd_kl-student", "wsld", "jml")  # and JML has corners
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -232,7 +226,8 @@ def test_imitation_is_positive_and_zero_only_at_the_teacher(loss, seed):
     assert result.mean > 1e-3
     same = compiled(loss)(teacher, teacher, truth)
     np.testing.assert_allclose(same.mean, 0.0, atol=1e-7)
-    np.testing.assert_allclose(same.by_student, 0.0, atol=1e-7)
+    if loss is not EVERY["jml"]:  # it has a corner there
+        np.testing.assert_allclose(same.by_student, 0.0, atol=1e-7)
 
 
 # Those that look at one pixel at a time; resizing mixes them.
@@ -252,7 +247,7 @@ def test_ignored_pixels_change_nothing(loss):
     np.testing.assert_array_equal(compiled(loss)(student, teacher, truth).values, before)
 
 
-@pytest.mark.parametrize("name", [*MASKED, "upsampled_cross_entropy"])
+@pytest.mark.parametrize("name", [*MASKED, "upsampled_cross_entropy", "jml"])
 def test_ignored_pixels_that_are_not_finite_are_left_out(name):
     student, teacher, truth = batch()
     truth[:, 0] = truth[:, 1, :3] = 255  # resized, no other pixel sees the first two cells

@@ -139,3 +139,78 @@ def test_ifvd_of_one_class_is_likeness_to_the_mean_and_of_none_is_nothing():
         none = loss(student, teacher, np.full_like(truth, ignored))
         assert not np.any(none.values)
         assert not np.any(none.by_student)
+
+
+def jml(student, target, valid, smooth):
+    """As the authors: counts of pixels, and what is added to both sides of a fraction."""
+    out = np.zeros(6)
+    for k in range(6):
+        x, z = student[valid][:, k], target[valid][:, k]
+        both = (x.sum() + z.sum() - np.abs(x - z).sum()) / 2
+        missed, wrong = z.sum() - both, x.sum() - both
+        out[k] = 1 - (both + smooth) / (both + missed + wrong + smooth)
+    return out
+
+
+def test_jml_value_and_gradient_are_the_authors():
+    student, teacher, truth = BATCH
+    valid, pixel = truth != 255, 5e-7 * truth.size
+    shares = functools.partial(reference.softmax)
+    target = shares(np.float64(teacher))
+    found = compiled(EVERY["jml"])(*BATCH)
+    close(found.values, jml(shares(np.float64(student)), target, valid, pixel))
+    slope = reference.gradient(lambda s: jml(shares(s), target, valid, pixel).mean(), student)
+    close(found.by_student, slope)
+
+
+def test_jml_with_labels_counts_the_classes_that_there_are():
+    student, teacher, _ = BATCH
+    truth = labels(2, classes=4)
+    valid, pixel = truth != 255, 5e-7 * truth.size
+    loss = jax.jit(lambda *maps: losses.jml(*maps, target="labels").mean())
+    shares = reference.softmax(np.float64(student))
+    expected = jml(shares, np.eye(6)[np.where(valid, truth, 0)], valid, pixel)
+    close(loss(student, teacher, truth), expected[:4].mean())
+    assert loss(student, teacher, np.full_like(truth, 255)) == 0.0
+
+
+def edges(truth, size, window, classes=6):
+    """Pixel by pixel: what has a class and another one around it, and no void; then averaged."""
+    half, (height, width) = window // 2, truth.shape
+    out = np.zeros((height, width, classes))
+    for i, j in np.ndindex(height, width):
+        around = truth[max(i - half, 0) : i + half + 1, max(j - half, 0) : j + half + 1]
+        if (around < classes).all() and len(np.unique(around)) > 1:
+            out[i, j, np.unique(around)] = 1
+    pooled = np.zeros((*size, classes))
+    for i, j in np.ndindex(*size):
+        rows = slice(i * height // size[0], -(-(i + 1) * height // size[0]))
+        columns = slice(j * width // size[1], -(-(j + 1) * width // size[1]))
+        pooled[i, j] = out[rows, columns].mean((0, 1))
+    return pooled
+
+
+def test_bpkd_is_kl_on_the_edges_and_cwd_elsewhere():
+    student, teacher = normal(0), normal(1)
+    truth = np.zeros((2, 13, 20), np.int32)
+    truth[:, 4:9, 6:15], truth[1, 7:, 3:], truth[:, 0, :9] = 1, 5, 255
+    found = {
+        part: jax.jit(functools.partial(losses.bpkd, part=part, window=5))(student, teacher, truth)
+        for part in ("body", "edge")
+    }
+    share = np.stack([edges(image, (4, 5), 5) for image in truth])
+    rest = [(1 - share) * x for x in (student, teacher)]
+    close(found["body"], reference.cwd(*rest, temperature=1.0))
+    values = reference.pixelwise_kl(np.float64(student), np.float64(teacher))[..., None]
+    total = share.sum((1, 2))
+    close(found["edge"], 6 * (share * values).sum((1, 2)) / np.where(total == 0, 1, total))
+    assert not np.any(found["edge"][0, 2:])
+
+
+def test_bpkd_without_edges_is_cwd():
+    student, teacher, _ = BATCH
+    truth = np.full((2, 4, 5), 3, np.int32)
+    truth[1] = 255
+    body = compiled(EVERY["bpkd-body"])(student, teacher, truth).values
+    close(body, reference.cwd(np.float64(student), np.float64(teacher), 1.0))
+    assert not np.any(compiled(EVERY["bpkd-edge"])(student, teacher, truth).values)

@@ -61,6 +61,7 @@ LABELLED = {
     "dkd": lambda labels: (losses.dkd, X, X, labels),
     "wsld": lambda labels: (losses.wsld, X, X, labels),
     "ifvd": lambda labels: (losses.ifvd, X, WIDER, labels),
+    "jml": lambda labels: (losses.jml, X, X, labels),
     "fakd_kl": lambda labels: (losses.fakd_kl, X, KERNEL, BIAS, X, labels, COVARIANCE),
     "fakd_cwd": lambda labels: (losses.fakd_cwd, X, KERNEL, BIAS, X, labels, COVARIANCE),
     "isda_logits": lambda labels: (losses.isda_logits, X, KERNEL, BIAS, labels, COVARIANCE),
@@ -148,11 +149,21 @@ def test_devices_are_named_where_they_matter():
 
 @pytest.mark.parametrize("function", [losses.pkd, losses.dist_intra, losses.cirkd_minibatch])
 def test_groups_divide_the_batch_and_stay_on_their_device(function):
-    for group in (0, 3):
+    for group in (-1, 3):
         message = f"group must divide the images of the batch, got {group} of [2]"
         refused(ValueError, message, function, X, X, group=group)
     message = "group and axis_name exclude each other"
     refused(ValueError, message, function, X, X, group=1, axis_name="data")
+
+
+def test_labels_of_edges_are_as_large_as_the_map_or_larger():
+    message = "labels must have the batch of the maps and their size or more, got [2, 3, 9] for"
+    refused(ValueError, message, losses.bpkd, X, X, jax.ShapeDtypeStruct((2, 3, 9), jnp.int32))
+    refused(TypeError, "labels must be integer class indices", losses.bpkd, X, X, BIAS)
+    refused(ValueError, "window must be a positive number", losses.bpkd, X, X, Y, window=0)
+    refused(ValueError, "part must be one of 'body', 'edge'", losses.bpkd, X, X, Y, part="rim")
+    refused(ValueError, "target must be one of 'teach", losses.jml, X, X, Y, target="truth")
+    refused(ValueError, "smooth must be a positive number", losses.jml, X, X, Y, smooth=0.0)
 
 
 def test_pairs_of_maps_need_two():
