@@ -7,46 +7,15 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from kdjax import names
-from kdjax.config import Config, default, network, term, without_terms
+from kdjax.config import Config, default, network, without_terms
+from kdjax.distillation.terms import BUILDS_ON, METHODS
 from kdjax.errors import UserError
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.names import SEPARATOR, did_you_mean
 
-# Each method alone, on top of cross-entropy, with the weights of its paper or of its authors' code;
-# where neither is known (NFD, PFS, FAKD), with those that `kdjax.distillation.builtin` explains.
-METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    "plain": {},
-    "pixelwise_kl": {"pixelwise_kl": term("pixelwise_kl")},
-    # Shu et al. 2021: on the class scores, and on the features after the pyramid.
-    "cwd": {"cwd": term("cwd")},
-    "cwd_features": {"cwd": term("cwd", student="head", teacher="head", weight=50.0)},
-    "nfd": {"nfd": term("nfd")},  # Liu et al. 2022
-    "pfs": {"similarities": term("pfs"), "predictions": term("gap_weighted_kl")},  # Shan 2019
-    "pfs_similarities": {"similarities": term("pfs")},
-    "pfs_predictions": {"predictions": term("gap_weighted_kl")},
-    # Yuan et al. 2022, on per-pixel KL (also at ISDA's strength) and on CWD.
-    "fakd": {"fakd": term("fakd_kl")},
-    "fakd_strong": {"fakd": term("fakd_kl", strength=7.5)},
-    "fakd_cwd": {"fakd": term("fakd_cwd")},
-    # For comparison: Liu et al. 2019; Romero et al. 2015, and as CIRKD's code runs it.
-    "skd_pairwise": {"skd_pairwise": term("skd_pairwise")},
-    "l2": {"l2": term("l2")},
-    "pixelwise_kl_l2": {"pixelwise_kl": term("pixelwise_kl"), "l2": term("l2")},
-}
-
 # As the names of anybody else's, these say where to import from.
 built_in = types.SimpleNamespace(**METHODS)
 _NAMES = {name: f"{__name__}{SEPARATOR}built_in.{name}" for name in METHODS}
-
-# A method that is another one with something added or weighted: its own effect is what it gains
-# over that one, and not what both gain over the plain student.
-BUILDS_ON = {
-    "pixelwise_kl_l2": "pixelwise_kl",
-    "pfs_predictions": "pixelwise_kl",
-    "fakd": "pixelwise_kl",
-    "fakd_strong": "pixelwise_kl",
-    "fakd_cwd": "cwd",
-}
 
 
 def compare_methods(config: Config, methods: Iterable[str] = METHODS) -> Config:

@@ -1,4 +1,4 @@
-"""Terms as a config holds them, and the losses that they become."""
+"""Terms as a config holds them, the losses that they become, and the methods made of them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -116,3 +116,58 @@ def _check_names(key: str, value: Any, default: Any) -> None:
     several = isinstance(value, tuple) and bool(value) and all(isinstance(x, str) for x in value)
     if default is not None and not isinstance(value, str) and not several:
         raise WrongValue(key, f'is {value!r}; it must be the name of a map, as "logits", or names')
+
+
+# DSD's maps of networks without an auxiliary head.
+_PAIR = ("head", "logits")
+
+# Each method alone, on top of cross-entropy, with the weights of its paper or of its authors' code;
+# where neither is known (NFD, PFS, FAKD), with those that `builtin` and `augmented` explain.
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {},
+    "pixelwise_kl": {"pixelwise_kl": term("pixelwise_kl")},
+    # Shu et al. 2021: on the class scores, and on the features after the pyramid.
+    "cwd": {"cwd": term("cwd")},
+    "cwd_features": {"cwd": term("cwd", student="head", teacher="head", weight=50.0)},
+    "nfd": {"nfd": term("nfd")},  # Liu et al. 2022
+    "pfs": {"similarities": term("pfs"), "predictions": term("gap_weighted_kl")},  # Shan 2019
+    "pfs_similarities": {"similarities": term("pfs")},
+    "pfs_predictions": {"predictions": term("gap_weighted_kl")},
+    # Yuan et al. 2022, on per-pixel KL (also at ISDA's strength) and on CWD.
+    "fakd": {"fakd": term("fakd_kl")},
+    "fakd_strong": {"fakd": term("fakd_kl", strength=7.5)},
+    "fakd_cwd": {"fakd": term("fakd_cwd")},
+    # What the field compares with (docs/methods): losses alone,
+    **{name: {name: term(name)} for name in ("skd_pairwise", "l2", "pkd", "dkd", "wsld")},
+    "dsd": {"dsd_pairs": term("dsd_pairs", student=_PAIR, teacher=_PAIR)},
+    "dist": {"inter": term("dist_inter"), "intra": term("dist_intra")},
+    "bpkd": {"body": term("bpkd"), "edge": term("bpkd", part="edge", weight=100.0)},
+    # and beside per-pixel KL, as their code runs them, FitNets' loss first. Adversarial terms and
+    # CIRKD's memory are not here.
+    **{
+        name: {"pixelwise_kl": term("pixelwise_kl"), loss: term(loss)}
+        for name, loss in {
+            "pixelwise_kl_l2": "l2",
+            "attention_transfer": "attention_transfer",
+            "ifvd": "ifvd",
+            "cirkd_minibatch": "cirkd_minibatch",
+        }.items()
+    },
+    "jml": {
+        "pixelwise_kl": term("pixelwise_kl"),
+        "jml": term("jml"),
+        "jml_labels": term("jml", target="labels"),
+    },
+}
+
+# A method that is another one with something added or weighted: its own effect is what it gains
+# over that one, and not what both gain over the plain student.
+BUILDS_ON = {
+    **dict.fromkeys(
+        ("pixelwise_kl_l2", "attention_transfer", "ifvd", "cirkd_minibatch", "jml"), "pixelwise_kl"
+    ),
+    "pfs_predictions": "pixelwise_kl",
+    "fakd": "pixelwise_kl",
+    "fakd_strong": "pixelwise_kl",
+    "fakd_cwd": "cwd",
+}
