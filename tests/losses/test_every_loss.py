@@ -61,10 +61,10 @@ def test_vmap_and_checkpoint_change_nothing(name):
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
 
 
-@every
 @eight
-def test_eight_devices_agree_with_one(loss):
-    arguments = batch(shape=LARGE)
+@pytest.mark.parametrize("name", [x for x in EVERY if x not in FIELD or x in TOGETHER])
+def test_eight_devices_agree_with_one(name):
+    loss, arguments = EVERY[name], batch(shape=LARGE)
     expected = compiled(loss)(*arguments)
     mesh = jax.make_mesh((4, 2), ("batch", "space"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, PartitionSpec("batch", "space"))
@@ -122,12 +122,31 @@ def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
         close(slope if whole else slope / 8, expected.by_student, 1e-6)
 
 
+@eight
+def test_groups_over_a_mesh_are_those_of_one_device():
+    """Two images a device, as published code has it."""
+    arguments = batch(shape=(16, 2, 2, 6))
+
+    @jax.jit
+    def grouped(student, teacher, truth):
+        return [
+            losses.nfd(student, teacher, axes="batch_space", group=2).mean(),
+            losses.dist_intra(student, teacher, group=2).mean(),
+            losses.cirkd_minibatch(student, teacher, group=2).mean(),
+            losses.jml(student, teacher, truth, group=2).mean(),
+        ]
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    spread = jax.device_put(arguments, NamedSharding(mesh, PartitionSpec("data")))
+    close(np.stack(grouped(*spread)), np.stack(grouped(*arguments)), 1e-6)
+
+
 # Part of their gradient is a constant by definition: a weight, a norm, a distribution.
 HELD = ("gap-probability", "gap-cross_entropy", "gap-total_variation", "skd_pairwise")
 HELD = (*HELD, "fakd_kl-student", "wsld", "jml")  # and JML has corners
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in FIELD])
 def test_forward_mode_and_second_derivatives(name):
     student, teacher, truth = batch()
     loss, direction = EVERY[name], normal(5)
@@ -157,6 +176,23 @@ def test_forward_mode_and_second_derivatives(name):
         close((ahead.by_student - behind.by_student) / 2e-2, along, 2e-2)
 
 
+@pytest.mark.parametrize("name", ["cirkd_minibatch", "dkd", "dsd_pairs", "ifvd", "jml"])
+def test_forward_mode_over_reverse(name):
+    """Half of the above, for those of the field whose derivatives are not made of others' alone."""
+    student, teacher, truth = batch()
+    loss, direction = EVERY[name], normal(5)
+    slope = jax.grad(lambda s: jnp.mean(loss(s, teacher, truth)))
+    gradient, along = jax.jit(lambda s: jax.jvp(slope, (s,), (direction,)))(student)
+    step = 1e-2 * direction
+    here, ahead, behind = (
+        compiled(loss)(x, teacher, truth).by_student
+        for x in (student, student + step, student - step)
+    )
+    close(gradient, here)
+    if name not in HELD:
+        close((ahead - behind) / 2e-2, along, 2e-2)
+
+
 @every
 def test_duplicating_or_permuting_the_batch_changes_nothing(loss):
     single = batch()
@@ -165,10 +201,15 @@ def test_duplicating_or_permuting_the_batch_changes_nothing(loss):
         close(compiled(loss)(*(x[[*order]] for x in single)).mean, mean, 2e-6)
 
 
-@every
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_reduced_in_float32(loss, dtype):
-    student, teacher, truth = batch()
+# A program each: of the field's losses, only in the half precision that is in use.
+IN_HALF = [(name, "bfloat16") for name in EVERY]
+IN_HALF += [(name, "float16") for name in EVERY if name not in FIELD]
+IN_ANY = [(name, "float32") for name in EVERY] + IN_HALF
+
+
+@pytest.mark.parametrize(("name", "dtype"), IN_HALF)
+def test_half_precision_is_reduced_in_float32(name, dtype):
+    loss, (student, teacher, truth) = EVERY[name], batch()
     half = [x.astype(jnp.dtype(dtype)) for x in (student, teacher)]
     result = compiled(loss)(*half, truth)
     exact = compiled(loss)(*(x.astype(np.float32) for x in half), truth)
@@ -178,13 +219,12 @@ def test_half_precision_is_reduced_in_float32(loss, dtype):
     close(result.by_student, exact.by_student, 5e-3)
 
 
-@every
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("name", "dtype"), IN_ANY)
 @pytest.mark.parametrize(
     "extreme", ["huge", "constant", "zero", "single class", "all ignored", "equal"]
 )
-def test_extremes_are_finite(loss, extreme, dtype):
-    student, teacher, truth = batch()
+def test_extremes_are_finite(name, extreme, dtype):
+    loss, (student, teacher, truth) = EVERY[name], batch()
     if extreme == "huge":
         student, teacher = 1e4 * np.sign(student), 1e4 * np.sign(teacher)
     elif extreme == "constant":
