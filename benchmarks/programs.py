@@ -64,6 +64,9 @@ def cases(size: tuple[int, ...]) -> list[Case]:
 
         return loss
 
+    def pairs(student, teacher):
+        return losses.dsd_pairs((student, student**2), (teacher, teacher**2))
+
     kl, cwd = augmented(losses.fakd_kl), augmented(losses.fakd_cwd)
     return [
         Case("cwd", size, losses.cwd, pair),
@@ -72,6 +75,18 @@ def cases(size: tuple[int, ...]) -> list[Case]:
         Case("fakd_kl", size, kl, (features, size, *head), tuple(pixels)),
         Case("fakd_cwd", size, cwd, (features, size, *head), tuple(pixels)),
         Case("nfd", size, losses.nfd, pair),
+        Case("l2", size, losses.l2, pair),
+        Case("attention_transfer", size, losses.attention_transfer, pair),
+        Case("dsd_pairs", size, pairs, pair),
+        Case("ifvd", size, losses.ifvd, pair, tuple(pixels)),
+        Case("dist_inter", size, losses.dist_inter, pair),
+        Case("dist_intra", size, losses.dist_intra, pair),
+        Case("dkd", size, losses.dkd, pair, tuple(pixels)),
+        Case("wsld", size, losses.wsld, pair, tuple(pixels)),
+        Case("bpkd, body", size, losses.bpkd, pair, full),
+        Case("bpkd, edge", size, functools.partial(losses.bpkd, part="edge"), pair, full),
+        Case("jml", size, losses.jml, pair, tuple(pixels)),
+        Case("cirkd_minibatch", size, losses.cirkd_minibatch, pair),
         *similarities(size),
         Case("cross_entropy", size, losses.cross_entropy, (size,), tuple(pixels)),
         Case("upsampled_cross_entropy, x8", size, losses.upsampled_cross_entropy, (size,), full),

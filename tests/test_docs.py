@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from kdjax import losses
+from kdjax import losses, recipes
 from kdjax.distillation import term
 from tools import comparison, networks
 
@@ -75,6 +75,19 @@ def test_the_index_has_every_loss_with_its_defaults(name):
     assert maps == (named if isinstance(named, str) else ", ".join(named))
     if "temperature" in defaults:
         assert float(temperature.split()[0]) == defaults["temperature"]
+
+
+def test_the_methods_by_name_are_those_of_the_code():
+    section = INDEX.partition("## Methods by name")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.M)
+    assert {name for name, _ in rows} >= {
+        name for name, terms in recipes.METHODS.items() if len(terms) > 1
+    }
+    for name, said in rows:
+        terms = recipes.METHODS[name].values()
+        weights = [float(x) for x in re.findall(r"(?<= )[\d.]+(?= \+| \(| on| of|$)", said)]
+        assert weights[: len(terms)] == [term["weight"] for term in terms], name
+        assert set(re.findall(r"`(\w+)`", said)) == {term["loss"] for term in terms}, name
 
 
 def test_the_table_of_networks_is_that_of_the_code():

@@ -213,7 +213,7 @@ def ifvd(
       student: Features `[..., H, W, D]`, any floating type.
       teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
       labels: Class indices `[..., H, W]`. One beyond `num_classes` adds nothing.
-      num_classes: Labels are below it. Time goes with it.
+      num_classes: Labels are below it. Time and memory go with it.
       ignore_label: The label of pixels that do not count.
 
     Returns:

@@ -266,7 +266,14 @@ def test_sizes_that_differ_are_resized_by_the_stated_side(side, size):
         ({"loss": "fakd_kl", "strength": -1.0}, "t: strength must be zero or a positive number"),
         ({"loss": "fakd_kl", "covariance": "ful"}, 't: covariance must be "diagonal" or "full"'),
         ({"loss": "cwd", "temperature": 0.0}, "t: temperature must be a positive number"),
-        ({"loss": "fakd_kl", "student": "head"}, "t: needs class scores on both sides"),
+        *(
+            ({"loss": name, "student": "head"}, "t: needs class scores on both sides")
+            for name in ("fakd_kl", "dist_inter", "dist_intra", "dkd", "wsld", "bpkd", "jml")
+        ),
+        (
+            {"loss": "dsd_pairs", "student": "head", "teacher": "head"},
+            "t: dsd_pairs compares pairs",
+        ),
         (
             {"loss": "isda_cross_entropy", "teacher": "logits"},
             "t.teacher is 'logits'; this",
