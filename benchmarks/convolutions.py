@@ -1,13 +1,14 @@
-"""Convolutions alone, and batch norm with ReLU alone: XLA next to PyTorch, in float32.
+"""Convolutions alone, and batch norm with ReLU alone: kdjax next to XLA's own and PyTorch.
 
     python -m benchmarks.convolutions
 
-The shapes are those of `benchmarks.train_step` on the CPU. Both sides have channels last; they take
-turns, and the table holds medians of processor time and of the ratio of one round.
+The shapes are those of `benchmarks.train_step` on the CPU, and of an EfficientNet-Lite0 that trains
+on crops of 160 x 208. In float32, all with channels last; the sides take turns, and the table holds
+medians of processor time and of the ratios of one round.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,73 +16,94 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import app, flags
+from flax import nnx
 from torch.nn import functional
 
+from kdjax.models.layers import Conv, DepthwiseConv
+
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each, after two that are not counted.", 1)
-BATCH = 4
 
 
 class Shape(NamedTuple):
-    """A convolution [given, wanted, size, size] on a map of height x width."""
+    """A convolution [given, wanted, size, size] of a batch of maps of height x width."""
 
     given: int
     wanted: int
     size: int
     dilation: int
+    batch: int
     height: int
     width: int
+    depthwise: bool = False
 
 
 SHAPES = {
-    "teacher, stage 3, 1x1": Shape(256, 64, 1, 1, 16, 32),
-    "teacher, stage 3, 3x3": Shape(64, 64, 3, 2, 16, 32),
-    "teacher, pyramid, 3x3": Shape(1024, 128, 3, 1, 16, 32),
-    "student, stage 1, 3x3": Shape(16, 16, 3, 1, 32, 64),
-    "student, stage 4, 3x3": Shape(128, 128, 3, 4, 16, 32),
+    "R101, stage 3, 1x1": Shape(256, 64, 1, 1, 4, 16, 32),
+    "R101, stage 3, 3x3": Shape(64, 64, 3, 2, 4, 16, 32),
+    "R101, pyramid, 3x3": Shape(1024, 128, 3, 1, 4, 16, 32),
+    "R18, stage 1, 3x3": Shape(16, 16, 3, 1, 4, 32, 64),
+    "R18, stage 4, 3x3": Shape(128, 128, 3, 4, 4, 16, 32),
+    "Lite0, stage 1, expansion": Shape(24, 144, 1, 1, 8, 40, 52),
+    "Lite0, stage 1, depthwise 3x3": Shape(144, 144, 3, 1, 8, 40, 52, depthwise=True),
+    "Lite0, stage 1, projection": Shape(144, 24, 1, 1, 8, 40, 52),
+    "Lite0, stage 3, depthwise 5x5": Shape(672, 672, 5, 1, 8, 10, 13, depthwise=True),
 }
+BATCH_NORM = SHAPES["R18, stage 1, 3x3"]
 Call = Callable[[], Any]
 
 
 def main(argv: list[str]) -> None:
     del argv
-    print("| operation | XLA, ms | PyTorch, ms | PyTorch / XLA |\n| --- | ---: | ---: | ---: |")
+    print("| operation | kdjax, ms | XLA / kdjax | PyTorch / kdjax |\n| --- | ---: | ---: | ---: |")
     for name, shape in SHAPES.items():
-        forward, both = convolution(shape)
-        row(f"{name}, forward", *forward)
-        if name.startswith("student"):
-            row(f"{name}, forward and gradients", *both)
-    row("student, stage 1, batch norm and ReLU, forward and gradients", *normalisation())
+        for what, calls in convolution(shape).items():
+            row(f"{name}, {what}", calls)
+    for what, calls in normalisation().items():
+        row(f"R18, stage 1, batch norm and ReLU, {what}", calls)
     threads = f"threads of PyTorch: {torch.get_num_threads()}"
     print(f"\nJAX {jax.__version__}, PyTorch {torch.__version__}, {threads}.")
 
 
-def row(name: str, ours: Call, theirs: Call) -> None:
+def row(name: str, calls: Mapping[str, Call]) -> None:
     times = []
     for _ in range(ROUNDS.value + 2):
         marks = [time.process_time()]
-        for call in (ours, theirs):
+        for call in calls.values():
             # Enough of them for the clock, which counts microseconds.
             for _ in range(10):
                 call()
             marks.append(time.process_time())
         times.append(100 * np.diff(marks))
-    xla, pytorch = np.array(times[2:]).T
-    low, middle, high = np.percentile(pytorch / xla, [25, 50, 75])
-    print(
-        f"| {name} | {np.median(xla):.2f} | {np.median(pytorch):.2f} "
-        f"| {middle:.2f} ({low:.2f} to {high:.2f}) |",
-        flush=True,
-    )
+    columns = dict(zip(calls, np.array(times[2:]).T, strict=True))
+    first = columns["kdjax"]
+    cells = [f"{np.median(first):.2f}"]
+    for side in ("XLA", "PyTorch"):
+        if side in columns:
+            low, middle, high = np.percentile(columns[side] / first, [25, 50, 75])
+            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        else:
+            cells.append("–")
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def convolution(shape: Shape) -> tuple[tuple[Call, Call], tuple[Call, Call]]:
-    """Calls of both sides, forward and with the gradients of map and kernel."""
+def convolution(shape: Shape) -> dict[str, dict[str, Call]]:
+    """Calls of the three sides, forward and with the gradients of map and kernel."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((BATCH, shape.height, shape.width, shape.given), np.float32)
-    kernel = rng.standard_normal((shape.size, shape.size, shape.given, shape.wanted), np.float32)
-    reach = shape.dilation * (shape.size // 2)
+    x = rng.standard_normal((shape.batch, shape.height, shape.width, shape.given), np.float32)
+    groups, reach = shape.given if shape.depthwise else 1, shape.dilation * (shape.size // 2)
+    options = {"dilation": shape.dilation, "dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+    layer = (
+        DepthwiseConv(shape.given, shape.size, **options)
+        if shape.depthwise
+        else Conv(shape.given, shape.wanted, shape.size, **options)
+    )
+    graph, state = nnx.split(layer)
+    kernel = np.asarray(layer.kernel[...])
 
-    def ours(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def kdjax(x: jax.Array, state: nnx.State) -> jax.Array:
+        return nnx.merge(graph, state)(x)
+
+    def xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -89,68 +111,83 @@ def convolution(shape: Shape) -> tuple[tuple[Call, Call], tuple[Call, Call]]:
             [(reach, reach)] * 2,
             rhs_dilation=(shape.dilation, shape.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
         )
 
-    def theirs(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-        return functional.conv2d(x, kernel, padding=reach, dilation=shape.dilation)
+    def pytorch(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(x, kernel, None, 1, reach, shape.dilation, groups)
 
-    inputs = (
-        torch.from_numpy(x).permute(0, 3, 1, 2),
-        torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()).to(memory_format=torch.channels_last),
+    weights = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
+    return turns(
+        {
+            "kdjax": jax_calls(kdjax, jnp.asarray(x), state),
+            "XLA": jax_calls(xla, jnp.asarray(x), jnp.asarray(kernel)),
+            "PyTorch": torch_calls(
+                pytorch,
+                torch.from_numpy(x).permute(0, 3, 1, 2),
+                weights.to(memory_format=torch.channels_last),
+            ),
+        }
     )
-    return calls(ours, theirs, (jnp.asarray(x), jnp.asarray(kernel)), inputs)
 
 
-def normalisation() -> tuple[Call, Call]:
-    """Calls of both sides: batch norm in training, ReLU, and their gradients."""
-    shape = SHAPES["student, stage 1, 3x3"]
+def normalisation() -> dict[str, dict[str, Call]]:
+    """Calls of both sides: batch norm in training, and ReLU."""
+    shape = BATCH_NORM
     x = np.random.default_rng(0).standard_normal(
-        (BATCH, shape.height, shape.width, shape.wanted), np.float32
+        (shape.batch, shape.height, shape.width, shape.wanted), np.float32
     )
     ones, zeros = np.ones(shape.wanted, np.float32), np.zeros(shape.wanted, np.float32)
 
-    def ours(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    def kdjax(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         mean, square = jnp.mean(x, (0, 1, 2)), jnp.mean(jnp.square(x), (0, 1, 2))
         variance = square - jnp.square(mean)
         return jax.nn.relu((x - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale) + bias)
 
-    def theirs(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def pytorch(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return functional.relu(functional.batch_norm(x, None, None, scale, bias, training=True))
 
     inputs = torch.from_numpy(x).permute(0, 3, 1, 2), *map(torch.from_numpy, (ones, zeros))
-    return calls(ours, theirs, tuple(map(jnp.asarray, (x, ones, zeros))), inputs)[1]
+    return turns(
+        {
+            "kdjax": jax_calls(kdjax, *map(jnp.asarray, (x, ones, zeros))),
+            "PyTorch": torch_calls(pytorch, *inputs),
+        }
+    )
 
 
-def calls(
-    ours: Callable[..., jax.Array],
-    theirs: Callable[..., torch.Tensor],
-    our_inputs: tuple[jax.Array, ...],
-    their_inputs: tuple[torch.Tensor, ...],
-) -> tuple[tuple[Call, Call], tuple[Call, Call]]:
-    """Makes (forward, forward and gradients) of functions and their inputs."""
-    forward = jax.jit(ours)
-    cotangent = forward(*our_inputs)
+def turns(sides: Mapping[str, tuple[Call, Call]]) -> dict[str, dict[str, Call]]:
+    """The sides' calls by what they do."""
+    return {
+        what: {side: calls[index] for side, calls in sides.items()}
+        for index, what in enumerate(("forward", "forward and gradients"))
+    }
+
+
+def jax_calls(function: Callable[..., jax.Array], *inputs: Any) -> tuple[Call, Call]:
+    forward = jax.jit(function)
+    slope = forward(*inputs)
 
     @jax.jit
-    def pulled(*inputs: jax.Array) -> Any:
-        value, pull = jax.vjp(ours, *inputs)
-        return value, pull(cotangent)
-
-    leaves = [x.clone().requires_grad_() for x in their_inputs]
-    with torch.no_grad():
-        their_cotangent = theirs(*their_inputs)
-
-    def their_forward() -> torch.Tensor:
-        with torch.no_grad():
-            return theirs(*their_inputs)
+    def both(*inputs: Any) -> Any:
+        value, pull = jax.vjp(function, *inputs)
+        return value, pull(slope)
 
     return (
-        (lambda: jax.block_until_ready(forward(*our_inputs)), their_forward),
-        (
-            lambda: jax.block_until_ready(pulled(*our_inputs)),
-            lambda: torch.autograd.grad(theirs(*leaves), leaves, their_cotangent),
-        ),
+        lambda: jax.block_until_ready(forward(*inputs)),
+        lambda: jax.block_until_ready(both(*inputs)),
     )
+
+
+def torch_calls(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> tuple[Call, Call]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            return function(*inputs)
+
+    slope = forward()
+    return forward, lambda: torch.autograd.grad(function(*leaves), leaves, slope)
 
 
 if __name__ == "__main__":

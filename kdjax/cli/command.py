@@ -136,8 +136,9 @@ def _error_line(name: str, message: str) -> str:
     return f"{name}: error: {' '.join(message.split())}\n"
 
 
-# What TensorStore answers about the other files when Orbax has given up on one of them.
-_LATE_ANSWER = "Event loop is closed"
+# What TensorStore answers about the other files when Orbax has given up on one of them, and what it
+# says again of one that is damaged, which whoever read it has reported.
+_LATE_ANSWERS = ("Event loop is closed", "DATA_LOSS")
 
 
 def hold_back() -> list[str]:
@@ -156,7 +157,7 @@ def hold_back() -> list[str]:
     def keep(
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if str(error) != _LATE_ANSWER:
+        if not str(error).startswith(_LATE_ANSWERS):
             tracebacks.append("".join(traceback.format_exception(kind, error, trace)))
 
     def is_heard(record: logging.LogRecord) -> bool:

@@ -78,6 +78,20 @@ class Conv(nnx.Conv):
             rngs=rngs,
         )
 
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Convolves; a kernel of one pixel is a product of matrices.
+
+        That is a third faster on the CPU, forward and backward, and the same elsewhere.
+        """
+        if self.kernel_size != (1, 1) or self.feature_group_count > 1:
+            return super().__call__(x)
+        stride = self.strides
+        assert isinstance(stride, int)
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[0, 0], bias), dtype=self.dtype)
+        y = jax.lax.dot_general(x[:, ::stride, ::stride], kernel, (((3,), (0,)), ((), ())))
+        return y if bias is None else y + bias
+
 
 class DepthwiseConv(Conv):
     """A square convolution of each channel by itself, as the sum of shifted products.
