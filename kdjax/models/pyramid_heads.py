@@ -144,6 +144,44 @@ class UPerHead(Head):
         return self.fusion(jnp.concatenate(maps[::-1], axis=-1), train=train)
 
 
+class FPNHead(Head):
+    """The feature pyramid's way down (Lin et al., CVPR 2017); its finest map is classified.
+
+    From coarse to fine each stage enters by a 1x1 convolution, what is coarser is added, and a 3x3
+    convolution smooths the sum. The pyramid's other maps are left out, and so are the convolutions
+    on them that mmsegmentation's FPNHead adds up: they cost more than a light backbone.
+    """
+
+    def __init__(
+        self,
+        specs: dict[str, FeatureSpec],
+        channels: int,
+        num_classes: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        make = {"dtype": dtype, "rngs": rngs}
+        self.laterals = nnx.List(
+            [ConvNorm(specs[name].channels, channels, 1, **make) for name in STAGES]
+        )
+        self.smoothers = nnx.List([ConvNorm(channels, channels, 3, **make) for _ in STAGES[:-1]])
+        super().__init__(channels, specs["stage1"].stride, num_classes, **make)
+
+    def decode_features(  # noqa: D102
+        self, features: dict[str, Array], *, train: bool, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B h w D"]:
+        del rngs
+        *finer, coarsest = self.laterals
+        x = coarsest(features[STAGES[-1]], train=train)
+        for name, lateral, smoother in reversed(
+            list(zip(STAGES[:-1], finer, self.smoothers, strict=True))
+        ):
+            level = lateral(features[name], train=train)
+            x = smoother(level + resize(x, level.shape[1:3]), train=train)
+        return x
+
+
 class DeepLabHead(Head):
     """The atrous pyramid with a 1x1 bottleneck, one more 3x3 convolution, and the classifier.
 

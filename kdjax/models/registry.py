@@ -26,6 +26,7 @@ from kdjax.models.options import DTYPES, NetworkOptions
 from kdjax.models.pyramid_heads import (
     AtrousPyramid,
     DeepLabHead,
+    FPNHead,
     PyramidPooling,
     SeparableASPPHead,
     UPerHead,
@@ -68,7 +69,8 @@ FAMILIES = {
     "deeplabv3plus": Family(SeparableASPPHead),
     "fcn": Family(partial(FCNHead, sources=("stage4",), num_convs=2, concat_input=True)),
     "upernet": Family(UPerHead, output_stride=32, shallow_channels=8),
-    # Light ones. LR-ASPP as published; DeepLabV3+ as its paper has it, at 96 of its 256 channels.
+    # Light ones. LR-ASPP as published; DeepLabV3+ as its paper has it, and the feature pyramid
+    # without the convolutions behind it, at 96 of their 256 channels.
     "lraspp": Family(LRASPPHead, output_stride=16, channels=2, auxiliary=False),
     "deeplabv3plus_light": Family(
         partial(SeparableASPPHead, dilations=(6, 12, 18), bottleneck=1, fine=3 / 16),
@@ -76,6 +78,7 @@ FAMILIES = {
         channels=1.5,
         shallow_channels=1.5,
     ),
+    "fpn_light": Family(FPNHead, output_stride=32, channels=1.5, shallow_channels=1.5),
 }
 
 # Backbones that can dilate. "b" after the depth is torchvision's stem, as mmsegmentation has it.
