@@ -4,8 +4,8 @@
     python -m kdjax.prepare folder --source CAMVID --data_dir data/camvid --ignore 11
     python -m kdjax.compare --config configs/camvid_lite.py --workdir runs/camvid_lite
 
-CAMVID as in configs/camvid_pspnet_r18.py. Both networks are DeepLabV3+ with separable convolutions;
-each learning rate and each method's weight is picked on validation. It has not been run to its end.
+CAMVID as in configs/camvid_pspnet_r18.py. Both networks have a light feature
+pyramid; each learning rate and each method's weight is picked on validation. It has not been run to its end.
 """
 
 from kdjax import recipes
@@ -18,8 +18,8 @@ def get_config() -> Config:
     """Returns the config."""
     config = recipes.fine_tune(
         recipes.camvid(),
-        teacher="deeplabv3plus_light_efficientnet_lite2",
-        student="deeplabv3plus_light_efficientnet_lite0",
+        teacher="fpn_light_efficientnet_lite2",
+        student="fpn_light_efficientnet_lite0",
     )
     config.steps = 600
     config.compare.teacher_steps = 1200

@@ -11,8 +11,8 @@ With photos that have no labels, on which the student is taught too:
     python -m kdjax.prepare folder --source MORE --data_dir data/more --unlabelled
     python -m kdjax.compare --config configs/photos.py:data/mine,data/more --workdir runs/mine
 
-DIR as docs/data.md, "My own photos", has it. A DeepLabV3+ on EfficientNet-Lite2 teaches one on
-Lite0, both from ImageNet. The log says what was chosen and why; any of it can be overridden, as by
+DIR as docs/data.md, "My own photos", has it. A light feature pyramid on EfficientNet-Lite2
+teaches one on Lite0, both from ImageNet. The log says what was chosen and why; any of it can be overridden, as by
 --config.steps=2000.
 """
 
@@ -53,8 +53,8 @@ def get_config(argument: str) -> Config:
         )
     config = recipes.fine_tune(
         recipes.default(),
-        teacher="deeplabv3plus_light_efficientnet_lite2",
-        student="deeplabv3plus_light_efficientnet_lite0",
+        teacher="fpn_light_efficientnet_lite2",
+        student="fpn_light_efficientnet_lite0",
     )
     config.data.name, config.data.data_dir = "folder", data_dir
     config.data.test_split = "test" if "test" in splits else ""
@@ -102,7 +102,9 @@ def get_config(argument: str) -> Config:
             f"whole images are padded to {config.data.eval_pad_to} pixels, since each of their "
             f"{shapes} shapes would be compiled"
         )
-    log.info("networks: DeepLabV3+ on EfficientNet-Lite2 teaches one on Lite0, both from ImageNet")
+    log.info(
+        "networks: a light pyramid on EfficientNet-Lite2 teaches one on Lite0, both from ImageNet"
+    )
     methods = ("plain", "pixelwise_kl", "cwd") if unlabelled else ("plain", "cwd")
     return recipes.compare_methods(config, methods)
 

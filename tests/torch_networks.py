@@ -300,6 +300,21 @@ class UPerHead(PSPHead):
         return self.fpn_bottleneck(torch.cat([resize(x, maps[0].shape[2:]) for x in maps], 1))
 
 
+class FPNHead(nn.Module):
+    def __init__(self, given, channels, classes):
+        super().__init__()
+        self.lateral_convs = nn.ModuleList(ConvModule(c, channels, 1) for c in given)
+        self.fpn_convs = nn.ModuleList(ConvModule(channels, channels, 3) for _ in given[:-1])
+        self.conv_seg = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x):
+        read = self.lateral_convs[3](x[3])
+        for index in (2, 1, 0):
+            level = self.lateral_convs[index](x[index])
+            read = self.fpn_convs[index](level + resize(read, level.shape[2:]))
+        return read
+
+
 class Network(nn.Module):
     """`read` gives a head's classifier its map; `__call__` returns all maps by kdjax's names."""
 
@@ -332,7 +347,7 @@ class Network(nn.Module):
 
 def create(name, width, classes):
     """One of the networks that the tests compare."""
-    family, _, backbone_name = name.replace("plus_light", "plus-light").partition("_")
+    family, _, backbone_name = name.replace("_light", "-light").partition("_")
     if backbone_name == "hr18s":
         backbone = HRNet(width, 18, 1, (1, 1, 1))
         total = sum(backbone.channels)
@@ -348,16 +363,19 @@ def create(name, width, classes):
     if backbone_name == "mbv2":
         backbone = MobileNetV2(width)
     elif backbone_name == "efficientnet_lite0":
-        backbone = EfficientNetLite(width, dilated=family != "upernet")
+        backbone = EfficientNetLite(width, dilated=family not in ("upernet", "fpn-light"))
     else:
         backbone = ResNet(
             int(backbone_name.strip("rb")),
             width,
             deep_stem=not backbone_name.endswith("b"),
-            dilated=family != "upernet",
+            dilated=family not in ("upernet", "fpn-light"),
         )
     channels = (2 if "18" in backbone_name and family != "upernet" else 8) * width
-    channels = {"lraspp": 2 * width, "deeplabv3plus-light": 3 * width // 2}.get(family, channels)
+    light = 3 * width // 2
+    channels = {"lraspp": 2 * width, "deeplabv3plus-light": light, "fpn-light": light}.get(
+        family, channels
+    )
     first, _, third, last = backbone.channels
     auxiliary_head = None if family == "lraspp" else FCNHead(third, channels // 2, classes)
 
@@ -375,6 +393,7 @@ def create(name, width, classes):
         ),
         "upernet": lambda: UPerHead(backbone.channels, channels, classes),
         "lraspp": lambda: LRASPPHead(backbone.channels, channels, classes),
+        "fpn-light": lambda: FPNHead(backbone.channels, channels, classes),
     }
     reads_all = family not in ("pspnet", "deeplabv3", "fcn")
     return Network(

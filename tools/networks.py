@@ -39,11 +39,12 @@ head. One multiply-add is two floating-point operations. Features are channels /
 and `aux_logits` have the strides of `head` and `aux_head`.
 
 A backbone goes with every head: `pspnet_swin_t`, `upernet_mit_b0` and the like exist too, though no
-project has them and this table does not. Two heads are light, for backbones that are: `lraspp` is
-that of MobileNetV3, and `deeplabv3plus_light` is DeepLabV3+ as its paper has it, at output stride
-16 and with a 1x1 bottleneck, at 96 channels where the paper has 256. A new backbone is one file
-that maps images to `stage1` to `stage4`, and one line in `kdjax/models/registry.py`; so is a new
-head.
+project has them and this table does not. Three heads are light, for backbones that are: `lraspp` is
+that of MobileNetV3; `deeplabv3plus_light` is DeepLabV3+ as its paper has it, at output stride 16
+and with a 1x1 bottleneck, at 96 channels where the paper has 256; `fpn_light` is the way down of a
+feature pyramid, of 96 channels too, at output stride 32, whose finest map is classified. A new
+backbone is one file that maps images to `stage1` to `stage4`, and one line in
+`kdjax/models/registry.py`; so is a new head.
 
 Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with the heads'
 channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), TorchDistiller's, and
@@ -56,7 +57,7 @@ SegFormer as its authors published it (`@nvlabs`).
 """
 
 
-LIGHT = ("lraspp_", "deeplabv3plus_light_")
+LIGHT = ("lraspp_", "deeplabv3plus_light_", "fpn_light_")
 
 
 def listed(name: str) -> bool:

@@ -18,10 +18,18 @@ NAMES = [
     *("pspnet_r18", "pspnet_r34", "deeplabv3_r18", "deeplabv3plus_r18", "fcn_r50b", "upernet_r18"),
     *("pspnet_mbv2", "upernet_mbv2", "fcn_hr18s"),
     *("pspnet_efficientnet_lite0", "lraspp_r18", "deeplabv3plus_light_mbv2"),
+    "fpn_light_r18",
     # No project has these: a backbone goes with every head.
     *("pspnet_swin_t", "upernet_mit_b0", "deeplabv3plus_swin_t", "upernet_hr18s"),
 ]
-COMPARED = ["pspnet_r18", "fcn_r50", "deeplabv3_r18b", "deeplabv3plus_mbv2", "upernet_r18"]
+COMPARED = [
+    "pspnet_r18",
+    "fcn_r50",
+    "deeplabv3_r18b",
+    "deeplabv3plus_mbv2",
+    "upernet_r18",
+    "fpn_light_r18",
+]
 
 
 def abstract(name, **settings):
