@@ -5,7 +5,8 @@
     python -m kdjax.compare --config configs/camvid_lite.py --workdir runs/camvid_lite
 
 CAMVID as in configs/camvid_pspnet_r18.py. Both networks have a light feature
-pyramid; each learning rate and each method's weight is picked on validation. It has not been run to its end.
+pyramid; each learning rate and each method's weight is picked on validation. It has not been run
+to its end.
 """
 
 from kdjax import recipes

@@ -12,8 +12,8 @@ With photos that have no labels, on which the student is taught too:
     python -m kdjax.compare --config configs/photos.py:data/mine,data/more --workdir runs/mine
 
 DIR as docs/data.md, "My own photos", has it. A light feature pyramid on EfficientNet-Lite2
-teaches one on Lite0, both from ImageNet. The log says what was chosen and why; any of it can be overridden, as by
---config.steps=2000.
+teaches one on Lite0, both from ImageNet. The log says what was chosen and why; any of it can be
+overridden, as by --config.steps=2000.
 """
 
 import statistics
@@ -102,9 +102,7 @@ def get_config(argument: str) -> Config:
             f"whole images are padded to {config.data.eval_pad_to} pixels, since each of their "
             f"{shapes} shapes would be compiled"
         )
-    log.info(
-        "networks: a light pyramid on EfficientNet-Lite2 teaches one on Lite0, both from ImageNet"
-    )
+    log.info("networks: EfficientNet-Lite2 teaches Lite0, both with fpn_light and from ImageNet")
     methods = ("plain", "pixelwise_kl", "cwd") if unlabelled else ("plain", "cwd")
     return recipes.compare_methods(config, methods)
 

@@ -23,11 +23,7 @@ NAMES = [
     *("pspnet_swin_t", "upernet_mit_b0", "deeplabv3plus_swin_t", "upernet_hr18s"),
 ]
 COMPARED = [
-    "pspnet_r18",
-    "fcn_r50",
-    "deeplabv3_r18b",
-    "deeplabv3plus_mbv2",
-    "upernet_r18",
+    *("pspnet_r18", "fcn_r50", "deeplabv3_r18b", "deeplabv3plus_mbv2", "upernet_r18"),
     "fpn_light_r18",
 ]
 
