@@ -123,7 +123,8 @@ def camvid() -> Config:
 def fine_tune(config: Config, *, teacher: str, student: str) -> Config:
     """Has a config start both networks from ImageNet weights, and train them as is usual then.
 
-    AdamW, a warm-up, and a third of the heads' learning rate for the backbones.
+    AdamW, a warm-up, and a tenth of the heads' learning rate for the backbones: on CamVid, 600 steps
+    at a third of 1e-3 ended far from where these do.
 
     Args:
       config: the recipe.
@@ -135,8 +136,8 @@ def fine_tune(config: Config, *, teacher: str, student: str) -> Config:
         section.backbone = IMAGENET_WEIGHTS
     config.student.auxiliary, config.loss.auxiliary = False, 0.0
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = config.compare.teacher_learning_rate = 3e-4
-    config.optimizer.head_multiplier = 10 / 3
+    config.optimizer.learning_rate = config.compare.teacher_learning_rate = 6e-4
+    config.optimizer.head_multiplier = 10.0
     config.optimizer.warmup_steps, config.optimizer.gradient_clip = 30, 1.0
     config.optimizer.weight_decay, config.optimizer.decay_norm_and_bias = 0.01, False
     return config
