@@ -1,6 +1,6 @@
 """Evaluates the student of a finished run, or any network checkpoint.
 
-python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR]
+python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR] [--exported FILE]
     [--mode slide --window 512,512 --stride 341,341] [--scales 0.5,1.0 --flip] [--data_dir DIR]
 """
 
@@ -19,6 +19,9 @@ _SPLIT = flags.DEFINE_string("split", None, "Which split; by default the one for
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Another network to evaluate on the same data, such as the teacher."
 )
+_EXPORTED = flags.DEFINE_string(
+    "exported", None, "A file of kdjax.export to evaluate in its place, as student.tflite."
+)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where the run's data set is now, if that is no longer where it was."
 )
@@ -35,6 +38,7 @@ def main(argv: list[str]) -> None:
         _WORKDIR.value,
         split=_SPLIT.value,
         checkpoint=_CHECKPOINT.value,
+        exported=_EXPORTED.value,
         data_dir=_DATA_DIR.value,
         **_INFERENCE.options(),
     )

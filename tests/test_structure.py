@@ -30,7 +30,10 @@ ROOMS = {
     "deployment": {"distillation", "models", "evaluation"},
     "cli": {"config", "evaluation"},
     "teacher_cache": {*CORE, "config", "data", "evaluation"},
-    "runs": {*CORE, "config", "data", "reporting", "evaluation", "interop", "teacher_cache"},
+    "runs": {
+        *(*CORE, "config", "data", "reporting", "evaluation"),
+        *("interop", "deployment", "teacher_cache"),
+    },
     "planning": {*CORE, "config", "data", "runs"},
     "comparison": {*CORE, "config", "data", "reporting", "evaluation", "interop", "cli", "runs"},
 }

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from kdjax.deployment.formats import (
     ANY,
+    DESCRIPTION,
     FORMATS,
     PLATFORMS,
     Images,
@@ -135,9 +136,6 @@ def _behind(scores: Float[Array, "B H W K"], labels: Labels) -> Float[Array, "B 
     known = (labels >= 0) & (labels < scores.shape[-1])
     behind = jnp.max(scores, axis=-1) - jnp.where(known, chosen, -jnp.inf)
     return behind / jnp.max(jnp.abs(scores), axis=(1, 2, 3), keepdims=True)[..., 0]
-
-
-DESCRIPTION = "export.json"
 
 
 class Export(NamedTuple):

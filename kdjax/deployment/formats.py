@@ -1,5 +1,7 @@
 """The formats of exported students, and the function from images to labels that each holds."""
 
+import json
+import os
 import pathlib
 import tempfile
 import warnings
@@ -227,3 +229,45 @@ FORMATS = {
     "savedmodel": Format("savedmodel", write_savedmodel, read_savedmodel),
     "tflite": Format("student.tflite", write_tflite, read_tflite, flexible=False),
 }
+
+# Beside the files; what a program that runs one has to know.
+DESCRIPTION = "export.json"
+
+
+class ExportedStudent(NamedTuple):
+    """A file that `kdjax.export` wrote, as other programs run it.
+
+    Attributes:
+      predict: from 8-bit RGB images to class ids.
+      size: of the images that it takes.
+      num_classes: how many classes there are.
+    """
+
+    predict: PredictFn
+    size: Size
+    num_classes: int
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ExportedStudent":
+        """Loads it, by the name that it was given and the description beside it.
+
+        Raises:
+          UserError: where that is no such file, or the description is not there.
+        """
+        file = pathlib.Path(path)
+        found = {chosen.file: name for name, chosen in FORMATS.items()}
+        if file.name not in found or not file.exists():
+            raise UserError(
+                f"{file}: no exported student; name one of the files {', '.join(found)} that "
+                "kdjax.export wrote"
+            )
+        name, beside = found[file.name], file.with_name(DESCRIPTION)
+        try:
+            description = json.loads(beside.read_text())
+            *_, height, width, _ = description["exports"][name]["input_shape"]
+            num_classes = description["num_classes"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{beside}: it must lie beside {file.name}, as kdjax.export wrote both"
+            ) from error
+        return cls(FORMATS[name].read(file), Size(height, width), num_classes)

@@ -140,19 +140,23 @@ class Predictor:
         return self._best(class_scores(look, jnp.asarray(images), sizes, self.inference))
 
 
+# As `Predictor` is called.
+Predict = Callable[[Variables, Array, Array], Int[Array, "B H W"]]
+
+
 def evaluate(
-    predictor: Predictor,
+    predictor: Predict,
     variables: Variables,
     batches: Iterable[Mapping[str, np.ndarray]],
     num_classes: int,
     put: Callable[[dict[str, np.ndarray]], dict[str, Array]],
     *,
-    reference: tuple[Predictor, Variables] | None = None,
+    reference: tuple[Predict, Variables] | None = None,
 ) -> Scores:
     """Scores a network on batches.
 
     Args:
-      predictor: the network.
+      predictor: the network, or anything else that is called so.
       variables: its arrays.
       batches: each `image` [B, H, W, 3] uint8, `label` [B, H, W] and `size` [B, 2], the image's
         own height and width; a blank filler image has the label 255 everywhere.

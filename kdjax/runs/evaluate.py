@@ -7,18 +7,23 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
+from jaxtyping import Array
 
 from kdjax import sections
 from kdjax.config import read
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.preparing.classes import original_labels
+from kdjax.deployment import ExportedStudent
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.evaluation.inference import make_inference, padding
 from kdjax.evaluation.predict_files import Timing, find_images, predict_files
+from kdjax.models import Variables
 from kdjax.runs.workdir import Workdir
 from kdjax.training.sharding import Placement
 
@@ -115,6 +120,7 @@ def evaluate(
     *,
     split: str | None = None,
     checkpoint: epath.PathLike | None = None,
+    exported: str | os.PathLike[str] | None = None,
     data: SegmentationSet | None = None,
     data_dir: str | None = None,
     mode: str = "whole",
@@ -132,6 +138,8 @@ def evaluate(
       workdir: of `kdjax.train`, whose data set is evaluated on.
       split: which split; None for the one for validation.
       checkpoint: another network to evaluate, such as the teacher.
+      exported: a file of `kdjax.export` to evaluate in its place, as other programs run it: on
+        whole images, at the size that it takes.
       data: the examples where the run was given an object, or others with the same classes.
       data_dir: where the run's data set is now, if that is no longer where it was.
       mode: "whole" images, or "slide" for sliding windows that overlap.
@@ -144,25 +152,36 @@ def evaluate(
 
     Raises:
       UserError: where there is no run or no network, for options that make no sense, and for a
-        network of other classes.
+        network of other classes or another size.
     """
+    if exported is not None and (checkpoint or mode != "whole" or flip or tuple(scales) != (1.0,)):
+        raise UserError(
+            f"{os.fspath(exported)} is evaluated as it is: leave out a checkpoint, windows, scales "
+            "and mirror images"
+        )
     files = Workdir(workdir)
     options = read(files.read_config())
     examples = dataclasses.replace(options.data, data_dir=data_dir or options.data.data_dir)
     images = Images(examples, data, where=f"{files.config}: config.data")
     chosen = split or examples.val_split
     inference = make_inference(mode, window, stride, scales, flip, crop_size=examples.crop_size)
-    network = TrainedNetwork.load(str(checkpoint or workdir), inference=inference)
-    if network.info.num_classes != images.num_classes:
+    if exported is None:
+        network = TrainedNetwork.load(str(checkpoint or workdir), inference=inference)
+        predictor, variables = network.predictor, network.variables
+        num_classes = network.info.num_classes
+    else:
+        student = ExportedStudent.load(exported)
+        predictor, variables = _Exported(student, exported), {}
+        num_classes = student.num_classes
+    if num_classes != images.num_classes:
         raise UserError(
-            f"the network scores {network.info.num_classes} classes, the data set has "
-            f"{images.num_classes}"
+            f"the network scores {num_classes} classes, the data set has {images.num_classes}"
         )
     placement = Placement(options.mesh)
     placement.check_batch_size("data.eval_batch_size", examples.eval_batch_size)
     scores = evaluator.evaluate(
-        network.predictor,
-        placement.put_state(network.variables),
+        predictor,
+        placement.put_state(variables),
         images.eval_batches(
             chosen,
             pad_to=padding(mode, pad_to, whole=examples.eval_pad_to),
@@ -176,8 +195,28 @@ def evaluate(
         miou=scores.miou,
         pixel_accuracy=scores.pixel_accuracy,
         iou={name: float(iou) for name, iou in zip(images.class_names, scores.iou, strict=True)},
-        shapes=len(network.predictor.shapes),
+        shapes=len(predictor.shapes),
     )
+
+
+class _Exported:
+    """An exported student, called as a `Predictor`."""
+
+    def __init__(self, student: ExportedStudent, path: str | os.PathLike[str]):
+        self._student, self._path = student, os.fspath(path)
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __call__(self, variables: Variables, images: Array, sizes: Array) -> Array:
+        del variables, sizes
+        size, taken = images.shape[1:3], self._student.size
+        if taken.fixed and size != taken:
+            raise UserError(
+                f"{self._path} takes images of {taken.height} x {taken.width}, and the data set "
+                f"has {size[0]} x {size[1]}: export it with --height {size[0]} --width {size[1]}"
+            )
+        self.shapes.add(images.shape)
+        # From the host on, it goes with images on any number of devices.
+        return jnp.asarray(np.asarray(self._student.predict(np.asarray(images))))
 
 
 def predict(

@@ -133,6 +133,28 @@ def test_the_evaluation_of_a_run_returns_its_scores(trained):
         kdjax.evaluate(workdir / "student")
 
 
+def test_the_file_of_an_exported_student_is_evaluated_itself(trained, tmp_path):
+    workdir, result, _ = trained
+    kdjax.export(workdir, tmp_path / "out", ["stablehlo"], size=(24, 32))
+    file = tmp_path / "out" / "student.stablehlo"
+    found = kdjax.evaluate(workdir, exported=file)
+    assert found.miou == pytest.approx(result.scores["val"].miou)
+    with pytest.raises(UserError, match=r"student\.stablehlo is evaluated as it is: leave out"):
+        kdjax.evaluate(workdir, exported=file, flip=True)
+    with pytest.raises(UserError, match="no exported student; name one of the files student"):
+        kdjax.evaluate(workdir, exported=tmp_path / "out" / "student.onnx")
+    description = file.with_name("export.json")
+    told = json.loads(description.read_text())
+    told["exports"]["stablehlo"]["input_shape"] = [None, 48, 64, 3]
+    description.write_text(json.dumps(told))
+    said = "takes images of 48 x 64, and the data set has 24 x 32: export it with --height 24 --w"
+    with pytest.raises(UserError, match=said):
+        kdjax.evaluate(workdir, exported=file)
+    description.write_text("{}")
+    with pytest.raises(UserError, match=r"export\.json: it must lie beside student\.stablehlo, as"):
+        kdjax.evaluate(workdir, exported=file)
+
+
 def test_a_network_that_was_loaded_labels_what_the_files_are_labelled(trained, tmp_path):
     workdir, result, _ = trained
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
