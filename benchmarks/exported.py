@@ -21,7 +21,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 50, "Images, after three that are not co
 def main(argv: list[str]) -> None:
     _, path = argv
     student = ExportedStudent.load(path)
-    height, width = student.size if student.size.fixed else (HEIGHT.value, WIDTH.value)
+    height, width = student.size.height or HEIGHT.value, student.size.width or WIDTH.value
     generator = np.random.default_rng(0)
     seconds = []
     for _ in range(ROUNDS.value + 3):
