@@ -136,7 +136,7 @@ def test_a_name_that_there_is_not(key):
         ("terms", 3, r"config\.terms is 3; it must be a dict by name"),
         (
             "terms",
-            ConfigDict({"mine": {"loss": "l2"}}),
+            ConfigDict({"mine": {"loss": "l3"}}),
             r'terms\.mine\.loss names the unknown loss "',
         ),
         (
