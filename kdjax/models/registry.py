@@ -242,8 +242,9 @@ def find(
 ) -> tuple[Any, dict[str, Any]]:
     """What a name stands for, and what it is called with; nothing is called.
 
-    A factory gets `num_classes`, `width`, `auxiliary`, `dtype` and `rngs` as far as it names them
-    among its arguments. A width or a dtype that it does not name must be left at its default.
+    A factory gets `num_classes`, which it must have among its arguments unless it is a class with
+    the methods of a `Network`, and `width`, `auxiliary`, `dtype` and `rngs` as far as it has them.
+    A width or a dtype that it does not take must be left at its default.
 
     Args:
       name: one of `NETWORKS`, or "package.module:attribute" of a factory, or of what is a network
@@ -278,6 +279,14 @@ def find(
             key=f"{where}.name",
             options_key=f"{where}.options",
         )
+        # A checkpoint of strangers names what is called: let it be nothing but a network's factory.
+        network = isinstance(found, type) and issubclass(found, Network)
+        if not network and ("num_classes" not in given or "num_classes" in options):
+            raise WrongValue(
+                f"{where}.name",
+                f'names the network "{name}", which is no factory of networks: it must have an '
+                "argument num_classes, which kdjax gives it",
+            )
     elif options:
         raise WrongValue(f"{where}.options", f"is {dict(options)}, and {name} is no factory")
     # Without a word on auxiliary heads, a network has what it has.

@@ -193,6 +193,21 @@ def traced(name, **settings):
     return trace_maps(network, variables, (32, 32), train=True, name="config.student")
 
 
+@pytest.mark.parametrize("options", [{}, {"num_classes": 3}])
+def test_a_checkpoint_calls_nothing_but_factories_of_networks(options, tmp_path):
+    ran = tmp_path / "ran"
+    info = saved.NetworkInfo(
+        "subprocess:call",
+        *(3, 64, True, tuple("abc"), ((0, 0, 0),) * 3),
+        options={"args": ["touch", str(ran)], **options},
+    )
+    _, variables = made("Plain")
+    saved.save(tmp_path, info, variables)
+    with pytest.raises(UserError, match=r"network.json: .* is no factory of networks"):
+        saved.load(tmp_path)
+    assert not ran.exists()
+
+
 def test_mistakes_in_ones_own_network_are_one_line():
     def refused(name, message, **settings):
         with pytest.raises(UserError, match=message) as error:
