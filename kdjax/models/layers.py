@@ -89,7 +89,10 @@ class Conv(nnx.Conv):
         assert isinstance(stride, int)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, self.kernel[0, 0], bias), dtype=self.dtype)
-        y = jax.lax.dot_general(x[:, ::stride, ::stride], kernel, (((3,), (0,)), ((), ())))
+        if stride > 1:
+            # Fused into the product, the slice ends XLA's compiler for GPUs (openxla/xla#47381).
+            x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
+        y = jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
         return y if bias is None else y + bias
 
 

@@ -116,6 +116,20 @@ INFO = NetworkInfo(
 )
 
 
+def test_the_slice_of_a_strided_projection_stays_out_of_its_product():
+    # XLA's compiler for GPUs ends with a failed check where it fuses the two.
+    conv = layers.Conv(4, 6, 1, stride=2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(conv)
+
+    def convolve(state, x):
+        return nnx.merge(graph, state)(x)
+
+    x = jax.random.normal(jax.random.key(1), (1, 6, 8, 4))
+    program = jax.jit(convolve).lower(state, x).as_text()
+    assert "optimization_barrier" in program.partition("stablehlo.slice")[2].partition("dot")[0]
+    np.testing.assert_allclose(convolve(state, x), x[:, ::2, ::2] @ conv.kernel[0, 0], rtol=1e-6)
+
+
 def test_saved_network_comes_back_with_what_describes_it(tmp_path):
     net = tiny()
     info = saved.save(tmp_path / "net", INFO, NNXNetwork.of(net)[1])
