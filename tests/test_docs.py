@@ -21,6 +21,7 @@ OTHERS = {
     "cross_entropy",
     "dead_channels",
     "isda_logits",
+    "phi_s",
     "resize",
     "resize_labels",
     "sampling_weights",

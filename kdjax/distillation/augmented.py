@@ -1,13 +1,14 @@
-"""FAKD and ISDA as terms: losses under augmented features, which carry their statistics."""
+"""Terms that carry statistics of features: FAKD and ISDA, which augment them, OFD, and PHI-S."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from kdjax import losses
-from kdjax.distillation.loss import Inputs, Loss, Names, labelled, need_scores
+from kdjax.distillation.loss import Inputs, Loss, Metrics, Names, labelled, need_scores
 from kdjax.distillation.maps import Classification, Spec
 from kdjax.losses import ClassStatistics
 
@@ -117,3 +118,146 @@ class ISDACrossEntropy(_Augmented):
 def _classifier(inputs: Inputs) -> Classification:
     assert inputs.classifier is not None  # check() saw it
     return inputs.classifier
+
+
+class Margin(NamedTuple):
+    """The mean of what is below 0 in each channel of a map.
+
+    Attributes:
+      mean: [C], 0 where nothing was.
+      count: how many values it is of.
+    """
+
+    mean: Float[Array, " C"]
+    count: Float[Array, " C"]
+
+
+class OFD(Loss):
+    """A comprehensive overhaul of feature distillation: Heo et al. 2019.
+
+    The teacher's maps before their ReLU are the targets, raised to a margin where they are below
+    it; a student that is below 0, where the target is too, is left alone. The margin, the mean of
+    a channel's negative values, is of all batches so far. Maps behind a ReLU have none below 0.
+
+    Attributes:
+      scales: of the mean over each map; the authors' 1e-5 on a sum, divided by 8, 4, 2, 1 and 1, at
+        513 x 513 pixels and an output stride of 16.
+    """
+
+    student: Names = ("stage1", "stage2", "stage3", "stage4", "head")
+    teacher: Names | None = ("stage1", "stage2", "stage3", "stage4", "head")
+    adapter: str = "always"
+    adapter_norm: bool = True
+    scales: tuple[float, ...] = (5.3, 5.4, 5.6, 22.3, 2.8)
+
+    def check(self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]) -> None:
+        if not isinstance(student, tuple) or len(student) != len(self.scales):
+            raise ValueError(
+                f"reads a map for each of its {len(self.scales)} scales: name as many, in a tuple"
+            )
+
+    def init_state(
+        self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]
+    ) -> dict[str, Margin]:
+        named = zip(self.names("teacher"), teacher, strict=True)
+        return {
+            name: Margin(jnp.zeros(spec.channels), jnp.zeros(spec.channels)) for name, spec in named
+        }
+
+    def update(self, state: dict[str, Margin], inputs: Inputs) -> dict[str, Margin]:
+        def with_map(margin: Margin, x: Float[Array, "B h w C"]) -> Margin:
+            x = jnp.minimum(x.astype(jnp.float32), 0.0)
+            below = jnp.sum(x < 0, (0, 1, 2)).astype(jnp.float32)
+            count = margin.count + below
+            moved = jnp.sum(x, (0, 1, 2)) - below * margin.mean
+            return Margin(margin.mean + moved / jnp.maximum(count, 1.0), count)
+
+        found = zip(state.items(), inputs.teacher, strict=True)
+        return {name: with_map(margin, x) for (name, margin), x in found}
+
+    def __call__(
+        self, inputs: Inputs, params: PyTree, state: dict[str, Margin]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        apart, total = {}, jnp.zeros(())
+        for scale, (name, margin), mine, other in zip(
+            self.scales, state.items(), inputs.student, inputs.teacher, strict=True
+        ):
+            student = mine.astype(jnp.float32)
+            teacher = jax.lax.stop_gradient(other).astype(jnp.float32)
+            target = jnp.maximum(teacher, margin.mean)
+            counted = (student > target) | (target > 0)
+            apart[name] = jnp.mean(jnp.where(counted, jnp.square(student - target), 0.0))
+            total += scale * apart[name]
+        return total, apart
+
+
+class Standard(NamedTuple):
+    """How a teacher's features are standardised: `(x - mean) * scale`, or `@ scale`.
+
+    Attributes:
+      statistics: of the features so far, as one class.
+      mean: [D].
+      scale: [D], or a matrix [D, D].
+    """
+
+    statistics: ClassStatistics
+    mean: Float[Array, " D"]
+    scale: Float[Array, "D"] | Float[Array, "D D"]
+
+
+class StandardizedL2(Loss):
+    """Squared distance from the teacher's features at a variance of 1: Ranzinger et al. 2024.
+
+    In the first steps it is 0 and looks at the features; what they are standardised by stays from
+    then on. The weight is ours: the values are about 1 whatever the teacher.
+
+    Attributes:
+      standardize: "phi_s" turns all directions and scales them alike; "channel" scales each
+        channel by itself.
+      fitted_over: the steps that are looked at.
+    """
+
+    student: Names = "head"
+    teacher: Names | None = "head"
+    adapter: str = "always"
+    standardize: Literal["phi_s", "channel"] = "phi_s"
+    fitted_over: int = 50
+
+    def check(self, student: Spec, teacher: Spec) -> None:
+        if self.standardize not in ("phi_s", "channel"):
+            raise ValueError(f'standardize must be "phi_s" or "channel", got "{self.standardize}"')
+        if self.fitted_over < 1:
+            raise ValueError(f"fitted_over must be 1 or more, got {self.fitted_over}")
+
+    def init_state(self, student: Spec, teacher: Spec) -> Standard:
+        whole, channels = self.standardize == "phi_s", teacher.channels
+        statistics = ClassStatistics.zeros(1, channels, full=whole)
+        scale = jnp.eye(channels) if whole else jnp.ones(channels)
+        return Standard(statistics, jnp.zeros(channels), scale)
+
+    def update(self, state: Standard, inputs: Inputs) -> Standard:
+        def look(statistics: ClassStatistics) -> ClassStatistics:
+            together = jnp.zeros(inputs.teacher.shape[:-1], jnp.int32)
+            return statistics.update(inputs.teacher, together)
+
+        def fit(statistics: ClassStatistics) -> Standard:
+            covariance = statistics.covariance[0]
+            if self.standardize == "phi_s":
+                scale = losses.phi_s(covariance)
+            else:
+                scale = jnp.where(covariance > 0, covariance, 1.0) ** -0.5
+            return Standard(statistics, statistics.mean[0], scale)
+
+        looking = inputs.step < self.fitted_over
+        statistics = jax.lax.cond(looking, look, lambda same: same, state.statistics)
+        last = inputs.step == self.fitted_over - 1
+        return jax.lax.cond(last, fit, lambda same: Standard(same, *state[1:]), statistics)
+
+    def __call__(self, inputs: Inputs, params: PyTree, state: Standard) -> Float[Array, ""]:
+        centred = jax.lax.stop_gradient(inputs.teacher).astype(jnp.float32) - state.mean
+        if state.scale.ndim == 2:
+            target = jnp.matmul(centred, state.scale, precision=jax.lax.Precision.HIGHEST)
+        else:
+            target = centred * state.scale
+        value = jnp.mean(losses.l2(inputs.student, target))
+        return jnp.where(inputs.step < self.fitted_over, 0.0, value)

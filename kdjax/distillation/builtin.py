@@ -40,6 +40,12 @@ LOSSES = {
     "fakd_kl": "kdjax.distillation.augmented:FAKDKL",
     "fakd_cwd": "kdjax.distillation.augmented:FAKDCWD",
     "isda_cross_entropy": "kdjax.distillation.augmented:ISDACrossEntropy",
+    "ofd": "kdjax.distillation.augmented:OFD",
+    "standardized_l2": "kdjax.distillation.augmented:StandardizedL2",
+    "attn_fd": "kdjax.distillation.learned:AttnFD",
+    "mgd": "kdjax.distillation.learned:MGD",
+    "af_dcd": "kdjax.distillation.learned:AfDCD",
+    "cirkd_memory": "kdjax.distillation.memory:CIRKDMemory",
 }
 
 

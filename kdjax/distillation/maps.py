@@ -147,12 +147,15 @@ def adapt(params: Params, x: Float[Array, "B h w S"]) -> Float[Array, "B h w T"]
     y = x @ params["kernel"].astype(x.dtype)
     if "bias" in params:
         y = y + params["bias"].astype(x.dtype)
-    if "scale" in params:
-        full = y.astype(jnp.float32)
-        centred = full - full.mean((0, 1, 2))
-        deviation = jnp.sqrt(jnp.square(centred).mean((0, 1, 2)) + _EPSILON)
-        y = (centred / deviation * params["scale"] + params["shift"]).astype(x.dtype)
-    return y
+    return batch_norm(params, y) if "scale" in params else y
+
+
+def batch_norm(params: Params, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+    """Batch norm with the statistics of the batch, and the "scale" and "shift" of an adapter."""
+    full = x.astype(jnp.float32)
+    centred = full - full.mean((0, 1, 2))
+    deviation = jnp.sqrt(jnp.square(centred).mean((0, 1, 2)) + _EPSILON)
+    return (centred / deviation * params["scale"] + params["shift"]).astype(x.dtype)
 
 
 def blank(spec: Spec, images: tuple[int, ...]) -> Array | Classification:

@@ -138,12 +138,16 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "fakd_strong": {"fakd": term("fakd_kl", strength=7.5)},
     "fakd_cwd": {"fakd": term("fakd_cwd")},
     # What the field compares with (docs/methods): losses alone,
-    **{name: {name: term(name)} for name in ("skd_pairwise", "l2", "pkd", "dkd", "wsld")},
+    **{
+        name: {name: term(name)}
+        for name in ("skd_pairwise", "l2", "pkd", "dkd", "wsld", "ofd", "attn_fd")
+    },
+    "phi_s": {"standardized_l2": term("standardized_l2")},
     "dsd": {"dsd_pairs": term("dsd_pairs", student=_PAIR, teacher=_PAIR)},
     "dist": {"inter": term("dist_inter"), "intra": term("dist_intra")},
     "bpkd": {"body": term("bpkd"), "edge": term("bpkd", part="edge", weight=100.0)},
-    # and beside per-pixel KL, as their code runs them, FitNets' loss first. Adversarial terms and
-    # CIRKD's memory are not here.
+    # and beside per-pixel KL, as their code runs them, FitNets' loss first. Adversarial terms are
+    # not here.
     **{
         name: {"pixelwise_kl": term("pixelwise_kl"), loss: term(loss)}
         for name, loss in {
@@ -152,6 +156,14 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
             "ifvd": "ifvd",
             "cirkd_minibatch": "cirkd_minibatch",
         }.items()
+    },
+    # MGD's two shipped configs have CWD on the class scores beside it.
+    "mgd": {"mgd": term("mgd"), "cwd": term("cwd")},
+    "af_dcd": {"pixelwise_kl": term("pixelwise_kl"), "af_dcd": term("af_dcd")},
+    "cirkd": {
+        "pixelwise_kl": term("pixelwise_kl"),
+        "cirkd_minibatch": term("cirkd_minibatch"),
+        "cirkd_memory": term("cirkd_memory"),
     },
     "jml": {
         "pixelwise_kl": term("pixelwise_kl"),
@@ -164,8 +176,12 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 # over that one, and not what both gain over the plain student.
 BUILDS_ON = {
     **dict.fromkeys(
-        ("pixelwise_kl_l2", "attention_transfer", "ifvd", "cirkd_minibatch", "jml"), "pixelwise_kl"
+        ("pixelwise_kl_l2", "attention_transfer", "ifvd", "cirkd_minibatch", "af_dcd", "jml"),
+        "pixelwise_kl",
     ),
+    "phi_s": "l2",
+    "mgd": "cwd",
+    "cirkd": "cirkd_minibatch",
     "pfs_predictions": "pixelwise_kl",
     "fakd": "pixelwise_kl",
     "fakd_strong": "pixelwise_kl",

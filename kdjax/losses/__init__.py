@@ -27,7 +27,7 @@ from kdjax.losses._features import attention_transfer, dead_channels, dsd_pairs,
 from kdjax.losses._labels import bpkd, dkd, gap_weighted_kl, ifvd, wsld
 from kdjax.losses._logits import cwd, dist_inter, dist_intra, pixelwise_kl
 from kdjax.losses._similarity import cirkd_minibatch, pfs, skd_pairwise
-from kdjax.losses._statistics import ClassStatistics
+from kdjax.losses._statistics import ClassStatistics, phi_s
 
 __all__ = [
     "ClassStatistics",
@@ -51,6 +51,7 @@ __all__ = [
     "l2",
     "nfd",
     "pfs",
+    "phi_s",
     "pixelwise_kl",
     "pkd",
     "resize",

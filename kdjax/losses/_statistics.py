@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -140,6 +141,84 @@ class ClassStatistics:
         covariance = (1 - of_other) * self.covariance + of_other * other.covariance
         covariance += of_other * (1 - of_other) * between
         return ClassStatistics(count, self.mean + share[:, None] * apart, covariance)
+
+
+def phi_s(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
+    """PHI-S: the matrix that gives every channel a variance of 1, and scales all directions alike.
+
+    `(x - mean) @ matrix` has a variance of 1 in each of its D channels, and `matrix @ matrix.T` is
+    the identity over v, the mean variance of x: a rotation and one scale, so that distances keep
+    their proportions, and `v * matrix.T` undoes it.
+
+    Args:
+      covariance: Of the features, as `ClassStatistics` with a full covariance has it.
+
+    Returns:
+      float32 `[D, D]`.
+
+    Raises:
+      ValueError: If the covariance is not square.
+
+    Source:
+      Ranzinger et al., "PHI-S: distribution balancing for label-free multi-teacher distillation"
+      (2024), the authors' example: the principal axes, turned by a Hadamard matrix so that each
+      channel has a share of all. Where none of Sylvester's or Paley's has D rows, a random
+      rotation is near it, and variances are near 1.
+    """
+    if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
+        raise ValueError(f"covariance must be [D, D], got {shape_of(covariance)}")
+    values, axes = jnp.linalg.eigh(covariance.astype(jnp.float32))
+    # An axis has no direction of its own; another one would be another target.
+    largest = jnp.argmax(jnp.abs(axes), axis=0)
+    axes = axes * jnp.sign(jnp.take_along_axis(axes, largest[None], 0))
+    mean = jnp.mean(jnp.maximum(values, 0.0))
+    turned = einsum("ae,ye->ay", axes, jnp.asarray(_hadamard(len(covariance)), jnp.float32))
+    return turned * jax.lax.rsqrt(jnp.where(mean > 0, mean, 1.0))
+
+
+@functools.cache
+def _hadamard(size: int) -> np.ndarray:
+    """An orthogonal matrix whose entries have one size, or nearly where none is known."""
+    found = _signs(size)
+    if found is None:
+        drawn = np.random.default_rng(0).choice((-1.0, 1.0), (size, size))
+        left, _, right = np.linalg.svd(drawn)
+        return left @ right
+    return found / np.sqrt(size)
+
+
+def _signs(size: int) -> np.ndarray | None:
+    """A Hadamard matrix by the constructions of Sylvester and Paley, or None."""
+    two = np.array([[1, 1], [1, -1]])
+    if size <= 2:
+        return two[:size, :size]
+    if size % 4:
+        return None
+    if (half := _signs(size // 2)) is not None:
+        return np.kron(two, half)
+    if _is_prime(size - 1):
+        return np.eye(size, dtype=int) + _conference(size - 1, -1)
+    prime = size // 2 - 1
+    if prime % 4 == 1 and _is_prime(prime):
+        turned = np.array([[1, -1], [-1, -1]])
+        return np.kron(_conference(prime, 1), two) + np.kron(np.eye(size // 2, dtype=int), turned)
+    return None
+
+
+def _conference(prime: int, sign: int) -> np.ndarray:
+    """0 on the diagonal and Paley's quadratic residues, with a border of ones."""
+    numbers = np.arange(prime)
+    residue = np.isin(numbers, numbers[1:] ** 2 % prime)
+    character = np.where(numbers == 0, 0, np.where(residue, 1, -1))
+    matrix = np.ones((prime + 1, prime + 1), int)
+    matrix[0, 0] = 0
+    matrix[1:, 0] = sign
+    matrix[1:, 1:] = character[(numbers[:, None] - numbers) % prime]
+    return matrix
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % part for part in range(2, int(number**0.5) + 1))
 
 
 # Where counting ends.

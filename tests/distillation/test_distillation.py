@@ -367,10 +367,17 @@ def test_schedules_go_from_weight_to_final_weight():
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_loss_is_a_term_with_one_entry(name):
-    # The networks have no auxiliary scores.
+    # The networks have no auxiliary scores, and small maps of few channels.
     both = ("stage4", "head")
-    named = {"student": both, "teacher": both} if name == "dsd_pairs" else {}
-    distiller = Distiller({"t": term(name, **named)}, student=STUDENT, teacher=TEACHER)
+    changes = {
+        "dsd_pairs": {"student": both, "teacher": both},
+        "af_dcd": {"pool": 1, "groups": 3},
+        "cirkd_memory": {"pixels": 30, "regions": 30},
+        "ofd": {"student": both, "teacher": both, "scales": (1.0, 1.0)},
+        "standardized_l2": {"fitted_over": 5},
+    }
+    entry = term(name, **changes.get(name, {}))
+    distiller = Distiller({"t": entry}, student=STUDENT, teacher=TEACHER)
     params, state = distiller.init(jax.random.key(0))
     teacher = TEACHER if distiller.needs_teacher else None
 
