@@ -125,11 +125,11 @@ class Margin(NamedTuple):
 
     Attributes:
       mean: [C], 0 where nothing was.
-      count: how many values it is of.
+      seen: how many values it is of.
     """
 
     mean: Float[Array, " C"]
-    count: Float[Array, " C"]
+    seen: Float[Array, " C"]
 
 
 class OFD(Loss):
@@ -156,9 +156,7 @@ class OFD(Loss):
                 f"reads a map for each of its {len(self.scales)} scales: name as many, in a tuple"
             )
 
-    def init_state(
-        self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]
-    ) -> dict[str, Margin]:
+    def init_state(self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]) -> dict[str, Margin]:
         named = zip(self.names("teacher"), teacher, strict=True)
         return {
             name: Margin(jnp.zeros(spec.channels), jnp.zeros(spec.channels)) for name, spec in named
@@ -168,23 +166,23 @@ class OFD(Loss):
         def with_map(margin: Margin, x: Float[Array, "B h w C"]) -> Margin:
             x = jnp.minimum(x.astype(jnp.float32), 0.0)
             below = jnp.sum(x < 0, (0, 1, 2)).astype(jnp.float32)
-            count = margin.count + below
+            seen = margin.seen + below
             moved = jnp.sum(x, (0, 1, 2)) - below * margin.mean
-            return Margin(margin.mean + moved / jnp.maximum(count, 1.0), count)
+            return Margin(margin.mean + moved / jnp.maximum(seen, 1.0), seen)
 
-        found = zip(state.items(), inputs.teacher, strict=True)
-        return {name: with_map(margin, x) for (name, margin), x in found}
+        found = zip(self.names("teacher"), inputs.teacher, strict=True)
+        return {name: with_map(state[name], x) for name, x in found}
 
     def __call__(
         self, inputs: Inputs, params: PyTree, state: dict[str, Margin]
     ) -> tuple[Float[Array, ""], Metrics]:
         apart, total = {}, jnp.zeros(())
-        for scale, (name, margin), mine, other in zip(
-            self.scales, state.items(), inputs.student, inputs.teacher, strict=True
+        for scale, name, mine, other in zip(
+            self.scales, self.names("teacher"), inputs.student, inputs.teacher, strict=True
         ):
             student = mine.astype(jnp.float32)
             teacher = jax.lax.stop_gradient(other).astype(jnp.float32)
-            target = jnp.maximum(teacher, margin.mean)
+            target = jnp.maximum(teacher, state[name].mean)
             counted = (student > target) | (target > 0)
             apart[name] = jnp.mean(jnp.where(counted, jnp.square(student - target), 0.0))
             total += scale * apart[name]

@@ -102,8 +102,8 @@ class AfDCD(_Generated):
         self, inputs: Inputs, params: PyTree, state: PyTree
     ) -> tuple[Float[Array, ""], Metrics]:
         made = self.generate(inputs, params)
-        vectors = (self._patches(x) for x in (made, inputs.teacher))
-        contrast = _patch_contrast(*vectors, self.groups, self.temperature)
+        student, teacher = (self._patches(x) for x in (made, inputs.teacher))
+        contrast = _patch_contrast(student, teacher, self.groups, self.temperature)
         parts = {
             "imitation": jnp.mean(losses.l2(made, inputs.teacher)),
             "contrast": jnp.mean(contrast),

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from kdjax import losses
 from kdjax.distillation.loss import Inputs, Loss, Metrics, Names
@@ -90,9 +90,7 @@ class CIRKDMemory(Loss):
             "second": init_adapter(second, channels, channels),
         }
 
-    def init_state(
-        self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]
-    ) -> dict[str, Ring]:
+    def init_state(self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]) -> dict[str, Ring]:
         classes, channels = student[1].channels, teacher[0].channels
         sizes = {"pixels": self.pixels // classes, "regions": self.regions // classes}
         # The same in every run: what is drawn here is soon overwritten.
@@ -140,9 +138,7 @@ class CIRKDMemory(Loss):
         made = adapt(params["second"], jax.nn.relu(adapt(params["first"], inputs.student[0])))
         maps = made, jax.lax.stop_gradient(inputs.teacher[0])
         # Selected before they meet: what is not finite would reach the gradient of all.
-        student, teacher = (
-            _directions(jnp.where(inputs.valid[0][..., None], x, 0)) for x in maps
-        )
+        student, teacher = (_directions(jnp.where(inputs.valid[0][..., None], x, 0)) for x in maps)
         valid = inputs.valid[0].reshape(len(made), -1)
         parts, filled = {}, {}
         wanted = {"pixels": self.compared_pixels, "regions": self.compared_regions}

@@ -216,7 +216,10 @@ def test_what_is_drawn_for_an_image_does_not_depend_on_the_devices():
     [
         (term("mgd", masked=1.5), "masked is a share, 0 to 1, got 1.5"),
         (term("mgd", mask="rows"), "mask must be one of pixels, channels, centre, got 'rows'"),
-        (term("af_dcd", groups=3), r"takes maps of 16 x 16 or more, got 5 x 6; lower pool or patch"),
+        (
+            term("af_dcd", groups=3),
+            r"takes maps of 16 x 16 or more, got 5 x 6; lower pool or patch",
+        ),
         (term("attn_fd", student="stage4", teacher="stage4"), "name them in a tuple"),
         (term("af_dcd", pool=1, groups=4), "groups divide the teacher's 6 channels; they are 1, 4"),
     ],

@@ -116,9 +116,7 @@ def test_half_precision_keeps_directions_and_an_absent_class_stays():
         assert ring.vectors.dtype == jnp.bfloat16
         lengths = np.linalg.norm(np.float32(ring.vectors), axis=-1)
         close(lengths, np.ones_like(lengths), 4e-3)
-        np.testing.assert_array_equal(
-            *(np.float32(x[name].vectors[1]) for x in (after, state))
-        )
+        np.testing.assert_array_equal(*(np.float32(x[name].vectors[1]) for x in (after, state)))
         assert int(ring.written[1]) == 0
         assert not np.array_equal(*(np.float32(x[name].vectors[0]) for x in (after, state)))
 
@@ -150,7 +148,7 @@ def formula(loss, params, state, inputs):
     other, valid = unit(np.float64(inputs.teacher[0])), np.asarray(inputs.valid[0])
     parts = []
     for number, (name, count) in enumerate({"pixels": 9, "regions": 6}.items(), start=1):
-        ring = np.float64(np.float32(state[name].vectors))
+        ring = np.asarray(state[name].vectors, np.float64)
         key = jax.random.fold_in(inputs.key, number)
         places = jax.random.choice(key, ring.shape[1], (count // CLASSES + 1,), replace=False)
         memory = ring[:, np.asarray(places)].reshape(-1, CHANNELS)
@@ -217,9 +215,7 @@ def test_ignored_pixels_enter_neither_memory_nor_value():
 def test_memory_and_value_do_not_depend_on_the_devices():
     params, state = begun(EXACT)
     inputs = batch(0)
-    expected, found = (
-        measure(EXACT, params, state, x) for x in (inputs, over_devices(inputs))
-    )
+    expected, found = (measure(EXACT, params, state, x) for x in (inputs, over_devices(inputs)))
     close(found[0], expected[0], 1e-6)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), found[1], expected[1])
     close(found[3][1][0], expected[3][1][0], 1e-5)
