@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from tools.hlo import float32_arrays, parse, reads
+from kdjax.planning.hlo import parse
+from tools.hlo import float32_arrays, reads
 
 CHANNELS = 128  # of the features that FAKD moves
 SIZES = [(4, 65, 65, 21), (4, 64, 128, 19), (4, 64, 64, 150)]

@@ -3,8 +3,9 @@
 python -m kdjax.plan --config configs/X.py --topology v5e:4x4 [--search_batch] [--json FILE]
 
 Compiles the config's step from shapes alone: no data, no weights, no accelerator. TPUs need
-`pip install "kdjax[tpu]"`; `--topology local` takes the devices of this machine. Times are those of
-a chip at its peak, which no real step reaches.
+`pip install "kdjax[tpu]"`, GPUs (h100:8, or h100:2x8 for two hosts) `"kdjax[cuda-plan]"`;
+`--topology local` takes the devices of this machine. Times are those of a chip at its peak, which
+no real step reaches.
 """
 
 import pathlib
@@ -24,7 +25,7 @@ from kdjax.planning.estimate import Plan, make_plan
 
 _CONFIG = ConfigFlag()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, 'A slice as v5e:4x4, or "local" for the devices of this machine.'
+    "topology", None, 'As v5e:4x4, h100:8 or h100:2x8, or "local" for the devices of this machine.'
 )
 _CLASSES = flags.DEFINE_integer(
     "num_classes", None, "Classes of the data, where its name does not say.", lower_bound=1
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = _CONFIG.read()
     if _TOPOLOGY.value is None:
-        raise UserError("--topology is missing, as in --topology v5e:4x4 or --topology local")
+        raise UserError("--topology is missing, as in --topology v5e:4x4, h100:8 or local")
     output = pathlib.Path(_JSON.value) if _JSON.value else None
     if output and not output.parent.is_dir():
         raise UserError(f"--json {output}: there is no folder {output.parent}")

@@ -2,46 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator
 
-# These name or view a buffer that exists already.
-VIEWS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "optimization-barrier")
-
-
-class Instruction(NamedTuple):
-    """One line of a computation, and the computations that it calls."""
-
-    name: str
-    shape: str
-    operation: str
-    operands: tuple[str, ...]
-    calls: tuple[str, ...]
-
-
-Program = Mapping[str, list[Instruction]]
-
-
-def parse(text: str) -> tuple[Program, str]:
-    """The computations of an HLO module by name, and the name of the entry."""
-    program: dict[str, list[Instruction]] = {}
-    entry = current = ""
-    for line in text.splitlines():
-        if header := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
-            current = header[2]
-            program[current] = []
-            entry = current if header[1] else entry
-        # The shape of a tuple stands in brackets and holds spaces.
-        elif found := re.match(r"  (?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
-            name, shape, operation, rest = found.groups()
-            arguments, _, attributes = rest.partition("), ")
-            calls = re.findall(r"(?:calls|to_apply|body|condition)=%([\w.-]+)", attributes)
-            operands = re.findall(r"%([\w.-]+)", arguments)
-            if operation == "parameter":
-                operands = [arguments.rstrip(")")]
-            instruction = Instruction(name, shape, operation, tuple(operands), tuple(calls))
-            program[current].append(instruction)
-    return program, entry
+from kdjax.planning.hlo import VIEWS, Instruction, Program
 
 
 def executed(program: Program, computation: str) -> Iterator[Instruction]:

@@ -1,8 +1,10 @@
 """Accelerators, their figures, and topologies of them that need not be here."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +35,11 @@ class Chip:
       memory_bandwidth: bytes a second from and to that memory.
       link_bandwidth: bytes a second through one link, in one direction.
       links: to its neighbours.
+      network_bandwidth: bytes a second to other hosts, in one direction; 0 where links reach them.
+      usable: the share of the memory that arrays can have.
       shapes: of the slices that there are; none where chips do not come in slices.
       wraps_at: a side of a slice is closed to a ring where it is a multiple of this.
+      target: what XLA compiles for, by the names of its GpuTargetConfigProto; empty for TPUs.
       sources: where the figures stand.
     """
 
@@ -45,15 +50,44 @@ class Chip:
     memory_bandwidth: float
     link_bandwidth: float
     links: int
+    network_bandwidth: float = 0.0
+    usable: float = 1.0
     shapes: tuple[str, ...] = ()
     wraps_at: int = 0
+    target: Mapping[str, float] = dataclasses.field(default_factory=dict)
     sources: tuple[str, ...] = ()
+
+    @property
+    def usable_memory(self) -> float:
+        """Bytes that arrays can have."""
+        return self.usable * self.memory
 
 
 def _tpu(flops: float) -> dict[str, float]:
     """XLA multiplies float32 in bfloat16 on a TPU unless a program asks for more."""
     return {"bfloat16": flops, "float32": flops}
 
+
+# What JAX takes of a GPU's memory at its start. The rest is headroom for what no plan counts.
+_GPU_SHARE = 0.75
+_GPU_SOURCES = (
+    "https://docs.jax.dev/en/latest/gpu_memory_allocation.html (the share of the memory)",
+    "https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs",
+)
+_BASEPOD = (
+    "https://docs.nvidia.com/dgx-basepod/reference-architecture-infrastructure-foundation-"
+    "enterprise-ai/latest/core-components.html (network: 400 Gb/s a GPU)"
+)
+_DGX_A100 = "https://docs.nvidia.com/dgx/dgxa100-user-guide/introduction-to-dgxa100.html (network)"
+_HOPPER = {
+    "core_count": 132,
+    "fpus_per_core": 128,
+    "shared_memory_per_core": 233_472,
+    "shared_memory_per_block_optin": 232_448,
+    "l2_cache_size": 52_428_800,
+    "clock_rate_ghz": 1.98,
+    "major": 9,
+}
 
 # A link's bandwidth is the published one of a chip, in both directions and over all links, divided
 # by both. v4's is the 50 GB/s of the paper.
@@ -109,7 +143,8 @@ CHIPS = (
         wraps_at=16,
         sources=("https://docs.cloud.google.com/tpu/docs/v6e",),
     ),
-    # Dense, without sparsity; float32 convolutions run in TF32. NVLink counts as one link.
+    # Dense, without sparsity; float32 convolutions run in TF32. NVLink counts as one link, and the
+    # network is that of NVIDIA's own machines, a card for each GPU: clouds may have less.
     Chip(
         name="A100 80GB",
         kinds=("NVIDIA A100-SXM4-80GB",),
@@ -118,7 +153,24 @@ CHIPS = (
         memory_bandwidth=2039e9,
         link_bandwidth=300e9,
         links=1,
-        sources=("https://www.nvidia.com/en-us/data-center/a100/",),
+        network_bandwidth=25e9,
+        usable=_GPU_SHARE,
+        target={
+            "core_count": 108,
+            "fpus_per_core": 64,
+            "shared_memory_per_core": 167_936,
+            "shared_memory_per_block_optin": 166_912,
+            "l2_cache_size": 41_943_040,
+            "clock_rate_ghz": 1.41,
+            "major": 8,
+            "memory_bandwidth": 2_039_040_000_000,
+            "device_memory_size": 85_100_068_864,
+        },
+        sources=(
+            "https://www.nvidia.com/en-us/data-center/a100/",
+            "https://docs.nvidia.com/dgx/dgxa100-user-guide/introduction-to-dgxa100.html (network)",
+            *_GPU_SOURCES,
+        ),
     ),
     Chip(
         name="H100 SXM",
@@ -128,7 +180,14 @@ CHIPS = (
         memory_bandwidth=3350e9,
         link_bandwidth=450e9,
         links=1,
-        sources=("https://www.nvidia.com/en-us/data-center/h100/",),
+        network_bandwidth=50e9,
+        usable=_GPU_SHARE,
+        target={
+            **_HOPPER,
+            "memory_bandwidth": 3_352_320_000_000,
+            "device_memory_size": 84_942_979_072,
+        },
+        sources=("https://www.nvidia.com/en-us/data-center/h100/", _BASEPOD, *_GPU_SOURCES),
     ),
     Chip(
         name="H200 SXM",
@@ -138,12 +197,20 @@ CHIPS = (
         memory_bandwidth=4800e9,
         link_bandwidth=450e9,
         links=1,
-        sources=("https://www.nvidia.com/en-us/data-center/h200/",),
+        network_bandwidth=50e9,
+        usable=_GPU_SHARE,
+        target={
+            **_HOPPER,
+            "memory_bandwidth": 4_800_000_000_000,
+            "device_memory_size": 151_397_597_184,
+        },
+        sources=("https://www.nvidia.com/en-us/data-center/h200/", _BASEPOD, *_GPU_SOURCES),
     ),
 )
 
-# Those that come in slices.
+# Those that come in slices, and those of which a host has up to eight.
 TPUS = {chip.name: chip for chip in CHIPS if chip.shapes}
+GPUS = {chip.name.split()[0].lower(): chip for chip in CHIPS if chip.target}
 
 
 def chip_of_kind(kind: str) -> Chip | None:
@@ -161,6 +228,17 @@ _NO_MACHINE = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+
+# JAX's plugins that compile for CUDA; the extra brings the first.
+_CUDA_COMPILERS = {"jax-cuda12-plugin", "jax-cuda13-plugin"}
+
+# What their descriptions for XLA have in common.
+_EVERY_GPU = """
+threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+shared_memory_per_block: 49152 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,25 +267,28 @@ def find_topology(name: str) -> Topology:
     """Returns the devices that `name` stands for.
 
     Args:
-      name: "local", or a generation of TPU and a shape, as "v5e:4x4".
+      name: "local", a generation of TPU and a shape, as "v5e:4x4", or a GPU and how many a host
+        has, as "h100:8", with hosts before them, as "h100:2x8".
 
     Raises:
-      UserError: for an unknown generation or shape (naming those that there are), or without
-        libtpu.
+      UserError: for an unknown chip or shape (naming those that there are), or without the
+        compiler.
     """
     if name == LOCAL:
         devices = jax.devices()
         chip = chip_of_kind(devices[0].device_kind)
         return Topology(name, devices, chip, chip.links if chip else 0)
-    generation, _, shape = name.partition(":")
-    if generation not in TPUS or not shape:
+    kind, _, shape = name.partition(":")
+    if kind not in {*TPUS, *GPUS} or not shape:
         raise UserError(
-            f'--topology is "{name}": give {LOCAL}, or a TPU ({", ".join(TPUS)}) and its '
-            "shape, as v5e:4x4"
+            f'--topology is "{name}": give {LOCAL}, a TPU ({", ".join(TPUS)}) and its shape, as '
+            f"v5e:4x4, or a GPU ({', '.join(GPUS)}) and how many, as h100:8 or h100:2x8 for 2 hosts"
         )
-    chip = TPUS[generation]
+    if kind in GPUS:
+        return Topology(name, _describe_gpus(GPUS[kind], name, shape), GPUS[kind], GPUS[kind].links)
+    chip = TPUS[kind]
     if shape not in chip.shapes:
-        raise UserError(f'--topology is "{name}": {generation} comes as {", ".join(chip.shapes)}')
+        raise UserError(f'--topology is "{name}": {kind} comes as {", ".join(chip.shapes)}')
     return Topology(name, _describe(chip, shape), chip, links_of(chip, shape))
 
 
@@ -236,3 +317,32 @@ def _describe(chip: Chip, shape: str) -> Sequence[Any]:
         # The two cores of a chip as one device, as on a TPU machine.
         options["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(f"{chip.name}:{shape}", "tpu", **options).devices
+
+
+def _describe_gpus(chip: Chip, name: str, shape: str) -> Sequence[Any]:
+    found = re.fullmatch(r"(?:([1-9]\d*)x)?([1248])", shape)
+    if found is None:
+        raise UserError(
+            f'--topology is "{name}": give 1, 2, 4 or 8 GPUs of a host, as h100:8, or so many of '
+            "each of several hosts, as h100:2x8"
+        )
+    if not _CUDA_COMPILERS & {x.metadata["Name"] for x in importlib.metadata.distributions()}:
+        raise UserError(
+            "compiling for a GPU needs its compiler, 480 MB: pip install 'kdjax[cuda-plan]' (on "
+            "any machine with Linux; neither a GPU nor CUDA is needed)"
+        )
+    return topologies.get_topology_desc(
+        "", "cuda", topology=f"1x{found[1] or 1}x{found[2]}", target_config=_target(chip)
+    ).devices
+
+
+def _target(chip: Chip) -> str:
+    """A GpuTargetConfigProto as text."""
+    figures = dict(chip.target)
+    major = figures.pop("major")
+    lines = " ".join(f"{name}: {value}" for name, value in figures.items())
+    return (
+        f"gpu_device_info {{ {_EVERY_GPU} {lines} cuda_compute_capability {{ major: {major} }} }} "
+        'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } '
+        f'device_description_str: "{chip.kinds[0]}"'
+    )

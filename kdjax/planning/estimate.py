@@ -1,166 +1,15 @@
 """What a compiled step takes and moves, and how long that may last."""
 
 import dataclasses
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from kdjax.config import Config
 from kdjax.planning.chips import Chip, Topology
+from kdjax.planning.hlo import Collective, memory_traffic, read_collectives
 from kdjax.planning.program import DoesNotFit, Program, Work, make_program
-
-KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
-
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_CALLED = re.compile(r"\b(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CONSTANT = re.compile(r"\b[su]32\[\](?:\{[^}]*\})? constant\((\d+)\)")
-_PARTITIONS = re.compile(r"num_partitions=(\d+)")
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\})")
-
-_BITS = re.compile(r"(\d+)")
-
-
-@dataclasses.dataclass
-class Collective:
-    """All collectives of a kind in one run of a program, on one device.
-
-    Attributes:
-      kind: one of `KINDS`.
-      count: how often it runs.
-      bytes: of the arrays that are reduced, gathered or sent: the larger side of each.
-      sent_bytes: what a device must send for them at least.
-    """
-
-    kind: str
-    count: int = 0
-    bytes: int = 0
-    sent_bytes: float = 0.0
-
-
-def read_collectives(text: str) -> list[Collective]:
-    """Adds up the collectives of an optimized HLO module, by kind.
-
-    Those in a loop count as often as the loop turns, where the module tells: XLA's own remark, or
-    the only constant of the loop's condition. Otherwise they count once.
-
-    Args:
-      text: as `jax.stages.Compiled.as_text` returns it.
-    """
-    computations, entry = _split(text)
-    found = _PARTITIONS.search(text)
-    partitions = int(found.group(1)) if found else 1
-    totals = {kind: Collective(kind) for kind in KINDS}
-    for name, times in _times(computations, entry).items():
-        for line in computations[name]:
-            if match := _COLLECTIVE.search(line):
-                kind, group = match.group(2), _group_size(line, partitions)
-                size = _size(match.group(1), kind, bool(match.group(3)))
-                if kind == "reduce-scatter":
-                    size *= group
-                total = totals[kind]
-                total.count += times
-                total.bytes += times * size
-                total.sent_bytes += times * size * _share(kind, group)
-    return [total for total in totals.values() if total.count]
-
-
-def _split(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of every computation, and the name of the one that starts."""
-    computations: dict[str, list[str]] = {}
-    lines: list[str] = []
-    entry = ""
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            lines = computations.setdefault(match.group(2), [])
-            entry = match.group(2) if match.group(1) else entry
-        elif line.startswith(" "):
-            lines.append(line)
-    return computations, entry
-
-
-def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs when the module runs once."""
-    times: defaultdict[str, int] = defaultdict(int)
-
-    def visit(name: str, count: int) -> None:
-        times[name] += count
-        for line in computations[name]:
-            for called, turns in _calls(line, computations):
-                if called in computations:
-                    visit(called, count * turns)
-
-    visit(entry, 1)
-    return times
-
-
-def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
-    if match := _WHILE.search(line):
-        condition, body = match.groups()
-        yield body, _turns(line, computations.get(condition, []))
-        return
-    if match := _CALLED.search(line):
-        yield match.group(1), 1
-    if match := _BRANCHES.search(line):
-        for name in match.group(1).split(","):
-            yield name.strip().lstrip("%"), 1
-
-
-def _turns(line: str, condition: list[str]) -> int:
-    if known := _TRIPS.search(line):
-        return int(known.group(1))
-    constants = _CONSTANT.findall("\n".join(condition))
-    return int(constants[0]) if len(constants) == 1 else 1
-
-
-def _size(result: str, kind: str, starts: bool) -> int:
-    """Bytes of a collective's result.
-
-    The start of an asynchronous one returns its operands beside its results, but for all-reduce.
-    """
-    sizes = [_array_bytes(*array) for array in _ARRAY.findall(result)]
-    if not starts or kind == "all-reduce":
-        return sum(sizes)
-    if kind == "all-gather":
-        return sum(sizes[len(sizes) // 2 :])
-    return sizes[1]
-
-
-def _array_bytes(dtype: str, shape: str) -> int:
-    elements = 1
-    for side in filter(None, shape.split(",")):
-        elements *= int(side)
-    bits = _BITS.search(dtype)
-    return elements * (int(bits.group(1)) if bits else 8) // 8
-
-
-def _group_size(line: str, partitions: int) -> int:
-    match = _GROUPS.search(line)
-    if match is None:
-        return partitions
-    return int(match.group(1)) if match.group(1) else len(match.group(2).split(","))
-
-
-def _share(kind: str, group: int) -> float:
-    """What a device sends at least, as a share of the array, in a group of this size."""
-    if kind == "collective-permute":
-        return 1.0
-    share = (group - 1) / group
-    return 2 * share if kind == "all-reduce" else share
 
 
 def largest_batch(fits: Callable[[int], bool], start: int) -> int:
@@ -186,25 +35,30 @@ class Roofline:
 
     Attributes:
       compute: for the multiplications.
-      memory: for the bytes that XLA counts, some of which never leave the chip: an estimate, where
-        the other two are bounds.
+      memory: for the memory traffic, some of which never leaves the chip: an estimate, where the
+        others are bounds. None where the traffic is unknown.
       interconnect: for the collectives over its links.
+      network: for those between hosts; 0.0 where links do that too.
     """
 
     compute: float
-    memory: float
+    memory: float | None
     interconnect: float
+    network: float = 0.0
 
     @property
     def step(self) -> float:
-        """All three at once."""
-        return max(dataclasses.astuple(self))
+        """All that are known at once."""
+        return max(self._known().values())
 
     @property
     def limit(self) -> str:
         """The resource that takes longest."""
-        times = dataclasses.asdict(self)
+        times = self._known()
         return max(times, key=lambda resource: times[resource])
+
+    def _known(self) -> dict[str, float]:
+        return {name: time for name, time in dataclasses.asdict(self).items() if time is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +70,10 @@ class Plan:
       memory: bytes of one device by kind, as far as they are known.
       refusal: why the compiler refused; empty where it did not.
       work: multiplications and additions of all devices.
-      compiler_flops: XLA's count on one device, the bodies of loops once; None if refused.
-      bytes_moved: read and written by one device's operations by XLA's count, which takes the
-        bodies of loops once, and what stays in memory on the chip as well.
+      compiler_flops: XLA's count on one device, the bodies of loops once; None where it has none.
+      bytes_moved: read and written by one device's operations, what stays in memory on the chip as
+        well; None where nobody counted.
+      counted_by: "XLA", which takes the bodies of loops once, or "kdjax", as `hlo.memory_traffic`.
       collectives: of one device.
       roofline: None where the program was refused or the chip's peak is not known.
     """
@@ -229,6 +84,7 @@ class Plan:
     work: Work
     compiler_flops: float | None
     bytes_moved: float | None
+    counted_by: str
     collectives: list[Collective]
     roofline: Roofline | None
 
@@ -241,7 +97,7 @@ class Plan:
         """Whether a device has room for it; None where its memory is not known."""
         if self.refusal:
             return False
-        return self.needed <= chip.memory if chip else None
+        return self.needed <= chip.usable_memory if chip else None
 
     def images_per_second(self) -> float | None:
         """At the step time of the roofline."""
@@ -265,17 +121,24 @@ def make_plan(config: Config, topology: Topology, *, num_classes: int, batch_siz
         compiled = program.compile()
     except DoesNotFit as error:
         resident = program.resident_bytes()
-        return Plan(batch_size, resident, str(error), program.work, None, None, [], None)
+        return Plan(batch_size, resident, str(error), program.work, None, None, "", [], None)
+    devices, text = program.placement.mesh.devices.flat, compiled.as_text() or ""
     costs: Any = compiled.cost_analysis() or {}
-    moved = float(costs.get("bytes accessed", 0.0))
-    found = read_collectives(compiled.as_text() or "")
+    moved, counted_by = costs.get("bytes accessed"), "XLA"
+    if devices[0].platform == "gpu":
+        # XLA has no count for GPUs that are not here; ours is the same for those that are.
+        moved, counted_by = memory_traffic(text) or None, "kdjax"
+    hosts = [device.process_index for device in devices]
+    by_network = topology.chip is not None and topology.chip.network_bandwidth > 0
+    found = read_collectives(text, hosts if by_network else ())
     return Plan(
         batch_size=batch_size,
         memory=_memory(program, compiled),
         refusal="",
         work=program.work,
-        compiler_flops=float(costs.get("flops", 0.0)),
+        compiler_flops=costs.get("flops"),
         bytes_moved=moved,
+        counted_by=counted_by if moved else "",
         collectives=found,
         roofline=_roofline(config, topology, program.work, moved, found),
     )
@@ -297,7 +160,7 @@ def _memory(program: Program, compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _roofline(
-    config: Config, topology: Topology, work: Work, moved: float, found: list[Collective]
+    config: Config, topology: Topology, work: Work, moved: float | None, found: list[Collective]
 ) -> Roofline | None:
     chip = topology.chip
     if chip is None:
@@ -306,8 +169,10 @@ def _roofline(
     teacher_peak = chip.flops[config.teacher.dtype]
     compute = work.teacher / teacher_peak + (work.step - work.teacher) / student_peak
     sent = sum(collective.sent_bytes for collective in found)
+    network = sum(collective.network_bytes for collective in found)
     return Roofline(
         compute=compute / len(topology.devices),
-        memory=moved / chip.memory_bandwidth,
+        memory=moved / chip.memory_bandwidth if moved else None,
         interconnect=sent / topology.send_bandwidth if sent else 0.0,
+        network=network / chip.network_bandwidth if network else 0.0,
     )

@@ -8,6 +8,15 @@ from kdjax.environment import versions
 from kdjax.planning.chips import GIB, Topology
 from kdjax.planning.estimate import Plan
 
+_NOT_COUNTED = (
+    "{:.0f} % by default. Not counted: workspaces of cuDNN and cuBLAS, which come out of it, and "
+    "CUDA's context and NCCL's buffers, which come out of the rest"
+)
+_REMARKS = {
+    "XLA": "bodies of loops once; traffic that stays on the chip too",
+    "kdjax": "operands and results of each operation; what a cache keeps counts too",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Largest:
@@ -57,7 +66,7 @@ def as_json(
         "chip": dataclasses.asdict(chip) if chip else topology.devices[0].device_kind,
         "send_bandwidth": topology.send_bandwidth,
         **_plan_json(topology, plan),
-        "versions": versions("jax", "flax", "optax", "libtpu"),
+        "versions": versions("jax", "flax", "optax", "libtpu", "jax-cuda12-plugin"),
     }
     if price is not None:
         found["price_per_chip_hour"] = price
@@ -105,10 +114,14 @@ def _memory(topology: Topology, plan: Plan) -> list[tuple[str, str]]:
         return [*rows, ("the compiler refuses", plan.refusal)]
     rows.append(("together", _bytes(plan.needed)))
     if topology.chip:
-        share = plan.needed / topology.chip.memory
-        verdict = "fits" if plan.fits(topology.chip) else "does not fit"
-        rows.append(("the chip has", _bytes(topology.chip.memory)))
-        rows.append((verdict, f"{100 * share:.0f} %"))
+        chip = topology.chip
+        verdict = "fits" if plan.fits(chip) else "does not fit"
+        rows.append(("the chip has", _bytes(chip.memory)))
+        if chip.usable < 1:
+            rows.append(("JAX takes (+)", _bytes(chip.usable_memory)))
+        rows.append((verdict, f"{100 * plan.needed / chip.usable_memory:.0f} %"))
+        if chip.usable < 1:
+            rows.append(("(+)", _NOT_COUNTED.format(100 * chip.usable)))
     return rows
 
 
@@ -118,27 +131,36 @@ def _work(topology: Topology, plan: Plan) -> list[tuple[str, str]]:
         rows = [("teacher, forward", _work_of(plan.work.teacher)), *rows]
     rows.append(("everything", _work_of(plan.work.step)))
     rows.append(("everything, on a device", _work_of(plan.work.step / len(topology.devices))))
-    if plan.compiler_flops is not None and plan.bytes_moved is not None:
-        rows.append(("by XLA's count (*)", _work_of(plan.compiler_flops)))
-        rows.append(("memory traffic of a device (*)", _bytes(plan.bytes_moved)))
-        rows.append(("(*)", "bodies of loops once; traffic that stays on the chip too"))
-    return rows
+    if plan.refusal:
+        return rows
+    if plan.compiler_flops is not None:
+        rows.append(("by XLA's count, bodies of loops once", _work_of(plan.compiler_flops)))
+    if plan.bytes_moved is None:
+        return [*rows, ("memory traffic of a device", "unknown")]
+    rows.append((f"memory traffic of a device, by {plan.counted_by} (*)", _bytes(plan.bytes_moved)))
+    return [*rows, ("(*)", _REMARKS[plan.counted_by])]
 
 
 def _collectives(plan: Plan) -> list[tuple[str, str]]:
     if plan.refusal:
         return []
-    return [
-        (found.kind, f"{found.count} x, {_bytes(found.bytes)}, sends {_bytes(found.sent_bytes)}")
-        for found in plan.collectives
-    ] or [("none", "")]
+    rows = []
+    for found in plan.collectives:
+        sent = f"{found.count} x, {_bytes(found.bytes)}, sends {_bytes(found.sent_bytes)}"
+        if found.network_bytes:
+            sent += f", to other hosts {_bytes(found.network_bytes)}"
+        rows.append((found.kind, sent))
+    return rows or [("none", "")]
 
 
 def _time(topology: Topology, plan: Plan, price: float | None) -> list[tuple[str, str]]:
     roofline, devices = plan.roofline, len(topology.devices)
     if roofline is None:
         return []
-    rows = [(name, _ms(seconds)) for name, seconds in dataclasses.asdict(roofline).items()]
+    times = dataclasses.asdict(roofline)
+    if not roofline.network:
+        del times["network"]
+    rows = [(name, "unknown" if time is None else _ms(time)) for name, time in times.items()]
     rows.append(("step", f"{_ms(roofline.step)}, limited by {roofline.limit}"))
     rows.append(("images/s", f"{plan.images_per_second():,.0f}"))
     if price is not None:

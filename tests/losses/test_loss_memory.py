@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from kdjax import losses
-from tools.hlo import float32_arrays, parse, reads
+from kdjax.planning.hlo import parse
+from tools.hlo import float32_arrays, reads
 
 
 def compile_gradient(loss, *arguments):
