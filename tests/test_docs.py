@@ -1,18 +1,27 @@
 """The documentation: its examples run, its links lead somewhere, its index is complete."""
 
+import ast
 import pathlib
 import re
 
 import jax
 import pytest
 
+from kdjax import config as configuration
 from kdjax import losses, recipes
 from kdjax.distillation import term
 from tools import comparison, networks
 
-METHODS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "methods"
-RESULTS = METHODS.parent / "results"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+METHODS, RESULTS = DOCS / "methods", DOCS / "results"
 PAGES = sorted(METHODS.glob("*.md"))
+# Those and all others, also of files that the site takes in.
+EVERYWHERE = [
+    page
+    for places in ("*.md", "docs/**/*.md", "datasets/**/*.md", "launch/*.md")
+    for page in ROOT.glob(places)
+]
 INDEX = (METHODS / "README.md").read_text()
 
 # What `kdjax.losses` holds beside distillation losses.
@@ -49,14 +58,64 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def path_of(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", EVERYWHERE, ids=path_of)
 def test_links_and_pictures_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        if not target.startswith("https://"):
+    text = re.sub(r"^(```|~~~).*?^\1|`[^`\n]+`", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match("https?://", target):
             path, _, anchor = target.partition("#")
-            linked = METHODS / path if path else page
+            linked = page.parent / path if path else page
             assert linked.is_file(), f"{page.name}: {target}"
             assert not anchor or anchor in anchors(linked), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/coming_from.md"])
+def test_other_snippets_run(path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.M | re.S)
+    assert blocks
+    for code in blocks:
+        names = {"__name__": "snippet"}
+        exec(compile(code, path, "exec"), names)
+        if "get_config" in names:
+            configuration.validate(names["get_config"]())
+
+
+def test_the_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_reference_has_every_public_module():
+    documented = set()
+    for page in (DOCS / "api").glob("*.md"):
+        documented |= set(re.findall(r"^::: ([\w.]+)$", page.read_text(), re.M))
+    public = {"kdjax", "kdjax.config", "kdjax.recipes"} | {
+        f"kdjax.{package.parent.name}"
+        for package in (ROOT / "kdjax").glob("*/__init__.py")
+        if "import" in package.read_text()
+    }
+    assert public <= documented
+
+
+def cells():
+    for page in (DOCS / "tutorials").glob("*.md"):
+        for number, code in enumerate(
+            re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+        ):
+            yield pytest.param(code, id=f"{page.stem}-{number}")
+
+
+@pytest.mark.parametrize("code", [*cells()])
+def test_tutorials_import_what_there_is(code):
+    tree = ast.parse(code)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in imports:
+        module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        if (module or "").split(".")[0] == "kdjax":
+            exec(compile(ast.Module([node], []), "tutorial", "exec"), {})
 
 
 def test_every_picture_is_shown_and_small():
