@@ -5,6 +5,7 @@ A link from docs/ to another file of the repository, as an example or a data set
 nowhere on the site: that file becomes a page of its own, below `project/`.
 """
 
+import ast
 import html
 import os
 import pathlib
@@ -13,8 +14,10 @@ from collections.abc import Iterable
 
 from latex2mathml import converter
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from mkdocstrings import Inventory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = "docs"
@@ -72,6 +75,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns formulas to MathML."""
     return _FORMULA.sub(_mathml, html)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Requires all that rooms export to be in the reference."""
+    with open(os.path.join(config.site_dir, "objects.inv"), "rb") as file:
+        documented = Inventory.parse_sphinx(file)
+    for module in (ROOT / "kdjax").glob("*/__init__.py"):
+        for statement in ast.parse(module.read_text()).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+                room = f"kdjax.{module.parent.name}"
+                public = {f"{room}.{name}" for name in ast.literal_eval(statement.value)}
+                if missing := sorted(public - documented.keys()):
+                    raise PluginError(f"not in the reference: {', '.join(missing)}")
 
 
 def _mathml(formula: re.Match[str]) -> str:

@@ -4,27 +4,45 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kdjax.errors import UserError
-from kdjax.interop.files import Checkpoint as Checkpoint
-from kdjax.interop.files import read_weights as read_weights
-from kdjax.interop.files import unwrapped
-from kdjax.interop.libraries import from_classifier as from_classifier
-from kdjax.interop.libraries import from_timm as from_timm
-from kdjax.interop.libraries import from_torchvision as from_torchvision
-from kdjax.interop.libraries import is_classifier, is_efficientnet_lite
-from kdjax.interop.libraries import segformer_to_mmseg as segformer_to_mmseg
-from kdjax.interop.libraries import to_timm as to_timm
-from kdjax.interop.mmseg import from_backbone as from_backbone
-from kdjax.interop.mmseg import from_mmseg as from_mmseg
-from kdjax.interop.mmseg import to_mmseg as to_mmseg
-from kdjax.interop.mmseg import weights_of
-from kdjax.interop.projects import from_cirkd as from_cirkd
-from kdjax.interop.projects import from_nvlabs as from_nvlabs
-from kdjax.interop.projects import from_torchdistiller as from_torchdistiller
-from kdjax.interop.projects import red_first as red_first
+from kdjax.interop.files import Checkpoint, read_weights, unwrapped
+from kdjax.interop.libraries import (
+    from_classifier,
+    from_timm,
+    from_torchvision,
+    is_classifier,
+    is_efficientnet_lite,
+    segformer_to_mmseg,
+    to_timm,
+)
+from kdjax.interop.mmseg import from_backbone, from_mmseg, to_mmseg, weights_of
+from kdjax.interop.projects import from_cirkd, from_nvlabs, from_torchdistiller, red_first
 from kdjax.models import Segmenter
 from kdjax.models.outputs import EFFICIENTNET_LITE as EFFICIENTNET_LITE_PREPROCESSING
 from kdjax.models.outputs import IMAGENET as IMAGENET_PREPROCESSING
 from kdjax.models.outputs import MEAN_ONLY, Preprocessing
+
+__all__ = [
+    "EFFICIENTNET_LITE_PREPROCESSING",
+    "IMAGENET_PREPROCESSING",
+    "Checkpoint",
+    "from_backbone",
+    "from_cirkd",
+    "from_classifier",
+    "from_mmseg",
+    "from_nvlabs",
+    "from_timm",
+    "from_torchdistiller",
+    "from_torchvision",
+    "has_auxiliary_head",
+    "load_weights",
+    "origin",
+    "preprocessing",
+    "read_weights",
+    "red_first",
+    "segformer_to_mmseg",
+    "to_mmseg",
+    "to_timm",
+]
 
 MMSEG = "mmsegmentation"
 TORCHVISION = "torchvision"
