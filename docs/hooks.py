@@ -2,7 +2,8 @@
 
 Formulas become MathML when the site is built, so that no script and no font is needed to read them.
 A link from docs/ to another file of the repository, as an example or a data set's page, would lead
-nowhere on the site: that file becomes a page of its own, below `project/`.
+nowhere on the site: that file becomes a page of its own, below `project/`. Tutorials can be taken
+away as notebooks.
 """
 
 import ast
@@ -12,6 +13,8 @@ import pathlib
 import re
 from collections.abc import Iterable
 
+import nbformat
+import notebooks
 from latex2mathml import converter
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -22,6 +25,7 @@ from mkdocstrings import Inventory
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = "docs"
 PROJECT = "project"
+TUTORIALS = "tutorials/"
 NOT_IN_NAV = InclusionLevel.NOT_IN_NAV
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -54,6 +58,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
             kind = pathlib.Path(target).suffix.removeprefix(".")
             text = f"# {pathlib.Path(target).name}\n\n`{target}`\n\n````{kind}\n{text}````\n"
         files.append(File.generated(config, _page(target), content=text, inclusion=NOT_IN_NAV))
+    for page in notebooks.PAGES:
+        made = nbformat.writes(notebooks.notebook(page))
+        files.append(File.generated(config, f"{TUTORIALS}{page.stem}.ipynb", content=made))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -69,7 +76,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         place = _page(target)
         return os.path.relpath(place, os.path.dirname(here)) + (link[2] or "")
 
-    return _LINK.sub(led, markdown)
+    markdown = _LINK.sub(led, markdown)
+    if here.startswith(TUTORIALS) and not page.is_index:
+        button = f"[Download as a notebook]({here.removeprefix(TUTORIALS)[:-2]}ipynb)"
+        markdown = markdown.replace("\n", f"\n\n{button}{{ .md-button }}\n", 1)
+    return markdown
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

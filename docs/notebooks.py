@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -23,6 +24,8 @@ from nbclient import NotebookClient
 
 TUTORIALS = pathlib.Path(__file__).resolve().parent / "tutorials"
 BEGIN, END = "<!-- output -->", "<!-- end of output -->"
+# But for the page that lists them.
+PAGES = sorted(page for page in TUTORIALS.glob("*.md") if page.stem != "README")
 SHOWN = 24  # lines of what a cell prints: the first three and the last
 
 _CELL = re.compile(
@@ -52,9 +55,12 @@ def notebook(page: pathlib.Path) -> Any:
 def execute(page: pathlib.Path, *, check: bool) -> None:
     """Runs the cells of a tutorial in an empty folder and writes what they say into its page."""
     made = notebook(page)
-    # Where kdjax is not installed, it is that of this checkout.
-    paths = [str(TUTORIALS.parent.parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # Where kdjax is not installed, it is that of this checkout; `python` is the one that runs this.
+    for name, first in {
+        "PYTHONPATH": TUTORIALS.parent.parent,
+        "PATH": pathlib.Path(sys.executable).parent,
+    }.items():
+        os.environ[name] = os.pathsep.join(filter(None, [str(first), os.environ.get(name, "")]))
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(made, timeout=None, resources={"metadata": {"path": folder}}).execute()
     if check:
@@ -115,7 +121,7 @@ def _written(outputs: list[Any], folder: pathlib.Path) -> str:
 def main() -> None:
     """Executes the tutorials that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    names = sorted(path.stem for path in TUTORIALS.glob("*.md"))
+    names = [page.stem for page in PAGES]
     parser.add_argument("names", nargs="+", choices=names, metavar=f"{{{','.join(names)}}}")
     parser.add_argument("--check", action="store_true", help="write nothing")
     flags = parser.parse_args()

@@ -14,8 +14,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHIPPED = ("datasets", "configs")
 
 
-def build_wheel(folder: pathlib.Path) -> pathlib.Path:
-    """Builds the wheel of this repository; skips the test where that cannot be done."""
+def build_wheel(folder: pathlib.Path, *, from_sdist: bool = False) -> pathlib.Path:
+    """Builds the wheel of this repository; skips the test where that cannot be done.
+
+    Args:
+      folder: for the sources and what is built.
+      from_sdist: by way of the source distribution, as it is published.
+    """
     missing = [name for name in ("pip", "setuptools") if not importlib.util.find_spec(name)]
     if missing:
         pytest.skip(f"building a wheel needs {missing[0]}")
@@ -27,6 +32,10 @@ def build_wheel(folder: pathlib.Path) -> pathlib.Path:
         )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    if from_sdist:
+        build = "import setuptools.build_meta as b; b.build_sdist('sdist')"
+        subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
+        (source,) = (source / "sdist").glob("*.tar.gz")
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", output, source)
     (built,) = output.glob("*.whl")
     return built

@@ -71,7 +71,9 @@ def test_links_and_pictures_lead_somewhere(page):
             path, _, anchor = target.partition("#")
             linked = page.parent / path if path else page
             assert linked.is_file(), f"{page.name}: {target}"
-            assert not anchor or anchor in anchors(linked), f"{page.name}: {target}"
+            # The reference gets its anchors when the site is built, which looks for them too.
+            known = not anchor or anchor.startswith("kdjax.") or anchor in anchors(linked)
+            assert known, f"{page.name}: {target}"
 
 
 @pytest.mark.parametrize("path", ["README.md", "docs/coming_from.md"])

@@ -56,6 +56,15 @@ def test_a_wheel_holds_every_module_every_data_set_and_every_config(wheel):
     assert held == expected
 
 
+def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path):
+    again = installed.build_wheel(tmp_path, from_sdist=True)
+    held = []
+    for path in (wheel, again):
+        with zipfile.ZipFile(path) as archive:
+            held.append({(info.filename, info.CRC) for info in archive.infolist()})
+    assert held[0] == held[1]
+
+
 def test_the_installed_command_and_its_configs(installation):
     site, run = installation.site, installation.run
     door = site / "bin" / "kdjax"
