@@ -5,7 +5,7 @@ python -m kdjax.plan --config configs/X.py --topology v5e:4x4 [--search_batch] [
 Compiles the config's step from shapes alone: no data, no weights, no accelerator. TPUs need
 `pip install "kdjax[tpu]"`, GPUs (h100:8, or h100:2x8 for two hosts) `"kdjax[cuda-plan]"`;
 `--topology local` takes the devices of this machine. Times are those of a chip at its peak, which
-no real step reaches.
+no real step reaches; `--topology local --measure` runs the step and prints what it took beside.
 """
 
 import pathlib
@@ -32,6 +32,7 @@ _CLASSES = flags.DEFINE_integer(
 )
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "For the cost of steps.", lower_bound=0)
 _SEARCH = flags.DEFINE_bool("search_batch", False, "Search the largest batch that fits.")
+_MEASURE = flags.DEFINE_bool("measure", False, "Run the step too, with --topology local.")
 _JSON = flags.DEFINE_string("json", None, "A file to write the plan to.")
 
 
@@ -46,6 +47,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--json {output}: there is no folder {output.parent}")
     if output and output.is_dir():
         raise UserError(f"--json {output} is a folder; name a file")
+    if _MEASURE.value and _TOPOLOGY.value != chips.LOCAL:
+        raise UserError(f"--measure runs on this machine: --topology local, not {_TOPOLOGY.value}")
     if _TOPOLOGY.value != chips.LOCAL:
         # What is attached here is not asked, and not needed.
         jax.config.update("jax_platforms", "cpu")
@@ -55,7 +58,13 @@ def main(argv: list[str]) -> None:
             f"--search_batch: the memory of {found.devices[0].device_kind} is not in the chip table"
         )
     classes = _CLASSES.value or known_classes(config.data.name)
-    plan = make_plan(config, found, num_classes=classes, batch_size=config.data.batch_size)
+    plan = make_plan(
+        config,
+        found,
+        num_classes=classes,
+        batch_size=config.data.batch_size,
+        measure=_MEASURE.value,
+    )
     largest = _largest(config, found, plan, classes) if _SEARCH.value else None
     told = (config, found, plan, _PRICE.value, largest)
     if output:

@@ -1,10 +1,12 @@
 """What a compiled step takes and moves, and how long that may last."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from kdjax.config import Config
 from kdjax.planning.chips import Chip, Topology
@@ -62,6 +64,26 @@ class Roofline:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a step took where it was run.
+
+    Attributes:
+      seconds: of each step, after two that do not count.
+      peak: most bytes in use on the first device since the process began; None where the back end
+        does not tell, as on a CPU.
+    """
+
+    seconds: tuple[float, ...]
+    peak: int | None
+
+    @property
+    def quartiles(self) -> tuple[float, float, float]:
+        """The first, the median and the third."""
+        low, middle, high = np.percentile(self.seconds, [25, 50, 75])
+        return float(low), float(middle), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What a training step needs on a topology.
 
@@ -76,6 +98,7 @@ class Plan:
       counted_by: "XLA", which takes the bodies of loops once, or "kdjax", as `hlo.memory_traffic`.
       collectives: of one device.
       roofline: None where the program was refused or the chip's peak is not known.
+      measured: None where the step was not run.
     """
 
     batch_size: int
@@ -87,6 +110,7 @@ class Plan:
     counted_by: str
     collectives: list[Collective]
     roofline: Roofline | None
+    measured: Measured | None = None
 
     @property
     def needed(self) -> int:
@@ -110,8 +134,22 @@ class Plan:
         return 1000 * self.roofline.step / 3600 * price_per_chip_hour * devices
 
 
-def make_plan(config: Config, topology: Topology, *, num_classes: int, batch_size: int) -> Plan:
+def make_plan(
+    config: Config,
+    topology: Topology,
+    *,
+    num_classes: int,
+    batch_size: int,
+    measure: bool = False,
+) -> Plan:
     """Compiles the step of a config for a topology and reads what it needs.
+
+    Args:
+      config: as `kdjax.config.default` makes it.
+      topology: as `kdjax.planning.chips.find_topology` returns it.
+      num_classes: of the data.
+      batch_size: of all devices together.
+      measure: run the step too, on devices of this machine.
 
     Raises:
       UserError: as `kdjax.planning.program.make_program`.
@@ -141,7 +179,27 @@ def make_plan(config: Config, topology: Topology, *, num_classes: int, batch_siz
         counted_by=counted_by if moved else "",
         collectives=found,
         roofline=_roofline(config, topology, program.work, moved, found),
+        measured=_measure(program, compiled) if measure else None,
     )
+
+
+# Steps for a median, unless they take longer together than these seconds.
+_STEPS, _LEAST_STEPS, _SECONDS = 20, 3, 20.0
+
+
+def _measure(program: Program, compiled: jax.stages.Compiled) -> Measured:
+    state, frozen, batch = program.values()
+    seconds: list[float] = []
+    warm_up = 2
+    while len(seconds) < warm_up + _LEAST_STEPS or (
+        len(seconds) < warm_up + _STEPS and sum(seconds) < _SECONDS
+    ):
+        started = time.perf_counter()
+        state, metrics = compiled(state, frozen, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - started)
+    stats = program.placement.mesh.devices.flat[0].memory_stats() or {}
+    return Measured(tuple(seconds[warm_up:]), stats.get("peak_bytes_in_use"))
 
 
 def _memory(program: Program, compiled: jax.stages.Compiled) -> dict[str, int]:

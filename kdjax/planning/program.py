@@ -1,7 +1,7 @@
 """A config's training step on devices that need not exist: shapes in place of arrays."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -43,14 +43,19 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The step of a config, and what it is called with: `jax.ShapeDtypeStruct` with shardings."""
+    """The step of a config, and what it is called with: `jax.ShapeDtypeStruct` with shardings.
 
+    `start` makes the values of the state and of the frozen teacher, as a run begins with them.
+    """
+
+    start: Callable[[], tuple[TrainState, Variables | None]]
     step: TrainStep
     state: TrainState
     frozen: Variables | None
     batch: Batch
     placement: Placement
     work: Work
+    num_classes: int
 
     def compile(self) -> jax.stages.Compiled:
         """Compiles the step as the training loop calls it.
@@ -68,6 +73,16 @@ class Program:
                 reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines()[0]
                 raise DoesNotFit(reason) from error
             raise
+
+    def values(self) -> tuple[TrainState, Variables | None, Batch]:
+        """What the step is called with, on the devices: networks as they begin, images of noise."""
+        state, frozen = self.placement.put_state(self.start())
+        rng = np.random.default_rng(0)
+        batch = {
+            name: rng.integers(0, self.num_classes if name == "label" else 256, x.shape, x.dtype)
+            for name, x in self.batch.items()
+        }
+        return state, frozen, self.placement.put_batch(batch)
 
     def resident_bytes(self) -> dict[str, int]:
         """Bytes on each device of what stays there between two steps, by kind."""
@@ -108,16 +123,21 @@ def make_program(
         )
     placement = Placement(options.mesh, devices)
     placement.check_batch_size("data.batch_size", batch_size)
-    student, variables = _abstract(options, "student", num_classes, options.student.auxiliary)
+    student, start_student = _network(options, "student", num_classes, options.student.auxiliary)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
-    teacher_network = _teacher(options, num_classes)
-    teacher, frozen = teacher_network or (None, None)
+    teacher, start_teacher = _teacher(options, num_classes) or (None, lambda: None)
+    variables, frozen = jax.eval_shape(start_student), jax.eval_shape(start_teacher)
     distiller = assemble_distiller(
-        options, (student, variables), teacher_network, num_classes=num_classes
+        options,
+        (student, variables),
+        (teacher, frozen) if teacher and frozen is not None else None,
+        num_classes=num_classes,
     )
-    state = jax.eval_shape(
-        lambda variables: assemble_state(options, variables, distiller), variables
-    )
+
+    def start() -> tuple[TrainState, Variables | None]:
+        return assemble_state(options, start_student(), distiller), start_teacher()
+
+    state, _ = jax.eval_shape(start)
     step = assemble_step(
         options,
         PreprocessedNetwork(student, preprocessing_of(student)),
@@ -138,16 +158,22 @@ def make_program(
         step=profiling.count_flops(step, state, frozen, batch),
     )
     return Program(
+        start=start,
         step=step,
         state=_placed(state, placement.state_shardings(state)),
         frozen=_placed(frozen, placement.state_shardings(frozen)),
         batch=_placed(batch, placement.batch_shardings(batch)),
         placement=placement,
         work=work,
+        num_classes=num_classes,
     )
 
 
-def _teacher(options: RunOptions, num_classes: int) -> tuple[Network, Variables] | None:
+# A network, and what makes its first variables.
+_Start = tuple[Network, Callable[[], Variables]]
+
+
+def _teacher(options: RunOptions, num_classes: int) -> _Start | None:
     if not need_teacher(options.terms):
         return None
     source = options.teacher.checkpoint
@@ -157,15 +183,14 @@ def _teacher(options: RunOptions, num_classes: int) -> tuple[Network, Variables]
         )
     if not options.teacher.name:
         network, variables, _ = saved.load(source, dtype=options.teacher.dtype)
-        return network, jax.eval_shape(lambda: variables)
+        return network, lambda: variables
     # Converted teachers bring their auxiliary head. Nothing computes it, but it takes memory.
-    return _abstract(options, "teacher", num_classes, True)
+    return _network(options, "teacher", num_classes, True)
 
 
-def _abstract(
+def _network(
     options: RunOptions, side: Literal["student", "teacher"], num_classes: int, auxiliary: bool
-) -> tuple[Network, Variables]:
-    """A network, and what stands for its variables."""
+) -> _Start:
     settings = options.student if side == "student" else options.teacher
     network = make_network(
         settings.name,
@@ -176,8 +201,8 @@ def _abstract(
         options=settings.options,
         where=f"config.{side}",
     )
-    image = jax.ShapeDtypeStruct((1, *options.data.crop_size, 3), np.float32)
-    return network, jax.eval_shape(network.init, jax.random.key(0), image)
+    image = np.zeros((1, *options.data.crop_size, 3), np.float32)
+    return network, lambda: network.init(jax.random.key(0), image)
 
 
 def _teacher_work(

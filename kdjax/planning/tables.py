@@ -41,6 +41,7 @@ def as_text(
         "Work of a step": _work(topology, plan),
         "Collectives of a step, on each device": _collectives(plan),
         "Time of a step, at the chip's peak": _time(topology, plan, price),
+        "Planned beside measured": _measured(plan),
     }
     if largest:
         sections["Largest batch that fits"] = _largest(topology, largest)
@@ -167,6 +168,28 @@ def _time(topology: Topology, plan: Plan, price: float | None) -> list[tuple[str
         cost = plan.cost(price, devices)
         rows.append(("cost of 1,000 steps", f"{cost:.2f} at {price:g} a chip and hour"))
     return rows
+
+
+def _measured(plan: Plan) -> list[tuple[str, str]]:
+    if plan.measured is None:
+        return []
+    low, middle, high = plan.measured.quartiles
+    took = f"{_ms(middle)} ({_ms(low)} to {_ms(high)}, {len(plan.measured.seconds)} steps)"
+    peak, time, share = plan.measured.peak, "unknown", ""
+    if plan.roofline:
+        time = _ms(plan.roofline.step)
+        share = f", {middle / plan.roofline.step:.2f} times as long"
+    memory = "the back end does not tell"
+    if peak is not None:
+        memory = f"{_bytes(peak)}, {peak / plan.needed:.2f} times as much"
+    return [
+        ("step, planned", time),
+        ("step, measured", took + share),
+        ("images/s, measured", f"{plan.batch_size / middle:,.1f}"),
+        ("work done", f"{_work_of(plan.work.step / middle)}/s"),
+        ("memory of a device, planned", _bytes(plan.needed)),
+        ("peak of a device, measured", memory),
+    ]
 
 
 def _largest(topology: Topology, largest: Largest) -> list[tuple[str, str]]:

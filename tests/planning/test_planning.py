@@ -1,5 +1,6 @@
 """Plans: what is counted in small programs that are known, and a whole plan on fake devices."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -236,7 +237,7 @@ CHIP = chips.Chip(
 def planned():
     config = make_config(cwd=term("cwd"), nfd=term("nfd", student="head", teacher="head"))
     toy = Topology("toy:8", jax.devices(), CHIP, 2)
-    return config, toy, make_plan(config, toy, num_classes=5, batch_size=16)
+    return config, toy, make_plan(config, toy, num_classes=5, batch_size=16, measure=True)
 
 
 def test_a_plan_holds_what_training_holds(planned):
@@ -293,6 +294,18 @@ def test_a_plan_is_printed_and_written(planned):
     assert found["versions"]["jax"] == jax.__version__
 
 
+def test_a_step_that_was_run_stands_beside_its_plan(planned):
+    config, toy, plan = planned
+    low, middle, high = plan.measured.quartiles
+    assert 0 < low <= middle <= high
+    text = tables.as_text(config, toy, plan, None, None)
+    assert f"{middle / plan.roofline.step:.2f} times as long" in text
+    assert "the back end does not tell" in text
+    with_peak = dataclasses.replace(plan.measured, peak=3 * plan.needed)
+    told = dataclasses.replace(plan, measured=with_peak)
+    assert ", 3.00 times as much" in tables.as_text(config, toy, told, None, None)
+
+
 def test_a_batch_that_cannot_be_split_is_a_mistake():
     with pytest.raises(UserError, match="batch_size is 12; it must be a multiple of the 8 devices"):
         make_program(make_config(), jax.devices(), num_classes=5, batch_size=12)
@@ -323,6 +336,8 @@ def test_the_command_says_what_is_missing(tmp_path):
     assert line.startswith('kdjax.plan: error: --topology is "v9:2x2": give local, a TPU')
     run = plan_command("--topology=local", f"--json={tmp_path}")
     assert run.stderr == f"kdjax.plan: error: --json {tmp_path} is a folder; name a file\n"
+    run = plan_command("--topology=v5e:2x2", "--measure")
+    assert run.stderr.endswith("--measure runs on this machine: --topology local, not v5e:2x2\n")
     assert not [*tmp_path.iterdir()]
 
 
