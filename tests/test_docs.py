@@ -76,7 +76,9 @@ def test_links_and_pictures_lead_somewhere(page):
             assert known, f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/coming_from.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/coming_from.md", "docs/configs.md", "docs/own_loss.md"]
+)
 def test_other_snippets_run(path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.M | re.S)
     assert blocks
