@@ -4,11 +4,12 @@ import gc
 import os
 import tempfile
 
-# Compiling takes most of the suite's time and running almost none: let LLVM do less, and let XLA
-# write fused loops in its older way, which takes half the time.
+# Compiling takes most of the suite's time and running almost none: let LLVM do less, in one piece
+# instead of one a thread, and let XLA write fused loops in its older way, which takes half the time.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    + " --xla_cpu_parallel_codegen_split_count=1"
 )
 # Programs that several tests compile are compiled once; the folder goes when the session ends.
 _CACHE = tempfile.TemporaryDirectory(prefix="kdjax-tests-")
@@ -33,6 +34,7 @@ from kdjax.models import (  # noqa: E402
 NETWORKS["tiny"] = "tiny:create"
 
 
+EVERY = "KDJAX_EVERY_TEST"
 # They begin first, so that at the end no worker waits for another.
 _LONGEST = (
     "extensions",
@@ -49,7 +51,11 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest files in front."""
+    """Puts the longest files in front, and leaves to CI what a user need not wait for."""
+    if not os.environ.get(EVERY):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason=f"thorough: {EVERY}=1 runs it, as CI does"))
     order = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

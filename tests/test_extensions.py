@@ -140,6 +140,7 @@ def test_a_run_that_was_killed_continues_bit_for_bit(house, trained, tmp_path, k
     assert tiny_run.records(tmp_path) == tiny_run.records(whole)
 
 
+@pytest.mark.thorough
 def test_two_processes_of_two_devices_do_what_one_device_does(house, trained, tmp_path):
     whole, flags = trained["Nnx"]
     together = (f"--coordinator=localhost:{tiny_run.free_port()}", "--num_processes=2")

@@ -56,6 +56,7 @@ def test_a_wheel_holds_every_module_every_data_set_and_every_config(wheel):
     assert held == expected
 
 
+@pytest.mark.thorough
 def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path):
     again = installed.build_wheel(tmp_path, from_sdist=True)
     held = []
@@ -65,6 +66,7 @@ def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path):
     assert held[0] == held[1]
 
 
+@pytest.mark.thorough
 def test_the_installed_command_and_its_configs(installation):
     site, run = installation.site, installation.run
     door = site / "bin" / "kdjax"
@@ -83,6 +85,7 @@ def test_the_installed_command_and_its_configs(installation):
     assert "data set ade20k has not been prepared in" in begun.stderr
 
 
+@pytest.mark.thorough
 def test_an_installed_package_looks_up_its_own_data_sets(installation):
     site, run = installation.site, installation.run
     theirs = site / "datasets" / "theirs"

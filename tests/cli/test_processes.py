@@ -116,6 +116,7 @@ def alone(data, tmp_path_factory):
     return tiny_run.records(workdir)
 
 
+@pytest.mark.thorough
 def test_processes_that_are_killed_or_stop_together_continue_and_do_what_one_does(
     data, alone, tmp_path
 ):
@@ -206,6 +207,7 @@ def test_processes_wait_for_the_last_one_and_end_together():
         assert "stops" not in errors
 
 
+@pytest.mark.thorough
 def test_one_is_killed_while_another_is_at_its_end_and_a_third_meets_it_in_a_collective(
     tmp_path,
 ):

@@ -385,6 +385,7 @@ def logged(workdir):
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
+@pytest.mark.thorough
 def test_a_run_continues_bit_for_bit(module, tmp_path, monkeypatch):
     config = configuration.default()
     config.update({"steps": 4, "log_every": 1, "eval_every": 2})

@@ -12,7 +12,11 @@ from kdjax.models import NNXNetwork
 from kdjax.models.layers import ConvNorm
 
 # Every head and every kind of backbone; depthwise convolutions in two of them.
-NAMES = ["tiny", "pspnet_r18", "deeplabv3plus_mbv2", "upernet_r18b", "fcn_hr18s", "segformer_b0"]
+NAMES = ["tiny", "pspnet_r18"]
+NAMES += [
+    pytest.param(name, marks=pytest.mark.thorough)
+    for name in ("deeplabv3plus_mbv2", "upernet_r18b", "fcn_hr18s", "segformer_b0")
+]
 
 
 def randomised(name):

@@ -45,6 +45,7 @@ def test_jit_changes_nothing(name):
     close(EVERY[name](*batch()), compiled(EVERY[name])(*batch()).values, 1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in FIELD])
 def test_vmap_and_checkpoint_change_nothing(name):
     """One around the other: a program less."""
@@ -61,6 +62,7 @@ def test_vmap_and_checkpoint_change_nothing(name):
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
 
 
+@pytest.mark.thorough
 @eight
 @pytest.mark.parametrize("name", [x for x in EVERY if x not in FIELD or x in TOGETHER])
 def test_eight_devices_agree_with_one(name):
@@ -96,7 +98,7 @@ def all_gradients(losses, *arguments):
     [
         ("jit", AxisType.Explicit),
         ("shard_map", AxisType.Explicit),
-        ("shard_map", AxisType.Auto),
+        pytest.param("shard_map", AxisType.Auto, marks=pytest.mark.thorough),
     ],  # and jit with Auto above
 )
 def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
@@ -146,6 +148,7 @@ HELD = ("gap-probability", "gap-cross_entropy", "gap-total_variation", "skd_pair
 HELD = (*HELD, "fakd_kl-student", "wsld", "jml")  # and JML has corners
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in FIELD])
 def test_forward_mode_and_second_derivatives(name):
     student, teacher, truth = batch()
@@ -176,6 +179,7 @@ def test_forward_mode_and_second_derivatives(name):
         close((ahead.by_student - behind.by_student) / 2e-2, along, 2e-2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cirkd_minibatch", "dkd", "dsd_pairs", "ifvd", "jml"])
 def test_forward_mode_over_reverse(name):
     """Half of the above, for those of the field whose derivatives are not made of others' alone."""
@@ -203,7 +207,9 @@ def test_duplicating_or_permuting_the_batch_changes_nothing(loss):
 
 # A program each: of the field's losses, only in the half precision that is in use.
 IN_HALF = [(name, "bfloat16") for name in EVERY]
-IN_HALF += [(name, "float16") for name in EVERY if name not in FIELD]
+IN_HALF += [
+    pytest.param(name, "float16", marks=pytest.mark.thorough) for name in EVERY if name not in FIELD
+]
 IN_ANY = [(name, "float32") for name in EVERY] + IN_HALF
 
 

@@ -188,6 +188,7 @@ def test_drop_path_rates_rise_over_all_blocks():
     assert nnx.eval_shape(lambda: SwinAlone(width=2)).backbone.stages[3][1].drop_path.rate == 0.3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backbone", ["segformer", "swin"])
 def test_training_has_gradients_everywhere_and_drops_paths(backbone, monkeypatch):
     monkeypatch.setitem(mix_transformer.SIZES, "b0", (2, (1, 1, 1, 1)))

@@ -189,6 +189,7 @@ def test_the_docs_have_a_row_for_each_method_of_a_comparison(config, comparison,
     assert (tmp_path / "chart.png").stat().st_size > 1000
 
 
+@pytest.mark.thorough
 def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
     config.teacher.checkpoint = str(comparison / "teacher")
     with config.unlocked():
@@ -318,6 +319,7 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     assert [line["step"] for line in logged if line.get("val/seconds", 0) > 0] == [2, 4]
 
 
+@pytest.mark.thorough
 def test_a_run_from_imagenet_weights_keeps_them_and_their_preprocessing(
     config, tmp_path, monkeypatch
 ):
@@ -357,6 +359,7 @@ def test_a_run_from_imagenet_weights_keeps_them_and_their_preprocessing(
     assert f"its backbone from {file.name} (SHA-256 {first})" in info.source
 
 
+@pytest.mark.thorough
 def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
     """It trains, is saved, continues bit for bit, and draws nothing where it predicts.
 

@@ -458,6 +458,7 @@ def logits(config, data_dirs, written, tmp_path):
     return shutil.copytree(written, tmp_path / "logits")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keep", [0, 2])
 def test_of_logits_from_elsewhere_as_much_is_kept_as_of_their_network(config, logits, keep):
     cache, images = opened(config)
@@ -473,6 +474,7 @@ def test_of_logits_from_elsewhere_as_much_is_kept_as_of_their_network(config, lo
             np.testing.assert_allclose(found, values.astype(np.float32), **tolerance)
 
 
+@pytest.mark.thorough
 def test_logits_from_elsewhere_teach_as_their_network_does(config, logits, tmp_path):
     network = losses_of(config, tmp_path / "network")
     config.teacher.checkpoint, config.teacher.logits = "", str(logits)
@@ -490,6 +492,7 @@ def test_logits_from_elsewhere_teach_as_their_network_does(config, logits, tmp_p
         losses_of(config, tmp_path / "again")
 
 
+@pytest.mark.thorough
 def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
     config.update({"steps": 1, "eval_every": 1})
     config.teacher.checkpoint, config.teacher.logits = "", str(logits)

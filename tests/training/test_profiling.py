@@ -13,6 +13,7 @@ def traces(directory):
     return [*directory.rglob("*.xplane.pb")], [*directory.rglob("perfetto_trace.json.gz")]
 
 
+@pytest.mark.thorough
 def test_the_loop_writes_one_trace_for_tensorboard_and_one_for_perfetto(tmp_path):
     # Behind the first evaluation, whose compilation would be traced too, in several seconds.
     run_loop(tmp_path / "checkpoints", profile=Profile(tmp_path / "profile", 3, 4))
