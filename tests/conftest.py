@@ -4,8 +4,8 @@ import gc
 import os
 import tempfile
 
-# Compiling takes most of the suite's time and running almost none: let LLVM do less, in one piece
-# instead of one a thread, and let XLA write fused loops in its older way, which takes half the time.
+# Compiling takes most of the suite's time and running almost none: let LLVM do less, in one piece a
+# program, and let XLA write fused loops in its older way, which takes half the time.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

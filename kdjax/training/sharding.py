@@ -174,4 +174,10 @@ def _shape(options: MeshOptions, count: int) -> tuple[int, ...]:
         raise UserError(f"config.mesh has {asked}, which does not go with {count} devices")
     for axis in open_axes:
         wanted[axis] = count // fixed
+    if wanted["fsdp"] > 1 and wanted["space"] > 1:
+        # XLA of jaxlib 0.10.2 multiplies values and gradients by 4 or 16 then.
+        raise UserError(
+            f"config.mesh has {asked}; give fsdp or space, not both: XLA miscomputes convolutions "
+            "whose kernels and images are both split"
+        )
     return tuple(wanted.values())
