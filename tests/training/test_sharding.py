@@ -255,8 +255,8 @@ def test_meshes_that_there_cannot_be(sizes, message):
 
 
 def test_what_a_mesh_says_of_itself():
-    placement = Placement(MeshOptions(fsdp=2))
-    assert placement.describe() == "data 4 x fsdp 2 x space 1, 8 devices"
+    placement = Placement(MeshOptions(space=2))
+    assert placement.describe() == "data 4 x fsdp 1 x space 2, 8 devices"
     assert placement.batch_shards == 4
     with pytest.raises(UserError, match=r"batch_size is 6; it must be a multiple of the 4 devices"):
         placement.check_batch_size("data.batch_size", 6)
