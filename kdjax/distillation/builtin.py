@@ -46,6 +46,8 @@ LOSSES = {
     "mgd": "kdjax.distillation.learned:MGD",
     "af_dcd": "kdjax.distillation.learned:AfDCD",
     "cirkd_memory": "kdjax.distillation.memory:CIRKDMemory",
+    "holistic": "kdjax.distillation.second_optimizer:Holistic",
+    "mas_kd": "kdjax.distillation.second_optimizer:MasKD",
 }
 
 

@@ -27,7 +27,7 @@ from kdjax.errors import UserError
 from kdjax.losses import resize, resize_labels
 
 # Of the smallest map a side, in the trace that looks for mistakes, where nobody said its size.
-TRACED_CELLS = 16
+TRACED_CELLS = 64
 
 
 class Distiller:

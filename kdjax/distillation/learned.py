@@ -8,7 +8,15 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from kdjax import losses
 from kdjax.distillation.loss import Inputs, Loss, Metrics, Names
-from kdjax.distillation.maps import Params, Spec, adapt, batch_norm, init_adapter
+from kdjax.distillation.maps import (
+    Params,
+    Spec,
+    adapt,
+    batch_norm,
+    convolve,
+    init_adapter,
+    init_convolution,
+)
 
 MASKS = ("pixels", "channels", "centre")
 
@@ -35,14 +43,14 @@ class _Generated(Loss):
     def init_params(self, key: PRNGKeyArray, student: Spec, teacher: Spec) -> dict[str, Params]:
         first, second = jax.random.split(key)
         return {
-            "first": _init_convolution(first, 3, student.channels, teacher.channels),
-            "second": _init_convolution(second, 3, teacher.channels, teacher.channels),
+            "first": init_convolution(first, 3, student.channels, teacher.channels),
+            "second": init_convolution(second, 3, teacher.channels, teacher.channels),
         }
 
     def generate(self, inputs: Inputs, params: PyTree) -> Float[Array, "B h w C"]:
         """The teacher's map, from what is left of the student's."""
         x = jnp.where(self._kept(inputs), inputs.student, 0)
-        return _convolve(params["second"], jax.nn.relu(_convolve(params["first"], x)))
+        return convolve(params["second"], jax.nn.relu(convolve(params["first"], x)))
 
     def _kept(self, inputs: Inputs) -> Array:
         images, height, width, channels = inputs.student.shape
@@ -181,10 +189,10 @@ class AttnFD(Loss):
             squeeze, expand, spatial, connector = jax.random.split(key, 4)
             hidden = max(channels // self.reduction, 1)
             # The batch norm takes out a bias.
-            kernel = _init_convolution(spatial, 7, 2, 1)["kernel"]
+            kernel = init_convolution(spatial, 7, 2, 1)["kernel"]
             return {
-                "squeeze": _init_convolution(squeeze, 1, channels, hidden),
-                "expand": _init_convolution(expand, 1, hidden, channels),
+                "squeeze": init_convolution(squeeze, 1, channels, hidden),
+                "expand": init_convolution(expand, 1, hidden, channels),
                 "spatial": {"kernel": kernel, "scale": jnp.ones(1), "shift": jnp.zeros(1)},
                 "connector": init_adapter(connector, channels, wanted, norm=True),
             }
@@ -220,14 +228,14 @@ def _attend(
     if params is not None:
         squeeze, expand = params["squeeze"], params["expand"]
         largest, mean = (
-            _convolve(expand, jax.nn.relu(_convolve(squeeze, side))) for side in (largest, mean)
+            convolve(expand, jax.nn.relu(convolve(squeeze, side))) for side in (largest, mean)
         )
     x = x * jax.nn.sigmoid(largest + mean)
     largest, mean = pooled(x, -1)
     gate = largest + mean
     if params is not None:
         spatial = params["spatial"]
-        gate = batch_norm(spatial, _convolve(spatial, jnp.concatenate((largest, mean), -1)))
+        gate = batch_norm(spatial, convolve(spatial, jnp.concatenate((largest, mean), -1)))
     return x * jax.nn.sigmoid(gate)
 
 
@@ -235,24 +243,3 @@ def _of_length_one(x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
     x = x.astype(jnp.float32)
     square = jnp.sum(jnp.square(x), (1, 2, 3), keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(square > 1e-16, square, 1.0))
-
-
-def _init_convolution(key: PRNGKeyArray, size: int, inputs: int, outputs: int) -> Params:
-    """A convolution as PyTorch draws it: uniform, of variance 1 / (3 inputs size^2)."""
-    bound = (size * size * inputs) ** -0.5
-    shapes = {"kernel": (size, size, inputs, outputs), "bias": (outputs,)}
-    return {
-        name: jax.random.uniform(part, shape, minval=-bound, maxval=bound)
-        for part, (name, shape) in zip(jax.random.split(key), shapes.items(), strict=True)
-    }
-
-
-def _convolve(params: Params, x: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
-    y = jax.lax.conv_general_dilated(
-        x,
-        params["kernel"].astype(x.dtype),
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y + params["bias"].astype(x.dtype) if "bias" in params else y

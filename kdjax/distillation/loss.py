@@ -160,7 +160,10 @@ class Loss:
         return {}
 
     def update(self, state: PyTree, inputs: Inputs) -> PyTree:
-        """The state with this batch in it; made before the value is, without gradient."""
+        """The state with this batch in it; made before the value is, without gradient.
+
+        What a loss trains to an aim of its own, as a discriminator, is state, and trained here.
+        """
         del inputs
         return state
 

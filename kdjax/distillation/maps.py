@@ -1,4 +1,4 @@
-"""Named maps and their specs, and the 1x1 convolution that adapts one to another's channels."""
+"""Named maps and their specs; the 1x1 convolution that adapts one, and others that losses learn."""
 
 import dataclasses
 import functools
@@ -156,6 +156,30 @@ def batch_norm(params: Params, x: Float[Array, "B h w C"]) -> Float[Array, "B h 
     centred = full - full.mean((0, 1, 2))
     deviation = jnp.sqrt(jnp.square(centred).mean((0, 1, 2)) + _EPSILON)
     return (centred / deviation * params["scale"] + params["shift"]).astype(x.dtype)
+
+
+def init_convolution(key: PRNGKeyArray, size: int, inputs: int, outputs: int) -> Params:
+    """A convolution as PyTorch draws it: uniform, of variance 1 / (3 inputs size^2)."""
+    bound = (size * size * inputs) ** -0.5
+    shapes = {"kernel": (size, size, inputs, outputs), "bias": (outputs,)}
+    return {
+        name: jax.random.uniform(part, shape, minval=-bound, maxval=bound)
+        for part, (name, shape) in zip(jax.random.split(key), shapes.items(), strict=True)
+    }
+
+
+def convolve(
+    params: Params, x: Float[Array, "B h w C"], *, stride: int = 1, padding: Any = "SAME"
+) -> Float[Array, "B i j D"]:
+    """Convolves a map in its own type; `padding` is as `jax.lax.conv_general_dilated` takes it."""
+    y = jax.lax.conv_general_dilated(
+        x,
+        params["kernel"].astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 
 def blank(spec: Spec, images: tuple[int, ...]) -> Array | Classification:

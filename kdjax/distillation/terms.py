@@ -140,22 +140,32 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     # What the field compares with (docs/methods): losses alone,
     **{
         name: {name: term(name)}
-        for name in ("skd_pairwise", "l2", "pkd", "dkd", "wsld", "ofd", "attn_fd")
+        for name in ("skd_pairwise", "l2", "pkd", "dkd", "wsld", "mas_kd", "ofd", "attn_fd")
     },
     "phi_s": {"standardized_l2": term("standardized_l2")},
     "dsd": {"dsd_pairs": term("dsd_pairs", student=_PAIR, teacher=_PAIR)},
     "dist": {"inter": term("dist_inter"), "intra": term("dist_intra")},
     "bpkd": {"body": term("bpkd"), "edge": term("bpkd", part="edge", weight=100.0)},
-    # and beside per-pixel KL, as their code runs them, FitNets' loss first. Adversarial terms are
-    # not here.
+    # and beside per-pixel KL, as CIRKD's code runs them, FitNets' loss first; of IFVD also what
+    # class scores of less than 64 x 64 allow, which are too small for the adversarial term.
     **{
         name: {"pixelwise_kl": term("pixelwise_kl"), loss: term(loss)}
         for name, loss in {
             "pixelwise_kl_l2": "l2",
             "attention_transfer": "attention_transfer",
-            "ifvd": "ifvd",
+            "pixelwise_kl_ifvd": "ifvd",
             "cirkd_minibatch": "cirkd_minibatch",
         }.items()
+    },
+    "skd": {
+        "pixelwise_kl": term("pixelwise_kl"),
+        "pairwise": term("skd_pairwise", window=2, weight=10.0),
+        "holistic": term("holistic"),
+    },
+    "ifvd": {
+        "pixelwise_kl": term("pixelwise_kl"),
+        "ifvd": term("ifvd"),
+        "holistic": term("holistic"),
     },
     # MGD's two shipped configs have CWD on the class scores beside it.
     "mgd": {"mgd": term("mgd"), "cwd": term("cwd")},
@@ -176,9 +186,18 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 # over that one, and not what both gain over the plain student.
 BUILDS_ON = {
     **dict.fromkeys(
-        ("pixelwise_kl_l2", "attention_transfer", "ifvd", "cirkd_minibatch", "af_dcd", "jml"),
+        (
+            "pixelwise_kl_l2",
+            "pixelwise_kl_ifvd",
+            "attention_transfer",
+            "skd",
+            "cirkd_minibatch",
+            "af_dcd",
+            "jml",
+        ),
         "pixelwise_kl",
     ),
+    "ifvd": "pixelwise_kl_ifvd",
     "phi_s": "l2",
     "mgd": "cwd",
     "cirkd": "cirkd_minibatch",

@@ -9,6 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax.distillation.loss import Inputs
+from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.step import TrainState
 
 
 def normal(seed, *shape):
@@ -63,3 +65,23 @@ def over_devices(inputs):
         return jax.device_put(leaf, NamedSharding(mesh, spread))
 
     return jax.tree.map(put, inputs)
+
+
+def resumed_from(path, params, state):
+    """What a term carries, written to a checkpoint of a run and read again."""
+    kept = TrainState(
+        step=jnp.asarray(2),
+        seed=jnp.asarray(0),
+        params={"student": {}, "terms": {"t": params}},
+        model_state={},
+        opt_state=(),
+        terms={"t": state},
+        ema=None,
+    )
+    checkpoints = Checkpoints(path, {})
+    checkpoints.save(2, kept)
+    checkpoints.close()
+    empty = jax.tree.map(jnp.zeros_like, kept)
+    step, found, remarks = Checkpoints(path, {}).restore_latest(empty)
+    assert (step, remarks) == (2, [])
+    return found.terms["t"]

@@ -373,6 +373,7 @@ def test_every_loss_is_a_term_with_one_entry(name):
         "dsd_pairs": {"student": both, "teacher": both},
         "af_dcd": {"pool": 1, "groups": 3},
         "cirkd_memory": {"pixels": 30, "regions": 30},
+        "holistic": {"channels": ()},
         "ofd": {"student": both, "teacher": both, "scales": (1.0, 1.0)},
         "standardized_l2": {"fitted_over": 5},
     }
@@ -393,7 +394,8 @@ def test_every_loss_is_a_term_with_one_entry(name):
         return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(student, teacher)
 
     (_, found), (gradient, unwanted) = gradients(STUDENT, teacher)
-    assert float(found) > 0
+    # A discriminator's opinion may be of either sign.
+    assert float(found) > 0 or name == "holistic"
     assert found.dtype == jnp.float32
     gradient, unwanted = jax.device_get((gradient, unwanted))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from field import close, given, measure, normal, over_devices
+from field import close, given, measure, normal, over_devices, resumed_from
 
 from kdjax import losses
 from kdjax.distillation import Distiller, Spec, term
 from kdjax.distillation.memory import CIRKDMemory, Ring
 from kdjax.errors import UserError
-from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.step import TrainState
 
 IMAGES, HEIGHT, WIDTH, CHANNELS, CLASSES = 8, 3, 4, 5, 3
 SPECS = (Spec(4), Spec(CLASSES, scores=True)), (Spec(CHANNELS), Spec(CLASSES, scores=True))
@@ -251,22 +249,8 @@ def test_a_run_goes_on_in_the_middle_of_a_filled_ring(tmp_path):
     params, state = begun(SMALL)
     for seed in (0, 10):
         state = updated(SMALL, state, batch(seed))
-    kept = TrainState(
-        step=jnp.asarray(2),
-        seed=jnp.asarray(0),
-        params={"student": {}, "terms": {"memory": params}},
-        model_state={},
-        opt_state=(),
-        terms={"memory": state},
-        ema=None,
-    )
-    checkpoints = Checkpoints(tmp_path, {})
-    checkpoints.save(2, kept)
-    checkpoints.close()
-    empty = jax.tree.map(jnp.zeros_like, kept)
-    step, found, remarks = Checkpoints(tmp_path, {}).restore_latest(empty)
-    assert (step, remarks) == (2, [])
-    going, resumed = (updated(SMALL, x.terms["memory"], batch(20)) for x in (kept, found))
+    found = resumed_from(tmp_path, params, state)
+    going, resumed = (updated(SMALL, x, batch(20)) for x in (state, found))
     assert isinstance(resumed["pixels"], Ring)
     jax.tree.map(np.testing.assert_array_equal, resumed, going)
 
