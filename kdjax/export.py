@@ -5,7 +5,8 @@ python -m kdjax.export --source WORKDIR --output DIR --format stablehlo,savedmod
 The source is the workdir of a run or any network checkpoint. Every file takes 8-bit RGB images
 [B, H, W, 3] and returns class ids [B, H, W] int32; normalisation and resizing are inside. Each is
 loaded again and compared with the network before DIR appears. `tflite`, and networks that compute
-with the size of their images (PSPNet, UPerNet, SegFormer, Swin), need `--height` and `--width`.
+with the size of their images (PSPNet, UPerNet, SegFormer, Swin), need `--height` and `--width`;
+`onnx` takes images of any size where these are not given and the network allows it.
 """
 
 from absl import flags

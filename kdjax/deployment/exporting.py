@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from kdjax.deployment.formats import (
@@ -26,12 +25,13 @@ from kdjax.deployment.formats import (
     make_predict_fn,
     takes_any_size,
 )
+from kdjax.deployment.rewriting import fold_batch_norm, plain, plain_convolutions
 from kdjax.environment import versions
 from kdjax.errors import UserError
 from kdjax.files import check_folder, is_remote, why_unwritable
 from kdjax.models import Network, Preprocessing, Variables, saved
-from kdjax.models.layers import ConvNorm, resize
-from kdjax.models.network import NNXNetwork, scores_of
+from kdjax.models.layers import resize
+from kdjax.models.network import scores_of
 from kdjax.models.saved import NetworkInfo
 from kdjax.names import did_you_mean
 
@@ -177,7 +177,7 @@ def export(
       output: a directory that does not exist yet, or is empty.
       formats: one name of `FORMATS`, or several.
       size: height and width of the images, where a format or the network needs them; elsewhere any
-        will do.
+        will do, but that ONNX then holds a program for these alone, which is smaller and faster.
       folded: fold batch norm into the convolutions.
 
     Raises:
@@ -191,8 +191,7 @@ def export(
     network, variables, info = saved.load(source)
     predict_fn = make_predict_fn(network, variables, info.preprocessing)
     sizes = _sizes(predict_fn, info, formats, size)
-    if folded:
-        predict_fn = make_predict_fn(*fold_batch_norm(network, variables), info.preprocessing)
+    written, weights = fold_batch_norm(network, variables) if folded else (network, variables)
     target = pathlib.Path(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +203,9 @@ def export(
             for name in formats:
                 chosen = FORMATS[name]
                 path = directory / chosen.file
-                chosen.write(predict_fn, sizes[name], path)
+                form = plain_convolutions(written) if chosen.plain else written
+                predict_fn = make_predict_fn(form, weights, info.preprocessing)
+                chosen.write(plain(predict_fn) if chosen.plain else predict_fn, sizes[name], path)
                 images = random_images(sizes[name])
                 try:
                     agreement = compare_predictions(
@@ -244,7 +245,11 @@ def _sizes(
     predict_fn: PredictFn, info: NetworkInfo, formats: Sequence[str], size: Size
 ) -> dict[str, Size]:
     """The image size of each format: any where that can be, else the given one."""
-    flexible = [name for name in formats if FORMATS[name].flexible]
+    flexible = [
+        name
+        for name in formats
+        if FORMATS[name].flexible and not (FORMATS[name].keeps_size and size.fixed)
+    ]
     sizes = dict.fromkeys(formats, size)
     if flexible and takes_any_size(predict_fn):
         sizes |= dict.fromkeys(flexible, ANY)
@@ -278,63 +283,11 @@ def _description(info: NetworkInfo, exports: Sequence[Export], folded: bool) -> 
         },
         "platforms": {"stablehlo": PLATFORMS, "savedmodel": PLATFORMS},
         # Of what wrote the files, and what they have to be loaded by.
-        "versions": versions("jax", "flax", "tensorflow", "tensorflow-cpu"),
+        "versions": versions(
+            *("jax", "flax", "tensorflow", "tensorflow-cpu", "jax2onnx", "onnxruntime")
+        ),
     }
 
 
 def _bytes(path: pathlib.Path) -> int:
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-
-
-class Folded(nnx.Module):
-    """What stands in a folded network where batch norm stood: nothing is left to do."""
-
-    def __call__(
-        self, x: Float[Array, "B H W C"], *, use_running_average: bool
-    ) -> Float[Array, "B H W C"]:
-        """Returns the map as it is.
-
-        Raises:
-          ValueError: where batch statistics are asked for, as in training.
-        """
-        if not use_running_average:
-            raise ValueError("batch norm was folded: this network predicts and cannot be trained")
-        return x
-
-
-def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork, Variables]:
-    """Returns a network that predicts the same, up to rounding, without any batch norm.
-
-    Every `ConvNorm` takes the scale of its norm into its kernel, and the rest becomes the bias of
-    its convolution; full and depthwise kernels both end with the output channels. In bfloat16
-    other products are rounded, so that predictions differ as much as they do from float32.
-
-    Args:
-      network: one of Flax NNX, built of kdjax's `ConvNorm`s; one that is folded already stays so.
-      variables: its arrays.
-
-    Raises:
-      UserError: for another network, whose batch norms are not known here.
-    """
-    if not isinstance(network, NNXNetwork):
-        raise UserError("batch norm can be folded in networks of Flax NNX alone; leave it as it is")
-    module = network.module(variables)
-    convolutions = [part for _, part in nnx.iter_modules(module) if isinstance(part, ConvNorm)]
-    if not convolutions:
-        raise UserError("there is no kdjax.models.layers.ConvNorm whose batch norm could be folded")
-    for part in convolutions:
-        if isinstance(part.norm, nnx.BatchNorm):
-            _fold(part)
-    return NNXNetwork.of(module)
-
-
-def _fold(module: ConvNorm) -> None:
-    conv, norm = module.conv, module.norm
-    assert norm.scale is not None
-    assert norm.bias is not None
-    scale = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
-    before = 0.0 if conv.bias is None else conv.bias[...]
-    conv.kernel[...] = conv.kernel[...] * scale
-    conv.bias = nnx.Param(jnp.asarray(norm.bias[...] + (before - norm.mean[...]) * scale))
-    conv.use_bias = True
-    module.norm = Folded()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,6 +1,8 @@
 """The formats of exported students, and the function from images to labels that each holds."""
 
+import importlib
 import json
+import logging
 import os
 import pathlib
 import tempfile
@@ -204,6 +206,56 @@ def read_tflite(path: pathlib.Path) -> PredictFn:
     return lambda images: np.concatenate([run(images=image[None])["labels"] for image in images])
 
 
+def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
+    """Writes the file.
+
+    Raises:
+      UserError: where jax2onnx is missing, or cannot convert the network.
+    """
+    images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
+    # Traced before the converter is imported, which would replace Flax's own layers while it
+    # traces, and fails on their dropout.
+    program = jax.make_jaxpr(predict_fn)(images)
+    to_onnx = _import("jax2onnx").to_onnx
+    # It warns of all that it imports, as of its own examples.
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = to_onnx(
+                lambda images: core.jaxpr_as_fun(program)(images)[0],
+                [images],
+                model_name="student",
+                input_names=["images"],
+                output_names=["labels"],
+            )
+    # What a converter has no rule for, it may say in any way.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        wish = "" if size.fixed else " for images of any size (give --height and --width)"
+        raise UserError(f"onnx: this network cannot be converted{wish}: {reason}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    path.write_bytes(model.SerializeToString())
+
+
+def read_onnx(path: pathlib.Path) -> PredictFn:
+    """Loads it, for the CPU."""
+    runtime = _import("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["labels"], {"images": np.asarray(images)})[0]
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{module} is not installed, which the format onnx needs: "
+            'pip install "kdjax[onnx]" && pip install --no-deps jax2onnx==0.17.1'
+        ) from error
+
+
 class Format(NamedTuple):
     """How a function is written and loaded again.
 
@@ -212,12 +264,16 @@ class Format(NamedTuple):
       write: writes a function for images of a size.
       read: loads it, as a function of NumPy arrays.
       flexible: whether batch and, where the network allows it, image size stay open.
+      plain: whether it is written in operations that other runtimes than XLA know.
+      keeps_size: whether images must have a size that is given, where any would do.
     """
 
     file: str
     write: Callable[[PredictFn, Size, pathlib.Path], None]
     read: Callable[[pathlib.Path], PredictFn]
     flexible: bool = True
+    plain: bool = False
+    keeps_size: bool = False
 
     def input_shape(self, size: Size) -> list[int | None]:
         """The shape of the images, with None for what is open."""
@@ -227,7 +283,8 @@ class Format(NamedTuple):
 FORMATS = {
     "stablehlo": Format("student.stablehlo", write_stablehlo, read_stablehlo),
     "savedmodel": Format("savedmodel", write_savedmodel, read_savedmodel),
-    "tflite": Format("student.tflite", write_tflite, read_tflite, flexible=False),
+    "tflite": Format("student.tflite", write_tflite, read_tflite, flexible=False, plain=True),
+    "onnx": Format("student.onnx", write_onnx, read_onnx, plain=True, keeps_size=True),
 }
 
 # Beside the files; what a program that runs one has to know.

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
 import resource
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,12 @@ from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import ConvNorm, adaptive_average_pools, resize
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+needs_onnx = pytest.mark.skipif(
+    importlib.util.find_spec("jax2onnx") is None,
+    reason='needs jax2onnx: pip install ".[onnx]" && pip install --no-deps jax2onnx==0.17.1',
+)
+# ONNX has a test of its own, which those skip who do not have it.
+OTHERS = [name for name in formats.FORMATS if name != "onnx"]
 SIZE = Size(32, 48)
 CLASSES = 5
 
@@ -63,10 +71,8 @@ def random_images(*shape):
 @pytest.mark.parametrize("folded", [False, True])
 def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, folded):
     output = tmp_path / "new" / "export"
-    exports = deployment.export(
-        source, str(output), list(formats.FORMATS), size=SIZE, folded=folded
-    )
-    assert [export.format for export in exports] == list(formats.FORMATS)
+    exports = deployment.export(source, str(output), OTHERS, size=SIZE, folded=folded)
+    assert [export.format for export in exports] == OTHERS
     assert {path.name for path in output.iterdir()} == {
         *(export.file for export in exports),
         "export.json",
@@ -94,6 +100,45 @@ def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, fo
     assert described_by["batch_norm_folded"] is folded
     assert described_by["exports"]["tflite"]["input_shape"] == [1, 32, 48, 3]
     assert described_by["exports"]["stablehlo"]["input_shape"] == [None, None, None, 3]
+
+
+@needs_onnx
+@pytest.mark.parametrize("size", [ANY, SIZE])
+def test_onnx_is_one_file_of_an_open_batch_and_of_any_size_or_the_given(
+    net, source, tmp_path, size
+):
+    (export,) = deployment.export(source, tmp_path / "export", "onnx", size=size)
+    assert export.size == size
+    assert export.agreement.agreeing > 0.999 * export.agreement.pixels
+    student = deployment.ExportedStudent.load(tmp_path / "export" / "student.onnx")
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {
+        "student.onnx",
+        "export.json",
+    }
+    network, variables = NNXNetwork.of(net)
+    predictor = Predictor(network, described("tiny").preprocessing)
+    for count in (1, 3):
+        images = random_images(count, *(size if size.fixed else (41, 50)))
+        found = student.predict(images)
+        assert found.dtype == np.int32
+        assert np.mean(found == np.asarray(predictor(variables, images))) > 0.999
+
+
+@pytest.mark.parametrize("module", ["jax2onnx", "onnxruntime"])
+def test_without_onnx_a_line_says_what_to_install(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / "student.onnx"
+    use = {
+        "jax2onnx": lambda: formats.write_onnx(lambda images: images[..., 0], SIZE, path),
+        "onnxruntime": lambda: formats.read_onnx(path),
+    }
+    with pytest.raises(UserError) as error:
+        use[module]()
+    assert str(error.value) == (
+        f"{module} is not installed, which the format onnx needs: "
+        'pip install "kdjax[onnx]" && pip install --no-deps jax2onnx==0.17.1'
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_auxiliary_head_is_not_written(net, source, tmp_path):
@@ -205,7 +250,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):
     )
     assert refuse(source, output, ["tflit"]) == 'unknown format "tflit": did you mean "tflite"?'
     assert refuse(source, output, []) == (
-        "no format is named: there are: stablehlo, savedmodel, tflite"
+        "no format is named: there are: stablehlo, savedmodel, tflite, onnx"
     )
     assert refuse(source, output, ["stablehlo", "tflite"]) == (
         "tflite takes images of one size: give --height and --width"
@@ -242,7 +287,7 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("name", formats.FORMATS)
+@pytest.mark.parametrize("name", [*OTHERS, pytest.param("onnx", marks=needs_onnx)])
 def test_a_full_disk_is_one_line_and_nothing_stays(source, tmp_path, monkeypatch, name):
     chosen = formats.FORMATS[name]
 

@@ -1,0 +1,179 @@
+"""Networks rewritten for other runtimes: batch norm folded, and in operations that these know."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import export
+from jax.core import Tracer
+from jax.extend import core
+from jaxtyping import Array, Float
+
+from kdjax.errors import UserError
+from kdjax.models import Network, Variables
+from kdjax.models.layers import Conv, ConvNorm
+from kdjax.models.network import NNXNetwork
+
+
+class Folded(nnx.Module):
+    """What stands in a folded network where batch norm stood: nothing is left to do."""
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, use_running_average: bool
+    ) -> Float[Array, "B H W C"]:
+        """Returns the map as it is.
+
+        Raises:
+          ValueError: where batch statistics are asked for, as in training.
+        """
+        if not use_running_average:
+            raise ValueError("batch norm was folded: this network predicts and cannot be trained")
+        return x
+
+
+def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork, Variables]:
+    """Returns a network that predicts the same, up to rounding, without any batch norm.
+
+    Every `ConvNorm` takes the scale of its norm into its kernel, and the rest becomes the bias of
+    its convolution; full and depthwise kernels both end with the output channels. In bfloat16
+    other products are rounded, so that predictions differ as much as they do from float32.
+
+    Args:
+      network: one of Flax NNX, built of kdjax's `ConvNorm`s; one that is folded already stays so.
+      variables: its arrays.
+
+    Raises:
+      UserError: for another network, whose batch norms are not known here.
+    """
+    if not isinstance(network, NNXNetwork):
+        raise UserError("batch norm can be folded in networks of Flax NNX alone; leave it as it is")
+    module = network.module(variables)
+    convolutions = [part for _, part in nnx.iter_modules(module) if isinstance(part, ConvNorm)]
+    if not convolutions:
+        raise UserError("there is no kdjax.models.layers.ConvNorm whose batch norm could be folded")
+    for part in convolutions:
+        if isinstance(part.norm, nnx.BatchNorm):
+            _fold(part)
+    return NNXNetwork.of(module)
+
+
+def _fold(module: ConvNorm) -> None:
+    conv, norm = module.conv, module.norm
+    assert norm.scale is not None
+    assert norm.bias is not None
+    scale = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+    before = 0.0 if conv.bias is None else conv.bias[...]
+    conv.kernel[...] = conv.kernel[...] * scale
+    conv.bias = nnx.Param(jnp.asarray(norm.bias[...] + (before - norm.mean[...]) * scale))
+    conv.use_bias = True
+    module.norm = Folded()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def plain_convolutions(network: Network) -> Network:
+    """Returns the network with every `Conv` of kdjax computed as one convolution."""
+    if not isinstance(network, NNXNetwork):
+        return network
+
+    def change(module: nnx.Module) -> None:
+        for _, part in nnx.iter_modules(module):
+            if isinstance(part, Conv):
+                part.plain = True
+
+    return network.changed(change)
+
+
+# What calls another program in a traced one, and what it holds it as.
+_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+
+
+def plain(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns the function without calls inside, in operations that converters get right.
+
+    What depends on no input, as the weights of a resizing, is computed at once.
+    """
+
+    def evaluated(images: Any) -> Any:
+        traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(images.shape, images.dtype))
+        (result,) = _evaluated(traced.jaxpr, traced.consts, [images])
+        return result
+
+    return evaluated
+
+
+def _evaluated(program: core.Jaxpr, constants: list[Any], inputs: list[Any]) -> list[Any]:
+    """What a program returns."""
+    known = (*program.constvars, *program.invars)
+    values: dict[Any, Any] = dict(zip(known, (*constants, *inputs), strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for equation in program.eqns:
+        given = [read(atom) for atom in equation.invars]
+        name = equation.primitive.name
+        if name in _CALLS:
+            inner = equation.params[_CALLS[name]]
+            results = _evaluated(inner.jaxpr, inner.consts, given)
+        elif _is_constant(equation, given):
+            with jax.ensure_compile_time_eval():
+                results = _bound(equation, given)
+        elif name in _RULES:
+            results = [_RULES[name](*given, **equation.params)]
+        else:
+            results = _bound(equation, given)
+        values.update(zip(equation.outvars, results, strict=True))
+    return [
+        atom.val if isinstance(atom, core.Literal) else values[atom] for atom in program.outvars
+    ]
+
+
+def _bound(equation: core.JaxprEqn, given: list[Any]) -> list[Any]:
+    results = equation.primitive.bind(*given, **equation.params)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def _is_constant(equation: core.JaxprEqn, given: list[Any]) -> bool:
+    """Whether nothing in an equation depends on the input or its size."""
+    sizes = [size for variable in equation.outvars for size in getattr(variable.aval, "shape", ())]
+    return not any(
+        isinstance(value, Tracer) or export.is_symbolic_dim(value)
+        for value in (*given, *sizes, *equation.params.values())
+    )
+
+
+def _dot_general(x: Any, y: Any, **parameters: Any) -> Array:
+    """A product whose constant is on the right.
+
+    There it is a layer's weights to TensorFlow Lite. On the left, as resizing has it, its int8
+    kernels for the CPU (XNNPACK) return other numbers.
+    """
+    if isinstance(x, Tracer) or not isinstance(y, Tracer):
+        return jax.lax.dot_general_p.bind(x, y, **parameters)
+    ((contracted_x, contracted_y), (batch_x, batch_y)) = parameters["dimension_numbers"]
+    swapped = {"dimension_numbers": ((contracted_y, contracted_x), (batch_y, batch_x))}
+    product = jax.lax.dot_general_p.bind(y, x, **(parameters | swapped))
+    batch, others = len(batch_x), y.ndim - len(contracted_y) - len(batch_y)
+    order = (*range(batch), *range(batch + others, product.ndim), *range(batch, batch + others))
+    return jax.lax.transpose(product, order)
+
+
+def _pad(x: Any, value: Any, *, padding_config: Any) -> Array:
+    """Padding around an open axis, as jax2onnx 0.17.1 cannot write it itself."""
+    if not any(map(export.is_symbolic_dim, x.shape)) or any(
+        low < 0 or high < 0 or between for low, high, between in padding_config
+    ):
+        return jax.lax.pad_p.bind(x, value, padding_config=padding_config)
+    for axis, (low, high, _) in enumerate(padding_config):
+        before, after = (
+            [jnp.broadcast_to(value, (*x.shape[:axis], count, *x.shape[axis + 1 :]))]
+            if count
+            else []
+            for count in (low, high)
+        )
+        x = jax.lax.concatenate([*before, x, *after], axis)
+    return x
+
+
+_RULES: dict[str, Callable[..., Array]] = {"dot_general": _dot_general, "pad": _pad}
