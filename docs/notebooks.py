@@ -11,6 +11,7 @@ when the site is built. A cell whose first line names a file, `# my_networks.py`
 
 import argparse
 import base64
+import io
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 TUTORIALS = pathlib.Path(__file__).resolve().parent / "tutorials"
 BEGIN, END = "<!-- output -->", "<!-- end of output -->"
@@ -106,11 +108,14 @@ def _written(outputs: list[Any], folder: pathlib.Path) -> str:
         elif "image/png" in data:
             folder.mkdir(exist_ok=True)
             path = folder / f"{len([*folder.iterdir()]) + 1}.png"
-            path.write_bytes(base64.b64decode(data["image/png"]))
+            picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+            picture.convert("RGB").quantize(128).save(path, optimize=True)
             parts.append(f"![]({folder.name}/{path.name})\n")
         elif output.output_type == "execute_result":
             text += data["text/plain"] + "\n"
-    lines = [line for line in text.splitlines() if not line.startswith("Writing ")]
+    # Of a line that was written over, what was left in the end; and no bars.
+    lines = [line.rpartition("\r")[2] for line in text.rstrip().split("\n")]
+    lines = [line for line in lines if not re.match(r"Writing |\s*$|.*\d%\|", line)]
     if len(lines) > SHOWN:
         lines = [*lines[:3], f"[... {len(lines) - SHOWN} lines ...]", *lines[3 - SHOWN :]]
     if lines:
