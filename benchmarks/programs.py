@@ -2,9 +2,10 @@
 
     python -m benchmarks.programs                        all, about two minutes on two cores
     python -m benchmarks.programs --only cwd,pfs         losses whose name contains one of these
+    python -m benchmarks.programs --terms FILE.csv       terms; adds the rows that are missing
 
-Prints Markdown. The programs are compiled for JAX's default back end and not run. "Forward" is the
-mean of the loss, "both" that with its gradient by the first input. The columns:
+The first two print Markdown. The programs are compiled for JAX's default back end and not run.
+"Forward" is the mean of the loss, "both" that with its gradient by the first input. The columns:
 
 copy: megabytes of the first input in float32, to compare with.
 f32, bf16: megabytes of temporaries, by the compiler's own account, with inputs of that type: what a
@@ -13,20 +14,37 @@ arrays: how often the bfloat16 program writes a float32 array of at least as man
 first input. An instruction inside a fusion writes nothing down and does not count.
 reads: how many instructions of the bfloat16 program have the first input among their operands, and
 how many the teacher's scores or features, where there are any. A loop counts once.
+
+The third writes a row for every loss as a term with its defaults, on the maps of PSPNet with
+ResNet-101 and ResNet-18, and for the cross-entropy: its value, its state's update, and its gradient
+by the student's maps and by what it learns, without the networks. Columns:
+
+gflop: of products and convolutions, on 4 images of 512 x 1024; loops count as often as they run.
+megabytes: of temporaries, likewise, by the compiler's own account.
+processor_seconds: of all threads, the least of three, on one image of 512 x 512 and networks of a
+quarter of the channels. The only column that is run.
 """
 
 import argparse
+import csv
 import functools
 import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from kdjax import losses
+from kdjax import losses, models
+from kdjax.distillation import Distiller, term
+from kdjax.distillation.builtin import LOSSES
+from kdjax.models import NNXNetwork
+from kdjax.models.network import trace_maps, traced_rngs
 from kdjax.planning.hlo import parse
+from kdjax.training.profiling import count_flops
 from tools.hlo import float32_arrays, reads
 
 CHANNELS = 128  # of the features that FAKD moves
@@ -131,6 +149,105 @@ def measure(case: Case) -> list[str]:
     return [case.name, size, copy, *temporaries, *arrays, *passes]
 
 
+class Side(NamedTuple):
+    """The maps of both networks, and labels, as they stand for arrays or are some."""
+
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    labels: Any
+
+
+def side(images: int, height: int, width: int, channels: int) -> Side:
+    """What stands for the maps of PSPNets of a width."""
+
+    def maps(name: str, train: bool) -> dict[str, Any]:
+        network = nnx.eval_shape(
+            lambda: models.create(
+                name, num_classes=19, width=channels, auxiliary=True, rngs=traced_rngs(0)
+            )
+        )
+        found = trace_maps(*NNXNetwork.of(network), (height, width), train=train)
+        # The network was traced with two images.
+        return jax.tree.map(
+            lambda x: x if x.ndim < 4 else jax.ShapeDtypeStruct((images, *x.shape[1:]), x.dtype),
+            dict(found),
+        )
+
+    student, teacher = maps("pspnet_r18", True), maps("pspnet_r101", False)
+    # A teacher that is not trained has no auxiliary scores; as many as DSD would ask for.
+    teacher.setdefault("aux_logits", student["aux_logits"])
+    return Side(student, teacher, jax.ShapeDtypeStruct((images, height, width), jnp.int32))
+
+
+def program_of(name: str, maps: Side) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What makes the params and the state of a term, and its value with all gradients."""
+    if name == "cross_entropy":
+
+        def of_labels(params, student, state, teacher, labels):
+            values = losses.upsampled_cross_entropy(student["logits"].logits, labels)
+            return losses.valid_mean(values, labels != 255), state
+
+        return lambda key: ({}, {}), jax.value_and_grad(of_labels, (0, 1), has_aux=True)
+    distiller = Distiller(
+        {name: term(name)},
+        student=maps.student,
+        teacher=maps.teacher,
+        image_size=maps.labels.shape[1:],
+    )
+
+    def of_term(params, student, state, teacher, labels):
+        # In the middle of a run, when all that is fitted first is.
+        return distiller(
+            params, state, student, teacher, labels, step=500, steps=1000, key=jax.random.key(0)
+        )
+
+    return distiller.init, jax.value_and_grad(of_term, (0, 1), has_aux=True)
+
+
+def cost(name: str, large: Side, small: Side) -> list[Any]:
+    """A row of the table of terms."""
+    init, program = program_of(name, large)
+    params, state = jax.eval_shape(init, jax.random.key(0))
+    arguments = (params, large.student, state, large.teacher, large.labels)
+    compiled: Any = jax.jit(program).lower(*arguments).compile()
+    megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
+    flops = count_flops(program, *arguments)
+
+    init, program = program_of(name, small)
+    params, state = init(jax.random.key(0))
+    key = jax.random.key(1)
+
+    def drawn(x: Any) -> jax.Array:
+        if x.dtype == jnp.int32:
+            return jax.random.randint(key, x.shape, 0, 19)
+        return jax.random.normal(key, x.shape)
+
+    student, teacher, labels = jax.tree.map(drawn, small)
+    run, seconds = jax.jit(program), []
+    for _ in range(4):
+        started = time.process_time()
+        jax.block_until_ready(run(params, student, state, teacher, labels))
+        seconds.append(time.process_time() - started)
+    # The first compiled it.
+    return [name, f"{flops / 1e9:.3g}", f"{megabytes:.3g}", f"{min(seconds[1:]):.3g}"]
+
+
+def write_costs(path: str) -> None:
+    """Adds the rows that are not there yet."""
+    header = ["loss", "gflop", "megabytes", "processor_seconds"]
+    large, small = side(4, 512, 1024, 64), side(1, 512, 512, 16)
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        done = {row[0] for row in csv.reader(file)}
+        rows = csv.writer(file, lineterminator="\n")
+        if not done:
+            rows.writerow(header)
+        for name in ("cross_entropy", *LOSSES):
+            if name not in done:
+                rows.writerow(cost(name, large, small))
+                file.flush()
+
+
 HEADER = """\
 | loss | size | copy | f32: forward | both | bf16: forward | both | arrays: forward | both \
 | reads: forward | both |
@@ -140,7 +257,11 @@ HEADER = """\
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="parts of names, with commas between")
+    parser.add_argument("--terms", metavar="FILE", help="where to write what terms cost")
     flags = parser.parse_args()
+    if flags.terms:
+        write_costs(flags.terms)
+        return
 
     every = [case for size in SIZES for case in cases(size)]
     every += [case for size in LARGE for case in similarities(size)]

@@ -11,7 +11,8 @@ import kdjax
 from kdjax import config as configuration
 from kdjax import losses, recipes
 from kdjax.distillation import term
-from tools import comparison, networks
+from kdjax.distillation.builtin import LOSSES
+from tools import comparison, costs, networks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -136,13 +137,18 @@ def test_every_picture_is_shown_and_small():
 @pytest.mark.parametrize("name", sorted(set(losses.__all__) - OTHERS))
 def test_the_index_has_every_loss_with_its_defaults(name):
     (row,) = re.findall(rf"^\| (?:`{name}`|\[`{name}`\]\([^)]+\)) \| .*20\d\d.*$", INDEX, re.M)
-    *_, weight, temperature, maps, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    *_, weight, temperature, maps, _, _ = (cell.strip() for cell in row.strip("|").split("|"))
     defaults = term(name)
     assert float(weight) == defaults["weight"]
     named = defaults["student"]
     assert maps == (named if isinstance(named, str) else ", ".join(named))
     if "temperature" in defaults:
         assert float(temperature.split()[0]) == defaults["temperature"]
+
+
+def test_the_column_of_costs_is_derived_from_its_raw_results():
+    assert costs.cells().keys() == {"cross_entropy", *LOSSES}
+    assert costs.written(INDEX) == INDEX
 
 
 def test_the_methods_by_name_are_those_of_the_code():
