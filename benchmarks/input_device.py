@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
+from benchmarks import rounds
 from kdjax import models
 from kdjax.data.loading.device_augment import augment_batch
 from kdjax.data.loading.sampling import AugmentOptions, index_batches
@@ -70,22 +71,19 @@ def main(argv: list[str]) -> None:
 
     fixed = crops()
     calls: dict[str, Callable[[], Any]] = {
-        "augmentation": crops,
         "step on one batch": lambda: gradients(params, rest, fixed),
+        "augmentation": crops,
         "augmentation and step": lambda: gradients(params, rest, crops()),
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS.value + 1):
         for name, call in calls.items():
             seconds[name].append(turn(call))
-    device = jax.devices()[0].device_kind
-    print(f"JAX {jax.__version__}, {jax.device_count()} x {device}, batches of {BATCH_SIZE.value}")
-    for name, found in seconds.items():
-        middle = statistics.median(found[1:])
-        print(f"{name:24} {1000 * middle:8.2f} ms {BATCH_SIZE.value / middle:10.0f} images/s")
-    pairs = zip(seconds["augmentation and step"][1:], seconds["step on one batch"][1:], strict=True)
+    seconds = {name: found[1:] for name, found in seconds.items()}
+    print(f"{rounds.table(seconds, BATCH_SIZE.value)}\n")
+    pairs = zip(seconds["augmentation and step"], seconds["step on one batch"], strict=True)
     share = statistics.median((both - alone) / both for both, alone in pairs)
-    print(f"share of the step: {100 * share:.1f} %")
+    print(f"Share of the augmentation in both: {100 * share:.1f} %.\n\n{rounds.machine()}")
 
 
 def made_up() -> InMemoryExamples:

@@ -4,15 +4,16 @@
     python -m benchmarks.losses --quick                  one small size, to see that it runs
     python -m benchmarks.losses --only cwd,pfs           losses whose name contains one of these
 
-Prints a Markdown table. Both sides run on the CPU in float32 with the same inputs and the cores
-that the process may use (`taskset -c 0` for one), in turn, after a warm-up. A time is the median
+Prints a Markdown table. Both sides run in float32 with the same inputs, on a GPU where JAX has one,
+else on the CPU with the cores that the process may use (`taskset -c 0` for one), in turn, after a
+warm-up. A time is the median
 over the rounds; the ratio is kdjax's time by PyTorch's in the same round, as median and quartiles,
 so that below 1 kdjax is faster.
 
 Memory is what a call needs beside its inputs, its results included. For kdjax it is the temporary
 and output memory of the compiled program. For PyTorch it is the highest sum of what its CPU
-allocator has handed out and not taken back, by the memory events of `torch.profiler`; scratch that
-its libraries allocate for themselves is not in it.
+allocator has handed out and not taken back, by the memory events of `torch.profiler`, on a GPU by
+its own account; scratch that its libraries allocate for themselves is not in it.
 """
 
 import argparse
@@ -217,7 +218,8 @@ def prepare_jax(case, backward):
 
 
 def prepare_torch(case, backward):
-    arguments = [torch.from_numpy(x) for x in case.arguments]
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    arguments = [torch.from_numpy(x).to(device) for x in case.arguments]
     arguments = [x.long() if x.dtype == torch.int32 else x for x in arguments]
     if backward:
         arguments[0].requires_grad_()
@@ -227,11 +229,20 @@ def prepare_torch(case, backward):
         if backward:
             arguments[0].grad = None
             value.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return value.detach()
 
     call()
     arguments[0].grad = None
-    return call, peak_of_allocations(call)
+    return call, peak_on_gpu(call) if device == "cuda" else peak_of_allocations(call)
+
+
+def peak_on_gpu(call):
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def peak_of_allocations(call):
@@ -257,7 +268,7 @@ def measure(case, backward, rounds):
         theirs, their_memory = prepare_torch(case, backward)
         first = ours()
         value = first[0] if backward else first
-        np.testing.assert_allclose(value, theirs().numpy(), rtol=1e-3, err_msg=case.name)
+        np.testing.assert_allclose(value, theirs().cpu().numpy(), rtol=1e-3, err_msg=case.name)
         once += seconds(theirs)
 
     times = [(once, math.nan)]
@@ -281,7 +292,7 @@ def machine():
     cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
     cores = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
     return (
-        f"{cpu}, {cores}; Python {platform.python_version()}, "
+        f"{jax.devices()[0].device_kind}, {cpu}, {cores}; Python {platform.python_version()}, "
         f"JAX {jax.__version__}, PyTorch {torch.__version__} "
         f"({torch.get_num_threads()} threads); load {os.getloadavg()[0]:.1f} at the start."
     )

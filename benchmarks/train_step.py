@@ -7,7 +7,7 @@ PSPNet on a ResNet teaches PSPNet on another, here and in the trainer of `benchm
 settings of its `Execution.best`. First both take the same batches in float32 from the same weights,
 and their losses must agree. Then their steps take turns, with the first method, with the others,
 and with the teacher's forward pass and no method; ratios are those of one round. Memory and the
-time to the first step come from a process of their own for each side.
+time to the first step come from a process of their own for each side, as `--alone` says.
 
 On a GPU the work is PSPNet-R101 teaching R18 on 8 crops of 512 x 1024 in bfloat16, else a narrow
 pair on small crops in float32. Methods are those of `kdjax.recipes`; the PyTorch trainer
@@ -62,7 +62,10 @@ WORK = {
 }
 CROP = flags.DEFINE_list("crop", None, "Height and width of the images, as 512,1024.")
 METHODS = flags.DEFINE_list(
-    "methods", ["cwd", "pixelwise_kl", "nfd", "pfs"], "What is taught by; memory is the first's."
+    "methods", ["cwd", "pixelwise_kl", "nfd", "pfs"], "What is taught by, as the recipes name it."
+)
+ALONE = flags.DEFINE_list(
+    "alone", None, "Whose memory is measured: methods, or plain; the first one's where not given."
 )
 ROUNDS = flags.DEFINE_integer("rounds", 20, "Turns of each, after the first, which compiles.", 1)
 STEPS = flags.DEFINE_integer("steps_per_turn", None, "10 on a GPU, else 1, where not given.", 1)
@@ -84,10 +87,15 @@ def main(argv: list[str]) -> None:
     name, first = next(iter(works.items()))
     if not torch_side.supports(first):
         raise UserError(f"benchmarks/torch has no {name}; begin --methods with one that it has")
+    if unknown := [name for name in ALONE.value or () if name not in {"plain", *works}]:
+        raise UserError(f"--alone {unknown[0]}: it is neither plain nor one of --methods")
     print(describe(plain), flush=True)
     print(f"\n{check(first)}", flush=True)
     print(f"\n{take_turns({PLAIN: plain, **works}, on_gpu)}", flush=True)
-    print(f"\n{compare_alone(name, first, on_gpu)}\n\n{versions()}")
+    by_name = {"plain": plain, **works}
+    for measured in ALONE.value or [name]:
+        print(f"\n{compare_alone(measured, by_name[measured], on_gpu)}", flush=True)
+    print(f"\n{versions()}")
 
 
 def chosen_work(usual: Work) -> Work:
