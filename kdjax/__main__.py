@@ -10,7 +10,17 @@ import kdjax
 from kdjax.names import did_you_mean
 
 # In the order in which one needs them.
-COMMANDS = ("prepare", "train", "compare", "evaluate", "predict", "export", "convert", "plan")
+COMMANDS = (
+    "prepare",
+    "train",
+    "compare",
+    "evaluate",
+    "predict",
+    "export",
+    "bench",
+    "convert",
+    "plan",
+)
 
 
 def main() -> None:

@@ -7,18 +7,28 @@ The source is the workdir of a run or any network checkpoint. Every file takes 8
 loaded again and compared with the network before DIR appears. `tflite`, and networks that compute
 with the size of their images (PSPNet, UPerNet, SegFormer, Swin), need `--height` and `--width`;
 `onnx` takes images of any size where these are not given and the network allows it.
+
+With `--int8 --calibrate DIR`, `tflite` is written a second time in 8-bit integers, calibrated on
+images of the run's training split, whose data set is prepared in DIR; both files are then
+evaluated on its validation split and timed.
 """
+
+import os
 
 from absl import flags
 
 from kdjax.cli import command
-from kdjax.deployment import FORMATS, Export, export
+from kdjax.deployment import FORMATS, Export, export, measure
 from kdjax.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "A workdir or a network checkpoint.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "A new directory for what is written.", required=True)
 _FORMAT = flags.DEFINE_list("format", None, f"Which of {', '.join(FORMATS)}.", required=True)
 _FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch norm into the convolutions.")
+_INT8 = flags.DEFINE_bool("int8", False, "Also write the tflite file in 8-bit integers.")
+_CALIBRATE = flags.DEFINE_string(
+    "calibrate", None, "Where the run's data set is prepared, whose images calibrate it."
+)
 _HEIGHT = flags.DEFINE_integer(
     "height", None, "Height of the images.", lower_bound=1, upper_bound=8192
 )
@@ -33,10 +43,34 @@ def main(argv: list[str]) -> None:
     if (_HEIGHT.value is None) != (_WIDTH.value is None):
         raise UserError("--height and --width go together: give both or neither")
     size = (_HEIGHT.value, _WIDTH.value) if _HEIGHT.value and _WIDTH.value else None
-    exports = export(_SOURCE.value, _OUTPUT.value, _FORMAT.value, size=size, folded=_FOLD.value)
+    formats, calibration = list(_FORMAT.value), None
+    if _INT8.value != (_CALIBRATE.value is not None):
+        raise UserError("--int8 and --calibrate go together: give both or neither")
+    if _INT8.value:
+        if "tflite" not in formats:
+            raise UserError("--int8 is of the format tflite: name it in --format")
+        # Here and not above: it needs what reads data, which other formats do without.
+        from kdjax.runs.evaluate import calibration_images
+
+        formats.append("tflite_int8")
+        calibration = calibration_images(_SOURCE.value, data_dir=_CALIBRATE.value)
+    exports = export(
+        *(_SOURCE.value, _OUTPUT.value, formats),
+        size=size,
+        folded=_FOLD.value,
+        calibration=calibration,
+    )
     for written in exports:
         print(_line(written))
-    print(f"{_OUTPUT.value} holds them and export.json, which describes them")
+    print(f"{_OUTPUT.value} holds them and export.json, which describes them", flush=True)
+    if _INT8.value:
+        from kdjax.runs.evaluate import evaluate
+
+        for written in exports:
+            if written.format in ("tflite", "tflite_int8"):
+                file = os.path.join(_OUTPUT.value, written.file)
+                scores = evaluate(_SOURCE.value, exported=file, data_dir=_CALIBRATE.value)
+                print(f"{measure(file)}; {scores.split} mIoU {100 * scores.miou:.2f} %", flush=True)
 
 
 def _line(written: Export) -> str:

@@ -302,11 +302,14 @@ class Images:
 
     def panel_examples(self) -> list[dict[str, Any]]:
         """A few examples spread over the validation split, for pictures."""
+        return self.spread_examples(self._options.val_split, PANEL_EXAMPLES)
+
+    def spread_examples(self, split: str, count: int) -> list[dict[str, Any]]:
+        """Examples spread evenly over a split, `count` of them or all."""
         from kdjax.data.loading import pipeline
 
-        split = self._options.val_split
-        count = len(self._set.records(split))
-        indices = np.unique(np.linspace(0, count - 1, PANEL_EXAMPLES).astype(int))
+        last = len(self._set.records(split)) - 1
+        indices = np.unique(np.linspace(0, last, count).astype(int))
         return pipeline.load_examples(self._set, split, indices.tolist())
 
 

@@ -9,3 +9,6 @@ __all__ = [
     "ExportedStudent",
     "export",
 ]
+from kdjax.deployment.measuring import Measured as Measured
+from kdjax.deployment.measuring import measure as measure
+from kdjax.deployment.measuring import measure_torch as measure_torch

@@ -7,7 +7,7 @@ import os
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,8 @@ def import_tensorflow() -> Any:
         raise UserError(
             'the formats savedmodel and tflite need TensorFlow: pip install "kdjax[export]"'
         ) from error
+    # It moves to a package of its own, ai-edge-litert; this one is at hand.
+    warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated", UserWarning)
     # JAX has the accelerators.
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
@@ -173,8 +175,16 @@ def read_savedmodel(path: pathlib.Path) -> PredictFn:
     ].numpy()
 
 
-def write_tflite(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
+def write_tflite(
+    predict_fn: PredictFn,
+    size: Size,
+    path: pathlib.Path,
+    *,
+    calibration: Iterable[np.ndarray] | None = None,
+) -> None:
     """Writes the file, for one image of the fixed size at a time.
+
+    It computes in float32, or in int8 where images [H, W, 3] for calibration give the ranges.
 
     Raises:
       UserError: where the network needs an operation that TensorFlow Lite does not have.
@@ -186,6 +196,12 @@ def write_tflite(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         # Without TensorFlow's own operations, which a runtime would have to bring.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if calibration is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.representative_dataset = lambda: (
+                {"images": image[None]} for image in calibration
+            )
         try:
             content = converter.convert()
         # Its own class of errors is not public.
@@ -198,10 +214,7 @@ def write_tflite(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
 def read_tflite(path: pathlib.Path) -> PredictFn:
     """Loads it; a batch is run image by image."""
     tf = import_tensorflow()
-    with warnings.catch_warnings():
-        # The interpreter moves to a package of its own, ai-edge-litert; this one is at hand.
-        warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated", UserWarning)
-        interpreter = tf.lite.Interpreter(model_path=str(path))
+    interpreter = tf.lite.Interpreter(model_path=str(path))
     run = interpreter.get_signature_runner()
     return lambda images: np.concatenate([run(images=image[None])["labels"] for image in images])
 
@@ -266,14 +279,16 @@ class Format(NamedTuple):
       flexible: whether batch and, where the network allows it, image size stay open.
       plain: whether it is written in operations that other runtimes than XLA know.
       keeps_size: whether images must have a size that is given, where any would do.
+      calibrated: whether writing takes images for calibration.
     """
 
     file: str
-    write: Callable[[PredictFn, Size, pathlib.Path], None]
+    write: Callable[..., None]
     read: Callable[[pathlib.Path], PredictFn]
     flexible: bool = True
     plain: bool = False
     keeps_size: bool = False
+    calibrated: bool = False
 
     def input_shape(self, size: Size) -> list[int | None]:
         """The shape of the images, with None for what is open."""
@@ -284,6 +299,9 @@ FORMATS = {
     "stablehlo": Format("student.stablehlo", write_stablehlo, read_stablehlo),
     "savedmodel": Format("savedmodel", write_savedmodel, read_savedmodel),
     "tflite": Format("student.tflite", write_tflite, read_tflite, flexible=False, plain=True),
+    "tflite_int8": Format(
+        "student_int8.tflite", write_tflite, read_tflite, False, plain=True, calibrated=True
+    ),
     "onnx": Format("student.onnx", write_onnx, read_onnx, plain=True, keeps_size=True),
 }
 

@@ -199,6 +199,26 @@ def evaluate(
     )
 
 
+def calibration_images(
+    workdir: epath.PathLike, *, data_dir: str | None = None, count: int = 100
+) -> list[np.ndarray]:
+    """Images [H, W, 3] of a run's training split, evenly spread, as `kdjax.export` takes them.
+
+    Args:
+      workdir: of `kdjax.train`.
+      data_dir: where the run's data set is now, if that is no longer where it was.
+      count: how many at most.
+
+    Raises:
+      UserError: where there is no run, or its data set is not there.
+    """
+    files = Workdir(workdir)
+    options = read(files.read_config()).data
+    options = dataclasses.replace(options, data_dir=data_dir or options.data_dir)
+    images = Images(options, where=f"{files.config}: config.data")
+    return [example["image"] for example in images.spread_examples(options.train_split, count)]
+
+
 class _Exported:
     """An exported student, called as a `Predictor`."""
 

@@ -29,8 +29,8 @@ needs_onnx = pytest.mark.skipif(
     importlib.util.find_spec("jax2onnx") is None,
     reason='needs jax2onnx: pip install ".[onnx]" && pip install --no-deps jax2onnx==0.17.1',
 )
-# ONNX has a test of its own, which those skip who do not have it.
-OTHERS = [name for name in formats.FORMATS if name != "onnx"]
+# ONNX has a test of its own, which those skip who do not have it, and so have integers.
+OTHERS = ["stablehlo", "savedmodel", "tflite"]
 SIZE = Size(32, 48)
 CLASSES = 5
 
@@ -100,6 +100,49 @@ def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, fo
     assert described_by["batch_norm_folded"] is folded
     assert described_by["exports"]["tflite"]["input_shape"] == [1, 32, 48, 3]
     assert described_by["exports"]["stablehlo"]["input_shape"] == [None, None, None, 3]
+
+
+def test_int8_is_calibrated_on_the_images_given(net, source, tmp_path):
+    images = list(random_images(4, *SIZE))
+    (export,) = deployment.export(
+        source, tmp_path / "export", "tflite_int8", size=SIZE, calibration=images, folded=True
+    )
+    assert export.agreement.agreeing > 0.9 * export.agreement.pixels
+    held = json.loads((tmp_path / "export" / "export.json").read_text())["exports"]["tflite_int8"]
+    assert held["input_shape"] == [1, *SIZE, 3]
+    found = deployment.measure(tmp_path / "export" / export.file, rounds=2)
+    assert (found.file, found.bytes, found.size) == (export.file, export.bytes, SIZE)
+    low, median, high = found.milliseconds
+    assert 0 < low <= median <= high
+    with pytest.raises(UserError, match="only 0 % of its labels are the network's"):
+        exporting.compare_predictions(
+            lambda x: np.full(x.shape[:3], CLASSES),
+            *NNXNetwork.of(net),
+            described("tiny").preprocessing,
+            [np.stack(images)],
+            least=0.5,
+        )
+
+
+def test_calibration_takes_images_of_the_files_size(source, tmp_path):
+    for images, said in (
+        (
+            None,
+            "tflite_int8 is calibrated on images of the training split: give --int8 --calibrate "
+            "DIR",
+        ),
+        (
+            [random_images(9, 9)],
+            "an image for calibration is uint8 [9, 9, 3], and the file takes uint8 [32, 48, 3]: "
+            "give its --height and --width",
+        ),
+    ):
+        with pytest.raises(UserError) as error:
+            deployment.export(
+                source, tmp_path / "export", "tflite_int8", size=SIZE, calibration=images
+            )
+        assert str(error.value) == said
+    assert not (tmp_path / "export").exists()
 
 
 @needs_onnx
@@ -250,7 +293,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):
     )
     assert refuse(source, output, ["tflit"]) == 'unknown format "tflit": did you mean "tflite"?'
     assert refuse(source, output, []) == (
-        "no format is named: there are: stablehlo, savedmodel, tflite, onnx"
+        "no format is named: there are: stablehlo, savedmodel, tflite, tflite_int8, onnx"
     )
     assert refuse(source, output, ["stablehlo", "tflite"]) == (
         "tflite takes images of one size: give --height and --width"
@@ -323,3 +366,21 @@ def test_the_command_says_what_it_wrote(source, tmp_path):
     assert whole.returncode == 0, whole.stderr
     assert "student.stablehlo: images of any size" in whole.stdout
     assert "labels agree" in whole.stdout
+
+
+def two_classes():
+    torch = pytest.importorskip("torch")
+    return torch.nn.Conv2d(3, 2, 1)
+
+
+@pytest.mark.torch
+def test_a_pytorch_network_is_measured_beside_it(monkeypatch):
+    pytest.importorskip("torch")
+    found = deployment.measure_torch("test_export:two_classes", size=SIZE, rounds=2)
+    assert found.bytes == 4 * (3 * 2 + 2)
+    assert str(found).startswith("test_export:two_classes in PyTorch: 0.0 MB; an image of 32 x 48 ")
+    with pytest.raises(UserError, match="--torch"):
+        deployment.measure_torch("test_export:three_classes", size=SIZE)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="--torch needs PyTorch: pip install torch"):
+        deployment.measure_torch("test_export:two_classes", size=SIZE)

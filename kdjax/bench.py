@@ -1,0 +1,33 @@
+"""Times an exported student on this machine, and measures its memory.
+
+python -m kdjax.bench FILE [--height 512 --width 1024] [--torch package.module:function]
+
+One image at a time, on the cores that the process is given: `taskset -c 0 python -m kdjax.bench
+student/student.tflite` takes one. `--torch` names a function of no arguments that returns the
+network in PyTorch, which is timed beside it, class numbers of the image's size included.
+"""
+
+from absl import flags
+
+from kdjax.cli import command
+from kdjax.deployment import measure, measure_torch
+from kdjax.errors import UserError
+
+_HEIGHT = flags.DEFINE_integer("height", 512, "Of the images, where any size will do.", 1)
+_WIDTH = flags.DEFINE_integer("width", 1024, "Likewise.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 50, "Images, after three that are not counted.", 1)
+_TORCH = flags.DEFINE_string("torch", None, "A PyTorch network to time beside it.")
+
+
+def main(argv: list[str]) -> None:
+    """Prints a line of size, time and memory of the file, and one of the PyTorch network."""
+    if len(argv) != 2:
+        raise UserError("name one file that kdjax.export wrote, as student/student.tflite")
+    found = measure(argv[1], size=(_HEIGHT.value, _WIDTH.value), rounds=_ROUNDS.value)
+    print(found, flush=True)
+    if _TORCH.value is not None:
+        print(measure_torch(_TORCH.value, size=found.size, rounds=_ROUNDS.value))
+
+
+if __name__ == "__main__":
+    command.run(main, words=1)
