@@ -1,7 +1,7 @@
 """Which networks become ONNX, and how far their class scores are from the network's own.
 
-    python -m benchmarks.onnx_networks --output docs/results/onnx.csv
-    python -m benchmarks.onnx_networks --table docs/results/onnx.csv
+    python -m benchmarks.onnx_networks --output docs/results/onnx/networks.csv
+    python -m benchmarks.onnx_networks --table docs/results/onnx/networks.csv
 
 By default every head on ResNet-18, every kind of backbone, and the networks of projects, narrow and
 with random weights: operations do not depend on depth and width. A network is written for images

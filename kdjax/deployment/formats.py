@@ -204,8 +204,7 @@ def write_tflite(
             )
         try:
             content = converter.convert()
-        # Its own class of errors is not public.
-        except Exception as error:
+        except Exception as error:  # its own class is not public
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"tflite: this network cannot be converted: {reason}") from error
     path.write_bytes(content)
@@ -226,8 +225,7 @@ def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
       UserError: where jax2onnx is missing, or cannot convert the network.
     """
     images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
-    # Traced before the converter is imported, which would replace Flax's own layers while it
-    # traces, and fails on their dropout.
+    # The converter replaces Flax's layers while it traces, and fails on dropout: it sees none.
     program = jax.make_jaxpr(predict_fn)(images)
     to_onnx = _import("jax2onnx").to_onnx
     # It warns of all that it imports, as of its own examples.
@@ -242,8 +240,7 @@ def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
                 input_names=["images"],
                 output_names=["labels"],
             )
-    # What a converter has no rule for, it may say in any way.
-    except Exception as error:
+    except Exception as error:  # it may say in any way what it has no rule for
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         wish = "" if size.fixed else " for images of any size (give --height and --width)"
         raise UserError(f"onnx: this network cannot be converted{wish}: {reason}") from error
@@ -255,7 +252,11 @@ def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
 def read_onnx(path: pathlib.Path) -> PredictFn:
     """Loads it, for the CPU."""
     runtime = _import("onnxruntime")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    # More threads than the process may use cores wait for each other; Linux alone knows.
+    if hasattr(os, "sched_getaffinity"):
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["labels"], {"images": np.asarray(images)})[0]
 
 

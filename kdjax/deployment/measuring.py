@@ -37,10 +37,11 @@ class Measured(NamedTuple):
     def __str__(self) -> str:
         """One line for people."""
         low, median, high = self.milliseconds
+        # Nothing is known of it where the process had held more before.
+        memory = f", {self.memory / 1e6:.0f} MB of memory" if self.memory else ""
         return (
             f"{self.file}: {self.bytes / 1e6:.1f} MB; an image of {self.size.height} x "
-            f"{self.size.width} in {median:.1f} ms ({low:.1f} to {high:.1f}), "
-            f"{self.memory / 1e6:.0f} MB of memory"
+            f"{self.size.width} in {median:.1f} ms ({low:.1f} to {high:.1f}){memory}"
         )
 
 
