@@ -72,7 +72,7 @@ def execute(page: pathlib.Path, *, check: bool) -> None:
     outputs = iter([cell.outputs for cell in made.cells if cell.cell_type == "code"])
 
     def with_output(found: re.Match[str]) -> str:
-        said = _written(next(outputs), pictures)
+        said = _written(next(outputs), pictures).replace(f"{folder}/", "")
         cell = f"```{found[1]}\n{found[2]}```\n"
         return f"{cell}\n{BEGIN}\n{said}\n{END}\n" if said else cell
 
@@ -115,7 +115,7 @@ def _written(outputs: list[Any], folder: pathlib.Path) -> str:
             text += data["text/plain"] + "\n"
     # Of a line that was written over, what was left in the end; and no bars.
     lines = [line.rpartition("\r")[2] for line in text.rstrip().split("\n")]
-    lines = [line for line in lines if not re.match(r"Writing |\s*$|.*\d%\|", line)]
+    lines = [line for line in lines if not re.match(r"Writing |\s+$|.*\d%\|", line)]
     if len(lines) > SHOWN:
         lines = [*lines[:3], f"[... {len(lines) - SHOWN} lines ...]", *lines[3 - SHOWN :]]
     if lines:
