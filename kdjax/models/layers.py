@@ -249,30 +249,6 @@ def max_pool(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Array, 
     return x
 
 
-def pooling_matrix(size: int, bins: int) -> np.ndarray:
-    """Returns the [bins, size] averages of PyTorch's adaptive pooling (bins may overlap)."""
-    matrix = np.zeros((bins, size), np.float32)
-    for row in range(bins):
-        start, stop = row * size // bins, -(-(row + 1) * size // bins)
-        matrix[row, start:stop] = 1.0 / (stop - start)
-    return matrix
-
-
-def adaptive_average_pools(
-    x: Float[Array, "B H W C"], bins: Sequence[int]
-) -> list[Float[Array, "B n n C"]]:
-    """Pools to n x n for every n of `bins`, reading the map once."""
-    height, width = x.shape[1:3]
-    rows = jnp.asarray(np.concatenate([pooling_matrix(height, n) for n in bins]), x.dtype)
-    pooled_rows = jnp.einsum("nh,bhwc->bnwc", rows, x)
-    pools, start = [], 0
-    for n in bins:
-        columns = jnp.asarray(pooling_matrix(width, n), x.dtype)
-        pools.append(jnp.einsum("mw,bnwc->bnmc", columns, pooled_rows[:, start : start + n]))
-        start += n
-    return pools
-
-
 def linear_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
     """Initialises a kernel with standard deviation 0.02, as mmsegmentation's transformers."""
     return normal(key, shape, 0.02).astype(dtype)

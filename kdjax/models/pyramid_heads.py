@@ -3,12 +3,37 @@
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.heads import Head
-from kdjax.models.layers import ConvNorm, SeparableConvNorm, adaptive_average_pools, resize
+from kdjax.models.layers import ConvNorm, SeparableConvNorm, resize
 from kdjax.models.outputs import STAGES, FeatureSpec
+
+
+def pooling_matrix(size: int, bins: int) -> np.ndarray:
+    """Returns the [bins, size] averages of PyTorch's adaptive pooling (bins may overlap)."""
+    matrix = np.zeros((bins, size), np.float32)
+    for row in range(bins):
+        start, stop = row * size // bins, -(-(row + 1) * size // bins)
+        matrix[row, start:stop] = 1.0 / (stop - start)
+    return matrix
+
+
+def adaptive_average_pools(
+    x: Float[Array, "B H W C"], bins: Sequence[int]
+) -> list[Float[Array, "B n n C"]]:
+    """Pools to n x n for every n of `bins`, reading the map once."""
+    height, width = x.shape[1:3]
+    rows = jnp.asarray(np.concatenate([pooling_matrix(height, n) for n in bins]), x.dtype)
+    pooled_rows = jnp.einsum("nh,bhwc->bnwc", rows, x)
+    pools, start = [], 0
+    for n in bins:
+        columns = jnp.asarray(pooling_matrix(width, n), x.dtype)
+        pools.append(jnp.einsum("mw,bnwc->bnmc", columns, pooled_rows[:, start : start + n]))
+        start += n
+    return pools
 
 
 class PyramidPooling(nnx.Module):

@@ -22,7 +22,8 @@ from kdjax.deployment.formats import ANY, Size
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import NNXNetwork, saved
-from kdjax.models.layers import ConvNorm, adaptive_average_pools, resize
+from kdjax.models.layers import ConvNorm, resize
+from kdjax.models.pyramid_heads import adaptive_average_pools
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 needs_onnx = pytest.mark.skipif(

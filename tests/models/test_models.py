@@ -13,7 +13,7 @@ from jax._src.interpreters import partial_eval
 
 from kdjax import models
 from kdjax.errors import UserError
-from kdjax.models import NNXNetwork, layers, saved
+from kdjax.models import NNXNetwork, layers, pyramid_heads, saved
 from kdjax.models.network import traced_rngs
 from kdjax.models.saved import NetworkInfo
 
@@ -89,7 +89,7 @@ def test_pooling_resizing_and_strided_convolution_are_pytorchs():
     x = np.random.default_rng(0).standard_normal((2, 13, 17, 4)).astype(np.float32)
     theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
-    pools = layers.adaptive_average_pools(jnp.asarray(x), (1, 2, 3, 6))
+    pools = pyramid_heads.adaptive_average_pools(jnp.asarray(x), (1, 2, 3, 6))
     for n, pooled in zip((1, 2, 3, 6), pools, strict=True):
         expected = torch.nn.functional.adaptive_avg_pool2d(theirs, n)
         np.testing.assert_allclose(pooled, expected.permute(0, 2, 3, 1), atol=1e-6)
