@@ -111,6 +111,7 @@ def test_the_target_is_standardised_once_it_was_looked_at(standardize):
     value, state, _, gradients = measure(loss, {}, state, given(student, seen[2], step=2))
     both = np.float64(np.concatenate(seen[:2]).reshape(-1, 12))
     close(state.mean, both.mean(0))
+    assert int(state.statistics.count[0]) == len(both)  # it is not looked at any more
     centred = both - both.mean(0)
     scale = np.float64(state.scale)
     if standardize == "phi_s":

@@ -1,5 +1,6 @@
 """CIRKD's memory against rings in Python and its formula in float64."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -202,6 +203,15 @@ def test_ignored_pixels_enter_neither_memory_nor_value():
     assert float(after[0]) == float(before[0])
     jax.tree.map(np.testing.assert_array_equal, after[1], before[1])
     close(after[3][1][0], before[3][1][0], 1e-6)
+    # Also where another label is the ignored one, which is a class.
+    of_class = (np.where(inputs.valid[0], inputs.labels[0], 2),) * 2
+    other = dataclasses.replace(inputs, labels=of_class, ignore_label=2)
+    rare = inputs.labels[0] == 2
+    same = given(inputs.student, inputs.teacher, (np.where(rare, 255, inputs.labels[0]),) * 2)
+    other = dataclasses.replace(other, valid=same.valid)
+    found, expected = (measure(EXACT, params, state, x) for x in (other, same))
+    assert float(found[0]) == float(expected[0])
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
     nothing = given(inputs.student, inputs.teacher, (np.full_like(inputs.labels[0], 255),) * 2)
     value, same, _, (by_params, _, _) = measure(EXACT, params, state, nothing)
     assert float(value) == 0
