@@ -19,12 +19,12 @@ eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (test
 SCORES = Spec(3, scores=True)
 STUDENT, TEACHER = 2 * normal(0, 8, 18, 16, 3), normal(1, 8, 18, 16, 3) + 0.5
 HINGE = Holistic(channels=(8, 9), discriminator_rate=0.01)
-WGAN = dataclasses.replace(HINGE, objective="wgan_gp", discriminator_decay=0.9)
+WGAN = dataclasses.replace(HINGE, channels=(6,), objective="wgan_gp", discriminator_decay=0.9)
 
 
-def drawn():
+def drawn(loss=HINGE):
     """A discriminator whose parts all do something."""
-    state = HINGE.init_state(SCORES, SCORES)
+    state = loss.init_state(SCORES, SCORES)
     leaves, tree = jax.tree.flatten(state.trained)
     leaves = [x + 0.3 * normal(seed, *x.shape) for seed, x in enumerate(leaves)]
     return state._replace(trained=jax.tree.unflatten(tree, leaves))
@@ -161,7 +161,7 @@ def test_the_penalty_is_how_far_a_slope_is_from_one():
 
 
 def test_wgan_gp_is_a_difference_of_means_and_a_penalty():
-    before, inputs = drawn(), given(STUDENT, TEACHER)
+    before, inputs = drawn(WGAN), given(STUDENT, TEACHER)
     value, state, *_ = measure(WGAN, {}, before, inputs)
     plain = judged(state.judge, state.directions, STUDENT).mean()
     plain -= judged(state.judge, state.directions, TEACHER).mean()
@@ -183,14 +183,14 @@ def test_wgan_gp_is_a_difference_of_means_and_a_penalty():
 
 @pytest.mark.parametrize("scale", [0.0, 1e4])
 def test_extreme_scores_are_judged_by_finite_numbers(scale):
-    found = measure(WGAN, {}, drawn(), given(scale * STUDENT, scale * TEACHER))
+    found = measure(WGAN, {}, drawn(WGAN), given(scale * STUDENT, scale * TEACHER))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 @eight
 def test_neither_discriminator_nor_tokens_depend_on_the_devices():
     cases = [
-        (WGAN, drawn(), given(STUDENT, TEACHER), {"trained": ()}),
+        (WGAN, drawn(WGAN), given(STUDENT, TEACHER), {"trained": ()}),
         (MASKED, MASKED.init_state(SCORES, SCORES), labelled(0.0), {}),
         (MASKED, fixed(normal(3, 4, 3)), labelled(0.5), {}),
     ]
@@ -353,11 +353,13 @@ def test_what_cannot_be_is_said(entry, size, message):
 
 def test_where_no_size_is_known_none_is_too_small():
     side = {"logits": Spec(3, 8)}
-    (_, state) = Distiller({"t": term("holistic")}, student=side, teacher=side).init(
-        jax.random.key(0)
-    )
-    found: Discriminator = state["t"]
+    distiller = Distiller({"t": term("holistic")}, student=side, teacher=side)
+    found: Discriminator = jax.eval_shape(distiller.init, jax.random.key(0))[1]["t"]
     assert [len(x) for x in found.directions] == [64, 128, 256, 512]
-    # Buffers of their own, which a step may give up.
-    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(found)]
+
+
+def test_what_is_trained_has_buffers_of_its_own():
+    """Which a step may give up."""
+    state = HINGE.init_state(SCORES, SCORES)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
     assert len(set(pointers)) == len(pointers)
