@@ -75,7 +75,8 @@ def compared(scores, size, shape):
             found = formats.read_onnx(path)(images)
         # Whatever ONNX Runtime raises: that it cannot be run is the result.
         except Exception as error:
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return reason.removeprefix("onnx: ")
     return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
 
 

@@ -196,6 +196,7 @@ NEEDED = {
     "train": ("data", "report"),
     "compare": ("data", "report"),
     "evaluate": ("data",),
+    "export": ("data",),
     "predict": ("report",),
     "convert": ("convert",),
 }
