@@ -37,6 +37,7 @@ NETWORKS["tiny"] = "tiny:create"
 EVERY = "KDJAX_EVERY_TEST"
 # They begin first, so that at the end no worker waits for another.
 _LONGEST = (
+    "sharding",
     "extensions",
     "processes",
     "recipes",
@@ -47,6 +48,7 @@ _LONGEST = (
     "torch_trainer",
     "disk",
     "runs",
+    "docs",
 )
 
 

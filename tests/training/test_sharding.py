@@ -158,8 +158,7 @@ def distance(tree, other):
     ("method", "mesh"),
     [
         ("together", "data"),
-        ("together", "space"),
-        pytest.param("together", "fsdp", marks=pytest.mark.thorough),
+        *(pytest.param("together", mesh, marks=pytest.mark.thorough) for mesh in ("fsdp", "space")),
         *(pytest.param(method, "fsdp", marks=pytest.mark.thorough) for method in ALONE),
     ],
 )
