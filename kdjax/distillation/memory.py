@@ -172,7 +172,8 @@ def _write(
     """The ring with the first `counts` vectors of each image and class in it, image by image."""
     classes, size, _ = ring.vectors.shape
     places = jnp.arange(vectors.shape[2])
-    ends = jnp.cumsum(counts.astype(jnp.int32), 0)
+    # By keyword: jax2onnx puts a cumsum of its own in jax.numpy, which takes one argument by place.
+    ends = jnp.cumsum(counts.astype(jnp.int32), axis=0)
     number = jnp.expand_dims(ends - counts, -1) + places
     # Of more than the ring holds, the last; no place is written twice.
     kept = (places < counts[:, :, None]) & (number >= (ends[-1] - size)[:, None])

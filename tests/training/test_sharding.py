@@ -151,7 +151,9 @@ def distance(tree, other):
     tree, other = jax.device_get((tree, other))
     apart = jax.tree.map(lambda a, b: np.sum(np.square(np.float64(a) - b)), tree, other)
     size = jax.tree.map(lambda b: np.sum(np.square(np.float64(b))), other)
-    return math.sqrt(sum(jax.tree.leaves(apart)) / sum(jax.tree.leaves(size)))
+    # Margins of maps without a value below zero are zero.
+    whole = sum(jax.tree.leaves(size)) or 1.0
+    return math.sqrt(sum(jax.tree.leaves(apart)) / whole)
 
 
 @pytest.mark.parametrize(
