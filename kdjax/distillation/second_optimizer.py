@@ -2,9 +2,11 @@
 
 What they train is their state, and a step of its training an update of that state. So the student's
 optimizer does not touch it, checkpoints have it, and no gradient of the student's loss reaches it.
+The two optimizers are written out, since this room needs JAX alone and not Optax.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -195,7 +197,12 @@ def _length_one(x: Float[Array, " D"]) -> Float[Array, " D"]:
     return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
 
 
-def _gradient_penalty(score, student, teacher, key) -> Float[Array, ""]:
+def _gradient_penalty(
+    score: Callable[[Float[Array, "B h w K"]], Float[Array, "B i j 1"]],
+    student: Float[Array, "B h w K"],
+    teacher: Float[Array, "B h w K"],
+    key: PRNGKeyArray,
+) -> Float[Array, ""]:
     """How far from 1 the slope is, at a random point between the two maps of each image."""
     share = jax.random.uniform(key, (len(student), 1, 1, 1))
     between = share * teacher + (1 - share) * student
