@@ -137,8 +137,8 @@ def _error_line(name: str, message: str) -> str:
 
 
 # What TensorStore answers about the other files when Orbax has given up on one of them, and what it
-# says again of one that is damaged, which whoever read it has reported.
-_LATE_ANSWERS = ("Event loop is closed", "DATA_LOSS")
+# says again of those that are damaged, which whoever read them has reported.
+_LATE_ANSWERS = re.compile(r"Event loop is closed|DATA_LOSS|[A-Z_]+: Error (opening|reading) ")
 
 
 def hold_back() -> list[str]:
@@ -157,7 +157,7 @@ def hold_back() -> list[str]:
     def keep(
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not str(error).startswith(_LATE_ANSWERS):
+        if not _LATE_ANSWERS.match(str(error)):
             tracebacks.append("".join(traceback.format_exception(kind, error, trace)))
 
     def is_heard(record: logging.LogRecord) -> bool:

@@ -208,14 +208,17 @@ from kdjax.errors import UserError
 def fail():
     raise OSError("of a thread")
 class Late:
+    def __init__(self, said):
+        self.said = said
     def __del__(self):
-        raise RuntimeError("Event loop is closed")
+        raise ValueError(self.said)
 def main(argv):
     threads = [threading.Thread(target=fail) for _ in range(2)]
     for thread in threads:
         thread.start()
         thread.join()
-    Late()
+    Late("Event loop is closed")
+    Late('OUT_OF_RANGE: Error opening "cast" driver: of a file that is cut short')
     {end}
 sys.argv = ["train"]
 command.run(main)
