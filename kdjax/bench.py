@@ -1,6 +1,6 @@
 """Times an exported student on this machine, and measures its memory.
 
-python -m kdjax.bench FILE [--height 512 --width 1024] [--torch package.module:function]
+python -m kdjax.bench student/student.tflite
 
 One image at a time, on the cores that the process is given: `taskset -c 0 python -m kdjax.bench
 student/student.tflite` takes one. `--torch` names a function of no arguments that returns the
@@ -13,10 +13,12 @@ from kdjax.cli import command
 from kdjax.deployment import measure, measure_torch
 from kdjax.errors import UserError
 
-_HEIGHT = flags.DEFINE_integer("height", 512, "Of the images, where any size will do.", 1)
-_WIDTH = flags.DEFINE_integer("width", 1024, "Likewise.", 1)
+_HEIGHT = flags.DEFINE_integer("height", 512, "Of the images, if any size will do.", 1)
+_WIDTH = flags.DEFINE_integer("width", 1024, "Of the images, if any size will do.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 50, "Images, after three that are not counted.", 1)
-_TORCH = flags.DEFINE_string("torch", None, "A PyTorch network to time beside it.")
+_TORCH = flags.DEFINE_string(
+    "torch", None, "A PyTorch network to time beside it, as package.module:function."
+)
 
 
 def main(argv: list[str]) -> None:

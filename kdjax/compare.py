@@ -1,6 +1,9 @@
 """Compares methods: trains a teacher once, then the plain student and each method over its seeds.
 
-python -m kdjax.compare --config configs/X.py --workdir DIR [--seeds 0,1,2] [--parallel 4]
+python -m kdjax.compare --config configs/quickstart.py --workdir runs/quickstart [--seeds 0,1,2]
+
+It prints a table; the workdir then holds report.html and every student. The same command continues
+what was stopped, and adds methods and seeds.
 """
 
 from absl import flags
@@ -16,12 +19,12 @@ _CONFIG = ConfigFlag()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where the runs are written; what is done there is not done again.",
+    "Folder of the runs, which is made; what is done there is not done again.",
     required=True,
 )
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds, as 0,1,2; by default those of the config.")
 _PARALLEL = flags.DEFINE_integer(
-    "parallel", 1, "Runs at once, each with its share of the accelerators, or else of the cores.", 1
+    "parallel", 1, "Runs at once, each with its share of the accelerators or the cores.", 1
 )
 _PROCESSES = processes.define_flags()
 

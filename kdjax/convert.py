@@ -2,20 +2,14 @@
 
 python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --output DIR
 
-FILE is a `.pth` or a `.safetensors` file: a network of mmsegmentation, an FCN or DeepLabV3 of
-torchvision's (`--model deeplabv3_resnet101`), a SegFormer of HuggingFace's
-(`segformer_linear_b0`) or of its authors (`segformer_b0@nvlabs`), a student or teacher of CIRKD
-(`deeplabv3_r18@cirkd`) or TorchDistiller (`pspnet_r18@torchdistiller`), or a ResNet, MobileNetV2,
-EfficientNet-Lite or Mix Transformer that classifies images, which becomes the backbone under fresh
-heads (`pspnet_r18b`, `lraspp_efficientnet_lite0`). Where a distiller left its student and more in
-one file, the student is taken. The result is what `config.teacher.checkpoint`,
-`config.student.checkpoint` and (the backbone alone, whatever the classes) `config.student.backbone`
-take.
+FILE is a `.pth` or a `.safetensors` file of mmsegmentation, torchvision (`deeplabv3_resnet101`),
+HuggingFace's SegFormer or its authors' (`segformer_linear_b0`, `segformer_b0@nvlabs`), CIRKD or
+TorchDistiller (`deeplabv3_r18@cirkd`); or a classifier of images, which becomes the backbone under
+fresh heads (`pspnet_r18b`). `config.teacher.checkpoint`, `config.student.checkpoint` and, for the
+backbone alone, `config.student.backbone` take the result.
 
-Images are normalised as the project does it: by ImageNet's mean and deviation, by the mean alone,
-or as (pixels - 127) / 128 for EfficientNet-Lite. A file that was trained otherwise needs --mean and
---std (in units of 8-bit pixels, red first), and --bgr where its images had blue first. What is
-written reads images with red first.
+Images are normalised as that project does it, with red first. A file that was trained otherwise
+needs --mean and --std, in units of 8-bit pixels, or --bgr.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Evaluates the student of a finished run, or any network checkpoint.
+"""Evaluates the student of a finished run, or any network checkpoint, and prints every class's IoU.
 
-python -m kdjax.evaluate --workdir DIR [--split test] [--checkpoint DIR] [--exported FILE]
-    [--mode slide --window 512,512 --stride 341,341] [--scales 0.5,1.0 --flip] [--data_dir DIR]
+python -m kdjax.evaluate --workdir runs/first --split test
+python -m kdjax.evaluate --workdir runs/first --mode slide --window 512,512 --scales 0.5,1.0 --flip
 """
 
 from absl import flags
@@ -13,7 +13,7 @@ from kdjax.log import logger
 from kdjax.runs.evaluate import evaluate
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "A workdir of kdjax.train, whose data set is evaluated on.", required=True
+    "workdir", None, "A workdir of kdjax.train, on whose data set it is.", required=True
 )
 _SPLIT = flags.DEFINE_string("split", None, "Which split; by default the one for validation.")
 _CHECKPOINT = flags.DEFINE_string(

@@ -1,6 +1,6 @@
 """Writes a finished student, alone, in formats that other programs run.
 
-python -m kdjax.export --source WORKDIR --output DIR --format stablehlo,savedmodel
+python -m kdjax.export --source runs/first --output student --format stablehlo,savedmodel
 
 The source is the workdir of a run or any network checkpoint. Every file takes 8-bit RGB images
 [B, H, W, 3] and returns class ids [B, H, W] int32; normalisation and resizing are inside. Each is
@@ -23,11 +23,11 @@ from kdjax.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "A workdir or a network checkpoint.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "A new directory for what is written.", required=True)
-_FORMAT = flags.DEFINE_list("format", None, f"Which of {', '.join(FORMATS)}.", required=True)
+_FORMAT = flags.DEFINE_list("format", None, f"Of {', '.join(FORMATS)}.", required=True)
 _FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch norm into the convolutions.")
 _INT8 = flags.DEFINE_bool("int8", False, "Also write the tflite file in 8-bit integers.")
 _CALIBRATE = flags.DEFINE_string(
-    "calibrate", None, "Where the run's data set is prepared, whose images calibrate it."
+    "calibrate", None, "Folder of the run's prepared data set, for --int8."
 )
 _HEIGHT = flags.DEFINE_integer(
     "height", None, "Height of the images.", lower_bound=1, upper_bound=8192

@@ -1,6 +1,6 @@
 """Plans a training step for hardware that is not here: memory, work, traffic, time and cost.
 
-python -m kdjax.plan --config configs/X.py --topology v5e:4x4 [--search_batch] [--json FILE]
+python -m kdjax.plan --config configs/quickstart.py --topology v5e:4x4 --search_batch
 
 Compiles the config's step from shapes alone: no data, no weights, no accelerator. TPUs need
 `pip install "kdjax[tpu]"`, GPUs (h100:8, or h100:2x8 for two hosts) `"kdjax[cuda-plan]"`;
@@ -25,7 +25,7 @@ from kdjax.planning.estimate import Plan, make_plan
 
 _CONFIG = ConfigFlag()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, 'As v5e:4x4, h100:8 or h100:2x8, or "local" for the devices of this machine.'
+    "topology", None, "As v5e:4x4, h100:8 or h100:2x8; local for the devices of this machine."
 )
 _CLASSES = flags.DEFINE_integer(
     "num_classes", None, "Classes of the data, where its name does not say.", lower_bound=1

@@ -1,10 +1,9 @@
 """Labels images with a finished student, or any network checkpoint.
 
-python -m kdjax.predict --workdir DIR --images 'photos/**/*.jpg' --output DIR
+python -m kdjax.predict --workdir runs/first --images 'photos/**/*.jpg' --output labelled
 
 Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png` and `legend.png`, and says
-how long it took. Photos are turned as their camera noted. Nothing that is there is replaced without
---overwrite, and none of the images ever. Without TensorFlow.
+how long it took. Photos are turned as their camera noted. No image is ever replaced.
 """
 
 from absl import flags

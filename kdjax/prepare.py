@@ -1,13 +1,9 @@
 """Converts a data set's original files to records, once, and prints what came of it.
 
+python -m kdjax.prepare folder --source DIR --data_dir data/mine --colors colors.csv --ignore Void
 python -m kdjax.prepare cityscapes --source DIR --data_dir data
-python -m kdjax.prepare cityscapes --source DIR --data_dir data --tiles
-python -m kdjax.prepare folder --source DIR --data_dir data --ignore 11
-python -m kdjax.prepare folder --source DIR --data_dir data --colors colors.csv --ignore Void
-python -m kdjax.prepare folder --source DIR --data_dir data --val_share 0.1 --test_share 0.1
-python -m kdjax.prepare folder --source DIR --data_dir data/more --unlabelled
-python -m kdjax.prepare shapes
-python -m kdjax.prepare cityscapes --data_dir data --verify
+
+`folder` stands for images of your own, `shapes` for scenes that are generated, without a source.
 """
 
 import os
@@ -27,21 +23,19 @@ from kdjax.errors import UserError
 from kdjax.reporting import figures
 
 _SOURCE = flags.DEFINE_string("source", None, "Folder or archive with the original files.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared sets are kept.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of prepared sets.")
 _IGNORE = flags.DEFINE_multi_string(
     "ignore",
     [],
-    "folder: label value to ignore, as 255 always is, or the name of a class, or a colour as "
-    "#000000; repeatable, or several with commas.",
+    "folder: labels to ignore: values, class names, colours as #000000; with commas.",
 )
 _IGNORE_UNKNOWN = flags.DEFINE_bool(
-    "ignore_unknown", False, "folder: Ignore label values and colours that stand for no class."
+    "ignore_unknown", False, "folder: ignore label values and colours that stand for no class."
 )
 _COLORS = flags.DEFINE_string(
     "colors",
     None,
-    "folder: File that says which colours of the labels stand for which classes: CSV with a "
-    "heading name,r,g,b, JSON, label_colors.txt of CamVid or labelmap.txt of CVAT.",
+    "folder: which colour is which class: CSV (name,r,g,b), JSON, CamVid's or CVAT's.",
 )
 _CLASSES = flags.DEFINE_integer(
     "classes", None, "pascal_context: 59 classes, or 60 with background."
@@ -49,24 +43,21 @@ _CLASSES = flags.DEFINE_integer(
 _VAL_SHARE = flags.DEFINE_float(
     "val_share",
     None,
-    "folder without splits: share of the images to validate on, by their names (0.2 "
-    "where neither share is given).",
+    "folder without splits: share to validate on (0.2 if neither share is given).",
 )
-_TEST_SHARE = flags.DEFINE_float(
-    "test_share", None, "folder without splits: share of the images to test on, by their names."
-)
+_TEST_SHARE = flags.DEFINE_float("test_share", None, "folder without splits: share to test on.")
 _UNLABELLED = flags.DEFINE_bool(
     "unlabelled",
     False,
-    "folder: There are images alone, anywhere under the source, for a student to be taught on.",
+    "folder: images alone, anywhere under the source, for a student to be taught on.",
 )
 _TILES = flags.DEFINE_bool(
     "tiles",
     False,
-    "Hold images that are no JPEG as PNG tiles, without loss: crops decode only those they show.",
+    "Hold images that are no JPEG as PNG tiles, of which a crop decodes a part.",
 )
 _SKIP_DAMAGED = flags.DEFINE_bool(
-    "skip_damaged", False, "Leave damaged files out, and list them, instead of ending at the first."
+    "skip_damaged", False, "Leave damaged files out and list them; else the first ends it."
 )
 flags.DEFINE_alias("skip-damaged", "skip_damaged")
 _VERIFY = flags.DEFINE_bool("verify", False, "Only check a set that was prepared before.")

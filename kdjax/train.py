@@ -1,8 +1,9 @@
 """Trains one network: a teacher, a plain student, or (with terms in its config) a distilled one.
 
-python -m kdjax.train --config configs/X.py --workdir DIR [--config.key=value ...]
+python -m kdjax.train --config configs/shapes_pspnet_r18.py --workdir runs/first --config.steps=500
 
-`--profile 20:25` traces these steps into DIR/profile, for TensorBoard and https://ui.perfetto.dev.
+The workdir then holds the student, its scores, what was logged and report.html. The same command
+continues what was stopped.
 """
 
 from absl import flags
@@ -16,9 +17,11 @@ from kdjax.training import profiling
 
 _CONFIG = ConfigFlag()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run is written; one that is there is continued.", required=True
+    "workdir", None, "Folder of the run, which is made, or continued if it is there.", required=True
 )
-_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace, as 20:25.")
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Steps to trace into WORKDIR/profile, as 20:25, for ui.perfetto.dev."
+)
 _PROCESSES = processes.define_flags()
 
 

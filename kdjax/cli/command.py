@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -23,6 +23,8 @@ from kdjax.sections import WrongValue
 
 # How the config library names a key that it does not have, and the one that may have been meant.
 _QUOTED, _MEANT = re.compile(r"'(\w+)\\?'"), re.compile(r'Did you mean "(\w+)"')
+# How Abseil names a required flag that is not given.
+_MISSING = re.compile(r"Flag (--\w+) must have a value other than None")
 # What a disk says that is full or may not be written to,
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 # and what a path says that can be none: a folder for a file, or the reverse; too long a name.
@@ -81,9 +83,15 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
 
 
 def _parse(name: str, argv: list[str], words: int) -> list[str]:
+    if {"--help", "-h"} & {*argv}:
+        print(overview())
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
+        if missing := _MISSING.findall(str(error)):
+            is_or_are = "is" if len(missing) == 1 else "are"
+            _fail(name, f"{' and '.join(missing)} {is_or_are} missing; see --help")
         _fail(name, f"{error}; see --help")
     except UserError as error:
         _fail(name, str(error))
@@ -99,6 +107,35 @@ def _parse(name: str, argv: list[str], words: int) -> list[str]:
             "in quotes), and one that is true or false takes that behind =, as --flag=false",
         )
     return rest
+
+
+def overview() -> str:
+    """What `--help` prints: what the command is for, an example, and a line for each of its flags.
+
+    `--helpfull` is Abseil's, and lists those of the libraries too.
+    """
+    modules = flags.FLAGS.flags_by_module_dict()
+    own = {
+        flag.name: flag
+        for module, defined in modules.items()
+        if module == sys.argv[0] or module.startswith("kdjax.")
+        for flag in defined
+        # The same with dashes for underscores.
+        if "-" not in flag.name
+    }
+    width = max(map(len, own))
+    lines = [f"  --{name:{width}}  {_told(flag)}" for name, flag in own.items()]
+    about = (sys.modules["__main__"].__doc__ or "").strip()
+    return "\n".join([about, "", *lines, "", "--helpfull lists the flags of libraries too."])
+
+
+def _told(flag: flags.Flag[Any]) -> str:
+    """What a flag is for, and its default, without what Abseil adds to one that may be repeated."""
+    purpose = (flag.help or "").partition(";\n")[0]
+    if not flag.default:
+        return purpose
+    shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+    return f"{purpose} [{shown}]"
 
 
 def _unknown_key(said: str, argv: list[str]) -> str:

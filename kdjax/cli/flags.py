@@ -35,8 +35,7 @@ class ConfigFlag:
         self._flag = config_flags.DEFINE_config_file(
             "config",
             None,
-            "A config file, or one of kdjax's own, as quickstart.py or "
-            "published.py:SET,PAIR,METHOD.",
+            "A config file, as kdjax's own quickstart.py; --config.KEY=VALUE alters it.",
             lock_config=True,
         )
         flags.FLAGS["config"].parser = _ConfigParser()
@@ -67,30 +66,28 @@ class InferenceFlags:
 
     def __init__(self) -> None:
         self._mode = flags.DEFINE_enum(
-            "mode", "whole", MODES, "Whole images, or sliding windows that overlap."
+            "mode", "whole", MODES, "whole: images as they are; slide: in windows that overlap."
         )
         self._window = flags.DEFINE_string(
             "window",
             None,
-            "Of sliding windows, as 512,1024 (height, width); the run's crop by default.",
+            "slide: height and width of a window, as 512,1024; by default the run's crop.",
         )
         self._stride = flags.DEFINE_string(
             "stride",
             None,
-            "From one window to the next, as 341,683; two thirds of them by default.",
+            "slide: from one window to the next, as 341,683; by default two thirds of one.",
         )
         self._scales = flags.DEFINE_list(
             "scales",
             ["1.0"],
-            "Sizes at which each image is seen, as 0.5,1.0,1.5; probabilities are averaged.",
+            "Sizes at which an image is seen, as 0.5,1.0,1.5; their mean decides.",
         )
         self._flip = flags.DEFINE_bool("flip", False, "See the mirror image at each scale, too.")
         self._pad_to = flags.DEFINE_integer(
             "pad_to",
             None,
-            "Pads images to multiples of this, so that fewer shapes are compiled. Exact with "
-            f"sliding windows, where the default is {SLIDE_PAD_TO}; whole images are not padded "
-            "unless asked for.",
+            f"Pad images to multiples of this: fewer sizes to compile (slide: {SLIDE_PAD_TO}).",
             lower_bound=1,
             upper_bound=8192,
         )

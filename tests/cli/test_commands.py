@@ -69,6 +69,18 @@ def test_a_mistake_is_one_line(tmp_path, arguments, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--format=onnx", "--output=x"], "--source is missing"),
+        (["--source=x"], "--output and --format are missing"),
+    ],
+)
+def test_flags_that_are_missing_are_named(given, said):
+    run = warm.run("-m", "kdjax.export", *given)
+    assert (run.returncode, run.stderr) == (2, f"kdjax.export: error: {said}; see --help\n")
+
+
 def test_the_door_lists_every_command():
     commands = {
         path.stem
@@ -87,6 +99,28 @@ def test_the_door_alone_says_what_is_behind_it(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["kdjax", *words])
     door.main()
     assert capsys.readouterr().out == f"{door._overview()}\n"
+
+
+@pytest.mark.parametrize("name", door.COMMANDS)
+def test_the_help_of_a_command_fits_on_a_screen(name):
+    """With an example, and every flag of its own; those of the libraries are left out."""
+    run = warm.run("-m", f"kdjax.{name}", "--help")
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    assert any(line.startswith(f"python -m kdjax.{name} ") for line in lines)
+    shown = {line.split()[0] for line in lines if line.startswith("  --")}
+    source = (ROOT / "kdjax" / f"{name}.py").read_text()
+    defined = {f"--{flag}" for flag in re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)}
+    assert defined <= shown
+    shared = {
+        "ConfigFlag()": {"--config"},
+        "InferenceFlags()": {"--mode", "--window", "--stride", "--scales", "--flip", "--pad_to"},
+        "processes.define_flags()": {"--coordinator", "--num_processes", "--process_id"},
+    }
+    others = [flags for call, flags in shared.items() if call in source]
+    assert shown - defined == set().union(*others)
 
 
 def test_a_command_that_there_is_not(monkeypatch, capsys):
