@@ -39,7 +39,7 @@ def get_config(student: str = "lite0") -> Config:
         config.steps = 600
         config.compare.learning_rates = (3e-4, 6e-4, 1.2e-3)
     else:
-        config.compare.learning_rates = (0.1, 0.2, 0.4)
+        config.compare.learning_rates = (0.05, 0.1, 0.2, 0.4)
     if student == "teacher":
         config.compare.teacher_steps = 1400
         config.eval_every = 350
