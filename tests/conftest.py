@@ -49,6 +49,18 @@ _LONGEST = (
     "disk",
     "runs",
     "docs",
+    "own_data",
+    "library",
+    "export",
+    "training",
+    "data",
+    "loop",
+    "second_optimizer",
+    "distillation",
+    "augmentation",
+    "interop",
+    "examples",
+    "device_data",
 )
 
 

@@ -25,6 +25,8 @@ EVERYWHERE = [
     for page in ROOT.glob(places)
 ]
 INDEX = (METHODS / "README.md").read_text()
+# Whose examples a user runs; CI runs those of all pages.
+EXAMPLES = ("README", "cwd", "nfd", "pfs")
 
 # What `kdjax.losses` holds beside distillation losses.
 OTHERS = {
@@ -46,7 +48,8 @@ def examples():
         blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
         assert blocks or page.stem == "README", f"{page.name} has no example"
         for number, code in enumerate(blocks):
-            yield pytest.param(code, id=f"{page.stem}-{number}")
+            marks = [] if page.stem in EXAMPLES else [pytest.mark.thorough]
+            yield pytest.param(code, id=f"{page.stem}-{number}", marks=marks)
 
 
 @pytest.mark.parametrize("code", [*examples()])

@@ -47,6 +47,7 @@ def test_own_losses_are_terms_of_a_config_beside_them(monkeypatch):
     assert float(loss) == pytest.approx(float(metrics["mgd"]), rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_own_data_train_by_their_name(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PYTHONPATH", "")

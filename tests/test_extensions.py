@@ -115,6 +115,7 @@ def fingerprint(workdir):
     return json.loads((workdir / "student" / "network.json").read_text())["fingerprint"]
 
 
+@pytest.mark.thorough
 def test_methods_are_compared_at_once(compared):
     workdir, printed = compared
     assert "term remembered: Remembered(stage4, stage4; masked 0.5, momentum 0.5)" in printed
@@ -123,6 +124,7 @@ def test_methods_are_compared_at_once(compared):
     assert "teacher my_extension.networks:Linen (weights " in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["Nnx", "Linen", "Plain"])
 def test_a_run_that_was_killed_continues_bit_for_bit(house, trained, tmp_path, kind):
     whole, flags = trained[kind]
@@ -157,6 +159,7 @@ def test_two_processes_of_two_devices_do_what_one_device_does(house, trained, tm
     tiny_run.assert_same(tmp_path, tiny_run.records(whole))
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_evaluated_elsewhere(house, trained):
     workdir, _ = trained["Nnx"]
     printed = house.run("evaluate", "--workdir", workdir, path=(house.theirs,))
@@ -164,6 +167,7 @@ def test_a_finished_run_is_evaluated_elsewhere(house, trained):
     assert f"val: mIoU {100 * miou:.2f} %" in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["Nnx", "Linen", "Plain"])
 def test_a_student_predicts_and_is_exported_elsewhere(house, trained, photo, tmp_path, kind):
     workdir, _ = trained[kind]
@@ -185,13 +189,17 @@ def test_a_step_is_planned(house, tmp_path):
     assert json.loads(plan.read_text())["devices"]
 
 
-def test_what_is_not_on_the_path_is_one_line(house, trained, photo, tmp_path):
+def test_a_config_whose_module_is_not_on_the_path_is_one_line(house, tmp_path):
     """It says which file names it, which module is missing, and what to do."""
     alone = shutil.copy(house.theirs / "config.py", tmp_path)
     errors = house.fail("train", "--config", f"{alone}:Nnx", "--workdir", tmp_path / "run")
     expected = rf'kdjax.train: error: {alone}, line \d+: .* names the .* "my_ext.*": {ADVICE}\n'
     assert re.fullmatch(expected, errors), errors
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.thorough
+def test_a_run_whose_module_is_not_on_the_path_is_one_line(house, trained, photo, tmp_path):
     workdir, _ = trained["Nnx"]
     arguments = ("--workdir", workdir, "--images", photo, "--output", tmp_path / "out")
     errors = house.fail("predict", *arguments)

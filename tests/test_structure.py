@@ -76,15 +76,28 @@ def test_loading_knows_nothing_of_preparing():
         assert "kdjax.data.preparing" not in path.read_text(), path.name
 
 
-def loaded_by(statement):
-    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+def loaded_by(*statements):
+    """The modules that are loaded after each of some statements, in one process."""
+    said = "print(' '.join(sys.modules))"
+    code = "\n".join(["import sys", *(f"{statement}; {said}" for statement in statements)])
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    return set(run.stdout.split())
+    return [set(line.split()) for line in run.stdout.splitlines()]
 
 
-def test_losses_need_jax_alone():
-    loaded = loaded_by("import kdjax.losses")
+CORE_PARTS = ("training.loop", "training.checkpoints", "evaluation", "interop", "deployment")
+FEEDING = ("data.loading.sources", "data.loading.sampling", "runs.assembly")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """What the losses load, the core besides, and with these what feeds examples in memory."""
+    parts = (("losses",), CORE_PARTS, FEEDING)
+    return loaded_by(*(f"import {', '.join(f'kdjax.{name}' for name in part)}" for part in parts))
+
+
+def test_losses_need_jax_alone(loaded):
+    loaded, *_ = loaded
     assert not loaded & {"flax", "optax", "orbax", "ml_collections", "tensorflow"}
     assert {name for name in loaded if name.startswith("kdjax.")} <= {
         name for name in loaded if name.startswith("kdjax.losses")
@@ -92,9 +105,9 @@ def test_losses_need_jax_alone():
 
 
 def test_the_package_and_its_list_of_commands_need_nothing():
-    loaded = loaded_by("import kdjax.__main__ as door; door._overview()")
-    assert not loaded & {"absl", "jax", "numpy"}
-    assert loaded_by("import kdjax") & {"jax", "numpy", "kdjax.config"} == set()
+    package, commands = loaded_by("import kdjax", "import kdjax.__main__ as door; door._overview()")
+    assert not package & {"jax", "numpy", "kdjax.config"}
+    assert not commands & {"absl", "jax", "numpy"}
 
 
 @pytest.mark.parametrize(
@@ -109,21 +122,16 @@ def test_the_hints_of_what_is_public_resolve(value):
         typing.get_type_hints(hinted)
 
 
-def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report():
-    loaded = loaded_by(
-        "import kdjax.training.loop, kdjax.training.checkpoints, kdjax.evaluation, kdjax.interop, "
-        "kdjax.deployment"
-    )
+def test_the_core_needs_neither_tensorflow_nor_torch_nor_the_report(loaded):
+    _, loaded, _ = loaded
     assert not loaded & {
         *("tensorflow", "torch", "tensorflow_datasets", "tensorboardX", "matplotlib"),
         "safetensors",
     }
 
 
-def test_examples_in_memory_need_no_tensorflow():
-    loaded = loaded_by(
-        "import kdjax.data.loading.sources, kdjax.data.loading.sampling, kdjax.runs.assembly"
-    )
+def test_examples_in_memory_need_no_tensorflow(loaded):
+    *_, loaded = loaded
     assert not loaded & {"tensorflow", "tensorflow_datasets", "array_record"}
 
 
@@ -132,6 +140,7 @@ def test_datasets_is_no_package():
     assert not list((ROOT / "datasets").rglob("__init__.py"))
 
 
+@pytest.mark.thorough
 def test_flags_for_jax_alone_do_not_end_tensorflow():
     code = (
         "import os; from kdjax.data._tensorflow import tf; "

@@ -198,6 +198,7 @@ def wait_together(*works):
     return children
 
 
+@pytest.mark.thorough
 def test_processes_wait_for_the_last_one_and_end_together():
     children = wait_together(0, 4, 0)
     time.sleep(2)
@@ -243,6 +244,7 @@ def test_a_process_that_waits_for_the_others_is_asked_to_stop():
     assert errors.splitlines()[-1] == "kdjax.-c: stopped as asked: the same command continues"
 
 
+@pytest.mark.thorough
 def test_when_the_first_process_is_killed_jax_ends_the_other():
     children = wait_together(100, 100)
     children[0].kill()

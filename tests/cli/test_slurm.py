@@ -56,6 +56,7 @@ def python(tmp_path):
     return path
 
 
+@pytest.mark.thorough
 def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path):
     tiny_run.write_images(tmp_path / "source")
     sets.prepare("folder", tmp_path / "data", source=tmp_path / "source")

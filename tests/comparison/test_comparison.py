@@ -476,6 +476,7 @@ scheduler.run([scheduler.Job(config.default(), run, "a run", "plain", "plain") f
 """
 
 
+@pytest.mark.thorough
 def test_the_runs_of_a_comparison_that_is_killed_are_asked_to_stop(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", COMPARISON, tmp_path],

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import thorough
 from made_up_images import noise
 from PIL import Image
 
@@ -32,6 +33,7 @@ FULL = AugmentOptions((16, 24))
 
 
 SETTINGS = {"batch_size": 4, "seed": 5, "options": FULL}
+STEPS = 60
 
 
 class CountingRecords:
@@ -72,24 +74,24 @@ def test_batches_have_the_promised_form(dataset):
 
 @pytest.fixture(scope="module")
 def first_batches(dataset):
-    return batches(dataset, 200)
+    return batches(dataset, STEPS)
 
 
 @pytest.mark.parametrize("num_threads", [1, 8])
 def test_threads_change_nothing(dataset, first_batches, num_threads):
-    assert_same(batches(dataset, 200, num_threads=num_threads), first_batches)
+    assert_same(batches(dataset, STEPS, num_threads=num_threads), first_batches)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", thorough.after(1, [2, 4]))
 def test_the_rows_of_all_processes_are_the_batch_of_one(dataset, first_batches, count):
     read = []
     for process in range(count):
         records = CountingRecords(dataset.records("train"))
         shares = pipeline.train_batches(
-            records, **SETTINGS, num_steps=200, process_index=process, process_count=count
+            records, **SETTINGS, num_steps=STEPS, process_index=process, process_count=count
         )
         read.append(list(shares))
-        assert records.fetched == 200 * 4 // count
+        assert records.fetched == STEPS * 4 // count
     whole = [
         {key: np.concatenate([share[key] for share in shares]) for key in shares[0]}
         for shares in zip(*read, strict=True)
@@ -99,9 +101,9 @@ def test_the_rows_of_all_processes_are_the_batch_of_one(dataset, first_batches, 
 
 def test_a_run_continues_with_the_batch_it_would_have_seen(dataset, first_batches):
     records = CountingRecords(dataset.records("train"))
-    resumed = list(pipeline.train_batches(records, **SETTINGS, num_steps=200, start_step=137))
-    assert_same(resumed, first_batches[137:])
-    assert records.fetched == 63 * 4
+    resumed = list(pipeline.train_batches(records, **SETTINGS, num_steps=STEPS, start_step=43))
+    assert_same(resumed, first_batches[43:])
+    assert records.fetched == (STEPS - 43) * 4
 
 
 def test_batches_differ_by_seed_and_step(dataset, first_batches):

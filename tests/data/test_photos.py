@@ -78,6 +78,7 @@ def write_photos(source, classes):
         image.save(source / "images" / name, exif=exif, quality=95, subsampling=0)
 
 
+@pytest.mark.thorough
 def test_photos_of_all_sizes_train_and_are_scored_and_labelled(tmp_path):
     source, workdir = tmp_path / "source", tmp_path / "run"
     write_photos(source, classes=200)

@@ -221,6 +221,7 @@ def test_a_killed_process_is_continued(source, tmp_path):
     assert contents(dataset) == contents(prepare(source, tmp_path / "whole"))
 
 
+@pytest.mark.thorough
 def test_a_record_is_the_same_in_every_process():
     example = {"image": b"1", "label": b"2", "name": [b"three", b"four"]}
     with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import thorough
 import warm
 from flax import nnx
 
@@ -69,7 +70,7 @@ def random_images(*shape):
     return np.random.default_rng(2).integers(0, 256, (*shape, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("folded", thorough.after(1, [False, True]))
 def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, folded):
     output = tmp_path / "new" / "export"
     exports = deployment.export(source, str(output), OTHERS, size=SIZE, folded=folded)
@@ -234,6 +235,7 @@ def refuse(source, output, names, size=ANY):
     return str(error.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("shallow")
 def test_a_network_that_needs_a_size_says_so_and_takes_the_given_one(tmp_path):
     net = models.create("pspnet_r18", num_classes=CLASSES, width=2, rngs=nnx.Rngs(0))

@@ -219,6 +219,7 @@ def test_ignored_pixels_enter_neither_memory_nor_value():
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(by_params))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
 def test_memory_and_value_do_not_depend_on_the_devices():
     params, state = begun(EXACT)

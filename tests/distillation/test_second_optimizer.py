@@ -160,6 +160,7 @@ def test_the_penalty_is_how_far_a_slope_is_from_one():
     close(found, ((lengths - 1) ** 2).mean())
 
 
+@pytest.mark.thorough
 def test_wgan_gp_is_a_difference_of_means_and_a_penalty():
     before, inputs = drawn(WGAN), given(STUDENT, TEACHER)
     value, state, *_ = measure(WGAN, {}, before, inputs)
@@ -187,6 +188,7 @@ def test_extreme_scores_are_judged_by_finite_numbers(scale):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.thorough
 @eight
 def test_neither_discriminator_nor_tokens_depend_on_the_devices():
     cases = [
@@ -204,6 +206,7 @@ def test_neither_discriminator_nor_tokens_depend_on_the_devices():
             assert np.abs(mine - theirs).max() <= 1e-3 * max(np.abs(theirs).max(), 1e-2)
 
 
+@pytest.mark.thorough
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     for loss, begun, inputs in (
         (HINGE, HINGE.init_state(SCORES, SCORES), given(STUDENT, TEACHER)),

@@ -233,6 +233,7 @@ def test_pictures_by_hand():
     assert (pixels == 50).all()
 
 
+@pytest.mark.thorough
 def test_the_command_needs_no_tensorflow(checkpoint, photos, tmp_path):
     code = (
         "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None; "

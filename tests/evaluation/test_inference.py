@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import thorough
 from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
@@ -122,7 +123,7 @@ def softened(images):
     return whole_numbers(images) / 32
 
 
-@pytest.mark.parametrize("slide", [False, True])
+@pytest.mark.parametrize("slide", thorough.after(1, [False, True]))
 def test_scales_and_mirror_images_are_averaged_as_probabilities(slide):
     windows = ((6, 8), (4, 5)) if slide else (None, None)
     inference = Inference(*windows, scales=(0.75, 1.0, 1.5), flip=True)

@@ -6,6 +6,7 @@ import pathlib
 import resource
 
 import numpy as np
+import pytest
 import safetensors.numpy
 import warm
 from made_up_weights import abstract, assert_same, random_weights
@@ -47,6 +48,7 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.thorough
 def test_convert_records_what_the_images_were(tmp_path):
     file = tmp_path / "net.safetensors"
     weights = random_weights(abstract("fcn_hr18s", width=64))

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import thorough
 from cases import close, labels, normal
 
 from kdjax import losses
@@ -36,7 +37,7 @@ def test_a_label_that_is_no_class_is_not_trained_on_in_silence(wrong):
     np.testing.assert_array_equal(np.argwhere(np.isnan(values)), [[0, 1, 2]])
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("align_corners", thorough.after(1, [False, True]))
 @pytest.mark.parametrize("size", [(17, 24), (4, 5), (3, 2), (1, 1)])
 def test_upsampled_is_resizing_and_then_cross_entropy(size, align_corners):
     logits, truth = normal(0, (1, 4, 5, 3)), labels(1, (1, *size), classes=3)

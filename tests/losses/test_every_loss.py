@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import thorough
 from cases import (
     EVERY,
     FIELD,
@@ -36,17 +37,18 @@ def batch(seed=0, shape=SHAPE):
     return normal(seed, shape), normal(seed + 1, shape), labels(seed + 2, shape[:-1])
 
 
+OLDER = [name for name in EVERY if name not in FIELD]
 # Operation by operation takes longest to compile, and the field's losses are made of the same.
-EAGER = {name.partition("-")[0]: name for name in EVERY if name not in FIELD}
+EAGER = {name.partition("-")[0]: name for name in OLDER}
 
 
-@pytest.mark.parametrize("name", EAGER.values())
+@pytest.mark.parametrize("name", thorough.after(3, [*EAGER.values()]))
 def test_jit_changes_nothing(name):
     close(EVERY[name](*batch()), compiled(EVERY[name])(*batch()).values, 1e-6)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in FIELD])
+@pytest.mark.parametrize("name", OLDER)
 def test_vmap_and_checkpoint_change_nothing(name):
     """One around the other: a program less."""
     loss, arguments = EVERY[name], batch()
@@ -95,11 +97,14 @@ def all_gradients(losses, *arguments):
 @eight
 @pytest.mark.parametrize(
     ("way", "axis_type"),
-    [
-        ("jit", AxisType.Explicit),
-        ("shard_map", AxisType.Explicit),
-        pytest.param("shard_map", AxisType.Auto, marks=pytest.mark.thorough),
-    ],  # and jit with Auto above
+    thorough.after(
+        1,
+        [
+            ("shard_map", AxisType.Explicit),
+            ("shard_map", AxisType.Auto),
+            ("jit", AxisType.Explicit),  # and jit with Auto above
+        ],
+    ),
 )
 def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
     """All losses in one program: those of `jax.make_mesh`'s Explicit axes, and the others."""
@@ -149,7 +154,7 @@ HELD = (*HELD, "fakd_kl-student", "wsld", "jml")  # and JML has corners
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in FIELD])
+@pytest.mark.parametrize("name", OLDER)
 def test_forward_mode_and_second_derivatives(name):
     student, teacher, truth = batch()
     loss, direction = EVERY[name], normal(5)
@@ -206,10 +211,10 @@ def test_duplicating_or_permuting_the_batch_changes_nothing(loss):
 
 
 # A program each: of the field's losses, only in the half precision that is in use.
-IN_HALF = [(name, "bfloat16") for name in EVERY]
-IN_HALF += [
-    pytest.param(name, "float16", marks=pytest.mark.thorough) for name in EVERY if name not in FIELD
-]
+IN_HALF = thorough.after(
+    len(OLDER),
+    [(name, "bfloat16") for name in (*OLDER, *FIELD)] + [(name, "float16") for name in OLDER],
+)
 IN_ANY = [(name, "float32") for name in EVERY] + IN_HALF
 
 
@@ -250,9 +255,9 @@ def test_extremes_are_finite(name, extreme, dtype):
     assert np.all(np.isfinite(np.asarray(result.by_student, np.float32)))
 
 
-@every
-def test_one_pixel_is_finite(loss):
-    result = compiled(loss)(*batch(shape=(2, 1, 1, 6)))
+@pytest.mark.parametrize("name", thorough.after(len(OLDER), [*OLDER, *FIELD]))
+def test_one_pixel_is_finite(name):
+    result = compiled(EVERY[name])(*batch(shape=(2, 1, 1, 6)))
     assert np.all(np.isfinite(result.values))
     assert np.all(np.isfinite(result.by_student))
 

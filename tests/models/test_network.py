@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import thorough
 from flax import nnx
 from small_step import make_batch
 
@@ -50,7 +51,7 @@ def forward(network, variables, *, train, seed=0):
     return compiled(network, train)(variables, IMAGENET(IMAGES), key=key)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", thorough.after(2, KINDS))
 def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
     network, variables = made(kind, options={"channels": 4})
     teacher_network = made("Plain")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import thorough
 from flax import nnx
 
 from kdjax import interop, models
@@ -13,12 +14,11 @@ from kdjax.models.network import traced_rngs
 
 FLOAT32 = jnp.dtype("float32")
 IMAGE = (65, 97)
-# Every head and every kind of backbone at least once.
+# Every head and every kind of backbone at least once; a user has the first five.
 NAMES = [
-    *("pspnet_r18", "pspnet_r34", "deeplabv3_r18", "deeplabv3plus_r18", "fcn_r50b", "upernet_r18"),
-    *("pspnet_mbv2", "upernet_mbv2", "fcn_hr18s"),
-    *("pspnet_efficientnet_lite0", "lraspp_r18", "deeplabv3plus_light_mbv2"),
-    "fpn_light_r18",
+    *("pspnet_r18", "deeplabv3_r18", "deeplabv3plus_r18", "upernet_r18", "pspnet_mbv2"),
+    *("pspnet_efficientnet_lite0", "lraspp_r18", "fpn_light_r18"),
+    *("pspnet_r34", "fcn_r50b", "upernet_mbv2", "fcn_hr18s", "deeplabv3plus_light_mbv2"),
     # No project has these: a backbone goes with every head.
     *("pspnet_swin_t", "upernet_mit_b0", "deeplabv3plus_swin_t", "upernet_hr18s"),
 ]
@@ -38,7 +38,7 @@ def maps(output):
     return {name: value for name, value in found.items() if value is not None}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough.after(5, NAMES))
 def test_every_declared_feature_is_there_with_its_channels_and_stride(name):
     nets = []
 
@@ -68,7 +68,7 @@ def count(net):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", thorough.after(1, [*COUNTS]))
 def test_parameter_counts_are_mmsegmentations(name):
     assert count(abstract(name, num_classes=19, width=64)) == COUNTS[name]
 
@@ -83,7 +83,7 @@ LITE_COUNTS = {
 }
 
 
-@pytest.mark.parametrize("size", LITE_COUNTS)
+@pytest.mark.parametrize("size", thorough.after(1, [*LITE_COUNTS]))
 def test_parameter_counts_are_efficientnet_lites(size):
     net = nnx.eval_shape(lambda: EfficientNetLite(size, dtype=FLOAT32, rngs=traced_rngs(0)))
     assert count(net) == LITE_COUNTS[size]
@@ -100,6 +100,7 @@ def test_blocks_of_efficientnet_lite_are_dropped_as_often_as_tensorflow_drops_th
     assert "random_bits" in str(jax.make_jaxpr(train)(net, jnp.ones((2, 32, 32, 3))))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("shallow")
 def test_a_dilated_efficientnet_lite_keeps_what_its_weights_mean():
     """Its places stand at the end of every 2 or 4, since it pads the end of even sides."""

@@ -39,6 +39,7 @@ def whole(data, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.thorough
 def test_a_disk_that_fills_up_keeps_the_checkpoint_before(data, whole, tmp_path):
     """Files may not grow beyond a size: writing fails as on a full disk."""
     child = tiny_run.start(data, tmp_path, pause=0.4)

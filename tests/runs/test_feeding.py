@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
+import thorough
 from PIL import Image
 
 from kdjax import config as configuration
@@ -65,7 +66,7 @@ def batches(images, steps, *, first_step=0, clean_view=False):
     return [jax.device_get(expand(batch)) for batch in source.batches]
 
 
-@pytest.mark.parametrize("photometric", [False, True])
+@pytest.mark.parametrize("photometric", thorough.after(1, [True, False]))
 def test_the_cache_changes_no_batch(config, data_dirs, photometric):
     config.data.photometric = photometric
     entry = extra_set("folder", data_dir=data_dirs["other"], labelled=False)

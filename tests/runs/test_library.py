@@ -268,6 +268,7 @@ def test_a_folder_of_another_program_is_never_removed(config, tmp_path):
 
 
 class TestNames:
+    @pytest.mark.thorough
     def test_functions_are_not_hidden_by_the_commands_of_the_same_name(self):
         code = (
             "import kdjax.train; from kdjax import train, export; import inspect, "
@@ -341,6 +342,7 @@ def test_a_notebook_gets_a_bar(monkeypatch, capsys):
     assert "train: step 20, val mIoU 50.00 %\n" in out
 
 
+@pytest.mark.thorough
 def test_a_network_of_a_notebooks_own(config, tmp_path, monkeypatch):
     """What a cell defines trains there, and says elsewhere why it cannot be found."""
     main = sys.modules["__main__"]

@@ -287,6 +287,7 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
     fails("unknown data set 'foldr': did you mean \"folder\"")
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     config.data.test_split = ""
     real, calls = Images.train_batches, []
@@ -404,6 +405,7 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.thorough
 def test_a_diverged_run_stops_without_a_result(config, tmp_path):
     config.optimizer.learning_rate = 1e30
     config.data.test_split = ""

@@ -216,6 +216,7 @@ def test_all_scores_are_kept_in_bfloat16():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keep", [0, 2])
 def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
     config.data.update({"data_dir": data_dirs["varied"], "crop_size": (16, 24), "flip": True})
@@ -283,6 +284,7 @@ def test_a_cached_run_learns_what_the_live_teacher_teaches(config, cached, tmp_p
     np.testing.assert_allclose(losses, live, rtol=2e-3)
 
 
+@pytest.mark.thorough
 def test_a_cached_run_continues(config, cached, tmp_path, monkeypatch):
     cache, whole, _ = cached
     made = {p: p.stat().st_mtime_ns for p in cache.iterdir()}

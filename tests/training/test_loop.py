@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import thorough
 from small_step import setup
 
 from kdjax.errors import Preempted, Transient, UserError
@@ -256,7 +257,7 @@ def ask_at(step, number):
     return ask
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", thorough.after(1, [signal.SIGTERM, signal.SIGINT]))
 def test_a_run_that_is_asked_to_stop_saves_and_continues(finished, tmp_path, number):
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     # The signal comes before the batch of step 3 is there; that step is still done.
@@ -268,6 +269,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_continues(finished, tmp_path, num
     jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
 
 
+@pytest.mark.thorough
 def test_a_thread_trains_without_handling_signals(finished, tmp_path):
     """Nor does a loop of asyncio that runs, as in a notebook, stand in the way."""
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
@@ -292,7 +294,7 @@ def test_a_run_that_is_stopped_in_an_evaluation_makes_it_first(finished, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"miou": null}'])
+@pytest.mark.parametrize("content", thorough.after(1, ["", "[]", '{"miou": null}']))
 def test_a_score_that_is_damaged_is_made_again(finished, tmp_path, content):
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "6" / "metrics" / "metrics").write_text(content)

@@ -1,8 +1,7 @@
 """One device against eight on every shape of mesh: the same losses, gradients and states.
 
-All methods teach at once, as terms of one step, and each term is compared: a program to compile for
-every mesh, where a program for every method takes minutes. In CI each method is compared alone as
-well, where parameters are split too.
+One method, which has an adapter, is compared where parameters are split. In CI each is, and all of
+them at once on every mesh, as terms of one step of which each is compared.
 """
 
 import functools
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import thorough
 from flax import nnx
 
 from kdjax import models
@@ -156,13 +156,19 @@ def distance(tree, other):
     return math.sqrt(sum(jax.tree.leaves(apart)) / whole)
 
 
+EXAMPLE = "cwd_features"
+
+
 @pytest.mark.parametrize(
     ("method", "mesh"),
-    [
-        ("together", "data"),
-        *(pytest.param("together", mesh, marks=pytest.mark.thorough) for mesh in ("fsdp", "space")),
-        *(pytest.param(method, "fsdp", marks=pytest.mark.thorough) for method in ALONE),
-    ],
+    thorough.after(
+        1,
+        [
+            (EXAMPLE, "fsdp"),
+            *((method, "fsdp") for method in ALONE if method != EXAMPLE),
+            *(("together", mesh) for mesh in MESHES),
+        ],
+    ),
 )
 def test_a_mesh_computes_what_one_device_does(method, mesh):
     run, expected_run = whole(method, mesh), whole(method, "one")
@@ -196,19 +202,20 @@ def test_memory_of_what_lasts_falls_by_the_fsdp_factor():
         assert whole / parts <= split < whole / parts + 0.002 * whole
 
 
-def test_a_run_continues_on_another_mesh(tmp_path):
-    written = whole("together", "fsdp")
+@pytest.mark.parametrize("method", thorough.after(1, [EXAMPLE, "together"]))
+def test_a_run_continues_on_another_mesh(method, tmp_path):
+    written = whole(method, "fsdp")
     checkpoints = Checkpoints(tmp_path, {})
     checkpoints.save(5, written[4][2])
     checkpoints.close()
     for mesh in ("space", "one"):
-        target = program("together", mesh)[2]
+        target = program(method, mesh)[2]
         found, state, remarks = Checkpoints(tmp_path, {}).restore_latest(target)
         assert (found, remarks) == (5, [])
         # What is read is what was written; the steps after it differ by their rounding.
         jax.tree.map(np.testing.assert_array_equal, state, written[4][2])
         assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, state, target))
-        rest = list(steps("together", mesh, start=state))
+        rest = list(steps(method, mesh, start=state))
         assert len(rest) == STEPS - 5
         for mine, theirs in zip(rest, written[5:], strict=True):
             assert_close(mine[0], theirs[0], mesh)
