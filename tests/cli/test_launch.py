@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import thorough
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -81,7 +82,15 @@ exit "$status"
 
 @pytest.mark.parametrize(
     ("statuses", "attempts", "last"),
-    [(["75", "killed", "0"], 3, 0), (["2"], 1, 2), (["75", "1", "0"], 2, 1), (["75"] * 4, 3, 75)],
+    thorough.after(
+        2,
+        [
+            (["75", "killed", "0"], 3, 0),
+            (["2"], 1, 2),
+            (["75", "1", "0"], 2, 1),
+            (["75"] * 4, 3, 75),
+        ],
+    ),
 )
 def test_local_continues_after_preemption_and_death_only(tmp_path, statuses, attempts, last):
     (tmp_path / "statuses").write_text("\n".join(statuses))
@@ -136,8 +145,10 @@ def test_a_variable_that_makes_no_sense_is_named(arguments, variable, message):
 
 
 def test_a_program_that_is_missing_is_named(tmp_path):
-    for needed in ("bash", "env", "python3"):
-        (tmp_path / needed).symlink_to(shutil.which(needed))
+    # Not the python3 of the path, which may be a script that needs other programs, as pyenv's.
+    programs = {name: shutil.which(name) for name in ("bash", "env")} | {"python3": sys.executable}
+    for name, program in programs.items():
+        (tmp_path / name).symlink_to(program)
     gpu = ["--name=a", "--image=b", "--processes=1", "--chips=1"]
     for script, program in (
         (["tpu.sh", *TPU], "gcloud"),
