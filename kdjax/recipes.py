@@ -216,6 +216,11 @@ SEGFORMER = {"cityscapes": (160_000, (1024, 1024)), "ade20k": (160_000, (512, 51
 SEGFORMER_WARMUP = 1500
 
 
+# What both networks of a recipe compute in, as is usual on accelerators. Parameters, statistics,
+# softmaxes and losses are float32 all the same.
+DTYPE = "bfloat16"
+
+
 class Pair(NamedTuple):
     """A teacher and a student, and what their backbones were trained on ImageNet as."""
 
@@ -264,11 +269,11 @@ def published(data: str, pair: str, method: str = "plain") -> Config:
             raise UserError(f'no recipe for {what} "{name}": {did_you_mean(name, known)}')
     config, networks = _schedule(data, pair), PAIRS[pair]
     if method == TEACHER:
-        config.student.update(network(networks.teacher))
+        config.student.update(network(networks.teacher, dtype=DTYPE))
         config.student.backbone = f"pretrained/{networks.teacher_backbone}"
         return config
-    config.teacher.update(network(networks.teacher))
-    config.student.update(network(networks.student))
+    config.teacher.update(network(networks.teacher, dtype=DTYPE))
+    config.student.update(network(networks.student, dtype=DTYPE))
     config.student.backbone = f"pretrained/{networks.student_backbone}"
     checkpoint = f"teachers/{data}_{networks.teacher}"
     if method != "plain":

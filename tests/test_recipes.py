@@ -64,6 +64,7 @@ def test_a_recipe_is_what_its_name_says(recipe):
     assert config.teacher.name == networks.teacher
     assert config.teacher.checkpoint == f"teachers/{data}_{networks.teacher}"
     assert config.student.width == config.teacher.width == 64
+    assert config.student.dtype == config.teacher.dtype == "bfloat16"
     assert config.data.batch_size == schedule.batch_size
     assert {name: term.loss for name, term in config.terms.items()} == {
         name: term["loss"] for name, term in METHODS[method].items()
@@ -86,6 +87,7 @@ def test_every_recipe_builds_and_is_stored_as_it_is(data, pair):
 def test_the_teacher_of_a_pair_is_the_one_that_its_students_look_for(data, pair):
     config = get_config(f"{data},{pair},teacher")
     assert not config.terms
+    assert config.student.dtype == "bfloat16"
     assert not config.compare.methods
     assert not config.teacher.checkpoint
     assert config.student.backbone == f"pretrained/{PAIRS[pair].teacher_backbone}"

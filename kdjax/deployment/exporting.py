@@ -25,11 +25,12 @@ from kdjax.deployment.formats import (
     make_predict_fn,
     takes_any_size,
 )
-from kdjax.deployment.rewriting import fold_batch_norm, plain, plain_convolutions
+from kdjax.deployment.rewriting import plain, plain_convolutions
 from kdjax.environment import versions
 from kdjax.errors import UserError
 from kdjax.files import check_folder, is_remote, why_unwritable
 from kdjax.models import Network, Preprocessing, Variables, saved
+from kdjax.models.folding import fold_batch_norm
 from kdjax.models.layers import resize
 from kdjax.models.network import scores_of
 from kdjax.models.saved import NetworkInfo

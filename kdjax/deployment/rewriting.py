@@ -1,4 +1,4 @@
-"""Networks rewritten for other runtimes: batch norm folded, and in operations that these know."""
+"""Networks rewritten for other runtimes: in operations that these know."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,66 +9,11 @@ from flax import nnx
 from jax import export
 from jax.core import Tracer
 from jax.extend import core
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from kdjax.errors import UserError
-from kdjax.models import Network, Variables
-from kdjax.models.layers import Conv, ConvNorm
+from kdjax.models import Network
+from kdjax.models.layers import Conv
 from kdjax.models.network import NNXNetwork
-
-
-class Folded(nnx.Module):
-    """What stands in a folded network where batch norm stood: nothing is left to do."""
-
-    def __call__(
-        self, x: Float[Array, "B H W C"], *, use_running_average: bool
-    ) -> Float[Array, "B H W C"]:
-        """Returns the map as it is.
-
-        Raises:
-          ValueError: where batch statistics are asked for, as in training.
-        """
-        if not use_running_average:
-            raise ValueError("batch norm was folded: this network predicts and cannot be trained")
-        return x
-
-
-def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork, Variables]:
-    """Returns a network that predicts the same, up to rounding, without any batch norm.
-
-    Every `ConvNorm` takes the scale of its norm into its kernel, and the rest becomes the bias of
-    its convolution; full and depthwise kernels both end with the output channels. In bfloat16
-    other products are rounded, so that predictions differ as much as they do from float32.
-
-    Args:
-      network: one of Flax NNX, built of kdjax's `ConvNorm`s; one that is folded already stays so.
-      variables: its arrays.
-
-    Raises:
-      UserError: for another network, whose batch norms are not known here.
-    """
-    if not isinstance(network, NNXNetwork):
-        raise UserError("batch norm can be folded in networks of Flax NNX alone; leave it as it is")
-    module = network.module(variables)
-    convolutions = [part for _, part in nnx.iter_modules(module) if isinstance(part, ConvNorm)]
-    if not convolutions:
-        raise UserError("there is no kdjax.models.layers.ConvNorm whose batch norm could be folded")
-    for part in convolutions:
-        if isinstance(part.norm, nnx.BatchNorm):
-            _fold(part)
-    return NNXNetwork.of(module)
-
-
-def _fold(module: ConvNorm) -> None:
-    conv, norm = module.conv, module.norm
-    assert norm.scale is not None
-    assert norm.bias is not None
-    scale = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
-    before = 0.0 if conv.bias is None else conv.bias[...]
-    conv.kernel[...] = conv.kernel[...] * scale
-    conv.bias = nnx.Param(jnp.asarray(norm.bias[...] + (before - norm.mean[...]) * scale))
-    conv.use_bias = True
-    module.norm = Folded()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def plain_convolutions(network: Network) -> Network:

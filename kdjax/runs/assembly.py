@@ -18,6 +18,7 @@ from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
 from kdjax.interop import imagenet
 from kdjax.models import Network, NNXNetwork, Variables, saved
+from kdjax.models.folding import FrozenNetwork
 from kdjax.models.network import SCORES, arrays_by_path, is_random_key, preprocessing_of, trace_maps
 from kdjax.models.options import IMAGENET_WEIGHTS, StudentOptions
 from kdjax.models.saved import NetworkInfo
@@ -193,7 +194,17 @@ def assemble_step(
     teacher: PreprocessedNetwork | None,
     distiller: Distiller | None,
 ) -> TrainStep:
-    """The step, not yet jitted."""
+    """The step, not yet jitted.
+
+    A teacher in bfloat16 runs folded. In float32 it runs as evaluation runs it, so that what was
+    measured stays to the digit.
+    """
+    if (
+        teacher is not None
+        and options.teacher.dtype == "bfloat16"
+        and isinstance(teacher.network, NNXNetwork)
+    ):
+        teacher = dataclasses.replace(teacher, network=FrozenNetwork(teacher.network))
     return make_train_step(
         student,
         teacher,

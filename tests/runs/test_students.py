@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import warm
-from flax import nnx
+from flax import linen, nnx
 from made_up_weights import assert_same, segformer_weights
 
 from kdjax import config as configuration
 from kdjax import interop, models
 from kdjax.errors import UserError
 from kdjax.interop import imagenet
-from kdjax.models import NNXNetwork, saved
+from kdjax.models import LinenNetwork, NNXNetwork, saved
+from kdjax.models.folding import FrozenNetwork
 from kdjax.models.outputs import EFFICIENTNET_LITE, MEAN_ONLY
+from kdjax.runs import assembly
 from kdjax.runs.assembly import make_student
 from kdjax.runs.workdir import Workdir
+from kdjax.training.step import PreprocessedNetwork
 
 IMAGES = types.SimpleNamespace(
     num_classes=3, class_names=("a", "b", "c"), palette=np.arange(9).reshape(3, 3)
@@ -209,3 +212,19 @@ def test_an_image_classifier_is_converted_and_begins_a_student(config, tmp_path)
     assert info.num_classes == 3
     kernel = net.backbone.stages[3].blocks[1].ffn.contract.kernel[...]
     np.testing.assert_array_equal(np.squeeze(kernel).T, weights["block4.1.mlp.fc2.weight"])
+
+
+def test_a_teacher_of_kdjax_in_bfloat16_is_folded_in_the_step(config, monkeypatch):
+    monkeypatch.setattr(assembly, "make_train_step", lambda student, teacher, *_, **__: teacher)
+    ours = models.make_network("tiny", num_classes=3, width=4)
+    theirs = LinenNetwork(linen.Dense(3))
+
+    def teacher_of(dtype, network):
+        config.teacher.dtype = dtype
+        given = PreprocessedNetwork(network, MEAN_ONLY)
+        return assembly.assemble_step(configuration.read(config), given, given, None)
+
+    expected = PreprocessedNetwork(FrozenNetwork(ours), MEAN_ONLY)
+    assert teacher_of("bfloat16", ours) == expected
+    for dtype, network in (("float32", ours), ("bfloat16", theirs)):
+        assert teacher_of(dtype, network) == PreprocessedNetwork(network, MEAN_ONLY)
