@@ -55,6 +55,9 @@ def _overview() -> str:
             "usage: kdjax COMMAND [--flag value ...]; kdjax COMMAND --help lists its flags",
             "",
             *lines,
+            "",
+            "To begin, in three minutes and with nothing to download:",
+            "kdjax compare --config quickstart.py --workdir runs/quickstart",
         ]
     )
 

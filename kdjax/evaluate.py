@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     del argv
     processes.join(_PROCESSES)
     environment.enable_compilation_cache()
+    network = _EXPORTED.value or _CHECKPOINT.value or _WORKDIR.value
+    logger.info(f"scores {network} on every image of the {_SPLIT.value or 'validation'} split")
     found = evaluate(
         _WORKDIR.value,
         split=_SPLIT.value,

@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
 
         formats.append("tflite_int8")
         calibration = calibration_images(_SOURCE.value, data_dir=_CALIBRATE.value)
+    print(f"writes {', '.join(formats)} and compares each with the network", flush=True)
     exports = export(
         *(_SOURCE.value, _OUTPUT.value, formats),
         size=size,
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
     if _INT8.value:
         from kdjax.runs.evaluate import evaluate
 
+        print("evaluates both files, image by image, and times them", flush=True)
         for written in exports:
             if written.format in ("tflite", "tflite_int8"):
                 file = os.path.join(_OUTPUT.value, written.file)

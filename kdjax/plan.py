@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
             f"--search_batch: the memory of {found.devices[0].device_kind} is not in the chip table"
         )
     classes = _CLASSES.value or known_classes(config.data.name)
+    print("compiles the training step, which takes minutes for large networks\n", flush=True)
     plan = make_plan(
         config,
         found,

@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
         **_INFERENCE.options(),
     )
     print(timing)
+    print(f"labels/, overlays/ and legend.png are in {_OUTPUT.value}")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,7 @@ def main(argv: list[str]) -> None:
     processes.join(_PROCESSES)
     environment.enable_compilation_cache()
     files = train(config, _WORKDIR.value, profile=profile).files
-    log = RunLogger("train")
-    log.info(f"student {files.student}")
-    log.info(f"report {files.report}")
+    RunLogger("train").info(f"the student is in {files.student}, the report is {files.report}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
 from kdjax.interop import imagenet
+from kdjax.log import logger
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.names import did_you_mean
 from kdjax.recipes import teacher_of
@@ -94,6 +95,7 @@ def _compare(
     config: Config, root: Workdir, seeds: Sequence[int], parallel: int, data: SegmentationSet | None
 ) -> Comparison:
     teacher = _teacher_job(config, root)
+    logger.info(tuning.outlook(config, seeds, teacher.config.steps if teacher else None))
     checkpoint = config.teacher.checkpoint
     predicted = {}
     if teacher:

@@ -49,6 +49,37 @@ def method_settings(config: Config, plain: Setting) -> list[Setting]:
     return [plain._replace(weight_factor=factor) for factor in factors]
 
 
+def outlook(config: Config, seeds: Sequence[int], teacher_steps: int | None) -> str:
+    """What a comparison trains one after the other, for whoever waits for it.
+
+    Args:
+      config: of the comparison.
+      seeds: those of the runs that are reported.
+      teacher_steps: None where no teacher is trained.
+    """
+    methods = config.compare.methods
+    untuned = Setting(config.optimizer.learning_rate, config.optimizer.weight_decay)
+    tried = [
+        len(method_settings(config, untuned) if terms else plain_settings(config))
+        for terms in methods.values()
+    ]
+    choosing = sum(count for count in tried if count > 1) * len(config.compare.tuning_seeds)
+    runs = len(methods) * len(seeds)
+    parts = []
+    if teacher_steps is not None:
+        parts.append(f"a teacher of {teacher_steps} steps")
+    if choosing:
+        parts.append(f"{choosing} runs that choose settings")
+    plural = "s" if runs > 1 else ""
+    parts.append(f"{runs} run{plural} of {config.steps} steps ({', '.join(methods)})")
+    if config.compare.equal_time and len({bool(terms) for terms in methods.values()}) > 1:
+        parts.append("the plain student for as long as teaching took (equal_time)")
+    return (
+        f"trains {', then '.join(parts)}; each run says how long it has left, and the same command "
+        "continues what was stopped"
+    )
+
+
 def setting_name(setting: Setting, among: Sequence[Setting]) -> str:
     """What tells a setting from the others, as a directory may be called."""
     values = {

@@ -25,14 +25,14 @@ BYTES_PER_PIXEL = 4  # RGB and label
 
 
 class CacheDecision(NamedTuple):
-    """Where examples are kept, and a line that says why."""
+    """Where examples are kept, and a line that says so and why."""
 
     place: CachePlace
     reason: str
 
 
 def decide_cache(
-    wanted: str,
+    wanted: CachePlace | Literal["auto"],
     num_examples: int,
     sizes: Sequence[tuple[int, int]],
     *,
@@ -53,22 +53,24 @@ def decide_cache(
     pixels = np.array(sizes, np.int64)
     on_host = int(num_examples * pixels.prod(1).mean() * BYTES_PER_PIXEL)
     on_device = int(num_examples * pixels.max(0).prod() * BYTES_PER_PIXEL)
-    host = f"{num_examples} decoded examples take about {_size(on_host)} of host memory"
-    device = f"{num_examples} examples, padded to one size, take about {_size(on_device)} of"
-    if wanted == "device":
-        return CacheDecision("device", f"as asked; {device} every device")
-    if wanted == "host":
-        return CacheDecision("host", f"as asked; {host}")
-    if wanted == "none":
-        return CacheDecision("none", "as asked; examples are read and decoded each time")
+    images = f"the {num_examples} training images"
+    host = f"keeps {images} decoded in memory, about {_size(on_host)}"
+    device = f"keeps {images} on every device, padded to one size, about {_size(on_device)}"
+    none = f"reads and decodes {images} anew each time"
+    if wanted != "auto":
+        said = {"device": device, "host": host, "none": none}[wanted]
+        return CacheDecision(wanted, f"{said}, as config.data.cache asks")
     if device_bytes is not None and on_device <= DEVICE_SHARE * device_bytes:
         return CacheDecision(
-            "device",
-            f"{device} every device's {_size(device_bytes)}, less than {DEVICE_SHARE:.0%}",
+            "device", f"{device}, less than {DEVICE_SHARE:.0%} of its {_size(device_bytes)}"
         )
     if on_host <= HOST_SHARE * host_bytes:
         return CacheDecision("host", f"{host}, less than {HOST_SHARE:.1%} of {_size(host_bytes)}")
-    return CacheDecision("none", f"{host}, more than {HOST_SHARE:.1%} of {_size(host_bytes)}")
+    return CacheDecision(
+        "none",
+        f"{none}, since in memory they take about {_size(on_host)}, more than {HOST_SHARE:.1%} of "
+        f"{_size(host_bytes)}",
+    )
 
 
 def device_bytes() -> int | None:
@@ -287,13 +289,18 @@ class Images:
         examples = self._set.records(split)
         return examples.sizes(range(len(examples)))
 
-    def describe_evaluation(self, split: str) -> str:
-        """A line on the shapes that evaluating a split compiles, and what would make them fewer."""
+    def slow_evaluation(self, split: str) -> str | None:
+        """A line where a split has so many sizes of images that compiling for each takes long."""
         sizes = self.sizes(split)
         shapes = count_shapes(sizes, self._options.eval_pad_to)
-        line = f"evaluation of {split}: {len(sizes)} images of {shapes} shapes, each compiled once"
+        if shapes <= MANY_SHAPES:
+            return None
+        line = (
+            f"the {len(sizes)} images of {split} have {shapes} sizes, and the first evaluation "
+            "compiles the network for each of them"
+        )
         fewer = count_shapes(sizes, PAD_TO)
-        if shapes <= MANY_SHAPES or fewer >= shapes:
+        if fewer >= shapes:
             return line
         return (
             f"{line}; config.data.eval_pad_to={PAD_TO} would make them {fewer}, at scores that are "

@@ -22,6 +22,7 @@ from kdjax.data.preparing.prepared import (
     open_directory,
 )
 from kdjax.errors import UserError
+from kdjax.log import logger
 from kdjax.sections import WrongValue
 
 
@@ -41,7 +42,8 @@ def open_set(
     builder_class = find_builder(name, asked_by=asked_by)
     if not is_prepared(name, data_dir):
         if not needs_source(builder_class):
-            return prepare(name, data_dir)
+            logger.info(f"prepares the data set {name} in {data_dir}, once")
+            return prepare(name, data_dir, report=logger.info)
         raise not_prepared(name, builder_class, data_dir)
     return open_directory(directory_of(name, builder_class, data_dir))
 

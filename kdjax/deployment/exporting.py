@@ -62,7 +62,10 @@ class Agreement(NamedTuple):
     def __str__(self) -> str:
         """One line for people."""
         share = 100 * self.agreeing / self.pixels
-        return f"{share:.3f} % of {self.pixels} labels agree, {self.classes} classes among them"
+        return (
+            f"{share:.3f} % of {self.pixels} labels agree with the network's, classes among them: "
+            f"{self.classes}"
+        )
 
 
 def random_images(size: Size) -> list[UInt8[np.ndarray, "B H W 3"]]:

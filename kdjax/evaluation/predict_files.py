@@ -62,12 +62,15 @@ class Timing:
         network = (
             f"{1000 * self.network_seconds / self.network_images:.1f} ms per image"
             if self.network_images
-            else "compiled in every batch, so its own time is not known"
+            else "not timed, since every batch was compiled for"
         )
-        plural = "" if self.shapes == 1 else "s"
+        images, sizes = (
+            f"{count} {noun}{'' if count == 1 else 's'}"
+            for count, noun in ((self.images, "image"), (self.shapes, "size"))
+        )
         return (
-            f"{self.images} images in {self.seconds:.1f} s ({rate}, with reading, writing and "
-            f"compiling); network: {network}; {self.shapes} shape{plural} compiled"
+            f"{images} in {self.seconds:.1f} s ({rate}, with reading, writing and compiling for "
+            f"{sizes} of images); network: {network}"
         )
 
 

@@ -297,7 +297,11 @@ def _in_words(values: Mapping[str, float]) -> str:
     """`val mIoU 54.21 %, val pixel accuracy 91.30 %`."""
     words = []
     for key, value in values.items():
-        share = key.rpartition("/")[2] in _SHARES
+        group, _, metric = key.rpartition("/")
+        if metric == "seconds":
+            words.append(f"{group} took {value:.1f} s")
+            continue
+        share = metric in _SHARES
         number = f"{100 * value:.2f} %" if share else f"{value:.4g}"
         name = key.replace("/", " ").replace("_", " ").replace("miou", "mIoU")
         words.append(f"{name} {number}")

@@ -107,7 +107,7 @@ class Evaluation(SplitScores):
         width = max(map(len, self.iou))
         lines = [f"{name:{width}}  {100 * iou:6.2f} %" for name, iou in self.iou.items()]
         total = f"mIoU {100 * self.miou:.2f} %, pixel accuracy {100 * self.pixel_accuracy:.2f} %"
-        return "\n".join([*lines, f"{self.split}: {total}", f"shapes compiled: {self.shapes}"])
+        return "\n".join([*lines, f"{self.split}: {total}"])
 
     def _repr_html_(self) -> str:
         rows = [("mIoU", self.miou), ("pixel accuracy", self.pixel_accuracy), *self.iou.items()]

@@ -146,10 +146,8 @@ def _train(
         num_classes=images.num_classes,
     )
     state = assemble_state(options, variables, distiller)
-    scores, teacher_source = (
-        precomputed,
-        precomputed and [options.teacher.logits, precomputed.fingerprint],
-    )
+    scores = precomputed
+    teacher_source = precomputed and [options.teacher.logits, precomputed.fingerprint]
     if teacher:
         teacher_source = [options.teacher.checkpoint, teacher.info.fingerprint]
         if options.teacher.cache:
@@ -161,14 +159,19 @@ def _train(
     scoring = Scoring(options, images, placement, _comparable(teacher, images), interruption)
     if info.initial_weights:
         log.info(f"student {info.source}")
-    log.info(f"mesh {placement.describe()}")
-    log.info(f"cache {images.cache.place}: {images.cache.reason}")
+    steps, batch = options.steps, options.data.batch_size
+    log.info(f"trains {info.name} for {steps} steps of {batch} images, into {files.path}")
+    log.info("the first step is compiled before it runs, which may take minutes")
+    if placement.mesh.size > 1:
+        log.info(f"mesh {placement.describe()}")
+    log.info(images.cache.reason)
     for line in distiller.describe() if distiller else ():
-        log.info(f"term {line}")
+        log.info(f"loss term {line}")
     for key in () if options.terms else images.unlabelled:
         log.warning(f"config.data.mixture.{key}: no term is there to learn from it; leave it out")
     for split in filter(None, (options.data.val_split, options.data.test_split)):
-        log.info(images.describe_evaluation(split))
+        if remark := images.slow_evaluation(split):
+            log.info(remark)
     scoring.check_teacher(log)
     # Not before all is checked that can be: what is there is lost then.
     if overwrite:

@@ -8,6 +8,7 @@ import tomllib
 
 import jax
 import pytest
+import thorough
 import warm
 
 import kdjax.__main__ as door
@@ -101,7 +102,7 @@ def test_the_door_alone_says_what_is_behind_it(words, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{door._overview()}\n"
 
 
-@pytest.mark.parametrize("name", door.COMMANDS)
+@pytest.mark.parametrize("name", thorough.after(1, door.COMMANDS))
 def test_the_help_of_a_command_fits_on_a_screen(name):
     """With an example, and every flag of its own; those of the libraries are left out."""
     run = warm.run("-m", f"kdjax.{name}", "--help")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import resource
 import sys
 
@@ -14,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import thorough
+import tiny_run
 import warm
 from flax import nnx
 
+from kdjax import config as configuration
 from kdjax import deployment, models
+from kdjax.data import sets
 from kdjax.deployment import exporting, formats
 from kdjax.deployment.formats import ANY, Size
 from kdjax.errors import UserError
@@ -25,6 +29,7 @@ from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import NNXNetwork, saved
 from kdjax.models.layers import ConvNorm, resize
 from kdjax.models.pyramid_heads import adaptive_average_pools
+from kdjax.runs.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 needs_onnx = pytest.mark.skipif(
@@ -369,6 +374,55 @@ def test_the_command_says_what_it_wrote(source, tmp_path):
     assert whole.returncode == 0, whole.stderr
     assert "student.stablehlo: images of any size" in whole.stdout
     assert "labels agree" in whole.stdout
+
+
+@pytest.mark.thorough
+def test_the_command_calibrates_and_says_what_both_files_score(tmp_path):
+    """On images of the run's own data set, which is not where the run had it."""
+    tiny_run.write_images(tmp_path / "images")
+    dataset = sets.prepare("folder", tmp_path / "data", source=tmp_path / "images")
+    config = configuration.default()
+    config.data.name, config.data.data_dir = "folder", str(tmp_path / "moved")
+    Workdir(tmp_path / "run").claim(config)
+    classes = len(dataset.class_names)
+    info = dataclasses.replace(
+        described("tiny"),
+        num_classes=classes,
+        class_names=dataset.class_names,
+        palette=((0, 0, 0),) * classes,
+    )
+    net = models.create("tiny", num_classes=classes, width=4, rngs=nnx.Rngs(0))
+    saved.save(tmp_path / "run" / "student", info, NNXNetwork.of(net)[1])
+
+    def run(*given):
+        flags = [f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'export'}", "--int8"]
+        variables = os.environ | {"PYTHONPATH": "tests:."}
+        size = ("--height=24", "--width=32")
+        return warm.run("-c", COMMAND, *flags, *size, *given, env=variables)
+
+    calibrate = f"--calibrate={tmp_path / 'data'}"
+    for given, said in (
+        (["--format=tflite"], "--int8 and --calibrate go together: give both or neither"),
+        (
+            ["--format=stablehlo", calibrate],
+            "--int8 is of the format tflite: name it in --format",
+        ),
+    ):
+        refused = run(*given)
+        assert (refused.returncode, refused.stderr) == (2, f"kdjax.export: error: {said}\n")
+    assert not (tmp_path / "export").exists()
+
+    written = run("--format=tflite", calibrate)
+    assert written.returncode == 0, written.stderr
+    names = ["student.tflite", "student_int8.tflite"]
+    said = [line for line in written.stdout.splitlines() if line.startswith("student")]
+    assert [line.partition(": ")[0] for line in said] == names * 2
+    for line in said[:2]:
+        assert "images of 24 x 32" in line
+        assert "labels agree with the network's" in line
+    for line in said[2:]:
+        assert re.search(r"an image of 24 x 32 in .* ms .*; val mIoU \d+\.\d\d %$", line), line
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {*names, "export.json"}
 
 
 def two_classes():

@@ -71,7 +71,7 @@ def test_every_kind_of_image_is_labelled_at_its_own_size(network, photos, tmp_pa
     files = find_images(f"{photos}/**/*.*", str(tmp_path / "out"), overwrite=False)
     timing = predict_files(network, files, str(tmp_path / "out"), batch_size=8, pad_to=16)
     assert timing.images == len(files) == 7
-    assert re.search(r"^7 images in .* 1 shape compiled$", str(timing))
+    assert re.search(r"^7 images in .* 1 size of images\); network: ", str(timing))
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
     kinds = ("plain", "cmyk", "palette", "alpha", "deep", "deep/lying", "deep/er/grey")
     assert names == {
@@ -247,5 +247,5 @@ def test_the_command_needs_no_tensorflow(checkpoint, photos, tmp_path):
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("1 images in ")
+    assert run.stdout.startswith("1 image in ")
     assert (tmp_path / "out" / "labels" / "plain.png").is_file()

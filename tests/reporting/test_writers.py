@@ -108,7 +108,8 @@ class TestConsole:
         console = writers.Console(200, 100, "cwd", stream=stream)
         for step in range(110, 201, 10):
             console.scalars(step, {"train/loss": 1.25, "train/images_per_second": 210.0})
-        console.scalars(200, {"val/miou": 0.54321, "val/pixel_accuracy": 0.9, "val/loss": 0.5})
+        evaluation = {"val/miou": 0.54321, "val/pixel_accuracy": 0.9, "val/loss": 0.5}
+        console.scalars(200, {**evaluation, "val/seconds": 2.211})
         console.close()
         return stream.getvalue()
 
@@ -121,7 +122,8 @@ class TestConsole:
         assert lines[0].endswith(" elapsed")
         assert lines[1].endswith(" left")
         assert lines[-1] == (
-            "cwd: step 200, val mIoU 54.32 %, val pixel accuracy 90.00 %, val loss 0.5"
+            "cwd: step 200, val mIoU 54.32 %, val pixel accuracy 90.00 %, val loss 0.5, "
+            "val took 2.2 s"
         )
 
     def test_time_left_is_reckoned_without_what_the_first_report_waited_for(self, monkeypatch):

@@ -148,17 +148,22 @@ def test_a_mixture_that_cannot_be(config, data_dirs):
         configuration.validate(config)
 
 
-def test_the_shapes_of_an_evaluation_are_counted(config, monkeypatch):
+def test_an_evaluation_of_many_sizes_is_said_to_be_slow(config, monkeypatch):
     images = Images(config.data)
-    line = "evaluation of val: 10 images of 2 shapes, each compiled once"
-    assert images.describe_evaluation("val") == line
+    assert images.slow_evaluation("val") is None
     monkeypatch.setattr("kdjax.data.images.MANY_SHAPES", 1)
-    assert images.describe_evaluation("val") == (
+    line = (
+        "the 10 images of val have 2 sizes, and the first evaluation compiles the network for each "
+        "of them"
+    )
+    assert images.slow_evaluation("val") == (
         f"{line}; config.data.eval_pad_to=64 would make them 1, at scores that are not those of "
         "exact sizes"
     )
+    monkeypatch.setattr("kdjax.data.images.PAD_TO", 1)
+    assert images.slow_evaluation("val") == line
     config.data.eval_pad_to = 7
-    assert "10 images of 1 shapes" in Images(config.data).describe_evaluation("val")
+    assert Images(config.data).slow_evaluation("val") is None
 
 
 def test_the_base_size_reaches_the_crops(config):
@@ -178,13 +183,19 @@ MIB, GIB = 2**20, 2**30
 @pytest.mark.parametrize(
     ("wanted", "device", "host", "place", "reason"),
     [
-        ("auto", 16 * MIB, 8 * GIB, "device", "4.0 MiB of every device's 16.0 MiB, less than 25%"),
-        ("auto", 15 * MIB, 8 * GIB, "host", "about 3.0 MiB of host memory, less than 12.5% of 8.0"),
+        (
+            "auto",
+            16 * MIB,
+            8 * GIB,
+            "device",
+            "every device.* 4.0 MiB, less than 25% of its 16.0 MiB",
+        ),
+        ("auto", 15 * MIB, 8 * GIB, "host", "in memory, about 3.0 MiB, less than 12.5% of 8.0"),
         ("auto", None, 24 * MIB, "host", "less than 12.5% of 24.0 MiB"),
-        ("auto", None, 23 * MIB, "none", "about 3.0 MiB of host memory, more than 12.5% of 23.0"),
-        ("device", None, 1, "device", "as asked; .* about 4.0 MiB of every device"),
-        ("host", None, 1, "host", "as asked"),
-        ("none", 64 * GIB, 64 * GIB, "none", "as asked"),
+        ("auto", None, 23 * MIB, "none", "anew .* about 3.0 MiB, more than 12.5% of 23.0"),
+        ("device", None, 1, "device", "every device.* about 4.0 MiB, as config"),
+        ("host", None, 1, "host", "as config.data.cache asks"),
+        ("none", 64 * GIB, 64 * GIB, "none", "as config.data.cache asks"),
     ],
 )
 def test_what_auto_chooses_and_says(wanted, device, host, place, reason):

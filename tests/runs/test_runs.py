@@ -111,7 +111,10 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, compared):
         "plain/seed0",
         "cwd/seed0",
     ]
-    assert "term cwd: CWD(logits, logits; temperature 4.0)" in out
+    assert "cwd, seed 0: loss term cwd: CWD(logits, logits; temperature 4.0)" in out
+    assert "trains a teacher of " in out.splitlines()[0]
+    assert ", then 2 runs of " in out.splitlines()[0]
+    assert f"trains tiny for 4 steps of 8 images, into {comparison / 'cwd' / 'seed0'}\n" in out
     assert "teacher tiny (width 6" in out
 
     result = json.loads(runs[2].result.read_text())
@@ -236,9 +239,10 @@ def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
         said[mode[0]] = capsys.readouterr().out.splitlines()
     expected = json.loads((workdir / "result.json").read_text())["scores"]["test"]["miou"]
     whole, slide = said.values()
-    assert whole[-2].startswith(f"test: mIoU {100 * expected:.2f} %, pixel accuracy")
+    assert whole[-1].startswith(f"test: mIoU {100 * expected:.2f} %, pixel accuracy")
+    assert slide[-1].startswith("test: mIoU ")
+    assert whole[0] == slide[0] == f"scores {workdir} on every image of the test split"
     assert [len(lines) for lines in said.values()] == [5, 5]  # three classes
-    assert whole[-1] == slide[-1] == "shapes compiled: 1"
 
 
 def run(config, workdir):
