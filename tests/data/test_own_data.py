@@ -105,7 +105,7 @@ def test_it_is_evaluated_as_a_prepared_set(config, arrays):
     for ours, theirs in zip(images.eval_batches("val"), expected.eval_batches("val"), strict=True):
         same(ours, theirs)
     assert images.sizes("train") == expected.sizes("train") == SIZES["train"]
-    assert images.describe_evaluation("val") == expected.describe_evaluation("val")
+    assert images.sizes("val") == expected.sizes("val")
     for ours, theirs in zip(images.panel_examples(), expected.panel_examples(), strict=True):
         assert ours.keys() == theirs.keys()
         same(*({**example, "name": 0} for example in (ours, theirs)))
