@@ -185,7 +185,7 @@ def test_a_step_is_planned(house, tmp_path):
     plan = tmp_path / "plan.json"
     arguments = ("--topology=local", "--num_classes=3", "--json", plan)
     printed = house.run("plan", *house.config("Linen"), *arguments)
-    assert printed.startswith("my_extension.networks:Plain teaches my_extension.networks:Linen by ")
+    assert "\nmy_extension.networks:Plain teaches my_extension.networks:Linen by " in printed
     assert json.loads(plan.read_text())["devices"]
 
 
