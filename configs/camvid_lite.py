@@ -17,8 +17,8 @@ from kdjax.config import Config, network
 from kdjax.errors import UserError
 
 METHODS = ("plain", "cwd", "nfd", "pfs", "fakd_cwd", "pixelwise_kl", "pixelwise_kl_l2")
-# The adversarial term of these reads scores of at least 64 x 64, and those of a crop are 32 x 40.
-TOO_LARGE = ("skd", "ifvd")
+# Their adversarial term reads scores of at least 64 x 64; those of a crop here are 32 x 40.
+NEED_LARGER_CROPS = ("skd", "ifvd")
 # Parts and strengths of methods that are in the table.
 VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong")
 TEACHER, TEACHER_DIR = "fpn_light_efficientnet_lite2", "runs/camvid_lite2"
@@ -58,5 +58,7 @@ def get_config(student: str = "lite0") -> Config:
         config.steps = 1000
         return recipes.compare_camvid_methods(config, METHODS)
     config.steps, config.data.crop_size = 400, (128, 160)
-    others = [name for name in recipes.METHODS if name not in (*METHODS, *TOO_LARGE, *VARIANTS)]
+    others = [
+        name for name in recipes.METHODS if name not in (*METHODS, *NEED_LARGER_CROPS, *VARIANTS)
+    ]
     return recipes.compare_camvid_methods(config, (*METHODS, *others))

@@ -194,7 +194,7 @@ def _interval_charts(
         for result in others
     }
     title = f"mIoU on {report.split} (%)"
-    gain_title = "Gain over the plain student (points of mIoU)"
+    gain_title = "Gain over the plain student (points)"
     return [
         (title, figures.svg(interval_dots(mean, seeds, title, colors, line_at=plain.miou))),
         (gain_title, figures.svg(interval_dots(gain, pairs, gain_title, colors, line_at=0.0))),
