@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.read()
     seeds = None if _SEEDS.value is None else _integers(_SEEDS.value)
     processes.join(_PROCESSES)
-    environment.enable_compilation_cache()
+    environment.set_up_jax()
     result = compare(config, _WORKDIR.value, parallel=_PARALLEL.value, seeds=seeds)
     logger.info(result)
 

@@ -1,6 +1,7 @@
 """The software and hardware that a run runs on."""
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import pathlib
@@ -13,10 +14,35 @@ import kdjax
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu")
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs between processes, unless JAX_COMPILATION_CACHE_DIR says where."""
+# Of `mallopt` in glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def set_up_jax() -> None:
+    """What every command does before it computes: compiled programs and freed memory are kept."""
+    _keep_compiled_programs()
+    _keep_freed_memory()
+
+
+def _keep_compiled_programs() -> None:
+    """Keeps them between processes, unless JAX_COMPILATION_CACHE_DIR says where."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "kdjax" / "jax"))
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep freed memory for whoever asks next, and not give it back to the system.
+
+    A program of XLA for the CPU takes its temporaries anew at every step. From the system they come
+    page by page, each filled with zeros first: docs/results/speed.md has what that costs. Variables
+    that set up glibc, and other C libraries, are left alone.
+    """
+    if platform.libc_ver()[0] == "glibc" and not any(
+        name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ
+    ):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def cache_folder() -> pathlib.Path:

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     """Prints mIoU, pixel accuracy and the IoU of every class."""
     del argv
     processes.join(_PROCESSES)
-    environment.enable_compilation_cache()
+    environment.set_up_jax()
     network = _EXPORTED.value or _CHECKPOINT.value or _WORKDIR.value
     logger.info(f"scores {network} on every image of the {_SPLIT.value or 'validation'} split")
     found = evaluate(

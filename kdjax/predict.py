@@ -36,7 +36,7 @@ _INFERENCE = InferenceFlags()
 def main(argv: list[str]) -> None:
     """Writes the pictures and prints the time."""
     del argv
-    environment.enable_compilation_cache()
+    environment.set_up_jax()
     timing = predict(
         _WORKDIR.value,
         _IMAGES.value,

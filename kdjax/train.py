@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.read()
     profile = profiling.steps_of(_PROFILE.value) if _PROFILE.value else None
     processes.join(_PROCESSES)
-    environment.enable_compilation_cache()
+    environment.set_up_jax()
     files = train(config, _WORKDIR.value, profile=profile).files
     RunLogger("train").info(f"the student is in {files.student}, the report is {files.report}")
 

@@ -224,7 +224,7 @@ def _main(argv: list[str]) -> None:
 
     del argv
     os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
-    environment.enable_compilation_cache()
+    environment.set_up_jax()
     Job.from_json(sys.stdin.read()).run()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import platform
 import re
 import sys
 import tomllib
@@ -347,7 +348,34 @@ def test_an_empty_variable_puts_no_compiled_programs_into_the_working_directory(
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "8")  # so that this process's memory is left alone
     updates = {}
     monkeypatch.setattr(jax.config, "update", updates.__setitem__)
-    environment.enable_compilation_cache()
+    environment.set_up_jax()
     assert updates == {"jax_compilation_cache_dir": "/home/somebody/.cache/kdjax/jax"}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize("theirs", ["", "MALLOC_ARENA_MAX"])
+def test_freed_memory_is_taken_again_without_new_pages(theirs):
+    code = f"""
+import ctypes, os, resource
+from kdjax import environment
+for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+    del os.environ[name]
+os.environ |= dict.fromkeys({theirs!r}.split(), "8")
+environment.set_up_jax()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    memory = ctypes.c_void_p(library.malloc(64 << 20))
+    ctypes.memset(memory, 1, 64 << 20)
+    library.free(memory)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+new_pages()
+print(new_pages())
+"""
+    run = warm.run("-c", code)
+    assert run.returncode == 0, run.stderr
+    assert (int(run.stdout) < 100) == (not theirs)

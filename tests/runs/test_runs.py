@@ -223,7 +223,7 @@ def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
 ):
     # Here, since its flags have the names of other commands' flags.
     evaluate = importlib.import_module("kdjax.evaluate")
-    monkeypatch.setattr(environment, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(environment, "set_up_jax", lambda: None)
     workdir = tmp_path / "run"
     shutil.copytree(comparison / "cwd" / "seed0", workdir)
     # The data may have been moved since.
