@@ -23,6 +23,10 @@ def main() -> None:
     work = Work.from_json(text)
     batch = work.batch(0)
     # Only here, so that the other side's library takes no memory.
+    if name == "kdjax":
+        from kdjax import environment
+
+        environment.set_up_jax()
     side = importlib.import_module(SIDES[name]).Side(work)
     side.step(batch)
     side.wait()

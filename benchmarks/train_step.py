@@ -43,7 +43,7 @@ from benchmarks import kdjax_side  # noqa: E402
 from benchmarks.torch import side as torch_side  # noqa: E402
 from benchmarks.torch.trainer import Execution, settle  # noqa: E402
 from benchmarks.work import Work  # noqa: E402
-from kdjax import interop  # noqa: E402
+from kdjax import environment, interop  # noqa: E402
 from kdjax.cli import command  # noqa: E402
 from kdjax.errors import UserError  # noqa: E402
 from kdjax.recipes import terms_of  # noqa: E402
@@ -79,6 +79,8 @@ PLAIN = "plain, teacher unread"
 
 def main(argv: list[str]) -> None:
     del argv
+    # As kdjax's commands do; what it changes of the process, it changes for both sides.
+    environment.set_up_jax()
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu != torch.cuda.is_available():
         raise UserError("one of JAX and PyTorch sees a GPU and the other does not: compare alike")
@@ -255,13 +257,13 @@ def alone(side: str, work: Work) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as cache:
         # Whatever was compiled before is compiled again.
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        places = ("TORCHINDUCTOR_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
+        variables = {**os.environ, **dict.fromkeys(places, cache)}
         started = time.time()
         run = subprocess.run(
             [sys.executable, "-m", "benchmarks.alone", side, work.to_json(), str(STEPS_ALONE)],
             cwd=ROOT,
-            env=environment,
+            env=variables,
             stdout=subprocess.PIPE,
             text=True,
             check=True,

@@ -118,7 +118,7 @@ def _written(outputs: list[Any], folder: pathlib.Path) -> str:
     lines = [line for line in lines if not re.match(r"Writing |\s+$|.*\d%\|", line)]
     if len(lines) > SHOWN:
         lines = [*lines[:3], f"[... {len(lines) - SHOWN} lines ...]", *lines[3 - SHOWN :]]
-    if lines:
+    if any(lines):
         parts.insert(0, "\n".join(["```text", *lines, "```", ""]))
     return "\n".join(parts)
 

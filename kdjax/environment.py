@@ -15,7 +15,7 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu
 
 
 # Of `mallopt` in glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def set_up_jax() -> None:
@@ -33,16 +33,33 @@ def _keep_compiled_programs() -> None:
 def _keep_freed_memory() -> None:
     """Has glibc keep freed memory for whoever asks next, and not give it back to the system.
 
-    A program of XLA for the CPU takes its temporaries anew at every step. From the system they come
-    page by page, each filled with zeros first: docs/results/speed.md has what that costs. Variables
-    that set up glibc, and other C libraries, are left alone.
+    A program of XLA for the CPU takes its temporaries anew at every step, in any thread. From the
+    system they come page by page, each filled with zeros first: docs/results/speed.md has what that
+    costs. One arena for all threads, since only that of the first keeps all; with an accelerator,
+    where nothing is gained, reading images in many threads would wait for it. Variables that set up
+    glibc, and other C libraries, are left alone.
     """
-    if platform.libc_ver()[0] == "glibc" and not any(
-        name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ
-    ):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, -1)
+    theirs = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if platform.libc_ver()[0] != "glibc" or theirs or gpus() or tpu_chips():
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_M_MMAP_MAX, 0)
+    library.mallopt(_M_TRIM_THRESHOLD, -1)
+    library.mallopt(_M_ARENA_MAX, 1)
+
+
+def gpus() -> list[str]:
+    """The numbers of the GPUs that this process may use; JAX, if it were asked, would take them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(i) for i, _ in enumerate(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def tpu_chips() -> list[str]:
+    """Likewise of the TPU chips of this machine."""
+    chips = [*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev").glob("vfio/[0-9]*")]
+    return [str(i) for i, _ in enumerate(chips)]
 
 
 def cache_folder() -> pathlib.Path:

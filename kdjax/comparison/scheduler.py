@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from kdjax import config as configuration
-from kdjax import processes
+from kdjax import environment, processes
 from kdjax.config import Config
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import Transient, UserError
@@ -186,10 +185,10 @@ def _slots(parallel: int) -> list[dict[str, str]]:
     # Fewer cores than runs are shared by all of them.
     groups = [cores[i::parallel] if len(cores) >= parallel else cores for i in range(parallel)]
     slots = [{CORES: ",".join(map(str, group))} for group in groups]
-    if gpus := _gpus():
+    if gpus := environment.gpus():
         for i, slot in enumerate(slots):
             slot["CUDA_VISIBLE_DEVICES"] = ",".join(_part(gpus, i, parallel, "GPUs"))
-    elif chips := _tpu_chips():
+    elif chips := environment.tpu_chips():
         for i, slot in enumerate(slots):
             (slot["TPU_VISIBLE_CHIPS"],) = _part(chips, i, parallel, "TPU chips")[:1]
             slot["TPU_PROCESS_BOUNDS"] = slot["TPU_CHIPS_PER_PROCESS_BOUNDS"] = "1,1,1"
@@ -207,21 +206,7 @@ def _part(devices: Sequence[str], index: int, parallel: int, kind: str) -> Seque
     return devices[index * each : (index + 1) * each]
 
 
-def _gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
-    return [str(i) for i, _ in enumerate(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
-
-
-def _tpu_chips() -> list[str]:
-    chips = [*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev").glob("vfio/[0-9]*")]
-    return [str(i) for i, _ in enumerate(chips)]
-
-
 def _main(argv: list[str]) -> None:
-    from kdjax import environment
-
     del argv
     os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
     environment.set_up_jax()

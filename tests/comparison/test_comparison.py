@@ -16,6 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
+from kdjax import environment
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.sweep import run_sweep
 from kdjax.comparison.tuning import Setting, TuningResult
@@ -386,7 +387,7 @@ def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):
     with pytest.raises(UserError, match="--parallel is 6, but there are 5 GPUs"):
         scheduler._slots(6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(scheduler, "_tpu_chips", lambda: ["0", "1"])
+    monkeypatch.setattr(environment, "tpu_chips", lambda: ["0", "1"])
     shares = scheduler._slots(2)
     assert [share["TPU_VISIBLE_CHIPS"] for share in shares] == ["0", "1"]
     assert shares[0]["TPU_PROCESS_BOUNDS"] == "1,1,1"
