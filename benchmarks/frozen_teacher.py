@@ -32,7 +32,7 @@ from kdjax.models import Network, NNXNetwork, Variables, make_network, maps_of, 
 from kdjax.models.folding import FrozenNetwork, fold_batch_norm
 from kdjax.models.outputs import IMAGENET
 from kdjax.planning.chips import find_topology
-from kdjax.planning.hlo import memory_traffic
+from kdjax.planning.traffic import memory_traffic
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "As h100:1 or v5e:2x2.", required=True)
 IMAGES = flags.DEFINE_integer("images", 4, "Of a batch.", 1)

@@ -10,8 +10,9 @@ import numpy as np
 
 from kdjax.config import Config
 from kdjax.planning.chips import Chip, Topology
-from kdjax.planning.hlo import Collective, memory_traffic, read_collectives
+from kdjax.planning.hlo import Collective, read_collectives
 from kdjax.planning.program import DoesNotFit, Program, Work, make_program
+from kdjax.planning.traffic import memory_traffic
 
 
 def largest_batch(fits: Callable[[int], bool], start: int) -> int:
@@ -93,9 +94,9 @@ class Plan:
       refusal: why the compiler refused; empty where it did not.
       work: multiplications and additions of all devices.
       compiler_flops: XLA's count on one device, the bodies of loops once; None where it has none.
-      bytes_moved: read and written by one device's operations, what stays in memory on the chip as
-        well; None where nobody counted.
-      counted_by: "XLA", which takes the bodies of loops once, or "kdjax", as `hlo.memory_traffic`.
+      bytes_moved: read and written by one device's operations; None where nobody counted.
+      counted_by: "kdjax", as `kdjax.planning.traffic.memory_traffic`; on a CPU "XLA", which takes
+        the bodies of loops once, and counts what stays in caches.
       collectives: of one device.
       roofline: None where the program was refused or the chip's peak is not known.
       measured: None where the step was not run.
@@ -163,9 +164,9 @@ def make_plan(
     devices, text = program.placement.mesh.devices.flat, compiled.as_text() or ""
     costs: Any = compiled.cost_analysis() or {}
     moved, counted_by = costs.get("bytes accessed"), "XLA"
-    if devices[0].platform == "gpu":
-        # XLA has no count for GPUs that are not here; ours is the same for those that are.
-        moved, counted_by = memory_traffic(text) or None, "kdjax"
+    if (platform := devices[0].platform) != "cpu":
+        # XLA has no count for GPUs that are not here, and for a TPU counts the memory on the chip.
+        moved, counted_by = memory_traffic(text, spaces=platform == "tpu") or None, "kdjax"
     hosts = [device.process_index for device in devices]
     by_network = topology.chip is not None and topology.chip.network_bandwidth > 0
     found = read_collectives(text, hosts if by_network else ())

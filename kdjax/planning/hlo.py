@@ -1,10 +1,10 @@
-"""Reads compiled programs: their operations, collectives, and memory traffic."""
+"""Reads compiled programs: their operations and collectives."""
 
 import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,6 @@ KINDS = (
 )
 # These name or view a buffer that exists already.
 VIEWS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "optimization-barrier")
-# These run other computations, one operation after the other.
-CONTROL = ("while", "call", "conditional", "async-start")
-# These read no more of their first operand than they return.
-_SLICES = ("dynamic-slice", "slice", "gather")
-
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 # The shape of a tuple stands in brackets and holds spaces.
 _INSTRUCTION = re.compile(r"^  (ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
@@ -32,8 +27,8 @@ _CALLED = re.compile(
     r"|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _NAME = re.compile(r"%?([\w.\-]+)")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_BITS = re.compile(r"(\d+)")
+ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+BITS = re.compile(r"(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"\b[su]32\[\](?:\{[^}]*\})? constant\((\d+)\)")
 _PARTITIONS = re.compile(r"num_partitions=(\d+)")
@@ -88,7 +83,7 @@ def parse(text: str) -> tuple[Program, str]:
     return program, entry
 
 
-def _times(program: Program, entry: str, through: Collection[str] | None) -> dict[str, int]:
+def runs_of(program: Program, entry: str, through: Collection[str] | None) -> dict[str, int]:
     """How often each computation runs when the module runs once.
 
     A loop turns as often as the module tells: XLA's own remark, or the only constant of its
@@ -156,13 +151,13 @@ def read_collectives(text: str, hosts: Sequence[int] = ()) -> list[Collective]:
     if not hosts:
         hosts = [0] * (int(found[1]) if found else 1)
     totals = {kind: Collective(kind) for kind in KINDS}
-    for name, times in _times(program, entry, None).items():
+    for name, times in runs_of(program, entry, None).items():
         for instruction in program[name]:
             kind = instruction.operation.removesuffix("-start")
             if kind not in KINDS:
                 continue
             groups = _groups(instruction.line, len(hosts))
-            size = _result_size(instruction)
+            size = result_size(instruction)
             if kind == "reduce-scatter":
                 size *= len(groups[0])
             links, network = _sent(kind, groups, hosts)
@@ -231,14 +226,14 @@ def _sent(kind: str, groups: list[list[int]], hosts: Sequence[int]) -> tuple[flo
 def _sizes(shape: str) -> list[int]:
     """Bytes of each array in a shape."""
     sizes = []
-    for dtype, sides in _ARRAY.findall(shape):
-        bits = _BITS.search(dtype)
+    for dtype, sides in ARRAY.findall(shape):
+        bits = BITS.search(dtype)
         elements = math.prod(int(side) for side in sides.split(",") if side)
         sizes.append(elements * (int(bits[1]) if bits else 8) // 8)
     return sizes
 
 
-def _result_size(instruction: Instruction) -> int:
+def result_size(instruction: Instruction) -> int:
     """Bytes of what a collective returns.
 
     The start of an asynchronous one returns its operands before its results, but for all-reduce:
@@ -250,72 +245,3 @@ def _result_size(instruction: Instruction) -> int:
     if instruction.operation == "all-gather-start" or instruction.shape.startswith("(("):
         return sum(sizes[len(instruction.operands) :][: len(instruction.operands)])
     return sizes[1]
-
-
-def memory_traffic(text: str) -> int:
-    """Bytes that the operations of one device read and write in a run of an optimized HLO module.
-
-    Each operation reads its operands and writes its results once, and loops turn as often as the
-    module tells. Of what is sliced or updated in place, only that part counts. What stays in a
-    cache between two operations counts too.
-
-    Args:
-      text: as `jax.stages.Compiled.as_text` returns it.
-    """
-    program, entry = parse(text)
-    return sum(
-        times * sum(_moved(program, name))
-        for name, times in _times(program, entry, CONTROL).items()
-    )
-
-
-def _moved(program: Program, computation: str) -> Iterator[int]:
-    sizes = {x.name: sum(_sizes(x.shape)) for x in program[computation]}
-    for instruction in program[computation]:
-        operation, operands = instruction.operation, instruction.operands
-        if operation in (*VIEWS, *CONTROL) or operation.endswith("-done"):
-            continue
-        if operation == "fusion" and instruction.calls[0] in program:
-            yield _moved_by_fusion(program[instruction.calls[0]])
-        elif operation in _SLICES:
-            yield 2 * sizes[instruction.name]
-        elif operation == "dynamic-update-slice":
-            yield 2 * sizes[operands[1]]
-        else:
-            read = sum(sizes.get(operand, 0) for operand in operands)
-            kind = operation.removesuffix("-start")
-            yield read + (_result_size(instruction) if kind in KINDS else sizes[instruction.name])
-
-
-def _moved_by_fusion(body: list[Instruction]) -> int:
-    """What a fused computation reads of its parameters, and what it writes."""
-    sizes = {x.name: sum(_sizes(x.shape)) for x in body}
-    by_name = {x.name: x for x in body}
-
-    def source(name: str) -> str:
-        while by_name[name].operation == "bitcast":
-            name = by_name[name].operands[0]
-        return name
-
-    root = next(x for x in body if x.is_root)
-    written = root.operands if root.operation == "tuple" else (root.name,)
-    total, in_place = 0, set()
-    for result in map(source, written):
-        if by_name[result].operation == "dynamic-update-slice":
-            in_place.add(result)
-            total += sizes[by_name[result].operands[1]]
-        else:
-            total += sizes[result]
-    for parameter in (x for x in body if x.operation == "parameter"):
-        read = 0
-        for user in body:
-            if user.operation in ("bitcast", "tuple", "parameter"):
-                continue
-            places = [i for i, x in enumerate(user.operands) if source(x) == parameter.name]
-            if places == [0] and user.operation in _SLICES:
-                read += sizes[user.name]
-            elif places and not (places == [0] and user.name in in_place):
-                read = sizes[parameter.name]
-                break
-        total += min(read, sizes[parameter.name])
-    return total

@@ -13,8 +13,8 @@ _NOT_COUNTED = (
     "CUDA's context and NCCL's buffers, which come out of the rest"
 )
 _REMARKS = {
-    "XLA": "bodies of loops once; traffic that stays on the chip too",
-    "kdjax": "operands and results of each operation; what a cache keeps counts too",
+    "XLA": "bodies of loops once; what caches keep counts too",
+    "kdjax": "operands and results of each operation; what caches keep counts too",
 }
 
 

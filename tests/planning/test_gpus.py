@@ -10,7 +10,8 @@ import pytest
 
 from kdjax.errors import UserError
 from kdjax.planning import chips
-from kdjax.planning.hlo import Collective, memory_traffic, read_collectives
+from kdjax.planning.hlo import Collective, read_collectives
+from kdjax.planning.traffic import memory_traffic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HOSTS = [0] * 8 + [1] * 8
@@ -72,55 +73,6 @@ FORMS = [
 def test_collectives_as_they_are_written_for_gpus(form, expected):
     text = f"HloModule f\n\nENTRY %main (a: f32[4]) -> f32[4] {{\n  %x = {form}\n}}\n"
     assert read_collectives(text, HOSTS) == [expected]
-
-
-TRAFFIC = """
-HloModule f
-
-%slice_and_add (p0: f32[5,16], p1: s32[], p2: f32[16]) -> f32[16] {
-  %p0 = f32[5,16] parameter(0)
-  %p1 = s32[] parameter(1)
-  %p2 = f32[16] parameter(2)
-  %row = f32[1,16] dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={1,16}
-  %flat = f32[16] bitcast(%row)
-  ROOT %sum = f32[16] add(%flat, %p2)
-}
-
-%write (p0: f32[5,16], p1: f32[16], p2: s32[]) -> f32[5,16] {
-  %p0 = f32[5,16] parameter(0)
-  %p1 = f32[16] parameter(1)
-  %p2 = s32[] parameter(2)
-  %row = f32[1,16] bitcast(%p1)
-  ROOT %updated = f32[5,16] dynamic-update-slice(%p0, %row, %p2, %p2)
-}
-
-%body (state: (s32[], f32[5,16], f32[16])) -> (s32[], f32[5,16], f32[16]) {
-  %state = (s32[], f32[5,16], f32[16]) parameter(0)
-  %i = s32[] get-tuple-element(%state), index=0
-  %rows = f32[5,16] get-tuple-element(%state), index=1
-  %x = f32[16] get-tuple-element(%state), index=2
-  %y = f32[16] fusion(%rows, %i, %x), kind=kLoop, calls=%slice_and_add
-  %all = f32[5,16] fusion(%rows, %y, %i), kind=kLoop, calls=%write
-  ROOT %next = (s32[], f32[5,16], f32[16]) tuple(%i, %all, %y)
-}
-
-ENTRY %main (a: f32[5,16], b: f32[16]) -> f32[16] {
-  %a = f32[5,16] parameter(0)
-  %b = f32[16] parameter(1)
-  %c = f32[16] copy(%b)
-  %first = (s32[], f32[5,16], f32[16]) tuple(%i, %a, %c)
-  %loop = (s32[], f32[5,16], f32[16]) while(%first), condition=%less, body=%body, \
-backend_config={"known_trip_count":{"n":"5"}}
-  ROOT %last = f32[16] get-tuple-element(%loop), index=2
-}
-"""
-
-
-def test_memory_traffic_counts_what_is_sliced_and_updated_and_every_round():
-    row, number = 4 * 16, 4
-    read_and_added = (row + number + row) + row
-    written = (row + number) + row
-    assert memory_traffic(TRAFFIC) == 2 * row + 5 * (read_and_added + written)
 
 
 def test_memory_traffic_of_a_captured_program():
