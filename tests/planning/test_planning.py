@@ -356,4 +356,5 @@ def test_a_slice_of_tpus_is_compiled_for():
     assert "memory" in huge.refusal
     assert np.isfinite(plan.roofline.step)
     assert plan.counted_by == "kdjax"
+    assert plan.bytes_moved is not None
     assert plan.bytes_moved > plan.memory["parameters"]
