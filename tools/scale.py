@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 HEADER = (
-    *("Terms", "Slice", "Images a chip", "Memory of a chip", "Compute", "Memory traffic"),
+    *("Terms", "Type", "Slice", "Images a chip", "Memory of a chip", "Compute", "Memory traffic"),
     *("Collectives", "Sent by a chip", "Images/s", "Limit"),
 )
 
@@ -20,7 +20,7 @@ def row(plan: dict[str, Any]) -> list[str]:
     """The cells of one plan."""
     terms = " + ".join(term["loss"] for term in plan["config"]["terms"].values())
     a_chip = plan["batch_size"] // plan["devices"]
-    start = [terms, plan["topology"], f"{a_chip}"]
+    start = [terms, plan["config"]["student"]["dtype"], plan["topology"], f"{a_chip}"]
     times = plan["roofline"]
     if times is None:
         return [*start, "does not fit", *["–"] * (len(HEADER) - 4)]
@@ -38,7 +38,7 @@ def row(plan: dict[str, Any]) -> list[str]:
 def main(paths: list[str]) -> None:
     """Prints a row for each file."""
     plans = [json.loads(pathlib.Path(path).read_text()) for path in paths]
-    rows = [list(HEADER), ["---", "---", *["---:"] * (len(HEADER) - 3), "---"], *map(row, plans)]
+    rows = [list(HEADER), [*["---"] * 3, *["---:"] * (len(HEADER) - 4), "---"], *map(row, plans)]
     for cells in rows:
         print("| " + " | ".join(cells) + " |")
 

@@ -48,7 +48,7 @@ class Distiller:
     Attributes:
       terms: the losses by name.
 
-    Example:
+    Examples:
       >>> distiller = Distiller({"cwd": term("cwd")}, student=student_maps, teacher=teacher_maps)
       >>> params, state = distiller.init(jax.random.key(0))
       >>> loss, (state, metrics) = distiller(

@@ -47,7 +47,7 @@ def cross_entropy(
       TypeError: If the logits are not floating point or the labels not integers.
       ValueError: If the labels are not `[..., H, W]`.
 
-    Example:
+    Examples:
       >>> logits = jnp.zeros((1, 2, 2, 4))
       >>> labels = jnp.array([[[0, 1], [2, 255]]])
       >>> values = cross_entropy(logits, labels)

@@ -192,7 +192,7 @@ def cwd(
       `softmax(...).log()`, which is not finite on peaked maps. Ignored pixels take part, as in
       all of them.
 
-    Example:
+    Examples:
       >>> loss = 3.0 * cwd(student_logits, teacher_logits).mean()
     """
     check_same_shape(student, teacher)

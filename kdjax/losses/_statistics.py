@@ -41,7 +41,7 @@ class ClassStatistics:
       The online estimator of ISDA (Wang et al., NeurIPS 2019), in the form of the authors' code.
       There every GPU keeps an estimate of its own pixels; this one is of all of them.
 
-    Example:
+    Examples:
       >>> statistics = ClassStatistics.zeros(num_classes=19, channels=512)
       >>> statistics = statistics.update(features, labels)
       >>> loss = fakd_kl(features, kernel, bias, teacher_logits, labels, statistics.covariance,
