@@ -157,10 +157,10 @@ def _train(
         cache = TeacherCache(options, images, scores, distiller, log)
     interruption = Interruption()
     scoring = Scoring(options, images, placement, _comparable(teacher, images), interruption)
-    if info.initial_weights:
-        log.info(f"student {info.source}")
     steps, batch = options.steps, options.data.batch_size
     log.info(f"trains {info.name} for {steps} steps of {batch} images, into {files.path}")
+    if info.initial_weights:
+        log.info(f"it begins {info.source.removeprefix('trained by kdjax ')}")
     log.info("the first step is compiled before it runs, which may take minutes")
     if placement.mesh.size > 1:
         log.info(f"mesh {placement.describe()}")
