@@ -21,7 +21,7 @@ from absl import flags
 from benchmarks import rounds
 from benchmarks.alone import resident_peak
 from benchmarks.kdjax_side import Side
-from benchmarks.work import Work
+from benchmarks.work import CPU, Work
 from kdjax import environment
 from kdjax.cli import command
 from kdjax.recipes import terms_of
@@ -29,9 +29,6 @@ from kdjax.recipes import terms_of
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Processes of each kind, for each method.", 1)
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that a process is timed for.", 1)
 ONE = flags.DEFINE_string("one", None, "What one process measures: Work.to_json().")
-WORK = dataclasses.replace(
-    Work(), teacher_width=16, student_width=16, crop=(128, 256), batch_size=4, dtype="float32"
-)
 METHODS = ("plain", "cwd")
 # Of the system's library for memory: with any such variable kdjax leaves it as it is.
 GIVEN_BACK = {"MALLOC_PERTURB_": "0"}
@@ -49,10 +46,11 @@ def main(argv: list[str]) -> None:
     if ONE.value:
         print(json.dumps(measure(Work.from_json(ONE.value))))
         return
-    print("| | | given back | kept | kept / given back |\n| --- | --- | ---: | ---: | ---: |")
+    print("| method | a step's | given back | kept | kept / given back |")
+    print("| --- | --- | ---: | ---: | ---: |")
     for method in METHODS:
         terms = {} if method == "plain" else terms_of(method)
-        work = dataclasses.replace(WORK, terms=terms)
+        work = dataclasses.replace(CPU, terms=terms)
         pairs = [(process(work, GIVEN_BACK), process(work, {})) for _ in range(ROUNDS.value)]
         for name, form in FIGURES.items():
             before, after = (

@@ -42,16 +42,12 @@ from absl import flags  # noqa: E402
 from benchmarks import kdjax_side  # noqa: E402
 from benchmarks.torch import side as torch_side  # noqa: E402
 from benchmarks.torch.trainer import Execution, settle  # noqa: E402
-from benchmarks.work import Work  # noqa: E402
+from benchmarks.work import CPU, GPU, Work  # noqa: E402
 from kdjax import environment, interop  # noqa: E402
 from kdjax.cli import command  # noqa: E402
 from kdjax.errors import UserError  # noqa: E402
 from kdjax.recipes import terms_of  # noqa: E402
 
-GPU = Work()
-CPU = dataclasses.replace(
-    GPU, teacher_width=16, student_width=16, crop=(128, 256), batch_size=4, dtype="float32"
-)
 WORK = {
     "teacher_depth": flags.DEFINE_integer("teacher_depth", None, "18, 34, 50 or 101."),
     "teacher_width": flags.DEFINE_integer("teacher_width", None, "64 is as published."),

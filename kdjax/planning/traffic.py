@@ -23,7 +23,7 @@ _CONTROL = ("while", "call", "conditional", "async-start")
 _VIEW_CALLS = ("AllocateBuffer", "ConcatBitcast")
 # These read no more of their first operand than they return.
 _SLICES = ("dynamic-slice", "slice", "gather")
-# Its layout: the sides from the innermost on, its tile, and the memory that it is in.
+# An array and its layout: the sides from the innermost on, a tile, and the memory that it is in.
 _LAID_OUT = re.compile(
     ARRAY.pattern + r"(?:\{([\d,]*)(?::(?:T\(([\d,]+)\))?[^}S]*(?:S\((\d+)\))?[^}]*)?\})?"
 )
