@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from kdjax.classes import UNLABELLED, differing_class
 from kdjax.data.interface import SegmentationSet
@@ -211,6 +212,22 @@ class Images:
             **self._batches_of(first_step, steps, seed, views),
         )
 
+    def first_crops(self, count: int, *, clean_view: bool) -> UInt8[np.ndarray, "N H W 3"]:
+        """As many training crops as asked for, the same on every process and in every run.
+
+        Args:
+          count: N.
+          clean_view: crops in their own colours.
+        """
+        from kdjax.data.loading import pipeline
+
+        chosen = self._batches_of(0, 1, 0, {"clean_view": clean_view})
+        batches = pipeline.train_batches(
+            self._source if self.cache.place == "none" else self.in_memory,
+            **{**chosen, "batch_size": count, "process_index": 0, "process_count": 1},
+        )
+        return next(batches)["clean" if clean_view else "image"]
+
     def index_batches(
         self, *, first_step: int, steps: int, seed: int, **views: bool
     ) -> Iterator[Mapping[str, Any]]:
@@ -239,40 +256,44 @@ class Images:
         self,
         split: str,
         *,
-        group: str | None = None,
         pad_to: int | None = None,
         exact_below: tuple[int, int] = (0, 0),
     ) -> Iterator[HostBatch]:
-        """Every image of a split, or of those whose names a group's expression finds.
+        """Every image of a split.
 
         Args:
           split: which split.
-          group: a name in `config.data.test_groups`.
           pad_to: as `kdjax.data.loading.pipeline.eval_batches` takes it; None for `eval_pad_to`.
           exact_below: likewise.
         """
         from kdjax.data.loading import pipeline
 
-        indices = None
-        if group is not None:
-            names = self.names(split)
-            expression = re.compile(self._options.test_groups[group])
-            indices = [i for i, name in enumerate(names) if expression.search(name)]
-            if not indices:
-                raise UserError(
-                    f'config.data.test_groups.{group} "{expression.pattern}" finds none of the '
-                    f'{len(names)} names in {split}, as "{names[0]}"'
-                )
         return pipeline.eval_batches(
             self._set,
             split,
             batch_size=self._options.eval_batch_size,
-            indices=indices,
             pad_to=self._options.eval_pad_to if pad_to is None else pad_to,
             exact_below=exact_below,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+
+    def test_groups(self) -> dict[str, list[int]]:
+        """The images of each of `config.data.test_groups`, by their indices in the test split.
+
+        Raises:
+          UserError: where an expression finds no name.
+        """
+        options, found = self._options, {}
+        names = self.names(options.test_split) if options.test_groups else []
+        for group, expression in options.test_groups.items():
+            found[group] = [i for i, name in enumerate(names) if re.search(expression, name)]
+            if not found[group]:
+                raise UserError(
+                    f'config.data.test_groups.{group} "{expression}" finds none of the '
+                    f'{len(names)} names in {options.test_split}, as "{names[0]}"'
+                )
+        return found
 
     def whole_images(self, split: str) -> Iterator[HostBatch]:
         """Every image of a split at its own size, all of them on this process."""

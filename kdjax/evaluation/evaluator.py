@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from kdjax.classes import IGNORE_LABEL
 from kdjax.errors import UserError
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.models import Network, Preprocessing, Variables, saved
@@ -45,10 +47,12 @@ class Scores:
       confusion: pixels by (label, prediction), int64 [K, K].
       agreement: share of the labelled pixels where student and teacher predict the same class, or
         None where there is no teacher.
+      groups: scores of some of the images alone, by the group's name.
     """
 
     confusion: np.ndarray
     agreement: float | None = None
+    groups: Mapping[str, "Scores"] = dataclasses.field(default_factory=dict)
 
     @property
     def iou(self) -> np.ndarray:
@@ -152,25 +156,42 @@ def evaluate(
     put: Callable[[dict[str, np.ndarray]], dict[str, Array]],
     *,
     reference: tuple[Predict, Variables] | None = None,
+    groups: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Scores:
-    """Scores a network on batches.
+    """Scores a network on batches, and on groups of their images in the same pass.
 
     Args:
       predictor: the network, or anything else that is called so.
       variables: its arrays.
       batches: each `image` [B, H, W, 3] uint8, `label` [B, H, W] and `size` [B, 2], the image's
-        own height and width; a blank filler image has the label 255 everywhere.
+        own height and width; a blank filler image has the label 255 everywhere. Where there are
+        groups, also the images' `index` [B].
       num_classes: K.
       put: places a batch on the devices.
       reference: the teacher and its variables, for the agreement.
+      groups: by name, the indices of their images.
 
     Raises:
       UserError: when a batch has more pixels than the device can count.
     """
-    confusion, agreeing = np.zeros((num_classes, num_classes), np.int64), 0
-    totals, counted = _zeros(num_classes), 0
+    # The label maps that are counted: those of all images, then those of each group alone.
+    keys = {name: f"label/{name}" for name in groups}
+    counted = ("label", *keys.values())
+    confusion = {key: np.zeros((num_classes, num_classes), np.int64) for key in counted}
+    agreeing = dict.fromkeys(counted, 0)
+    totals, pixels_counted = {key: _zeros(num_classes) for key in counted}, 0
+
+    def take_over() -> None:
+        for key, total in totals.items():
+            confusion[key] += np.asarray(total["confusion"], np.int64)
+            agreeing[key] += int(total["agreeing"])
+
     for batch in batches:
-        arrays = put({key: batch[key] for key in ("image", "label", "size")})
+        given = {key: batch[key] for key in ("image", "label", "size")}
+        for name, members in groups.items():
+            inside = np.isin(batch["index"], list(members))[:, None, None]
+            given[keys[name]] = np.where(inside, batch["label"], np.uint8(IGNORE_LABEL))
+        arrays = put(given)
         # Those of all processes: each has counts of the whole batch.
         pixels = arrays["label"].size
         if pixels > MAX_COUNT:
@@ -179,20 +200,25 @@ def evaluate(
                 "config.data.eval_batch_size"
             )
         # The device counts in 32 bits; the host takes over before they can overflow.
-        if counted + pixels > MAX_COUNT:
-            confusion += np.asarray(totals["confusion"], np.int64)
-            agreeing += int(totals["agreeing"])
-            totals, counted = _zeros(num_classes), 0
-        counted += pixels
+        if pixels_counted + pixels > MAX_COUNT:
+            take_over()
+            totals, pixels_counted = {key: _zeros(num_classes) for key in counted}, 0
+        pixels_counted += pixels
         predictions = predictor(variables, arrays["image"], arrays["size"])
         references = predictions
         if reference:
             references = reference[0](reference[1], arrays["image"], arrays["size"])
-        totals = _count(totals, predictions, references, arrays["label"])
-    confusion += np.asarray(totals["confusion"], np.int64)
-    agreeing += int(totals["agreeing"])
-    agreement = agreeing / max(int(confusion.sum()), 1) if reference else None
-    return Scores(confusion, agreement)
+        for key in counted:
+            totals[key] = _count(totals[key], predictions, references, arrays[key])
+    take_over()
+
+    def scores(key: str) -> Scores:
+        pixels = max(int(confusion[key].sum()), 1)
+        return Scores(confusion[key], agreeing[key] / pixels if reference else None)
+
+    return dataclasses.replace(
+        scores("label"), groups={name: scores(key) for name, key in keys.items()}
+    )
 
 
 def _zeros(num_classes: int) -> dict[str, Array]:

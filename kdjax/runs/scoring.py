@@ -55,10 +55,9 @@ class Scoring:
         variables: Variables,
         split: str,
         *,
-        group: str | None = None,
         agreement: bool = False,
     ) -> Scores:
-        """Scores on a split, or on one group of it.
+        """Scores on a split, and on the groups of the test split.
 
         Raises:
           Preempted: when the run is to stop.
@@ -69,25 +68,19 @@ class Scoring:
         return evaluate(
             predictor,
             variables,
-            self._interruption.stop_between(self._images.eval_batches(split, group=group)),
+            self._interruption.stop_between(self._images.eval_batches(split)),
             self._images.num_classes,
             self._placement.put_batch,
             reference=reference,
+            groups=self._images.test_groups() if split == self._options.data.test_split else {},
         )
 
     def final_scores(self, predictor: Predictor, variables: Variables) -> dict[str, Scores]:
         """Scores with agreement by split, and by group of the test split as "test/group"."""
-        data = self._options.data
-        found = {
-            split: self.scores(predictor, variables, split, agreement=True)
-            for split in (data.val_split, data.test_split)
-            if split
-        }
-        if data.test_split:
-            for group in data.test_groups:
-                found[f"{data.test_split}/{group}"] = self.scores(
-                    predictor, variables, data.test_split, group=group, agreement=True
-                )
+        data, found = self._options.data, {}
+        for split in filter(None, (data.val_split, data.test_split)):
+            found[split] = self.scores(predictor, variables, split, agreement=True)
+            found |= {f"{split}/{name}": group for name, group in found[split].groups.items()}
         return found
 
     def check_teacher(self, log: RunLogger) -> None:

@@ -204,10 +204,7 @@ def test_processes_share_the_evaluation(dataset, count):
     assert_holds_val(dataset, [batch for share in shares for batch in share], 1)
 
 
-def test_evaluation_can_be_of_some_images(dataset):
-    found = list(pipeline.eval_batches(dataset, "val", batch_size=2, indices=[6, 1, 4]))
-    assert sum(batch["valid"].sum() for batch in found) == 3
-    assert sorted(i for batch in found for i in batch["index"] if i >= 0) == [1, 4, 6]
+def test_examples_have_names(dataset):
     assert pipeline.example_names(dataset, "val") == [str(i) for i in range(7)]
 
 

@@ -67,6 +67,7 @@ def batches(labels, size):
             "image": images.astype(np.uint8),
             "label": np.where(filled[:, None, None], labels[index], 255).astype(np.uint8),
             "size": np.full((size, 2), labels.shape[1:], np.int32),
+            "index": np.where(filled, index, -1).astype(np.int32),
         }
 
 
@@ -85,6 +86,26 @@ def test_every_image_counts_once_also_past_the_device_counters_range(monkeypatch
     assert scores.agreement == pytest.approx((ours == theirs)[valid].mean())
     assert scores.confusion.dtype == np.int64
     assert fresh.call_count == counters
+
+
+@pytest.mark.parametrize("limit", [np.iinfo(np.int32).max, 200])
+def test_groups_are_scored_as_if_they_were_alone(monkeypatch, limit):
+    monkeypatch.setattr(evaluator, "MAX_COUNT", limit)
+    labels = RNG.choice([0, 1, 2, 255], (7, 5, 6)).astype(np.uint8)
+    ours, theirs = RNG.integers(0, 3, (2, *labels.shape))
+    groups = {"odd": [1, 3, 5], "last": [6]}
+    scores = evaluator.evaluate(
+        *(Fixed(), ours, batches(labels, 4), 3, lambda batch: batch),
+        reference=(Fixed(), theirs),
+        groups=groups,
+    )
+    np.testing.assert_array_equal(scores.confusion, reference_confusion(ours, labels, 3))
+    assert list(scores.groups) == list(groups)
+    for name, members in groups.items():
+        expected = reference_confusion(ours[members], labels[members], 3)
+        np.testing.assert_array_equal(scores.groups[name].confusion, expected)
+        agreeing = (ours == theirs)[members][labels[members] != 255].mean()
+        assert scores.groups[name].agreement == pytest.approx(agreeing)
 
 
 def test_the_pixels_of_all_processes_are_counted(monkeypatch):

@@ -113,7 +113,6 @@ def eval_batches(
     split: str,
     *,
     batch_size: int,
-    indices: Sequence[int] | None = None,
     pad_to: int = 1,
     exact_below: tuple[int, int] = (0, 0),
     process_index: int = 0,
@@ -129,7 +128,6 @@ def eval_batches(
       dataset: an open set.
       split: which of its splits.
       batch_size: images in a batch of all processes together, B.
-      indices: take these images of the split only.
       pad_to: pad images below and on the right, to a height and a width that are multiples of
         this, so that fewer shapes are compiled. What a network says near the padding changes,
         and everywhere where it pools globally (PSPNet); 1 pads nothing.
@@ -149,10 +147,9 @@ def eval_batches(
       UserError: the set has no such split, or the processes cannot share a batch evenly.
     """
     records = dataset.records(split)
-    indices = range(len(records)) if indices is None else indices
-    sizes = records.sizes(indices)
+    sizes = records.sizes(range(len(records)))
     batches = batch_by_size(
-        zip(indices, sizes, strict=True),
+        enumerate(sizes),
         batch_size,
         pad_to=pad_to,
         exact_below=exact_below,
