@@ -11,11 +11,13 @@ as it is: batch norm behind every convolution.
 folded in the step: `kdjax.models.folding.FrozenNetwork`, as in training steps.
 folded before: what the step takes is folded, and in bfloat16 already.
 one convolution each: folded in the step, and kernels of one pixel no products of matrices.
+in int8: as `config.teacher.int8` makes it; on TPUs, where qwix is installed.
 
 Memory traffic is counted as `kdjax.plan` does.
 """
 
 import functools
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,7 @@ from kdjax.deployment.rewriting import plain_convolutions
 from kdjax.distillation.maps import array_of
 from kdjax.models import Network, NNXNetwork, Variables, make_network, maps_of, resnet
 from kdjax.models.folding import FrozenNetwork, fold_batch_norm
+from kdjax.models.int8 import Int8Network
 from kdjax.models.outputs import IMAGENET
 from kdjax.planning.chips import find_topology
 from kdjax.planning.traffic import memory_traffic
@@ -85,6 +88,9 @@ def teachers() -> Iterator[tuple[str, Network, Any]]:
     whole = plain_convolutions(network)
     assert isinstance(whole, NNXNetwork)
     yield "one convolution each", FrozenNetwork(whole), variables
+    if is_tpu() and importlib.util.find_spec("qwix"):
+        quantized = Int8Network(network)
+        yield "in int8", quantized, jax.eval_shape(quantized.quantize, variables, blank)
 
 
 def compile_forward(network: Network, variables: Any, sharding: SingleDeviceSharding) -> Any:
@@ -101,8 +107,11 @@ def compile_forward(network: Network, variables: Any, sharding: SingleDeviceShar
 
 def traffic(compiled: Any) -> int:
     """Bytes read and written, counted as plans do."""
-    is_tpu = find_topology(TOPOLOGY.value).devices[0].platform == "tpu"
-    return memory_traffic(compiled.as_text(), spaces=is_tpu)
+    return memory_traffic(compiled.as_text(), spaces=is_tpu())
+
+
+def is_tpu() -> bool:
+    return find_topology(TOPOLOGY.value).devices[0].platform == "tpu"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork,
     if not isinstance(network, NNXNetwork):
         raise UserError("batch norm can be folded in networks of Flax NNX alone; leave it as it is")
     module = network.module(variables)
-    if not _fold_all(module):
+    if not fold_where_possible(module):
         raise UserError("there is no kdjax.models.layers.ConvNorm whose batch norm could be folded")
     return NNXNetwork.of(module)
 
@@ -79,13 +79,13 @@ class FrozenNetwork:
     ) -> tuple[Any, Variables]:
         """As `Network.apply`; it cannot be trained."""
         module = self.network.module(variables)
-        _fold_all(module)
+        fold_where_possible(module)
         folded, arrays = NNXNetwork.of(module)
         return folded.apply(arrays, images, train=train, key=key)[0], variables
 
 
-def _fold_all(module: nnx.Module) -> int:
-    """Folds in place; returns how many `ConvNorm`s there are, those folded before too."""
+def fold_where_possible(module: nnx.Module) -> int:
+    """Folds a module in place; returns how many `ConvNorm`s it has, those folded before too."""
     found = [part for _, part in nnx.iter_modules(module) if isinstance(part, ConvNorm)]
     for part in found:
         if isinstance(part.norm, nnx.BatchNorm):

@@ -138,6 +138,10 @@ class NNXNetwork:
 
         return type(self)(make)
 
+    def fresh(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A new module of these random streams."""
+        return self._make(rngs)
+
     def module(self, variables: Variables) -> nnx.Module:
         """The module with these variables."""
         return nnx.merge(self._graphdef, variables["params"], variables["state"])

@@ -76,10 +76,20 @@ class TeacherOptions(NetworkOptions):
     min_miou: Annotated[float, sections.SHARE] = (
         0.0  # refuse one below this on the validation split
     )
+    # Its convolutions in int8, calibrated on training images. For TPUs; needs qwix.
+    int8: bool = False
+    # Of the validation pixels, which it must label in int8 as without.
+    min_agreement: Annotated[float, sections.SHARE] = 0.98
 
     def __post_init__(self) -> None:
         """Checks also that given scores go with the rest."""
         super().__post_init__()
+        if self.int8 and (self.cache or self.logits):
+            raise WrongValue(
+                "int8",
+                "is True, which makes the teacher of every step cheaper; with config.teacher.cache "
+                "none runs, so set it to False",
+            )
         if not self.logits:
             return
         if self.checkpoint:

@@ -30,7 +30,8 @@ class Chip:
     Attributes:
       name: what people call it.
       kinds: what JAX calls its devices.
-      flops: multiplications and additions a second, by the dtype of a network.
+      flops: multiplications and additions a second, by the dtype of a network; "int8" where XLA
+        convolves in it.
       memory: bytes of its own memory.
       memory_bandwidth: bytes a second from and to that memory.
       link_bandwidth: bytes a second through one link, in one direction.
@@ -63,9 +64,9 @@ class Chip:
         return self.usable * self.memory
 
 
-def _tpu(flops: float) -> dict[str, float]:
+def _tpu(flops: float, int8: float) -> dict[str, float]:
     """XLA multiplies float32 in bfloat16 on a TPU unless a program asks for more."""
-    return {"bfloat16": flops, "float32": flops}
+    return {"bfloat16": flops, "float32": flops, "int8": int8}
 
 
 # What JAX takes of a GPU's memory at its start. The rest is headroom for what no plan counts.
@@ -95,7 +96,7 @@ CHIPS = (
     Chip(
         name="v4",
         kinds=("TPU v4",),
-        flops=_tpu(275e12),
+        flops=_tpu(275e12, 275e12),
         memory=32 * GIB,
         memory_bandwidth=1200e9,
         link_bandwidth=50e9,
@@ -110,7 +111,7 @@ CHIPS = (
     Chip(
         name="v5e",
         kinds=("TPU v5 lite", "TPU v5e"),
-        flops=_tpu(197e12),
+        flops=_tpu(197e12, 393e12),
         memory=16 * GIB,
         memory_bandwidth=819e9,
         link_bandwidth=400e9 / 2 / 4,
@@ -122,19 +123,22 @@ CHIPS = (
     Chip(
         name="v5p",
         kinds=("TPU v5", "TPU v5p"),
-        flops=_tpu(459e12),
+        flops=_tpu(459e12, 918e12),
         memory=95 * GIB,
         memory_bandwidth=2765e9,
         link_bandwidth=1200e9 / 2 / 6,
         links=6,
         shapes=_CUBES,
         wraps_at=4,
-        sources=("https://docs.cloud.google.com/tpu/docs/v5p",),
+        sources=(
+            "https://docs.cloud.google.com/tpu/docs/v5p",
+            "https://github.com/jax-ml/jax/blob/main/jax/_src/pallas/mosaic/tpu_info.py (int8)",
+        ),
     ),
     Chip(
         name="v6e",
         kinds=("TPU v6 lite", "TPU v6e"),
-        flops=_tpu(918e12),
+        flops=_tpu(918e12, 1836e12),
         memory=32 * GIB,
         memory_bandwidth=1638e9,
         link_bandwidth=800e9 / 2 / 4,

@@ -15,6 +15,7 @@ from kdjax.distillation.maps import SCORES, array_of
 from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved
 from kdjax.models.batch_norm import with_batch_norm
+from kdjax.models.int8 import Int8Network, check_platform
 from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training import profiling
@@ -125,7 +126,8 @@ def make_program(
     placement.check_batch_size("data.batch_size", batch_size)
     student, start_student = _network(options, "student", num_classes, options.student.auxiliary)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
-    teacher, start_teacher = _teacher(options, num_classes) or (None, lambda: None)
+    named = _teacher(options, num_classes, devices[0].platform)
+    teacher, start_teacher = named or (None, lambda: None)
     variables, frozen = jax.eval_shape(start_student), jax.eval_shape(start_teacher)
     distiller = assemble_distiller(
         options,
@@ -173,9 +175,20 @@ def make_program(
 _Start = tuple[Network, Callable[[], Variables]]
 
 
-def _teacher(options: RunOptions, num_classes: int) -> _Start | None:
+def _teacher(options: RunOptions, num_classes: int, platform: str) -> _Start | None:
     if not need_teacher(options.terms):
         return None
+    teacher = _float_teacher(options, num_classes)
+    if not options.teacher.int8:
+        return teacher
+    check_platform(platform)
+    network, start = Int8Network(teacher[0]), teacher[1]
+    # Of a blank image, since no plan depends on the scales.
+    image = np.zeros((1, *options.data.crop_size, 3), np.float32)
+    return network, lambda: network.quantize(start(), image)
+
+
+def _float_teacher(options: RunOptions, num_classes: int) -> _Start:
     source = options.teacher.checkpoint
     if not options.teacher.name and (not source or names.is_path(source)):
         raise UserError(

@@ -196,12 +196,13 @@ def assemble_step(
 ) -> TrainStep:
     """The step, not yet jitted.
 
-    A teacher in bfloat16 runs folded. In float32 it runs as evaluation runs it, so that what was
-    measured stays to the digit.
+    A teacher in bfloat16 runs folded; in int8 it is so already. In float32 it runs as evaluation
+    runs it, so that what was measured stays to the digit.
     """
     if (
         teacher is not None
         and options.teacher.dtype == "bfloat16"
+        and not options.teacher.int8
         and isinstance(teacher.network, NNXNetwork)
     ):
         teacher = dataclasses.replace(teacher, network=FrozenNetwork(teacher.network))

@@ -11,12 +11,10 @@ from etils import epath
 
 from kdjax import config as configuration
 from kdjax import environment, processes
-from kdjax.config import Config, RunOptions, read, validate
+from kdjax.config import Config, read, validate
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
-from kdjax.distillation import need_teacher
-from kdjax.errors import UserError
-from kdjax.evaluation.evaluator import Predictor, TrainedNetwork
+from kdjax.evaluation.evaluator import Predictor
 from kdjax.log import RunLogger
 from kdjax.models import saved
 from kdjax.models.batch_norm import with_batch_norm
@@ -30,9 +28,9 @@ from kdjax.runs.assembly import (
     make_student,
 )
 from kdjax.runs.scoring import Scoring
+from kdjax.runs.teacher import comparable, load_teacher, precomputed_logits
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
-from kdjax.teacher_cache.precomputed_logits import PrecomputedLogits
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import Interruption, fit
 from kdjax.training.profiling import Profile, check_steps
@@ -137,8 +135,8 @@ def _train(
     placement.check_batch_size("data.eval_batch_size", options.data.eval_batch_size)
     student, variables, info = make_student(options, images.class_names, images.palette)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
-    precomputed = _precomputed_logits(options, images)
-    teacher = None if precomputed else _load_teacher(options, placement)
+    precomputed = precomputed_logits(options, images)
+    teacher = None if precomputed else load_teacher(options, images, placement, log)
     distiller = assemble_distiller(
         options,
         (student, variables),
@@ -156,7 +154,7 @@ def _train(
     if distiller and scores:
         cache = TeacherCache(options, images, scores, distiller, log)
     interruption = Interruption()
-    scoring = Scoring(options, images, placement, _comparable(teacher, images), interruption)
+    scoring = Scoring(options, images, placement, comparable(teacher, images), interruption)
     steps, batch = options.steps, options.data.batch_size
     log.info(f"trains {info.name} for {steps} steps of {batch} images, into {files.path}")
     if info.initial_weights:
@@ -315,36 +313,3 @@ def _own_writers(
     for writer in made:
         own.callback(writer.close)
     return [*made]
-
-
-def _precomputed_logits(options: RunOptions, images: Images) -> PrecomputedLogits | None:
-    if not options.teacher.logits or not need_teacher(options.terms):
-        return None
-    return PrecomputedLogits(options.teacher.logits, images, options.data.train_split)
-
-
-def _load_teacher(options: RunOptions, placement: Placement) -> TrainedNetwork | None:
-    if not need_teacher(options.terms):
-        return None
-    if not options.teacher.checkpoint:
-        raise UserError(
-            "config.terms need a teacher: set config.teacher.checkpoint to a network checkpoint, "
-            'the workdir of a finished run, or "package.module:attribute" of a trained network; or '
-            "config.teacher.logits to the scores of a teacher that ran elsewhere"
-        )
-    teacher = TrainedNetwork.load(options.teacher.checkpoint, dtype=options.teacher.dtype)
-    for key in ("name", "width"):
-        wanted, found = getattr(options.teacher, key), getattr(teacher.info, key)
-        if options.teacher.name and wanted != found:
-            raise UserError(
-                f"config.teacher.{key} is {wanted!r}, but {options.teacher.checkpoint} holds "
-                f"{found!r}"
-            )
-    return dataclasses.replace(teacher, variables=placement.put_state(teacher.variables))
-
-
-def _comparable(teacher: TrainedNetwork | None, images: Images) -> TrainedNetwork | None:
-    """The teacher where it predicts the classes of the data, rather than only having features."""
-    if teacher is None or teacher.info.num_classes != images.num_classes:
-        return None
-    return teacher

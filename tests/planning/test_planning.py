@@ -179,7 +179,7 @@ def test_a_corner_sends_over_a_link_a_side_and_two_where_rings_close():
 def test_every_chip_names_its_sources(chip):
     assert chip.sources
     assert all(source.startswith("https://") for source in chip.sources)
-    assert set(chip.flops) == {"bfloat16", "float32"}
+    assert set(chip.flops) == {"bfloat16", "float32"} | ({"int8"} if chip.shapes else set())
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def make_config(**terms):
 CHIP = chips.Chip(
     name="toy",
     kinds=("toy",),
-    flops={"float32": 1e9, "bfloat16": 2e9},
+    flops={"float32": 1e9, "bfloat16": 2e9, "int8": 4e9},
     memory=64e6,
     memory_bandwidth=1e8,
     link_bandwidth=1e7,
@@ -304,6 +304,18 @@ def test_a_step_that_was_run_stands_beside_its_plan(planned):
     with_peak = dataclasses.replace(plan.measured, peak=3 * plan.needed)
     told = dataclasses.replace(plan, measured=with_peak)
     assert ", 3.00 times as much" in tables.as_text(config, toy, told, None, None)
+
+
+def test_a_teacher_in_int8_is_planned_so(planned):
+    pytest.importorskip("qwix", reason='qwix is not installed: pip install "kdjax[int8]"')
+    config, toy, plan = planned
+    config = config.copy_and_resolve_references()
+    config.teacher.int8 = True
+    found = make_plan(config, toy, num_classes=5, batch_size=16)
+    assert 0 < found.memory["teacher"] < 0.5 * plan.memory["teacher"]
+    assert found.work == plan.work
+    saved = plan.work.teacher * (1 / CHIP.flops["float32"] - 1 / CHIP.flops["int8"]) / 8
+    assert plan.roofline.compute - found.roofline.compute == pytest.approx(saved)
 
 
 def test_a_batch_that_cannot_be_split_is_a_mistake():

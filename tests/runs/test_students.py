@@ -228,3 +228,5 @@ def test_a_teacher_of_kdjax_in_bfloat16_is_folded_in_the_step(config, monkeypatc
     assert teacher_of("bfloat16", ours) == expected
     for dtype, network in (("float32", ours), ("bfloat16", theirs)):
         assert teacher_of(dtype, network) == PreprocessedNetwork(network, MEAN_ONLY)
+    config.teacher.int8 = True  # it is folded before
+    assert teacher_of("bfloat16", ours) == PreprocessedNetwork(ours, MEAN_ONLY)
