@@ -30,8 +30,7 @@ class Chip:
     Attributes:
       name: what people call it.
       kinds: what JAX calls its devices.
-      flops: multiplications and additions a second, by the dtype of a network; "int8" where XLA
-        convolves in it.
+      flops: multiplications and additions a second, by dtype; "int8" where XLA convolves in it.
       memory: bytes of its own memory.
       memory_bandwidth: bytes a second from and to that memory.
       link_bandwidth: bytes a second through one link, in one direction.
@@ -90,6 +89,8 @@ _HOPPER = {
     "major": 9,
 }
 
+_INT8 = "https://github.com/jax-ml/jax/blob/main/jax/_src/pallas/mosaic/tpu_info.py (int8)"
+
 # A link's bandwidth is the published one of a chip, in both directions and over all links, divided
 # by both. v4's is the 50 GB/s of the paper.
 CHIPS = (
@@ -130,10 +131,7 @@ CHIPS = (
         links=6,
         shapes=_CUBES,
         wraps_at=4,
-        sources=(
-            "https://docs.cloud.google.com/tpu/docs/v5p",
-            "https://github.com/jax-ml/jax/blob/main/jax/_src/pallas/mosaic/tpu_info.py (int8)",
-        ),
+        sources=("https://docs.cloud.google.com/tpu/docs/v5p", _INT8),
     ),
     Chip(
         name="v6e",

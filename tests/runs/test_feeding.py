@@ -11,7 +11,8 @@ from PIL import Image
 from kdjax import config as configuration
 from kdjax.config import extra_set
 from kdjax.data import sets
-from kdjax.data.images import Images, decide_cache
+from kdjax.data.caching import decide_cache
+from kdjax.data.images import Images
 from kdjax.data.loading.sampling import example_indices
 from kdjax.errors import UserError
 from kdjax.runs.assembly import make_input_pipeline
