@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from benchmarks.work import Work
 from kdjax import config as configuration
 from kdjax import models
+from kdjax.environment import compiler_options
 from kdjax.models import NNXNetwork, scores_of
 from kdjax.models.outputs import IMAGENET
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
@@ -60,7 +61,11 @@ class Side:
             return state, metrics | {"teacher_logits": jnp.mean(scores_of(output))}
 
         unread = teacher is not None and distiller is None
-        self._step = jax.jit(with_unread_teacher if unread else train_step, donate_argnums=0)
+        self._step = jax.jit(
+            with_unread_teacher if unread else train_step,
+            donate_argnums=0,
+            compiler_options=compiler_options(jax.default_backend()),
+        )
 
     @property
     def on_gpu(self) -> bool:

@@ -12,6 +12,7 @@ from kdjax import names
 from kdjax.config import Config, RunOptions
 from kdjax.distillation import need_teacher
 from kdjax.distillation.maps import SCORES, array_of
+from kdjax.environment import compiler_options
 from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved
 from kdjax.models.batch_norm import with_batch_norm
@@ -65,7 +66,12 @@ class Program:
           DoesNotFit: with the compiler's reason.
         """
         shardings = (self.placement.state_shardings(self.state), self.placement.replicated)
-        jitted = jax.jit(self.step, donate_argnums=0, out_shardings=shardings)
+        jitted = jax.jit(
+            self.step,
+            donate_argnums=0,
+            out_shardings=shardings,
+            compiler_options=compiler_options(self.placement.platform),
+        )
         lowered = jitted.lower(self.state, self.frozen, self.batch)
         try:
             return lowered.compile()
@@ -126,7 +132,7 @@ def make_program(
     placement.check_batch_size("data.batch_size", batch_size)
     student, start_student = _network(options, "student", num_classes, options.student.auxiliary)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
-    named = _teacher(options, num_classes, devices[0].platform)
+    named = _teacher(options, num_classes, placement.platform)
     teacher, start_teacher = named or (None, lambda: None)
     variables, frozen = jax.eval_shape(start_student), jax.eval_shape(start_teacher)
     distiller = assemble_distiller(

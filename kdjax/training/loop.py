@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kdjax.environment import compiler_options
 from kdjax.errors import Preempted, UserError
 from kdjax.models import Variables
 from kdjax.training.checkpoints import Checkpoints
@@ -202,6 +203,7 @@ def fit(
         train_step,
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), placement.replicated),
+        compiler_options=compiler_options(placement.platform),
     )
     clock = Clock(batch_size)
     pending: collections.deque[tuple[int, Metrics]] = collections.deque()

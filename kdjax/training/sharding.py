@@ -73,6 +73,11 @@ class Placement:
         self._replicate = jax.jit(lambda tree: tree, out_shardings=self.replicated)
 
     @property
+    def platform(self) -> str:
+        """Of the devices: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
     def batch_shards(self) -> int:
         """The number of parts that the images of a batch are split into."""
         return math.prod(self.mesh.shape[axis] for axis in BATCH)

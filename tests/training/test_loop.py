@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -17,6 +18,7 @@ import pytest
 import thorough
 from small_step import setup
 
+from kdjax import environment
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.training.checkpoints import Checkpoints, checksum
 from kdjax.training.loop import Diverged, Interruption, fit
@@ -397,3 +399,23 @@ def test_a_checksum_knows_arrays_and_not_their_places():
         other[index] = (leaf.view(jnp.uint32) ^ 1).view(leaf.dtype)
         assert checksum(jax.tree.unflatten(structure, other)) != expected
     assert checksum({"a": jnp.array([1.0, 2.0])}) != checksum({"a": jnp.array([2.0, 1.0])})
+
+
+def test_on_a_cpu_a_residual_sum_is_computed_once():
+    """By default XLA computes it from the first block on in every block: operands in numbers."""
+
+    def blocks(x, kernels):
+        for kernel in kernels:
+            x = jax.nn.relu(x + x @ kernel)
+        return x
+
+    jitted = jax.jit(blocks, compiler_options=environment.compiler_options("cpu"))
+    shapes = (
+        jax.ShapeDtypeStruct((64, 8), jnp.float32),
+        jax.ShapeDtypeStruct((10, 8, 8), jnp.float32),
+    )
+    program = jitted.lower(*shapes).compile().as_text()
+    fusions = re.findall(r" fusion\((.*?)\), kind", program)
+    assert fusions
+    assert max(operands.count(",") + 1 for operands in fusions) <= 3
+    assert environment.compiler_options("tpu") == environment.compiler_options("gpu") == {}
