@@ -49,7 +49,7 @@ def _keep_freed_memory() -> None:
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-    """Options with which XLA compiles a training step for devices of this platform.
+    """Options with which XLA compiles whole networks for devices of this platform.
 
     For a CPU its default is to compute what several operations read anew in each of them, where
     that seems cheap: in a network of residual blocks that is not trained, as a teacher, the sum of

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from kdjax.classes import IGNORE_LABEL
+from kdjax.environment import compiler_options
 from kdjax.errors import UserError
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.models import Network, Preprocessing, Variables, saved
@@ -121,9 +122,12 @@ class Predictor:
         def best(scores: Float[Array, "B H W K"]) -> Int[Array, "B H W"]:
             return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
-        self._look: Callable[..., Array] = jax.jit(look)
+        options = compiler_options(jax.default_backend())
+        self._look: Callable[..., Array] = jax.jit(look, compiler_options=options)
         self._best: Callable[..., Array] = jax.jit(best)
-        self._whole: Callable[..., Array] = jax.jit(lambda *args: best(look(*args)))
+        self._whole: Callable[..., Array] = jax.jit(
+            lambda *args: best(look(*args)), compiler_options=options
+        )
 
     def __call__(
         self,
