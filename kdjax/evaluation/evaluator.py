@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, UInt8
 
 from kdjax.classes import IGNORE_LABEL
@@ -122,12 +123,9 @@ class Predictor:
         def best(scores: Float[Array, "B H W K"]) -> Int[Array, "B H W"]:
             return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
-        options = compiler_options(jax.default_backend())
-        self._look: Callable[..., Array] = jax.jit(look, compiler_options=options)
+        self._look: Callable[..., Array] = _compiled(look)
         self._best: Callable[..., Array] = jax.jit(best)
-        self._whole: Callable[..., Array] = jax.jit(
-            lambda *args: best(look(*args)), compiler_options=options
-        )
+        self._whole: Callable[..., Array] = _compiled(lambda *given: best(look(*given)))
 
     def __call__(
         self,
@@ -146,6 +144,16 @@ class Predictor:
             return self._whole(variables, images)
         look = functools.partial(self._look, variables)
         return self._best(class_scores(look, jnp.asarray(images), sizes, self.inference))
+
+
+def _compiled(function: Callable[[Variables, Any], Array]) -> Callable[[Variables, Any], Array]:
+    """The function as a program; as it is where it becomes part of another one, as of an export."""
+    program = jax.jit(function, compiler_options=compiler_options(jax.default_backend()))
+
+    def call(variables: Variables, images: Any) -> Array:
+        return (function if isinstance(images, Tracer) else program)(variables, images)
+
+    return call
 
 
 # As `Predictor` is called.
