@@ -194,3 +194,9 @@ def test_multiply_adds_are_those_of_a_convolution_and_a_product():
 def test_tables_of_results_are_derived_from_their_raw_results(path):
     pages = "".join(page.read_text() for page in RESULTS.glob("*.md"))
     assert "\n".join(comparison.table(str(path))) in pages
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*_tuning.json")), ids=lambda path: path.stem)
+def test_tables_of_tuning_are_derived_from_what_was_tried(path):
+    pages = "".join(page.read_text() for page in RESULTS.glob("*.md"))
+    assert "\n".join(comparison.tuning_table(str(path))) in pages

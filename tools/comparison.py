@@ -1,10 +1,14 @@
 """Prints the table of a comparison's `runs.csv`, as docs/results has it, and draws its chart.
 
 python -m tools.comparison docs/results/camvid_500.csv [docs/results/camvid_500.png]
+python -m tools.comparison docs/results/field_tuning.json    what its `tuning.json` has tried
 """
 
+import json
 import math
 import sys
+from pathlib import Path
+from statistics import fmean
 
 from kdjax.recipes import BUILDS_ON
 from kdjax.reporting import figures
@@ -58,6 +62,27 @@ def table(path: str) -> list[str]:
             cells.append("–" if math.isnan(seconds) else f"{seconds:.3f}")
         cells.append(" ".join(f"{100 * run.miou:.1f}" for run in result.runs))
         rows.append(cells)
+    return _lines(rows)
+
+
+def tuning_table(path: str) -> list[str]:
+    """The lines of the table of weights tried on validation, a row for each method.
+
+    mIoU in %, the mean over the tuning seeds by the factor of the method's weights; the factor that
+    was taken in bold. Learning rates, which the plain student alone tries, are not in it.
+    """
+    tuned = [entry for entry in json.loads(Path(path).read_text()) if entry["method"] != "plain"]
+    factors = sorted({tried["weight_factor"] for entry in tuned for tried in entry["tried"]})
+    rows = [["weights times", *(f"{f:g}" for f in factors)], ["---", *["---:"] * len(factors)]]
+    for entry in tuned:
+        scores = {t["weight_factor"]: 100 * fmean(t["val_miou"]) for t in entry["tried"]}
+        taken = entry["taken"]["weight_factor"]
+        cells = [f"**{scores[f]:.2f}**" if f == taken else f"{scores[f]:.2f}" for f in factors]
+        rows.append([entry["method"], *cells])
+    return _lines(rows)
+
+
+def _lines(rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
@@ -83,7 +108,7 @@ def draw(path: str, chart: str) -> None:
 
 def main(path: str, chart: str | None = None) -> None:
     """Prints the table and, where it is asked for, draws the chart."""
-    print("\n".join(table(path)))
+    print("\n".join(tuning_table(path) if path.endswith(".json") else table(path)))
     if chart:
         draw(path, chart)
 
