@@ -30,24 +30,28 @@ def methods(runs: list[RunSummary]) -> list[MethodResult]:
 
 
 def table(path: str) -> list[str]:
-    """The lines of the table in Markdown, a row for each method, by mIoU on test."""
+    """The lines of the table in Markdown, a row for each method, by mIoU on test.
+
+    On val where no run has seen the test split. Columns of which nothing is known are left out.
+    """
     by_split = {
         split: {result.method: result for result in methods(runs)}
         for split, runs in read_runs(path).items()
     }
     groups = [split for split in by_split if split.startswith("test/")]
-    header = ["run", "test", "gain", "own effect", "gap closed, %"]
+    main = "test" if "test" in by_split else "val"
+    header = ["run", main, "gain", "own effect", "gap closed, %"]
     for group in groups:
         header += [group.removeprefix("test/"), "gain there"]
-    val = by_split.get("val")
-    timed = any(result.mean("step_processor_seconds") > 0 for result in by_split["test"].values())
-    header += [*(["val"] if val else []), *(["s a step"] if timed else []), "by seed, on test"]
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
-    test = by_split["test"]
-    plain, teacher = (find(list(test.values())) for find in (plain_student, teacher_of))
-    for name, result in test.items():
+    val = by_split.get("val") if main != "val" else None
+    shown = by_split[main]
+    timed = any(result.mean("step_processor_seconds") > 0 for result in shown.values())
+    header += [*(["val"] if val else []), *(["s a step"] if timed else []), f"by seed, on {main}"]
+    rows = [header]
+    plain, teacher = (find(list(shown.values())) for find in (plain_student, teacher_of))
+    for name, result in shown.items():
         # What the cache changes is counted over the same method with its teacher at hand.
-        base = test.get(BUILDS_ON.get(name) or name.removesuffix(", cached"))
+        base = shown.get(BUILDS_ON.get(name) or name.removesuffix(", cached"))
         base = None if base is result else base
         own = f"{_gain(result, base)} on {base.method}" if base else "–"
         cells = [name, miou_text(result), _gain(result, plain), own]
@@ -62,7 +66,9 @@ def table(path: str) -> list[str]:
             cells.append("–" if math.isnan(seconds) else f"{seconds:.3f}")
         cells.append(" ".join(f"{100 * run.miou:.1f}" for run in result.runs))
         rows.append(cells)
-    return _lines(rows)
+    known = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"–"}]
+    header, *rows = map(list, zip(*known, strict=True))
+    return _lines([header, ["---", *["---:"] * (len(header) - 1)], *rows])
 
 
 def tuning_table(path: str) -> list[str]:
