@@ -7,9 +7,13 @@
     python -m kdjax.compare --config configs/camvid_lite.py:scratch --workdir runs/camvid_scratch
     python -m kdjax.compare --config configs/camvid_lite.py:field --workdir runs/camvid_field
 
+    python -m kdjax.prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
+    python -m kdjax.train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
+
 CAMVID as in configs/camvid_pspnet_r18.py. The first comparison's students are EfficientNet-Lite0
 from ImageNet, the others' a ResNet-18 of width 16 with the same head, from scratch; the last has
 all methods, in short runs. Learning rates and every method's weights are picked on validation.
+CAMVID_FULL are the same photos at 360 x 480, on which the teacher trains on.
 """
 
 from kdjax import recipes
@@ -22,6 +26,8 @@ NEED_LARGER_CROPS = ("skd", "ifvd")
 # Parts and strengths of methods that are in the table.
 VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong")
 TEACHER, TEACHER_DIR = "fpn_light_efficientnet_lite2", "runs/camvid_lite2"
+PAIR = {"teacher": TEACHER, "student": "fpn_light_efficientnet_lite0"}
+CHOICES = ("lite0", "scratch", "field", "teacher", "full_teacher")
 
 
 def get_config(student: str = "lite0") -> Config:
@@ -29,22 +35,19 @@ def get_config(student: str = "lite0") -> Config:
 
     Args:
       student: "lite0", "scratch", or "field" for the latter with every method; or "teacher" for the
-        one of all.
+        one of all, and "full_teacher" for the same at 360 x 480.
     """
-    if student not in ("lite0", "scratch", "field", "teacher"):
-        raise UserError(f"camvid_lite.py:{student}: it takes lite0, scratch, field or teacher")
+    if student not in CHOICES:
+        raise UserError(f"camvid_lite.py:{student}: it takes {', '.join(CHOICES)}")
     config = recipes.camvid()
-    if student in ("lite0", "teacher"):
-        config = recipes.fine_tune(config, teacher=TEACHER, student="fpn_light_efficientnet_lite0")
+    if student.endswith("teacher"):
+        return _teacher(recipes.fine_tune(config, **PAIR), full=student != "teacher")
+    if student == "lite0":
+        config = recipes.fine_tune(config, **PAIR)
         config.steps = 600
         config.compare.learning_rates = (3e-4, 6e-4, 1.2e-3)
     else:
         config.compare.learning_rates = (0.05, 0.1, 0.2, 0.4)
-    if student == "teacher":
-        config.compare.teacher_steps = 1400
-        config.eval_every = 350
-        config.data.photometric = True
-        return recipes.teacher_of(config)
     config.teacher.name = config.teacher.backbone = ""
     config.teacher.checkpoint = TEACHER_DIR
     config.compare.weight_factors = (0.3, 1.0, 3.0)
@@ -71,4 +74,17 @@ def get_config(student: str = "lite0") -> Config:
             config.compare.methods[name].cirkd_minibatch.pool = 2
         # An eighth of the authors' for a sixth of their cells.
         config.compare.methods.cirkd.cirkd_memory.update(compared_pixels=512, compared_regions=128)
+    return config
+
+
+def _teacher(config: Config, *, full: bool) -> Config:
+    config.compare.teacher_steps = 1400
+    config.eval_every = 350
+    config.data.photometric = True
+    config = recipes.teacher_of(config)
+    if full:
+        config.data.data_dir, config.data.crop_size = "data/camvid_full", (320, 416)
+        # What it has learnt from photos of half the size need not be learnt again.
+        config.student.checkpoint, config.student.backbone = TEACHER_DIR, ""
+        config.optimizer.learning_rate = 3e-4
     return config
