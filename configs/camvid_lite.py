@@ -6,6 +6,8 @@
     python -m kdjax.compare --config configs/camvid_lite.py:lite0 --workdir runs/camvid_lite0
     python -m kdjax.compare --config configs/camvid_lite.py:scratch --workdir runs/camvid_scratch
     python -m kdjax.compare --config configs/camvid_lite.py:field --workdir runs/camvid_field
+    python -m kdjax.compare --config configs/camvid_lite.py:field_longer --workdir runs/field_longer
+    python -m kdjax.compare --config configs/camvid_lite.py:field_sums --workdir runs/field_sums
 
     python -m kdjax.prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
     python -m kdjax.train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
@@ -27,15 +29,19 @@ NEED_LARGER_CROPS = ("skd", "ifvd")
 VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong")
 TEACHER, TEACHER_DIR = "fpn_light_efficientnet_lite2", "runs/camvid_lite2"
 PAIR = {"teacher": TEACHER, "student": "fpn_light_efficientnet_lite0"}
-CHOICES = ("lite0", "scratch", "field", "teacher", "full_teacher")
+FIELD = ("field", "field_longer", "field_sums")
+CHOICES = ("lite0", "scratch", *FIELD, "teacher", "full_teacher")
 
 
 def get_config(student: str = "lite0") -> Config:
     """Returns the config.
 
     Args:
-      student: "lite0", "scratch", or "field" for the latter with every method; or "teacher" for the
-        one of all, and "full_teacher" for the same at 360 x 480.
+      student: "lite0", "scratch", or "field" for the latter with every method; "field_longer" for
+        its plain student with as many steps as take as long as most methods' (the harness counts
+        by the costliest), "field_sums" for four methods with weights as of sums over a map, which
+        many authors have, on maps of this size; "teacher" for the one of all, and "full_teacher"
+        for that at 360 x 480.
     """
     if student not in CHOICES:
         raise UserError(f"camvid_lite.py:{student}: it takes {', '.join(CHOICES)}")
@@ -62,6 +68,14 @@ def get_config(student: str = "lite0") -> Config:
         # With the best of the shorter runs with all (docs/results/field.md).
         return recipes.compare_camvid_methods(config, (*METHODS, "dist"))
     config.steps, config.data.crop_size = 400, (128, 160)
+    if student == "field_longer":
+        config.steps, config.compare.learning_rates = 750, (0.1,)
+        return recipes.compare_methods(config, ("plain",))
+    if student == "field_sums":
+        config.compare.learning_rates, config.compare.equal_time = (0.1,), False
+        return _weigh_as_sums(
+            recipes.compare_methods(config, ("plain", "mgd", "af_dcd", "ofd", "pixelwise_kl_l2"))
+        )
     others = [
         name for name in recipes.METHODS if name not in (*METHODS, *NEED_LARGER_CROPS, *VARIANTS)
     ]
@@ -87,4 +101,21 @@ def _teacher(config: Config, *, full: bool) -> Config:
         # What it has learnt from photos of half the size need not be learnt again.
         config.student.checkpoint, config.student.backbone = TEACHER_DIR, ""
         config.optimizer.learning_rate = 3e-4
+    return config
+
+
+def _weigh_as_sums(config: Config) -> Config:
+    """Sets what the authors' constants give on the teacher's maps of a crop of 128 x 160.
+
+    They are of sums over pixels and channels; docs/methods converts them for the authors' maps.
+    """
+    maps = {"stage1": 1280 * 24, "stage2": 320 * 48, "stage3": 80 * 120, "stage4": 20 * 352}
+    maps["head"] = 1280 * 96
+    methods = config.compare.methods
+    methods.mgd.mgd.weight = 2e-5 * maps["stage4"]
+    methods.af_dcd.af_dcd.update(imitation=8e-6 * maps["stage4"], contrast=0.16, pool=1)
+    divisors = {"stage1": 8, "stage2": 4, "stage3": 2, "stage4": 1, "head": 16}
+    methods.ofd.ofd.scales = tuple(1e-5 * maps[key] / divisors[key] for key in maps)
+    # A mean in its code as here; a hundredth, since a tenth of it was still too much.
+    methods.pixelwise_kl_l2.l2.weight = 0.1
     return config

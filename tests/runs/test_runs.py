@@ -457,7 +457,15 @@ def test_a_workdir_on_a_read_only_path(config, read_only):
 # Of the family, one; the tests of recipes build all.
 ARGUMENTS = {
     "published": ["cityscapes,pspnet_r101_r18,cwd"],
-    "camvid_lite": ["lite0", "scratch", "field", "teacher", "full_teacher"],
+    "camvid_lite": [
+        "lite0",
+        "scratch",
+        "field",
+        "field_longer",
+        "field_sums",
+        "teacher",
+        "full_teacher",
+    ],
 }
 
 
