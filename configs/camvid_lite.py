@@ -39,9 +39,9 @@ def get_config(student: str = "lite0") -> Config:
     Args:
       student: "lite0", "scratch", or "field" for the latter with every method; "field_longer" for
         its plain student with as many steps as take as long as most methods' (the harness counts
-        by the costliest), "field_sums" for four methods with weights as of sums over a map, which
-        many authors have, on maps of this size; "teacher" for the one of all, and "full_teacher"
-        for that at 360 x 480.
+        by the costliest), "field_sums" for three methods with weights as of sums over a map, which
+        their authors have, on maps of this size, and KL + L2 with little of L2; "teacher" for the
+        one of all, and "full_teacher" for that at 360 x 480.
     """
     if student not in CHOICES:
         raise UserError(f"camvid_lite.py:{student}: it takes {', '.join(CHOICES)}")
@@ -116,6 +116,6 @@ def _weigh_as_sums(config: Config) -> Config:
     methods.af_dcd.af_dcd.update(imitation=8e-6 * maps["stage4"], contrast=0.16, pool=1)
     divisors = {"stage1": 8, "stage2": 4, "stage3": 2, "stage4": 1, "head": 16}
     methods.ofd.ofd.scales = tuple(1e-5 * maps[key] / divisors[key] for key in maps)
-    # A mean in its code as here; a hundredth, since a tenth of it was still too much.
+    # A mean in its code as here; a hundredth, since at three tenths it did harm.
     methods.pixelwise_kl_l2.l2.weight = 0.1
     return config
