@@ -12,7 +12,7 @@ from kdjax import config as configuration
 from kdjax import losses, recipes
 from kdjax.distillation import term
 from kdjax.distillation.builtin import LOSSES
-from tools import comparison, costs, networks
+from tools import comparison, costs, fine_tuning, networks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -188,6 +188,23 @@ def test_multiply_adds_are_those_of_a_convolution_and_a_product():
     shapes = [(1, 8, 6, 3), (3, 3, 3, 5), (5, 7)]
     traced = jax.make_jaxpr(program)(*(jax.ShapeDtypeStruct(s, "float32") for s in shapes))
     assert networks.counted(traced.jaxpr) == 4 * 3 * 5 * 27 + 4 * 3 * 7 * 5
+
+
+def test_a_way_of_training_on_differs_from_the_recipe_in_what_it_names(tmp_path):
+    runs = {way: fine_tuning.job(tmp_path, way, 7).config for way in fine_tuning.WAYS}
+    recipe = runs["as the recipe"]
+    for way, config in runs.items():
+        configuration.validate(config)
+        changed = {
+            f"{section}.{name}": value
+            for section in ("optimizer", "student", "data", "teacher")
+            for name, value in config[section].items()
+            if value != recipe[section][name]
+        }
+        assert changed == fine_tuning.WAYS[way]
+        assert (config.seed, config.data.test_split, dict(config.terms)) == (7, "", {})
+    table = (ROOT / "docs/results/fine_tuning.csv").read_text()
+    assert all(way in table for way in runs)
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.stem)
