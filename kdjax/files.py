@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -72,17 +73,23 @@ def check_folder(path: epath.PathLike) -> None:
         raise UserError(f"cannot write {path}: {why_unwritable(error)}") from error
 
 
+def os_error_code(error: Exception) -> int | None:
+    """Returns the `errno` of what Python or TensorStore raised; None if it has none."""
+    if isinstance(error, OSError):
+        return error.errno
+    code = _OS_ERROR.search(str(error))
+    return int(code[1]) if code else None
+
+
 def why_unwritable(error: Exception) -> str:
-    """What kept a file from being written, in a few words, from what a library raised."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if code := _OS_ERROR.search(str(error)):
-        return os.strerror(int(code[1]))
+    """Returns in a few words why a file could not be written."""
+    if code := os_error_code(error):
+        return os.strerror(code)
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether what kept a file from being read or written may be gone at the next try."""
+    """Returns True if what kept a file from being read or written may be gone at the next try."""
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     return bool(_PASSING.match(str(error))) and not _OS_ERROR.search(str(error))
@@ -94,26 +101,61 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-    """Writes text (as UTF-8) or bytes to a hidden file beside `path`, then renames it to `path`."""
+    """Writes text (as UTF-8) or bytes to a hidden file, then renames the file to `path`.
+
+    When the function returns, the content survives a power cut.
+
+    Raises:
+      OSError: if the file cannot be written; `path` is then unchanged.
+    """
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    # An object appears in its store when all of it is there.
+    # An object store shows an object only when all of it has arrived.
     if is_remote(path):
         try:
             path.write_bytes(data)
-        # Every client of a store has errors of its own.
+        # Every client of a store has its own errors.
         except Exception as error:
             raise OSError(None, str(error), str(path)) from error
         return
-    # Two threads may write the same file, too.
+    # Two threads may write the same file at the same time.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        unfinished.write_bytes(data)
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: epath.PathLike) -> None:
+    """Makes the names in a local directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network disks cannot sync directories, and keep the names on their server.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: epath.PathLike) -> None:
+    """Makes all files and directories under a local directory survive a power cut."""
+    for directory, _, names in os.walk(path, topdown=False):
+        for name in names:
+            descriptor = os.open(os.path.join(directory, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(directory)
 
 
 def remove_all(directory: epath.Path, pattern: str) -> None:

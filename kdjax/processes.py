@@ -20,6 +20,8 @@ from jax._src import distributed
 from kdjax.errors import Transient, UserError
 from kdjax.files import may_pass
 
+# A mistake of the user, or of the disk: launchers stop.
+_MISTAKE = 2
 # "Try again": launchers start the command once more, and it continues.
 AGAIN = os.EX_TEMPFAIL
 # A process that was not heard of for so long is taken for dead.
@@ -28,8 +30,8 @@ HEARTBEAT_SECONDS = 25
 WATCH_SECONDS = 3
 # From a collective that failed to the answer that a process is dead.
 VERDICT_SECONDS = HEARTBEAT_SECONDS + 3 * WATCH_SECONDS
-# What the others have to say so too, before process 0 goes and JAX aborts who is still there.
-LAST_WORDS_SECONDS = 5
+# What the others have to end too, before process 0 goes and JAX aborts those that are left.
+LAST_WORDS_SECONDS = WATCH_SECONDS + 3
 # What a process has to come to the same end as one that failed.
 GRACE_SECONDS = 10
 # What the processes have to come to the end of their work, when one has: it may write a report.
@@ -44,6 +46,8 @@ _parting = threading.Event()
 # A key of JAX's service is used once.
 _works = itertools.count()
 _ENDS = {"again": Transient, "mistake": UserError}
+# Where a process that fails alone tells the others why, by its index.
+_FAILURES = "kdjax/failures/"
 
 
 class Flags(NamedTuple):
@@ -144,23 +148,29 @@ def leave(status: int) -> NoReturn:
 
 
 def fail(status: int, *lines: str) -> NoReturn:
-    """Ends this process after an error, with the others where they make it too.
+    """Ends this process after an error, together with the others.
 
-    Where they do not, it is this process's alone, and they notice its absence; or it comes of the
-    death of another one. Then this process ends as is due to that, with nothing more to say.
+    If the others fail too, each prints its own lines. If this process fails alone by a mistake or
+    by its disk, it tells the others, and they end with its status. Any other error may be the
+    consequence of the death of another process, which takes a while to be noticed. Then that death
+    is reported, and not this error.
 
     Args:
       status: of the process.
       *lines: why, for stderr.
     """
     _work_is_over()
-    together = not jax.distributed.is_initialized() or _part(GRACE_SECONDS)
-    if not together:
+    alone = jax.distributed.is_initialized() and not _part(GRACE_SECONDS)
+    if alone and status == _MISTAKE:
+        reason = " ".join("".join(lines).split())
+        _service().key_value_set(f"{_FAILURES}{_index()}", f"{status} {reason}")
+    elif alone:
         time.sleep(VERDICT_SECONDS)
     sys.stderr.writelines(lines)
-    if together:
+    sys.stderr.flush()
+    if not alone:
         sys.exit(status)
-    _end(status)
+    _end_after_the_others(status)
 
 
 def _work_is_over() -> None:
@@ -241,26 +251,43 @@ def _part(seconds: float) -> bool:
 
 
 def _watch() -> None:
-    """Ends this process when another one is dead. When process 0 is, JAX itself does."""
+    """Ends this process if another one failed or is dead. If process 0 is dead, JAX does it."""
     service = _service()
     while not _parting.is_set():
         try:
+            failures = dict(service.key_value_dir_get(_FAILURES))
             alive = service.get_live_nodes(_everyone())
-        # The service is gone, with process 0.
+        # The service ended with process 0.
         except RuntimeError:
             return
+        failures.pop(f"{_FAILURES}{_index()}", None)
         dead = ", ".join(str(index) for index in _everyone() if index not in alive)
-        if dead and not _parting.is_set():
-            print(
-                f"process {distributed.global_state.process_id} of {len(_everyone())} stops: "
-                f"process {dead} ended; the same command continues from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
+        if _parting.is_set():
+            return
+        for key, failure in failures.items():
+            status, _, reason = failure.partition(" ")
+            _stop(f"process {key.removeprefix(_FAILURES)} failed: {reason}", int(status))
+        if dead:
+            _stop(
+                f"process {dead} ended; the same command continues from the last checkpoint", AGAIN
             )
-            if distributed.global_state.process_id == 0:
-                time.sleep(LAST_WORDS_SECONDS)
-            _end(AGAIN)
         time.sleep(WATCH_SECONDS)
+
+
+def _stop(reason: str, status: int) -> NoReturn:
+    print(f"process {_index()} of {len(_everyone())} stops: {reason}", file=sys.stderr, flush=True)
+    _end_after_the_others(status)
+
+
+def _end_after_the_others(status: int) -> NoReturn:
+    """Ends this process, process 0 last: JAX aborts the others with pages of stacks otherwise."""
+    if _index() == 0:
+        time.sleep(LAST_WORDS_SECONDS)
+    _end(status)
+
+
+def _index() -> int:
+    return distributed.global_state.process_id
 
 
 def _service() -> Any:

@@ -114,7 +114,7 @@ def run(
         return {job.name: examples for job in jobs if (examples := job.run(data))}
     if jax.distributed.is_initialized():
         raise UserError("--parallel is for a single process; these train one run together")
-    missing = [job for job in jobs if not job.files.result.exists()]
+    missing = [job for job in jobs if not job.files.is_finished()]
     for job in jobs:
         if job not in missing:
             job.run()  # only says so

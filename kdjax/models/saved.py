@@ -1,7 +1,11 @@
 """Network checkpoints: one network with all that is needed to run it, and nothing of its training.
 
-DIR/network.json    name, classes, preprocessing, where it comes from; written last
-DIR/parameters/     parameters and running statistics by their paths, by Orbax
+DIR/network.json         name, classes, preprocessing, source, and which of the folders is in use
+DIR/parameters/          parameters and running statistics by their paths, by Orbax
+DIR/second_parameters/   the same, for a checkpoint that replaced another one
+
+A checkpoint is replaced by writing the folder that is not in use, then `network.json`, which names
+it. A process that is killed in between leaves the old checkpoint or the new one.
 """
 
 import contextlib
@@ -29,8 +33,10 @@ from kdjax.files import (
     is_remote,
     reachable,
     remove_all,
+    sync_tree,
     undo_unfinished,
     why_unwritable,
+    write_atomically,
 )
 from kdjax.models.network import (
     SCORES,
@@ -50,8 +56,9 @@ from kdjax.sections import with_tuples
 FORMAT = 3  # of network.json and of how parameters are named
 CHANNEL_ORDER = "RGB"
 MAX_REASON = 160  # characters
-_UNFINISHED = ".kdjax-unfinished-"
-_MARK = {"kdjax": "network"}  # what tells our parameters from those of anybody else
+FOLDERS = ("parameters", "second_parameters")  # neither name begins with the other
+DESCRIPTION = "network.json"
+_MARK = {"kdjax": "network"}  # tells our folders of parameters from other people's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,27 +132,25 @@ def _hash(arrays: Mapping[str, Any]) -> str:
 
 
 def save(path: epath.PathLike, info: NetworkInfo, variables: Variables) -> NetworkInfo:
-    """Writes a network checkpoint, replacing one that is there; returns its info with fingerprint.
+    """Writes a network checkpoint and returns its info with the fingerprint.
 
-    Among several processes one alone writes it, from arrays that it has whole. On a local disk the
-    checkpoint that is there is kept until the new one is whole.
+    Replaces a checkpoint that exists, which is kept until the new one is complete. Among several
+    processes, only one calls this, with arrays that it holds completely.
 
     Args:
       path: the directory.
-      info: what describes the network.
-      variables: of the network; random keys, which only training draws from, are left out.
+      info: describes the network.
+      variables: of the network. Random keys, which only training needs, are left out.
 
     Raises:
-      UserError: when it cannot be written, or something else would be replaced.
+      UserError: if the checkpoint cannot be written, or would replace files that are not ours.
     """
     directory = check_output(path)
     arrays = jax.device_get(_kept(variables))
     info = dataclasses.replace(info, fingerprint=_hash(arrays))
-    values = {"format": FORMAT, **dataclasses.asdict(info)}
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     try:
-        _write(directory, arrays, text)
-    # Every client of an object store has errors of its own; TensorStore's are ValueErrors.
+        _write(directory, arrays, {"format": FORMAT, **dataclasses.asdict(info)})
+    # Every client of an object store has its own errors; TensorStore raises ValueError.
     except Exception as error:
         if not is_remote(directory) and not isinstance(error, (OSError, ValueError)):
             raise
@@ -154,15 +159,16 @@ def save(path: epath.PathLike, info: NetworkInfo, variables: Variables) -> Netwo
 
 
 def check_output(path: epath.PathLike) -> epath.Path:
-    """Returns a directory that `save` may write to: it has nothing that `save` did not write.
+    """Returns a directory that `save` may write to.
 
     Raises:
-      UserError: when it has, when it is no directory and can be none, or its store does not answer.
+      UserError: if the directory holds files of those names that `save` did not write, if it is a
+        file, or if its store does not answer.
     """
     directory = reachable(path)
     if not is_remote(directory):
         check_folder(directory)
-    for name in ("network.json", "parameters"):
+    for name in (DESCRIPTION, *FOLDERS):
         if (directory / name).exists() and not _is_ours(directory):
             raise UserError(
                 f"{directory / name} is there and is not that of a network checkpoint; choose "
@@ -172,48 +178,56 @@ def check_output(path: epath.PathLike) -> epath.Path:
 
 
 def _is_ours(directory: epath.Path) -> bool:
-    """Whether `network.json` and `parameters` are those of a network checkpoint, or of its rest."""
-    description = directory / "network.json"
+    """Returns True if `save` wrote the files, also if it was killed before it was done."""
+    description = directory / DESCRIPTION
     if description.exists():
         with contextlib.suppress(ValueError):
             values = json.loads(description.read_text())
             return isinstance(values, dict) and "fingerprint" in values
         return False
-    # What was written before its description, and then stopped.
+    return all(_has_mark(directory / name) for name in FOLDERS if (directory / name).exists())
+
+
+def _has_mark(folder: epath.Path) -> bool:
     try:
-        with _checkpointer() as checkpointer:
-            metadata = checkpointer.metadata(absolute(directory / "parameters"))
-    except Exception:  # Whatever Orbax says of what is no checkpoint.
+        with local_checkpointer() as checkpointer:
+            metadata = checkpointer.metadata(absolute(folder))
+    # Orbax raises many kinds of errors for a folder that is no checkpoint.
+    except Exception:
         return False
     return _MARK.items() <= (metadata.custom_metadata or {}).items()
 
 
-def _write(directory: epath.Path, arrays: dict[str, Any], description: str) -> None:
-    parameters, described = directory / "parameters", directory / "network.json"
+def _write(directory: epath.Path, arrays: dict[str, Any], values: dict[str, Any]) -> None:
+    used = _folder_in_use(directory)
+    name = next(name for name in FOLDERS if name != used)
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    if is_remote(directory):
-        # Without network.json the directory is no checkpoint: a cut write is never taken for one.
-        described.unlink(missing_ok=True)
-        with _checkpointer() as checkpointer:
-            checkpointer.save(absolute(parameters), arrays, force=True, custom_metadata=_MARK)
-        described.write_text(description)
-        return
-    new = directory / f"{_UNFINISHED}parameters"
-    new_description = directory / f"{_UNFINISHED}network.json"
     try:
-        remove_all(directory, f"{_UNFINISHED}*")  # of a process that was killed
-        with _checkpointer() as checkpointer:
-            checkpointer.save(absolute(new), arrays, custom_metadata=_MARK)
-        new_description.write_text(description)
-        # Between these, the old description does not fit the weights, which `load` notices.
-        if parameters.exists():
-            parameters.rmtree()
-        new.rename(parameters)
-        new_description.replace(described)
+        remove_all(directory, f"{name}.*")  # unfinished files of a killed process
+        with local_checkpointer() as checkpointer:
+            # `force` replaces a complete folder that network.json does not name.
+            checkpointer.save(absolute(directory / name), arrays, force=True, custom_metadata=_MARK)
+        if not is_remote(directory):
+            sync_tree(directory / name)
+        text = json.dumps(values | {"parameters": name}, indent=2, allow_nan=False) + "\n"
+        write_atomically(directory / DESCRIPTION, text)
     except BaseException:
-        undo_unfinished(directory, f"{_UNFINISHED}*", made=made)
+        undo_unfinished(directory, f"{name}*", made=made)
         raise
+    if used and (directory / used).exists():
+        (directory / used).rmtree()
+
+
+def _folder_in_use(directory: epath.Path) -> str | None:
+    """Returns the name of the folder that holds the parameters; None if there is no checkpoint."""
+    description = directory / DESCRIPTION
+    if not description.exists():
+        return None
+    name = json.loads(description.read_text()).get("parameters", FOLDERS[0])
+    if name not in FOLDERS:
+        raise UserError(f"{description}: damaged: parameters is {name!r}")
+    return name
 
 
 def load(
@@ -240,14 +254,15 @@ def load(
             f"{path}: no network checkpoint here (expected network.json, or the student/ of a "
             "finished run)"
         )
-    description = directory / "network.json"
+    description = directory / DESCRIPTION
     info = _read_info(description)
     network = info.make(dtype=dtype, where=f"{description}: network")
     key, image = jax.random.key(seed), info.blank_image()
     abstract = jax.eval_shape(network.init, key, image)
     try:
-        with _checkpointer() as checkpointer:
-            arrays = checkpointer.restore(absolute(directory / "parameters"), _kept(abstract))
+        folder = absolute(directory / (_folder_in_use(directory) or FOLDERS[0]))
+        with local_checkpointer() as checkpointer:
+            arrays = checkpointer.restore(folder, _kept(abstract))
     except Exception as error:
         # Orbax may name every array of the tree in one line.
         reason = textwrap.shorten(str(error).partition("\n")[0], MAX_REASON, placeholder=" ...")
@@ -300,7 +315,7 @@ def info_in(path: epath.PathLike) -> NetworkInfo | None:
       UserError: when its description is damaged, or its store does not answer.
     """
     directory = _find(path)
-    return None if directory is None else _read_info(directory / "network.json")
+    return None if directory is None else _read_info(directory / DESCRIPTION)
 
 
 def fingerprint_in(path: epath.PathLike) -> str | None:
@@ -309,17 +324,26 @@ def fingerprint_in(path: epath.PathLike) -> str | None:
     return info and info.fingerprint
 
 
+def is_complete(directory: epath.Path) -> bool:
+    """Returns True if a directory holds a description and the folder that the description names."""
+    try:
+        name = _folder_in_use(directory)
+    except (UserError, ValueError, AttributeError):
+        return False
+    return name is not None and (directory / name).exists()
+
+
 def _find(path: epath.PathLike) -> epath.Path | None:
     """The directory of the network checkpoint in `path`, or of the student in a workdir."""
     directory = reachable(path)
     for place in (directory, directory / "student"):
-        if (place / "network.json").exists():
+        if (place / DESCRIPTION).exists():
             return place
     return None
 
 
-def _checkpointer() -> ocp.StandardCheckpointer:
-    """One that waits for no other process."""
+def local_checkpointer() -> ocp.StandardCheckpointer:
+    """Returns a checkpointer that waits for no other process."""
     process = jax.process_index()
     alone = MultiprocessingOptions(
         primary_host=process,
@@ -332,6 +356,7 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 def _read_info(path: epath.Path) -> NetworkInfo:
     try:
         values = json.loads(path.read_text())
+        values.pop("parameters", None)
         if values.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of kdjax")
         if values.get("channel_order", CHANNEL_ORDER) != CHANNEL_ORDER:

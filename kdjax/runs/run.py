@@ -109,11 +109,18 @@ def train(
 
 
 def _is_done(config: Config, files: Workdir, log: RunLogger) -> bool:
-    done = files.result.exists()
-    if done:
-        files.claim(config)
+    if not files.result.exists():
+        return False
+    files.claim(config)
+    if files.is_finished():
         log.info(f"already done in {files.path}")
-    return done
+        return True
+    files.check_can_be_finished()
+    log.warning(
+        f"{files.result} or {files.student} is damaged: the run is finished again from its last "
+        "checkpoint"
+    )
+    return False
 
 
 def _train(

@@ -205,6 +205,25 @@ class Workdir:
         """Writes what the run came to; a workdir with a result is a finished one."""
         write_atomically(self.result, to_json(result))
 
+    def is_finished(self) -> bool:
+        """Returns True if the result can be read and the student is complete."""
+        try:
+            return "scores" in self.read_result() and saved.is_complete(self.student)
+        except (UserError, OSError):
+            return False
+
+    def check_can_be_finished(self) -> None:
+        """Checks that a run with a damaged result or student has a checkpoint to finish it from.
+
+        Raises:
+          UserError: if it has none.
+        """
+        if not any(path.name.isdecimal() for path in self.checkpoints.glob("*")):
+            raise UserError(
+                f"{self.result} or {self.student} is damaged, and there is no checkpoint to finish "
+                f"the run from; remove {self.path} to train again"
+            )
+
     def read_result(self) -> dict[str, Any]:
         """What `write_result` wrote; None stands for NaN.
 

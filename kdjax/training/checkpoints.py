@@ -1,97 +1,82 @@
-"""The checkpoints of a run: its latest states and its best by mIoU, written while it goes on."""
+"""The checkpoints of a run: the latest states and the best one by mIoU, written during training."""
 
 import contextlib
+import enum
+import errno
 import json
 import logging
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.path import atomicity
 
 from kdjax.errors import Transient, UserError
-from kdjax.files import absolute, may_pass, why_unwritable
+from kdjax.files import (
+    absolute,
+    is_remote,
+    may_pass,
+    os_error_code,
+    sync_directory,
+    sync_tree,
+    why_unwritable,
+    write_atomically,
+)
 from kdjax.models.network import arrays_by_path, is_random_key
+from kdjax.models.saved import local_checkpointer
+from kdjax.training.checksum import checksum
 from kdjax.training.step import TrainState
 
-
-def checksum(tree: PyTree) -> int:
-    """Returns 32 bits that change with any value of the arrays, or with two that change places.
-
-    Integers wrap around and their sum has no order, so that nothing depends on the sharding.
-
-    Args:
-      tree: arrays of numbers of any type, and random keys.
-    """
-    return int(_checksum(jax.tree.leaves(tree)))
-
-
-@jax.jit
-def _checksum(leaves: list[Array]) -> UInt32[Array, ""]:
-    total = jnp.zeros((), jnp.uint32)
-    for leaf in leaves:
-        words = _words(leaf)
-        # Odd factors: no change of a single word is multiplied to nothing.
-        total = total * 31 + jnp.sum(words * (2 * _positions(words.shape) + 1), dtype=jnp.uint32)
-    return total
-
-
-def _words(leaf: Array) -> UInt32[Array, "..."]:
-    """The bits of an array, one word or two for each element."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
-    if leaf.dtype.itemsize >= 4:
-        return jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-    return leaf.astype(jnp.uint32)
-
-
-def _positions(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """The flat index of every element, made of one iota a dimension: nothing is reshaped."""
-    positions, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        positions += stride * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        stride *= shape[axis]
-    return positions
-
-
 BEST_METRIC = "miou"
-# The one before the latest is there for when the latest turns out to be damaged.
+# The one before the latest is the fallback if the latest is damaged.
 LATEST = 2
-# Those between evaluations have no score, of which Orbax warns each time; in a notebook it shows.
+_DAMAGED = "damaged-"
+# Orbax warns of each checkpoint without metrics, which those between evaluations are.
 logging.getLogger("absl").addFilter(
     lambda record: "did not provide metrics" not in record.getMessage()
 )
 
 
 class Damaged(UserError):
-    """A checkpoint that cannot be read, or does not hold what was written."""
+    """A checkpoint whose files are missing, cannot be decoded, or have the wrong checksum."""
+
+
+class _DurablePath(atomicity.AtomicRenameTemporaryPath):
+    """Makes the files of a checkpoint survive a power cut before and after they are renamed.
+
+    Orbax deletes older checkpoints after this.
+    """
+
+    async def finalize(self) -> None:
+        sync_tree(self.get())
+        await super().finalize()
+        # Orbax writes its last file during the call above.
+        sync_tree(self.get_final())
+        sync_directory(self.get_final().parent)
 
 
 class Checkpoints:
     """The `checkpoints/` of a workdir.
 
     Args:
-      directory: created where it is missing.
-      identity: what the checkpoints depend on but do not hold, as the teacher's source and
-        fingerprint; a run does not continue from a checkpoint with another identity.
+      directory: is created if it does not exist.
+      identity: what the checkpoints depend on but do not hold, such as the teacher's fingerprint.
+        A run does not continue from a checkpoint with another identity.
 
     Raises:
-      UserError: when the directory cannot be written to.
+      UserError: if the directory cannot be written to.
     """
 
     def __init__(self, directory: epath.PathLike, identity: dict[str, Any]):
         self._directory = epath.Path(directory)
-        # As it comes back from JSON.
+        # In the form in which it is read back from JSON.
         self._identity = json.loads(json.dumps(identity))
+        self._failed = False
         with self._writing():
             self._remarks = self._drop_damaged_scores()
         best = policies.BestN(
@@ -106,8 +91,9 @@ class Checkpoints:
                     ),
                     best_fn=_best_metric,
                     best_mode="max",
-                    # What a killed process had begun to write.
+                    # Unfinished files of a killed process.
                     cleanup_tmp_directories=True,
+                    temporary_path_class=None if is_remote(self._directory) else _DurablePath,
                 ),
             )
 
@@ -118,121 +104,149 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the checkpoint with the highest mIoU, or None where none has one."""
+        """The step of the checkpoint with the highest mIoU; None if no checkpoint has a mIoU."""
         step = self._manager.best_step()
         return step if step is not None and self.is_scored(step) else None
 
     def is_scored(self, step: int) -> bool:
-        """Whether a checkpoint has its mIoU."""
+        """Returns True if a checkpoint has its mIoU."""
         return self._manager.metrics(step) is not None
 
     def save(self, step: int, state: TrainState, miou: float | None = None) -> None:
-        """Starts to write a checkpoint; it counts once it is complete.
+        """Starts to write a checkpoint, which counts once it is complete.
 
-        One of the same step that has no mIoU is replaced by one that has.
+        If the checkpoint of the step exists without a mIoU, the mIoU is added to it.
 
         Raises:
-          UserError: when it, or the one before it, cannot be written.
-          Transient: when it may be at the next try.
+          UserError: if this checkpoint, or the one before it, cannot be written.
+          Transient: if the next try may succeed.
         """
         with self._writing():
             if step in self._manager.all_steps():
-                if miou is None or self.is_scored(step):
-                    return
-                self._manager.delete(step)
+                if miou is not None and not self.is_scored(step):
+                    self._add_score(step, miou)
+                return
+            identity = {
+                "identity": self._identity,
+                "checksum": checksum(state),
+                "arrays": _description(_flat(state)),
+            }
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_flat(state)),
-                    identity=ocp.args.JsonSave(
-                        {"identity": self._identity, "checksum": checksum(state)}
-                    ),
+                    identity=ocp.args.JsonSave(identity),
                 ),
                 metrics=None if miou is None else {BEST_METRIC: miou},
                 force=True,
             )
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """Reads a checkpoint into the shapes and shardings of `target`, whatever wrote it.
+        """Reads a checkpoint into the shapes and shardings of `target`.
+
+        The devices that wrote the checkpoint need not be those of `target`. No process waits for
+        another one.
 
         Raises:
-          Damaged: when it does not hold what was written.
-          Transient: when its store does not answer now.
-          UserError: when it belongs to another teacher or data set.
+          Damaged: if files are missing or undecodable, or the checksum is wrong.
+          Transient: if the store does not answer now.
+          UserError: if the checkpoint belongs to another teacher, data set or train state, or its
+            files cannot be read for another reason, such as missing permission.
         """
+        with self._writing():
+            self._manager.wait_until_finished()
         path, flat = self._directory / str(step), _flat(target)
-        try:
-            found = self._manager.restore(
-                step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
-            )["identity"]
-            identity, expected = found["identity"], found["checksum"]
-        # Whatever a damaged file makes the reader say, the way out is the same.
-        except Exception as error:
-            raise _unreadable(path, error) from error
-        if identity != self._identity:
+        with _reading(path):
+            found = json.loads((path / "identity" / "metadata").read_text())
+            if not (isinstance(found, dict) and found.keys() >= {"identity", "checksum", "arrays"}):
+                raise ValueError("identity/metadata holds something else")
+        if found["identity"] != self._identity:
             raise UserError(
-                f"{path} was made with {_differences(identity, self._identity)}; continue "
+                f"{path} was made with {_differences(found['identity'], self._identity)}; continue "
                 "with what it was made with, or choose another --workdir"
             )
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(jax.tree.map(_abstract, flat))
-                ),
-            )["state"]
-        except Exception as error:
-            raise _unreadable(path, error) from error
+        if changes := _changes(found["arrays"], _description(flat)):
+            raise UserError(
+                f"{path} was made by other code: {changes}; put the network, terms and optimizer "
+                "back as they were, or choose another --workdir"
+            )
+        with _reading(path), local_checkpointer() as checkpointer:
+            restored = checkpointer.restore(absolute(path / "state"), jax.tree.map(_abstract, flat))
         leaves = [
             _like(leaf, value)
             for leaf, value in zip(jax.tree.leaves(target), map(restored.get, flat), strict=True)
         ]
         state = jax.tree.unflatten(jax.tree.structure(target), leaves)
-        if checksum(state) != expected:
-            raise Damaged(f"{path}: this checkpoint is damaged (its checksum is another)")
+        if checksum(state) != found["checksum"]:
+            raise Damaged(f"{path}: this checkpoint is damaged (its checksum is wrong)")
         return state
 
     def restore_latest(self, target: TrainState) -> tuple[int, TrainState, list[str]]:
-        """Reads the newest checkpoint that is whole; damaged ones are moved out of the way.
+        """Reads the newest checkpoint that is not damaged; renames damaged ones.
 
         Returns:
-          Its step, its state, and a line about each thing that was damaged; step 0 and `target`
-          where there is no checkpoint.
+          The step, the state, and a line about each file that was damaged. If there is no
+          checkpoint, step 0 and `target`.
 
         Raises:
-          UserError: when none of those that there are is whole, or as `restore`.
+          UserError: if there are only damaged checkpoints, or as `restore`.
+          Transient: as `restore`, or if another process could not read its part.
         """
         remarks: list[str] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            state, remark = target, ""
+            state, error = target, None
             try:
                 state = self.restore(step, target)
-            except Damaged as error:
-                remark = str(error)
-            if not _anywhere(bool(remark)):
+            except (UserError, Transient) as raised:
+                error = raised
+            outcome = _worst(_outcome(error))
+            if outcome is _Outcome.READ:
                 return step, state, self._remarks + remarks
-            remarks.append(remark or f"{self._directory / str(step)}: damaged for another process")
+            path = self._directory / str(step)
+            if outcome is _Outcome.FAILED:
+                raise (
+                    error
+                    if _outcome(error) is outcome
+                    else Transient(f"another process of the run cannot read {path}")
+                )
+            remarks.append(str(error) if error else f"{path}: damaged for another process")
             self._set_aside(step)
-        if remarks:
+        damaged = sorted(path.name for path in self._directory.glob(f"{_DAMAGED}[0-9]*"))
+        if damaged:
+            told = "; ".join(remarks) or f"{self._directory} holds only damaged checkpoints"
             raise UserError(
-                f"{'; '.join(remarks)}; no other is left. Remove {self._directory} to begin anew"
+                f"{told}; no other is left. To use one of {', '.join(damaged)} all the same, "
+                f"rename it to its number. To begin again at step 0, remove {self._directory}"
             )
         return 0, target, remarks
 
     def close(self) -> None:
         """Waits until everything is written.
 
+        After a failed save nothing is waited for: Orbax's threads may wait for other processes,
+        which wait for this one.
+
         Raises:
-          UserError: when it cannot be.
+          UserError: if the last checkpoint cannot be written.
         """
-        try:
-            with self._writing():
-                self._manager.wait_until_finished()
-        finally:
-            self._manager.close()
+        if self._failed:
+            return
+        with self._writing():
+            self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _add_score(self, step: int, miou: float) -> None:
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            write_atomically(
+                self._directory / str(step) / "metrics" / "metrics",
+                json.dumps({BEST_METRIC: miou}),
+            )
+        _wait_for_all()
+        self._manager.reload()
 
     def _drop_damaged_scores(self) -> list[str]:
-        """Moves scores that cannot be read out of the way: their checkpoints are then unscored."""
+        """Renames scores that cannot be read; their checkpoints then count as unscored."""
         remarks = []
         if jax.process_index() == 0:
             for path in sorted(self._directory.glob("*/metrics/metrics")):
@@ -242,23 +256,32 @@ class Checkpoints:
                 try:
                     float(json.loads(path.read_text())[BEST_METRIC])
                 except (ValueError, TypeError, KeyError):
-                    path.parent.rename(self._directory / f"damaged-score-{step.name}")
+                    path.parent.rename(self._free_name(f"{_DAMAGED}score-{step.name}"))
                     remarks.append(f"{step}: the score of this checkpoint is damaged")
-        _anywhere(bool(remarks))
+        _wait_for_all()
         return remarks
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
-            (self._directory / str(step)).rename(self._directory / f"damaged-{step}")
-        _anywhere(False)
+            name = self._free_name(f"{_DAMAGED}{step}")
+            (self._directory / str(step)).rename(name)
+        _wait_for_all()
         self._manager.reload()
+
+    def _free_name(self, name: str) -> epath.Path:
+        """Returns a path that is not in use: the same step may be damaged more than once."""
+        path, number = self._directory / name, 2
+        while path.exists():
+            path, number = self._directory / f"{name}-{number}", number + 1
+        return path
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        # The latter is TensorStore's, and that of processes that lost one of them.
+        # TensorStore raises ValueError; so do collectives that lost a process.
         except (OSError, ValueError) as error:
+            self._failed = True
             steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]
             kept = f"; the checkpoint of step {max(steps)} is kept" if steps else ""
             kind = Transient if may_pass(error) else UserError
@@ -266,16 +289,49 @@ class Checkpoints:
             raise kind(f"cannot write {self._directory}: {reason}{kept}") from error
 
 
-def _unreadable(path: epath.Path, error: Exception) -> Damaged | Transient:
-    """What to raise for what a reader said."""
-    if may_pass(error):
-        return Transient(f"cannot read {path}: {_first_line(error)}")
-    return Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})")
+class _Outcome(enum.IntEnum):
+    """What came of reading a checkpoint, from good to bad."""
+
+    READ = 0
+    DAMAGED = 1
+    FAILED = 2
 
 
-def _anywhere(flag: bool) -> bool:
-    """Whether the flag is set in any process; also where all wait for each other."""
-    return bool(multihost_utils.process_allgather(flag).any())
+def _outcome(error: Exception | None) -> _Outcome:
+    if error is None:
+        return _Outcome.READ
+    return _Outcome.DAMAGED if isinstance(error, Damaged) else _Outcome.FAILED
+
+
+def _worst(outcome: _Outcome) -> _Outcome:
+    """Returns the worst outcome of all processes."""
+    return _Outcome(int(np.max(multihost_utils.process_allgather(np.int32(outcome)))))
+
+
+def _wait_for_all() -> None:
+    multihost_utils.process_allgather(np.int32(0))
+
+
+# A missing file is damage; every other answer of the operating system says nothing about the data.
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    """Turns what a reader raises into `Damaged`, `Transient` or another `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        if may_pass(error):
+            raise Transient(f"cannot read {path}: {_first_line(error)}") from error
+        code = os_error_code(error)
+        if code in _MISSING if code else isinstance(error, ValueError):
+            raise Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})") from error
+        # Not the data, but memory, permissions, the disk, or the version of a library.
+        raise UserError(
+            f"cannot read {path}: {type(error).__name__}: {_first_line(error)}; the checkpoint is "
+            "left as it is"
+        ) from error
 
 
 def _best_metric(metrics: dict[str, float]) -> float:
@@ -283,15 +339,31 @@ def _best_metric(metrics: dict[str, float]) -> float:
 
 
 def _flat(state: TrainState) -> dict[str, Any]:
-    """The arrays of a state by path; random keys as the numbers that they are made of."""
+    """Returns the arrays of a state by path, and random keys as integer arrays."""
     return {
         path: jax.random.key_data(leaf) if is_random_key(leaf) else leaf
         for path, leaf in arrays_by_path(state).items()
     }
 
 
+def _description(flat: dict[str, Any]) -> dict[str, str]:
+    """Returns dtype and shape of every array by path, as "float32[3, 3, 8]"."""
+    return {path: f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in flat.items()}
+
+
+def _changes(there: dict[str, str], here: dict[str, str]) -> str:
+    """Names the first arrays that differ between a checkpoint and the code; empty if none do."""
+    changed = [
+        f"{path} is {there.get(path, 'missing')} there and {here.get(path, 'missing')} now"
+        for path in sorted(there.keys() | here.keys())
+        if there.get(path) != here.get(path)
+    ]
+    more = f", and {len(changed) - 2} more arrays differ" if len(changed) > 2 else ""
+    return ", ".join(changed[:2]) + more
+
+
 def _like(leaf: jax.Array, value: Any) -> jax.Array:
-    """A value of `_flat` as what the leaf of its path is."""
+    """Returns a value of `_flat` in the form of the leaf of its path."""
     if is_random_key(leaf):
         return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
     return value

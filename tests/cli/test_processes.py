@@ -166,7 +166,9 @@ def main(argv):
     if argv[1] == "collective":
         while not os.path.exists(argv[2]):
             time.sleep(0.1)
-        fail("cannot write x: UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+        raise Transient("cannot write x: UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    if argv[1] == "mistake":
+        fail("cannot write x: No space left on device")
     if argv[1] == "led":
         processes.lead(lambda: fail("there is no room"))
     time.sleep(float(argv[1]))
@@ -221,6 +223,23 @@ def test_one_is_killed_while_another_is_at_its_end_and_a_third_meets_it_in_a_col
         # The other survivor may be gone as well.
         assert len(re.findall(r"stops: process (\d, )*2 ended", errors)) == 1
         assert "cannot write" not in errors
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_alone_ends_the_others_with_its_line(failing):
+    works = ["100", "100"]
+    works[failing] = "mistake"
+    started = time.monotonic()
+    ended = tiny_run.finish(wait_together(*works))
+    assert time.monotonic() - started < 40
+    reason = "kdjax.-c: error: cannot write x: No space left on device"
+    assert [status for status, _, _ in ended] == [2, 2]
+    lines = [errors.splitlines()[-1] for _, _, errors in ended]
+    assert lines[failing] == reason
+    assert lines[1 - failing] == (
+        f"process {1 - failing} of 2 stops: process {failing} failed: {reason}"
+    )
 
 
 def test_what_the_leading_process_cannot_do_all_say():

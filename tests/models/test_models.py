@@ -177,7 +177,7 @@ def test_what_a_stopped_process_left_is_replaced(tmp_path):
     path, state = tmp_path / "net", NNXNetwork.of(tiny())[1]
     saved.save(path, INFO, state)
     (path / "network.json").unlink()
-    (path / ".kdjax-unfinished-parameters.orbax-checkpoint-tmp-1").mkdir()
+    (path / "parameters.orbax-checkpoint-tmp").mkdir()
     saved.save(path, INFO, state)
     assert {file.name for file in path.iterdir()} == {"network.json", "parameters"}
     saved.load(path)
@@ -207,7 +207,7 @@ def test_a_network_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
             raise ValueError("Error writing: no space [os_error_code='28']\n and a long story")
 
     with monkeypatch.context() as full:
-        full.setattr(saved, "_checkpointer", Full)
+        full.setattr(saved, "local_checkpointer", Full)
         for place in (path, tmp_path / "new"):
             with pytest.raises(
                 UserError, match=rf"^cannot write {place}: No space left on device$"

@@ -14,6 +14,9 @@ import pytest
 import tiny_run
 
 from kdjax.data import sets
+from kdjax.models import NETWORKS, saved
+
+NETWORKS["tiny"] = "tiny:create"
 
 
 @pytest.fixture(scope="module")
@@ -96,4 +99,34 @@ def test_no_checkpoint_is_whole(data, whole, tmp_path):
     assert status == 2
     (line,) = errors.splitlines()
     assert line.count("this checkpoint is damaged") == 3
-    assert line.endswith(f"no other is left. Remove {tmp_path}/checkpoints to begin anew")
+    assert "no other is left. To use one of damaged-10, damaged-5, damaged-8 all the same" in line
+    assert line.endswith(f"To begin again at step 0, remove {tmp_path}/checkpoints")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("content", ["", "[]", '{"scores"', None])
+def test_a_damaged_result_or_student_is_made_again(data, whole, tmp_path, content):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    if content is None:
+        shutil.rmtree(tmp_path / "student")
+    else:
+        (tmp_path / "result.json").write_text(content)
+    status, output, errors = run(data, tmp_path)
+    assert (status, errors) == (0, "")
+    assert "is damaged: the run is finished again from its last checkpoint" in output
+    assert "continues after step 10" in output
+    tiny_run.assert_same(tmp_path, tiny_run.records(whole))
+    assert saved.load(tmp_path)[2] == saved.load(whole)[2]
+
+
+def test_a_damaged_result_without_a_checkpoint_is_refused(data, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "result.json").write_text("")
+    shutil.rmtree(tmp_path / "checkpoints")
+    status, _, errors = run(data, tmp_path)
+    assert status == 2
+    (line,) = errors.splitlines()
+    assert line.endswith(
+        "is damaged, and there is no checkpoint to finish the run from; remove "
+        f"{tmp_path} to train again"
+    )

@@ -20,7 +20,8 @@ from small_step import setup
 
 from kdjax import environment
 from kdjax.errors import Preempted, Transient, UserError
-from kdjax.training.checkpoints import Checkpoints, checksum
+from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.checksum import checksum
 from kdjax.training.loop import Diverged, Interruption, fit
 from kdjax.training.profiling import Clock, step_cost
 from kdjax.training.sharding import MeshOptions, Placement
@@ -358,7 +359,7 @@ def test_what_may_be_gone_at_the_next_try_is_no_mistake_and_no_damage(finished, 
     monkeypatch.setattr(checkpoints._manager, "save", fail)
     with pytest.raises(Transient, match=r"cannot write .*; the checkpoint of step 6 is kept"):
         checkpoints.save(7, state)
-    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    monkeypatch.setattr("kdjax.training.checkpoints.local_checkpointer", fail)
     with pytest.raises(Transient, match=r"cannot read .*/6: "):
         checkpoints.restore_latest(state)
     assert checkpoints.latest_step == 6
