@@ -3,11 +3,14 @@
 python tests/tiny_run.py --config tests/tiny_run.py --config.data.data_dir DATA --workdir DIR
 """
 
+import faulthandler
+import itertools
 import json
 import os
 import pathlib
 import re
 import runpy
+import signal
 import socket
 import sys
 import time
@@ -62,7 +65,7 @@ def write_images(source: pathlib.Path) -> None:
             Image.fromarray(label).save(source / "labels" / split / name)
 
 
-def environment(*, devices: int, pause: float) -> dict[str, str]:
+def environment(*, devices: int, pause: float, clock_jump: float = 0.0) -> dict[str, str]:
     """The variables that a process of the training needs; `start` says what the arguments mean."""
     return {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
@@ -70,6 +73,7 @@ def environment(*, devices: int, pause: float) -> dict[str, str]:
         "JAX_NUM_CPU_DEVICES": str(devices),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TINY_PAUSE": str(pause),
+        "TINY_CLOCK_JUMP": str(clock_jump),
     }
 
 
@@ -86,6 +90,7 @@ def start(
     *arguments: str,
     devices: int = 1,
     pause: float = 0.0,
+    clock_jump: float = 0.0,
 ) -> "warm.Process":
     """Starts the training.
 
@@ -95,6 +100,7 @@ def start(
       *arguments: further flags.
       devices: of the process.
       pause: seconds between two batches, so that one can come in between.
+      clock_jump: seconds by which the clock jumps forward during a save.
     """
     # Not of use to the training itself.
     import warm
@@ -102,7 +108,7 @@ def start(
     command = [__file__, "--config", __file__, "--workdir", workdir]
     return warm.Process(
         [*command, "--config.data.data_dir", data, *arguments],
-        env=os.environ | environment(devices=devices, pause=pause),
+        env=os.environ | environment(devices=devices, pause=pause, clock_jump=clock_jump),
     )
 
 
@@ -145,7 +151,26 @@ def assert_same(workdir: pathlib.Path, expected: tuple[dict[tuple[str, int], flo
     assert scores == expected[1]
 
 
+def _let_the_clock_jump(seconds: float) -> None:
+    """Lets `time.time` jump during the third save from now on."""
+    import orbax.checkpoint as ocp
+
+    save, clock, saves = ocp.CheckpointManager.save, time.time, itertools.count(1)
+
+    def save_and_jump(self: Any, *arguments: Any, **options: Any) -> Any:
+        found = save(self, *arguments, **options)
+        if next(saves) == 3:
+            time.time = lambda: clock() + seconds
+        return found
+
+    ocp.CheckpointManager.save = save_and_jump  # type: ignore[method-assign]
+
+
 def _main() -> None:
+    # A process that hangs prints its stacks on this signal.
+    faulthandler.register(signal.SIGUSR1)
+    if jump := float(os.environ["TINY_CLOCK_JUMP"]):
+        _let_the_clock_jump(jump)
 
     from kdjax.data.images import Images
     from kdjax.runs import train as runs

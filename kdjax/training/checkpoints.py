@@ -203,12 +203,10 @@ class Checkpoints:
             if outcome is _Outcome.READ:
                 return step, state, self._remarks + remarks
             path = self._directory / str(step)
+            if error and _outcome(error) is _Outcome.FAILED:
+                raise error
             if outcome is _Outcome.FAILED:
-                raise (
-                    error
-                    if _outcome(error) is outcome
-                    else Transient(f"another process of the run cannot read {path}")
-                )
+                raise Transient(f"another process of the run cannot read {path}")
             remarks.append(str(error) if error else f"{path}: damaged for another process")
             self._set_aside(step)
         damaged = sorted(path.name for path in self._directory.glob(f"{_DAMAGED}[0-9]*"))
