@@ -27,7 +27,6 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
 import tiny_run
-import warm
 
 from kdjax.data import sets
 from kdjax.models import NETWORKS, saved

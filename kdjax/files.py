@@ -127,8 +127,11 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # Writing to an open file raises errors without a path.
+            error.filename = str(path)
         raise
     sync_directory(path.parent)
 

@@ -26,6 +26,8 @@ _MISTAKE = 2
 AGAIN = os.EX_TEMPFAIL
 # A process that was not heard of for so long is taken for dead.
 HEARTBEAT_SECONDS = 25
+# After so long a process says that it waits for the others to start.
+PATIENCE_SECONDS = 15
 # Between two questions which processes are alive.
 WATCH_SECONDS = 3
 # From a collective that failed to the answer that a process is dead.
@@ -96,6 +98,17 @@ def join(asked: Flags) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     # Else JAX itself aborts the processes that outlive another one, before they can say why.
     jax.config.update("jax_enable_recoverability", True)
+    waits = threading.Timer(
+        PATIENCE_SECONDS,
+        lambda: print(
+            "waits for the other processes of the run"
+            + (f" at {coordinator}" if coordinator else ""),
+            file=sys.stderr,
+            flush=True,
+        ),
+    )
+    waits.daemon = True
+    waits.start()
     try:
         jax.distributed.initialize(
             coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
@@ -104,6 +117,8 @@ def join(asked: Flags) -> None:
         # One of them may come too late, as that of a machine which is being replaced.
         kind = Transient if may_pass(error) else UserError
         raise kind(f"the processes of the run do not find each other: {error}") from error
+    finally:
+        waits.cancel()
     threading.Thread(target=_watch, daemon=True).start()
 
 

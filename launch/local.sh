@@ -58,7 +58,7 @@ if [[ $dry_run ]]; then
 fi
 
 # Seconds that the others have once one has failed.
-grace=${KDJAX_GRACE:-90}
+grace=${KDJAX_GRACE:-60}
 [[ $grace =~ ^[0-9]{1,9}$ ]] || wrong "KDJAX_GRACE is '$grace'; give whole seconds"
 # A pipe that the processes read from, and that the system closes when this script ends, however it
 # does: they then save and stop, rather than go on by themselves.

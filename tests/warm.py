@@ -92,6 +92,10 @@ class Process:
         """What was written to stdout up to now."""
         return pathlib.Path(self._files[0].name).read_text()
 
+    def errors(self) -> str:
+        """What was written to stderr up to now."""
+        return pathlib.Path(self._files[1].name).read_text()
+
     def communicate(self, timeout: float) -> tuple[str, str]:
         """Waits for the end, and returns what was written to stdout and stderr."""
         self._process.join(timeout)

@@ -98,8 +98,13 @@ class JsonLines:
         """Appends one line."""
         line = _json_line(step, values)
         if self._file:
-            self._file.write(line)
-            self._file.flush()
+            try:
+                self._file.write(line)
+                self._file.flush()
+            except OSError as error:
+                # Writing to an open file raises errors without a path.
+                error.filename = str(self._path)
+                raise
             return
         self._text += line
         if time.monotonic() - self._uploaded > _INTERVAL:
