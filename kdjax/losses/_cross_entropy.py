@@ -1,6 +1,5 @@
 """Cross-entropy with the labels, at the size of the logits or of the labels; and overlap."""
 
-import functools
 from typing import Literal
 
 import jax
@@ -60,7 +59,7 @@ def cross_entropy(
     valid = labels != ignore_label
     known = (labels >= 0) & (labels < logits.shape[-1])
     # Selected before anything is computed: what is not finite there would reach the gradient.
-    values, _ = _cross_entropy(jnp.where(valid[..., None], logits, 0), labels)
+    values, *_ = _cross_entropy(jnp.where(valid[..., None], logits, 0), labels)
     return jnp.where(valid, jnp.where(known, values, jnp.nan), 0.0)
 
 
@@ -259,30 +258,37 @@ _ALL_BUT_IMPOSSIBLE = -1e30
 
 @jax.custom_jvp
 def _cross_entropy(logits, labels):
-    """The cross-entropy, and the logarithm of the softmax's denominator, which keeps its axis."""
+    """Returns the cross-entropy, and the two parts of the softmax's log-denominator.
+
+    The two parts, the largest logit and the rest, keep the class axis. Their sum would lose digits
+    if all logits share a large offset.
+    """
     largest = jnp.max(logits, axis=-1, keepdims=True).astype(jnp.float32)
     shifted = logits.astype(jnp.float32) - largest
     log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
     chosen = jnp.sum(shifted, axis=-1, where=_at_label(logits, labels))
-    return log_sum - chosen, largest + log_sum[..., None]
+    return log_sum - chosen, largest, log_sum[..., None]
 
 
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(primals, tangents):
     logits, labels = primals
-    _, normalizer = out = _cross_entropy(logits, labels)
+    _, largest, log_sum = out = _cross_entropy(logits, labels)
 
-    # Linear in `change`; the checkpoint keeps the probabilities from being stored.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def push(logits, normalizer, change):
-        probability = jnp.exp(logits.astype(jnp.float32) - normalizer)
+    # Linear in `change`. The checkpoint avoids storing the probabilities for the backward pass. It
+    # also keeps the compiler from storing `logits - largest`, which the forward pass computes too.
+    @jax.checkpoint
+    def push(logits, largest, log_sum, change):
+        probability = jnp.exp(logits.astype(jnp.float32) - largest - log_sum)
         change = change.astype(jnp.float32)
         return (
             jnp.sum((probability - _at_label(logits, labels)) * change, axis=-1),
             jnp.sum(probability * change, axis=-1, keepdims=True),
         )
 
-    return out, push(logits, normalizer, tangents[0])
+    # The largest logit counts as a constant: a shift of it does not change the softmax.
+    moved, moved_sum = push(logits, largest, log_sum, tangents[0])
+    return out, (moved, jnp.zeros_like(largest), moved_sum)
 
 
 def _at_label(logits, labels):

@@ -134,14 +134,18 @@ def dkd(
         jnp.where(valid, x, 0).astype(jnp.float32) / temperature
         for x in (student, jax.lax.stop_gradient(teacher))
     )
-    others = [jnp.where(chosen, -jnp.inf, x) for x in (student, teacher)]
-    pairs = [
-        jnp.stack([jnp.sum(jnp.where(chosen, x, 0), -1), jax.nn.logsumexp(rest, -1)], -1)
-        for x, rest in zip((student, teacher), others, strict=True)
-    ]
-    (of_class, *_), (among_others, *_) = (
-        softmax_kl(mine, other, 1.0, -1) for mine, other in (pairs, others)
-    )
+    rest_s, rest_t = (jnp.where(chosen, -jnp.inf, x) for x in (student, teacher))
+    among_others, normalizer_s, normalizer_t = softmax_kl(rest_s, rest_t, 1.0, -1)
+
+    def pair(scores, rest, normalizer):
+        # Relative to the largest other score, so that a large common offset costs no digits.
+        of_class = jnp.sum(jnp.where(chosen, scores, 0), -1, keepdims=True) - normalizer.largest
+        none = jnp.all(rest == -jnp.inf, -1, keepdims=True)
+        of_others = jnp.where(none, -jnp.inf, normalizer.log_sum)
+        return jnp.concatenate([of_class, of_others], -1)
+
+    pair_s, pair_t = pair(student, rest_s, normalizer_s), pair(teacher, rest_t, normalizer_t)
+    of_class, *_ = softmax_kl(pair_s, pair_t, 1.0, -1)
     return jnp.where(valid[..., 0], temperature**2 * (alpha * of_class + beta * among_others), 0.0)
 
 
@@ -332,17 +336,19 @@ def _edges(labels, size, classes, window, ignore_label):
     return jnp.moveaxis(jax.lax.map(of_class, jnp.arange(classes)), 0, -1)
 
 
-def _gap(student, teacher, log_normalizer_s, log_normalizer_t, labels, gap):
-    """How much more the teacher knows; NaN where the label is no class and the truth is needed."""
+def _gap(student, teacher, normalizer_s, normalizer_t, labels, gap):
+    """Returns how much more the teacher knows. NaN if the gap needs a class and there is none."""
     if gap == "total_variation":
-        share_s = jnp.exp(student.astype(jnp.float32) - log_normalizer_s)
-        share_t = jnp.exp(teacher.astype(jnp.float32) - log_normalizer_t)
+        share_s = jnp.exp(normalizer_s.log_share(student))
+        share_t = jnp.exp(normalizer_t.log_share(teacher))
         return 0.5 * jnp.sum(jnp.abs(share_t - share_s), axis=-1)
     # A negative label would count from the last class.
     labels = jnp.where(labels < 0, student.shape[-1], labels)[..., None]
     log_s, log_t = (
-        jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan) - log_normalizer
-        for logits, log_normalizer in ((student, log_normalizer_s), (teacher, log_normalizer_t))
+        normalizer.log_share(
+            jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan)
+        )
+        for logits, normalizer in ((student, normalizer_s), (teacher, normalizer_t))
     )
     if gap == "cross_entropy":
         # A teacher that rules out the class (-inf) is not ahead, whatever the student says.

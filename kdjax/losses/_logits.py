@@ -1,15 +1,14 @@
 """Losses on class scores without labels: pixel by pixel, or channel by channel.
 
-The divergences rest on one, between two softmaxes, in two passes over the scores and one over them
-back. Its rule of differentiation is written out: the pass back reads both inputs as they came and
-two numbers per distribution; automatic differentiation would keep float32 copies of the
-exponentials. The forward pass reads each input twice, once for the maxima and once for the four
-sums together, and no float32 copy of a half-precision input is made.
+All divergences use `softmax_kl`, the divergence between two softmaxes. Its forward pass reads each
+input twice: once for the maxima, and once for four sums together. Its derivative is written by
+hand, so that the backward pass reads the inputs once more and keeps only two numbers for each
+softmax. Automatic differentiation would keep float32 copies of the exponentials.
 """
 
 import functools
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +19,40 @@ from kdjax.losses._arrays import by_group, check_option, check_positive, check_s
 from kdjax.losses._features import moments
 
 
+class Normalizer(NamedTuple):
+    """The logarithm of a softmax's denominator, `largest / temperature + log_sum`.
+
+    The sum of the two would lose the digits of `log_sum` if all scores share a large offset.
+
+    Attributes:
+      largest: The largest score, or 0 if all scores are -inf.
+      log_sum: `log sum exp((scores - largest) / temperature)`.
+    """
+
+    largest: Float[Array, "..."]
+    log_sum: Float[Array, "..."]
+
+    def log_share(self, scores, temperature=1.0):
+        """Returns the log-softmax of the scores."""
+        return (scores.astype(jnp.float32) - self.largest) / temperature - self.log_sum
+
+
 def softmax_kl(student, teacher, temperature, axis, where=None):
-    """KL divergence from `softmax(teacher / temperature)` to the student's, and the normalizers.
+    """KL divergence from `softmax(teacher / temperature)` to the student's softmax.
 
-    The normalizers are the logarithms of both softmaxes' denominators, which keep `axis`. Teacher
-    and temperature receive no gradient, in derivatives of any order.
+    A class (or pixel) whose score is -inf in both networks adds nothing. If all scores of both are
+    -inf, the divergence is 0. If only the student's score is -inf, the divergence is infinite.
 
-    A score of -inf is a class (or pixel) that cannot be: it adds nothing where the teacher has it
-    too, and nothing at all is compared where all scores of both are -inf. Where the student alone
-    has it, the divergence is infinite.
+    Args:
+      student: Scores.
+      teacher: Scores of the same shape; they receive no gradient.
+      temperature: A number or array; it receives no gradient.
+      axis: One axis or several, over which each softmax is taken.
+      where: Which softmaxes to compare, bool, of the shape of a normalizer. The scores of the
+        others count as 0, whatever they are.
 
-    Distributions that `where` (bool, of the normalizers' shape) leaves out are those of scores that
-    are all 0, whatever stands there.
+    Returns:
+      The divergences without `axis`, and the student's and teacher's `Normalizer` with it.
     """
     teacher, temperature = jax.lax.stop_gradient((teacher, temperature))
     return _softmax_kl(student, teacher, temperature, where, axis)
@@ -41,7 +62,7 @@ def softmax_kl(student, teacher, temperature, axis, where=None):
 def _softmax_kl(student, teacher, temperature, where, axis):
     # The barrier keeps the CPU's compiler from writing down `input - largest` in float32.
     largest_s, largest_t = (
-        _largest(largest.astype(jnp.float32), where)
+        _selected(jnp.where(largest == -jnp.inf, 0.0, largest).astype(jnp.float32), where)
         for largest in jax.lax.optimization_barrier(
             (jnp.max(student, axis, keepdims=True), jnp.max(teacher, axis, keepdims=True))
         )
@@ -64,8 +85,7 @@ def _softmax_kl(student, teacher, temperature, where, axis):
     log_ratio = jnp.where(jnp.abs(more) < 0.5, jnp.log1p(more), jnp.log(some_s / sum_t))
     values = jnp.squeeze(ahead / some_t + log_ratio, axis)
     log_sum_t = jnp.log(some_t)
-    normalizer_s = largest_s / temperature + (log_sum_t + log_ratio)
-    return values, normalizer_s, largest_t / temperature + log_sum_t
+    return values, Normalizer(largest_s, log_sum_t + log_ratio), Normalizer(largest_t, log_sum_t)
 
 
 @_softmax_kl.defjvp
@@ -73,25 +93,22 @@ def _softmax_kl_jvp(axis, primals, tangents):
     student, teacher, temperature, where = primals
     _, normalizer_s, normalizer_t = out = _softmax_kl(*primals, axis)
 
-    # Linear in `change`; the checkpoint keeps the shares from being stored for the pass back.
+    # Linear in `change`. The checkpoint avoids storing the shares for the backward pass.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def push(student, teacher, normalizer_s, normalizer_t, change):
         student, teacher = _selected(student, where), _selected(teacher, where)
-        share_s = jnp.exp(student.astype(jnp.float32) / temperature - normalizer_s)
-        share_t = jnp.exp(teacher.astype(jnp.float32) / temperature - normalizer_t)
+        share_s = jnp.exp(normalizer_s.log_share(student, temperature))
+        share_t = jnp.exp(normalizer_t.log_share(teacher, temperature))
         change = _selected(change, where).astype(jnp.float32)
         return (
             jnp.sum((share_s - share_t) * change, axis) / temperature,
             jnp.sum(share_s * change, axis, keepdims=True) / temperature,
         )
 
-    moved = push(student, teacher, normalizer_s, normalizer_t, tangents[0])
-    return out, (*moved, jnp.zeros_like(normalizer_t))
-
-
-def _largest(largest, where):
-    """What is subtracted from the scores: the largest, but 0 where all are -inf or left out."""
-    return _selected(jnp.where(largest == -jnp.inf, 0.0, largest), where)
+    # The largest score counts as a constant: a shift of it does not change the softmax.
+    still = jnp.zeros_like(normalizer_s.largest)
+    moved, moved_sum = push(student, teacher, normalizer_s, normalizer_t, tangents[0])
+    return out, (moved, Normalizer(still, moved_sum), Normalizer(still, still))
 
 
 def _selected(array, where):

@@ -268,7 +268,7 @@ def _similarity_kl(student, teacher):
         del fresh  # what overlaps is written a second time
         table_s, table_t = (_table(_rows(x, first, -2), x) for x in (student, teacher))
         values, *normalizers = softmax_kl(table_s, table_t, 1.0, -1)
-        parts = values, *(x[..., 0] for x in normalizers)
+        parts = values, *((x.largest + x.log_sum)[..., 0] for x in normalizers)
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(whole, part, first, -1)
             for whole, part in zip(out, parts, strict=True)
