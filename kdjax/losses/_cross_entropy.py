@@ -82,10 +82,9 @@ def upsampled_cross_entropy(
       logits: Scores `[..., h, w, C]`, any floating type.
       labels: Class indices `[..., H, W]`, any integer type.
       ignore_label: The label of pixels that do not count.
-      align_corners: Which bilinear resizing, in the sense of PyTorch's `interpolate`. False
-        aligns the images' edges (mmsegmentation, CIRKD), True the centres of their corner
-        pixels (the first public PSPNet code, SKD, TorchDistiller, ISDA). Neither smooths when
-        the labels are the smaller of the two.
+      align_corners: As in PyTorch's `interpolate`. False aligns the edges of the two maps
+        (mmsegmentation). True aligns the centers of their corner pixels (the first public PSPNet
+        code, SKD, TorchDistiller, CIRKD, ISDA). Neither smooths if the labels are the smaller map.
 
     Returns:
       float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
@@ -207,9 +206,9 @@ def jml(
 
     Source:
       Wang et al., "Jaccard metric losses: optimizing the Jaccard index with soft labels" (NeurIPS
-      2023), the authors' code, at the size of the labels. It adds 1 pixel where this adds `smooth`,
-      which is 1 pixel of 8 crops of 512 x 512. Of 0.25 cross-entropy and 0.75 overlap, each is half
-      with the labels and half with the teacher: weight 3 for both targets beside cross-entropy.
+      2023), the authors' code, at the size of the labels. Their code adds 1 pixel where this adds
+      `smooth`, which is 1 pixel of 8 crops of 512 x 512. Relative to a cross-entropy of weight 1 on
+      the main head, their weights are 6 for each of the two targets.
     """
     check_same_shape(student, teacher)
     check_labels(labels, student, "logits")

@@ -160,12 +160,12 @@ def pixelwise_kl(
       TypeError: If an input is not floating point.
       ValueError: If the shapes differ or the temperature is not positive.
 
-    The mean over pixels is one of several reductions in use under the same name. With batch size
-    B, P pixels and C classes, a weight `w` on it equals
+    Other code reduces this loss differently. With batch size B, P pixels, C classes, and
+    temperature t, a weight `w` here equals
 
-    - `w` in CIRKD (`CriterionKD`) and in `kl_div(..., "batchmean")` over rows of pixels,
-    - `w C` in TorchDistiller and IFVD (they take the mean over channels as well),
-    - `w / B` in SKD (`CriterionPixelWise`, which does not divide by the batch),
+    - `w` in CIRKD (`CriterionKD`), and `w t^2` in `kl_div(..., "batchmean")` over rows of pixels,
+    - `w C t^2` in TorchDistiller and IFVD (they average over the classes too, without `t^2`),
+    - `w / B` in SKD (`CriterionPixelWise`, which has no temperature and sums over the batch),
     - `w / P` in mmrazor's `KLDivergence` (which divides by the batch alone).
     """
     check_same_shape(student, teacher)

@@ -64,9 +64,9 @@ def pfs(
     Source:
       Shan, "Distilling pixel-wise feature similarities for semantic segmentation" (2019). The
       abstract describes the idea; both tables, `sqrt(D)` and the distances are our reading. No
-      code was published. The cosine form is SKD's pair-wise loss without pooling (and with the
-      gradient through the norm, see `skd_pairwise`). A pixel whose features are all zero has no
-      direction: its row is 0 and it receives no gradient through the norm.
+      code was published. The cosine form is `skd_pairwise` without pooling and with
+      `stop_norms=False`. A pixel whose features are all zero has no direction: its row is 0 and it
+      receives no gradient through the norm.
     """
     check_same_size(student, teacher)
     check_option("similarity", similarity, ("cosine", "softmax"))
@@ -105,7 +105,8 @@ def cirkd_minibatch(
       student: Features `[..., H, W, D]`, any floating type.
       teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
       temperature: Of the softmax. A setting: it receives no gradient.
-      pool: Rows and columns of the windows whose mean stands for a pixel.
+      pool: Rows and columns of the windows over which features are averaged first. Windows at the
+        far edges may be cut off.
       group: How many consecutive images are compared with each other, the authors' 2 for each
         device; 0 for all.
       axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread.
@@ -135,8 +136,10 @@ def cirkd_minibatch(
             features = features.reshape(-1, *features.shape[-3:])
         features = by_group(features, group, axis_name) if group else features[None]
         if pool > 1:
+            # Sums in place of means: only directions are compared.
             window = (1, 1, pool, pool, 1)
-            features = jax.lax.reduce_window(features, 0.0, jax.lax.add, window, window, "VALID")
+            missing = [(0, -size % step) for size, step in zip(features.shape, window, strict=True)]
+            features = jax.lax.reduce_window(features, 0.0, jax.lax.add, window, window, missing)
         features = _pixels(features)
         return features / (length(features) * scale)
 
@@ -149,17 +152,20 @@ def skd_pairwise(
     teacher: Float[Array, "*batch H W E"],
     *,
     window: int | tuple[int, int] | None = None,
+    stop_norms: bool = True,
 ) -> Float[Array, "*batch"]:
     """SKD's pair-wise loss: squared distance of the cosine tables of max-pooled features.
 
-    `mean_ij (a^S_ij - a^T_ij)^2` over pairs of nodes, a node being the maximum of every channel
-    over one window of the map, and `a_ij` the cosine of two nodes.
+    `mean_ij (a^S_ij - a^T_ij)^2` over pairs of nodes. A node is the maximum of every channel over
+    one window of the map, and `a_ij` is the cosine of two nodes.
 
     Args:
       student: Features `[..., H, W, D]`, any floating type.
       teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      window: Rows and columns of a node. None is half the map, the authors' setting: 2 x 2
-        nodes, or 3 x 3 where the size is odd, as the last window may be cut off. 2 is CIRKD's.
+      window: Rows and columns of a node. None is half the map, as in SKD: 2 x 2 nodes, or 3 x 3
+        if the size is odd, because the last window may be cut off. CIRKD uses 2.
+      stop_norms: True treats the nodes' norms as constants in the gradient, as SKD does. False
+        differentiates through them, as CIRKD does. The value is the same.
 
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.
@@ -170,10 +176,10 @@ def skd_pairwise(
 
     Source:
       Liu et al., "Structured knowledge distillation for semantic segmentation" (CVPR 2019),
-      `CriterionPairWiseforWholeFeatAfterPool` of the authors' code, value and gradient: like
-      theirs, the gradient does not pass through the norm. It differs where two pixels tie for a
-      window's maximum (they share the gradient here) and where a node is all zero (no
-      similarity, instead of a norm of 1e-8). The script's weight is 0.5, the journal text's 10.
+      `CriterionPairWiseforWholeFeatAfterPool` of the authors' code; weight 0.5 in their script, 10
+      in the journal text. CIRKD's `CriterionStructuralKD` is `window=2, stop_norms=False`, weight
+      10. Two cases differ from both: pixels that tie for a window's maximum share the gradient
+      here, and a node that is all zero has no similarity and no gradient.
     """
     check_same_size(student, teacher)
     if window is None:
@@ -186,10 +192,9 @@ def skd_pairwise(
         _pixels(max_pool(features.astype(jnp.float32), rows, columns))
         for features in (student, jax.lax.stop_gradient(teacher))
     )
-    student, teacher = (
-        features / jax.lax.stop_gradient(length(features)) for features in (student, teacher)
-    )
-    return _table_distance(student, teacher)
+    norms = length(student)
+    student = student / (jax.lax.stop_gradient(norms) if stop_norms else norms)
+    return _table_distance(student, teacher / length(teacher))
 
 
 def _pixels(features):
