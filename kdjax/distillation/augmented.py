@@ -237,6 +237,13 @@ class StandardizedL2(Loss):
         if self.fitted_over < 1:
             raise ValueError(f"fitted_over must be 1 or more, got {self.fitted_over}")
 
+    def check_steps(self, steps: int) -> None:
+        if steps <= self.fitted_over:
+            raise ValueError(
+                f"is 0 in its first {self.fitted_over} steps (fitted_over), and the run has "
+                f"{steps}; lower fitted_over or raise config.steps"
+            )
+
     def init_state(self, student: Spec, teacher: Spec) -> Standard:
         whole, channels = self.standardize == "phi_s", teacher.channels
         statistics = ClassStatistics.zeros(1, channels, full=whole)
