@@ -18,6 +18,8 @@ all methods, in short runs. Learning rates and every method's weights are picked
 CAMVID_FULL are the same photos at 360 x 480, on which the teacher trains on.
 """
 
+from typing import Any
+
 from kdjax import recipes
 from kdjax.config import Config, network
 from kdjax.errors import UserError
@@ -39,9 +41,9 @@ def get_config(student: str = "lite0") -> Config:
     Args:
       student: "lite0", "scratch", or "field" for the latter with every method; "field_longer" for
         its plain student with as many steps as take as long as most methods' (the harness counts
-        by the costliest), "field_sums" for three methods with weights as of sums over a map, which
-        their authors have, on maps of this size, and KL + L2 with little of L2; "teacher" for the
-        one of all, and "full_teacher" for that at 360 x 480.
+        by the costliest), "field_sums" for three methods with their authors' constants for CamVid,
+        and KL + L2 with a small weight of L2; "teacher" for the teacher of all, and "full_teacher"
+        for that at 360 x 480.
     """
     if student not in CHOICES:
         raise UserError(f"camvid_lite.py:{student}: it takes {', '.join(CHOICES)}")
@@ -73,16 +75,21 @@ def get_config(student: str = "lite0") -> Config:
         return recipes.compare_methods(config, ("plain",))
     if student == "field_sums":
         config.compare.learning_rates, config.compare.equal_time = (0.1,), False
-        return _weigh_as_sums(
-            recipes.compare_methods(config, ("plain", "mgd", "af_dcd", "ofd", "pixelwise_kl_l2"))
-        )
+        methods = ("plain", "mgd", "af_dcd", "ofd", "pixelwise_kl_l2")
+        methods = recipes.compare_methods(config, methods).compare.methods
+        _set_authors_constants(methods)
+        # A hundredth of its default: at three tenths it did harm.
+        methods.pixelwise_kl_l2.l2.weight = 0.1
+        return config
     others = [
         name for name in recipes.METHODS if name not in (*METHODS, *NEED_LARGER_CROPS, *VARIANTS)
     ]
     config = recipes.compare_camvid_methods(config, (*METHODS, *others))
     with config.unlocked():
-        # As the authors on CamVid: the maps of stage 4 have 4 x 5 cells here.
-        config.compare.methods.af_dcd.af_dcd.pool = 1
+        _set_authors_constants(config.compare.methods)
+        # Half of the authors', as when docs/results/field.csv was made.
+        for name in ("jml", "jml_labels"):
+            config.compare.methods.jml[name].weight = 3.0
         # As the authors where maps have a stride of 4; each pixel with each takes 2.5 s on a core.
         for name in ("cirkd", "cirkd_minibatch"):
             config.compare.methods[name].cirkd_minibatch.pool = 2
@@ -104,18 +111,8 @@ def _teacher(config: Config, *, full: bool) -> Config:
     return config
 
 
-def _weigh_as_sums(config: Config) -> Config:
-    """Sets what the authors' constants give on the teacher's maps of a crop of 128 x 160.
-
-    They are of sums over pixels and channels; docs/methods converts them for the authors' maps.
-    """
-    maps = {"stage1": 1280 * 24, "stage2": 320 * 48, "stage3": 80 * 120, "stage4": 20 * 352}
-    maps["head"] = 1280 * 96
-    methods = config.compare.methods
-    methods.mgd.mgd.weight = 2e-5 * maps["stage4"]
-    methods.af_dcd.af_dcd.update(imitation=8e-6 * maps["stage4"], contrast=0.16, pool=1)
-    divisors = {"stage1": 8, "stage2": 4, "stage3": 2, "stage4": 1, "head": 16}
-    methods.ofd.ofd.scales = tuple(1e-5 * maps[key] / divisors[key] for key in maps)
-    # A mean in its code as here; a hundredth, since at three tenths it did harm.
-    methods.pixelwise_kl_l2.l2.weight = 0.1
-    return config
+def _set_authors_constants(methods: Any) -> None:
+    """Sets the constants that Af-DCD's authors have for CamVid, and OFD's for a decoder."""
+    # Without pooling: the maps of stage 4 have 4 x 5 cells here.
+    methods.af_dcd.af_dcd.update(alpha=8e-6, contrast=0.16, pool=1)
+    methods.ofd.ofd.divisors = (8.0, 4.0, 2.0, 1.0, 16.0)

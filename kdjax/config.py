@@ -247,9 +247,9 @@ def validate(config: Config) -> None:
                 options=network.options,
                 where=f"config.{side}",
             )
-    _check_terms("config.terms", options.terms)
+    _check_terms("config.terms", options.terms, options.steps)
     for method, terms in options.compare.methods.items():
-        _check_terms(f"config.compare.methods.{method}", terms)
+        _check_terms(f"config.compare.methods.{method}", terms, options.steps)
     taken = optimizers.check_optimizer(options.optimizer)
     for tried, name in (("learning_rates", "learning_rate"), ("weight_decays", "weight_decay")):
         if getattr(options.compare, tried) and name not in taken:
@@ -280,8 +280,12 @@ def _check_keys(where: str, section: Any, kind: type[Section]) -> None:
             _check_keys(f"{where}.{key}", section[key], inner)
 
 
-def _check_terms(where: str, terms: Any) -> None:
+def _check_terms(where: str, terms: Any, steps: int) -> None:
     if not isinstance(terms, Mapping):
         raise WrongValue(where, f"is {terms!r}; it must be a dict of terms by name")
     for name, entry in terms.items():
-        make_loss(f"{where}.{name}", entry)
+        loss = make_loss(f"{where}.{name}", entry)
+        try:
+            loss.check_steps(steps)
+        except ValueError as error:
+            raise WrongValue(f"{where}.{name}", str(error)) from error

@@ -135,25 +135,34 @@ class Margin(NamedTuple):
 class OFD(Loss):
     """A comprehensive overhaul of feature distillation: Heo et al. 2019.
 
-    The teacher's maps before their ReLU are the targets, raised to a margin where they are below
-    it; a student that is below 0, where the target is too, is left alone. The margin, the mean of
-    a channel's negative values, is of all batches so far. Maps behind a ReLU have none below 0.
+    The targets are the teacher's maps before their ReLU, raised to a margin. If the target and the
+    student are both below 0, and the student is not above the target, the loss is 0. The margin is
+    the mean of a channel's negative values in all batches so far; maps after a ReLU have none.
 
     Attributes:
-      scales: of the mean over each map; the authors' 1e-5 on a sum, divided by 8, 4, 2, 1 and 1, at
-        513 x 513 pixels and an output stride of 16.
+      alpha: Weight of the squared distance, summed over the pixels and channels of each map and
+        averaged over images. It is the authors' constant, so that the loss grows with the maps as
+        theirs does.
+      divisors: What each map's part is divided by; the authors' for four stages and ASPP.
     """
 
     student: Names = ("stage1", "stage2", "stage3", "stage4", "head")
     teacher: Names | None = ("stage1", "stage2", "stage3", "stage4", "head")
     adapter: str = "always"
     adapter_norm: bool = True
-    scales: tuple[float, ...] = (5.3, 5.4, 5.6, 22.3, 2.8)
+    alpha: float = 1e-5
+    divisors: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0, 1.0)
 
     def check(self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]) -> None:
-        if not isinstance(student, tuple) or len(student) != len(self.scales):
+        if not isinstance(student, tuple) or len(student) != len(self.divisors):
             raise ValueError(
-                f"reads a map for each of its {len(self.scales)} scales: name as many, in a tuple"
+                f"reads a map for each of its {len(self.divisors)} divisors: name as many, in a "
+                "tuple"
+            )
+        if not 0 <= self.alpha < math.inf or min(self.divisors) <= 0:
+            raise ValueError(
+                "alpha must be zero or positive, and divisors positive; they are "
+                f"{self.alpha} and {self.divisors}"
             )
 
     def init_state(self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]) -> dict[str, Margin]:
@@ -177,15 +186,15 @@ class OFD(Loss):
         self, inputs: Inputs, params: PyTree, state: dict[str, Margin]
     ) -> tuple[Float[Array, ""], Metrics]:
         apart, total = {}, jnp.zeros(())
-        for scale, name, mine, other in zip(
-            self.scales, self.names("teacher"), inputs.student, inputs.teacher, strict=True
+        for divisor, name, mine, other in zip(
+            self.divisors, self.names("teacher"), inputs.student, inputs.teacher, strict=True
         ):
             student = mine.astype(jnp.float32)
             teacher = jax.lax.stop_gradient(other).astype(jnp.float32)
             target = jnp.maximum(teacher, state[name].mean)
             counted = (student > target) | (target > 0)
             apart[name] = jnp.mean(jnp.where(counted, jnp.square(student - target), 0.0))
-            total += scale * apart[name]
+            total += self.alpha * math.prod(other.shape[1:]) / divisor * apart[name]
         return total, apart
 
 
@@ -206,13 +215,14 @@ class Standard(NamedTuple):
 class StandardizedL2(Loss):
     """Squared distance from the teacher's features at a variance of 1: Ranzinger et al. 2024.
 
-    In the first steps it is 0 and looks at the features; what they are standardised by stays from
-    then on. The weight is ours: the values are about 1 whatever the teacher.
+    In the first steps the loss is 0 and collects statistics of the teacher's features. After that,
+    the features are standardized by these statistics. The weight is ours: values are about 1
+    whatever the teacher.
 
     Attributes:
-      standardize: "phi_s" turns all directions and scales them alike; "channel" scales each
-        channel by itself.
-      fitted_over: the steps that are looked at.
+      standardize: "phi_s" rotates the features and scales all directions alike; "channel" scales
+        each channel by itself.
+      fitted_over: The number of steps that collect statistics. A run needs more steps than that.
     """
 
     student: Names = "head"
@@ -226,6 +236,13 @@ class StandardizedL2(Loss):
             raise ValueError(f'standardize must be "phi_s" or "channel", got "{self.standardize}"')
         if self.fitted_over < 1:
             raise ValueError(f"fitted_over must be 1 or more, got {self.fitted_over}")
+
+    def check_steps(self, steps: int) -> None:
+        if steps <= self.fitted_over:
+            raise ValueError(
+                f"is 0 in its first {self.fitted_over} steps (fitted_over), and the run has "
+                f"{steps}; lower fitted_over or raise config.steps"
+            )
 
     def init_state(self, student: Spec, teacher: Spec) -> Standard:
         whole, channels = self.standardize == "phi_s", teacher.channels

@@ -136,7 +136,10 @@ class PFS(Loss):
 class SKDPairwise(Loss):
     """Pair-wise similarities of regions: Liu et al. 2019, the weight of the authors' script.
 
-    A window of 0 is their half of the map.
+    Attributes:
+      window: Rows and columns of a region; 0 is half the map, as in the authors' code.
+      stop_norms: Whether the gradient treats the regions' norms as constants, as the authors' code
+        does. CIRKD's code does not.
     """
 
     student: Names = "head"
@@ -144,10 +147,16 @@ class SKDPairwise(Loss):
     weight: float = 0.5
     adapter: str = "never"
     window: int = 0
+    stop_norms: bool = True
 
     def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
         return jnp.mean(
-            losses.skd_pairwise(inputs.student, inputs.teacher, window=self.window or None)
+            losses.skd_pairwise(
+                inputs.student,
+                inputs.teacher,
+                window=self.window or None,
+                stop_norms=self.stop_norms,
+            )
         )
 
 
@@ -319,9 +328,9 @@ class BPKD(Loss):
 
 
 class JML(loss_class(losses.jml)):
-    """Overlap of classes: Wang et al. 2023, beside a cross-entropy of weight 1."""
+    """Overlap of classes: Wang et al. 2023. The weight belongs to a cross-entropy of weight 1."""
 
-    weight: float = 3.0
+    weight: float = 6.0
     adapter: str = "never"
 
     def check(self, student: Spec, teacher: Spec) -> None:

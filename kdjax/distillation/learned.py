@@ -1,5 +1,6 @@
 """Losses that learn a small network of their own: MGD's generator, and AttnFD's attention."""
 
+import math
 from typing import Literal
 
 import jax
@@ -22,15 +23,22 @@ MASKS = ("pixels", "channels", "centre")
 
 
 class _Generated(Loss):
-    """The teacher's map, made by two 3x3 convolutions from the student's, of which parts are 0.
+    """The teacher's map, made by two 3x3 convolutions from the student's masked map.
 
-    The convolutions are drawn as PyTorch's. They have 18 C^2 weights for the C channels of the
-    teacher, often more than the student.
+    The convolutions are drawn as PyTorch draws them. They have 18 C^2 weights for the C channels of
+    the teacher, often more than the student.
+
+    Attributes:
+      alpha: Weight of the squared distance, summed over pixels and channels and averaged over
+        images. It is the authors' constant, so that the loss grows with the map as theirs does.
+      masked: Share of the student's map that is set to 0.
+      mask: What is masked: random pixels, random channels, or the center of the map.
     """
 
     student: Names = "stage4"
     teacher: Names | None = "stage4"
     adapter_bias: bool = True
+    alpha: float = 2e-5
     masked: float = 0.75
     mask: Literal["pixels", "channels", "centre"] = "pixels"
 
@@ -39,6 +47,8 @@ class _Generated(Loss):
             raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {self.mask!r}")
         if not 0 <= self.masked <= 1:
             raise ValueError(f"masked is a share, 0 to 1, got {self.masked}")
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha must be zero or a positive number, got {self.alpha}")
 
     def init_params(self, key: PRNGKeyArray, student: Spec, teacher: Spec) -> dict[str, Params]:
         first, second = jax.random.split(key)
@@ -69,27 +79,33 @@ class _Generated(Loss):
 class MGD(_Generated):
     """Masked generative distillation: Yang et al. 2022.
 
-    The authors' weight, 2e-5 on a sum over 64 x 64 pixels and 2048 channels. `mask="channels"` is
-    mmrazor's option for classifiers.
+    `alpha` is the authors' weight on a sum. `mask="channels"` is mmrazor's option for classifiers.
     """
 
-    weight: float = 168.0
-
     def __call__(self, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
-        return jnp.mean(losses.l2(self.generate(inputs, params), inputs.teacher))
+        distance = jnp.mean(losses.l2(self.generate(inputs, params), inputs.teacher))
+        return self.alpha * math.prod(inputs.teacher.shape[1:]) * distance
 
 
 class AfDCD(_Generated):
     """Augmentation-free dense contrastive distillation: Fan et al. 2023.
 
-    `imitation` times MGD's loss, and `contrast` times a contrast of what is made with the teacher's
-    features. In patches of `patch` x `patch` positions after max-pooling, the channels in `groups`,
-    each vector of a position and a group is to be nearer to the teacher's own than to those of all
-    other groups in the patch. The authors' numbers on Cityscapes, for 64 x 128 pixels and 2048
-    channels; `mask="centre"` is their other mask.
+    MGD's loss, plus a contrast between the generated map and the teacher's. Both maps are
+    max-pooled, cut into patches of `patch` x `patch` positions, and their channels into `groups`.
+    The vector of a position and group should be nearer to the teacher's own vector than to those of
+    all other groups in the patch. `mask="centre"` is the authors' other mask.
+
+    Attributes:
+      alpha: As in MGD; the authors' constant on Cityscapes.
+      contrast: Weight of the contrast, which is a mean; 16 times the authors' constant on
+        Cityscapes, since they sum over 16 groups.
+      pool: Rows and columns of the max-pooling windows.
+      patch: Positions along a side of a patch.
+      groups: How many groups the teacher's channels are cut into.
+      temperature: Of the contrast.
     """
 
-    imitation: float = 33.6
+    alpha: float = 2e-6
     contrast: float = 0.08
     pool: int = 4
     patch: int = 4
@@ -116,7 +132,8 @@ class AfDCD(_Generated):
             "imitation": jnp.mean(losses.l2(made, inputs.teacher)),
             "contrast": jnp.mean(contrast),
         }
-        return self.imitation * parts["imitation"] + self.contrast * parts["contrast"], parts
+        imitation = self.alpha * math.prod(inputs.teacher.shape[1:]) * parts["imitation"]
+        return imitation + self.contrast * parts["contrast"], parts
 
     def _patches(self, x: Float[Array, "B h w C"]) -> Float[Array, "N B V d"]:
         """The vectors of each patch, group by group within a position."""

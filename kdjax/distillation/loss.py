@@ -143,6 +143,16 @@ class Loss:
           ValueError: saying what is wrong with them, and what would be right.
         """
 
+    def check_steps(self, steps: int) -> None:
+        """Refuses a run that is too short, for losses that are 0 in their first steps.
+
+        Args:
+          steps: Of the whole run.
+
+        Raises:
+          ValueError: Naming what is wrong and what would be right.
+        """
+
     def init_params(self, key: PRNGKeyArray, student: Any, teacher: Any) -> PyTree:
         """What the loss learns beside the adapter; nothing by default.
 

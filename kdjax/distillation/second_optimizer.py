@@ -267,7 +267,7 @@ class MasKD(Loss):
             masks = _masks(tokens, teacher)
             scores = teacher * jnp.sum(masks, -1, keepdims=True)
             values = losses.upsampled_cross_entropy(
-                scores, labels, ignore_label=inputs.ignore_label
+                scores, labels, ignore_label=inputs.ignore_label, align_corners=True
             )
             return losses.valid_mean(values, labels != inputs.ignore_label) + _overlap(masks)
 

@@ -159,7 +159,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "skd": {
         "pixelwise_kl": term("pixelwise_kl"),
-        "pairwise": term("skd_pairwise", window=2, weight=10.0),
+        "pairwise": term("skd_pairwise", window=2, stop_norms=False, weight=10.0),
         "holistic": term("holistic"),
     },
     "ifvd": {

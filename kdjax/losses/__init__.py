@@ -1,23 +1,22 @@
 """Distillation losses for semantic segmentation: pure functions of arrays, on JAX alone.
 
 Arrays are channels-last, `[..., H, W, C]`: logits or features of one image, or of a batch of any
-shape. No function can tell other layouts from that: maps of PyTorch, `[B, C, H, W]`, and tokens,
-`[B, N, C]`, go through as maps of another size and give numbers that look right. Transpose them, or
-reshape tokens to rows and columns, first. What contradicts itself (labels or a kernel of another
-shape, networks of different sizes) and wrong types and options are refused when the function is
-traced.
+shape. The functions cannot detect other layouts: PyTorch's maps `[B, C, H, W]` and tokens
+`[B, N, C]` pass as maps of another size, and the numbers look right. Transpose maps, and reshape
+tokens to rows and columns, before the call. Shapes that contradict each other, wrong types, and
+unknown options raise errors when the function is traced.
 
 Every function returns its terms in float32 before any reduction, and their plain mean is the loss
-of the paper; `valid_mean` leaves out ignored pixels. What is left out may hold anything, NaN too.
+of the paper. `valid_mean` leaves out ignored pixels, which may hold anything, even NaN.
 
-The teacher receives no gradient, in derivatives of any order. All can be differentiated in reverse
-and forward mode, more than once (`jax.grad`, `jax.jvp`, `jax.hessian`).
+The teacher receives no gradient, in derivatives of any order. All losses can be differentiated in
+reverse and forward mode, more than once (`jax.grad`, `jax.jvp`, `jax.hessian`).
 
-The batch may be spread over a mesh, of Auto or Explicit axes, under `jit` or inside `shard_map`.
-Images whose rows are spread over devices are served on Auto axes; on Explicit ones `nfd`, `pfs` and
-`skd_pairwise` are sharding errors. Some look at several images at once, and inside `shard_map` need
-the `axis_name` over which these are spread: `nfd(axes="batch_space")`, `pkd`, `dist_intra`,
-`cirkd_minibatch`, `jml` and `ClassStatistics.update`.
+The batch may be split over a mesh of Auto or Explicit axes, under `jit` or inside `shard_map`. The
+rows of an image may be split over Auto axes; over Explicit axes, `nfd`, `pfs`, and `skd_pairwise`
+raise sharding errors. Some losses read several images at once. Inside `shard_map`, they need the
+`axis_name` over which the images are split: `nfd(axes="batch_space")`, `pkd`, `dist_intra`,
+`cirkd_minibatch`, `jml`, and `ClassStatistics.update`.
 """
 
 from kdjax.losses._arrays import resize, resize_labels, sampling_weights

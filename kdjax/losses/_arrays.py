@@ -1,4 +1,4 @@
-"""What the losses share: checks at trace time, float32 arrays, maps and labels of one size."""
+"""Helpers of the losses: checks at trace time, float32 products, resizing, and pooling."""
 
 import functools
 import math
@@ -12,8 +12,8 @@ from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-# A float32 product in full. Accelerators round the operands to bfloat16 or TF32 unless told
-# otherwise, and the losses below take small differences of such products.
+# A product in full float32. By default, accelerators round the operands to bfloat16 or TF32, but
+# the losses take small differences of such products.
 einsum = functools.partial(
     jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
 )
@@ -22,7 +22,7 @@ einsum = functools.partial(
 def is_class(
     labels: Int[Array, "*shape"], classes: int, ignore_label: int
 ) -> Bool[Array, "*shape classes"]:
-    """Marks the class of every label; nothing is marked where the label is ignored."""
+    """Returns the one-hot mask of every label, all False if the label is ignored or no class."""
     # int32 first: an ignore label of -1 would wrap around in uint8.
     labels = labels.astype(jnp.int32)[..., None]
     return (labels == jnp.arange(classes)) & (labels != ignore_label)
@@ -31,9 +31,9 @@ def is_class(
 def rows(
     table: Float[Array, "rows columns"], index: Int[Array, "*shape"]
 ) -> Float[Array, "*shape columns"]:
-    """The row of every index, on the device of the index; the nearest where there is none."""
+    """Returns the row of every index, on the device of the index; indices are clipped."""
     sharding = jax.typeof(index).sharding
-    if AxisType.Explicit in sharding.mesh.axis_types:  # JAX does not say it by itself
+    if AxisType.Explicit in sharding.mesh.axis_types:  # JAX does not infer the sharding
         spread = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, None))
     else:
         spread = None
@@ -41,7 +41,7 @@ def rows(
 
 
 def everywhere(array: Array, axis: int) -> Array:
-    """Puts the whole of an axis on every device; on Auto axes, the compiler does where needed."""
+    """Replicates an axis on every device. On Auto axes, the compiler does so if needed."""
     sharding = jax.typeof(array).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return array
@@ -50,14 +50,14 @@ def everywhere(array: Array, axis: int) -> Array:
 
 
 def sum_over_first(function: Callable[..., Array], arrays: Any) -> Array:
-    """Sums `function` over the entries of the arrays' first axis, of which one exists at a time.
+    """Sums `function` over the entries of the arrays' first axis, one entry at a time.
 
-    What an entry needs is computed once more in the backward pass.
+    The backward pass computes each entry again, so that memory holds the values of one entry.
     """
     function = jax.checkpoint(function, prevent_cse=False)
     one = jax.eval_shape(function, jax.tree.map(lambda array: array[0], arrays))
-    # Zeros of that very type: on a mesh with Explicit axes, or in shard_map, it says how the sum
-    # is spread over devices, and a loop must not change it.
+    # Zeros of exactly this type: on a mesh with Explicit axes, or in shard_map, the type includes
+    # the sharding, and a loop must not change it.
     total, _ = jax.lax.scan(
         lambda total, entry: (total + function(entry), None), jnp.zeros_like(one), arrays
     )
@@ -67,7 +67,7 @@ def sum_over_first(function: Callable[..., Array], arrays: Any) -> Array:
 def length(
     array: Float[Array, "*shape"], axis: int | tuple[int, ...] = -1
 ) -> Float[Array, "*shape"]:
-    """Euclidean length over an axis, which stays; 1 where there is none, for a direction of 0."""
+    """Returns the Euclidean length and keeps the axis; 1 for zero vectors, which stay zero."""
     square = jnp.sum(jnp.square(array), axis, keepdims=True)
     return jnp.sqrt(jnp.where(square > 1e-16, square, 1.0))
 
@@ -75,7 +75,7 @@ def length(
 def by_group(
     array: Float[Array, "*batch B H W C"], group: int, axis_name: Any = None
 ) -> Float[Array, "*batch G N H W C"]:
-    """Splits a batch into groups of so many consecutive images, `[..., B / group, group, ...]`."""
+    """Splits a batch into groups of consecutive images, `[..., B / group, group, H, W, C]`."""
     if axis_name is not None:
         raise ValueError("group and axis_name exclude each other: groups stay on their device")
     *batch, height, width, channels = array.shape
@@ -85,7 +85,7 @@ def by_group(
 
 
 def shape_of(array: jax.Array) -> str:
-    """Writes a shape the way the documentation does, `[2, 64, 128, 19]`."""
+    """Returns a shape as the documentation writes it, `[2, 64, 128, 19]`."""
     return str(list(array.shape))
 
 
@@ -140,7 +140,7 @@ def check_labels(labels: jax.Array, array: jax.Array, owner: str) -> None:
 
 
 def check_label_dtype(labels: jax.Array) -> None:
-    """Requires integers."""
+    """Requires integer labels."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
             f"labels must be integer class indices, got {labels.dtype} {shape_of(labels)}"
@@ -154,13 +154,13 @@ def check_option(name: str, value: str, valid: Sequence[str]) -> None:
 
 
 def check_positive(name: str, value: float | jax.Array) -> None:
-    """Requires a finite number above zero; a traced value (a schedule) cannot be looked at."""
+    """Requires a finite number above zero. Traced values, as of a schedule, are not checked."""
     if not isinstance(value, Tracer) and not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def check_not_negative(name: str, value: float | jax.Array) -> None:
-    """Requires a finite number that is zero or above; a traced value cannot be looked at."""
+    """Requires a finite number that is zero or above. Traced values are not checked."""
     if not isinstance(value, Tracer) and not 0 <= value < math.inf:
         raise ValueError(f"{name} must be zero or a positive number, got {value}")
 
@@ -168,18 +168,17 @@ def check_not_negative(name: str, value: float | jax.Array) -> None:
 def resize(
     x: Float[Array, "*batch H W C"], size: tuple[int, ...], *, align_corners: bool = False
 ) -> Float[Array, "*batch h w C"]:
-    """Resizes a map bilinearly without antialiasing, as PyTorch.
+    """Resizes a map bilinearly without antialiasing, as PyTorch's `interpolate`.
 
     Args:
-      x: the map.
-      size: height and width of the result.
-      align_corners: put the centres of the corner pixels on each other, else the corners of the
-        images.
+      x: The map.
+      size: Height and width of the result.
+      align_corners: True aligns the centers of the corner pixels, False the edges of the maps.
     """
     *batch, height, width, channels = x.shape
     if (height, width) == tuple(size):
         return x
-    # A pooled image: nothing to interpolate, and TensorFlow Lite gets the general way wrong for it.
+    # A pooled image needs no interpolation, and TensorFlow Lite computes the general case wrongly.
     if (height, width) == (1, 1):
         return jnp.broadcast_to(x, (*batch, *size, channels))
     if align_corners:
@@ -195,8 +194,8 @@ def resize(
 def resizing_weights(
     size: int, new_size: int, *, align_corners: bool
 ) -> Float[Array, "new_size size"]:
-    """The matrix of one axis' linear interpolation from `size` places to `new_size`."""
-    # Positions are counted in integers, in units of 1 / step: float32 would lose the fraction.
+    """Returns the matrix that interpolates one axis linearly from `size` to `new_size` places."""
+    # Positions are integers in units of 1 / step, because float32 would lose the fraction.
     if align_corners:
         step = max(new_size - 1, 1)
         position = jnp.arange(new_size) * (size - 1)
@@ -211,24 +210,23 @@ def resizing_weights(
 def sampling_weights(
     centres: Float[Array, " places"], size: Int[Array, ""], length: int
 ) -> Float[Array, "places length"]:
-    """The matrix of linear interpolation between the cells of an axis, where its size is traced.
+    """Returns the matrix that samples an axis linearly, for a size that is traced.
 
     Args:
-      centres: where to sample, in cells from the axis' beginning, so that the first cell's centre
-        is at 0.5. Beyond the outermost centres the edge is repeated.
-      size: how many of the cells hold something.
-      length: of the axis, with what is padded.
+      centres: Where to sample, in cells from the start of the axis; the first cell's center is at
+        0.5. Positions beyond the outermost centers take the value of the edge.
+      size: How many of the cells hold data.
+      length: Of the axis, with padding.
     """
     places = jnp.clip(centres - 0.5, 0, jnp.maximum(size - 1, 0))
     return jnp.maximum(1 - jnp.abs(places[:, None] - jnp.arange(length)), 0)
 
 
 def resize_labels(labels: Int[Array, "*batch H W"], size: tuple[int, ...]) -> Any:
-    """Takes the label under the centre of each cell of a map of `size`: [..., h, w].
+    """Returns the label under the center of each cell of a map of `size`, `[..., h, w]`.
 
-    The centres are those of bilinear resizing without aligned corners, so that a cell's label is
-    the one that its scores are compared with once they are upsampled. (PyTorch's "nearest" takes
-    the cell's upper left pixel instead.)
+    The centers are those of bilinear resizing without aligned corners. PyTorch's "nearest" takes
+    the upper left pixel of the cell instead.
     """
     rows, columns = (
         (2 * np.arange(new) + 1) * old // (2 * new)
@@ -240,13 +238,13 @@ def resize_labels(labels: Int[Array, "*batch H W"], size: tuple[int, ...]) -> An
 def max_pool(
     features: Float[Array, "*batch H W C"], rows: int, columns: int
 ) -> Float[Array, "*batch h w C"]:
-    """Maximum over windows that do not overlap; those at the far edges may be cut off."""
+    """Returns the maximum over disjoint windows. Those at the far edges may be cut off."""
     *batch, height, width, channels = features.shape
     down, across = -(-height // rows), -(-width // columns)
     padding = [(0, down * rows - height), (0, across * columns - width), (0, 0)]
     features = jnp.pad(features, [(0, 0)] * len(batch) + padding, constant_values=-jnp.inf)
-    # One axis after the other: a reshape of both at once is refused where the batch is spread over
-    # a mesh with Explicit axes.
+    # One axis after the other: JAX refuses a reshape of both at once if the batch is split over a
+    # mesh with Explicit axes.
     windows = features.reshape(*batch, down, rows, across * columns, channels)
     windows = windows.reshape(*batch, down, rows, across, columns, channels)
     return jnp.max(windows, axis=(-4, -2))

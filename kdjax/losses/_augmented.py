@@ -1,8 +1,9 @@
 """Losses under infinitely many augmentations of the student's features.
 
-Every feature vector is moved by Gaussian noise with the covariance of its class, and the expected
-loss is replaced by an upper bound that can be written down (ISDA for the labels, FAKD for a
-teacher). All bounds rest on two facts, `E exp(u.z) = exp(u' Sigma u / 2)` and `E log <= log E`.
+Every feature vector is augmented by Gaussian noise with the covariance of its class. The expected
+loss has an upper bound in closed form, which these functions return: ISDA's with the labels, and
+FAKD's with a teacher. All bounds follow from `E exp(u.z) = exp(u' Sigma u / 2)` and
+`E log <= log E`.
 """
 
 from typing import Literal
@@ -50,17 +51,17 @@ def fakd_kl(
         F(v) = t^2 (KL(p || softmax(s / t)) + log sum_j exp(s_j / t + d_j) - log sum_j exp(s_j / t))
         d_j = strength / (2 t^2) (w_j - v)' Sigma_y (w_j - v)
 
-    where `w_j` is the kernel's column of class `j`. The options are choices of `v`:
+    where `w_j` is the kernel's column of class `j`. The options choose `v`:
 
-    - `"soft"`: `sum_c p_c w_c`, the teacher's mean column;
-    - `"pairwise"`: no single one, but `sum_c p_c F(w_c)`: ISDA's argument for each class in turn.
-      Never below `"soft"`, and the only one that costs P C^2 with a diagonal covariance;
-    - `"label"`: `w_y`, the augmented scores of ISDA;
-    - `"student"`: `sum_c q_c w_c` with the student's own `q = softmax(s / t)` held constant: one
-      step towards the tightest `v`;
+    - `"soft"`: `sum_c p_c w_c`, the teacher's mean column.
+    - `"pairwise"`: `sum_c p_c F(w_c)` in place of one `v`, which is ISDA's argument for each class.
+      It is never below `"soft"`, and the only option that costs P C^2 with a diagonal covariance.
+    - `"label"`: `w_y`, as in the augmented scores of ISDA.
+    - `"student"`: `sum_c q_c w_c` with the student's `q = softmax(s / t)` as a constant, which is
+      one step towards the tightest bound.
     - `"none"`: 0.
 
-    All of them equal the plain loss at strength 0, are never below it, and grow with the strength.
+    All options equal the plain loss at strength 0, are never below it, and grow with the strength.
 
     Args:
       student_features: Input `[..., H, W, A]` of the student's last 1x1 convolution.
@@ -70,14 +71,14 @@ def fakd_kl(
       labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
       covariance: Of the student's features in each class, `[C, A]` (diagonal) or `[C, A, A]`, as
         in `ClassStatistics.covariance`; it receives no gradient. A full one costs P C^3.
-      strength: Scale of the augmentation; usually grows linearly from 0 over the training.
-      temperature: Softens both distributions. A setting: it receives no gradient.
-      bound: Which bound.
+      strength: Scale of the augmentation, which usually grows linearly from 0 over the training.
+      temperature: Softens both distributions. It receives no gradient.
+      bound: The choice of `v`.
       ignore_label: The label of pixels that do not count.
 
     Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`. `valid_mean` over the other
-      pixels is the loss; the plain mean is the same where nothing is ignored.
+      float32 `[..., H, W]`, 0 if the label is `ignore_label`. `valid_mean` over the other pixels is
+      the loss; the plain mean is the same if no pixel is ignored.
 
     Raises:
       TypeError: If a map is not floating point or the labels are not integers.
@@ -87,10 +88,10 @@ def fakd_kl(
     Source:
       Yuan et al., "FAKD: Feature augmented knowledge distillation for semantic segmentation"
       (2022). The abstract asks for an upper bound of the expected loss over infinitely many
-      augmentations; `"pairwise"` is most likely the paper's, the others are ours, all derived in
-      docs/methods. No code was published. Putting the augmented scores `s / t + d` straight into
-      the divergence is not a bound: it takes `sum_c p_c d_c` off `F`, as if noise raised the
-      teacher's classes, where it averages to nothing; it can fall below the plain loss.
+      augmentations. `"pairwise"` is most likely the paper's bound, and the others are ours;
+      docs/methods/fakd.md derives all. No code was published. The divergence of the augmented
+      scores `s / t + d` is not a bound: it is `F` minus `sum_c p_c d_c`, and can be below the plain
+      loss.
     """
     member = _check_distillation(
         student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
@@ -98,7 +99,7 @@ def fakd_kl(
     check_not_negative("strength", strength)
     check_positive("temperature", temperature)
     check_option("bound", bound, ("soft", "pairwise", "label", "student", "none"))
-    # Selected before anything is computed: what is not finite there would reach the gradient.
+    # Replaced before anything is computed: NaN at an ignored pixel would reach the gradient.
     valid = labels.astype(jnp.int32) != ignore_label
     student_features, teacher = (
         jnp.where(valid[..., None], array, 0)
@@ -108,7 +109,7 @@ def fakd_kl(
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
     kernel = kernel.astype(jnp.float32)
     if bound != "none":
-        # The distances do not see a shift of all columns; without it their squares are smallest.
+        # Only differences of columns count. Centered columns have the smallest squares.
         kernel -= jnp.mean(kernel, axis=-1, keepdims=True)
     temperature = jax.lax.stop_gradient(temperature)
     scores, target = scores / temperature, jax.nn.softmax(teacher / temperature)
@@ -159,21 +160,22 @@ def fakd_cwd(
     """Feature-augmented distillation: a bound on channel-wise distillation.
 
     `cwd` of the scores, plus `t^2 (log sum_i exp(s_ci / t + d_ci) - log sum_i exp(s_ci / t))` over
-    the pixels `i`, with `d_ci = strength / (2 t^2) w_c' Sigma_y w_c` for a pixel of class `y`: an
-    upper bound of the expected `cwd` under augmented features, however the pixels' noise depends
-    on one another. Pixels of a class that varies much weigh more in the student's normalizer.
+    the pixels `i`, with `d_ci = strength / (2 t^2) w_c' Sigma_y w_c` for a pixel of class `y`. This
+    is an upper bound of the expected `cwd` under augmented features, for any dependence between the
+    noise of the pixels. Pixels of a class with a large variance weigh more in the student's
+    normalizer.
 
     Args:
       student_features: As in `fakd_kl`.
       kernel: As in `fakd_kl`.
-      bias: As in `fakd_kl`; adding it changes nothing here.
+      bias: As in `fakd_kl`; it does not change the loss.
       teacher_logits: As in `fakd_kl`.
       labels: As in `fakd_kl`.
       covariance: As in `fakd_kl`.
       strength: As in `fakd_kl`.
       temperature: As in `cwd`.
-      ignore_label: The label of pixels that are not augmented. They do take part in the maps, as
-        in `cwd`.
+      ignore_label: The label of pixels that are not augmented. They still take part in the maps,
+        as in `cwd`.
 
     Returns:
       float32 `[..., C]`; the plain mean is the loss.
@@ -183,7 +185,7 @@ def fakd_cwd(
       ValueError: If shapes do not fit, the strength is negative or the temperature not positive.
 
     Source:
-      Yuan et al. (2022), see `fakd_kl`: that FAKD plugs into other losses is in the abstract,
+      Yuan et al. (2022), see `fakd_kl`. The abstract says that FAKD combines with other losses;
       this bound is ours.
     """
     member = _check_distillation(
@@ -213,11 +215,11 @@ def isda_logits(
     strength: float | Array,
     ignore_label: int = 255,
 ) -> Float[Array, "*batch H W C"]:
-    """Scores whose cross-entropy bounds the expected one under augmented features.
+    """Scores whose cross-entropy bounds the expected cross-entropy under augmented features.
 
     `s_j + strength / 2 (w_j - w_y)' Sigma_y (w_j - w_y)` with `s = features kernel + bias` and `y`
-    the pixel's label; plain scores where the label is `ignore_label`. They are for cross-entropy
-    with the labels and for nothing else; ISDA resizes them to the labels' size first:
+    the pixel's label; plain scores if the label is `ignore_label`. Use them only for cross-entropy
+    with the labels. ISDA resizes them to the labels' size first:
     `upsampled_cross_entropy(isda_logits(...), labels, align_corners=True)`.
 
     Args:
@@ -225,10 +227,10 @@ def isda_logits(
       kernel: Its kernel `[A, C]`.
       bias: Its bias `[C]`, or None.
       labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
-      covariance: Of the features in each class, `[C, A]` (diagonal) or `[C, A, A]`; it receives
-        no gradient, scores and kernel do.
-      strength: Scale of the augmentation; ISDA lets it grow linearly from 0 to 7.5 in
-        segmentation.
+      covariance: Of the features in each class, `[C, A]` (diagonal) or `[C, A, A]`. It receives no
+        gradient; features and kernel do.
+      strength: Scale of the augmentation. In segmentation, ISDA increases it linearly from 0 to
+        7.5.
       ignore_label: The label of pixels that are not augmented.
 
     Returns:
@@ -265,8 +267,8 @@ def isda_cross_entropy(
 ) -> Float[Array, "*batch H W"]:
     """Implicit semantic data augmentation: `cross_entropy` of `isda_logits`.
 
-    An upper bound of the expected cross-entropy when every feature vector is moved by
-    `N(0, strength Sigma_y)`; the plain cross-entropy at strength 0.
+    An upper bound of the expected cross-entropy if every feature vector is augmented by noise of
+    `N(0, strength Sigma_y)`. At strength 0, it is the plain cross-entropy.
 
     Args:
       features: As in `isda_logits`.
@@ -278,7 +280,7 @@ def isda_cross_entropy(
       ignore_label: The label of pixels that do not count.
 
     Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
+      float32 `[..., H, W]`, 0 if the label is `ignore_label`; see `cross_entropy`.
 
     Raises:
       TypeError: If the features are not floating point or the labels not integers.
@@ -286,7 +288,7 @@ def isda_cross_entropy(
     """
     check_map("features", features)
     check_labels(labels, features, "features")
-    # Selected before anything is computed: what is not finite there would reach the gradient.
+    # Replaced before anything is computed: NaN at an ignored pixel would reach the gradient.
     valid = labels.astype(jnp.int32) != ignore_label
     features = jnp.where(valid[..., None], features, 0)
     logits = isda_logits(
@@ -296,7 +298,7 @@ def isda_cross_entropy(
 
 
 def _check_distillation(features, kernel, bias, teacher_logits, labels, covariance, ignore_label):
-    """Checks the arguments; returns the class of each pixel, marked."""
+    """Checks the arguments. Returns the one-hot class of each pixel."""
     check_map("student_features", features)
     check_map("teacher_logits", teacher_logits)
     member = _check_head(features, kernel, bias, labels, covariance, ignore_label)
@@ -311,7 +313,7 @@ def _check_distillation(features, kernel, bias, teacher_logits, labels, covarian
 
 
 def _check_head(features, kernel, bias, labels, covariance, ignore_label):
-    """Checks the student's side; returns the class of each pixel, marked."""
+    """Checks the student's arguments. Returns the one-hot class of each pixel."""
     channels = features.shape[-1]
     if kernel.ndim != 2 or kernel.shape[0] != channels:
         raise ValueError(

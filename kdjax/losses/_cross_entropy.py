@@ -1,6 +1,5 @@
-"""Cross-entropy with the labels, at the size of the logits or of the labels; and overlap."""
+"""Losses between scores and labels: cross-entropy, at either size, and the Jaccard metric loss."""
 
-import functools
 from typing import Literal
 
 import jax
@@ -30,8 +29,8 @@ def cross_entropy(
 ) -> Float[Array, "*batch H W"]:
     """Cross-entropy of every pixel with its label.
 
-    `-log softmax(logits)[label]`, and 0 where the label is `ignore_label`. A label that is neither
-    a class nor `ignore_label` gives NaN: a wrong label map must not train in silence.
+    `-log softmax(logits)[label]`, and 0 if the label is `ignore_label`. A label that is neither a
+    class nor `ignore_label` gives NaN, so that a wrong label map does not go unnoticed.
 
     Args:
       logits: Scores `[..., H, W, C]`, any floating type.
@@ -39,9 +38,9 @@ def cross_entropy(
       ignore_label: The label of pixels that do not count.
 
     Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
-      `valid_mean(values, labels != ignore_label)` is the mean that PyTorch takes; the plain mean
-      also divides by the ignored pixels, as mmsegmentation does unless told otherwise.
+      float32 `[..., H, W]`, 0 if the label is `ignore_label`, whatever the scores are.
+      `valid_mean(values, labels != ignore_label)` is the mean that PyTorch takes. The plain mean
+      also divides by the ignored pixels, as mmsegmentation does by default.
 
     Raises:
       TypeError: If the logits are not floating point or the labels not integers.
@@ -59,8 +58,8 @@ def cross_entropy(
     labels = labels.astype(jnp.int32)
     valid = labels != ignore_label
     known = (labels >= 0) & (labels < logits.shape[-1])
-    # Selected before anything is computed: what is not finite there would reach the gradient.
-    values, _ = _cross_entropy(jnp.where(valid[..., None], logits, 0), labels)
+    # Replaced before anything is computed: NaN at an ignored pixel would reach the gradient.
+    values, *_ = _cross_entropy(jnp.where(valid[..., None], logits, 0), labels)
     return jnp.where(valid, jnp.where(known, values, jnp.nan), 0.0)
 
 
@@ -73,23 +72,21 @@ def upsampled_cross_entropy(
 ) -> Float[Array, "*batch H W"]:
     """Cross-entropy at the size of the labels, without logits of that size in memory.
 
-    Equal, in value and gradient, to bilinear resizing of the logits to the labels' size followed
-    by `cross_entropy`. A score that is not finite reaches those pixels alone that see its cell; a
-    class at -inf is one that all but cannot be. The two are done together on a band of rows at a
-    time, and once more in the backward pass, so that only one band of resized logits exists at any
-    moment.
+    Value and gradient equal bilinear resizing of the logits to the labels' size followed by
+    `cross_entropy`. Both steps process one band of rows at a time, and the backward pass repeats
+    them, so that memory holds the resized logits of one band. A score that is not finite affects
+    only the pixels that are interpolated from its cell. A score of -inf counts as -1e30.
 
     Args:
       logits: Scores `[..., h, w, C]`, any floating type.
       labels: Class indices `[..., H, W]`, any integer type.
       ignore_label: The label of pixels that do not count.
-      align_corners: Which bilinear resizing, in the sense of PyTorch's `interpolate`. False
-        aligns the images' edges (mmsegmentation, CIRKD), True the centres of their corner
-        pixels (the first public PSPNet code, SKD, TorchDistiller, ISDA). Neither smooths when
-        the labels are the smaller of the two.
+      align_corners: As in PyTorch's `interpolate`. False aligns the edges of the two maps
+        (mmsegmentation). True aligns the centers of their corner pixels (the first public PSPNet
+        code, SKD, TorchDistiller, CIRKD, ISDA). Neither smooths if the labels are the smaller map.
 
     Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`; see `cross_entropy`.
+      float32 `[..., H, W]`, 0 if the label is `ignore_label`; see `cross_entropy`.
 
     Raises:
       TypeError: If the logits are not floating point or the labels not integers.
@@ -106,8 +103,8 @@ def upsampled_cross_entropy(
     to_width = resizing_weights(logits.shape[-2], width, align_corners=align_corners)
     to_height = resizing_weights(logits.shape[-3], height, align_corners=align_corners)
 
-    # Band k takes the rows k, k + bands, k + 2 bands, ...: where the rows of an image are spread
-    # over devices, every device then has its share of every band.
+    # Band k takes the rows k, k + bands, k + 2 bands, ..., so that every device has its share of
+    # every band if the rows of an image are split over devices.
     rows = max(_BAND_ROWS, -(-height // _MAX_BANDS))
     bands = -(-height // rows)
     missing = rows * bands - height
@@ -118,15 +115,15 @@ def upsampled_cross_entropy(
         constant_values=ignore_label,
     ).reshape(*batch, rows, bands, width)
 
-    # Inside a band, width and height come first: so a matrix product writes them, and the
-    # resized logits need not be transposed.
+    # Inside a band, width and height come first, in the order in which the matrix products write
+    # them, so that the resized logits need no transpose.
     to_height = jnp.moveaxis(to_height, 1, 0)
     labels = jnp.moveaxis(labels, (-2, -1, -3), (0, 1, 2))
     logits = jnp.moveaxis(logits, (-3, -2), (0, 1)).astype(jnp.float32)
 
-    # A matrix product takes what is not finite everywhere, as 0 times inf is NaN. So a class that
-    # cannot be (-inf) is resized as one that all but cannot, and a cell with another score that is
-    # not finite as zeros, and marked: it is to reach those pixels alone that see it.
+    # 0 times inf is NaN, so that a matrix product would spread a score that is not finite over the
+    # whole row. Scores of -inf are therefore clipped. Cells with +inf or NaN are set to 0 and
+    # marked, and the mark is resized like the scores.
     spoiled = jnp.any(~(logits < jnp.inf), axis=-1)
     logits = jnp.where(spoiled[..., None], 0.0, jnp.maximum(logits, _ALL_BUT_IMPOSSIBLE))
     spoiled = spoiled.astype(jnp.float32)
@@ -139,7 +136,7 @@ def upsampled_cross_entropy(
         mark = jnp.where(resize(spoiled) > 0, jnp.nan, 0.0)
         return cross_entropy(resize(logits) + mark[..., None], labels, ignore_label=ignore_label)
 
-    # prevent_cse: inside a loop nothing can undo the recomputation.
+    # prevent_cse=False is safe, because the compiler cannot merge computations across a loop.
     band = jax.checkpoint(band, prevent_cse=False)
     values = jax.lax.map(lambda xs: band(*xs), (to_height, labels))
     values = jnp.moveaxis(values, (0, 1, 2), (-2, -1, -3))
@@ -147,10 +144,10 @@ def upsampled_cross_entropy(
 
 
 def valid_mean(values: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> Float[Array, ""]:
-    """Mean over the valid entries, 0 if there is none.
+    """Mean over the valid entries, or 0 if there is none.
 
-    `sum(values where valid) / max(count of valid, 1)` in float32. What stands at an invalid entry
-    does not matter, not even NaN.
+    `sum(values where valid) / max(count of valid, 1)` in float32. Invalid entries may hold
+    anything, even NaN.
 
     Args:
       values: Terms of a loss, any shape.
@@ -184,18 +181,19 @@ def jml(
 ) -> Float[Array, "*groups C"]:
     """Jaccard metric loss: 1 minus the overlap of two soft masks, for every class.
 
-    `|q - p| / ((|q| + |p| + |q - p|) / 2 + smooth)`, 0 to 1, with `|.|` the mean over the pixels of
-    all images of what is not negative, `q` the student's softmax of a class and `p` its target.
-    Unlike products of probabilities it is 0 where both are equal.
+    `|q - p| / ((|q| + |p| + |q - p|) / 2 + smooth)`, 0 to 1. `|.|` is the mean absolute value over
+    the pixels of all images, `q` the student's softmax of a class, and `p` its target. Unlike
+    losses of products of probabilities, it is 0 if both are equal.
 
     Args:
       student: Logits `[..., H, W, C]`, any floating type.
       teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. Pixels without a class do not count.
-      target: `"teacher"` for its softmax, or `"labels"`: then the classes of the batch alone count.
-      smooth: Keeps a class finite that is nowhere; a share of the pixels.
-      group: How many consecutive images are taken together; 0 for all.
-      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread.
+      labels: Class indices `[..., H, W]`. Pixels whose label is no class do not count.
+      target: `"teacher"` for the teacher's softmax, or `"labels"`. With labels, only classes that
+        occur in the batch count.
+      smooth: Keeps a class that occurs nowhere finite; a share of the pixels.
+      group: The number of consecutive images that are taken together; 0 for all.
+      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are split.
       ignore_label: The label of pixels that do not count.
 
     Returns:
@@ -208,9 +206,9 @@ def jml(
 
     Source:
       Wang et al., "Jaccard metric losses: optimizing the Jaccard index with soft labels" (NeurIPS
-      2023), the authors' code, at the size of the labels. It adds 1 pixel where this adds `smooth`,
-      which is 1 pixel of 8 crops of 512 x 512. Of 0.25 cross-entropy and 0.75 overlap, each is half
-      with the labels and half with the teacher: weight 3 for both targets beside cross-entropy.
+      2023), the authors' code, at the size of the labels. Their code adds 1 pixel where this adds
+      `smooth`, which is 1 pixel of 8 crops of 512 x 512. Relative to a cross-entropy of weight 1 on
+      the main head, their weights are 6 for each of the two targets.
     """
     check_same_shape(student, teacher)
     check_labels(labels, student, "logits")
@@ -220,7 +218,7 @@ def jml(
     valid = jnp.any(chosen, -1, keepdims=True)
 
     def shares(logits):
-        # Selected before and after: what is not finite there would reach the gradient.
+        # Replaced before and after: NaN at an ignored pixel would reach the gradient.
         logits = jnp.where(valid, logits, 0).astype(jnp.float32)
         return jnp.where(valid, jax.nn.softmax(logits), 0.0)
 
@@ -243,46 +241,52 @@ def jml(
     return jnp.where(size > 0, values, 0.0) / share
 
 
-# Bands of at least this many rows, so that small images are not cut into slivers,
+# The smallest number of rows in a band, so that small images are not cut into slivers.
 _BAND_ROWS = 16
-# and at most this many, which sets the share of the resized logits that exists at a time.
+# The largest number of bands, which sets the share of the resized logits that memory holds.
 _MAX_BANDS = 32
 
-# The smallest weights of an interpolation leave of it what no finite score comes near.
+# Even times the smallest interpolation weight, this is far below any finite score.
 _ALL_BUT_IMPOSSIBLE = -1e30
 
 
-# The rule of differentiation is written out, so that the pass back reads the logits as they came
-# and one number per pixel; automatic differentiation would keep a float32 copy of their
-# exponentials.
+# The derivative is written by hand, so that the backward pass reads the logits and two numbers per
+# pixel. Automatic differentiation would keep a float32 copy of the exponentials.
 
 
 @jax.custom_jvp
 def _cross_entropy(logits, labels):
-    """The cross-entropy, and the logarithm of the softmax's denominator, which keeps its axis."""
+    """Returns the cross-entropy, and the two parts of the softmax's log-denominator.
+
+    The two parts, the largest logit and the rest, keep the class axis. Their sum would lose digits
+    if all logits share a large offset.
+    """
     largest = jnp.max(logits, axis=-1, keepdims=True).astype(jnp.float32)
     shifted = logits.astype(jnp.float32) - largest
     log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
     chosen = jnp.sum(shifted, axis=-1, where=_at_label(logits, labels))
-    return log_sum - chosen, largest + log_sum[..., None]
+    return log_sum - chosen, largest, log_sum[..., None]
 
 
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(primals, tangents):
     logits, labels = primals
-    _, normalizer = out = _cross_entropy(logits, labels)
+    _, largest, log_sum = out = _cross_entropy(logits, labels)
 
-    # Linear in `change`; the checkpoint keeps the probabilities from being stored.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def push(logits, normalizer, change):
-        probability = jnp.exp(logits.astype(jnp.float32) - normalizer)
+    # Linear in `change`. The checkpoint avoids storing the probabilities for the backward pass. It
+    # also keeps the compiler from storing `logits - largest`, which the forward pass computes too.
+    @jax.checkpoint
+    def push(logits, largest, log_sum, change):
+        probability = jnp.exp(logits.astype(jnp.float32) - largest - log_sum)
         change = change.astype(jnp.float32)
         return (
             jnp.sum((probability - _at_label(logits, labels)) * change, axis=-1),
             jnp.sum(probability * change, axis=-1, keepdims=True),
         )
 
-    return out, push(logits, normalizer, tangents[0])
+    # The largest logit counts as a constant: a shift of it does not change the softmax.
+    moved, moved_sum = push(logits, largest, log_sum, tangents[0])
+    return out, (moved, jnp.zeros_like(largest), moved_sum)
 
 
 def _at_label(logits, labels):

@@ -1,4 +1,4 @@
-"""Imitation of the teacher's features, value by value, or of where they respond."""
+"""Losses that compare features value by value, or the places where they are large."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def l2(
 ) -> Float[Array, "*batch H W"]:
     """Plain squared distance of features: `mean_c (student_c - teacher_c)^2` at every pixel.
 
-    The scale of the teacher's features is that of the loss: a weight that suits one teacher is
-    another for the next. `nfd` and `pkd` take the scale out first.
+    The loss grows with the square of the teacher's scale, so that a weight that suits one teacher
+    may not suit another. `nfd` and `pkd` remove the scale first.
 
     Args:
-      student: Features `[..., H, W, C]`, any floating type; after a 1x1 convolution, which the
-        authors learn also where the networks' channels agree.
+      student: Features `[..., H, W, C]`, any floating type, after a 1x1 convolution. The authors
+        learn one even if the networks' channels agree.
       teacher: Features of the same shape; they receive no gradient.
 
     Returns:
@@ -41,9 +41,9 @@ def l2(
 
     Source:
       Romero et al., "FitNets: hints for thin deep nets" (ICLR 2015), as CIRKD runs it on the map
-      before the classifier: the mean over all values, beside per-pixel KL of weight 1. Its weight
-      is 10; version 2 has 1 on Cityscapes and ADE20K and 10 on VOC and COCO-Stuff. Ignored pixels
-      take part.
+      before the classifier: the mean over all values, with per-pixel KL of weight 1. CIRKD's
+      weight is 10. Its second version has 1 on Cityscapes and ADE20K, and 10 on VOC and COCO-Stuff.
+      Ignored pixels take part.
     """
     check_same_shape(student, teacher)
     student, teacher = (
@@ -61,45 +61,43 @@ def nfd(
     group: int = 0,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "*batch C"]:
-    """Normalized feature distillation: squared distance of features freed from their scale.
+    """Normalized feature distillation: squared distance of features after normalization.
 
-    `mean_i (N(student) - N(teacher))^2` over the pixels `i`, with `N(f) = (f - m) / sqrt(v + eps)`
-    and `m`, `v` the mean and the (biased) variance over
+    `mean_i (N(student) - N(teacher))^2` over the pixels `i`, with `N(f) = (f - m) / sqrt(v + eps)`.
+    `m` and `v` are the mean and the (biased) variance over
 
     - `"space"`: the pixels, for each image and channel. The loss is then `2 (1 - correlation)`, 0
-      to 4: a channel is asked where it responds, neither how strongly nor around which level;
-    - `"batch_space"`: the pixels of all images together, for each channel. Twice PKD;
-    - `"channel"`: the channels, for each pixel, as in layer normalization;
+      to 4, and ignores the scale and the level of a channel.
+    - `"batch_space"`: the pixels of all images together, for each channel. Twice PKD.
+    - `"channel"`: the channels, for each pixel, as in layer normalization.
     - `"all"`: all pixels and channels of an image.
 
     Args:
-      student: Features `[..., H, W, C]`, any floating type; after a 1x1 convolution where the
+      student: Features `[..., H, W, C]`, any floating type, after a 1x1 convolution if the
         networks' channels differ. Its bias has no effect under `"space"` and `"batch_space"`.
       teacher: Features of the same shape; they receive no gradient.
-      axes: What is normalized together.
+      axes: The axes that are normalized together.
       eps: Added to the variance; keeps a constant channel finite.
-      group: For `"batch_space"`, how many consecutive images are normalized together, as on the
-        devices of code that runs one process for each; 0 for all.
-      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread,
-        for `"batch_space"`; without it every device normalizes its own. Under `jit` alone the
-        batch is the whole batch.
+      group: For `"batch_space"`, the number of consecutive images that are normalized together; 0
+        for all. Code that runs one process per device normalizes the images of each device.
+      axis_name: For `"batch_space"` inside `shard_map`, the mesh axes over which the images of the
+        batch are split. Without a name, every device normalizes its own images.
 
     Returns:
-      float32 `[..., C]`, the mean over the pixels of each channel whichever `axes` is chosen;
-      the plain mean is the loss.
+      float32 `[..., C]`, the mean over the pixels of each channel, for all `axes`; the plain mean
+      is the loss.
 
     Raises:
       TypeError: If an input is not floating point.
       ValueError: If the shapes differ, `axes` is unknown, `eps` is not positive, the group does
-        not divide the batch, or an axis or a group is given where each image is normalized by
-        itself.
+        not divide the batch, or `axis_name` or a group is given without `"batch_space"`.
 
     Source:
       Liu, Yang, Chen, "Normalized feature distillation for semantic segmentation" (2022). The
-      abstract asks for normalized features and a plain distance; axes, variance, eps and the
-      squared mean are our reading. No code was published. Third-party versions take the
-      unbiased variance without eps (NaN on constant channels) and the unsquared norm of the
-      whole batch. PKD in mmrazor is half of `"batch_space"` up to the unbiased variance.
+      abstract asks for normalized features and a plain distance. The axes, the variance, eps, and
+      the squared mean are our reading. No code was published. Third-party code takes the unbiased
+      variance without eps (NaN on constant channels) and the unsquared norm of the whole batch.
+      PKD in mmrazor is half of `"batch_space"`, except for its unbiased variance.
     """
     check_same_shape(student, teacher)
     check_positive("eps", eps)
@@ -125,13 +123,13 @@ def pkd(
 ) -> Float[Array, "*batch C"]:
     """PKD: 1 minus the correlation of a channel over the pixels of all images.
 
-    Half of `nfd` over `"batch_space"`.
+    It is half of `nfd` over `"batch_space"`.
 
     Args:
       student: Features `[..., H, W, C]`, any floating type.
       teacher: Features of the same shape; they receive no gradient.
       eps: Added to the variance.
-      group: How many consecutive images are normalized together; 0 for all.
+      group: The number of consecutive images that are normalized together; 0 for all.
       axis_name: As in `nfd`.
 
     Returns:
@@ -143,9 +141,9 @@ def pkd(
 
     Source:
       Cao et al., "PKD: general distillation framework for object detectors via Pearson
-      correlation coefficient" (NeurIPS 2022), `PKDLoss` of mmrazor, which is `(n - 1) / n` of this
-      for n values a channel: it takes the unbiased deviation, and adds 1e-6 to it. Weight 6 or 10
-      for each of a detector's levels.
+      correlation coefficient" (NeurIPS 2022). mmrazor's `PKDLoss` is `(n - 1) / n` times this for
+      n values per channel, because it takes the unbiased deviation, and adds 1e-6 to the deviation.
+      Weight 6 or 10 for each level of a detector.
     """
     return 0.5 * nfd(
         student, teacher, axes="batch_space", eps=eps, group=group, axis_name=axis_name
@@ -155,10 +153,10 @@ def pkd(
 def attention_transfer(
     student: Float[Array, "*batch H W D"], teacher: Float[Array, "*batch H W E"]
 ) -> Float[Array, "*batch"]:
-    """Attention transfer: squared distance of where the two maps respond.
+    """Attention transfer: squared distance of two maps' attention.
 
-    `sum_i (a^S_i - a^T_i)^2 = 2 (1 - cos(a^S, a^T))`, 0 to 2, with a map's attention
-    `a_i = e_i / |e|` and `e_i` the mean square of pixel `i`'s features.
+    `sum_i (a^S_i - a^T_i)^2 = 2 (1 - cos(a^S, a^T))`, 0 to 2. A map's attention is
+    `a_i = e_i / |e|`, with `e_i` the mean square of the features of pixel `i`.
 
     Args:
       student: Features `[..., H, W, D]`, any floating type.
@@ -172,9 +170,9 @@ def attention_transfer(
       ValueError: If batch or size differ.
 
     Source:
-      Zagoruyko, Komodakis, "Paying more attention to attention" (ICLR 2017). The field's code
-      (CIRKD, mmrazor, RepDistiller) takes the mean over the P pixels where this takes the sum, so
-      that a weight `w` there is `w / P` here: CIRKD's 10000 at 64 x 128 is 1.2.
+      Zagoruyko, Komodakis, "Paying more attention to attention" (ICLR 2017). CIRKD, mmrazor, and
+      RepDistiller take the mean over the P pixels, and this function takes the sum. A weight `w`
+      there is `w / P` here: CIRKD's 10000 at 64 x 128 pixels is 1.2.
     """
     check_same_size(student, teacher)
     student, teacher = (_attention(x) for x in (student, jax.lax.stop_gradient(teacher)))
@@ -185,29 +183,30 @@ def dsd_pairs(
     student: Sequence[Float[Array, "*batch H W _"]],
     teacher: Sequence[Float[Array, "*batch H W _"]],
 ) -> Float[Array, "*batch pairs"]:
-    """DSD's pixel-wise similarity: how attention moves from one map of a network to another.
+    """DSD's pixel-wise similarity: how attention changes from one map of a network to another.
 
     `sum_i (r^S_i - r^T_i)^2 = 2 (1 - cos(r^S, r^T))`, 0 to 4, for every pair of maps, with
-    `r = (b - a) / |b - a|` over the pixels and `a`, `b` the pair's attention as in
+    `r = (b - a) / |b - a|` over the pixels. `a` and `b` are the attention of the pair's maps, as in
     `attention_transfer`.
 
     Args:
-      student: Two maps or more `[..., H, W, C]` of one size, in the order of the network; the
-        authors' are the auxiliary scores, the features before the classifier, and the scores.
-      teacher: As many of the same size; they receive no gradient.
+      student: Two or more maps `[..., H, W, C]` of one size, in the order of the network. The
+        authors take the auxiliary scores, the features before the classifier, and the scores.
+      teacher: As many maps of the same size; they receive no gradient.
 
     Returns:
       float32 `[..., pairs]`; the plain mean is the loss.
 
     Raises:
       TypeError: If a map is not floating point.
-      ValueError: If there are not two of each or more, or batch or size differ.
+      ValueError: If a side has fewer than two maps or the two have not as many, or batch or size
+        differ.
 
     Source:
       Feng et al., "Double similarity distillation for semantic image segmentation" (TIP 2021), as
-      in CIRKD's re-implementation; the authors' code was never found. Its mean over the P pixels
-      is this divided by P: weight 1000 at 64 x 128 is 0.12. The category-wise half of the method
-      is left out, since at its weight it comes to about 1e-6.
+      in CIRKD's re-implementation. No code by the authors was found. CIRKD takes the mean over the
+      P pixels, so that its weight of 1000 at 64 x 128 pixels is 0.12 here. The category-wise half
+      of the method is left out, because it is about 1e-6 at its weight.
     """
     if not isinstance(student, Sequence) or not len(student) == len(teacher) >= 2:
         raise ValueError("dsd_pairs compares pairs of maps: give two or more of each network")
@@ -223,13 +222,13 @@ def dsd_pairs(
 
 
 def _attention(features):
-    """The mean square of every pixel's features, of length 1 over the image."""
+    """Returns the mean square of every pixel's features, scaled to length 1 over the image."""
     return _direction(jnp.mean(jnp.square(features.astype(jnp.float32)), axis=-1))
 
 
 def _direction(image):
-    """Of length 1 over the pixels, or all 0."""
-    # The scale cancels; without it, squares of large or small numbers would not be finite.
+    """Scales an image to length 1 over its pixels; an image of zeros stays zero."""
+    # The largest value cancels. Without it, squares of large numbers would not be finite.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(image), (-2, -1), keepdims=True))
     image = image / jnp.where(largest == 0, 1.0, largest)
     return image / length(image, (-2, -1))
@@ -242,21 +241,21 @@ def dead_channels(
     eps: float = 1e-5,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Bool[Array, "..."]:
-    """Marks what `nfd` cannot normalize: channels that hardly vary over an image.
+    """Marks channels that hardly vary over an image, which `nfd` cannot normalize.
 
-    Where the variance is at most `eps`, it is `eps` that `nfd` divides by. A teacher's dead channel
-    then teaches nothing and only adds a constant, about 1, to the loss; a student's receives a
-    gradient of the order of `1 / sqrt(eps)`. Beside `nfd` of the same arrays under `jit` this costs
-    next to nothing, as both read the same variances.
+    A channel is dead if its variance is at most `eps`, which then dominates the divisor in `nfd`. A
+    dead channel of the teacher teaches nothing and adds a constant of about 1 to the loss. A dead
+    channel of the student receives a gradient of the order of `1 / sqrt(eps)`. Under `jit` with
+    `nfd` of the same arrays, this function adds almost no work: both read the same variances.
 
     Args:
       features: `[..., H, W, C]`, any floating type.
-      axes: As in `nfd`: what is normalized together, and so is dead or alive together.
+      axes: As in `nfd`.
       eps: As in `nfd`.
       axis_name: As in `nfd`.
 
     Returns:
-      bool, one value for each mean that `nfd` takes: `[..., C]` for `"space"`, `[C]` for
+      bool, one value for each variance in `nfd`: `[..., C]` for `"space"`, `[C]` for
       `"batch_space"`, `[..., H, W]` for `"channel"`, `[...]` for `"all"`.
 
     Raises:
@@ -292,11 +291,11 @@ def _normalize(features, axes, eps, axis_name):
 
 
 def moments(features, axes, axis_name):
-    """The features around their mean, and the variance, which keeps `axes`."""
+    """Returns the features minus their mean, and the variance, which keeps `axes`."""
     features = features.astype(jnp.float32)
-    # Counted from one of its own values, a constant channel is exactly 0 however large it is, and
-    # a small variation around a large level keeps its digits. Of images, which may be spread over
-    # devices, it is the largest first pixel: all devices need the same.
+    # A channel's own value is subtracted first, so that a constant channel is exactly 0, and a
+    # small variation around a large level keeps its digits. For several images, this is the
+    # largest of their first pixels, because all devices need the same number.
     origin = jax.lax.stop_gradient(features)
     for axis in reversed(axes):
         if axis < 0:

@@ -1,4 +1,4 @@
-"""Losses that read labels: where the teacher knows more, and class by class."""
+"""Distillation losses that read labels: weighted by the teacher's lead, or by class."""
 
 import functools
 from typing import Literal
@@ -34,28 +34,26 @@ def gap_weighted_kl(
 ) -> Float[Array, "*batch H W"]:
     """Pixelwise KL divergence, weighted by how much more the teacher knows at that pixel.
 
-    `g t^2 KL(p || q)` with the gap `g`, computed from both networks' plain softmax (temperature 1)
-    without a gradient:
+    `g t^2 KL(p || q)` with the gap `g`, which both networks' softmax at temperature 1 define. The
+    gap receives no gradient:
 
-    - `"probability"`: `max(0, p[y] - q[y])`, what the teacher gives the true class `y` beyond the
-      student. It vanishes where the student is ahead, so mistakes of the teacher are not taught;
-    - `"cross_entropy"`: `max(0, log p[y] - log q[y])`, the same in nats, with no upper limit;
-    - `"total_variation"`: `1/2 sum_c |p_c - q_c|`, which needs no truth: the labels only say which
-      pixels are ignored.
+    - `"probability"`: `max(0, p[y] - q[y])`, the lead of the teacher's probability of the true
+      class `y`. It is 0 if the student is ahead, so that the teacher's mistakes are not taught.
+    - `"cross_entropy"`: `max(0, log p[y] - log q[y])`, the same in nats, without an upper limit.
+    - `"total_variation"`: `1/2 sum_c |p_c - q_c|`. It reads the labels only to find ignored pixels.
 
     Args:
       student: Logits `[..., H, W, C]`, any floating type.
       teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. One that is neither a class nor `ignore_label` gives
+      labels: Class indices `[..., H, W]`. A label that is neither a class nor `ignore_label` gives
         NaN with the first two gaps.
       temperature: Softens the distributions inside the divergence.
       gap: How the gap is measured.
       ignore_label: The label of pixels that do not count.
 
     Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`, whatever the scores are there.
-      `valid_mean` over the other pixels is the loss; the plain mean is the same where nothing is
-      ignored.
+      float32 `[..., H, W]`, 0 if the label is `ignore_label`, whatever the scores are. `valid_mean`
+      over the other pixels is the loss; the plain mean is the same if no pixel is ignored.
 
     Raises:
       TypeError: If a map is not floating point or the labels are not integers.
@@ -63,8 +61,8 @@ def gap_weighted_kl(
 
     Source:
       The second half of Shan, "Distilling pixel-wise feature similarities for semantic
-      segmentation" (2019). Its abstract asks for soft targets weighted by the knowledge gap; the
-      formula of the gap, the other two and the masking are our reading. No code was published.
+      segmentation" (2019). The abstract asks for soft targets weighted by the knowledge gap. The
+      three formulas of the gap and the masking are our reading. No code was published.
     """
     check_same_shape(student, teacher)
     check_labels(labels, student, "logits")
@@ -72,15 +70,15 @@ def gap_weighted_kl(
     check_option("gap", gap, ("probability", "cross_entropy", "total_variation"))
     labels = labels.astype(jnp.int32)
     valid = labels != ignore_label
-    # Left out before anything is computed: what is not finite there would reach the gradient.
+    # Ignored before anything is computed: NaN at an ignored pixel would reach the gradient.
     kl = functools.partial(softmax_kl, student, teacher, axis=-1, where=valid[..., None])
     values, normalizer_s, normalizer_t = kl(temperature)
-    # The gap is that of the plain softmax; at temperature 1, its normalizers are known already.
+    # The gap is that of the softmax at temperature 1, whose normalizers may be known already.
     if isinstance(temperature, Tracer) or temperature != 1:
         _, normalizer_s, normalizer_t = kl(1.0)
     weight = _gap(student, teacher, normalizer_s, normalizer_t, labels, gap)
     weight = jax.lax.stop_gradient(jnp.where(valid, weight, 0.0))
-    # Selected again: a divergence of inf is not taught either where there is no gap.
+    # Selected again, because 0 times an infinite divergence would be NaN.
     weighted = jnp.where(weight == 0, 0.0, weight * values)
     return jax.lax.stop_gradient(temperature) ** 2 * weighted
 
@@ -95,24 +93,25 @@ def dkd(
     temperature: float | Array = 1.0,
     ignore_label: int = 255,
 ) -> Float[Array, "*batch H W"]:
-    """Decoupled KL divergence: of the labelled class, and among the others, weighted apart.
+    """Decoupled KL divergence: separate weights for the labeled class and for the other classes.
 
-    `t^2 (alpha KL(b^T || b^S) + beta KL(n^T || n^S))` at temperature `t`, with `b` the distribution
-    over labelled class and all others together, and `n` that over the others alone. With `alpha` 1
-    and `beta` what the teacher gives to the others, it is `pixelwise_kl`.
+    `t^2 (alpha KL(b^T || b^S) + beta KL(n^T || n^S))` at temperature `t`. `b` is the distribution
+    over two outcomes, the labeled class and all others together. `n` is the distribution over the
+    other classes alone. If `alpha` is 1 and `beta` is the teacher's share of the other classes, the
+    loss is `pixelwise_kl`.
 
     Args:
       student: Logits `[..., H, W, C]`, any floating type.
       teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. A label that is no class adds nothing.
-      alpha: Weight of the labelled class.
-      beta: Weight of the others; a number, or one for every pixel.
+      labels: Class indices `[..., H, W]`. Pixels whose label is no class add nothing.
+      alpha: Weight of the labeled class.
+      beta: Weight of the other classes; a number, or one for every pixel.
       temperature: Softens both distributions. A setting: it receives no gradient.
       ignore_label: The label of pixels that do not count.
 
     Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`; `valid_mean` over the other pixels
-      is the loss.
+      float32 `[..., H, W]`, 0 if the label is `ignore_label`; `valid_mean` over the other pixels is
+      the loss.
 
     Raises:
       TypeError: If a map is not floating point or the labels are not integers.
@@ -120,9 +119,9 @@ def dkd(
 
     Source:
       Zhao et al., "Decoupled knowledge distillation" (CVPR 2022), the authors' code for images,
-      here at every pixel. Theirs: alpha 1, beta 0.5 and temperature 1 on ImageNet; beta 2 to 8 and
-      temperature 4 on CIFAR, with a warm-up. It rules the labelled class out by a score of -1000;
-      here by -inf.
+      here at every pixel. They use alpha 1, beta 0.5, and temperature 1 on ImageNet, and beta 2 to
+      8 and temperature 4 with a warm-up on CIFAR. To leave out the labeled class, they set its
+      score to -1000; here it is -inf.
     """
     check_same_shape(student, teacher)
     check_labels(labels, student, "logits")
@@ -134,14 +133,18 @@ def dkd(
         jnp.where(valid, x, 0).astype(jnp.float32) / temperature
         for x in (student, jax.lax.stop_gradient(teacher))
     )
-    others = [jnp.where(chosen, -jnp.inf, x) for x in (student, teacher)]
-    pairs = [
-        jnp.stack([jnp.sum(jnp.where(chosen, x, 0), -1), jax.nn.logsumexp(rest, -1)], -1)
-        for x, rest in zip((student, teacher), others, strict=True)
-    ]
-    (of_class, *_), (among_others, *_) = (
-        softmax_kl(mine, other, 1.0, -1) for mine, other in (pairs, others)
-    )
+    rest_s, rest_t = (jnp.where(chosen, -jnp.inf, x) for x in (student, teacher))
+    among_others, normalizer_s, normalizer_t = softmax_kl(rest_s, rest_t, 1.0, -1)
+
+    def pair(scores, rest, normalizer):
+        # Relative to the largest other score, so that a large common offset costs no digits.
+        of_class = jnp.sum(jnp.where(chosen, scores, 0), -1, keepdims=True) - normalizer.largest
+        none = jnp.all(rest == -jnp.inf, -1, keepdims=True)
+        of_others = jnp.where(none, -jnp.inf, normalizer.log_sum)
+        return jnp.concatenate([of_class, of_others], -1)
+
+    pair_s, pair_t = pair(student, rest_s, normalizer_s), pair(teacher, rest_t, normalizer_t)
+    of_class, *_ = softmax_kl(pair_s, pair_t, 1.0, -1)
     return jnp.where(valid[..., 0], temperature**2 * (alpha * of_class + beta * among_others), 0.0)
 
 
@@ -153,22 +156,22 @@ def wsld(
     temperature: float | Array = 2.0,
     ignore_label: int = 255,
 ) -> Float[Array, "*batch H W"]:
-    """Weighted soft labels: pixelwise KL divergence, less where the student is ahead already.
+    """Weighted soft labels: pixelwise KL divergence, weighted down if the student is ahead.
 
-    `g t^2 KL(p || q)` with `g = 1 - exp(-l^S / l^T)`, the networks' cross-entropies `l` at
-    temperature 1 and without gradient: `gap_weighted_kl` with the ratio of two losses in place of
-    a difference.
+    `g t^2 KL(p || q)` with `g = 1 - exp(-l^S / l^T)`. `l` is a network's cross-entropy at
+    temperature 1, without gradient. `gap_weighted_kl` takes a difference where this loss takes a
+    ratio.
 
     Args:
       student: Logits `[..., H, W, C]`, any floating type.
       teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. A label that is no class adds nothing.
+      labels: Class indices `[..., H, W]`. Pixels whose label is no class add nothing.
       temperature: Softens the distributions inside the divergence. It receives no gradient.
       ignore_label: The label of pixels that do not count.
 
     Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`; `valid_mean` over the other pixels
-      is the loss.
+      float32 `[..., H, W]`, 0 if the label is `ignore_label`; `valid_mean` over the other pixels is
+      the loss.
 
     Raises:
       TypeError: If a map is not floating point or the labels are not integers.
@@ -176,9 +179,9 @@ def wsld(
 
     Source:
       Zhou et al., "Rethinking soft labels for knowledge distillation: a bias-variance tradeoff
-      perspective" (ICLR 2021), as in mmrazor, for images; here at every pixel. Temperature 2,
-      weight 2.5. The code has the cross-entropy of the soft targets, which is more by `g t^2` times
-      the teacher's entropy and has the same gradient.
+      perspective" (ICLR 2021), as in mmrazor's code for images, here at every pixel. Temperature
+      2, weight 2.5. Their code takes the cross-entropy of the soft targets. Its value is larger by
+      `g t^2` times the teacher's entropy; the gradient is the same.
     """
     check_same_shape(student, teacher)
     check_labels(labels, student, "logits")
@@ -190,7 +193,7 @@ def wsld(
         -jnp.sum(jnp.where(chosen, jax.nn.log_softmax(x.astype(jnp.float32)), 0), -1)
         for x in jax.lax.stop_gradient((student, teacher))
     )
-    # A teacher that rules out the class (-inf) teaches nothing.
+    # A teacher whose score of the class is -inf teaches nothing.
     weight = jnp.where(hard_t == jnp.inf, 0.0, 1.0 - jnp.exp(-hard_s / (hard_t + 1e-7)))
     weight = jnp.where(valid[..., 0], weight, 0.0)
     return jax.lax.stop_gradient(temperature) ** 2 * jnp.where(weight == 0, 0.0, weight * values)
@@ -204,21 +207,21 @@ def ifvd(
     num_classes: int = 256,
     ignore_label: int = 255,
 ) -> Float[Array, "*batch H W"]:
-    """Intra-class feature variation: how alike a pixel is to the centre of its class.
+    """Intra-class feature variation: the similarity of a pixel to the center of its class.
 
-    `(v^S - v^T)^2`, 0 to 4, with `v = cos(f_i, m_y)` and `m_y` the mean of the image's features
-    over the pixels that are labelled as `i` is.
+    `(v^S - v^T)^2`, 0 to 4, with `v = cos(f_i, m_y)`. `m_y` is the mean of the image's features
+    over the pixels that have the label of pixel `i`.
 
     Args:
       student: Features `[..., H, W, D]`, any floating type.
       teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      labels: Class indices `[..., H, W]`. One beyond `num_classes` adds nothing.
-      num_classes: Labels are below it. Time and memory go with it.
+      labels: Class indices `[..., H, W]`. Labels of `num_classes` and above add nothing.
+      num_classes: Number of classes. Time and memory are in proportion to it.
       ignore_label: The label of pixels that do not count.
 
     Returns:
-      float32 `[..., H, W]`, 0 where the label is `ignore_label`; the plain mean over all pixels is
-      the authors' loss, `valid_mean` that over the labelled ones.
+      float32 `[..., H, W]`, 0 if the label is `ignore_label`. The plain mean over all pixels is the
+      authors' loss; `valid_mean` takes the labeled pixels alone.
 
     Raises:
       TypeError: If a map is not floating point or the labels are not integers.
@@ -226,8 +229,8 @@ def ifvd(
 
     Source:
       Wang et al., "Intra-class feature variation distillation for semantic segmentation" (ECCV
-      2020), the authors' code. The gradient passes through the centres. Weight 200 in their script,
-      50 in the paper, 20 in CIRKD's, always beside per-pixel KL.
+      2020), the authors' code. The gradient passes through the centers. The weight is 200 in their
+      script, 50 in the paper, and 20 in CIRKD's code, always with per-pixel KL.
     """
     check_same_size(student, teacher)
     check_labels(labels, student, "features")
@@ -239,7 +242,7 @@ def ifvd(
     def likeness(features):
         features = features.astype(jnp.float32).reshape(*batch, height * width, -1)
         features = jnp.where(valid, features, 0.0)
-        # The length of a centre does not matter, so that a sum does.
+        # A sum in place of the mean: the length of a center does not matter.
         centres = einsum("...pk,...pc->...kc", chosen, features)
         centres, features = centres / length(centres), features / length(features)
         return jnp.sum(chosen * einsum("...pc,...kc->...pk", features, centres), -1)
@@ -258,19 +261,19 @@ def bpkd(
     temperature: float | Array = 1.0,
     ignore_label: int = 255,
 ) -> Float[Array, "*batch C"]:
-    """Boundary-privileged distillation: `cwd` off the edges of a class, per-pixel KL on them.
+    """Boundary-privileged distillation: per-pixel KL on the edges of a class, `cwd` elsewhere.
 
-    `e` is the share of a map's cell that lies on a class's edges, which are the pixels that have
-    that class and another one within a window, and no pixel without a class.
+    A pixel of the labels is on an edge of a class if the window around it holds this class, another
+    class, and no pixel without a class. `e` is the share of a map's cell that is on an edge.
 
-    `"body"` is `cwd` of `(1 - e) * scores`, `"edge"` the mean of `pixelwise_kl` over the class's
+    `"body"` is `cwd` of `(1 - e) * scores`. `"edge"` is the mean of `pixelwise_kl` over the class's
     edges, times the number of classes.
 
     Args:
       student: Logits `[..., H, W, C]`, any floating type.
       teacher: Logits of the same shape; they receive no gradient.
       labels: Class indices at the size of the maps or larger.
-      part: Which.
+      part: Which part of the loss to return.
       window: Rows and columns, in pixels of the labels.
       temperature: Softens the distributions. A setting: it receives no gradient.
       ignore_label: The label of pixels that do not count.
@@ -284,7 +287,7 @@ def bpkd(
 
     Source:
       Liu et al., "BPKD: boundary privileged knowledge distillation for semantic segmentation" (WACV
-      2024), our reading of two re-implementations; no training code was published. Weight 20 on the
+      2024), our reading of two re-implementations. No training code was published. Weight 20 on the
       body, and 50 times 2 on the edges.
     """
     check_same_shape(student, teacher)
@@ -307,14 +310,14 @@ def bpkd(
 
 
 def _edges(labels, size, classes, window, ignore_label):
-    """The share of each cell that is on a class's edges, `[..., h, w, C]`."""
+    """Returns the share of each cell that is on a class's edges, `[..., h, w, C]`."""
     known = (labels >= 0) & (labels < classes) & (labels != ignore_label)
 
     def near(mask):
         around, ones = (1,) * (mask.ndim - 2) + (window, window), (1,) * mask.ndim
         return jax.lax.reduce_window(mask, False, jax.lax.bitwise_or, around, ones, "SAME")
 
-    # Rows and columns that a cell covers, whole or in part.
+    # The rows and columns that a cell covers, fully or in part.
     down, across = (
         (pixel >= cell * old // new) & (pixel < -(-(cell + 1) * old // new))
         for old, new in zip(labels.shape[-2:], size, strict=True)
@@ -328,23 +331,25 @@ def _edges(labels, size, classes, window, ignore_label):
         edge = (near(mask) & near(known & ~mask) & ~unknown).astype(jnp.float32)
         return einsum("hr,...rc,wc->...hw", down, edge, across)
 
-    # One class at a time: at the size of the labels, all would take much memory.
+    # One class at a time, because masks of all classes at the labels' size take much memory.
     return jnp.moveaxis(jax.lax.map(of_class, jnp.arange(classes)), 0, -1)
 
 
-def _gap(student, teacher, log_normalizer_s, log_normalizer_t, labels, gap):
-    """How much more the teacher knows; NaN where the label is no class and the truth is needed."""
+def _gap(student, teacher, normalizer_s, normalizer_t, labels, gap):
+    """Returns how much more the teacher knows. NaN if the gap needs a class and there is none."""
     if gap == "total_variation":
-        share_s = jnp.exp(student.astype(jnp.float32) - log_normalizer_s)
-        share_t = jnp.exp(teacher.astype(jnp.float32) - log_normalizer_t)
+        share_s = jnp.exp(normalizer_s.log_share(student))
+        share_t = jnp.exp(normalizer_t.log_share(teacher))
         return 0.5 * jnp.sum(jnp.abs(share_t - share_s), axis=-1)
     # A negative label would count from the last class.
     labels = jnp.where(labels < 0, student.shape[-1], labels)[..., None]
     log_s, log_t = (
-        jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan) - log_normalizer
-        for logits, log_normalizer in ((student, log_normalizer_s), (teacher, log_normalizer_t))
+        normalizer.log_share(
+            jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan)
+        )
+        for logits, normalizer in ((student, normalizer_s), (teacher, normalizer_t))
     )
     if gap == "cross_entropy":
-        # A teacher that rules out the class (-inf) is not ahead, whatever the student says.
+        # A teacher whose score of the class is -inf is never ahead.
         return jnp.where(log_t == -jnp.inf, 0.0, jnp.maximum(log_t - log_s, 0.0))[..., 0]
     return jnp.maximum(jnp.exp(log_t) - jnp.exp(log_s), 0.0)[..., 0]

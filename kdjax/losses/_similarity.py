@@ -1,4 +1,4 @@
-"""Imitation of how alike the teacher finds two places of an image, or of two images."""
+"""Losses that compare tables of similarities between pixels of one image, or of several."""
 
 import functools
 import math
@@ -30,28 +30,28 @@ def pfs(
     similarity: Literal["cosine", "softmax"] = "cosine",
     temperature: float | Array = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Pixel-wise feature similarities: each pixel is described by its likeness to all others.
+    """Pixel-wise feature similarities: compares every pixel's similarity to all other pixels.
 
-    With `f_i` the features of pixel `i` of `P`, and one table per network,
+    Each network has one table of similarities between its `P` pixels, with `f_i` the features of
+    pixel `i`:
 
-    - `"cosine"`: `a_ij = <f_i, f_j> / (|f_i| |f_j|)`, compared by `mean_ij (a^S_ij - a^T_ij)^2`,
-      0 to 4;
+    - `"cosine"`: `a_ij = <f_i, f_j> / (|f_i| |f_j|)`. The loss is `mean_ij (a^S_ij - a^T_ij)^2`, 0
+      to 4.
     - `"softmax"`: `r_ij = softmax_j(<f_i, f_j> / (t sqrt(D)))` with the network's own number of
-      channels `D`, compared by `mean_i KL(r^T_i || r^S_i)`.
+      channels `D`. The loss is `mean_i KL(r^T_i || r^S_i)`.
 
-    Only the tables are compared, so the networks' channels may differ and no adapter is needed.
+    Only the tables are compared, so that the networks' channels may differ without an adapter.
 
-    The P x P tables are never built. The squared distance of two cosine tables is
-    `|S'S|^2 + |T'T|^2 - 2 |S'T|^2` (S, T: pixels by channels), whose matrices are channels by
-    channels; where the image has so few pixels that the tables cost less, they are used. The
-    softmax form goes over strips of rows, and over them again in the backward pass. Both take
-    memory in proportion to P; time is P D^2 for the cosine and P^2 D for the softmax.
+    The cosine form computes `|S'S|^2 + |T'T|^2 - 2 |S'T|^2` (S, T: pixels by channels), whose
+    matrices are channels by channels. It builds the P x P tables only if they cost less. The
+    softmax form processes strips of rows, and repeats them in the backward pass. Memory is in
+    proportion to P. Time is P D^2 for the cosine and P^2 D for the softmax.
 
     Args:
       student: Features `[..., H, W, D]`, any floating type.
       teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      similarity: Which table.
-      temperature: Of the softmax; cosines have none. A setting: it receives no gradient.
+      similarity: The kind of table.
+      temperature: Of the softmax; the cosine form takes none. It receives no gradient.
 
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.
@@ -63,10 +63,10 @@ def pfs(
 
     Source:
       Shan, "Distilling pixel-wise feature similarities for semantic segmentation" (2019). The
-      abstract describes the idea; both tables, `sqrt(D)` and the distances are our reading. No
-      code was published. The cosine form is SKD's pair-wise loss without pooling (and with the
-      gradient through the norm, see `skd_pairwise`). A pixel whose features are all zero has no
-      direction: its row is 0 and it receives no gradient through the norm.
+      abstract describes the idea. Both tables, `sqrt(D)`, and the distances are our reading. No
+      code was published. The cosine form is `skd_pairwise` without pooling and with
+      `stop_norms=False`. A pixel whose features are all zero has no direction: its row is 0 and it
+      receives no gradient through the norm.
     """
     check_same_size(student, teacher)
     check_option("similarity", similarity, ("cosine", "softmax"))
@@ -95,20 +95,22 @@ def cirkd_minibatch(
     group: int = 0,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "*batch"]:
-    """CIRKD's mini-batch loss: each pixel is described by its likeness to those of every image.
+    """CIRKD's mini-batch loss: compares every pixel's similarity to the pixels of every image.
 
-    `mean_ij KL(r^T_ij || r^S_ij)` for pixel `i` of an image and any image `j` of the batch, itself
-    too, with `r_ij = softmax_k(cos(f_i, f_k) / t)` over the pixels `k` of that image. The tables
-    are never built: memory is in proportion to the batch's pixels, time to their square.
+    `mean_ij KL(r^T_ij || r^S_ij)` over the pixels `i` of an image and all images `j` of the batch,
+    with `r_ij = softmax_k(cos(f_i, f_k) / t)` over the pixels `k` of image `j`. Strips of rows are
+    computed one at a time, so that memory is in proportion to the batch's pixels. Time is in
+    proportion to their square.
 
     Args:
       student: Features `[..., H, W, D]`, any floating type.
       teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
       temperature: Of the softmax. A setting: it receives no gradient.
-      pool: Rows and columns of the windows whose mean stands for a pixel.
-      group: How many consecutive images are compared with each other, the authors' 2 for each
-        device; 0 for all.
-      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are spread.
+      pool: Rows and columns of the windows over which features are averaged first. Windows at the
+        far edges may be cut off.
+      group: The number of consecutive images that are compared with each other; 0 for all. The
+        authors' code compares the 2 images of a device.
+      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are split.
 
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.
@@ -120,7 +122,7 @@ def cirkd_minibatch(
 
     Source:
       Yang et al., "Cross-image relational knowledge distillation for semantic segmentation" (CVPR
-      2022), the authors' code: weight 1, beside per-pixel KL of weight 1 and two losses against a
+      2022), the authors' code: weight 1, with per-pixel KL of weight 1 and two losses against a
       memory. They pool by 2 for SegFormer, whose maps are large.
     """
     check_same_size(student, teacher)
@@ -135,8 +137,10 @@ def cirkd_minibatch(
             features = features.reshape(-1, *features.shape[-3:])
         features = by_group(features, group, axis_name) if group else features[None]
         if pool > 1:
+            # Sums in place of means: only directions are compared.
             window = (1, 1, pool, pool, 1)
-            features = jax.lax.reduce_window(features, 0.0, jax.lax.add, window, window, "VALID")
+            missing = [(0, -size % step) for size, step in zip(features.shape, window, strict=True)]
+            features = jax.lax.reduce_window(features, 0.0, jax.lax.add, window, window, missing)
         features = _pixels(features)
         return features / (length(features) * scale)
 
@@ -149,17 +153,20 @@ def skd_pairwise(
     teacher: Float[Array, "*batch H W E"],
     *,
     window: int | tuple[int, int] | None = None,
+    stop_norms: bool = True,
 ) -> Float[Array, "*batch"]:
     """SKD's pair-wise loss: squared distance of the cosine tables of max-pooled features.
 
-    `mean_ij (a^S_ij - a^T_ij)^2` over pairs of nodes, a node being the maximum of every channel
-    over one window of the map, and `a_ij` the cosine of two nodes.
+    `mean_ij (a^S_ij - a^T_ij)^2` over pairs of nodes. A node is the maximum of every channel over
+    one window of the map, and `a_ij` is the cosine of two nodes.
 
     Args:
       student: Features `[..., H, W, D]`, any floating type.
       teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      window: Rows and columns of a node. None is half the map, the authors' setting: 2 x 2
-        nodes, or 3 x 3 where the size is odd, as the last window may be cut off. 2 is CIRKD's.
+      window: Rows and columns of a node. None is half the map, as in SKD: 2 x 2 nodes, or 3 x 3
+        if the size is odd, because the last window may be cut off. CIRKD uses 2.
+      stop_norms: True treats the nodes' norms as constants in the gradient, as SKD does. False
+        differentiates through them, as CIRKD does. The value is the same.
 
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.
@@ -170,10 +177,10 @@ def skd_pairwise(
 
     Source:
       Liu et al., "Structured knowledge distillation for semantic segmentation" (CVPR 2019),
-      `CriterionPairWiseforWholeFeatAfterPool` of the authors' code, value and gradient: like
-      theirs, the gradient does not pass through the norm. It differs where two pixels tie for a
-      window's maximum (they share the gradient here) and where a node is all zero (no
-      similarity, instead of a norm of 1e-8). The script's weight is 0.5, the journal text's 10.
+      `CriterionPairWiseforWholeFeatAfterPool` of the authors' code; weight 0.5 in their script, 10
+      in the journal text. CIRKD's `CriterionStructuralKD` is `window=2, stop_norms=False`, weight
+      10. Two cases differ from both: pixels that tie for a window's maximum share the gradient
+      here, and a node that is all zero has no similarity and no gradient.
     """
     check_same_size(student, teacher)
     if window is None:
@@ -186,10 +193,9 @@ def skd_pairwise(
         _pixels(max_pool(features.astype(jnp.float32), rows, columns))
         for features in (student, jax.lax.stop_gradient(teacher))
     )
-    student, teacher = (
-        features / jax.lax.stop_gradient(length(features)) for features in (student, teacher)
-    )
-    return _table_distance(student, teacher)
+    norms = length(student)
+    student = student / (jax.lax.stop_gradient(norms) if stop_norms else norms)
+    return _table_distance(student, teacher / length(teacher))
 
 
 def _pixels(features):
@@ -202,7 +208,7 @@ def _table(rows, columns):
 
 
 def _table_distance(student, teacher):
-    """Mean squared difference of the tables `S S'` and `T T'`."""
+    """Returns the mean squared difference of the tables `S S'` and `T T'`."""
     pixels, (d, e) = student.shape[-2], (student.shape[-1], teacher.shape[-1])
     if pixels * (d + e) <= d * d + d * e + e * e:
         table_s, table_t = (_table(x, x) for x in (student, teacher))
@@ -212,14 +218,14 @@ def _table_distance(student, teacher):
 
 @jax.custom_jvp
 def _gram_distance(student, teacher):
-    """`|S S' - T T'|^2` from matrices of channels by channels."""
+    """Returns `|S S' - T T'|^2`, computed from matrices of channels by channels."""
     return _grams(student, teacher)[0]
 
 
 @_gram_distance.defjvp
 def _gram_distance_jvp(primals, tangents):
     # By hand, because automatic differentiation makes three products of channels by pixels out of
-    # these two, and turns each around.
+    # these two, and transposes each.
     (student, teacher), (change, _) = primals, tangents
     value, within_s, across = _grams(student, teacher)
     moved = jnp.sum(within_s * einsum("...id,...ie->...de", student, change), axis=(-2, -1))
@@ -228,7 +234,7 @@ def _gram_distance_jvp(primals, tangents):
 
 
 def _grams(student, teacher):
-    """The squared distance, `S'S` and `S'T`."""
+    """Returns the squared distance, `S'S`, and `S'T`."""
     within_s, within_t, across = (
         einsum("...id,...ie->...de", x, y)
         for x, y in ((student, student), (teacher, teacher), (student, teacher))
@@ -237,7 +243,7 @@ def _grams(student, teacher):
     return s + t - 2.0 * both, within_s, across
 
 
-# Entries of one image's table that exist at a time.
+# The number of entries of one image's table that memory holds at a time.
 _STRIP = 2**21
 
 
@@ -246,9 +252,9 @@ def _strip_rows(pixels):
 
 
 def _over_strips(function, carry, pixels):
-    """Folds `function(carry, first, fresh)` over strips of rows that begin at row `first`.
+    """Folds `function(carry, first, fresh)` over strips of rows that start at row `first`.
 
-    The last strip overlaps the one before it; `fresh` marks the rows that were in none yet.
+    The last strip overlaps the one before it. `fresh` marks the rows that no earlier strip has.
     """
     rows = _strip_rows(pixels)
 
@@ -261,20 +267,20 @@ def _over_strips(function, carry, pixels):
 
 @jax.custom_jvp
 def _similarity_kl(student, teacher):
-    """`KL(softmax(T T') || softmax(S S'))` of every row, `[..., P]`, and the rows' normalizers."""
+    """Returns `KL(softmax(T T') || softmax(S S'))` of every row, and the rows' normalizers."""
     pixels = student.shape[-2]
 
     def write(out, first, fresh):
-        del fresh  # what overlaps is written a second time
+        del fresh  # rows that overlap are written twice
         table_s, table_t = (_table(_rows(x, first, -2), x) for x in (student, teacher))
         values, *normalizers = softmax_kl(table_s, table_t, 1.0, -1)
-        parts = values, *(x[..., 0] for x in normalizers)
+        parts = values, *((x.largest + x.log_sum)[..., 0] for x in normalizers)
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(whole, part, first, -1)
             for whole, part in zip(out, parts, strict=True)
         )
 
-    # Zeros like these, not of their shape: they are spread over devices as the features are.
+    # Zeros computed from the features, so that they have the same sharding.
     empty = jnp.zeros_like(student[..., 0] + teacher[..., 0])
     return _over_strips(write, (empty, empty, empty), pixels)
 
@@ -284,13 +290,13 @@ def _similarity_kl_jvp(primals, tangents):
     (student, teacher), (change, _) = primals, tangents
     _, normalizer_s, normalizer_t = out = _similarity_kl(student, teacher)
 
-    # Linear in `change`. The checkpoint keeps the tables from being stored for the pass back.
+    # Linear in `change`. The checkpoint avoids storing the tables for the backward pass.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_strip(moved, first, fresh):
         table_s, table_t = (_table(_rows(x, first, -2), x) for x in (student, teacher))
         turned = jnp.where(fresh[:, None], _table(_rows(change, first, -2), student), 0.0)
-        # Row i of `turned` says how entries ij of the table move, and entries ji too, which are
-        # the same: it is felt in row i and in every row j.
+        # Row i of `turned` is the change of the table's entries ij, and of the entries ji, because
+        # the table is symmetric. It therefore changes row i and every row j.
         here = _rows(normalizer_s, first, -1)[..., :, None]
         there = _rows(normalizer_t, first, -1)[..., :, None]
         rows_s, columns_s = (jnp.exp(table_s - x) for x in (here, normalizer_s[..., None, :]))
@@ -307,7 +313,7 @@ def _similarity_kl_jvp(primals, tangents):
 
 
 def _rows(array, first, axis):
-    """The rows of one strip."""
+    """Returns the rows of the strip that starts at row `first`."""
     rows = _strip_rows(array.shape[axis])
     return jax.lax.dynamic_slice_in_dim(array, first, rows, axis)
 
@@ -317,18 +323,18 @@ def _add_rows(array, added, first):
     return jax.lax.dynamic_update_slice_in_dim(array, here + added, first, -1)
 
 
-# Entries of all images' tables together that exist at a time.
+# The number of entries of all images' tables that memory holds at a time.
 _ENTRIES = 2**23
 
 
 def _across_images(student, teacher, axis_name):
-    """Mean divergence of an image's rows, over all images of its group: `[groups, images]`."""
+    """Returns each image's mean divergence over the images of its group, `[groups, images]`."""
     groups, images, pixels, _ = student.shape
     rows = min(pixels, max(1, _ENTRIES // (groups * images * images * pixels)))
     strips = -(-pixels // rows)
 
     def in_strips(features):
-        # What is added has no features: alike to all in both networks, it diverges by 0.
+        # Added rows are zero. Their similarities are 0 in both networks, so that they diverge by 0.
         features = jnp.pad(features, [(0, 0), (0, 0), (0, strips * rows - pixels), (0, 0)])
         return jnp.moveaxis(features.reshape(groups, images, strips, rows, -1), 2, 0)
 
@@ -339,7 +345,7 @@ def _across_images(student, teacher, axis_name):
     real = jnp.arange(strips * rows).reshape(strips, 1, rows) < pixels
 
     def divergence(strip):
-        # Taken by its number and not as an entry, so that its gradient joins that of the others.
+        # Indexed, and not passed as an entry, so that its gradient is added to that of `others`.
         table_s, table_t = (
             jnp.where(real, einsum("gird,ngjqd->girnjq", side[strip], other), -jnp.inf)
             for side, other in zip(sides, others, strict=True)

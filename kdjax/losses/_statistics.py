@@ -1,4 +1,4 @@
-"""Running mean and covariance of the features of each class, and what they do to scores."""
+"""Running mean and covariance of the features of each class, and their use in other losses."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ from kdjax.losses._arrays import check_labels, check_map, einsum, is_class, shap
 )
 @dataclasses.dataclass(frozen=True)
 class ClassStatistics:
-    """Count, mean and (biased) covariance of the features seen in each class.
+    """Count, mean, and (biased) covariance of the features seen in each class.
 
-    The moments of all pixels so far, whatever their order and their division into batches; under
-    `jit` with the batch spread over devices, those of the whole batch. Inside `shard_map` each
-    device sees its own pixels: name the axes (`update(..., axis_name="data")`), or `merge` what the
-    devices found. A pytree of arrays without a gradient, to be kept in the training state.
+    These are the moments of all pixels so far, in any order and any division into batches. Under
+    `jit`, a batch that is split over devices counts as a whole. Inside `shard_map`, each device
+    sees its own pixels: pass the axes (`update(..., axis_name="data")`), or `merge` the statistics
+    of the devices. The class is a pytree of arrays without gradient, for the training state.
 
-    Up to float32's rounding, that is: each update rounds mean and covariance once, and one whose
-    pixels are less than about 1e-7 of those seen in a class does not move them any more.
+    Each update rounds mean and covariance to float32 once. An update that adds less than about 1e-7
+    of the pixels seen in a class no longer changes them.
 
     Attributes:
-      count: Pixels seen, int32 `[K]`: exact, however few a batch adds, up to 2^31 - 1, where it
-        stays.
+      count: Number of pixels seen, int32 `[K]`. It is exact up to 2^31 - 1, where it stays.
       mean: float32 `[K, A]`.
-      covariance: float32 `[K, A]` (the diagonal, as ISDA and FAKD use it) or `[K, A, A]`.
+      covariance: float32 `[K, A]` (the diagonal, as in ISDA and FAKD) or `[K, A, A]`.
 
     Source:
       The online estimator of ISDA (Wang et al., NeurIPS 2019), in the form of the authors' code.
-      There every GPU keeps an estimate of its own pixels; this one is of all of them.
+      Their code keeps an estimate on every GPU, of its own pixels; this one is of all pixels.
 
     Examples:
       >>> statistics = ClassStatistics.zeros(num_classes=19, channels=512)
@@ -69,15 +68,15 @@ class ClassStatistics:
         ignore_label: int = 255,
         axis_name: str | tuple[str, ...] | None = None,
     ) -> ClassStatistics:
-        """Statistics with the pixels of one batch added.
+        """Returns the statistics with the pixels of one batch added.
 
         Args:
           features: `[..., H, W, A]`, any floating type; they receive no gradient.
-          labels: Class indices `[..., H, W]`, nearest-resized to the features' size. Labels that
-            are `ignore_label`, or no class, are left out, whatever the features are there.
+          labels: Class indices `[..., H, W]`, nearest-resized to the features' size. Pixels whose
+            label is `ignore_label` or no class are left out, whatever their features are.
           ignore_label: The label of pixels that do not count.
-          axis_name: Inside `shard_map`, the mesh axes over which the pixels are spread; the
-            statistics are then those of all of them, and the same on every device.
+          axis_name: Inside `shard_map`, the mesh axes over which the pixels are split. The
+            statistics are then those of all pixels, and the same on every device.
 
         Raises:
           TypeError: If the features are not floating point or the labels not integers.
@@ -93,14 +92,14 @@ class ClassStatistics:
         features = jax.lax.stop_gradient(features).astype(jnp.float32)
         features = features.reshape(-1, features.shape[-1])
         member = is_class(labels.reshape(-1), len(self.count), ignore_label)
-        # Selected, as 0 times what is not finite would reach every class.
+        # Selected, because 0 times a feature that is not finite would reach every class.
         counted = jnp.any(member, axis=-1, keepdims=True)
 
         def everywhere(total):
             return total if axis_name is None else jax.lax.psum(total, axis_name)
 
-        # Twice over the batch, first for the means and then around them: E[x^2] - E[x]^2 would
-        # lose the variance of features far from zero.
+        # Two passes over the batch, one for the means and one for the deviations from them: the
+        # formula E[x^2] - E[x]^2 would lose the variance of features far from zero.
         count = everywhere(jnp.sum(member, axis=0, dtype=jnp.int32))
         seen = jnp.maximum(count, 1).astype(jnp.float32)
         member = member.astype(jnp.float32)
@@ -110,7 +109,7 @@ class ClassStatistics:
         if self.covariance.ndim == 2:
             moment = _over_pixels("nk,na->ka", member, jnp.square(centred))
         else:
-            # Class by class: pixels x classes x channels would be too much at a time.
+            # Class by class, because pixels x classes x channels values would not fit in memory.
             moment = jax.lax.map(
                 lambda weight: _over_pixels("na,nb->ab", weight[:, None] * centred, centred),
                 member.T,
@@ -119,7 +118,7 @@ class ClassStatistics:
         return self.merge(ClassStatistics(count, mean, covariance))
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
-        """Statistics of the pixels of both.
+        """Returns the statistics of the pixels of both.
 
         Raises:
           ValueError: If the two do not have the same shapes.
@@ -144,14 +143,14 @@ class ClassStatistics:
 
 
 def phi_s(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
-    """PHI-S: the matrix that gives every channel a variance of 1, and scales all directions alike.
+    """PHI-S: the matrix that gives every channel a variance of 1 and scales all directions alike.
 
-    `(x - mean) @ matrix` has a variance of 1 in each of its D channels, and `matrix @ matrix.T` is
-    the identity over v, the mean variance of x: a rotation and one scale, so that distances keep
-    their proportions, and `v * matrix.T` undoes it.
+    `(x - mean) @ matrix` has a variance of 1 in each of its D channels. The matrix is a rotation
+    and one scale, so that distances keep their proportions: `matrix @ matrix.T` is the identity
+    divided by v, the mean variance of x, and `v * matrix.T` is the inverse.
 
     Args:
-      covariance: Of the features, as `ClassStatistics` with a full covariance has it.
+      covariance: Of the features, `[D, D]`, as one entry of a full `ClassStatistics.covariance`.
 
     Returns:
       float32 `[D, D]`.
@@ -161,14 +160,14 @@ def phi_s(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
 
     Source:
       Ranzinger et al., "PHI-S: distribution balancing for label-free multi-teacher distillation"
-      (2024), the authors' example: the principal axes, turned by a Hadamard matrix so that each
-      channel has a share of all. Where none of Sylvester's or Paley's has D rows, a random
-      rotation is near it, and variances are near 1.
+      (2024), the authors' example: the principal axes, rotated by a Hadamard matrix so that each
+      channel has an equal share of all axes. If no Hadamard matrix of Sylvester or Paley has D
+      rows, a random rotation replaces it, and the variances are only near 1.
     """
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"covariance must be [D, D], got {shape_of(covariance)}")
     values, axes = jnp.linalg.eigh(covariance.astype(jnp.float32))
-    # An axis has no direction of its own; another one would be another target.
+    # The sign of an axis is arbitrary, and another sign would give another target.
     largest = jnp.argmax(jnp.abs(axes), axis=0)
     axes = axes * jnp.sign(jnp.take_along_axis(axes, largest[None], 0))
     mean = jnp.mean(jnp.maximum(values, 0.0))
@@ -178,7 +177,7 @@ def phi_s(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
 
 @functools.cache
 def _hadamard(size: int) -> np.ndarray:
-    """An orthogonal matrix whose entries have one size, or nearly where none is known."""
+    """Returns an orthogonal matrix whose entries have equal size, or nearly if none is known."""
     found = _signs(size)
     if found is None:
         drawn = np.random.default_rng(0).choice((-1.0, 1.0), (size, size))
@@ -188,7 +187,7 @@ def _hadamard(size: int) -> np.ndarray:
 
 
 def _signs(size: int) -> np.ndarray | None:
-    """A Hadamard matrix by the constructions of Sylvester and Paley, or None."""
+    """Returns a Hadamard matrix by the constructions of Sylvester and Paley, or None."""
     two = np.array([[1, 1], [1, -1]])
     if size <= 2:
         return two[:size, :size]
@@ -206,7 +205,7 @@ def _signs(size: int) -> np.ndarray | None:
 
 
 def _conference(prime: int, sign: int) -> np.ndarray:
-    """0 on the diagonal and Paley's quadratic residues, with a border of ones."""
+    """Returns Paley's matrix of quadratic residues, 0 on the diagonal, with a border of ones."""
     numbers = np.arange(prime)
     residue = np.isin(numbers, numbers[1:] ** 2 % prime)
     character = np.where(numbers == 0, 0, np.where(residue, 1, -1))
@@ -221,28 +220,29 @@ def _is_prime(number: int) -> bool:
     return number > 1 and all(number % part for part in range(2, int(number**0.5) + 1))
 
 
-# Where counting ends.
+# The largest count.
 _MOST = 2**31 - 1
 
 
 def _over_pixels(equation, left, right):
-    """A product summed over pixels, which may be spread over devices."""
+    """Returns a product summed over pixels, which may be split over devices."""
     mesh = jax.typeof(right).sharding.mesh
-    # Along Explicit axes, a sum over what is spread has to be told where it shall be: everywhere.
+    # With Explicit axes, a sum over a split axis must name the sharding of its result: replicated.
     explicit = AxisType.Explicit in mesh.axis_types
     sharding = NamedSharding(mesh, PartitionSpec()) if explicit else None
     return einsum(equation, left, right, out_sharding=sharding)
 
 
 def _like(per_class, array):
-    """Shapes `[K]` to be multiplied with `[K, ...]`."""
+    """Reshapes `[K]` so that it multiplies `[K, ...]`."""
     return per_class.reshape(-1, *[1] * (array.ndim - 1))
 
 
 def weight_spread(kernel, covariance, member, anchor):
-    """`(w_j - v)' Sigma_y (w_j - v)` for every class j, with `v = sum_c anchor_c w_c`.
+    """Returns `(w_j - v)' Sigma_y (w_j - v)` for every class j, with `v = sum_c anchor_c w_c`.
 
-    `member` `[..., C]` marks the class y and selects the covariance; a row of zeros selects none.
+    `member` `[..., C]` is the one-hot class y that selects the covariance. A row of zeros selects
+    none.
     """
     if covariance.ndim == 2:
         variance = einsum("...k,ka->...a", member, covariance)
@@ -253,7 +253,7 @@ def weight_spread(kernel, covariance, member, anchor):
             + jnp.sum(variance * jnp.square(centre), axis=-1, keepdims=True)
         )
 
-    # Class by class, in the space of classes: one covariance per pixel would not fit anywhere.
+    # Class by class, because one covariance per pixel would not fit in memory.
     def class_spread(of_class):
         member, covariance = of_class
         gram = einsum("ai,ab,bj->ij", kernel, covariance, kernel)
@@ -266,7 +266,7 @@ def weight_spread(kernel, covariance, member, anchor):
 
 
 def log_sum_growth(scores, added, axis):
-    """How much `log sum exp` grows when something is added to the scores; 0 if all are -inf."""
+    """Returns the growth of `log sum exp` by what is added to the scores; 0 if all are -inf."""
     largest = jax.lax.stop_gradient(jnp.max(scores, axis, keepdims=True))
     none = largest == -jnp.inf
     scores = jnp.where(none, 0.0, scores - largest)

@@ -145,6 +145,11 @@ def test_a_name_that_there_is_not(key):
             r"config\.compare\.methods\.cwd\.cwd\.weight is -1\.0; it must be 0 or more",
         ),
         (
+            "terms",
+            ConfigDict({"mine": {"loss": "standardized_l2", "fitted_over": 10**6}}),
+            r"config\.terms\.mine is 0 in its first 1000000 steps \(fitted_over\), and the run has",
+        ),
+        (
             "compare.methods",
             ConfigDict({"cwd": 1}),
             r"compare\.methods\.cwd is 1; it must be a dic",

@@ -18,7 +18,7 @@ eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (test
 SHAPES = (8, 4, 4, 6), (8, 2, 2, 5)
 # Not in the order of the alphabet, in which JAX has the entries of a dict.
 NAMES = ("stage4", "head")
-MARGINS = OFD(student=NAMES, teacher=NAMES, scales=(2.0, 3.0))
+MARGINS = OFD(student=NAMES, teacher=NAMES, alpha=0.5, divisors=(2.0, 4.0))
 SPECS = (Spec(6), Spec(5))
 
 
@@ -40,9 +40,10 @@ def test_ofd_is_a_distance_above_the_margins_of_all_batches():
         close(state[name].mean, margin, 1e-6)
         target = np.maximum(others[-1], margin)
         square = np.where((mine > target) | (target > 0), (mine - target) ** 2, 0)
-        expected.append(square.mean())
-        close(parts[name], expected[-1])
-    close(value, 2 * expected[0] + 3 * expected[1])
+        # As the authors' code: a sum over pixels and channels, divided by the images.
+        expected.append(square.sum() / len(square))
+        close(parts[name], square.mean())
+    close(value, 0.5 * (expected[0] / 2 + expected[1] / 4))
     # A student that is as low as the teacher, or lower, is let be.
     low = (student[0] < np.maximum(teacher[0], state["stage4"].mean)) & (teacher[0] <= 0)
     assert low.any()
@@ -56,7 +57,7 @@ def test_the_margin_is_what_batch_norm_makes_it():
     """The authors' formula, of the scale and shift before the ReLU."""
     scale, shift = 1.5, 0.4
     features = (shift + scale * normal(0, 8, 64, 64, 1),)
-    loss = OFD(student=("stage4",), teacher=("stage4",), scales=(1.0,))
+    loss = OFD(student=("stage4",), teacher=("stage4",), divisors=(1.0,))
     state = measure(loss, {}, loss.init_state(SPECS[:1], (Spec(1),)), given(features, features))[1]
     density = math.exp(-((shift / scale) ** 2) / 2) / math.sqrt(2 * math.pi)
     below = math.erfc(shift / scale / math.sqrt(2)) / 2
@@ -154,7 +155,11 @@ def test_what_is_fitted_does_not_depend_on_the_devices():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (term("ofd", student="stage4", teacher="stage4"), "a map for each of its 5 scales"),
+        (term("ofd", student="stage4", teacher="stage4"), "a map for each of its 5 divisors"),
+        (
+            term("ofd", student=NAMES, teacher=NAMES, divisors=(1.0, 0.0)),
+            "alpha must be zero or positive, and divisors positive",
+        ),
         (term("standardized_l2", standardize="all"), 'must be "phi_s" or "channel", got "all"'),
         (term("standardized_l2", fitted_over=0), "fitted_over must be 1 or more, got 0"),
     ],

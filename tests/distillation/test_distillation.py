@@ -380,7 +380,7 @@ def test_every_loss_is_a_term_with_one_entry(name):
         "af_dcd": {"pool": 1, "groups": 3},
         "cirkd_memory": {"pixels": 30, "regions": 30},
         "holistic": {"channels": ()},
-        "ofd": {"student": both, "teacher": both, "scales": (1.0, 1.0)},
+        "ofd": {"student": both, "teacher": both, "divisors": (1.0, 1.0)},
         "standardized_l2": {"fitted_over": 5},
     }
     entry = term(name, **changes.get(name, {}))

@@ -22,7 +22,7 @@ ONE, TWO = ("a",), ("a", "logits")
 TERMS: dict[str, Loss] = {
     "af_dcd": AfDCD(masked=0.0, pool=1, groups=3, temperature=1.0),
     "attn_fd": AttnFD(student=ONE, teacher=ONE, reduction=2),
-    "ofd": OFD(student=ONE, teacher=ONE, scales=(1.0,), adapter="never"),
+    "ofd": OFD(student=ONE, teacher=ONE, divisors=(1.0,), adapter="never"),
     "standardized_l2": StandardizedL2(standardize="channel", fitted_over=1),
     "cirkd_memory": CIRKDMemory(pixels=400, regions=40, pixels_per_class=64, storage="float32"),
     "holistic": Holistic(channels=(4,)),

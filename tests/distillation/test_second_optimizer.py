@@ -313,6 +313,31 @@ def test_tokens_are_fitted_to_the_labels_in_the_first_part_of_a_run():
     close(end - middle, -0.1 * 0.5**0.9 * second, 1e-3)
 
 
+@pytest.mark.torch
+def test_tokens_are_fitted_with_aligned_corners_as_the_authors():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    functional = torch.nn.functional
+    truth = np.random.default_rng(0).choice([0, 1, 2, 255], (8, 50, 33)).astype(np.int32)
+    state = fixed(normal(3, 4, 3))
+    _, after, logged, _ = measure(MASKED, {}, state, labelled(0.0, labels=truth))
+
+    tokens = torch.tensor(np.asarray(state.tokens), requires_grad=True)
+    scores = torch.from_numpy(TEACHER.transpose(0, 3, 1, 2).copy())
+    masks = torch.sigmoid(torch.einsum("tk,bkhw->bthw", tokens, scores))
+    large = functional.interpolate(
+        scores * masks.sum(1, keepdim=True), truth.shape[1:], mode="bilinear", align_corners=True
+    )
+    loss = functional.cross_entropy(large, torch.from_numpy(truth).long(), ignore_index=255)
+    flat = masks.flatten(2)
+    products, own = flat @ flat.transpose(1, 2), (flat**2).sum(-1)
+    dice = 2 * products / (own[:, :, None] + own[:, None])
+    loss = loss + (dice * (1 - torch.eye(4))).sum() / (len(truth) * 4 * 3)
+    loss.backward()
+    close(logged["fitting"], loss.detach())
+    gradient = (np.asarray(state.tokens) - np.asarray(after.tokens)) / 0.1 - 1e-3 * state.tokens
+    close(gradient, tokens.grad, 1e-4)
+
+
 def test_alike_masks_overlap_wholly_and_single_ones_not_at_all():
     mask = np.random.default_rng(0).uniform(size=(2, 3, 4, 1)).astype(np.float32)
     assert float(second_optimizer._overlap(np.tile(mask, 3))) == pytest.approx(1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 import thorough
 from cases import (
     EVERY,
@@ -285,6 +286,30 @@ def test_imitation_is_positive_and_zero_only_at_the_teacher(loss, seed):
 MASKED = [name for name in EVERY if "cross" in name or "gap" in name or "fakd_kl" in name]
 MASKED = [*MASKED, "dkd", "wsld", "ifvd"]
 MASKED.remove("upsampled_cross_entropy")
+
+
+LEVEL_FREE = ("pixelwise_kl", "cwd", "dkd", "wsld", "gap-probability", "bpkd-edge", "cross_entropy")
+
+
+@pytest.mark.parametrize("name", LEVEL_FREE)
+def test_a_large_common_offset_costs_no_digits(name):
+    # Multiples of 1/1024, so that adding 1000 is exact in float32.
+    student, teacher = (np.round(1024 * normal(seed)) / 1024 for seed in (0, 1))
+    plain, shifted = (
+        compiled(EVERY[name])(student + level, teacher + level, labels(2))
+        for level in (np.float32(0), np.float32(1000))
+    )
+    close(shifted.values, plain.values, 5e-7)
+    close(shifted.by_student, plain.by_student, 5e-7)
+
+
+@pytest.mark.parametrize("axis", [-1, (1, 2)])
+def test_the_gradient_at_a_large_offset_is_that_of_float64(axis):
+    loss = losses.pixelwise_kl if axis == -1 else functools.partial(losses.cwd, temperature=1.0)
+    student, teacher = normal(0) + 1000, normal(1) + 1000
+    gradient = jax.jit(jax.grad(lambda s: loss(s, teacher).sum()))(student)
+    q, p = (reference.softmax(np.float64(x), axis) for x in (student, teacher))
+    close(gradient, q - p, 5e-7)
 
 
 @pytest.mark.parametrize("loss", [EVERY[name] for name in MASKED], ids=MASKED)

@@ -7,9 +7,12 @@ import pytest
 from cases import close, head, labels, normal
 
 from kdjax import losses
+from kdjax.distillation import Distiller
+from kdjax.recipes import METHODS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import torch_reference  # noqa: E402  (it imports torch)
+from torch.nn import functional  # noqa: E402
 
 from benchmarks.torch import losses as torch_losses  # noqa: E402
 
@@ -65,6 +68,94 @@ def test_pairwise_is_skds(size):
         normal(0, (2, *size, 5)),
         normal(1, (2, *size, 8)),
     )
+
+
+@pytest.mark.parametrize("size", [(8, 6), (9, 7), (65, 3)])
+def test_pairwise_through_the_norms_is_cirkds(size):
+    def theirs(student, teacher):
+        tables = []
+        for x in (student, teacher):
+            x = functional.max_pool2d(x, 2, ceil_mode=True)
+            x = functional.normalize(x, dim=1).flatten(2)
+            tables.append(x.transpose(1, 2) @ x)
+        return ((tables[0] - tables[1]) ** 2).mean()
+
+    against(
+        lambda s, t: losses.skd_pairwise(s, t, window=2, stop_norms=False),
+        theirs,
+        normal(0, (2, *size, 5)),
+        normal(1, (2, *size, 8)),
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 6), (9, 7), (65, 3)])
+def test_minibatch_with_pooling_is_cirkds(size):
+    def theirs(student, teacher):
+        shares = []
+        for x in (student, teacher):
+            x = functional.avg_pool2d(x, 2, ceil_mode=True)
+            x = functional.normalize(x, dim=1).flatten(2)
+            shares.append(torch.log_softmax(torch.einsum("idp,jdq->ijpq", x, x) / 0.1, -1))
+        q, p = shares
+        return (p.exp() * (p - q)).sum(-1).mean()
+
+    against(
+        lambda s, t: losses.cirkd_minibatch(s, t, pool=2),
+        theirs,
+        normal(0, (2, *size, 5)),
+        normal(1, (2, *size, 8)),
+    )
+
+
+@pytest.mark.parametrize("tau", [1.0, 4.0])
+def test_a_weight_on_the_kl_of_torchdistiller_is_divided_by_classes_and_temperature(tau):
+    """Their mean is over the classes too, and their KL is not multiplied by the square of tau."""
+
+    def theirs(s, t):
+        log_q, p = torch.log_softmax(s / tau, 1), torch.softmax(t / tau, 1)
+        return 10 * functional.kl_div(log_q, p, reduction="none").mean()
+
+    against(
+        lambda s, t: 10 / (5 * tau**2) * losses.pixelwise_kl(s, t, temperature=tau),
+        theirs,
+        normal(0, (2, 9, 7, 5)),
+        normal(1, (2, 9, 7, 5)),
+    )
+
+
+def test_the_method_jml_is_the_authors_objective():
+    """Relative to the main head's cross-entropy, at the size of the labels, none ignored."""
+    truth = labels(2, (2, 9, 7), classes=5, ignored=0)
+    target = torch.nn.functional.one_hot(torch.from_numpy(truth).long(), 5).permute(0, 3, 1, 2)
+
+    def jaccard(x, z):
+        x, z = (values.transpose(0, 1).flatten(1) for values in (x, z))
+        both = (x.sum(1) + z.sum(1) - (x - z).abs().sum(1)) / 2
+        return (1 - (both + 1) / (x.sum(1) + z.sum(1) - both + 1)).mean()
+
+    def theirs(s, t):
+        p, q = torch.softmax(t, 1), torch.softmax(s, 1)
+        entropy = functional.cross_entropy(s, torch.from_numpy(truth).long())
+        divergence = (p * (p.log() - q.log())).sum(1).mean()
+        # 0.25 and 0.75 are theirs, and 0.5 of the former is of the main head.
+        whole = 0.5 * 0.25 * (entropy + divergence) / 2
+        whole = whole + 0.75 * (jaccard(q, target.float()) + jaccard(q, p)) / 2
+        return whole / (0.5 * 0.25 / 2)
+
+    terms = {
+        name: {**entry, **({"smooth": 1 / truth.size} if entry["loss"] == "jml" else {})}
+        for name, entry in METHODS["jml"].items()
+    }
+    maps = {"logits": jax.ShapeDtypeStruct((2, 9, 7, 5), jnp.float32)}
+    distiller = Distiller(terms, student=maps, teacher=maps)
+
+    def ours(s, t):
+        value, _ = distiller(
+            {}, {}, {"logits": s}, {"logits": t}, truth, step=0, steps=1, key=jax.random.key(0)
+        )
+        return value + losses.cross_entropy(s, truth).mean()
+
+    against(ours, theirs, normal(0, (2, 9, 7, 5)), normal(1, (2, 9, 7, 5)))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -41,8 +41,8 @@ SMALL = {
     "af_dcd": {"pool": 1, "patch": 2},
     "cirkd_memory": {"pixels": 256, "regions": 64, "storage": "float32"},
     "mas_kd": {"fitted_until": 0.3},
-    "ofd": {"student": _STAGES, "teacher": _STAGES, "scales": (1.0, 1.0)},
-    "skd_pairwise": {"window": 0, "weight": 0.5},  # as alone, once
+    "ofd": {"student": _STAGES, "teacher": _STAGES, "divisors": (1.0, 1.0)},
+    "skd_pairwise": {"window": 0, "stop_norms": True, "weight": 0.5},  # as alone, once
     # By channels: the axes of a covariance that is rounded elsewhere are others.
     "standardized_l2": {"standardize": "channel", "fitted_over": 3},
 }
