@@ -52,7 +52,7 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
 
     def guarded(argv: list[str]) -> None:
         try:
-            main(argv)
+            _call(main, argv)
             # The work is done all the same, but perhaps not what a library does beside it.
             for last in dict.fromkeys(text.splitlines()[-1] for text in held_back):
                 print(f"{name}: in the background: {last}", file=sys.stderr)
@@ -80,6 +80,22 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
             processes.fail(1, *held_back, traceback.format_exc())
 
     app.run(guarded, flags_parser=lambda argv: _parse(name, argv, words))
+
+
+def _call(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Calls a command.
+
+    Raises:
+      UserError: when a user's own code, which the command runs, exits.
+    """
+    try:
+        main(argv)
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{place.filename}, line {place.lineno}: {place.line} ends the command before its work "
+            "is done; return, or raise an error"
+        ) from error
 
 
 def _parse(name: str, argv: list[str], words: int) -> list[str]:

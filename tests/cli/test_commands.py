@@ -264,6 +264,33 @@ command.run(main)
     assert re.fullmatch(said, run.stderr), run.stderr
 
 
+def test_a_config_that_exits_is_a_mistake(tmp_path):
+    (tmp_path / "mine.py").write_text("import exits\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    run = warm.run("-m", "kdjax.train", "--config=mine.py", "--workdir=run", cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr == "kdjax.train: error: mine.py, line 1: SystemExit: 0\n"
+
+
+def test_a_users_code_that_exits_does_not_end_the_command_as_done(tmp_path):
+    (tmp_path / "own.py").write_text("import sys\n\ndef factory():\n    sys.exit(0)\n")
+    code = """
+import sys
+from kdjax.cli import command
+def main(argv):
+    import own
+    own.factory()
+sys.argv = ["train"]
+command.run(main)
+"""
+    run = warm.run("-c", code, cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr == (
+        f"kdjax.train: error: {tmp_path}/own.py, line 4: sys.exit(0) ends the command before its "
+        "work is done; return, or raise an error\n"
+    )
+
+
 def test_warnings_of_libraries_are_heard_and_their_tracebacks_held_back():
     code = """
 import logging, sys

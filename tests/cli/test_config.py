@@ -236,6 +236,7 @@ def test_options_and_patterns_are_stored_as_they_are():
 FILES = {
     "syntax": ("    return (", 2, r"'\(' was never closed: return \("),
     "exception": ("    return 1 / 0", 2, "ZeroDivisionError: division by zero"),
+    "exit": ("    raise SystemExit(0)", 2, "SystemExit: 0"),
     "name": ("    return cofnig", 2, "NameError: name 'cofnig' is not defined"),
     "type": (
         "    config.steps = 12.5\n    return config",
