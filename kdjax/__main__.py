@@ -7,6 +7,7 @@ import runpy
 import sys
 
 import kdjax
+from kdjax import interrupt
 from kdjax.names import did_you_mean
 
 # In the order in which one needs them.
@@ -25,6 +26,7 @@ COMMANDS = (
 
 def main() -> None:
     """Runs the command that the first word names; without one, lists them."""
+    interrupt.end_at_once()
     words = sys.argv[1:] or ["--help"]
     name = words[0]
     if name in ("--help", "-h", "help"):
