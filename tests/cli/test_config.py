@@ -125,6 +125,7 @@ def test_a_name_that_there_is_not(key):
         ("student.name", "", 'config.student.name names the unknown network ""'),
         ("data.flip", 1, r"config\.data\.flip is 1; it must be like True, True or False"),
         ("data.crop_size", 96, r"config\.data\.crop_size is 96; it must be like \(96, 96\), a tup"),
+        ("data.crop_size", (10**9, 96), r"crop_size is 1000000000; it must be from 1 to 16384"),
         (
             "data.test_groups",
             ConfigDict({"a": "("}),
