@@ -266,7 +266,7 @@ def test_overwriting_with_examples_of_ones_own_removes_the_run_and_nothing_else(
         assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
     config.seed = 1
-    with pytest.raises(UserError, match="holds a run of another config"):
+    with pytest.raises(UserError, match=r"holds a run of another config.*overwrite=True\)$"):
         kdjax.train(config, workdir)
     config.student.checkpoint = str(workdir)
     refused("config.student.checkpoint is .*, of the run that overwrite=True would remove")
