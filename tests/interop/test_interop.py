@@ -1,5 +1,6 @@
 """Weights from and to PyTorch projects: names, layouts, and everything that can be wrong."""
 
+import json
 import os
 import pathlib
 import re
@@ -173,6 +174,27 @@ assert not meta and not {{"torch", "tensorflow"}} & sys.modules.keys()
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"id2label": {"1": "b", "0": "a"}}, ["a", "b"]),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, ["class 0", "class 1"]),
+        ({"id2label": {"3": "a"}}, None),
+        ({"id2label": 3}, None),
+        ([], None),
+    ],
+)
+def test_a_folder_of_save_pretrained_names_its_classes(tmp_path, config, names):
+    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+        interop.read_weights(tmp_path)
+    safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = interop.read_weights(path)
+        assert [*found.weights] == ["a"]
+        assert found.meta.get("classes") == names
 
 
 def test_damaged_files_are_one_clear_line(tmp_path):
