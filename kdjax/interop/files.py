@@ -134,7 +134,7 @@ def _pretrained_meta(folder: str) -> dict[str, Any]:
         return {}
     # HuggingFace's default names say no more than the number of classes.
     if names == [f"LABEL_{index}" for index in range(len(names))]:
-        names = numbered_names(len(names))
+        names = [*numbered_names(len(names))]
     return {"classes": names}
 
 
