@@ -16,8 +16,10 @@ import thorough
 from flax import nnx
 from made_up_weights import abstract, assert_same, random_weights
 
+import kdjax
 from kdjax import interop, models
 from kdjax.errors import UserError
+from kdjax.models import NNXNetwork, saved
 from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.outputs import EFFICIENTNET_LITE
 
@@ -44,6 +46,21 @@ def test_a_round_trip_gives_every_bit_again(name):
     weights = random_weights(net)
     interop.from_mmseg(net, weights)
     assert_same(interop.to_mmseg(net), weights)
+
+
+def test_a_network_goes_back_to_pytorch_by_its_path_or_loaded(tmp_path):
+    net = models.create("lraspp_efficientnet_lite0", num_classes=2, width=4, rngs=nnx.Rngs(0))
+    info = saved.NetworkInfo(
+        *("lraspp_efficientnet_lite0", 2, 4, True, ("a", "b"), ((0, 0, 0),) * 2)
+    )
+    saved.save(tmp_path, info, NNXNetwork.of(net)[1])
+    for source in (tmp_path, str(tmp_path), kdjax.load(tmp_path)):
+        assert_same(interop.to_mmseg(source), interop.to_mmseg(net))
+        assert_same(interop.to_timm(source), interop.to_timm(net))
+    with pytest.raises(UserError, match="a Plain has no names in PyTorch that kdjax knows"):
+        interop.to_mmseg("own_networks:trained")
+    with pytest.raises(UserError, match="no network checkpoint here"):
+        interop.to_timm(tmp_path / "none")
 
 
 def test_every_array_finds_its_place_in_its_layout(weights):
