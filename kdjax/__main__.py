@@ -26,7 +26,6 @@ COMMANDS = (
 
 def main() -> None:
     """Runs the command that the first word names; without one, lists them."""
-    interrupt.end_at_once()
     words = sys.argv[1:] or ["--help"]
     name = words[0]
     if name in ("--help", "-h", "help"):
@@ -38,6 +37,7 @@ def main() -> None:
     if name not in COMMANDS:
         sys.stderr.write(f'kdjax: error: "{name}" is no command: {did_you_mean(name, COMMANDS)}\n')
         sys.exit(2)
+    interrupt.end_at_once()
     # As `python -m` does it: what is in the working directory can be imported.
     if os.getcwd() not in sys.path and not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())

@@ -6,12 +6,13 @@ turn it into an ImportError, swallow it, or crash. This module imports nothing b
 
 import os
 import signal
+import threading
 from types import FrameType
-from typing import NoReturn
 
 STATUS = 130
 _LINE = b"\nkdjax: interrupted\n"
 _IMPORT = "<frozen importlib._bootstrap>"
+_once = threading.Lock()
 
 
 def end_at_once() -> None:
@@ -36,7 +37,8 @@ def raise_error() -> None:
     signal.signal(signal.SIGINT, handle)
 
 
-def end() -> NoReturn:
-    """Ends this process, whatever its threads do."""
-    os.write(2, _LINE)
-    os._exit(STATUS)
+def end() -> None:
+    """Ends this process, whatever its threads do; several may call this at once."""
+    if _once.acquire(blocking=False):
+        os.write(2, _LINE)
+        os._exit(STATUS)
