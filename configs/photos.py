@@ -70,9 +70,8 @@ def get_config(argument: str) -> Config:
         max(32, min(side, LARGEST_CROP) // 32 * 32) for side in (height, width)
     )
     log.info(
-        "crops of {1} x {0}: as much of an image as multiples of 32 hold, {2} at most".format(
-            *config.data.crop_size, LARGEST_CROP
-        )
+        "unless --config.data.crop_size overrides it, crops of {1} x {0}: as much of an image as "
+        "multiples of 32 hold, {2} at most".format(*config.data.crop_size, LARGEST_CROP)
     )
     if max(height, width) > LARGE:
         log.info(
@@ -85,8 +84,12 @@ def get_config(argument: str) -> Config:
     config.steps = _steps(splits["train"] + unlabelled, config)
     config.eval_every = max(100, config.steps // 4)
     log.info(
-        f"{config.steps} steps of {config.data.batch_size} images: {EPOCHS} times through as many "
-        f"as there are, but {STEPS[0]} to {STEPS[1]}; of the teacher {config.compare.teacher_steps}"
+        f"unless --config.steps overrides it, {config.steps} steps of {config.data.batch_size} "
+        f"images: {EPOCHS} times through all images, but {STEPS[0]} to {STEPS[1]} steps"
+    )
+    log.info(
+        "unless --config.compare.teacher_steps overrides it, the teacher trains for "
+        f"{config.compare.teacher_steps} steps"
     )
 
     # Each shape is compiled once, which takes longer than evaluating hundreds of images.
@@ -99,8 +102,9 @@ def get_config(argument: str) -> Config:
         longest = max(map(max, evaluated))
         config.data.eval_pad_to = -(-longest // 32) * 32
         log.info(
-            f"whole images are padded to {config.data.eval_pad_to} pixels, since each of their "
-            f"{shapes} shapes would be compiled"
+            "unless --config.data.eval_pad_to overrides it, whole images are padded to "
+            f"{config.data.eval_pad_to} pixels, since each of their {shapes} shapes would be "
+            "compiled"
         )
     log.info("networks: EfficientNet-Lite2 teaches Lite0, both with fpn_light and from ImageNet")
     methods = ("plain", "pixelwise_kl", "cwd") if unlabelled else ("plain", "cwd")

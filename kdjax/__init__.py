@@ -103,3 +103,19 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+def _end_on_ctrl_c() -> None:
+    """Ends `python -m kdjax.COMMAND` on Ctrl-C; in other processes, the library does nothing."""
+    words = sys.orig_argv
+    # Python sets the first word to "-m" while it looks for the module.
+    if sys.argv[:1] != ["-m"] or "-m" not in words:
+        return
+    if words[words.index("-m") + 1].partition(".")[0] == __name__:
+        from kdjax import interrupt
+
+        interrupt.end_at_once()
+
+
+# This file runs before the command imports anything.
+_end_on_ctrl_c()

@@ -7,6 +7,7 @@ import runpy
 import sys
 
 import kdjax
+from kdjax import interrupt
 from kdjax.names import did_you_mean
 
 # In the order in which one needs them.
@@ -36,6 +37,7 @@ def main() -> None:
     if name not in COMMANDS:
         sys.stderr.write(f'kdjax: error: "{name}" is no command: {did_you_mean(name, COMMANDS)}\n')
         sys.exit(2)
+    interrupt.end_at_once()
     # As `python -m` does it: what is in the working directory can be imported.
     if os.getcwd() not in sys.path and not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())

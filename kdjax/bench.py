@@ -11,10 +11,11 @@ from absl import flags
 
 from kdjax.cli import command
 from kdjax.deployment import measure, measure_torch
+from kdjax.deployment.formats import LARGEST
 from kdjax.errors import UserError
 
-_HEIGHT = flags.DEFINE_integer("height", 512, "Of the images, if any size will do.", 1)
-_WIDTH = flags.DEFINE_integer("width", 1024, "Of the images, if any size will do.", 1)
+_HEIGHT = flags.DEFINE_integer("height", 512, "Of the images, if any size will do.", 1, LARGEST)
+_WIDTH = flags.DEFINE_integer("width", 1024, "Of the images, if any size will do.", 1, LARGEST)
 _ROUNDS = flags.DEFINE_integer("rounds", 50, "Images, after three that are not counted.", 1)
 _TORCH = flags.DEFINE_string(
     "torch", None, "A PyTorch network to time beside it, as package.module:function."

@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from kdjax import files, names
-from kdjax.errors import UserError
+from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.sections import KINDS, WrongValue
 
 FUNCTION = "get_config"
@@ -55,7 +55,7 @@ def read(text: str) -> ConfigDict:
         names.make_importable(folder)
     try:
         module = _run(path)
-    except Exception as error:
+    except RAISED_BY_USERS as error:
         raise UserError(_explanation(path, error)) from error
     function = getattr(module, FUNCTION, None)
     if not callable(function):
@@ -74,7 +74,7 @@ def read(text: str) -> ConfigDict:
         raise UserError(f"{where}{FUNCTION}{signature}: {error}; {right}") from error
     try:
         config = function(*arguments)
-    except Exception as error:
+    except RAISED_BY_USERS as error:
         raise UserError(_explanation(path, error)) from error
     if not isinstance(config, ConfigDict):
         found = "nothing" if config is None else f"a {type(config).__name__}"
@@ -150,8 +150,8 @@ def _run(path: str) -> ModuleType:
     return module
 
 
-def _explanation(path: str, error: Exception) -> str:
-    """One line on an error, with those frames that are the file's own."""
+def _explanation(path: str, error: BaseException) -> str:
+    """Returns one line on an error, with the frames that lie in the file."""
     if isinstance(error, SyntaxError) and error.filename and _same(error.filename, path):
         return f"{_place(path, error.lineno)}{error.msg}: {(error.text or '').strip()}"
     frames = [
@@ -164,7 +164,7 @@ def _explanation(path: str, error: Exception) -> str:
     return f"{_place(path, frames[-1].lineno)}{_words(error)}{told}"
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, UserError):
         return text

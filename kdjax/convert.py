@@ -5,8 +5,9 @@ python -m kdjax.convert --source FILE --model pspnet_r101 --num_classes 19 --out
 FILE is a `.pth` or a `.safetensors` file of mmsegmentation, torchvision (`deeplabv3_resnet101`),
 HuggingFace's SegFormer or its authors' (`segformer_linear_b0`, `segformer_b0@nvlabs`), CIRKD or
 TorchDistiller (`deeplabv3_r18@cirkd`); or a classifier of images, which becomes the backbone under
-fresh heads (`pspnet_r18b`). `config.teacher.checkpoint`, `config.student.checkpoint` and, for the
-backbone alone, `config.student.backbone` take the result.
+fresh heads (`pspnet_r18b`). FILE may be a folder that HuggingFace's `save_pretrained` wrote.
+`config.teacher.checkpoint`, `config.student.checkpoint` and, for the backbone alone,
+`config.student.backbone` take the result.
 
 Images are normalised as that project does it, with red first. A file that was trained otherwise
 needs --mean and --std, in units of 8-bit pixels, or --bgr.
@@ -14,7 +15,8 @@ needs --mean and --std, in units of 8-bit pixels, or --bgr.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -25,18 +27,22 @@ from kdjax import interop
 from kdjax.classes import distinct_colors, numbered_names
 from kdjax.cli import command
 from kdjax.errors import UserError
-from kdjax.models import NNXNetwork, Segmenter, create, saved
+from kdjax.models import NETWORKS, NNXNetwork, Segmenter, create, saved
 from kdjax.models.network import traced_rngs
 
-_SOURCE = flags.DEFINE_string("source", None, "The checkpoint file.", required=True)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "The checkpoint file, or a folder of save_pretrained.", required=True
+)
 _MODEL = flags.DEFINE_string("model", None, "The network, as pspnet_r101.", required=True)
 _NUM_CLASSES = flags.DEFINE_integer(
     "num_classes",
     None,
-    "How many classes the network scores.",
-    required=True,
+    "How many classes the network scores; by default as many as the source names.",
     lower_bound=1,
     upper_bound=2**16,
+)
+_CLASS_NAMES = flags.DEFINE_list(
+    "class_names", None, "Their names in order, as road,sky, or a file with one in each line."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Where the checkpoint is written.", required=True)
 _NEW_CLASSIFIER = flags.DEFINE_bool(
@@ -54,11 +60,12 @@ def main(argv: list[str]) -> None:
     """Writes the checkpoint and says what is in it."""
     del argv
     saved.check_output(_OUTPUT.value)
+    given = _given_names(_CLASS_NAMES.value, _NUM_CLASSES.value)
     preprocessing = {flag.name: _three(flag) for flag in (_MEAN, _STD) if flag.value is not None}
     weights, meta = interop.read_weights(_SOURCE.value)
-    count = _NUM_CLASSES.value
-    class_names, palette = _classes(meta, count)
     try:
+        class_names, palette = _classes(meta, _NUM_CLASSES.value, given)
+        count = len(class_names)
         origin = interop.origin(weights)
         if _BGR.value and origin in interop.BLUE_FIRST:
             raise UserError(f"--bgr: weights of {origin} are always turned to red first")
@@ -71,12 +78,12 @@ def main(argv: list[str]) -> None:
             class_names=class_names,
             palette=palette,
             preprocessing=interop.preprocessing(origin)._replace(**preprocessing),
-            source=f"{origin}, {os.path.basename(_SOURCE.value)}{turned}",
+            source=f"{origin}, {os.path.basename(os.path.normpath(_SOURCE.value))}{turned}",
         )
 
-        def make() -> Segmenter:
+        def make(name: str = info.name) -> Segmenter:
             return create(
-                info.name,
+                name,
                 num_classes=count,
                 auxiliary=info.auxiliary,
                 rngs=traced_rngs(_SEED.value),
@@ -85,7 +92,7 @@ def main(argv: list[str]) -> None:
         # Only what keeps some of its initial values needs them; they take as much as the file.
         keeps = _NEW_CLASSIFIER.value or origin in interop.CLASSIFIERS
         net = make() if keeps else nnx.eval_shape(make)
-        interop.load_weights(net, weights, new_classifier=_NEW_CLASSIFIER.value)
+        _load(net, weights, origin, info.name, make)
         del weights
         if _BGR.value:
             interop.red_first(net)
@@ -94,6 +101,75 @@ def main(argv: list[str]) -> None:
     _, variables = NNXNetwork.of(net)
     info = saved.save(_OUTPUT.value, info, variables)
     print(f"{info.name} with {count} classes is in {_OUTPUT.value} (weights {info.fingerprint})")
+
+
+# The SegFormers of each origin, by size.
+_SEGFORMERS = {
+    interop.MMSEG: "segformer_{}",
+    interop.HUGGINGFACE: "segformer_linear_{}",
+    interop.NVLABS: "segformer_{}@nvlabs",
+    interop.CIRKD: "segformer_{}@cirkd",
+}
+
+
+def _load(
+    net: Segmenter,
+    weights: Mapping[str, Any],
+    origin: str,
+    name: str,
+    make: Callable[[str], Segmenter],
+) -> None:
+    """Sets a network to weights.
+
+    Args:
+      net: the network.
+      weights: arrays by name.
+      origin: of the weights.
+      name: of the network.
+      make: makes a network by its name.
+
+    Raises:
+      UserError: when they are not this network's; it names the SegFormer whose weights they are.
+    """
+    new_classifier = _NEW_CLASSIFIER.value
+    try:
+        interop.load_weights(net, weights, new_classifier=new_classifier)
+    except UserError as error:
+        size = re.fullmatch(r"segformer_(?:linear_)?(b\d)(?:@\w+)?", name)
+        other = _SEGFORMERS[origin].format(size[1]) if size and origin in _SEGFORMERS else name
+        if other == name or other not in NETWORKS:
+            raise
+        try:
+            net = nnx.eval_shape(lambda: make(other))
+            interop.load_weights(net, weights, new_classifier=new_classifier)
+        except UserError:
+            raise error from None
+        raise UserError(
+            f"these are the weights of {other}, not of {name}: give --model {other}"
+        ) from error
+
+
+def _given_names(given: list[str] | None, count: int | None) -> list[str] | None:
+    """Returns the names of `--class_names`.
+
+    Raises:
+      UserError: when a name is empty or repeated, or they are not as many as `--num_classes`.
+    """
+    if given is None:
+        return None
+    shown = ",".join(given)
+    if len(given) == 1 and os.path.isfile(given[0]):
+        try:
+            with open(given[0], encoding="utf-8-sig") as file:
+                given = file.read().splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f"--class_names {shown} cannot be read: {error}") from error
+    names = [name.strip() for name in given]
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"--class_names {shown}: a name is empty or occurs twice")
+    if count not in (None, len(names)):
+        raise UserError(f"--class_names {shown}: {len(names)} names, but --num_classes is {count}")
+    return names
 
 
 def _three(flag: flags.FlagHolder[list[str] | None]) -> tuple[float, float, float]:
@@ -117,25 +193,37 @@ def _three(flag: flags.FlagHolder[list[str] | None]) -> tuple[float, float, floa
 
 
 def _classes(
-    meta: Mapping[str, Any], count: int
+    meta: Mapping[str, Any], count: int | None, given: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Names and colours of the classes: the checkpoint's own where it has as many, else numbers.
+    """Returns names and colors of the classes.
 
-    A checkpoint may say anything there; what is no name and no colour is not taken for one.
+    A checkpoint may say anything there; what is no name and no color is not taken for one.
+
+    Args:
+      meta: what the checkpoint says.
+      count: the number of classes; None for as many as are named.
+      given: names that are taken in place of the checkpoint's.
+
+    Raises:
+      UserError: when neither their number nor their names are known.
     """
+    names, colors = given, None
     described = meta.get("dataset_meta", meta)
-    if isinstance(described, Mapping):
-        names = described.get("classes") or described.get("CLASSES")
-        colors = described.get("palette") or described.get("PALETTE")
-        if _are_names(names, count) and _are_colors(colors, count):
-            return tuple(names), tuple(tuple(map(int, color)) for color in colors)
-    numbered = numbered_names(count)
-    return numbered, tuple(tuple(color) for color in distinct_colors(count).tolist())
+    if names is None and isinstance(described, Mapping):
+        found = described.get("classes") or described.get("CLASSES")
+        palette = described.get("palette") or described.get("PALETTE")
+        if _are_names(found, count) and (palette is None or _are_colors(palette, len(found))):
+            names, colors = found, palette
+    if names is None and count is None:
+        raise UserError("the source does not name its classes: give --num_classes or --class_names")
+    names = names or numbered_names(count or 0)
+    colors = colors or distinct_colors(len(names)).tolist()
+    return tuple(names), tuple(tuple(map(int, color)) for color in colors)
 
 
-def _are_names(found: Any, count: int) -> TypeGuard[Sequence[str]]:
-    """Whether a checkpoint's value is a name for each class."""
-    if not isinstance(found, (list, tuple)) or len(found) != count:
+def _are_names(found: Any, count: int | None) -> TypeGuard[Sequence[str]]:
+    """Returns True if a checkpoint's value is a name for each class, of which there may be any."""
+    if not isinstance(found, (list, tuple)) or len(found) != (count or max(1, len(found))):
         return False
     return all(isinstance(name, str) for name in found)
 

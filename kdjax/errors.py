@@ -1,5 +1,9 @@
 """The exceptions that are no faults of the program: mistakes, being stopped, bad luck."""
 
+# What code of the user's can raise. `sys.exit(0)` in a config or a factory is a mistake too: it
+# would end the command with status 0 and nothing done.
+RAISED_BY_USERS = (Exception, SystemExit)
+
 
 class UserError(Exception):
     """A mistake in a config, a path or an input file.

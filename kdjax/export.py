@@ -19,6 +19,7 @@ from absl import flags
 
 from kdjax.cli import command
 from kdjax.deployment import FORMATS, Export, export, measure
+from kdjax.deployment.formats import LARGEST
 from kdjax.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "A workdir or a network checkpoint.", required=True)
@@ -30,10 +31,10 @@ _CALIBRATE = flags.DEFINE_string(
     "calibrate", None, "Folder of the run's prepared data set, for --int8."
 )
 _HEIGHT = flags.DEFINE_integer(
-    "height", None, "Height of the images.", lower_bound=1, upper_bound=8192
+    "height", None, "Height of the images.", lower_bound=1, upper_bound=LARGEST
 )
 _WIDTH = flags.DEFINE_integer(
-    "width", None, "Width of the images.", lower_bound=1, upper_bound=8192
+    "width", None, "Width of the images.", lower_bound=1, upper_bound=LARGEST
 )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from kdjax.errors import UserError
+from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.sections import WrongValue
 
 SEPARATOR = ":"
@@ -45,8 +45,7 @@ def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) 
         )
     try:
         found = importlib.import_module(module)
-    # Importing runs the module, which may raise anything.
-    except Exception as error:
+    except RAISED_BY_USERS as error:
         raise WrongValue(asked_by, f'names the {kind} "{name}": {_why(module, error)}') from error
     for part in attribute.split("."):
         try:
@@ -175,7 +174,7 @@ def _signature(factory: Callable[..., Any]) -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-def _why(module: str, error: Exception) -> str:
+def _why(module: str, error: BaseException) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and (module == missing or module.startswith(f"{missing}.")):
         return f'there is no module "{missing}" on the path; set PYTHONPATH to the folder it is in'

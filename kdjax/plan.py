@@ -9,6 +9,7 @@ no real step reaches; `--topology local --measure` runs the step and prints what
 """
 
 import pathlib
+import tempfile
 
 import jax
 from absl import flags
@@ -18,7 +19,7 @@ from kdjax.cli.flags import ConfigFlag
 from kdjax.config import Config
 from kdjax.data.preparing.classes import known_classes
 from kdjax.errors import UserError
-from kdjax.files import to_json, write_atomically
+from kdjax.files import to_json, why_unwritable, write_atomically
 from kdjax.planning import chips, estimate, tables
 from kdjax.planning.chips import Topology
 from kdjax.planning.estimate import Plan, make_plan
@@ -45,8 +46,11 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_JSON.value) if _JSON.value else None
     if output and not output.parent.is_dir():
         raise UserError(f"--json {output}: there is no folder {output.parent}")
-    if output and output.is_dir():
-        raise UserError(f"--json {output} is a folder; name a file")
+    if output and output.exists() and not output.is_file():
+        kind = "a folder" if output.is_dir() else "no regular file"
+        raise UserError(f"--json {output} is {kind}; name a file")
+    if output:
+        _check_writable(output)
     if _MEASURE.value and _TOPOLOGY.value != chips.LOCAL:
         raise UserError(f"--measure runs on this machine: --topology local, not {_TOPOLOGY.value}")
     if _TOPOLOGY.value != chips.LOCAL:
@@ -71,6 +75,14 @@ def main(argv: list[str]) -> None:
     if output:
         write_atomically(output, to_json(tables.as_json(*told), indent=1))
     print(tables.as_text(*told))
+
+
+def _check_writable(output: pathlib.Path) -> None:
+    """Makes and removes a file there, since compiling may take minutes."""
+    try:
+        tempfile.NamedTemporaryFile(prefix=f".{output.name}.", dir=output.parent).close()
+    except OSError as error:
+        raise UserError(f"--json {output} cannot be written: {why_unwritable(error)}") from error
 
 
 def _largest(config: Config, found: Topology, plan: Plan, classes: int) -> tables.Largest:

@@ -17,6 +17,7 @@ import jax
 from absl import flags
 from jax._src import distributed
 
+from kdjax import interrupt
 from kdjax.errors import Transient, UserError
 from kdjax.files import may_pass
 
@@ -203,7 +204,7 @@ def end_at_once(reason: str) -> NoReturn:
 def end_when_asked(name: str) -> None:
     """From now on SIGTERM ends this process with the status that says: start it again.
 
-    `kdjax.training.loop` takes it where there is something to save.
+    Ctrl-C ends it too. `kdjax.training.loop` takes both while there is something to save.
 
     Args:
       name: of the command, which the line about it begins with.
@@ -223,6 +224,8 @@ def end_when_asked(name: str) -> None:
         while number := os.read(numbers, 1):
             if number[0] == signal.SIGTERM:
                 end()
+            if number[0] == signal.SIGINT:
+                interrupt.end()
 
     signal.signal(signal.SIGTERM, end)
     # Python itself calls a handler when the main thread comes back from what it waits for, as the

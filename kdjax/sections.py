@@ -45,6 +45,8 @@ class Range(NamedTuple):
 
 COUNT = Range("positive", lambda x: x > 0, whole=True)
 COUNT_OR_ZERO = Range("0 or more", lambda x: x >= 0, whole=True)
+# Of one side of an image. Larger ones fit into no memory.
+PIXELS = Range("from 1 to 16384", lambda x: 1 <= x <= 16384, whole=True)
 FINITE = Range("a number", lambda x: True)
 POSITIVE = Range("positive", lambda x: x > 0)
 NOT_NEGATIVE = Range("0 or more", lambda x: x >= 0)

@@ -98,6 +98,10 @@ def trained():
     return network
 
 
+def exits(*, num_classes):
+    raise SystemExit(0)
+
+
 def broken(*, num_classes):
     raise RuntimeError("no such weights")
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from kdjax import config_file, processes
+from kdjax import config_file, interrupt, processes
 from kdjax.errors import Preempted, Transient, UserError
 from kdjax.files import may_pass
 from kdjax.sections import WrongValue
@@ -41,9 +41,11 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
 
     Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax, 75
     when it is to be started again: it was asked to stop and has saved what it had done, another
-    process of the run died, or a store did not answer.
+    process of the run died, or a store did not answer. 130 for Ctrl-C where there is nothing to
+    save.
     """
     name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    interrupt.end_at_once()
     absl_logging.set_verbosity(absl_logging.WARNING)
     held_back = hold_back()
     if resumes:
@@ -51,8 +53,11 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
     processes.end_with_parent()
 
     def guarded(argv: list[str]) -> None:
+        # What a training has to save, `kdjax.training.loop` saves.
+        if not resumes:
+            interrupt.raise_error()
         try:
-            main(argv)
+            _call(main, argv)
             # The work is done all the same, but perhaps not what a library does beside it.
             for last in dict.fromkeys(text.splitlines()[-1] for text in held_back):
                 print(f"{name}: in the background: {last}", file=sys.stderr)
@@ -62,7 +67,7 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
             processes.leave(processes.AGAIN)
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted", file=sys.stderr)
-            processes.leave(130)
+            processes.leave(interrupt.STATUS)
         except (UserError, Transient) as error:
             # Found while it was at work, as that a data set's module is not there.
             told = config_file.located(error) if isinstance(error, WrongValue) else error
@@ -80,6 +85,22 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
             processes.fail(1, *held_back, traceback.format_exc())
 
     app.run(guarded, flags_parser=lambda argv: _parse(name, argv, words))
+
+
+def _call(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Calls a command.
+
+    Raises:
+      UserError: when a user's own code, which the command runs, exits.
+    """
+    try:
+        main(argv)
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{place.filename}, line {place.lineno}: {place.line} ends the command before its work "
+            "is done; return, or raise an error"
+        ) from error
 
 
 def _parse(name: str, argv: list[str], words: int) -> list[str]:

@@ -39,12 +39,12 @@ class CropOptions(Section):
 
     # Height and width in pixels. Where the scaled image is smaller, it is padded below and on the
     # right.
-    crop_size: Annotated[tuple[int, int], sections.COUNT] = (96, 96)
+    crop_size: Annotated[tuple[int, int], sections.PIXELS] = (96, 96)
     # Bounds of the random factor by which the image is scaled first.
     scale_range: Annotated[tuple[float, float], sections.POSITIVE] = (0.5, 2.0)
     # What the factor is of: the long and the short side of a box that the image is made as large as
     # fits into, as mmsegmentation's RandomResize(scale=(2048, 512)); () for each image's own size.
-    base_size: Annotated[tuple[int, int] | tuple[()], sections.COUNT] = ()
+    base_size: Annotated[tuple[int, int] | tuple[()], sections.PIXELS] = ()
     # A crop is drawn again while one class covers more than this share of its labelled pixels, ten
     # times at most; 1.0 takes the first.
     max_class_share: Annotated[float, sections.SHARE_ABOVE_ZERO] = 0.75
@@ -83,7 +83,7 @@ class DataOptions(CropOptions):
     eval_batch_size: Annotated[int, sections.COUNT] = 16
     cache: Literal["none", "host", "device", "auto"] = "auto"  # memory for decoded examples
     # Pads whole images to a multiple of this; 1 leaves them exact.
-    eval_pad_to: Annotated[int, sections.COUNT] = 1
+    eval_pad_to: Annotated[int, sections.PIXELS] = 1
     weight: Annotated[int, sections.COUNT] = 1  # of this set in a mixture
     # By label, what is trained on beside this set: kdjax.config.extra_set(...).
     mixture: Mapping[str, ExtraSet] = dataclasses.field(default_factory=dict)

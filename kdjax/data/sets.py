@@ -21,7 +21,7 @@ from kdjax.data.preparing.prepared import (
     PreparedSet,
     open_directory,
 )
-from kdjax.errors import UserError
+from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.log import logger
 from kdjax.sections import WrongValue
 
@@ -102,8 +102,7 @@ def _made(
         made = function(**options)
     except UserError:
         raise
-    # A user's function may raise anything.
-    except Exception as error:
+    except RAISED_BY_USERS as error:
         raise wrong(f"which failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, Dataset):
         raise wrong(f"which returned a {type(made).__name__}, no kdjax.data.Dataset")

@@ -22,6 +22,8 @@ from kdjax.deployment.formats import (
     Labels,
     PredictFn,
     Size,
+    digest,
+    files_of,
     make_predict_fn,
     takes_any_size,
 )
@@ -128,7 +130,8 @@ def compare_predictions(
             )
         # The scores are computed only where they are needed: they take another compilation.
         same = least is not None or np.array_equal(found, expected)
-        wrong = 0 if same else int(np.sum(behind(variables, images, found) > TIE))
+        # NaN is no tie.
+        wrong = 0 if same else int(np.sum(~(np.asarray(behind(variables, images, found)) <= TIE)))
         if wrong:
             raise UserError(
                 f"{wrong} of {found.size} labels are not the network's, by more than rounding"
@@ -142,12 +145,13 @@ def compare_predictions(
 
 
 def _behind(scores: Float[Array, "B H W K"], labels: Labels) -> Float[Array, "B H W"]:
-    """How far the labels' scores are behind the best, as a part of the image's largest score."""
+    """Returns the best score minus the label's score, divided by the image's largest score."""
     # A label that is no class has no score.
     chosen = jnp.sum(jax.nn.one_hot(labels, scores.shape[-1]) * scores, axis=-1)
     known = (labels >= 0) & (labels < scores.shape[-1])
     behind = jnp.max(scores, axis=-1) - jnp.where(known, chosen, -jnp.inf)
-    return behind / jnp.max(jnp.abs(scores), axis=(1, 2, 3), keepdims=True)[..., 0]
+    largest = jnp.max(jnp.abs(scores), axis=(1, 2, 3), keepdims=True)[..., 0]
+    return behind / jnp.where(largest == 0, 1.0, largest)
 
 
 class Export(NamedTuple):
@@ -158,6 +162,7 @@ class Export(NamedTuple):
       file: what it is called in the output directory.
       size: of the images that it takes.
       bytes: how large it is.
+      sha256: its digest, by which a file that was damaged later is recognized.
       agreement: how its labels compare with the network's.
     """
 
@@ -165,6 +170,7 @@ class Export(NamedTuple):
     file: str
     size: Size
     bytes: int
+    sha256: str
     agreement: Agreement
 
 
@@ -239,7 +245,10 @@ def export(
                     )
                 except UserError as error:
                     raise UserError(f"{name}: nothing is written, since {error}") from error
-                exports.append(Export(name, chosen.file, sizes[name], _bytes(path), agreement))
+                size_on_disk = sum(file.stat().st_size for file in files_of(path))
+                exports.append(
+                    Export(name, chosen.file, sizes[name], size_on_disk, digest(path), agreement)
+                )
             text = json.dumps(_description(info, exports, folded), indent=2, allow_nan=False)
             (directory / DESCRIPTION).write_text(text + "\n")
             directory.rename(target)
@@ -320,6 +329,7 @@ def _description(info: NetworkInfo, exports: Sequence[Export], folded: bool) -> 
             export.format: {
                 "file": export.file,
                 "input_shape": FORMATS[export.format].input_shape(export.size),
+                "sha256": export.sha256,
                 "agreement": export.agreement._asdict(),
             }
             for export in exports
@@ -330,7 +340,3 @@ def _description(info: NetworkInfo, exports: Sequence[Export], folded: bool) -> 
             *("jax", "flax", "tensorflow", "tensorflow-cpu", "jax2onnx", "onnxruntime")
         ),
     }
-
-
-def _bytes(path: pathlib.Path) -> int:
-    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())

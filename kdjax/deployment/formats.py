@@ -1,5 +1,6 @@
 """The formats of exported students, and the function from images to labels that each holds."""
 
+import hashlib
 import importlib
 import json
 import logging
@@ -69,6 +70,7 @@ class Size(NamedTuple):
 
 
 ANY = Size(None, None)
+LARGEST = 8192  # pixels, of the height and width of images
 
 
 def make_predict_fn(
@@ -205,8 +207,9 @@ def write_tflite(
         try:
             content = converter.convert()
         except Exception as error:  # its own class is not public
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"tflite: this network cannot be converted: {reason}") from error
+            raise UserError(
+                f"tflite: this network cannot be converted: {_reason(error)}"
+            ) from error
     path.write_bytes(content)
 
 
@@ -241,9 +244,10 @@ def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
                 output_names=["labels"],
             )
     except Exception as error:  # it may say in any way what it has no rule for
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         wish = "" if size.fixed else " for images of any size (give --height and --width)"
-        raise UserError(f"onnx: this network cannot be converted{wish}: {reason}") from error
+        raise UserError(
+            f"onnx: this network cannot be converted{wish}: {_reason(error)}"
+        ) from error
     finally:
         logging.disable(logging.NOTSET)
     path.write_bytes(model.SerializeToString())
@@ -310,6 +314,20 @@ FORMATS = {
 DESCRIPTION = "export.json"
 
 
+def files_of(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns an exported file itself, or the files in the folder of a SavedModel."""
+    return [file for file in sorted((path, *path.rglob("*"))) if file.is_file()]
+
+
+def digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of an exported file, or of the names and files of a SavedModel."""
+    found = hashlib.sha256()
+    for file in files_of(path):
+        found.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
 class ExportedStudent(NamedTuple):
     """A file that `kdjax.export` wrote, as other programs run it.
 
@@ -325,10 +343,13 @@ class ExportedStudent(NamedTuple):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ExportedStudent":
-        """Loads it, by the name that it was given and the description beside it.
+        """Loads a file by its name and the description beside it.
+
+        A runtime may crash on a damaged file, so the file's digest is compared first.
 
         Raises:
-          UserError: where that is no such file, or the description is not there.
+          UserError: when there is no such file, the description is missing or wrong, the file is
+            not the one that was exported, or its runtime cannot load it.
         """
         file = pathlib.Path(path)
         found = {chosen.file: name for name, chosen in FORMATS.items()}
@@ -339,11 +360,39 @@ class ExportedStudent(NamedTuple):
             )
         name, beside = found[file.name], file.with_name(DESCRIPTION)
         try:
-            description = json.loads(beside.read_text())
-            *_, height, width, _ = description["exports"][name]["input_shape"]
-            num_classes = description["num_classes"]
-        except (OSError, ValueError, KeyError) as error:
+            description = json.loads(beside.read_text(encoding="utf-8"))
+            written, num_classes = description["exports"][name], description["num_classes"]
+            *_, height, width, _ = written["input_shape"]
+            numbers = (num_classes,) if height is width is None else (num_classes, height, width)
+            if not all(type(number) is int and 0 < number <= LARGEST for number in numbers):
+                raise ValueError("a size or a number of classes out of its range")
+            same = written["sha256"] == digest(file)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{beside}: it must lie beside {file.name}, as kdjax.export wrote both"
             ) from error
-        return cls(FORMATS[name].read(file), Size(height, width), num_classes)
+        if not same:
+            raise UserError(
+                f"{file}: this is not the file that {beside} describes; export the student again"
+            )
+        try:
+            run = FORMATS[name].read(file)
+        except UserError:
+            raise
+        # Each runtime raises errors of its own, for example on a file of another version.
+        except Exception as error:
+            raise UserError(f"{file}: this file cannot be loaded: {_reason(error)}") from error
+
+        def predict(images: Images) -> Labels:
+            try:
+                return run(images)
+            except Exception as error:
+                shape = list(images.shape)
+                raise UserError(f"{file}: it fails on images {shape}: {_reason(error)}") from error
+
+        return cls(predict, Size(height, width), num_classes)
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first line of what a library raised."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax import names
-from kdjax.deployment.formats import ExportedStudent, Size
-from kdjax.errors import UserError
+from kdjax.deployment.formats import ExportedStudent, Size, files_of
+from kdjax.errors import RAISED_BY_USERS, UserError
 
 WARM_UP = 3
 
@@ -69,7 +69,7 @@ def measure(
         rounds,
     )
     file = pathlib.Path(path)
-    held = sum(part.stat().st_size for part in (file, *file.rglob("*")) if part.is_file())
+    held = sum(part.stat().st_size for part in files_of(file))
     return Measured(file.name, held, chosen, milliseconds, _peak() - before)
 
 
@@ -90,8 +90,7 @@ def measure_torch(name: str, *, size: Size, rounds: int = 50) -> Measured:
         import torch
     except ImportError as error:
         raise UserError("--torch needs PyTorch: pip install torch") from error
-    network = names.resolve("PyTorch network", name, {}, asked_by="--torch")().eval()
-
+    make = names.resolve("PyTorch network", name, {}, asked_by="--torch")
     assert size.height is not None
     assert size.width is not None
     shape = (size.height, size.width)
@@ -101,7 +100,14 @@ def measure_torch(name: str, *, size: Size, rounds: int = 50) -> Measured:
         scores = network(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         return torch.nn.functional.interpolate(scores, shape, mode="bilinear").argmax(1)
 
-    milliseconds = timed(predict, (1, *shape, 3), rounds)
+    try:
+        network = make().eval()
+        milliseconds = timed(predict, (1, *shape, 3), rounds)
+    except RAISED_BY_USERS as error:
+        raise UserError(
+            f"--torch is {name}: {type(error).__name__}: {error}; it must be a function of no "
+            "arguments that returns a torch.nn.Module, which maps images to class scores"
+        ) from error
     held = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     return Measured(f"{name} in PyTorch", held, size, milliseconds, _peak() - before)
 

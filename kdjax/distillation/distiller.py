@@ -23,7 +23,7 @@ from kdjax.distillation.maps import (
     spec_of,
 )
 from kdjax.distillation.terms import make_loss
-from kdjax.errors import UserError
+from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.losses import resize, resize_labels
 
 # Of the smallest map a side, in the trace that looks for mistakes, where nobody said its size.
@@ -321,8 +321,7 @@ class Distiller:
             raise
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: {error}") from error
-        # What the user's own loss raises on maps as it will get them.
-        except Exception as error:
+        except RAISED_BY_USERS as error:
             raise UserError(f"{where}: {type(error).__name__}: {error}") from error
 
     def _trace(self, name: str, loss: Loss) -> Any:

@@ -1,6 +1,7 @@
 """Reads files of weights, and gives what is in them other names."""
 
 import io
+import json
 import os
 import pickle
 import re
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.classes import numbered_names
 from kdjax.errors import UserError
 
 # PyTorch's data-parallel wrapper.
@@ -85,7 +87,13 @@ class Checkpoint(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a `.safetensors`, `.pth` or `.pt` file; only what is no plain array needs PyTorch.
+    """Reads a `.safetensors`, `.pth`, or `.pt` file.
+
+    PyTorch is needed only if a file holds more than plain arrays.
+
+    Args:
+      path: the file, or a folder that HuggingFace's `save_pretrained` wrote. The class names are
+        those of the `config.json` in that folder.
 
     Raises:
       UserError: where there is no such file; where it is empty, cut, or of another kind; where its
@@ -93,15 +101,41 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
         kind that is not read.
     """
     path = os.fspath(path)
+    if os.path.isdir(path):
+        held = [file for name in PRETRAINED if os.path.isfile(file := os.path.join(path, name))]
+        if not held:
+            raise UserError(f"{path}: the folder holds neither {' nor '.join(PRETRAINED)}")
+        path = held[0]
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file")
     if not os.path.getsize(path):
         raise UserError(f"{path}: the file is empty")
     if path.endswith(".safetensors"):
-        return Checkpoint(_read_safetensors(path), {})
-    if path.endswith((".pth", ".pt", ".pth.tar")):
-        return _read_pickle(path)
-    raise UserError(f"{path}: not a .pth, .pt or .safetensors file")
+        found = Checkpoint(_read_safetensors(path), {})
+    elif path.endswith((".pth", ".pt", ".pth.tar", PRETRAINED[1])):
+        found = _read_pickle(path)
+    else:
+        raise UserError(f"{path}: not a .pth, .pt or .safetensors file")
+    folder, name = os.path.split(path)
+    return found._replace(meta=_pretrained_meta(folder)) if name in PRETRAINED else found
+
+
+# The files of weights that `save_pretrained` writes into a folder.
+PRETRAINED = ("model.safetensors", "pytorch_model.bin")
+
+
+def _pretrained_meta(folder: str) -> dict[str, Any]:
+    """Returns the class names of a `config.json`, or nothing if it names none."""
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            labels = json.load(file)["id2label"]
+        names = [labels[str(index)] for index in range(len(labels))]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    # HuggingFace's default names say no more than the number of classes.
+    if names == [f"LABEL_{index}" for index in range(len(names))]:
+        names = [*numbered_names(len(names))]
+    return {"classes": names}
 
 
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:

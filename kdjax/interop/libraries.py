@@ -1,5 +1,6 @@
 """Weights of libraries: torchvision, timm, HuggingFace, and others that publish classifiers."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,16 @@ import numpy as np
 
 from kdjax.errors import UserError
 from kdjax.interop.files import pooled_image_first, renamed, reversed_stages
-from kdjax.interop.mmseg import TIMM, from_backbone, from_mmseg, leaves, torch_array, weights_of
+from kdjax.interop.mmseg import (
+    TIMM,
+    Loaded,
+    from_backbone,
+    from_mmseg,
+    leaves,
+    module_of,
+    torch_array,
+    weights_of,
+)
 from kdjax.interop.projects import BLOCK_NAME, nvlabs_to_mmseg
 from kdjax.models import Segmenter
 from kdjax.models.efficientnet_lite import EfficientNetLite
@@ -89,14 +99,22 @@ def from_timm(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
     from_backbone(net, weights)
 
 
-def to_timm(net: Segmenter) -> dict[str, np.ndarray]:
+def to_timm(net: Segmenter | Loaded | str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns the backbone of a network under timm's names, as `from_timm` reads them.
 
-    timm's `create_model(name, features_only=True)` loads them.
+    timm's `create_model(name, features_only=True)` loads them. EfficientNet-Lite is
+    `tf_efficientnet_lite0` to `4` there: `efficientnet_lite0` has the same names, but pads
+    otherwise, and computes other features. ResNets with the plain stem (`pspnet_r50b`) are
+    `resnet18` to `resnet101`; `pspnet_r50` with the deep stem is `resnet50c`.
+
+    Args:
+      net: a network of `kdjax.models`, what `kdjax.load` returns, or the path of a network
+        checkpoint or of a run.
 
     Raises:
-      UserError: where the backbone is no ResNet and no EfficientNet-Lite.
+      UserError: when there is no network, or its backbone is no ResNet and no EfficientNet-Lite.
     """
+    net = module_of(net)
     if not isinstance(net.backbone, (ResNet, EfficientNetLite)):
         raise UserError(
             f"a {type(net.backbone).__name__} is not written under timm's names; ResNets and "

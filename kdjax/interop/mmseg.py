@@ -8,9 +8,10 @@ underscore, which it continues: PyTorch's fused projection is no module there, i
 (`relative_position_bias_table`) keeps it.
 """
 
+import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from flax import nnx
 
 from kdjax.errors import UserError
 from kdjax.interop.files import unwrapped
-from kdjax.models import Segmenter
+from kdjax.models import NNXNetwork, Segmenter, saved
 from kdjax.models.swin import relative_position_index
 
 # What mmsegmentation's TIMMBackbone puts before timm's names.
@@ -235,12 +236,55 @@ def from_backbone(net: Segmenter, state_dict: Mapping[str, Any]) -> None:
     assign(net, wanted, given)
 
 
-def to_mmseg(net: Segmenter) -> dict[str, np.ndarray]:
+class Loaded(Protocol):
+    """What `kdjax.load` returns."""
+
+    network: Any
+    variables: Any
+
+
+def module_of(source: Segmenter | Loaded | str | os.PathLike[str]) -> Segmenter:
+    """Returns the module of a network of kdjax's own.
+
+    Args:
+      source: the module itself, what `kdjax.load` returns, or the path of a network checkpoint or
+        of a run.
+
+    Raises:
+      UserError: when there is no network, or it is one of the user's own.
+    """
+    if isinstance(source, Segmenter):
+        return source
+    if isinstance(source, str | os.PathLike):
+        network, variables, _ = saved.load(source)
+    else:
+        network, variables = source.network, source.variables
+    module = network.module(variables) if isinstance(network, NNXNetwork) else network
+    if not isinstance(module, Segmenter):
+        raise UserError(
+            f"a {type(module).__name__} has no names in PyTorch that kdjax knows; the networks of "
+            "kdjax.models have"
+        )
+    return module
+
+
+def to_mmseg(net: Segmenter | Loaded | str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns parameters and running statistics under mmsegmentation's names and layouts.
 
     The exact inverse of `from_mmseg`. PyTorch's `load_state_dict` itself supplies the counters
     (`num_batches_tracked`) that are not in it.
+
+        weights = interop.to_mmseg("runs/cwd")
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+
+    Args:
+      net: a network of `kdjax.models`, what `kdjax.load` returns, or the path of a network
+        checkpoint or of a run.
+
+    Raises:
+      UserError: when there is no network, or it is one of the user's own.
     """
+    net = module_of(net)
     weights = {name: torch_array(leaf) for name, leaf in leaves(net).items()}
     for buffer, (parameter, compute) in BUFFERS.items():
         for name in [name for name in weights if name.endswith(parameter)]:

@@ -89,9 +89,22 @@ def shape_of(array: jax.Array) -> str:
     return str(list(array.shape))
 
 
+def dtype_of(name: str, array: jax.Array) -> jnp.dtype:
+    """Returns the dtype of an array of JAX or NumPy.
+
+    Raises:
+      TypeError: for a list, or an array of another library.
+    """
+    try:
+        return jnp.dtype(array.dtype)
+    except (AttributeError, TypeError):
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        raise TypeError(f"{name} is a {kind}; give a JAX or NumPy array") from None
+
+
 def check_map(name: str, array: jax.Array) -> None:
     """Requires a floating-point array `[..., H, W, C]`."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    if not jnp.issubdtype(dtype_of(name, array), jnp.floating):
         raise TypeError(
             f"{name} must be floating point, got {array.dtype} {shape_of(array)}; "
             "a loss takes scores or features, not class indices"
@@ -141,7 +154,7 @@ def check_labels(labels: jax.Array, array: jax.Array, owner: str) -> None:
 
 def check_label_dtype(labels: jax.Array) -> None:
     """Requires integer labels."""
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
+    if not jnp.issubdtype(dtype_of("labels", labels), jnp.integer):
         raise TypeError(
             f"labels must be integer class indices, got {labels.dtype} {shape_of(labels)}"
         )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from kdjax.distillation import Maps
 from kdjax.distillation.maps import array_of
-from kdjax.errors import UserError
+from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.models.outputs import IMAGENET, Preprocessing, SegmentationOutput
 
 
@@ -297,8 +297,7 @@ def trace_maps(
         maps = jax.eval_shape(forward, variables, images)
     except UserError:
         raise
-    # What the user's own code raises.
-    except Exception as error:
+    except RAISED_BY_USERS as error:
         if isinstance(error, NoNetwork):
             raise UserError(f"{name}: {error}") from error
         raise UserError(

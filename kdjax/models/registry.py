@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax import names, sections
-from kdjax.errors import UserError
+from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.models.efficientnet_lite import SIZES as LITE_SIZES
 from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.heads import FCNHead, LRASPPHead, PyramidHead
@@ -224,8 +224,7 @@ def make_network(name: str, *, where: str = "network", **settings: Any) -> Netwo
         if isinstance(module, nnx.bridge.ToNNX):
             return network_of(module)
         return NNXNetwork(make, module)
-    # What the user's own code raises.
-    except Exception as error:
+    except RAISED_BY_USERS as error:
         reason = str(error) if isinstance(error, NoNetwork) else f"{type(error).__name__}: {error}"
         raise WrongValue(f"{where}.name", f'names the network "{name}": {reason}') from error
 

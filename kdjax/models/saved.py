@@ -26,7 +26,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from kdjax import names
 from kdjax.classes import distinct_colors, numbered_names
 from kdjax.distillation.maps import array_of
-from kdjax.errors import UserError
+from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.files import (
     absolute,
     check_folder,
@@ -289,8 +289,7 @@ def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, 
     found = names.resolve("network", name, {}, asked_by="what a network is loaded from")
     try:
         network = network_of(found if is_made(found) else found())
-    # What the user's own code raises.
-    except Exception as error:
+    except RAISED_BY_USERS as error:
         raise UserError(f"{name}: {type(error).__name__}: {error}") from error
     info = NetworkInfo(name, 1, 64, False, (), (), source=name)
     variables = network.init(jax.random.key(seed), info.blank_image())

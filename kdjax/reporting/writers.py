@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -10,10 +11,11 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 from etils import epath
-from tqdm import auto, tqdm
+from tqdm import tqdm
 
 from kdjax.errors import UserError
 from kdjax.files import is_remote, to_json, write_atomically
+from kdjax.log import logger
 
 # How often files are brought up to date that would be slow to write with every line: those in an
 # object store, which cannot append and is given the whole file, and TensorBoard's.
@@ -212,14 +214,15 @@ class TensorBoard:
 class Console:
     """The training as a progress bar, and each evaluation as a line above it.
 
-    In a notebook the bar is the notebook's own. Where the stream is neither a terminal nor a
-    notebook (a log file, a batch system) every call prints a plain line and no bar is drawn.
+    If the stream is neither a terminal nor a notebook (a log file, a batch system), every call
+    prints a plain line and no bar is drawn.
 
     Args:
       total_steps: The step at which the training ends.
       start_step: The step that it starts or continues from.
       description: What is being trained, in front of every line.
-      stream: Where to print; standard output by default.
+      stream: Where to print; standard output by default, unless the level of the logger "kdjax" is
+        above INFO.
     """
 
     def __init__(
@@ -229,15 +232,16 @@ class Console:
         description: str = "training",
         stream: TextIO | None = None,
     ):
-        self._stream = stream or sys.stdout
         notebook = stream is None and _in_notebook()
-        self._drawn = notebook or self._stream.isatty()
+        silenced = stream is None and not logger.isEnabledFor(logging.INFO)
+        self._stream = io.StringIO() if silenced else stream or sys.stdout
+        self._drawn = not silenced and (notebook or self._stream.isatty())
         self._started = time.monotonic()
         # Step and time of the first report, which compilation delays.
         self._first: tuple[int, float] | None = None
         bar = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
         line = "{desc}: step {n_fmt}/{total_fmt}{postfix}"
-        self._bar = (auto.tqdm if notebook else tqdm)(
+        self._bar = tqdm(
             total=total_steps,
             initial=start_step,
             desc=description,
@@ -286,7 +290,7 @@ class Console:
 
 
 def _in_notebook() -> bool:
-    """Whether cells of a notebook run here, as `tqdm.auto` finds it out."""
+    """Returns True in the cells of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
     return shell is not None and "IPKernelApp" in shell.config

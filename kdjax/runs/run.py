@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from etils import epath
@@ -14,6 +15,7 @@ from kdjax import environment, processes
 from kdjax.config import Config, read, validate
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
+from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.log import RunLogger
 from kdjax.models import saved
@@ -88,7 +90,7 @@ def train(
 
     Raises:
       UserError: for a mistake in the config, the data or the workdir; nothing is written then.
-        Also while another run is at work in the workdir.
+        Also while another run is at work in the workdir, or in this process.
       Diverged: when the loss is no longer a number; the last checkpoint is kept.
       Preempted: when the process was asked to stop; what was done is saved.
     """
@@ -101,11 +103,28 @@ def train(
         files.check_clear(config)
     elif _is_done(config, files, log):
         return None
-    with files.hold(patience):
+    with _alone(), files.hold(patience):
         # Whoever was at work there may have come to the end.
         if not overwrite and _is_done(config, files, log):
             return None
         return _train(config, files, log, method, role, data, writers, overwrite, profiled_steps)
+
+
+_training = threading.Lock()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Refuses a second run in this process: Orbax mixes up the checkpoints of two at a time."""
+    if not _training.acquire(blocking=False):
+        raise UserError(
+            "another thread of this process is training: train one run after the other, or each in "
+            "a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _training.release()
 
 
 def _is_done(config: Config, files: Workdir, log: RunLogger) -> bool:

@@ -125,7 +125,7 @@ class Workdir:
                 more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                 raise UserError(
                     f"{self.path} holds a run of another config ({listed}{more}); choose another "
-                    "--workdir"
+                    "workdir, or replace that run by kdjax.train(..., overwrite=True)"
                 )
             return
         if not processes.leads():

@@ -4,6 +4,7 @@ import os
 import pathlib
 import platform
 import re
+import subprocess
 import sys
 import tomllib
 
@@ -262,6 +263,94 @@ command.run(main)
     run = warm.run("-c", code)
     assert run.returncode == status
     assert re.fullmatch(said, run.stderr), run.stderr
+
+
+def test_a_config_that_exits_is_a_mistake(tmp_path):
+    (tmp_path / "mine.py").write_text("import exits\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    run = warm.run("-m", "kdjax.train", "--config=mine.py", "--workdir=run", cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr == "kdjax.train: error: mine.py, line 1: SystemExit: 0\n"
+
+
+def test_a_users_code_that_exits_does_not_end_the_command_as_done(tmp_path):
+    (tmp_path / "own.py").write_text("import sys\n\ndef factory():\n    sys.exit(0)\n")
+    code = """
+import sys
+from kdjax.cli import command
+def main(argv):
+    import own
+    own.factory()
+sys.argv = ["train"]
+command.run(main)
+"""
+    run = warm.run("-c", code, cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr == (
+        f"kdjax.train: error: {tmp_path}/own.py, line 4: sys.exit(0) ends the command before its "
+        "work is done; return, or raise an error\n"
+    )
+
+
+# Sends Ctrl-C at the first import of a module.
+AT_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("module", ["absl", "jax", *thorough.after(0, ["flax", "tensorflow"])])
+@pytest.mark.parametrize("words", [("-m", "kdjax.train"), ("-m", "kdjax", "train")])
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path, words, module):
+    """In a new process, whose libraries are not imported yet."""
+    (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(module=module))
+    run = subprocess.run(
+        [sys.executable, *words, "--config=quickstart.py", f"--workdir={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert (run.returncode, run.stderr) == (130, "\nkdjax: interrupted\n")
+
+
+def test_ctrl_c_at_work_is_an_error_but_in_an_import_the_end(tmp_path):
+    """A command removes its temporary files first; a library could swallow the error."""
+    code = """
+import os, signal, sys
+from kdjax.cli import command
+def main(argv):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        print("removed", flush=True)
+    import swallows
+sys.argv = ["export"]
+command.run(main)
+"""
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n    pass\n"
+    )
+    run = warm.run("-c", code, cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (130, "removed\n")
+    assert run.stderr == "\nkdjax: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("-c", "import library"), ("-m", "library", "-m", "kdjax.train")]
+)
+def test_the_library_leaves_ctrl_c_alone(tmp_path, words):
+    (tmp_path / "library.py").write_text(
+        "import signal, kdjax\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    variables = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    subprocess.run([sys.executable, *words], check=True, cwd=tmp_path, env=variables)
 
 
 def test_warnings_of_libraries_are_heard_and_their_tracebacks_held_back():

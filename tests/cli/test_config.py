@@ -125,6 +125,7 @@ def test_a_name_that_there_is_not(key):
         ("student.name", "", 'config.student.name names the unknown network ""'),
         ("data.flip", 1, r"config\.data\.flip is 1; it must be like True, True or False"),
         ("data.crop_size", 96, r"config\.data\.crop_size is 96; it must be like \(96, 96\), a tup"),
+        ("data.crop_size", (10**9, 96), r"crop_size is 1000000000; it must be from 1 to 16384"),
         (
             "data.test_groups",
             ConfigDict({"a": "("}),
@@ -241,6 +242,7 @@ def test_options_and_patterns_are_stored_as_they_are():
 FILES = {
     "syntax": ("    return (", 2, r"'\(' was never closed: return \("),
     "exception": ("    return 1 / 0", 2, "ZeroDivisionError: division by zero"),
+    "exit": ("    raise SystemExit(0)", 2, "SystemExit: 0"),
     "name": ("    return cofnig", 2, "NameError: name 'cofnig' is not defined"),
     "type": (
         "    config.steps = 12.5\n    return config",

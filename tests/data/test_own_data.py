@@ -325,6 +325,9 @@ nothing = 3
 def fails():
     raise ValueError("no such file")
 
+def exits():
+    raise SystemExit(0)
+
 def returns_none():
     pass
 """
@@ -362,6 +365,7 @@ def test_a_name_in_a_config_finds_it(module):
             "cannot be called: .*unexpected .*'counts' .*config.data.options",
         ),
         ("fails", {}, 'names the data set "own_arrays:fails", which failed: ValueError: no such'),
+        ("exits", {}, "which failed: SystemExit: 0"),
         ("returns_none", {}, "which returned a NoneType, no kdjax.data.Dataset"),
         ("nothing", {}, "is no builder class: derive it from .* or a function that returns one"),
         ("array", {}, 'has no "array"; did you mean "arrays"'),

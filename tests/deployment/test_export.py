@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import sys
 
 import jax
@@ -288,10 +289,88 @@ def test_only_ties_may_differ(net):
             exporting.compare_predictions(
                 lambda x, w=wrong: label(x) * 0 + w, *NNXNetwork.of(twins), preprocessing, [images]
             )
+    conv.bias[...] = jnp.full(CLASSES, jnp.nan)
+    with pytest.raises(UserError, match="1536 of 1536 labels are not"):
+        exporting.compare_predictions(
+            lambda x: label(x) * 0 + 1, *NNXNetwork.of(twins), preprocessing, [images]
+        )
     with pytest.raises(UserError, match=r"by \(1, 32\) instead of \(1, 32, 48\)"):
         exporting.compare_predictions(
             lambda x: label(x)[..., 0], *NNXNetwork.of(net), preprocessing, [images]
         )
+
+
+@pytest.fixture(scope="module")
+def exported(source, tmp_path_factory):
+    output = tmp_path_factory.mktemp("exported") / "files"
+    deployment.export(source, output, ["stablehlo", "savedmodel", "tflite"], size=SIZE)
+    return output
+
+
+# Crashes TensorFlow Lite: an offset that points outside the file.
+CRAFTED = b"\xf0\xff\xff\x7fTFL3" + bytes(24)
+
+
+@pytest.mark.parametrize("content", [b"", CRAFTED, bytes(range(256)), None])
+@pytest.mark.parametrize("name", ["student.stablehlo", "savedmodel", "student.tflite"])
+def test_a_damaged_file_is_refused_before_its_runtime_reads_it(exported, tmp_path, name, content):
+    """None stands for a file that was cut."""
+    output = tmp_path / "files"
+    shutil.copytree(exported, output)
+    file = output / name
+    damaged = file / "saved_model.pb" if file.is_dir() else file
+    damaged.write_bytes(damaged.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(UserError, match=rf"{name}: this is not the file that .*export\.json desc"):
+        deployment.measure(file)
+
+
+def test_a_file_that_its_runtime_cannot_load_or_run_is_one_line(exported, tmp_path):
+    output = tmp_path / "files"
+    shutil.copytree(exported, output)
+    description = output / "export.json"
+    whole = json.loads(description.read_text())
+
+    file = output / "student.stablehlo"
+    student = formats.ExportedStudent.load(file)
+    with pytest.raises(UserError, match=r"it fails on images \[1, 32, 48, 4\]: ") as error:
+        student.predict(np.zeros((1, 32, 48, 4), np.uint8))
+    assert "\n" not in str(error.value)
+    file.write_bytes(b"of another version")
+    whole["exports"]["stablehlo"]["sha256"] = formats.digest(file)
+    description.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"stablehlo: this file cannot be loaded: ") as error:
+        deployment.measure(file)
+    assert "\n" not in str(error.value)
+
+
+def described_as(shape, classes=5, **more):
+    held = {"tflite": {"input_shape": shape, **more}}
+    return json.dumps({"num_classes": classes, "exports": held})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        '{"exports": 3}',
+        100_000 * "[",
+        described_as([1, "32", 48, 3], sha256=""),
+        described_as([1, 3e9, 48, 3], sha256=""),
+        described_as([1, 10**9, 48, 3], sha256=""),
+        described_as([1, 32, None, 3], sha256=""),
+        described_as([1, 32, 48, 3], classes=0, sha256=""),
+        described_as([1, 32, 48, 3]),
+    ],
+    ids=lambda text: text[:60],
+)
+def test_a_damaged_description_is_one_line(tmp_path, text):
+    (tmp_path / "student.tflite").write_bytes(CRAFTED)
+    (tmp_path / "export.json").write_text(text)
+    with pytest.raises(UserError, match=r"export\.json: it must lie beside student\.tflite, as"):
+        deployment.measure(tmp_path / "student.tflite")
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):
@@ -436,6 +515,10 @@ def test_a_pytorch_network_is_measured_beside_it(monkeypatch):
     found = deployment.measure_torch("test_export:two_classes", size=SIZE, rounds=2)
     assert found.bytes == 4 * (3 * 2 + 2)
     assert str(found).startswith("test_export:two_classes in PyTorch: 0.0 MB; an image of 32 x 48 ")
+    with pytest.raises(
+        UserError, match=r"--torch is test_export:described: .*missing 1 .*'name'; "
+    ):
+        deployment.measure_torch("test_export:described", size=SIZE)
     with pytest.raises(UserError, match="--torch"):
         deployment.measure_torch("test_export:three_classes", size=SIZE)
     monkeypatch.setitem(sys.modules, "torch", None)

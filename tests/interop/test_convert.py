@@ -85,7 +85,32 @@ def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
     assert not (tmp_path / "net").exists()
 
 
+def test_convert_reads_a_folder_of_save_pretrained_and_its_class_names(tmp_path):
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    safetensors.numpy.save_file(
+        random_weights(abstract("segformer_b0", width=64, auxiliary=False)),
+        folder / "model.safetensors",
+    )
+    names = {str(index): name for index, name in enumerate("abcde")}
+    (folder / "config.json").write_text(json.dumps({"id2label": names}))
+    other = convert(f"--source={folder}", "--model=segformer_linear_b0", f"--output={tmp_path}/net")
+    assert other.returncode == 2
+    assert other.stderr == (
+        f"kdjax.convert: error: {folder}: these are the weights of segformer_b0, not of "
+        "segformer_linear_b0: give --model segformer_b0\n"
+    )
+    run = convert(f"--source={folder}/", "--model=segformer_b0", f"--output={tmp_path / 'net'}")
+    assert run.returncode == 0, run.stderr
+    told = json.loads((tmp_path / "net" / "network.json").read_text())
+    assert told["class_names"] == list("abcde")
+    assert told["source"] == "mmsegmentation, pretrained"
+
+
 MISTAKES = [
+    ({"class_names": "a,b"}, "--class_names a,b: 2 names, but --num_classes is 3"),
+    ({"class_names": "a,b,a"}, "--class_names a,b,a: a name is empty or occurs twice"),
+    ({"class_names": "names"}, "--class_names names: a name is empty or occurs twice"),
     ({"mean": "nan,1,2"}, "--mean is 'nan,1,2'; it takes means of pixels, 0 to 255"),
     ({"mean": "300,1,2"}, "--mean is '300,1,2'; it takes means of pixels"),
     ({"mean": "1,2"}, "--mean is '1,2'; it takes three numbers"),
@@ -104,12 +129,15 @@ NO_CLASSES = [
     {"classes": ["a", 7], "palette": [[1, 2, 3]] * 2},
     {"dataset_meta": 3},
 ]
+# As checkpoints may hold them: names without colors.
+ONLY_NAMES = {"classes": ["a", "b"]}
 CLASSES = {"dataset_meta": {"classes": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]]}}
 
 
 def test_what_convert_cannot_do_is_said_before_anything_is_read(tmp_path):
     """All in one process of its own: its flags have the names of other commands' flags."""
     (tmp_path / "file").touch()
+    (tmp_path / "names").write_text("a\n\nb\n")
     (tmp_path / "mine" / "parameters").mkdir(parents=True)
     code = """
 import json, sys
@@ -127,16 +155,25 @@ for given in mistakes:
             convert.main([])
         except UserError as error:
             said.append(str(error))
-print(json.dumps([said, [convert._classes(meta, 2) for meta in metas]]))
+classes = [convert._classes(meta, 2) for meta in metas]
+assert convert._classes(metas[1], None)[0] == ("a", "b")
+assert convert._classes(metas[1], None, ["x", "y", "z"])[0] == ("x", "y", "z")
+assert convert._given_names(["a", " b"], 2) == ["a", "b"]
+try:
+    convert._classes({}, None)
+except UserError as error:
+    assert "give --num_classes or --class_names" in str(error)
+print(json.dumps([said, classes]))
 """
-    given = json.dumps([[mistake for mistake, _ in MISTAKES], [CLASSES, *NO_CLASSES]])
+    given = json.dumps([[mistake for mistake, _ in MISTAKES], [CLASSES, ONLY_NAMES, *NO_CLASSES]])
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     run = warm.run("-c", code, given, cwd=tmp_path, env=variables)
     assert run.returncode == 0, run.stderr
-    said, (classes, *numbered) = json.loads(run.stdout)
+    said, (classes, (names, colors), *numbered) = json.loads(run.stdout)
     for (_, expected), found in zip(MISTAKES, said, strict=True):
         assert expected in found
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "mine"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mine", "names"}
+    assert (names, len(colors)) == (["a", "b"], 2)
     assert classes == [["a", "b"], [[1, 2, 3], [4, 5, 6]]]
     # A checkpoint may say anything; what is no name and no colour is not taken for one.
     assert [names for names, _ in numbered] == [["class 0", "class 1"]] * len(NO_CLASSES)

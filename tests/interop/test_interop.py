@@ -1,5 +1,6 @@
 """Weights from and to PyTorch projects: names, layouts, and everything that can be wrong."""
 
+import json
 import os
 import pathlib
 import re
@@ -15,8 +16,10 @@ import thorough
 from flax import nnx
 from made_up_weights import abstract, assert_same, random_weights
 
+import kdjax
 from kdjax import interop, models
 from kdjax.errors import UserError
+from kdjax.models import NNXNetwork, saved
 from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.outputs import EFFICIENTNET_LITE
 
@@ -43,6 +46,21 @@ def test_a_round_trip_gives_every_bit_again(name):
     weights = random_weights(net)
     interop.from_mmseg(net, weights)
     assert_same(interop.to_mmseg(net), weights)
+
+
+def test_a_network_goes_back_to_pytorch_by_its_path_or_loaded(tmp_path):
+    net = models.create("lraspp_efficientnet_lite0", num_classes=2, width=4, rngs=nnx.Rngs(0))
+    info = saved.NetworkInfo(
+        *("lraspp_efficientnet_lite0", 2, 4, True, ("a", "b"), ((0, 0, 0),) * 2)
+    )
+    saved.save(tmp_path, info, NNXNetwork.of(net)[1])
+    for source in (tmp_path, str(tmp_path), kdjax.load(tmp_path)):
+        assert_same(interop.to_mmseg(source), interop.to_mmseg(net))
+        assert_same(interop.to_timm(source), interop.to_timm(net))
+    with pytest.raises(UserError, match="a Plain has no names in PyTorch that kdjax knows"):
+        interop.to_mmseg("own_networks:trained")
+    with pytest.raises(UserError, match="no network checkpoint here"):
+        interop.to_timm(tmp_path / "none")
 
 
 def test_every_array_finds_its_place_in_its_layout(weights):
@@ -173,6 +191,27 @@ assert not meta and not {{"torch", "tensorflow"}} & sys.modules.keys()
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"id2label": {"1": "b", "0": "a"}}, ["a", "b"]),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, ["class 0", "class 1"]),
+        ({"id2label": {"3": "a"}}, None),
+        ({"id2label": 3}, None),
+        ([], None),
+    ],
+)
+def test_a_folder_of_save_pretrained_names_its_classes(tmp_path, config, names):
+    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+        interop.read_weights(tmp_path)
+    safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = interop.read_weights(path)
+        assert [*found.weights] == ["a"]
+        assert found.meta.get("classes") == names
 
 
 def test_damaged_files_are_one_clear_line(tmp_path):

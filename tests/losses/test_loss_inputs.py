@@ -30,6 +30,22 @@ IMITATION = [*ALIKE, losses.pfs, losses.skd_pairwise]
 IMITATION = [*IMITATION, losses.attention_transfer, losses.cirkd_minibatch]
 
 
+class Foreign:
+    """As an array of another library, whose dtype NumPy does not know."""
+
+    shape, ndim, dtype = (2, 4, 5, 6), 4, object()
+
+
+def test_arrays_of_another_library_are_named():
+    name = f"{Foreign.__module__}.Foreign"
+    with pytest.raises(TypeError, match=f"^student is a {name}; give a JAX or NumPy array$"):
+        losses.cwd(Foreign(), Foreign())
+    with pytest.raises(TypeError, match=r"^logits is a builtins\.list; give a JAX or NumPy array$"):
+        losses.cross_entropy([1.0], [1])
+    with pytest.raises(TypeError, match=f"^labels is a {name}; give a JAX or NumPy array$"):
+        losses.cross_entropy(jnp.zeros(X.shape), Foreign())
+
+
 @pytest.mark.parametrize("function", IMITATION)
 def test_maps_that_differ_in_size_are_both_named(function):
     message = "got student [2, 4, 5, 6] and teacher [2, 2, 5, 6]; resize one of the two first"

@@ -215,6 +215,7 @@ def test_mistakes_in_ones_own_network_are_one_line():
             traced(f"own_networks:{name}", **settings)
         assert "\n" not in str(error.value)
 
+    refused("exits", r"config\.student\.name names .*own_networks:exits.*SystemExit: 0")
     refused("broken", r"config\.student\.name names .*own_networks:broken.*no such weights")
     refused("of_two_axes", r"its logits are \[2, 192\]; they must be \[B, h, w, K\], channels last")
     refused(

@@ -348,6 +348,11 @@ def test_the_command_says_what_is_missing(tmp_path):
     assert line.startswith('kdjax.plan: error: --topology is "v9:2x2": give local, a TPU')
     run = plan_command("--topology=local", f"--json={tmp_path}")
     assert run.stderr == f"kdjax.plan: error: --json {tmp_path} is a folder; name a file\n"
+    run = plan_command("--topology=local", "--json=/dev/null")
+    assert run.stderr == "kdjax.plan: error: --json /dev/null is no regular file; name a file\n"
+    run = plan_command("--topology=local", f"--json={tmp_path / (250 * 'n')}")
+    assert run.stderr.endswith("n cannot be written: File name too long\n")
+    assert "compiles" not in run.stdout
     run = plan_command("--topology=v5e:2x2", "--measure")
     assert run.stderr.endswith("--measure runs on this machine: --topology local, not v5e:2x2\n")
     assert not [*tmp_path.iterdir()]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 
 import numpy as np
@@ -125,6 +126,20 @@ class TestConsole:
             "cwd: step 200, val mIoU 54.32 %, val pixel accuracy 90.00 %, val loss 0.5, "
             "val took 2.2 s"
         )
+
+    def test_it_is_silent_when_the_logger_is(self, capsys, monkeypatch):
+        monkeypatch.setattr(writers.logger, "isEnabledFor", lambda level: level > logging.INFO)
+        console = writers.Console(200, 100, "cwd")
+        console.scalars(110, {"train/loss": 1.25, "val/miou": 0.5})
+        console.close()
+        assert capsys.readouterr() == ("", "")
+
+    def test_a_notebook_gets_a_bar_without_further_packages(self, capsys, monkeypatch):
+        monkeypatch.setattr(writers, "_in_notebook", lambda: True)
+        console = writers.Console(200, 100, "cwd")
+        console.scalars(110, {"train/loss": 1.25})
+        console.close()
+        assert "| 110/200, loss 1.2500" in capsys.readouterr().out
 
     def test_time_left_is_reckoned_without_what_the_first_report_waited_for(self, monkeypatch):
         seconds = iter([0.0, 60.0, 65.0, 75.0])

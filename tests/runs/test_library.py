@@ -193,6 +193,25 @@ def test_a_network_that_was_loaded_labels_what_the_files_are_labelled(trained, t
         kdjax.predict(workdir, "x", tmp_path / "out", opacity=2)
 
 
+def test_a_second_training_in_another_thread_is_refused(config, tmp_path):
+    class Second:
+        """Begins another run in the midst of the first one."""
+
+        def scalars(self, step, values):
+            with (
+                ThreadPoolExecutor(1) as pool,
+                pytest.raises(UserError, match="another thread of this process is training: train"),
+            ):
+                pool.submit(kdjax.train, config, tmp_path / "second").result()
+
+        def images(self, step, images):
+            pass
+
+    config.steps = 1
+    kdjax.train(config, tmp_path / "first", writers=[Second()])
+    assert not (tmp_path / "second").exists()
+
+
 def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path):
     def fails(message, given=config, **options):
         with pytest.raises(UserError, match=message):
@@ -247,7 +266,7 @@ def test_overwriting_with_examples_of_ones_own_removes_the_run_and_nothing_else(
         assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
     config.seed = 1
-    with pytest.raises(UserError, match="holds a run of another config"):
+    with pytest.raises(UserError, match=r"holds a run of another config.*overwrite=True\)$"):
         kdjax.train(config, workdir)
     config.student.checkpoint = str(workdir)
     refused("config.student.checkpoint is .*, of the run that overwrite=True would remove")

@@ -494,6 +494,9 @@ def test_photos_decide_their_recipe(tmp_path, data_dir, capsys):
     assert config.student.backbone == config.teacher.backbone == "imagenet"
     said = capsys.readouterr().out
     assert "photos: 9 images to train on and 3 to validate, 3 classes, mostly 32 x 24" in said
+    # Flags are read later.
+    assert "photos: unless --config.steps overrides it, 600 steps of 8 images: 25 times" in said
+    assert "teacher_steps overrides it, the teacher trains for 600 steps" in said
 
     source, target = tmp_path / "source", tmp_path / "data"
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from tensorflow_datasets.core import registered
 from kdjax import names
 from kdjax.classes import IGNORE_LABEL, distinct_colors
 from kdjax.data.preparing.classes import builder_folder
-from kdjax.errors import UserError
+from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.sections import WrongValue
 
 
@@ -213,8 +213,7 @@ def _load_builder(path: pathlib.Path) -> type[SegmentationBuilder]:
             spec.loader.exec_module(module)
     except UserError:
         raise
-    # A user's own file may raise anything.
-    except Exception as error:
+    except RAISED_BY_USERS as error:
         raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     for value in vars(module).values():
         if (
