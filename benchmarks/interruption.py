@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -33,7 +34,7 @@ from kdjax.models import NETWORKS, saved
 
 NETWORKS["tiny"] = "tiny:create"
 
-STEPS, EVAL_EVERY, CHECKPOINT_EVERY = 2000, 100, 5
+STEPS, EVAL_EVERY, CHECKPOINT_EVERY = 3000, 100, 5
 PAUSE = 0.02  # seconds between two batches, so that there are moments to interrupt
 MORE_STEPS = 12  # at most, from one fault to the next
 DISK_MIB = 64
@@ -48,7 +49,7 @@ FAULTS = {
     "SIGSTOP for 5 s": (4, ("stepping", "saving")),
     "SIGSTOP for good": (4, ("stepping", "saving")),
     "disk full": (7, ("saving", "stepping")),
-    "disk fails": (5, ("saving", "stepping")),
+    "disk turns read-only": (5, ("saving", "stepping")),
     "clock jumps by an hour": (4, ("stepping",)),
     "checkpoint damaged": (10, ("stepping",)),
     "power cut": (10, ("stepping", "saving")),
@@ -97,34 +98,44 @@ class Disk:
 
     def mount(self) -> None:
         if not self.path.is_mount():
-            # Corrects what a disk that failed left; 1 means that it did.
+            # Replays the journal; 1 means that it corrected something.
             _run("e2fsck", "-p", self.image, allowed=(0, 1))
-            _run("mount", "-o", "loop,errors=remount-ro", self.image, self.path)
+            _run("mount", "-o", "loop", self.image, self.path)
 
     def unmount(self) -> None:
         _run("umount", self.path)
 
     @contextlib.contextmanager
     def full(self):
-        filler = self.path / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**16))
+        """Fills the disk, and fills again what is freed."""
+        stopped, filler = threading.Event(), self.path / "filler"
+
+        def fill() -> None:
+            with filler.open("ab", buffering=0) as file:
+                while not stopped.is_set():
+                    for size in (2**16, 1):
+                        with contextlib.suppress(OSError):
+                            while True:
+                                file.write(bytes(size))
+                    time.sleep(0.01)
+
+        thread = threading.Thread(target=fill)
+        thread.start()
         try:
             yield
         finally:
+            stopped.set()
+            thread.join()
             filler.unlink()
 
     @contextlib.contextmanager
-    def failed(self):
-        """The device takes no more writes; ext4 then refuses them, too."""
-        device = subprocess.check_output(["findmnt", "-no", "SOURCE", self.path], text=True).strip()
-        _run("blockdev", "--setro", device)
+    def read_only(self):
+        """Makes ext4 give up its journal: nothing is written from now on, also to open files."""
+        _run("mount", "-o", "remount,abort", self.path)
         try:
             yield
         finally:
             self.unmount()
-            _run("blockdev", "--setrw", device, allowed=(0, 1))
             self.mount()
 
     def copy(self) -> pathlib.Path:
@@ -331,8 +342,8 @@ def _do(fault: str, run: Run, index: int, disk: Disk, root: pathlib.Path):
     elif fault == "disk full":
         with disk.full():
             return run.end()
-    elif fault == "disk fails":
-        with disk.failed():
+    elif fault == "disk turns read-only":
+        with disk.read_only():
             return run.end()
     elif fault == "second launcher":
         second = Run(root, run.workdir)
@@ -360,7 +371,7 @@ def _check(fault: str, moment: str, index: int, statuses: Sequence[int], ended) 
         "SIGSTOP for 5 s": ({again}, {again}),
         "SIGSTOP for good": ({killed}, {again, aborted}),
         "disk full": ({2}, {2}),
-        "disk fails": ({2}, {2}),
+        "disk turns read-only": ({2}, {2}),
         "clock jumps by an hour": ({again}, {again}),
         "second launcher": ({again}, {again}),
     }[fault]
