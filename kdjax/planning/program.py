@@ -123,13 +123,16 @@ def make_program(
     """
     configuration.validate(config)
     options = configuration.read(config)
+    accumulate = options.optimizer.accumulate
     if options.teacher.cache:
         raise UserError(
             "config.teacher.cache: the size of its maps depends on the images, which a plan does "
             "not see; leave it empty to plan with the live teacher, or plan without terms"
         )
     placement = Placement(options.mesh, devices)
-    placement.check_batch_size("data.batch_size", batch_size)
+    placement.check_batch_size("data.batch_size", batch_size, accumulate=accumulate)
+    data = dataclasses.replace(options.data, batch_size=batch_size)
+    options = dataclasses.replace(options, data=data)
     student, start_student = _network(options, "student", num_classes, options.student.auxiliary)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
     named = _teacher(options, num_classes, placement.platform)
