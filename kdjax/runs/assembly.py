@@ -77,18 +77,19 @@ def make_student(
     if student.backbone == IMAGENET_WEIGHTS:
         return network, *_take_imagenet(student, network, variables, info)
     if student.backbone:
-        return network, *_take_backbone(student.backbone, variables, info)
+        return network, *_take_backbone(student.backbone, variables, info, options.seed)
     return network, variables, info
 
 
 def _take_backbone(
-    path: str, variables: Variables, info: NetworkInfo
+    path: str, variables: Variables, info: NetworkInfo, seed: int
 ) -> tuple[Variables, NetworkInfo]:
-    """The variables with the backbone of the network in `path`, and `info` with its input.
+    """Returns the variables with the backbone of the network in `path`, and `info` with its input.
 
-    Classes, head and the number of channels behind the backbone may differ.
+    Classes, head, and the number of channels behind the backbone may differ. The random keys of the
+    backbone's modules are made from `seed`, since a checkpoint holds none.
     """
-    _, source, start = saved.load(path)
+    _, source, start = saved.load(path, seed=seed)
     taken = {}
     for kind, tree in variables.items():
         fresh, trained = tree.get(BACKBONE, {}), source[kind].get(BACKBONE, {})
@@ -137,22 +138,23 @@ def assemble_distiller(
     *,
     num_classes: int,
 ) -> Distiller | None:
-    """The distillation terms of a config; None where it has none.
+    """Returns the distillation terms of a config, or None if the config has none.
 
-    What maps there are, and of which channels and strides, is found by tracing both networks.
+    Both networks are traced on batches as training and evaluation give them, to find their maps and
+    what would fail later.
 
     Args:
       options: of the run.
-      student: the network and its variables, or what stands for them.
-      teacher: likewise, or its maps alone; None where no term reads it.
+      student: the network and its variables, or `jax.ShapeDtypeStruct` in their place.
+      teacher: the same of the teacher, or its maps alone; None if no term reads the teacher.
       num_classes: of the data.
 
     Raises:
-      UserError: for terms that do not go with the networks, and networks that fail, or score other
-        classes.
+      UserError: if a term does not fit the networks, or if a network fails or scores other classes.
     """
-    size = options.data.crop_size
-    maps = trace_maps(*student, size, train=True, name=f"config.student {options.student.name}")
+    size, micro_batch = options.data.crop_size, micro_batch_size(options)
+    name = f"config.student {options.student.name}"
+    maps = trace_maps(*student, size, train=True, batch=micro_batch, name=name)
     if (found := array_of(maps[SCORES]).shape[-1]) != num_classes:
         raise UserError(
             f"config.student {options.student.name} scores {found} classes; the data have "
@@ -164,7 +166,7 @@ def assemble_distiller(
         teacher_maps = teacher
     else:
         name = f"config.teacher {options.teacher.name or options.teacher.checkpoint}"
-        teacher_maps = trace_maps(*teacher, size, train=False, name=name)
+        teacher_maps = trace_maps(*teacher, size, train=False, batch=micro_batch, name=name)
     return Distiller(
         options.terms,
         student=maps,
@@ -173,6 +175,31 @@ def assemble_distiller(
         ignore_label=IGNORE_LABEL,
         where="config.terms",
     )
+
+
+def micro_batch_size(options: RunOptions) -> int:
+    """Returns the number of images that a step passes through the networks at once."""
+    return options.data.batch_size // options.optimizer.accumulate
+
+
+def check_evaluation(
+    options: RunOptions, images: Images, network: Network, variables: Variables, name: str
+) -> None:
+    """Traces a network on the smallest and the largest images that evaluation gives it.
+
+    Args:
+      options: of the run.
+      images: its data set.
+      network: the network.
+      variables: its arrays.
+      name: what messages call the network.
+
+    Raises:
+      UserError: as `kdjax.models.network.trace_maps`.
+    """
+    for size in images.evaluated_sizes():
+        batch = options.data.eval_batch_size
+        trace_maps(network, variables, size, train=False, batch=batch, name=name)
 
 
 def assemble_state(

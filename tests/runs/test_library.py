@@ -214,6 +214,25 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path):
     fails(r"own.py, line 4: config.steps is 0; it must be positive", own)
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raises in evaluation", "config.student own_networks:Faulty fails in evaluation on imag"),
+        ("evaluates two images", r"logits are \[2, 6, 8, 3\] for 8 images"),
+        ("state grows", "a training step turns .steps. of its state"),
+        ("takes crops alone", r"fails in evaluation on images \[8, 24, 32, 3\]: ValueError: imag"),
+    ],
+)
+def test_a_faulty_network_is_found_before_the_workdir_is_claimed(config, tmp_path, fault, message):
+    with config.unlocked():
+        config.student.update(configuration.network("own_networks:Faulty", fault=fault))
+        config.terms = ConfigDict()
+    config.student.auxiliary = True
+    with pytest.raises(UserError, match=message):
+        kdjax.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_a_caller_changes_later_does_not_reach_a_run(config):
     copy = configuration.checked(config)
     config.steps, config.terms.augmented.weight = 7, 7.0
@@ -359,6 +378,25 @@ def test_a_notebook_gets_a_bar(monkeypatch, capsys):
     assert out.count("\r") > 2
     assert out.count("\n") == 2
     assert "train: step 20, val mIoU 50.00 %\n" in out
+
+
+@pytest.mark.thorough
+def test_a_comparison_leaves_a_network_that_teaches_and_learns_usable(config, tmp_path):
+    """The plain student, of two seeds, and a method whose teacher is the student itself."""
+    name = "existing_networks:module"
+    with config.unlocked():
+        config.student.update(configuration.network(name))
+        config.terms = ConfigDict()
+        config.compare.methods = ConfigDict(
+            {"plain": {}, "cwd": {"cwd": configuration.term("cwd")}}
+        )
+    config.student.auxiliary, config.teacher.checkpoint = True, name
+    config.compare.seeds, config.compare.equal_time, config.steps = (0, 1), False, 2
+    before = kdjax.load(name).predict(np.zeros((16, 24, 3), np.uint8))
+    result = kdjax.compare(config, tmp_path / "compared")
+    assert [*result.students] == ["plain student", "cwd"]
+    again = kdjax.load(name).predict(np.zeros((16, 24, 3), np.uint8))
+    np.testing.assert_array_equal(again, before)
 
 
 @pytest.mark.thorough

@@ -96,6 +96,21 @@ def test_a_backbone_is_taken_and_the_heads_are_those_of_the_seed(config, tmp_pat
     assert info.initial_weights == expected
 
 
+def test_a_backbone_draws_other_dropout_for_each_seed(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NETWORKS, "noisy", "tiny:noisy")
+    stored(tmp_path, name="noisy")
+    config.student.update(configuration.network("noisy", width=4))
+    config.student.backbone = str(tmp_path)
+    found = []
+    for seed in (1, 1, 2):
+        config.seed = seed
+        _, variables, _ = make_student(config, IMAGES.class_names, IMAGES.palette)
+        key = variables["state"]["backbone"]["dropout"]["rngs"]["key"]
+        found.append(jax.random.key_data(key))
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
 @pytest.mark.usefixtures("shallow")
 def test_imagenet_weights_are_found_by_name(config, tmp_path, monkeypatch):
     monkeypatch.setenv("KDJAX_WEIGHTS", str(tmp_path))
