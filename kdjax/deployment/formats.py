@@ -316,12 +316,12 @@ class ExportedStudent(NamedTuple):
     Attributes:
       predict: from 8-bit RGB images to class ids.
       size: of the images that it takes.
-      num_classes: how many classes there are.
+      class_names: a name per class.
     """
 
     predict: PredictFn
     size: Size
-    num_classes: int
+    class_names: tuple[str, ...]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ExportedStudent":
@@ -341,9 +341,9 @@ class ExportedStudent(NamedTuple):
         try:
             description = json.loads(beside.read_text())
             *_, height, width, _ = description["exports"][name]["input_shape"]
-            num_classes = description["num_classes"]
+            class_names = tuple(description["class_names"])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{beside}: it must lie beside {file.name}, as kdjax.export wrote both"
             ) from error
-        return cls(FORMATS[name].read(file), Size(height, width), num_classes)
+        return cls(FORMATS[name].read(file), Size(height, width), class_names)

@@ -5,8 +5,9 @@ adapters here; anything else, as Equinox, several teachers at once or a network 
 framework behind `jax.pure_callback`, is an object with the two methods of `Network`.
 """
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
@@ -15,7 +16,8 @@ import numpy as np
 from flax import linen, nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from kdjax.distillation import Maps
+from kdjax.distillation import Classification, Maps
+from kdjax.distillation.maps import SCORES as CLASS_SCORES
 from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
 from kdjax.models.outputs import IMAGENET, Preprocessing, SegmentationOutput
@@ -260,6 +262,48 @@ def maps_of(output: Any) -> Maps:
     raise NoNetwork(
         f'its output must be the class scores, or a dict of maps with "{SCORES}"; it is {found}'
     )
+
+
+class ReorderedClasses:
+    """A network whose class scores come in another order.
+
+    Args:
+      network: the network.
+      order: the network's id of each class, in the order in which the scores shall come.
+    """
+
+    def __init__(self, network: Network, order: Sequence[int]):
+        self.network = network
+        self.order = tuple(order)
+        self.preprocessing = preprocessing_of(network)
+
+    def init(self, key: PRNGKeyArray, images: Images) -> Variables:
+        """As `Network.init`."""
+        return self.network.init(key, images)
+
+    def apply(
+        self,
+        variables: Variables,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Any, Variables]:
+        """As `Network.apply`; the output is a dict of maps."""
+        output, variables = self.network.apply(variables, images, train=train, key=key)
+        maps = maps_of(output).items()
+        return {name: self._reordered(name, value) for name, value in maps}, variables
+
+    def _reordered(self, name: str, value: Array | Classification) -> Array | Classification:
+        order = np.array(self.order)
+        if isinstance(value, Classification):
+            return dataclasses.replace(
+                value,
+                logits=value.logits[..., order],
+                kernel=value.kernel[:, order],
+                bias=value.bias[order],
+            )
+        return value[..., order] if name in CLASS_SCORES else value
 
 
 def scores_of(output: Any) -> Float[Array, "B h w K"]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from kdjax.classes import IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL, class_order, differing_class
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.data.loading.device_augment import augment_batch
@@ -18,7 +18,6 @@ from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
 from kdjax.interop import imagenet
 from kdjax.models import Network, NNXNetwork, Variables, saved
-from kdjax.models.folding import FrozenNetwork
 from kdjax.models.network import SCORES, arrays_by_path, is_random_key, preprocessing_of, trace_maps
 from kdjax.models.options import IMAGENET_WEIGHTS, StudentOptions
 from kdjax.models.saved import NetworkInfo
@@ -64,12 +63,7 @@ def make_student(
         network, variables, start = saved.load(
             student.checkpoint, dtype=student.dtype, seed=options.seed
         )
-        for key in ("name", "num_classes", "width", "auxiliary", "options"):
-            if getattr(start, key) != getattr(info, key):
-                raise UserError(
-                    f"config.student.checkpoint {student.checkpoint} has {key} "
-                    f"{getattr(start, key)!r}; this run needs {getattr(info, key)!r}"
-                )
+        _check_start(student, info, start, variables)
         return network, variables, _started_from(info, start, student.checkpoint)
     network = info.make(dtype=student.dtype, where="config.student")
     variables = network.init(jax.random.key(options.seed), info.blank_image())
@@ -79,6 +73,41 @@ def make_student(
     if student.backbone:
         return network, *_take_backbone(student.backbone, variables, info, options.seed)
     return network, variables, info
+
+
+def _check_start(
+    student: StudentOptions, info: NetworkInfo, start: NetworkInfo, variables: Variables
+) -> None:
+    """Requires a checkpoint of the network and of the classes that a run trains."""
+    for key in ("name", "num_classes", "width", "auxiliary", "options"):
+        wanted, found = getattr(info, key), getattr(start, key)
+        if wanted != found and not (key == "auxiliary" and _same_arrays(student, info, variables)):
+            raise UserError(
+                f"config.student.checkpoint {student.checkpoint} has {key} {found!r}; this run "
+                f"needs {wanted!r}"
+            )
+    if student.any_class_names:
+        return
+    try:
+        difference = class_order(start.class_names, info.class_names) and differing_class(
+            info.class_names, start.class_names
+        )
+    except ValueError as error:
+        difference = str(error)
+    if difference:
+        raise UserError(
+            f"config.student.checkpoint {student.checkpoint} scores other classes than the data, "
+            f"or the same in another order ({difference}); name it in config.student.backbone to "
+            "take its backbone alone, or set config.student.any_class_names to True to take its "
+            "classes by their numbers, whatever their names"
+        )
+
+
+def _same_arrays(student: StudentOptions, info: NetworkInfo, variables: Variables) -> bool:
+    """Returns whether a network has the same arrays as the one that `info` describes."""
+    network = info.make(dtype=student.dtype, where="config.student")
+    abstract = jax.eval_shape(network.init, jax.random.key(0), info.blank_image())
+    return _shapes(abstract) == _shapes(variables)
 
 
 def _take_backbone(
@@ -221,18 +250,7 @@ def assemble_step(
     teacher: PreprocessedNetwork | None,
     distiller: Distiller | None,
 ) -> TrainStep:
-    """The step, not yet jitted.
-
-    A teacher in bfloat16 runs folded; in int8 it is so already. In float32 it runs as evaluation
-    runs it, so that what was measured stays to the digit.
-    """
-    if (
-        teacher is not None
-        and options.teacher.dtype == "bfloat16"
-        and not options.teacher.int8
-        and isinstance(teacher.network, NNXNetwork)
-    ):
-        teacher = dataclasses.replace(teacher, network=FrozenNetwork(teacher.network))
+    """Returns the step, not yet jitted."""
     return make_train_step(
         student,
         teacher,

@@ -23,6 +23,7 @@ import kdjax
 from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.reporting import writers
 from kdjax.runs.workdir import Workdir
 
@@ -121,6 +122,59 @@ def test_a_teacher_in_int8_is_held_against_itself(trained, config, tmp_path, cap
     assert re.search(r"int8, calibrated on 16 .* labels \d\d\.\d\d % of .* val as in float32", said)
     miou = 100 * trained[1].scores["val"].miou
     assert f"where it has mIoU {miou:.2f} %" in said
+
+
+def test_a_teacher_other_than_described_is_refused(trained, config, tmp_path):
+    workdir = str(trained[0])
+
+    def fails(message, **teacher):
+        with config.unlocked():
+            config.teacher.update({"checkpoint": workdir, "name": "", **teacher})
+        with pytest.raises(UserError, match=message):
+            kdjax.train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    with config.unlocked():
+        config.terms = ConfigDict({"cwd": configuration.term("cwd")})
+    options = {"kernel": 5}
+    fails(r"config.teacher.options is {'kernel': 5}, but .* holds {}", options=options)
+    with config.unlocked():
+        config.teacher.options = ConfigDict()
+        config.terms.cwd.update({"student": "head", "teacher": "head"})
+    # Its features would serve, and its classes are others.
+    config.teacher.name = "own_networks:Plain"
+    own = "own_networks:five_classes"
+    fails(
+        r"min_miou is 0.5, but own_.* scores 5 classes and the data have 3, .* set min_miou to 0",
+        checkpoint=own,
+        min_miou=0.5,
+    )
+
+
+def test_an_evaluation_needs_neither_the_devices_nor_the_batch_of_the_run(
+    trained, config, tmp_path, monkeypatch
+):
+    workdir, result, _ = trained
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["mesh"] |= {"data": 3, "fsdp": 5}
+    stored["data"]["eval_batch_size"] = 5
+    shutil.copytree(workdir / "student", tmp_path / "student")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert kdjax.evaluate(tmp_path).miou == pytest.approx(result.scores["val"].miou)
+    # Each network computes in the dtype that it has in the run.
+    computed, original = [], TrainedNetwork.load
+
+    def load(path, *, dtype="float32", **options):
+        computed.append(dtype)
+        return original(path, dtype=dtype, **options)
+
+    monkeypatch.setattr(TrainedNetwork, "load", load)
+    stored["student"]["dtype"] = "bfloat16"
+    stored["teacher"] |= {"dtype": "bfloat16", "checkpoint": str(workdir)}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    for checkpoint in (None, workdir, workdir / "student"):
+        kdjax.evaluate(tmp_path, checkpoint=checkpoint)
+    assert computed == ["bfloat16", "bfloat16", "float32"]
 
 
 def test_a_finished_run_is_returned_at_once(trained, config):
