@@ -232,7 +232,7 @@ def _placement(mesh: MeshOptions) -> Placement:
         return Placement(mesh)
     except UserError as error:
         placement = Placement()
-        logger.info(f"{error}; evaluates on {placement.describe()}")
+        logger.info(f"{error}; this evaluation uses {placement.describe()}")
         return placement
 
 

@@ -200,7 +200,7 @@ class NetworkScores:
     Args:
       options: of the run.
       images: its images.
-      teacher: its teacher.
+      teacher: its teacher, as `TrainedNetwork.frozen` makes it.
     """
 
     def __init__(self, options: RunOptions, images: Images, teacher: TrainedNetwork):
