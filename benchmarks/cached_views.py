@@ -38,7 +38,8 @@ BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
 def main(argv: list[str]) -> None:
     del argv
     options = configuration.read(CONFIG.read())
-    teacher = TrainedNetwork.load(options.teacher.checkpoint)
+    dtype = options.teacher.dtype
+    teacher = TrainedNetwork.load(options.teacher.checkpoint, dtype=dtype).frozen(dtype)
     images = Images(options.data)
     said = NetworkScores(options, images, teacher)
     scores = TeacherCache(options, images, said, NO_TERMS, RunLogger("views")).open()

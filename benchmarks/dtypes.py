@@ -40,8 +40,8 @@ from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller, need_teacher
 from kdjax.errors import UserError
-from kdjax.evaluation.evaluator import Predictor, evaluate
-from kdjax.models import Variables, saved
+from kdjax.evaluation.evaluator import Predictor, TrainedNetwork, evaluate
+from kdjax.models import Variables
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.training.sharding import Placement
@@ -148,10 +148,10 @@ def make_run(options: RunOptions, images: Images, placement: Placement) -> Run:
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
     teacher, frozen = None, None
     if need_teacher(options.terms):
-        network, frozen, of_teacher = saved.load(
-            options.teacher.checkpoint, dtype=options.teacher.dtype
-        )
-        teacher = PreprocessedNetwork(network, of_teacher.preprocessing)
+        dtype = options.teacher.dtype
+        loaded = TrainedNetwork.load(options.teacher.checkpoint, dtype=dtype).frozen(dtype)
+        teacher = PreprocessedNetwork(loaded.network, loaded.info.preprocessing)
+        frozen = loaded.variables
     distiller = assemble_distiller(
         options,
         (student, variables),

@@ -8,9 +8,8 @@ PSPNet-R101 in bfloat16 that returns its class scores on images of 512 x 1024, o
 `--short` has stages of 1, 1, 2 and 1 blocks, which compile in a fraction of the time. The rows:
 
 as it is: batch norm behind every convolution.
-folded in the step: `kdjax.models.folding.FrozenNetwork`, as in training steps.
-folded before: what the step takes is folded, and in bfloat16 already.
-one convolution each: folded in the step, and kernels of one pixel no products of matrices.
+folded before: `kdjax.models.folding.FrozenNetwork`, as in training steps.
+one convolution each: folded before, and kernels of one pixel no products of matrices.
 in int8: as `config.teacher.int8` makes it; on TPUs, where qwix is installed.
 
 Memory traffic is counted as `kdjax.plan` does.
@@ -31,7 +30,7 @@ from kdjax.cli import command
 from kdjax.deployment.rewriting import plain_convolutions
 from kdjax.distillation.maps import array_of
 from kdjax.models import Network, NNXNetwork, Variables, make_network, maps_of, resnet
-from kdjax.models.folding import FrozenNetwork, fold_batch_norm
+from kdjax.models.folding import FrozenNetwork
 from kdjax.models.int8 import Int8Network
 from kdjax.models.outputs import IMAGENET
 from kdjax.planning.chips import find_topology
@@ -73,21 +72,12 @@ def teachers() -> Iterator[tuple[str, Network, Any]]:
     blank = jnp.zeros((1, *SIZE, 3))
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), blank))
     yield "as it is", network, variables
-    yield "folded in the step", FrozenNetwork(network), variables
-    folded: list[Network] = []
-
-    def fold(variables: Variables) -> Variables:
-        found, arrays = fold_batch_norm(network, variables)
-        folded.append(found)
-        return jax.tree.map(
-            lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, arrays
-        )
-
-    arrays = jax.eval_shape(fold, variables)
-    yield "folded before", folded[0], arrays
+    frozen = FrozenNetwork(network)
+    yield "folded before", frozen, jax.eval_shape(frozen.freeze, variables)
     whole = plain_convolutions(network)
     assert isinstance(whole, NNXNetwork)
-    yield "one convolution each", FrozenNetwork(whole), variables
+    frozen = FrozenNetwork(whole)
+    yield "one convolution each", frozen, jax.eval_shape(frozen.freeze, variables)
     if is_tpu() and importlib.util.find_spec("qwix"):
         quantized = Int8Network(network)
         yield "in int8", quantized, jax.eval_shape(quantized.quantize, variables, blank)

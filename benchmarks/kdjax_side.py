@@ -44,8 +44,6 @@ class Side:
             options, (student, variables), teacher_network, num_classes=self.student.num_classes
         )
         self.state = assemble_state(options, variables, distiller)
-        # The step gives its state's memory back, and the network keeps its own.
-        self.state = jax.tree.map(jnp.copy, self.state)
         network, self.frozen = teacher_network or (None, None)
         teacher = PreprocessedNetwork(network, IMAGENET) if network else None
         train_step = assemble_step(

@@ -28,6 +28,7 @@ from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import need_teacher
 from kdjax.evaluation.evaluator import Predictor
+from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.options import NetworkOptions
 from kdjax.models.outputs import IMAGENET
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
@@ -84,12 +85,21 @@ def create(
     return network, network.init(jax.random.key(seed), blank)
 
 
+def create_teacher(options: RunOptions, images: Images) -> tuple[models.Network, models.Variables]:
+    """The teacher as a run stores it."""
+    network, variables = create(options.teacher, images, 1, False)
+    if not can_freeze(network, options.teacher.dtype):
+        return network, variables
+    frozen = FrozenNetwork(network)
+    return frozen, frozen.freeze(variables)
+
+
 def step_call(
     options: RunOptions, terms: Mapping[str, Any], images: Images, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
     """A call that runs one training step with these terms."""
     student = create(options.student, images, 0, options.student.auxiliary)
-    teacher = create(options.teacher, images, 1, False)
+    teacher = create_teacher(options, images)
     options = dataclasses.replace(options, terms=terms)
     distiller = assemble_distiller(options, student, teacher, num_classes=images.num_classes)
     state = assemble_state(options, student[1], distiller)
@@ -116,7 +126,7 @@ def teacher_call(
     options: RunOptions, images: Images, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
     """A call that runs the teacher on the batch."""
-    teacher, variables = create(options.teacher, images, 1, False)
+    teacher, variables = create_teacher(options, images)
     variables = jax.device_put(variables, placement.replicated)
     forward = jax.jit(Predictor(teacher, IMAGENET))
     return lambda: jax.block_until_ready(forward(variables, batch["image"]))

@@ -51,7 +51,8 @@ KEEP = flags.DEFINE_integer("keep", 3, "Scores of each cell in the smaller cache
 def main(argv: list[str]) -> None:
     del argv
     options = configuration.read(CONFIG.read())
-    images, teacher = Images(options.data), TrainedNetwork.load(options.teacher.checkpoint)
+    images, dtype = Images(options.data), options.teacher.dtype
+    teacher = TrainedNetwork.load(options.teacher.checkpoint, dtype=dtype).frozen(dtype)
     student, variables, _ = make_student(options, images.class_names, images.palette)
     distiller = assemble_distiller(
         options,

@@ -4,6 +4,7 @@ import colorsys
 import csv
 import itertools
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -80,6 +81,34 @@ def differing_class(
         if name != other:
             return f'class {index} is "{other}" there and "{name}" in {here}'
     return None
+
+
+_NUMBERED = re.compile(r"class[ _]?\d+")
+
+
+def class_order(names: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
+    """Returns where the classes of a data set stand among the classes of a network.
+
+    Names such as "class_0" count as no names: lists of these fit any list.
+
+    Args:
+      names: of the network's classes, by id.
+      wanted: of the data set's classes, by id.
+
+    Returns:
+      The network's id of each class of the data set; None if the ids are the same.
+
+    Raises:
+      ValueError: if neither list is a permutation of the other; it says what differs first.
+    """
+    if any(all(map(_NUMBERED.fullmatch, listed)) for listed in (names, wanted)):
+        return None
+    difference = differing_class(wanted, names)
+    if difference is None:
+        return None
+    if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
+        raise ValueError(difference)
+    return tuple(names.index(name) for name in wanted)
 
 
 def read_table(path: pathlib.Path) -> list[dict[str, str]]:

@@ -25,6 +25,9 @@ _EXPORTED = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where the run's data set is now, if that is no longer where it was."
 )
+_ANY_CLASS_NAMES = flags.DEFINE_bool(
+    "any_class_names", False, "Take the network's classes by their numbers, whatever their names."
+)
 _PROCESSES = processes.define_flags()
 _INFERENCE = InferenceFlags()
 
@@ -42,6 +45,7 @@ def main(argv: list[str]) -> None:
         checkpoint=_CHECKPOINT.value,
         exported=_EXPORTED.value,
         data_dir=_DATA_DIR.value,
+        any_class_names=_ANY_CLASS_NAMES.value,
         **_INFERENCE.options(),
     )
     logger.info(found)

@@ -150,13 +150,20 @@ def compare_camvid_methods(config: Config, names: Iterable[str]) -> Config:
 
 
 def teacher_of(config: Config) -> Config:
-    """Makes the recipe of the network that teaches in `config`, as `kdjax.compare` trains it."""
+    """Makes the recipe of the network that teaches in `config`, as `kdjax.compare` trains it.
+
+    The teacher shares the students' recipe as far as that fits the teacher: a backbone from scratch
+    has no statistics to freeze, and the warm-up is no longer than the teacher's training.
+    """
     with config.unlocked():
+        if config.student.batch_norm == "frozen" and not config.teacher.backbone:
+            config.student.batch_norm = "global"
         for key in ("name", "width", "dtype", "options"):
             config.student[key] = config.teacher[key]
         config.student.backbone = config.teacher.backbone
         config.student.checkpoint = config.teacher.name = config.teacher.backbone = ""
         config.steps = config.compare.teacher_steps
+        config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.steps)
         config.optimizer.learning_rate = config.compare.teacher_learning_rate
     return without_terms(config)
 

@@ -87,4 +87,14 @@ class NotReduced(distillation.Loss):
         return inputs.student - inputs.teacher
 
 
+class Complex(distillation.Loss):
+    """A loss that forgets to take the magnitude of a spectrum."""
+
+    logged: bool = False
+
+    def __call__(self, inputs, params, state):
+        value = jnp.mean(jnp.fft.fft2(inputs.student, axes=(1, 2)))
+        return (jnp.mean(inputs.student), {"spectrum": value}) if self.logged else value
+
+
 METHOD = {"mine": distillation.term("own_losses:Masked", weight=2.0)}

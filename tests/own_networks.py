@@ -74,6 +74,10 @@ class Plain:
         return logits, {"params": variables["params"], "state": {"steps": steps}}
 
 
+def five_classes():
+    return Plain(5)
+
+
 class Elsewhere:
     """A network of another framework, which is called and never traced."""
 
@@ -128,3 +132,34 @@ def without_logits(*, num_classes):
             return {"scores": output}, variables
 
     return Other(Plain(num_classes))
+
+
+class Faulty(Plain):
+    """Fails where `fault` says, and nowhere else."""
+
+    def __init__(self, num_classes, fault=""):
+        super().__init__(num_classes)
+        self.fault = fault
+
+    def apply(self, variables, images, *, train, key):
+        logits, variables = super().apply(variables, images, train=train, key=key)
+        match self.fault:
+            case "raises in evaluation" if not train:
+                raise RuntimeError("no predictions\nhere")
+            case "evaluates two images" if not train:
+                logits = logits[:2]
+            case "no rows":
+                logits = logits[:, :0]
+            case "integer":
+                logits = logits.astype(jnp.int32)
+            case "complex":
+                logits = logits.astype(jnp.complex64)
+            case "complex map":
+                return {"logits": logits, "phase": logits.astype(jnp.complex64)}, variables
+            case "state grows" if train:
+                variables = {**variables, "state": {"steps": jnp.zeros(2)}}
+            case "state goes" if train:
+                variables = {**variables, "state": {}}
+            case "takes crops alone" if images.shape[1:3] != (16, 16):
+                raise ValueError("images must be 16 x 16")
+        return logits, variables

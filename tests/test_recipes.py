@@ -98,6 +98,20 @@ def test_the_teacher_of_a_pair_is_the_one_that_its_students_look_for(data, pair)
         assert config[shared].to_json_best_effort() == student[shared].to_json_best_effort()
 
 
+def test_a_teacher_takes_from_its_students_only_what_fits_it():
+    config = configuration.default()
+    config.student.backbone, config.student.batch_norm = "somewhere", "frozen"
+    config.steps, config.compare.teacher_steps, config.optimizer.warmup_steps = 400, 100, 200
+    config.teacher.name = "pspnet_r18"
+    teacher = recipes.teacher_of(config.copy_and_resolve_references())
+    configuration.validate(teacher)
+    assert (teacher.student.batch_norm, teacher.optimizer.warmup_steps) == ("global", 100)
+    config.teacher.backbone, config.compare.teacher_steps = "elsewhere", 300
+    teacher = recipes.teacher_of(config.copy_and_resolve_references())
+    configuration.validate(teacher)
+    assert (teacher.student.batch_norm, teacher.optimizer.warmup_steps) == ("frozen", 200)
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [

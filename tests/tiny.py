@@ -58,4 +58,10 @@ def create(*, num_classes, width, auxiliary, dtype, rngs, backbone=Backbone):
     )
 
 
+def headless(*, num_classes, width, auxiliary, dtype, rngs):
+    """Has no auxiliary head, whatever `auxiliary` says."""
+    del auxiliary
+    return create(num_classes=num_classes, width=width, auxiliary=False, dtype=dtype, rngs=rngs)
+
+
 noisy = functools.partial(create, backbone=Noisy)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from kdjax.classes import UNLABELLED, differing_class
 from kdjax.data.caching import CacheDecision, decide_cache, device_bytes, host_bytes
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.loading import sampling
-from kdjax.data.loading.sampling import AugmentOptions, count_shapes
+from kdjax.data.loading.sampling import AugmentOptions, count_shapes, padded
 from kdjax.data.options import CropOptions, DataOptions, ExtraSet
 from kdjax.errors import UserError
 
@@ -238,6 +239,14 @@ class Images:
         """Height and width of every image of a split."""
         examples = self._set.records(split)
         return examples.sizes(range(len(examples)))
+
+    def evaluated_sizes(self) -> list[tuple[int, int]]:
+        """Returns the smallest and the largest size, as padded, of the images to evaluate on."""
+        options = self._options
+        splits = filter(None, (options.val_split, options.test_split))
+        sizes = {size for split in splits for size in self.sizes(split)}
+        ordered = sorted({padded(size, options.eval_pad_to) for size in sizes}, key=math.prod)
+        return [*dict.fromkeys(ordered[:1] + ordered[-1:])]
 
     def slow_evaluation(self, split: str) -> str | None:
         """A line where a split has so many sizes of images that compiling for each takes long."""

@@ -45,10 +45,10 @@ class CropOptions(Section):
     # What the factor is of: the long and the short side of a box that the image is made as large as
     # fits into, as mmsegmentation's RandomResize(scale=(2048, 512)); () for each image's own size.
     base_size: Annotated[tuple[int, int] | tuple[()], sections.PIXELS] = ()
-    # A crop is drawn again while one class covers more than this share of its labelled pixels, ten
+    # A crop is drawn again while one class covers at least this share of its labelled pixels, ten
     # times at most; 1.0 takes the first.
     max_class_share: Annotated[float, sections.SHARE_ABOVE_ZERO] = 0.75
-    flip: bool = True  # mirror every other one, left to right
+    flip: bool = True  # mirror each crop left to right with probability 0.5
     photometric: bool = True  # change brightness, contrast, saturation and hue
 
     def __post_init__(self) -> None:

@@ -334,12 +334,12 @@ class ExportedStudent(NamedTuple):
     Attributes:
       predict: from 8-bit RGB images to class ids.
       size: of the images that it takes.
-      num_classes: how many classes there are.
+      class_names: a name per class.
     """
 
     predict: PredictFn
     size: Size
-    num_classes: int
+    class_names: tuple[str, ...]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ExportedStudent":
@@ -361,11 +361,13 @@ class ExportedStudent(NamedTuple):
         name, beside = found[file.name], file.with_name(DESCRIPTION)
         try:
             description = json.loads(beside.read_text(encoding="utf-8"))
-            written, num_classes = description["exports"][name], description["num_classes"]
+            written, class_names = description["exports"][name], description["class_names"]
             *_, height, width, _ = written["input_shape"]
-            numbers = (num_classes,) if height is width is None else (num_classes, height, width)
-            if not all(type(number) is int and 0 < number <= LARGEST for number in numbers):
-                raise ValueError("a size or a number of classes out of its range")
+            sizes = () if height is width is None else (height, width)
+            if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
+                raise ValueError("a size out of its range")
+            if not class_names or not all(isinstance(name, str) for name in class_names):
+                raise ValueError("no class names")
             same = written["sha256"] == digest(file)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
@@ -390,7 +392,7 @@ class ExportedStudent(NamedTuple):
                 shape = list(images.shape)
                 raise UserError(f"{file}: it fails on images {shape}: {_reason(error)}") from error
 
-        return cls(predict, Size(height, width), num_classes)
+        return cls(predict, Size(height, width), tuple(class_names))
 
 
 def _reason(error: Exception) -> str:

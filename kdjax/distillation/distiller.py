@@ -163,8 +163,11 @@ class Distiller:
                 raise ValueError(
                     f"the value must be a single number, got {list(shape)}; take a mean"
                 )
-            metrics[name] = value
-            metrics |= {f"{name}/{part}": jnp.asarray(number) for part, number in beside.items()}
+            logged = {name: value} | {f"{name}/{part}": x for part, x in beside.items()}
+            for part, number in logged.items():
+                if jnp.iscomplexobj(number):
+                    raise ValueError(f'"{part}" is complex; it must be a real number')
+                metrics[part] = jnp.asarray(number)
             total += loss.weight_at(inputs.progress) * value
         return total, (carried, metrics)
 

@@ -53,8 +53,8 @@ class Inputs:
         known.
       progress: share of the run that is done, 0 to 1.
       step: steps done.
-      key: for what is drawn at random; of the seed, the step and the term's name alone, so that an
-        image gets the same numbers on any number of devices.
+      key: for what is drawn at random. It depends on the seed, the step, the micro-batch, and the
+        term's name alone, so that an image gets the same numbers on any number of devices.
       ignore_label: the label of pixels that do not count.
     """
 

@@ -12,13 +12,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, UInt8
 
-from kdjax.classes import IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL, class_order
 from kdjax.environment import compiler_options
 from kdjax.errors import UserError
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.models import Network, Preprocessing, Variables, saved
+from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.layers import resize
-from kdjax.models.network import scores_of
+from kdjax.models.network import ReorderedClasses, scores_of
 from kdjax.models.saved import NetworkInfo
 
 
@@ -255,6 +256,38 @@ def _count(
     }
 
 
+def order_by_name(
+    names: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    where: str,
+    accept: str,
+    log: Callable[[str], None] | None,
+) -> tuple[int, ...] | None:
+    """Returns what `kdjax.classes.class_order` does for a network and a data set.
+
+    Args:
+      names: of the network's classes.
+      class_names: of the data set's classes.
+      where: what messages call the network.
+      accept: the setting that takes classes by number, for messages.
+      log: takes a line if the order differs.
+
+    Raises:
+      UserError: if the names are not those of the data set, in any order.
+    """
+    try:
+        order = class_order(names, class_names)
+    except ValueError as error:
+        raise UserError(
+            f"{where} scores other classes than the data ({error}); set {accept} to True to take "
+            "its classes by their numbers, whatever their names"
+        ) from error
+    if order and log:
+        log(f"{where} has the classes of the data in another order; its scores are reordered")
+    return order
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainedNetwork:
     """A network with its variables and its compiled prediction."""
@@ -284,6 +317,62 @@ class TrainedNetwork:
         """
         network, variables, info = saved.load(path, dtype=dtype)
         return cls(info, network, variables, Predictor(network, info.preprocessing, inference))
+
+    def running(
+        self, network: Network, variables: Variables, info: NetworkInfo | None = None
+    ) -> "TrainedNetwork":
+        """Returns another network with the same description and inference, or with `info`."""
+        info = info or self.info
+        predictor = Predictor(network, info.preprocessing, self.predictor.inference)
+        return TrainedNetwork(info, network, variables, predictor)
+
+    def frozen(self, dtype: str) -> "TrainedNetwork":
+        """Returns the network as a training step runs its teacher.
+
+        Args:
+          dtype: that the network computes in.
+        """
+        if not can_freeze(self.network, dtype):
+            return self
+        network = FrozenNetwork(self.network)
+        return self.running(network, network.freeze(self.variables))
+
+    def in_order_of(
+        self,
+        class_names: Sequence[str],
+        *,
+        where: str,
+        accept: str,
+        any_names: bool = False,
+        log: Callable[[str], None] | None = None,
+    ) -> "TrainedNetwork":
+        """Returns the network with its class scores in the order of a data set's classes.
+
+        A network of another number of classes stays as it is.
+
+        Args:
+          class_names: of the data set.
+          where: as `order_by_name` takes it.
+          accept: the same.
+          any_names: True to take the classes by number, whatever their names.
+          log: as `order_by_name` takes it.
+
+        Raises:
+          UserError: if the names are not those of the data set, in any order.
+        """
+        if any_names or self.info.num_classes != len(class_names):
+            return self
+        order = order_by_name(
+            self.info.class_names, class_names, where=where, accept=accept, log=log
+        )
+        if order is None:
+            return self
+        info = dataclasses.replace(
+            self.info,
+            class_names=tuple(class_names),
+            palette=tuple(self.info.palette[index] for index in order),
+        )
+        return self.running(ReorderedClasses(self.network, order), self.variables, info)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns the class of every pixel, int32 `[B, H, W]`, or `[H, W]` of a single image.

@@ -1,16 +1,15 @@
 """Batch norm folded into convolutions: in exports, and in the teacher of a training step."""
 
-import dataclasses
-from typing import Any
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from kdjax.errors import UserError
-from kdjax.models.layers import ConvNorm
-from kdjax.models.network import Images, Network, NNXNetwork, Variables
+from kdjax.models.layers import Conv, ConvNorm, Linear
+from kdjax.models.network import Network, NNXNetwork, Variables
 
 
 class Folded(nnx.Module):
@@ -51,37 +50,49 @@ def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork,
     return NNXNetwork.of(module)
 
 
-@dataclasses.dataclass(frozen=True)
-class FrozenNetwork:
-    """A network that predicts inside a training step, its batch norms folded there.
+class FrozenNetwork(NNXNetwork):
+    """A network in bfloat16 that only predicts: the teacher of a training step.
 
-    It takes the variables of `network` as they are, and folds them where the step casts kernels to
-    the type that it computes in: in the same pass over them. On a GPU cuDNN adds the bias and
-    rectifies while it convolves, where a batch norm reads and writes the whole map once more.
+    Its batch norms are folded. On a GPU cuDNN adds the bias and rectifies while it convolves, where
+    a batch norm reads and writes the whole map once more. The kernels and biases that convolutions
+    and linear layers cast to bfloat16 whenever they are called are stored in bfloat16, which halves
+    their memory and changes no value. All other arrays stay as they are.
 
-    Attributes:
-      network: any; without a `ConvNorm` it runs as it is.
+    Args:
+      network: the network, as `can_freeze` requires it; without kdjax's layers it stays the same.
     """
 
-    network: NNXNetwork
+    def __init__(self, network: NNXNetwork):
+        self._network = network
+        super().__init__(lambda rngs: _frozen(network.fresh(rngs)))
 
-    def init(self, key: PRNGKeyArray, images: Images) -> Variables:
-        """As `Network.init`."""
-        return self.network.init(key, images)
+    def freeze(self, variables: Variables) -> Variables:
+        """Returns this network's variables from those of the network that it was made from."""
 
-    def apply(
-        self,
-        variables: Variables,
-        images: Float[Array, "B H W 3"],
-        *,
-        train: bool,
-        key: PRNGKeyArray | None,
-    ) -> tuple[Any, Variables]:
-        """As `Network.apply`; it cannot be trained."""
-        module = self.network.module(variables)
-        fold_where_possible(module)
-        folded, arrays = NNXNetwork.of(module)
-        return folded.apply(arrays, images, train=train, key=key)[0], variables
+        @jax.jit
+        def frozen(variables: Variables) -> Variables:
+            return NNXNetwork.of(_frozen(self._network.module(variables)))[1]
+
+        return frozen(variables)
+
+
+def can_freeze(network: Network, dtype: str) -> TypeGuard[NNXNetwork]:
+    """Returns whether `FrozenNetwork` takes a network that computes in `dtype`.
+
+    In float32 folding would round otherwise, and change published results.
+    """
+    return dtype == "bfloat16" and isinstance(network, NNXNetwork)
+
+
+def _frozen(module: nnx.Module) -> nnx.Module:
+    fold_where_possible(module)
+    for _, part in nnx.iter_modules(module):
+        # Only these are known to read their arrays in `dtype` and in no other type.
+        if type(part) is Conv or type(part) is Linear:
+            part.kernel = nnx.Param(part.kernel[...].astype(part.dtype))
+            if part.bias is not None:
+                part.bias = nnx.Param(part.bias[...].astype(part.dtype))
+    return module
 
 
 def fold_where_possible(module: nnx.Module) -> int:

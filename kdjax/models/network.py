@@ -5,8 +5,9 @@ adapters here; anything else, as Equinox, several teachers at once or a network 
 framework behind `jax.pure_callback`, is an object with the two methods of `Network`.
 """
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
@@ -15,7 +16,8 @@ import numpy as np
 from flax import linen, nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from kdjax.distillation import Maps
+from kdjax.distillation import Classification, Maps
+from kdjax.distillation.maps import SCORES as CLASS_SCORES
 from kdjax.distillation.maps import array_of
 from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.models.outputs import IMAGENET, Preprocessing, SegmentationOutput
@@ -161,8 +163,8 @@ class NNXNetwork:
     ) -> tuple[Any, Variables]:
         """As `Network.apply`."""
         module: Any = self.module(variables)
-        if not train:
-            module.eval()  # for modules that go by this, and not by what a call says
+        # For modules that go by this mode. The mode that the user left the module in means nothing.
+        module.train() if train else module.eval()
         offered = {"train": train, "rngs": None if key is None else traced_rngs(dropout=key)}
         output = module(images, **{k: v for k, v in offered.items() if k in self._takes})
         return output, _variables(module) if train else variables
@@ -262,6 +264,48 @@ def maps_of(output: Any) -> Maps:
     )
 
 
+class ReorderedClasses:
+    """A network whose class scores come in another order.
+
+    Args:
+      network: the network.
+      order: the network's id of each class, in the order in which the scores shall come.
+    """
+
+    def __init__(self, network: Network, order: Sequence[int]):
+        self.network = network
+        self.order = tuple(order)
+        self.preprocessing = preprocessing_of(network)
+
+    def init(self, key: PRNGKeyArray, images: Images) -> Variables:
+        """As `Network.init`."""
+        return self.network.init(key, images)
+
+    def apply(
+        self,
+        variables: Variables,
+        images: Float[Array, "B H W 3"],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Any, Variables]:
+        """As `Network.apply`; the output is a dict of maps."""
+        output, variables = self.network.apply(variables, images, train=train, key=key)
+        maps = maps_of(output).items()
+        return {name: self._reordered(name, value) for name, value in maps}, variables
+
+    def _reordered(self, name: str, value: Array | Classification) -> Array | Classification:
+        order = np.array(self.order)
+        if isinstance(value, Classification):
+            return dataclasses.replace(
+                value,
+                logits=value.logits[..., order],
+                kernel=value.kernel[:, order],
+                bias=value.bias[order],
+            )
+        return value[..., order] if name in CLASS_SCORES else value
+
+
 def scores_of(output: Any) -> Float[Array, "B h w K"]:
     """The class scores among what a network returned."""
     return array_of(maps_of(output)[SCORES])
@@ -273,42 +317,81 @@ def trace_maps(
     size: tuple[int, ...],
     *,
     train: bool,
+    batch: int = 2,
     name: str = "the network",
 ) -> Maps:
-    """What stands for the maps of a network, by name.
+    """Returns the shapes and types of a network's maps, by name, without running the network.
 
     Args:
       network: the network.
-      variables: its arrays, or what stands for them.
+      variables: its arrays, or `jax.ShapeDtypeStruct` in their place.
       size: height and width of the images.
-      train: whether as in training, with an auxiliary head.
-      name: what messages call it.
+      train: True for the maps of a training step, which include those of an auxiliary head.
+      batch: number of images.
+      name: what messages call the network.
 
     Raises:
-      UserError: where it fails on such images, or returns something else.
+      UserError: if the network fails on such images, if its class scores are not real numbers
+        [B, h, w, K], or if a training step changes the shapes or types of its state.
     """
 
-    def forward(variables: Variables, images: Array) -> Maps:
+    def forward(variables: Variables, images: Array) -> tuple[Maps, PyTree, PyTree]:
         key = jax.random.key(0) if train else None
-        return maps_of(network.apply(variables, images, train=train, key=key)[0])
+        output, after = network.apply(variables, images, train=train, key=key)
+        # The state before comes back too, since JAX may give other types to NumPy's numbers.
+        before, changed = (variables["state"], after["state"]) if train else ({}, {})
+        return maps_of(output), before, changed
 
-    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
     try:
-        maps = jax.eval_shape(forward, variables, images)
+        maps, before, after = jax.eval_shape(forward, variables, images)
     except UserError:
         raise
+    except NoNetwork as error:
+        raise UserError(f"{name}: {error}") from error
     except RAISED_BY_USERS as error:
-        if isinstance(error, NoNetwork):
-            raise UserError(f"{name}: {error}") from error
+        mode = "training" if train else "evaluation"
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{name} fails on images [2, {size[0]}, {size[1]}, 3]: {type(error).__name__}: {error}"
+            f"{name} fails in {mode} on images {list(images.shape)}: "
+            f"{type(error).__name__}: {reason}"
         ) from error
-    if len(array_of(maps[SCORES]).shape) != 4:
-        raise UserError(
-            f"{name}: its logits are {list(array_of(maps[SCORES]).shape)}; they must be "
-            "[B, h, w, K], channels last"
-        )
+    _check_maps(name, maps, batch)
+    _check_state(name, before, after)
     return maps
+
+
+def _check_maps(name: str, maps: Maps, batch: int) -> None:
+    for key, value in maps.items():
+        if jnp.issubdtype(array_of(value).dtype, jnp.complexfloating):
+            raise UserError(
+                f'{name}: its map "{key}" is {array_of(value).dtype}; maps must be real numbers'
+            )
+    scores = array_of(maps[SCORES])
+    shape = list(scores.shape)
+    if len(shape) != 4:
+        raise UserError(f"{name}: its logits are {shape}; they must be [B, h, w, K], channels last")
+    if shape[0] != batch or 0 in shape:
+        raise UserError(
+            f"{name}: its logits are {shape} for {batch} images; they must be [{batch}, h, w, K], "
+            "none of them 0"
+        )
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise UserError(f"{name}: its logits are {scores.dtype}; they must be floating-point")
+
+
+def _check_state(name: str, before: PyTree, after: PyTree) -> None:
+    old, new = (
+        {path: f"{leaf.dtype} {list(leaf.shape)}" for path, leaf in arrays_by_path(tree).items()}
+        for tree in (before, after)
+    )
+    for path in sorted(old.keys() | new.keys()):
+        if old.get(path) != new.get(path):
+            raise UserError(
+                f'{name}: a training step turns "{path}" of its state from '
+                f"{old.get(path, 'nothing')} into {new.get(path, 'nothing')}; names, shapes, and "
+                "types must stay the same"
+            )
 
 
 def arrays_by_path(tree: PyTree) -> dict[str, Array]:

@@ -23,6 +23,8 @@ class NetworkOptions(Section):
     width: Annotated[int, sections.WIDTH] = 64  # channels of the first stage; 64 as published
     dtype: Dtype = "float32"  # that it computes in
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of it
+    # Takes the classes of a checkpoint by number, even if their names are not those of the data.
+    any_class_names: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

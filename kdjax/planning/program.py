@@ -16,6 +16,7 @@ from kdjax.environment import compiler_options
 from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved
 from kdjax.models.batch_norm import with_batch_norm
+from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.int8 import Int8Network, check_platform
 from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
@@ -123,13 +124,16 @@ def make_program(
     """
     configuration.validate(config)
     options = configuration.read(config)
+    accumulate = options.optimizer.accumulate
     if options.teacher.cache:
         raise UserError(
             "config.teacher.cache: the size of its maps depends on the images, which a plan does "
             "not see; leave it empty to plan with the live teacher, or plan without terms"
         )
     placement = Placement(options.mesh, devices)
-    placement.check_batch_size("data.batch_size", batch_size)
+    placement.check_batch_size("data.batch_size", batch_size, accumulate=accumulate)
+    data = dataclasses.replace(options.data, batch_size=batch_size)
+    options = dataclasses.replace(options, data=data)
     student, start_student = _network(options, "student", num_classes, options.student.auxiliary)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
     named = _teacher(options, num_classes, placement.platform)
@@ -184,11 +188,14 @@ _Start = tuple[Network, Callable[[], Variables]]
 def _teacher(options: RunOptions, num_classes: int, platform: str) -> _Start | None:
     if not need_teacher(options.terms):
         return None
-    teacher = _float_teacher(options, num_classes)
+    teacher, start = _float_teacher(options, num_classes)
     if not options.teacher.int8:
-        return teacher
+        if not can_freeze(teacher, options.teacher.dtype):
+            return teacher, start
+        frozen = FrozenNetwork(teacher)
+        return frozen, lambda: frozen.freeze(start())
     check_platform(platform)
-    network, start = Int8Network(teacher[0]), teacher[1]
+    network = Int8Network(teacher)
     # Of a blank image, since no plan depends on the scales.
     image = np.zeros((1, *options.data.crop_size, 3), np.float32)
     return network, lambda: network.quantize(start(), image)

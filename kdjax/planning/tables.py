@@ -102,7 +102,12 @@ def _setup(config: Config, topology: Topology, plan: Plan) -> list[tuple[str, st
     devices = len(topology.devices)
     kind = topology.chip.name if topology.chip else topology.devices[0].device_kind
     height, width = config.data.crop_size
+    computed = [("student computes in", config.student.dtype)]
+    if plan.work.teacher:
+        dtype = "int8" if config.teacher.int8 else config.teacher.dtype
+        computed = [("teacher computes in", dtype), *computed]
     return [
+        *computed,
         ("devices", f"{devices} x {kind}"),
         ("batch", f"{plan.batch_size} images of {height} x {width}"),
         ("images a device", f"{plan.batch_size // devices}"),

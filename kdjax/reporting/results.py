@@ -27,14 +27,15 @@ class RunSummary:
       learning_rate: The highest of the schedule.
       class_iou: `[K]`; NaN where neither labels nor predictions hold the class.
       parameters: Of the network alone, without adapters.
-      seconds: Wall time of the training.
+      seconds: Wall time of the training, of the last start alone.
       step_seconds: Of a step, the median of what was logged.
       step_processor_seconds: On the processor, of all threads of the first process; likewise.
       images_per_second: Likewise.
       step_flops: Multiplications and additions of a step on all devices; None where not known.
       step_bytes: What a device holds during a step; likewise.
       config_fingerprint: Of what was trained, wherever its files lay.
-      agreement: Share of the pixels on which student and teacher agree; None without a teacher.
+      agreement: Share of the labelled pixels on which student and teacher agree; None without a
+        teacher.
       history: The lines of metrics.jsonl.
     """
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from kdjax.classes import IGNORE_LABEL
+from kdjax.classes import IGNORE_LABEL, class_order, differing_class
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.data.loading.device_augment import augment_batch
@@ -18,7 +18,6 @@ from kdjax.distillation.maps import array_of
 from kdjax.errors import UserError
 from kdjax.interop import imagenet
 from kdjax.models import Network, NNXNetwork, Variables, saved
-from kdjax.models.folding import FrozenNetwork
 from kdjax.models.network import SCORES, arrays_by_path, is_random_key, preprocessing_of, trace_maps
 from kdjax.models.options import IMAGENET_WEIGHTS, StudentOptions
 from kdjax.models.saved import NetworkInfo
@@ -64,12 +63,7 @@ def make_student(
         network, variables, start = saved.load(
             student.checkpoint, dtype=student.dtype, seed=options.seed
         )
-        for key in ("name", "num_classes", "width", "auxiliary", "options"):
-            if getattr(start, key) != getattr(info, key):
-                raise UserError(
-                    f"config.student.checkpoint {student.checkpoint} has {key} "
-                    f"{getattr(start, key)!r}; this run needs {getattr(info, key)!r}"
-                )
+        _check_start(student, info, start, variables)
         return network, variables, _started_from(info, start, student.checkpoint)
     network = info.make(dtype=student.dtype, where="config.student")
     variables = network.init(jax.random.key(options.seed), info.blank_image())
@@ -77,18 +71,54 @@ def make_student(
     if student.backbone == IMAGENET_WEIGHTS:
         return network, *_take_imagenet(student, network, variables, info)
     if student.backbone:
-        return network, *_take_backbone(student.backbone, variables, info)
+        return network, *_take_backbone(student.backbone, variables, info, options.seed)
     return network, variables, info
 
 
-def _take_backbone(
-    path: str, variables: Variables, info: NetworkInfo
-) -> tuple[Variables, NetworkInfo]:
-    """The variables with the backbone of the network in `path`, and `info` with its input.
+def _check_start(
+    student: StudentOptions, info: NetworkInfo, start: NetworkInfo, variables: Variables
+) -> None:
+    """Requires a checkpoint of the network and of the classes that a run trains."""
+    for key in ("name", "num_classes", "width", "auxiliary", "options"):
+        wanted, found = getattr(info, key), getattr(start, key)
+        if wanted != found and not (key == "auxiliary" and _same_arrays(student, info, variables)):
+            raise UserError(
+                f"config.student.checkpoint {student.checkpoint} has {key} {found!r}; this run "
+                f"needs {wanted!r}"
+            )
+    if student.any_class_names:
+        return
+    try:
+        difference = class_order(start.class_names, info.class_names) and differing_class(
+            info.class_names, start.class_names
+        )
+    except ValueError as error:
+        difference = str(error)
+    if difference:
+        raise UserError(
+            f"config.student.checkpoint {student.checkpoint} scores other classes than the data, "
+            f"or the same in another order ({difference}); name it in config.student.backbone to "
+            "take its backbone alone, or set config.student.any_class_names to True to take its "
+            "classes by their numbers, whatever their names"
+        )
 
-    Classes, head and the number of channels behind the backbone may differ.
+
+def _same_arrays(student: StudentOptions, info: NetworkInfo, variables: Variables) -> bool:
+    """Returns whether a network has the same arrays as the one that `info` describes."""
+    network = info.make(dtype=student.dtype, where="config.student")
+    abstract = jax.eval_shape(network.init, jax.random.key(0), info.blank_image())
+    return _shapes(abstract) == _shapes(variables)
+
+
+def _take_backbone(
+    path: str, variables: Variables, info: NetworkInfo, seed: int
+) -> tuple[Variables, NetworkInfo]:
+    """Returns the variables with the backbone of the network in `path`, and `info` with its input.
+
+    Classes, head, and the number of channels behind the backbone may differ. The random keys of the
+    backbone's modules are made from `seed`, since a checkpoint holds none.
     """
-    _, source, start = saved.load(path)
+    _, source, start = saved.load(path, seed=seed)
     taken = {}
     for kind, tree in variables.items():
         fresh, trained = tree.get(BACKBONE, {}), source[kind].get(BACKBONE, {})
@@ -137,22 +167,23 @@ def assemble_distiller(
     *,
     num_classes: int,
 ) -> Distiller | None:
-    """The distillation terms of a config; None where it has none.
+    """Returns the distillation terms of a config, or None if the config has none.
 
-    What maps there are, and of which channels and strides, is found by tracing both networks.
+    Both networks are traced on batches as training and evaluation give them, to find their maps and
+    what would fail later.
 
     Args:
       options: of the run.
-      student: the network and its variables, or what stands for them.
-      teacher: likewise, or its maps alone; None where no term reads it.
+      student: the network and its variables, or `jax.ShapeDtypeStruct` in their place.
+      teacher: the same of the teacher, or its maps alone; None if no term reads the teacher.
       num_classes: of the data.
 
     Raises:
-      UserError: for terms that do not go with the networks, and networks that fail, or score other
-        classes.
+      UserError: if a term does not fit the networks, or if a network fails or scores other classes.
     """
-    size = options.data.crop_size
-    maps = trace_maps(*student, size, train=True, name=f"config.student {options.student.name}")
+    size, micro_batch = options.data.crop_size, micro_batch_size(options)
+    name = f"config.student {options.student.name}"
+    maps = trace_maps(*student, size, train=True, batch=micro_batch, name=name)
     if (found := array_of(maps[SCORES]).shape[-1]) != num_classes:
         raise UserError(
             f"config.student {options.student.name} scores {found} classes; the data have "
@@ -164,7 +195,7 @@ def assemble_distiller(
         teacher_maps = teacher
     else:
         name = f"config.teacher {options.teacher.name or options.teacher.checkpoint}"
-        teacher_maps = trace_maps(*teacher, size, train=False, name=name)
+        teacher_maps = trace_maps(*teacher, size, train=False, batch=micro_batch, name=name)
     return Distiller(
         options.terms,
         student=maps,
@@ -173,6 +204,31 @@ def assemble_distiller(
         ignore_label=IGNORE_LABEL,
         where="config.terms",
     )
+
+
+def micro_batch_size(options: RunOptions) -> int:
+    """Returns the number of images that a step passes through the networks at once."""
+    return options.data.batch_size // options.optimizer.accumulate
+
+
+def check_evaluation(
+    options: RunOptions, images: Images, network: Network, variables: Variables, name: str
+) -> None:
+    """Traces a network on the smallest and the largest images that evaluation gives it.
+
+    Args:
+      options: of the run.
+      images: its data set.
+      network: the network.
+      variables: its arrays.
+      name: what messages call the network.
+
+    Raises:
+      UserError: as `kdjax.models.network.trace_maps`.
+    """
+    for size in images.evaluated_sizes():
+        batch = options.data.eval_batch_size
+        trace_maps(network, variables, size, train=False, batch=batch, name=name)
 
 
 def assemble_state(
@@ -194,18 +250,7 @@ def assemble_step(
     teacher: PreprocessedNetwork | None,
     distiller: Distiller | None,
 ) -> TrainStep:
-    """The step, not yet jitted.
-
-    A teacher in bfloat16 runs folded; in int8 it is so already. In float32 it runs as evaluation
-    runs it, so that what was measured stays to the digit.
-    """
-    if (
-        teacher is not None
-        and options.teacher.dtype == "bfloat16"
-        and not options.teacher.int8
-        and isinstance(teacher.network, NNXNetwork)
-    ):
-        teacher = dataclasses.replace(teacher, network=FrozenNetwork(teacher.network))
+    """Returns the step, not yet jitted."""
     return make_train_step(
         student,
         teacher,

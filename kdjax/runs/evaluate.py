@@ -13,19 +13,23 @@ from etils import epath
 from jaxtyping import Array
 
 from kdjax import sections
-from kdjax.config import read
+from kdjax.config import RunOptions, read
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.preparing.classes import original_labels
 from kdjax.deployment import ExportedStudent
 from kdjax.errors import UserError
 from kdjax.evaluation import evaluator
-from kdjax.evaluation.evaluator import TrainedNetwork
+from kdjax.evaluation.evaluator import TrainedNetwork, order_by_name
 from kdjax.evaluation.inference import make_inference, padding
 from kdjax.evaluation.predict_files import Timing, find_images, predict_files
+from kdjax.log import logger
 from kdjax.models import Variables
 from kdjax.runs.workdir import Workdir
-from kdjax.training.sharding import Placement
+from kdjax.training.sharding import MeshOptions, Placement
+
+# The setting that takes classes by number, for messages.
+_ACCEPT = "any_class_names (--any_class_names)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class SplitScores:
       miou: mean of the IoU over the classes that occur.
       pixel_accuracy: share of the labelled pixels that are right.
       iou: intersection over union by class name.
-      agreement: share of the pixels on which student and teacher agree; None without a teacher.
+      agreement: share of the labelled pixels on which student and teacher agree; None without a
+        teacher.
     """
 
     miou: float
@@ -129,8 +134,13 @@ def evaluate(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     pad_to: int | None = None,
+    any_class_names: bool = False,
 ) -> Evaluation:
     """Evaluates the student of a finished run, or another network on the same data.
+
+    The run may have trained on other devices: where its mesh does not fit, images are split over
+    all devices. The student computes in its dtype, `config.student.dtype`, and so does the run's
+    teacher; other networks compute in float32.
 
         kdjax.evaluate("runs/first", split="test", scales=(0.75, 1.0, 1.25), flip=True).miou
 
@@ -149,10 +159,12 @@ def evaluate(
       flip: see the mirror image at each scale, too.
       pad_to: pads images to multiples of this, so that fewer shapes are compiled. Exact with
         sliding windows, where None means 64; whole images are padded as the run's config says.
+      any_class_names: take the network's classes by their numbers, whatever their names. By default
+        class scores in another order are brought into that of the data.
 
     Raises:
-      UserError: where there is no run or no network, for options that make no sense, and for a
-        network of other classes or another size.
+      UserError: if there is no run or no network, for options that make no sense, and for a network
+        of other classes or another size.
     """
     if exported is not None and (checkpoint or mode != "whole" or flip or tuple(scales) != (1.0,)):
         raise UserError(
@@ -161,24 +173,39 @@ def evaluate(
         )
     files = Workdir(workdir)
     options = read(files.read_config())
-    examples = dataclasses.replace(options.data, data_dir=data_dir or options.data.data_dir)
+    placement = _placement(options.mesh)
+    shards = placement.batch_shards
+    examples = dataclasses.replace(
+        options.data,
+        data_dir=data_dir or options.data.data_dir,
+        # Blank images fill a batch up, and count for nothing.
+        eval_batch_size=-(-options.data.eval_batch_size // shards) * shards,
+    )
     images = Images(examples, data, where=f"{files.config}: config.data")
     chosen = split or examples.val_split
     inference = make_inference(mode, window, stride, scales, flip, crop_size=examples.crop_size)
     if exported is None:
-        network = TrainedNetwork.load(str(checkpoint or workdir), inference=inference)
+        network = TrainedNetwork.load(
+            str(checkpoint or workdir), dtype=_dtype(options, checkpoint), inference=inference
+        )
+        network = network.in_order_of(
+            images.class_names,
+            where=str(checkpoint or workdir),
+            accept=_ACCEPT,
+            any_names=any_class_names,
+            log=logger.info,
+        )
         predictor, variables = network.predictor, network.variables
         num_classes = network.info.num_classes
     else:
         student = ExportedStudent.load(exported)
-        predictor, variables = _Exported(student, exported), {}
-        num_classes = student.num_classes
+        wanted = student.class_names if any_class_names else images.class_names
+        predictor, variables = _Exported(student, exported, wanted), {}
+        num_classes = len(student.class_names)
     if num_classes != images.num_classes:
         raise UserError(
             f"the network scores {num_classes} classes, the data set has {images.num_classes}"
         )
-    placement = Placement(options.mesh)
-    placement.check_batch_size("data.eval_batch_size", examples.eval_batch_size)
     scores = evaluator.evaluate(
         predictor,
         placement.put_state(variables),
@@ -197,6 +224,24 @@ def evaluate(
         iou={name: float(iou) for name, iou in zip(images.class_names, scores.iou, strict=True)},
         shapes=len(predictor.shapes),
     )
+
+
+def _placement(mesh: MeshOptions) -> Placement:
+    """Returns the run's mesh, or all devices as the data axis if the mesh does not fit them."""
+    try:
+        return Placement(mesh)
+    except UserError as error:
+        placement = Placement()
+        logger.info(f"{error}; this evaluation uses {placement.describe()}")
+        return placement
+
+
+def _dtype(options: RunOptions, checkpoint: epath.PathLike | None) -> str:
+    """Returns the dtype that a network computes in: that of the run, if it belongs to the run."""
+    if checkpoint is None:
+        return options.student.dtype
+    is_teacher = os.fspath(checkpoint) == options.teacher.checkpoint
+    return options.teacher.dtype if is_teacher else "float32"
 
 
 def calibration_images(
@@ -220,10 +265,28 @@ def calibration_images(
 
 
 class _Exported:
-    """An exported student, called as a `Predictor`."""
+    """An exported student, called as a `Predictor`.
 
-    def __init__(self, student: ExportedStudent, path: str | os.PathLike[str]):
+    Args:
+      student: the student.
+      path: of its file, for messages.
+      class_names: of the data, into whose order its classes are brought.
+
+    Raises:
+      UserError: if it predicts as many classes, of other names.
+    """
+
+    def __init__(
+        self, student: ExportedStudent, path: str | os.PathLike[str], class_names: Sequence[str]
+    ):
         self._student, self._path = student, os.fspath(path)
+        order = None
+        if len(student.class_names) == len(class_names):
+            order = order_by_name(
+                student.class_names, class_names, where=self._path, accept=_ACCEPT, log=logger.info
+            )
+        # From the file's number of a class to that of the data.
+        self._numbers = order and np.argsort(order)
         self.shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, variables: Variables, images: Array, sizes: Array) -> Array:
@@ -236,7 +299,8 @@ class _Exported:
             )
         self.shapes.add(images.shape)
         # From the host on, it goes with images on any number of devices.
-        return jnp.asarray(np.asarray(self._student.predict(np.asarray(images))))
+        labels = np.asarray(self._student.predict(np.asarray(images)))
+        return jnp.asarray(labels if self._numbers is None else self._numbers[labels])
 
 
 def predict(

@@ -26,6 +26,7 @@ from kdjax.runs.assembly import (
     assemble_distiller,
     assemble_state,
     assemble_step,
+    check_evaluation,
     make_input_pipeline,
     make_student,
 )
@@ -157,7 +158,9 @@ def _train(
     profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
     images = Images(options.data, data)
     placement = Placement(options.mesh)
-    placement.check_batch_size("data.batch_size", options.data.batch_size)
+    placement.check_batch_size(
+        "data.batch_size", options.data.batch_size, accumulate=options.optimizer.accumulate
+    )
     placement.check_batch_size("data.eval_batch_size", options.data.eval_batch_size)
     student, variables, info = make_student(options, images.class_names, images.palette)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
@@ -169,6 +172,10 @@ def _train(
         precomputed.specs if precomputed else teacher and (teacher.network, teacher.variables),
         num_classes=images.num_classes,
     )
+    check_evaluation(options, images, student, variables, f"config.student {info.name}")
+    if scored := comparable(teacher, images):
+        name = f"config.teacher {scored.info.name}"
+        check_evaluation(options, images, scored.network, scored.variables, name)
     state = assemble_state(options, variables, distiller)
     scores = precomputed
     teacher_source = precomputed and [options.teacher.logits, precomputed.fingerprint]
@@ -180,7 +187,7 @@ def _train(
     if distiller and scores:
         cache = TeacherCache(options, images, scores, distiller, log)
     interruption = Interruption()
-    scoring = Scoring(options, images, placement, comparable(teacher, images), interruption)
+    scoring = Scoring(options, images, placement, scored, interruption)
     steps, batch = options.steps, options.data.batch_size
     log.info(f"trains {info.name} for {steps} steps of {batch} images, into {files.path}")
     if info.initial_weights:

@@ -15,6 +15,7 @@ from kdjax.log import RunLogger
 from kdjax.models import Variables
 from kdjax.reporting import figures
 from kdjax.reporting.results import Example, Role
+from kdjax.runs.teacher import ordered_teacher
 from kdjax.runs.workdir import Workdir
 from kdjax.training.loop import Interruption
 from kdjax.training.sharding import Placement
@@ -161,6 +162,7 @@ def score_checkpoint(
     options = read(config)
     images, placement = Images(options.data, data), Placement(options.mesh)
     network = TrainedNetwork.load(checkpoint, dtype=options.teacher.dtype)
+    network = ordered_teacher(network, options.teacher, images.class_names)
     if network.info.num_classes != images.num_classes:
         return
     if files.result.exists() and files.read_result()["weights"][1] == network.info.fingerprint:

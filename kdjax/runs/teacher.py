@@ -1,6 +1,7 @@
 """The teacher of a run: loaded and, where the config asks for it, in int8."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import need_teacher
 from kdjax.errors import UserError
-from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate
+from kdjax.evaluation.evaluator import Scores, TrainedNetwork, evaluate
 from kdjax.log import RunLogger
 from kdjax.models.int8 import Int8Network, check_platform
+from kdjax.models.options import TeacherOptions
+from kdjax.models.saved import NetworkInfo
 from kdjax.teacher_cache.precomputed_logits import PrecomputedLogits
 from kdjax.training.sharding import Placement
 
@@ -48,32 +51,64 @@ def load_teacher(
             'the workdir of a finished run, or "package.module:attribute" of a trained network; or '
             "config.teacher.logits to the scores of a teacher that ran elsewhere"
         )
-    teacher = TrainedNetwork.load(options.teacher.checkpoint, dtype=options.teacher.dtype)
-    for key in ("name", "width"):
-        wanted, found = getattr(options.teacher, key), getattr(teacher.info, key)
-        if options.teacher.name and wanted != found:
-            raise UserError(
-                f"config.teacher.{key} is {wanted!r}, but {options.teacher.checkpoint} holds "
-                f"{found!r}"
-            )
-    if not options.teacher.int8:
-        return _placed(teacher, placement)
+    wanted = options.teacher
+    teacher = TrainedNetwork.load(wanted.checkpoint, dtype=wanted.dtype)
+    _check_described(wanted, teacher.info)
+    if wanted.min_miou and not comparable(teacher, images):
+        raise UserError(
+            f"config.teacher.min_miou is {wanted.min_miou}, but {wanted.checkpoint} scores "
+            f"{teacher.info.num_classes} classes and the data have {images.num_classes}, so that "
+            "its mIoU is not known; set min_miou to 0"
+        )
+
+    def placed(network: TrainedNetwork, log: RunLogger | None) -> TrainedNetwork:
+        network = ordered_teacher(network, wanted, images.class_names, log)
+        return dataclasses.replace(network, variables=placement.put_state(network.variables))
+
+    if not wanted.int8:
+        return placed(teacher.frozen(wanted.dtype), log)
     check_platform(jax.default_backend())
-    crops = images.first_crops(CALIBRATION_CROPS, clean_view=options.teacher.view == "clean")
-    quantized = _placed(_in_int8(teacher, crops), placement)
-    _check_agreement(quantized, _placed(teacher, placement), options, images, placement, log)
+    crops = images.first_crops(CALIBRATION_CROPS, clean_view=wanted.view == "clean")
+    quantized = placed(_in_int8(teacher, crops), log)
+    _check_agreement(quantized, placed(teacher, None), options, images, placement, log)
     return quantized
 
 
-def _placed(teacher: TrainedNetwork, placement: Placement) -> TrainedNetwork:
-    return dataclasses.replace(teacher, variables=placement.put_state(teacher.variables))
+def ordered_teacher(
+    teacher: TrainedNetwork,
+    options: TeacherOptions,
+    class_names: Sequence[str],
+    log: RunLogger | None = None,
+) -> TrainedNetwork:
+    """Returns the teacher with its class scores in the order of the data's classes.
+
+    Raises:
+      UserError: as `TrainedNetwork.in_order_of`.
+    """
+    return teacher.in_order_of(
+        class_names,
+        where=f"config.teacher.checkpoint {options.checkpoint}",
+        accept="config.teacher.any_class_names",
+        any_names=options.any_class_names,
+        log=log and log.info,
+    )
+
+
+def _check_described(wanted: TeacherOptions, info: NetworkInfo) -> None:
+    """Requires the teacher that the config describes, as far as the config describes one."""
+    described = ("name", "width", "options") if wanted.name else ("options",)
+    for key in described:
+        here, there = getattr(wanted, key), getattr(info, key)
+        if here != there and (wanted.name or here):
+            raise UserError(
+                f"config.teacher.{key} is {here!r}, but {wanted.checkpoint} holds {there!r}"
+            )
 
 
 def _in_int8(teacher: TrainedNetwork, crops: UInt8[np.ndarray, "B H W 3"]) -> TrainedNetwork:
     network, preprocessing = Int8Network(teacher.network), teacher.info.preprocessing
     variables = network.quantize(teacher.variables, preprocessing(jnp.asarray(crops)))
-    predictor = Predictor(network, preprocessing, teacher.predictor.inference)
-    return TrainedNetwork(teacher.info, network, variables, predictor)
+    return teacher.running(network, variables)
 
 
 def _check_agreement(

@@ -31,6 +31,7 @@ from kdjax.runs import run
 from kdjax.runs.evaluate import SplitScores, html_table, percent
 from kdjax.runs.run import TrainedRun
 from kdjax.runs.scoring import with_predictions
+from kdjax.runs.teacher import ordered_teacher
 from kdjax.runs.workdir import Workdir
 from kdjax.training.loop import Interruption
 
@@ -89,13 +90,13 @@ def predict_panels(
       panels: column title -> network checkpoint. Networks that score other classes are left out.
       predicted: column title -> label maps [H, W], of networks that need not be asked again.
     """
-    examples = images.panel_examples()
+    examples, options = images.panel_examples(), configuration.read(config)
     predictions: dict[str, Sequence[np.ndarray]] = {}
     for name, path in panels.items():
         if name in predicted:
             predictions[name] = predicted[name]
             continue
-        network = TrainedNetwork.load(path)
+        network = ordered_teacher(TrainedNetwork.load(path), options.teacher, images.class_names)
         if network.info.num_classes == images.num_classes:
             predictions[name] = predict_examples(
                 functools.partial(network.predictor, network.variables),

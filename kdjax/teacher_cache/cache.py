@@ -21,7 +21,7 @@ from kdjax.files import is_remote
 from kdjax.lock import Lock
 from kdjax.log import RunLogger
 from kdjax.models import Variables
-from kdjax.models.network import scores_of
+from kdjax.models.network import ReorderedClasses, scores_of
 from kdjax.teacher_cache import scores
 from kdjax.teacher_cache.scores import ScoreFiles, compact_scores
 from kdjax.training.sharding import Placement
@@ -200,17 +200,18 @@ class NetworkScores:
     Args:
       options: of the run.
       images: its images.
-      teacher: its teacher.
+      teacher: its teacher, as `TrainedNetwork.frozen` makes it.
     """
 
     def __init__(self, options: RunOptions, images: Images, teacher: TrainedNetwork):
         self._options, self._images, self._teacher = options, images, teacher
         self._split = options.data.train_split
         self.num_classes = teacher.info.num_classes
-        info = teacher.info
+        info, network = teacher.info, teacher.network
         self.description = {
             "teacher": f"{info.name} {info.fingerprint} in {options.teacher.dtype}",
             "preprocessing": [list(values) for values in info.preprocessing],
+            "class_order": network.order if isinstance(network, ReorderedClasses) else None,
         }
 
     def map_sizes(self) -> np.ndarray:
@@ -234,7 +235,8 @@ class NetworkScores:
         count = math.gcd(options.data.eval_batch_size, len(devices))
         placement = Placement(devices=devices[:count])
         # Those of the run may be split over the devices of all processes.
-        whole = TrainedNetwork.load(options.teacher.checkpoint, dtype=options.teacher.dtype)
+        dtype = options.teacher.dtype
+        whole = TrainedNetwork.load(options.teacher.checkpoint, dtype=dtype).frozen(dtype)
         variables = placement.replicate(whole.variables)
         forward = jax.jit(lambda *given: compact_scores(self._scores(*given), keep))
         for batch in self._images.whole_images(self._split):

@@ -87,12 +87,22 @@ class Placement:
         sizes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         return f"{sizes}, {self.mesh.size} device{'s' if self.mesh.size > 1 else ''}"
 
-    def check_batch_size(self, key: str, size: int) -> None:
-        """Raises a UserError where the images of a batch cannot be split evenly."""
-        if size % self.batch_shards:
+    def check_batch_size(self, key: str, size: int, *, accumulate: int = 1) -> None:
+        """Checks that the devices can share the images of a batch evenly.
+
+        Args:
+          key: holds the size, for messages.
+          size: images in a batch.
+          accumulate: micro-batches that a batch is cut into; the devices share each of them.
+
+        Raises:
+          UserError: if the images of a micro-batch are not a multiple of the devices.
+        """
+        if size % (accumulate * self.batch_shards):
+            times = f", times {accumulate} (config.optimizer.accumulate)" if accumulate > 1 else ""
             raise UserError(
                 f"config.{key} is {size}; it must be a multiple of the {self.batch_shards} devices "
-                "along config.mesh.data and config.mesh.fsdp"
+                f"along config.mesh.data and config.mesh.fsdp{times}"
             )
 
     def batch_shardings(self, batch: PyTree) -> PyTree[NamedSharding]:

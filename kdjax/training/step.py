@@ -37,7 +37,8 @@ class TrainState:
 
     Attributes:
       step: number of steps done.
-      seed: of dropout. Here, and not in the program, so that runs of any seed are one program.
+      seed: of all random numbers that a step draws, such as dropout. The seed is in the state and
+        not in the program, so that one compiled program serves every seed.
       params: {"student": parameters, "terms": what they learn, by name}, all trained together.
       model_state: all else that the student keeps: its variables' "state".
       opt_state: the optimizer's.
@@ -85,26 +86,30 @@ def create_state(
     ema: bool,
     seed: int = 0,
 ) -> TrainState:
-    """The state before the first step.
+    """Returns the state before the first step, whose arrays are copies.
+
+    Training gives up the buffers of its state. A user's module may still hold the arrays that it
+    was made from.
 
     Args:
       student: the network's variables.
       terms: what the distillation terms learn and carry, as `Distiller.init` returns it.
-      optimizer: of the parameters of both.
-      ema: whether to keep moving averages.
+      optimizer: updates the parameters of both.
+      ema: True to keep moving averages.
       seed: of the run.
     """
     learned, carried = terms
     params = {"student": student["params"], "terms": learned}
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.int32),
         params=params,
         model_state=student["state"],
         opt_state=optimizer.init(params),
         terms=carried,
-        ema=jax.tree.map(jnp.copy, (student["params"], student["state"])) if ema else None,
+        ema=(student["params"], student["state"]) if ema else None,
     )
+    return jax.tree.map(jnp.copy, state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,6 +239,8 @@ def test_sizes_that_differ_are_resized_by_the_stated_side(side, size):
             r"no_student\(prediction, target\) must take",
         ),
         ({"loss": "own_losses:NotReduced"}, r"must be a single number, got \[2, 5, 6, 3\]"),
+        ({"loss": "own_losses:Complex"}, r'terms\.t: "t" is complex; it must be a real number'),
+        ({"loss": "own_losses:Complex", "logged": True}, '"t/spectrum" is complex; it must be a'),
         (
             {"loss": "own_losses:NeedsLargeMaps"},
             r"t: needs maps of 32 pixels or more, got \(5",

@@ -1,14 +1,17 @@
 """Batch norm folded into the convolutions: the same maps without it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import thorough
 from flax import nnx
 
 from kdjax import models
 from kdjax.distillation.maps import array_of
-from kdjax.models import NNXNetwork, maps_of
+from kdjax.models import NNXNetwork, maps_of, scores_of
 from kdjax.models.folding import FrozenNetwork, fold_batch_norm
 from kdjax.models.layers import ConvNorm
 
@@ -80,22 +83,21 @@ def test_a_bias_before_the_norm_is_folded_too():
     np.testing.assert_allclose(folded.only(x, train=False), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_frozen_network_folds_where_it_predicts(dtype):
-    """It has the variables of the network that it stands for, and every map of it."""
+def test_a_frozen_network_predicts_as_the_one_that_it_was_made_from():
     exact, variables = NNXNetwork.of(randomised("tiny"))
-    network = models.make_network("tiny", num_classes=5, width=4, auxiliary=True, dtype=dtype)
+    network = models.make_network("tiny", num_classes=5, width=4, auxiliary=True, dtype="bfloat16")
     frozen = FrozenNetwork(network)
+    arrays = frozen.freeze(variables)
     images = np.random.default_rng(1).standard_normal((2, 33, 47, 3), np.float32)
 
     @jax.jit
-    def maps(variables):
+    def maps(variables, arrays):
         return [
-            maps_of(each.apply(variables, images, train=False, key=None)[0])
-            for each in (exact, network, frozen)
+            maps_of(each.apply(given, images, train=False, key=None)[0])
+            for each, given in ((exact, variables), (network, variables), (frozen, arrays))
         ]
 
-    expected, unfolded, folded = maps(variables)
+    expected, unfolded, folded = maps(variables, arrays)
     assert expected.keys() == folded.keys()
     for name in expected:
         true, *others = (
@@ -105,7 +107,27 @@ def test_a_frozen_network_folds_where_it_predicts(dtype):
         # As near as the network with its batch norms.
         assert errors[1] < max(1e-5, 2 * errors[0])
     with pytest.raises(ValueError, match="cannot be trained"):
-        frozen.apply(variables, images, train=True, key=jax.random.key(0))
+        frozen.apply(arrays, images, train=True, key=jax.random.key(0))
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", thorough.after(1, ["tiny", "segformer_b0", "lraspp_mbv2"]))
+def test_what_is_stored_in_bfloat16_changes_no_value(name):
+    """Batch norm, layer norm, attention, and depthwise convolutions, all in bfloat16."""
+    variables = NNXNetwork.of(randomised(name))[1]
+    network = models.make_network(name, num_classes=5, width=4, dtype="bfloat16")
+    frozen, (folded, arrays) = FrozenNetwork(network), fold_batch_norm(network, variables)
+    stored = frozen.freeze(variables)
+    images = np.random.default_rng(1).standard_normal((2, 32, 64, 3), np.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def logits(network, variables):
+        output, _ = network.apply(variables, images, train=False, key=None)
+        return scores_of(output)
+
+    np.testing.assert_array_equal(logits(frozen, stored), logits(folded, arrays))
+    halved = sum(x.size for x in jax.tree.leaves(stored["params"]) if x.dtype == jnp.bfloat16)
+    assert halved > 0.5 * sum(x.size for x in jax.tree.leaves(stored["params"]))
 
 
 def test_folding_twice_changes_nothing_more_and_training_is_refused():

@@ -2,6 +2,7 @@
 
 import functools
 
+import existing_networks
 import jax
 import numpy as np
 import optax
@@ -146,6 +147,39 @@ def test_the_kinds_are_recognised():
         network_of({})
 
 
+@pytest.mark.parametrize("name", ["module", "stored"])
+def test_training_leaves_a_users_own_arrays_alone(name):
+    network = network_of(getattr(existing_networks, name))
+    variables = network.init(jax.random.key(0), BLANK)
+    state = create_state(variables, ({}, {}), optax.sgd(0.1), ema=True)
+    step = make_train_step(
+        PreprocessedNetwork(network, IMAGENET),
+        PreprocessedNetwork(network, IMAGENET),
+        Objective(1.0, 0.0, None),
+        optax.sgd(0.1),
+        optax.constant_schedule(0.1),
+        steps=10,
+        ema_decay=0.5,
+    )
+    # Nothing is fetched before: on a CPU, JAX keeps the buffers of arrays that NumPy looks at.
+    placement = Placement(devices=jax.devices()[:1])
+    # As in `kdjax.training.loop.fit`, with the same arrays as teacher.
+    step = jax.jit(step, donate_argnums=0)
+    step(placement.put_state(state), placement.put_state(variables), make_batch())
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(variables))
+    forward(network, network.init(jax.random.key(1), BLANK), train=False)
+
+
+def test_a_module_that_was_left_in_eval_mode_trains_as_any_other():
+    module = existing_networks.in_eval_mode
+    network, variables = NNXNetwork.of(module)
+    _, after = forward(network, variables, train=True)
+    assert np.abs(after["state"]["norm"]["mean"] - variables["state"]["norm"]["mean"]).max() > 0
+    first, second = (forward(network, v, train=True)[0]["head"] for v in (variables, after))
+    assert not np.array_equal(first == 0, second == 0), "dropout draws"
+    assert module.norm.use_running_average, "the module itself stays as it was"
+
+
 def test_an_ensemble_brings_its_variables_and_its_classes():
     network, variables, info = saved.load("own_networks:trained")
     assert info.class_names == ("a", "b", "c")
@@ -207,6 +241,28 @@ def test_a_checkpoint_calls_nothing_but_factories_of_networks(options, tmp_path)
     with pytest.raises(UserError, match=r"network.json: .* is no factory of networks"):
         saved.load(tmp_path)
     assert not ran.exists()
+
+
+FAULTS = {
+    "raises in evaluation": r"fails in evaluation on images .*: RuntimeError: no predictions$",
+    "evaluates two images": r"logits are \[2, 4, 4, 3\] for 4 images; they must be \[4, h, w, K\]",
+    "no rows": r"logits are \[4, 0, 4, 3\] for 4 images; .* none of them 0",
+    "integer": "logits are int32; they must be floating-point",
+    "complex": 'its map "logits" is complex64; maps must be real',
+    "complex map": 'its map "phase" is complex64; maps must be real',
+    "state grows": r'turns "steps" of its state from int32 \[\] into float32 \[2\]; names, shapes',
+    "state goes": r'turns "steps" of its state from int32 \[\] into nothing; names, shapes',
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_ones_own_network_are_found_by_tracing(fault):
+    network = make_network("own_networks:Faulty", num_classes=3, options={"fault": fault})
+    variables = network.init(jax.random.key(0), BLANK)
+    train = "evaluat" not in fault
+    with pytest.raises(UserError, match=FAULTS[fault]) as error:
+        trace_maps(network, variables, (16, 16), train=train, batch=4)
+    assert "\n" not in str(error.value)
 
 
 def test_mistakes_in_ones_own_network_are_one_line():

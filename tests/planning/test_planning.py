@@ -306,6 +306,21 @@ def test_a_step_that_was_run_stands_beside_its_plan(planned):
     assert ", 3.00 times as much" in tables.as_text(config, toy, told, None, None)
 
 
+def test_a_teacher_in_bfloat16_is_planned_as_a_run_stores_it(planned):
+    config, toy, plan = planned
+    config = config.copy_and_resolve_references()
+    assert "teacher computes in  float32\n" in tables.as_text(config, toy, plan, None, None)
+    config.teacher.dtype = "bfloat16"
+    program = make_program(config, toy.devices, num_classes=5, batch_size=16)
+    assert program.resident_bytes()["teacher"] < 0.55 * plan.memory["teacher"]
+    state, frozen, batch = program.values()
+    _, metrics = jax.jit(program.step)(state, frozen, batch)
+    assert float(metrics["cwd"]) > 0
+    text = tables.as_text(config, toy, plan, None, None)
+    assert "teacher computes in  bfloat16\n" in text
+    assert "student computes in  float32\n" in text
+
+
 def test_a_teacher_in_int8_is_planned_so(planned):
     pytest.importorskip("qwix", reason='qwix is not installed: pip install "kdjax[int8]"')
     config, toy, plan = planned

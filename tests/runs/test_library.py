@@ -23,6 +23,7 @@ import kdjax
 from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.reporting import writers
 from kdjax.runs.workdir import Workdir
 
@@ -121,6 +122,59 @@ def test_a_teacher_in_int8_is_held_against_itself(trained, config, tmp_path, cap
     assert re.search(r"int8, calibrated on 16 .* labels \d\d\.\d\d % of .* val as in float32", said)
     miou = 100 * trained[1].scores["val"].miou
     assert f"where it has mIoU {miou:.2f} %" in said
+
+
+def test_a_teacher_other_than_described_is_refused(trained, config, tmp_path):
+    workdir = str(trained[0])
+
+    def fails(message, **teacher):
+        with config.unlocked():
+            config.teacher.update({"checkpoint": workdir, "name": "", **teacher})
+        with pytest.raises(UserError, match=message):
+            kdjax.train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    with config.unlocked():
+        config.terms = ConfigDict({"cwd": configuration.term("cwd")})
+    options = {"kernel": 5}
+    fails(r"config.teacher.options is {'kernel': 5}, but .* holds {}", options=options)
+    with config.unlocked():
+        config.teacher.options = ConfigDict()
+        config.terms.cwd.update({"student": "head", "teacher": "head"})
+    # Its features would serve, and its classes are others.
+    config.teacher.name = "own_networks:Plain"
+    own = "own_networks:five_classes"
+    fails(
+        r"min_miou is 0.5, but own_.* scores 5 classes and the data have 3, .* set min_miou to 0",
+        checkpoint=own,
+        min_miou=0.5,
+    )
+
+
+def test_an_evaluation_needs_neither_the_devices_nor_the_batch_of_the_run(
+    trained, config, tmp_path, monkeypatch
+):
+    workdir, result, _ = trained
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["mesh"] |= {"data": 3, "fsdp": 5}
+    stored["data"]["eval_batch_size"] = 5
+    shutil.copytree(workdir / "student", tmp_path / "student")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert kdjax.evaluate(tmp_path).miou == pytest.approx(result.scores["val"].miou)
+    # Each network computes in the dtype that it has in the run.
+    computed, original = [], TrainedNetwork.load
+
+    def load(path, *, dtype="float32", **options):
+        computed.append(dtype)
+        return original(path, dtype=dtype, **options)
+
+    monkeypatch.setattr(TrainedNetwork, "load", load)
+    stored["student"]["dtype"] = "bfloat16"
+    stored["teacher"] |= {"dtype": "bfloat16", "checkpoint": str(workdir)}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    for checkpoint in (None, workdir, workdir / "student"):
+        kdjax.evaluate(tmp_path, checkpoint=checkpoint)
+    assert computed == ["bfloat16", "bfloat16", "float32"]
 
 
 def test_a_finished_run_is_returned_at_once(trained, config):
@@ -231,6 +285,25 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path):
         "    config.steps = 0\n    return config\n"
     )
     fails(r"own.py, line 4: config.steps is 0; it must be positive", own)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raises in evaluation", "config.student own_networks:Faulty fails in evaluation on imag"),
+        ("evaluates two images", r"logits are \[2, 6, 8, 3\] for 8 images"),
+        ("state grows", "a training step turns .steps. of its state"),
+        ("takes crops alone", r"fails in evaluation on images \[8, 24, 32, 3\]: ValueError: imag"),
+    ],
+)
+def test_a_faulty_network_is_found_before_the_workdir_is_claimed(config, tmp_path, fault, message):
+    with config.unlocked():
+        config.student.update(configuration.network("own_networks:Faulty", fault=fault))
+        config.terms = ConfigDict()
+    config.student.auxiliary = True
+    with pytest.raises(UserError, match=message):
+        kdjax.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_caller_changes_later_does_not_reach_a_run(config):
@@ -378,6 +451,25 @@ def test_a_notebook_gets_a_bar(monkeypatch, capsys):
     assert out.count("\r") > 2
     assert out.count("\n") == 2
     assert "train: step 20, val mIoU 50.00 %\n" in out
+
+
+@pytest.mark.thorough
+def test_a_comparison_leaves_a_network_that_teaches_and_learns_usable(config, tmp_path):
+    """The plain student, of two seeds, and a method whose teacher is the student itself."""
+    name = "existing_networks:module"
+    with config.unlocked():
+        config.student.update(configuration.network(name))
+        config.terms = ConfigDict()
+        config.compare.methods = ConfigDict(
+            {"plain": {}, "cwd": {"cwd": configuration.term("cwd")}}
+        )
+    config.student.auxiliary, config.teacher.checkpoint = True, name
+    config.compare.seeds, config.compare.equal_time, config.steps = (0, 1), False, 2
+    before = kdjax.load(name).predict(np.zeros((16, 24, 3), np.uint8))
+    result = kdjax.compare(config, tmp_path / "compared")
+    assert [*result.students] == ["plain student", "cwd"]
+    again = kdjax.load(name).predict(np.zeros((16, 24, 3), np.uint8))
+    np.testing.assert_array_equal(again, before)
 
 
 @pytest.mark.thorough

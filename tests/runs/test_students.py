@@ -17,14 +17,13 @@ from made_up_weights import assert_same, segformer_weights
 from kdjax import config as configuration
 from kdjax import interop, models
 from kdjax.errors import UserError
+from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.interop import imagenet
 from kdjax.models import LinenNetwork, NNXNetwork, saved
-from kdjax.models.folding import FrozenNetwork
+from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.outputs import EFFICIENTNET_LITE, MEAN_ONLY
-from kdjax.runs import assembly
 from kdjax.runs.assembly import make_student
 from kdjax.runs.workdir import Workdir
-from kdjax.training.step import PreprocessedNetwork
 
 IMAGES = types.SimpleNamespace(
     num_classes=3, class_names=("a", "b", "c"), palette=np.arange(9).reshape(3, 3)
@@ -94,6 +93,21 @@ def test_a_backbone_is_taken_and_the_heads_are_those_of_the_seed(config, tmp_pat
     )
     expected = {"path": str(tmp_path), "fingerprint": start.fingerprint}
     assert info.initial_weights == expected
+
+
+def test_a_backbone_draws_other_dropout_for_each_seed(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.NETWORKS, "noisy", "tiny:noisy")
+    stored(tmp_path, name="noisy")
+    config.student.update(configuration.network("noisy", width=4))
+    config.student.backbone = str(tmp_path)
+    found = []
+    for seed in (1, 1, 2):
+        config.seed = seed
+        _, variables, _ = make_student(config, IMAGES.class_names, IMAGES.palette)
+        key = variables["state"]["backbone"]["dropout"]["rngs"]["key"]
+        found.append(jax.random.key_data(key))
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
 
 
 @pytest.mark.usefixtures("shallow")
@@ -185,6 +199,17 @@ def test_a_whole_checkpoint_is_taken_where_it_fits(config, tmp_path):
             make_student(config, IMAGES.class_names, IMAGES.palette)
 
 
+def test_a_network_that_has_no_auxiliary_head_is_taken_whatever_was_asked(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(models.NETWORKS, "headless", "tiny:headless")
+    stored(tmp_path, name="headless", num_classes=3)
+    config.student.update(configuration.network("headless", width=4))
+    config.student.checkpoint, config.student.auxiliary = str(tmp_path), False
+    _, info = made(config, IMAGES)
+    assert not info.auxiliary
+
+
 def test_checkpoint_and_backbone_are_not_both_given(config):
     config.student.checkpoint, config.student.backbone = "a", "b"
     with pytest.raises(UserError, match=r"student.checkpoint and config.student.backbone are both"):
@@ -214,19 +239,12 @@ def test_an_image_classifier_is_converted_and_begins_a_student(config, tmp_path)
     np.testing.assert_array_equal(np.squeeze(kernel).T, weights["block4.1.mlp.fc2.weight"])
 
 
-def test_a_teacher_of_kdjax_in_bfloat16_is_folded_in_the_step(config, monkeypatch):
-    monkeypatch.setattr(assembly, "make_train_step", lambda student, teacher, *_, **__: teacher)
-    ours = models.make_network("tiny", num_classes=3, width=4)
-    theirs = LinenNetwork(linen.Dense(3))
-
-    def teacher_of(dtype, network):
-        config.teacher.dtype = dtype
-        given = PreprocessedNetwork(network, MEAN_ONLY)
-        return assembly.assemble_step(configuration.read(config), given, given, None)
-
-    expected = PreprocessedNetwork(FrozenNetwork(ours), MEAN_ONLY)
-    assert teacher_of("bfloat16", ours) == expected
-    for dtype, network in (("float32", ours), ("bfloat16", theirs)):
-        assert teacher_of(dtype, network) == PreprocessedNetwork(network, MEAN_ONLY)
-    config.teacher.int8 = True  # it is folded before
-    assert teacher_of("bfloat16", ours) == PreprocessedNetwork(ours, MEAN_ONLY)
+def test_a_teacher_of_kdjax_in_bfloat16_is_frozen_and_no_other_is(tmp_path):
+    stored(tmp_path)
+    for dtype, kind in (("bfloat16", FrozenNetwork), ("float32", NNXNetwork)):
+        teacher = TrainedNetwork.load(str(tmp_path), dtype=dtype).frozen(dtype)
+        assert type(teacher.network) is kind
+        (stored_in,) = {leaf.dtype for leaf in jax.tree.leaves(teacher.variables["params"])}
+        assert stored_in == dtype
+    linen_network = LinenNetwork(linen.Dense(3))
+    assert not can_freeze(linen_network, "bfloat16")

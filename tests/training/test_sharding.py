@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import thorough
+import tiny_run
 from flax import nnx
 
 from kdjax import models
@@ -21,6 +22,7 @@ from kdjax.errors import UserError
 from kdjax.models.batch_norm import BatchNorm, group_batch_norm
 from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
 from kdjax.models.outputs import IMAGENET
+from kdjax.planning.program import make_program
 from kdjax.recipes import METHODS
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.optimizer import OptimizerOptions, make_optimizer
@@ -252,6 +254,30 @@ def test_batch_norm_per_device_asks_no_other_device(groups, asks):
 
     batch = Placement().put_batch({"x": np.zeros((8, 4, 4, 2), np.float32)})["x"]
     assert ("all-reduce" in normalized.lower(weights, batch).compile().as_text()) == asks
+
+
+@pytest.mark.parametrize("devices", [4, 8])
+def test_a_step_with_batch_norm_per_device_goes_with_any_number_of_devices(devices):
+    config = tiny_run.get_config()
+    config.student.batch_norm = "per_device"
+    program = make_program(config, jax.devices()[:devices], num_classes=3, batch_size=8)
+    state, frozen, batch = program.values()
+    _, metrics = jax.jit(program.step)(state, frozen, batch)
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_a_micro_batch_must_split_over_the_devices():
+    config = tiny_run.get_config()
+    config.optimizer.accumulate = 4
+    devices, asked = jax.devices()[:4], {"num_classes": 3}
+    message = (
+        r"config.data.batch_size is 8; it must be a multiple of the 4 devices along .*, times 4 "
+        r"\(config.optimizer.accumulate\)"
+    )
+    with pytest.raises(UserError, match=message):
+        make_program(config, devices, batch_size=8, **asked)
+    config.student.batch_norm = "per_device"
+    assert make_program(config, devices, batch_size=16, **asked).work.step > 0
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def batch_by_size(
     rows = rows_of_process(batch_size, process_index, process_count)
     groups: dict[tuple[int, int], list[int]] = {}
     for index, size in images:
-        groups.setdefault(_padded(size, pad_to, exact_below), []).append(index)
+        groups.setdefault(padded(size, pad_to, exact_below), []).append(index)
     batches = []
     for size, members in groups.items():
         for start in range(0, len(members), batch_size):
@@ -212,12 +212,13 @@ def batch_by_size(
 
 def count_shapes(sizes: Iterable[tuple[int, int]], pad_to: int) -> int:
     """How many sizes are left of these when they are padded as `batch_by_size` does."""
-    return len({_padded(size, pad_to) for size in sizes})
+    return len({padded(size, pad_to) for size in sizes})
 
 
-def _padded(
+def padded(
     size: tuple[int, int], pad_to: int, exact_below: tuple[int, int] = (0, 0)
 ) -> tuple[int, int]:
+    """Returns the size to which `batch_by_size` pads an image of this size."""
     height, width = (
         side if side < least else -(-side // pad_to) * pad_to
         for side, least in zip(size, exact_below, strict=True)
