@@ -79,7 +79,14 @@ def test_tables_as_people_have_them(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("classes.csv", "road,128,64,128\n1,2,3,4\n", "entry 1 of .*no name among road, 128"),
+        (
+            "classes.csv",
+            "0, background\n1, leaf\n",
+            r"classes\.csv .*: the first line must name the columns, as value,name or name,r,g,b; "
+            "it is '0, background'",
+        ),
+        ("classes.csv", f"name\n{'x' * 140_000}\n", "classes.csv cannot be read as a table"),
+        ("classes.json", "[" * 100_000, "classes.json is nested too deeply for a table"),
         ("classes.csv", "value,name\n1,road\n1,sky\n", "entry 2 of .* repeats the value 1"),
         ("classes.csv", "value,name\n1,road\n,sky\n", "entry 2 of .* has no value, as others"),
         ("classes.csv", "value,name\none,road\n", "entry 1 of .*'one'"),
@@ -90,7 +97,23 @@ def test_tables_as_people_have_them(name, tmp_path):
         ("classes.json", "3", "classes.json cannot be read as a table of classes"),
         ("classes.json", "[[1, 2]]", r"entry 1 of .*\[1, 2\] is no name"),
         ("classes.json", '["a", "a"]', "entry 2 of .* repeats the name a"),
-        ("classes.json", '[{"name": "a", "color": "red"}]', "red is no colour"),
+        ("classes.json", '[{"name": "a", "color": "red"}]', "'red' is no colour"),
+        ("classes.json", '[{"name": "a", "color": 5}]', "entry 1 of .*5 is no colour: give three"),
+        *(
+            ("classes.json", f'[{{"name": "a", "id": {value}}}]', f"entry 1 of .*value {shown} is")
+            for value, shown in (("Infinity", "inf"), ("0.9", "0.9"), ("true", "True"))
+        ),
+        (
+            "classes.json",
+            '[{"name": "a", "color": [10.7, 0, 0]}]',
+            "entry 1 of .*: the colour channel 10.7 is not a whole number",
+        ),
+        ("classes.csv", "name,color\na,10.7 3 2\n", "the colour channel '10.7' is not a whole"),
+        *(
+            ("classes.json", f'["road", "a{character}b"]', "entry 2 of .*: the name 'a.*use print")
+            for character in (r"\n", r"\u001b[31m", r"\ud800", r"\u2028")
+        ),
+        ("classes.txt", "road\na\x1b[31mb\n", r"line 2 of .*: the name 'a\\x1b\[31mb' holds"),
     ],
 )
 def test_a_table_that_says_nothing_is_refused(source, tmp_path, name, text, message):
