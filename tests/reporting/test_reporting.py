@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from made_up_results import PALETTE, report, run
+from PIL import Image
 
 from kdjax.reporting import figures
 from kdjax.reporting.report import write_report, write_results
@@ -73,6 +74,23 @@ class TestFigures:
         assert [text.get_text() for text in legend.get_texts()] == ["road", "a tree"]
         shown = np.asarray(figure.axes[3].images[0].get_array())
         np.testing.assert_array_equal(shown[0, ::10], [PALETTE[0], [255] * 3, *[PALETTE[2]] * 2])
+
+    @pytest.mark.parametrize("shape", [(3000, 1), (1, 3000), (4000, 3000)])
+    def test_samples_of_any_size_make_a_picture_of_bounded_size(self, shape):
+        example = {"image": np.zeros((*shape, 3), np.uint8), "label": np.ones(shape, np.uint8)}
+        figure = figures.samples([example], ["road", "sky"], PALETTE)
+        width, height = figure.get_size_inches()
+        assert width == pytest.approx(figures.WIDTH)
+        assert figures.WIDTH / 6 <= height <= 2 * figures.WIDTH
+        for axes in figure.axes:
+            shown = axes.images[0].get_array()
+            assert max(shown.shape) <= 1024
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky"]
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        with Image.open(buffer) as drawn:
+            pixels = np.asarray(drawn.convert("RGB"))
+        assert (pixels == PALETTE[1]).all(-1).sum() > 10_000
 
     def test_an_absent_class_is_said_to_be_absent(self):
         iou = {"a": [0.0, np.nan], "b": [0.5, 0.25]}
