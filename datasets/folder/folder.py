@@ -140,6 +140,7 @@ class Folder(ConversionBuilder):
 
         for split in pairs:
             readable = list(self.each(checked, pairs[split], f"checking {split}"))
+            self.require_some(readable, split)
             pairs[split] = [pair for pair, _ in readable]
             highest = max([highest, *(value for _, value in readable)])
         return highest

@@ -156,6 +156,15 @@ def test_what_training_could_not_read_is_not_prepared(tmp_path, damage, kind, ti
     assert dataset.splits == {"train": 3}
 
 
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_split_of_damaged_files_alone_is_named(tmp_path, kind):
+    source = write_source(tmp_path / "source")
+    for path in (source / kind / "train").iterdir():
+        path.write_bytes(b"")
+    message = refused(sets.prepare, "folder", tmp_path / "data", source=source, skip_damaged=True)
+    assert message.startswith(f"no image of split train can be read: {source / kind}/train/0.png")
+
+
 def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     # As in sets from before files were read with the decoder of training.
     monkeypatch.setattr(image_io, "_check_for_training", lambda *arguments: None)

@@ -2,9 +2,9 @@
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -36,6 +36,7 @@ from kdjax.data.preparing.prepared import (
 from kdjax.data.preparing.tree import state_of_source
 from kdjax.errors import UserError
 from kdjax.files import is_remote
+from kdjax.lock import Lock
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
@@ -94,7 +95,7 @@ def prepare(
     A set takes its place in `data_dir` by one rename when it is complete. Whatever ends it before
     leaves at most finished shards, in a hidden folder, from which the next call continues if it has
     the same source and options; files that changed since are converted anew. A second process that
-    prepares the same set says so, and waits for the first. A complete set stays as it is when its
+    prepares the same set logs that it waits for the first. A complete set stays as it is when its
     source changes, which is reported.
 
     Args:
@@ -133,7 +134,7 @@ def prepare(
     if native and from_files:
         options["skip_damaged"] = skip_damaged
     directory = directory_of(name, builder_class, data_dir)
-    with _lock(directory.parent, report):
+    with _lock(directory.parent):
         if not (directory / RECEIPT).is_file():
             _write(builder_class, options, directory, made_from, report)
         else:
@@ -329,17 +330,18 @@ def _possible(path: str | os.PathLike[str], what: str) -> str:
 
 
 @contextlib.contextmanager
-def _lock(directory: pathlib.Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Lets one process at a time work in `directory`, which is made where it is missing."""
+def _lock(directory: pathlib.Path) -> Iterator[None]:
+    """Lets one process at a time work in `directory`; a folder that stays empty is removed.
+
+    Raises:
+      UserError: the directory cannot be written to.
+    """
+    lock = Lock(directory / ".lock", f"data_dir {directory}", "stop it, or wait for its end")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("w")
+        lock.acquire(patience=math.inf)
     except OSError as error:
         raise UserError(f"cannot write to data_dir: {directory}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"another process is preparing {directory}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
