@@ -171,6 +171,18 @@ def test_black_and_white_masks(tmp_path, mode):
     assert by_color.fingerprint == dataset.fingerprint
 
 
+def test_masks_whose_255_may_be_a_class_are_asked_about(tmp_path):
+    write(tmp_path / "source", "a.png", np.array([[0, 255, 255]], np.uint8))
+    (tmp_path / "source" / "classes.txt").write_text("background\nleaf\n")
+    message = "value 255 and nothing of the class 'leaf': .*heading value,name; .* add --ignore 255"
+    refuses("folder", tmp_path / "source", tmp_path, message)
+    dataset = prepare("folder", tmp_path / "source", tmp_path, ignore=[255])
+    np.testing.assert_array_equal(labels(dataset, "train")["a"], [[0, 255, 255]])
+    # If all classes occur, 255 means ignored.
+    write(tmp_path / "source", "b.png", np.array([[1, 0, 0]], np.uint8))
+    assert prepare("folder", tmp_path / "source", tmp_path / "2").class_names[1] == "leaf"
+
+
 def test_several_colours_and_values_may_be_one_class(source, tmp_path):
     (source / "classes.txt").write_text("ground\nsky\nnever seen\n")
     (tmp_path / "colors.csv").write_text(

@@ -33,6 +33,7 @@ class Legend:
       of_values: class ids, and 255, of values.
       of_colors: of colours; None where no table has any.
       all_colored: whether what grey labels hold are colours too.
+      ignores: whether a table or an option says what is ignored.
     """
 
     files: list[File]
@@ -41,6 +42,7 @@ class Legend:
     of_values: LabelMap
     of_colors: ColorMap | None
     all_colored: bool
+    ignores: bool
 
     def __call__(self, file: File) -> UInt8[np.ndarray, "H W"]:
         """Class ids 0..K-1, and 255 where ignored, of the label in a file.
@@ -86,7 +88,8 @@ def read_legend(
     tables = [read_table(path) for path in paths]
     by_value = tables[0] if own else []
     by_color = tables[-1] if colors else [row for row in by_value if row.color]
-    ignored = _parse_ignored(ignore, [row.name for table in tables for row in table])
+    table_rows = [row for table in tables for row in table]
+    ignored = _parse_ignored(ignore, [row.name for row in table_rows])
     if colors and ignored.values:
         raise UserError(
             f"--ignore {min(ignored.values)}: with --colors labels hold colours and no values; "
@@ -137,6 +140,7 @@ def read_legend(
         if colored
         else None,
         all_colored=colors is not None,
+        ignores=bool(ignore) or ignore_unknown or any(row in ignored for row in table_rows),
     )
 
 
