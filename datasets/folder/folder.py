@@ -11,12 +11,11 @@ from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL, UNLABELLED, distinct_colors
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
+from kdjax.data.preparing.image_io import SUFFIXES
 from kdjax.data.preparing.legend import read_legend
 from kdjax.data.preparing.tree import File, check_name
 from kdjax.errors import UserError
 
-# Of images and labels alike; that a label must not be a JPEG is said when it is read.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # What tools add to the name of an image for that of its label.
 _LABEL_ENDINGS = (
     *("_mask", "_label", "_labels", "_gt", "_seg", "_L", "_labelIds", "_labelTrainIds"),

@@ -271,7 +271,8 @@ def predict(
 
     Args:
       workdir: of `kdjax.train`, or a network checkpoint.
-      images: a pattern of paths, in which `**` stands for any folders.
+      images: a folder, whose own image files are labelled, or a pattern of paths, in which `**`
+        stands for any folders.
       output: the folder to write to.
       ids: write the original ids of this data set, as "cityscapes", and not class numbers.
       opacity: of the colours over the image, 0 to 1.

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import optax
+import own_networks
 import pytest
 import thorough
 from flax import nnx
@@ -144,6 +145,29 @@ def test_the_kinds_are_recognised():
     assert made("narrow")[1]["params"]["stem"]["kernel"].shape == (3, 3, 3, 2)
     with pytest.raises(TypeError, match="it is a dict; it must be a module of Flax NNX or Linen"):
         network_of({})
+
+
+def test_a_network_without_arrays_is_told_by_what_it_says(monkeypatch, capsys):
+    def fingerprint():
+        return saved.load("own_networks:Elsewhere")[2].fingerprint
+
+    first = fingerprint()
+    assert first == fingerprint() != saved._hash({})
+    weaker = staticmethod(lambda images: 0.98 * np.asarray(images)[:, ::4, ::4] ** 3)
+    monkeypatch.setattr(own_networks.Elsewhere, "_run", weaker)
+    assert fingerprint() != first
+    noise = staticmethod(lambda images: (1 + 1e-6) * np.asarray(images)[:, ::4, ::4] ** 3)
+    monkeypatch.setattr(own_networks.Elsewhere, "_run", noise)
+    assert fingerprint() == first
+
+    def broken(images):
+        raise ValueError("needs 512 x 512")
+
+    monkeypatch.setattr(own_networks.Elsewhere, "_run", staticmethod(broken))
+    assert fingerprint() == saved._hash({})
+    said = capsys.readouterr().out
+    assert "own_networks:Elsewhere fails on images of (64, 64)" in said
+    assert "needs 512 x 512" in said
 
 
 def test_an_ensemble_brings_its_variables_and_its_classes():

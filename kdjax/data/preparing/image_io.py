@@ -15,6 +15,8 @@ from kdjax.classes import hexadecimal
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
 
+# Of files that count as images where a folder is named; in lower case.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # Bits a channel of Pillow's modes that have more than 8.
 _WIDE_MODES = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
 _PNG_DEPTH = 24  # place in a PNG file of the byte that says how many bits a channel has
