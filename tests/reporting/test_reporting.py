@@ -188,6 +188,13 @@ class TestTables:
         assert "One seed each" in note(report(runs))
         assert "bracket" not in note(report(runs))
 
+    def test_a_teacher_below_the_plain_student_is_remarked(self):
+        students = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.5)]
+        remark = "The teacher's mIoU (39.00 %) is below that of the plain student (40.00 %): train"
+        assert remark in note(report([run("teacher", "teacher", 0, 0.39), *students]))
+        assert "below" not in note(report([run("teacher", "teacher", 0, 0.41), *students]))
+        assert "below" not in note(report(students))
+
     def test_only_seeds_that_both_have_are_compared(self):
         runs = [run("plain", "plain", seed, miou) for seed, miou in enumerate((0.4, 0.44, 0.9))]
         runs += [run("cwd", "distilled", seed, miou) for seed, miou in enumerate((0.5, 0.52))]
@@ -201,6 +208,13 @@ class TestReport:
         assert "+20.87" in page
         assert "standard deviation" in page
         assert "“vs plain” counts points of mIoU" in page
+
+    def test_a_headline_of_one_seed_promises_no_gain(self, tmp_path):
+        runs = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.4513)]
+        write_report(tmp_path / "report.html", report(runs))
+        page = (tmp_path / "report.html").read_text()
+        assert "cwd is 5.13 points of mIoU above the plain student with one seed, which may" in page
+        assert "gains" not in re.search('class="headline">(.*)<', page)[1]
 
     def test_every_heading_sorts_and_every_cell_has_its_key(self, page):
         tables = re.findall(r"<thead>.*?</table>", page, re.S)
