@@ -16,6 +16,7 @@ import pytest
 import warm
 from PIL import Image
 
+from kdjax import environment
 from kdjax.data import sets
 from kdjax.data.loading import pipeline
 from kdjax.data.preparing import prepared
@@ -677,6 +678,19 @@ def test_datasets_is_not_a_package():
 def test_importing_the_room_imports_no_tensorflow():
     code = "import sys, kdjax.data; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("content", ["", "raise OSError"])
+def test_triton_is_loaded_before_tensorflow(tmp_path, monkeypatch, content):
+    (tmp_path / "triton.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorflow", tempfile)  # any module
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    environment.set_up_tensorflow()
+    assert "triton" not in sys.modules
+    monkeypatch.delitem(sys.modules, "tensorflow")
+    environment.set_up_tensorflow()
+    assert ("triton" in sys.modules) == (not content)
 
 
 def run_prepare(*arguments):
