@@ -199,7 +199,12 @@ def test_an_interrupted_preparation_with_damaged_notes_begins_them_anew(tmp_path
         return convert(self, pair)
 
     staging = tmp_path / "data" / "folder" / ".incomplete"
-    for damaged in ("kdjax.json", "shards/folder-train.array_record-00001-of-00004.json"):
+    for damaged in (
+        "kdjax.json",
+        "shards/folder-train.array_record-00001-of-00004.json",
+        "folder/1.0.0/dataset_info.json",
+        "folder/1.0.0/metadata.json",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(builder, "_convert", stops)
             with pytest.raises(KeyboardInterrupt):

@@ -240,7 +240,7 @@ def _check_examples(records: Mapping[str, Records], num_classes: int) -> None:
 
 
 def _begin(staging: pathlib.Path, made_from: dict[str, Any]) -> int:
-    """Makes the folder of a preparation; returns how many shards an earlier one has left there."""
+    """Makes the folder of a preparation; returns how many shards an earlier one left in it."""
     note = staging / RECEIPT
     begun = _finished_shards(staging)
     if not begun or not _holds(note, made_from):
@@ -248,6 +248,9 @@ def _begin(staging: pathlib.Path, made_from: dict[str, Any]) -> int:
         staging.mkdir()
         note.write_text(json.dumps(made_from))
         return 0
+    # The description of the records is written last, and may have been cut. TFDS would read it.
+    for description in staging.glob("*/*/*.json"):
+        description.unlink()
     return begun
 
 
