@@ -1,9 +1,15 @@
 """Decoding of original files: photos, labels, lists, MATLAB's files, with what is wrong named."""
 
 import codecs
+import contextlib
 import dataclasses
 import io
+import os
 import pathlib
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -244,20 +250,61 @@ def _decoded(file: File, *, for_training: bool) -> tuple[bytes, Image.Image]:
 def _check_for_training(file: File, data: bytes, image: Image.Image) -> None:
     """Reads a file once more as training does, which decodes with TensorFlow.
 
-    Pillow takes PNG files whose end is missing or whose checksums are wrong, so that this is asked
-    of all of them; of JPEG files it is asked of those that records take over.
+    Pillow takes PNG files whose end is missing or whose checksums are wrong. Both take JPEG files
+    whose data end early or are no code, and fill up the rest of the image.
+
+    Raises:
+      DamagedFile: the file cannot be decoded to its end.
     """
-    if image.format != "PNG" and (image.format, image.mode) != ("JPEG", "RGB"):
+    if image.format != "PNG" and (image.format, image.mode) not in (("JPEG", "RGB"), ("JPEG", "L")):
         return
     # Here and not above: reading images must not need TensorFlow, as `kdjax.predict` does not.
     from kdjax.data import _tensorflow
 
+    warned = _warnings_of_libjpeg() if image.format == "JPEG" else contextlib.nullcontext([])
     try:
-        _tensorflow.tf.io.decode_image(data, channels=3, expand_animations=False)
+        with warned as warnings:
+            _tensorflow.tf.io.decode_image(data, channels=3, expand_animations=False)
     except _tensorflow.tf.errors.OpError as error:
         raise DamagedFile(
             f"{file} cannot be read as an image: {_tensorflow.reason(error)}"
         ) from error
+    if warnings:
+        raise DamagedFile(f"{file} cannot be read as an image: {warnings[0]}")
+
+
+# Two threads must not take the error output at once.
+_TAKING = threading.Lock()
+# What libjpeg says where pixels are missing or wrong. It also says that there are "extraneous bytes
+# before marker", which cameras leave in files that are whole.
+_LOST_PIXELS = re.compile(
+    r"Corrupt JPEG data: (premature end|bad \w+ code|found marker).*|Premature end of JPEG file"
+)
+
+
+@contextlib.contextmanager
+def _warnings_of_libjpeg() -> Iterator[list[str]]:
+    """Gives the lines about lost pixels that libjpeg writes meanwhile, when it is done.
+
+    TensorFlow has it write them to the error output of the process, and tells of them nowhere else.
+    What others write there meanwhile is written on.
+    """
+    found: list[str] = []
+    with _TAKING, tempfile.TemporaryFile() as taken:
+        output = os.dup(2)
+        os.dup2(taken.fileno(), 2)
+        try:
+            yield found
+        finally:
+            os.dup2(output, 2)
+            os.close(output)
+            taken.seek(0)
+            for line in taken:
+                text = line.decode(errors="replace").strip()
+                if _LOST_PIXELS.fullmatch(text):
+                    found.append(text)
+                else:
+                    os.write(2, line)
 
 
 def upright_size(path: pathlib.Path) -> tuple[int, int]:
