@@ -212,7 +212,7 @@ UNFIT = [
     ({"image": IMAGE.transpose(2, 0, 1)}, r"\(3, 4, 6\) .*\(H, W, 3\); channels come last"),
     ({"image": IMAGE[..., 0]}, r"an image that is uint8 of shape \(4, 6\)"),
     ({"image": IMAGE.astype(int) - 1}, "an image that is int64 .* from -1 to -1"),
-    ({"image": Image.new("F", (6, 4))}, "has 32-bit pixels; save it with 8 bits a channel"),
+    ({"image": Image.new("F", (6, 4))}, "has 32 bits a channel, and images have 8"),
     ({"label": LABEL[:2]}, "an image of 6 x 4 pixels and a label of 6 x 2; they have to be of"),
     ({"label": LABEL / 1}, r"a label that is float64 .*whole numbers of shape \(H, W\)"),
     ({"label": IMAGE}, r"a label that is uint8 of shape \(4, 6, 3\)"),
