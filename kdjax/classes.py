@@ -3,6 +3,7 @@
 import colorsys
 import csv
 import itertools
+import math
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,16 @@ def hexadecimal(color: Iterable[int]) -> str:
 def numbered_names(count: int) -> tuple[str, ...]:
     """Names of classes that have none."""
     return tuple(f"class {index}" for index in range(count))
+
+
+def of_one_class(iou: Iterable[float]) -> str:
+    """Returns a remark for a mean IoU that is the IoU of one class alone, or "" for other means.
+
+    Args:
+      iou: of all K classes; NaN for one that neither labels nor predictions hold.
+    """
+    occurs = [not math.isnan(value) for value in iou]
+    return f" (only 1 of {len(occurs)} classes occurs)" if sum(occurs) == 1 < len(occurs) else ""
 
 
 class LabelTable:

@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import importlib
 import importlib.metadata
 import os
 import pathlib
 import platform
+import sys
 
 import jax
 
@@ -100,6 +102,14 @@ def set_up_tensorflow() -> None:
 
     To be called before whatever imports TensorFlow first. oneDNN announces itself on every start,
     rounds otherwise, and speeds up nothing that an input pipeline does.
+
+    Imports Triton, which PyTorch's builds for GPUs bring and load late, if it is installed: both
+    libraries contain LLVM, and TensorFlow 2.20 and later make theirs visible to all, so that the
+    process crashes where Triton is loaded second.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    if "tensorflow" not in sys.modules:
+        # An installation of Triton that is broken is no concern of TensorFlow's.
+        with contextlib.suppress(Exception):
+            importlib.import_module("triton")

@@ -17,7 +17,10 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "A workdir of kdjax.train, or a network checkpoint.", required=True
 )
 _IMAGES = flags.DEFINE_string(
-    "images", None, "A pattern in quotes; ** stands for any folders.", required=True
+    "images",
+    None,
+    "A folder of images, or a pattern in quotes; ** stands for any folders.",
+    required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write to.", required=True)
 _IDS = flags.DEFINE_string(

@@ -11,12 +11,11 @@ from jaxtyping import UInt8
 
 from kdjax.classes import IGNORE_LABEL, UNLABELLED, distinct_colors
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
+from kdjax.data.preparing.image_io import SUFFIXES
 from kdjax.data.preparing.legend import read_legend
 from kdjax.data.preparing.tree import File, check_name
 from kdjax.errors import UserError
 
-# Of images and labels alike; that a label must not be a JPEG is said when it is read.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # What tools add to the name of an image for that of its label.
 _LABEL_ENDINGS = (
     *("_mask", "_label", "_labels", "_gt", "_seg", "_L", "_labelIds", "_labelTrainIds"),
@@ -108,7 +107,7 @@ class Folder(ConversionBuilder):
         if self._unlabelled:
             pairs = _find_unlabelled(source)
             self._class_names, self._colors = [UNLABELLED], {}
-            self._find_highest(pairs)
+            self._find_ids(pairs)
             counts = ", ".join(f"{len(found)} of {split}" for split, found in pairs.items())
             self._findings.append(
                 f"{source}: images without labels, {counts}; config.data.mixture takes them, with "
@@ -118,8 +117,16 @@ class Folder(ConversionBuilder):
         pairs = self._find_splits(source)
         self._legend = read_legend(source, **self._options)
         self.tables, self._colors = self._legend.files, self._legend.palette
-        highest = self._find_highest(pairs)
+        found = self._find_ids(pairs)
+        highest = max(found - {IGNORE_LABEL}, default=-1)
         names = self._legend.names
+        absent = [name for number, name in enumerate(names) if number not in found]
+        if absent and IGNORE_LABEL in found and not self._legend.ignores:
+            raise UserError(
+                f"the labels under {source} hold the value {IGNORE_LABEL} and nothing of the class "
+                f"{absent[0]!r}: if {IGNORE_LABEL} is a class, name the values in a classes.csv "
+                f"with the heading value,name; if it means ignored, add --ignore {IGNORE_LABEL}"
+            )
         if highest < 1 and not names:
             raise UserError(
                 f"the labels under {source} hold no class but 0, and {IGNORE_LABEL} means "
@@ -129,20 +136,19 @@ class Folder(ConversionBuilder):
         self._class_names = names or [f"class_{i}" for i in range(highest + 1)]
         return pairs
 
-    def _find_highest(self, pairs: dict[str, list[Pair]]) -> int:
-        """The highest class id, or -1; of damaged files to be skipped, takes the pairs out."""
-        highest = -1
+    def _find_ids(self, pairs: dict[str, list[Pair]]) -> set[int]:
+        """Returns the class ids, and 255, in all labels; takes out pairs of files to be skipped."""
 
-        def checked(pair: Pair) -> tuple[Pair, int]:
-            present = np.unique(self.read(pair)[1])
-            present = present[present != IGNORE_LABEL]
-            return pair, int(present[-1]) if present.size else -1
+        def checked(pair: Pair) -> tuple[Pair, list[int]]:
+            return pair, np.unique(self.read(pair)[1]).tolist()
 
+        found: set[int] = set()
         for split in pairs:
             readable = list(self.each(checked, pairs[split], f"checking {split}"))
+            self.require_some(readable, split)
             pairs[split] = [pair for pair, _ in readable]
-            highest = max([highest, *(value for _, value in readable)])
-        return highest
+            found.update(*(ids for _, ids in readable))
+        return found
 
     def _find_splits(self, source: pathlib.Path) -> dict[str, list[Pair]]:
         """The pairs of each split: of the source's folders, or by shares where it has none."""

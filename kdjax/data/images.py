@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.classes import UNLABELLED, differing_class
-from kdjax.data.caching import CacheDecision, decide_cache, device_bytes, host_bytes
+from kdjax.data.caching import CacheDecision, decide_cache, least_memory
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.loading import sampling
 from kdjax.data.loading.sampling import AugmentOptions, count_shapes, padded
@@ -99,13 +99,14 @@ class Images:
 
     @functools.cached_property
     def cache(self) -> CacheDecision:
-        """Where the decoded training examples are kept."""
+        """Where the decoded training examples are kept; every process has to ask."""
+        device_bytes, host_bytes = least_memory()
         return decide_cache(
             self._options.cache,
             len(self._source),
             self._source.sample_sizes(SIZE_SAMPLE),
-            device_bytes=device_bytes(),
-            host_bytes=host_bytes(),
+            device_bytes=device_bytes,
+            host_bytes=host_bytes,
         )
 
     @functools.cached_property

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from kdjax.data.loading.sampling import IMAGE_PADDING, BatchIndices, batch_by_size
-from kdjax.data.preparing.image_io import read_photo, upright_size
+from kdjax.data.preparing.image_io import SUFFIXES, read_photo, upright_size
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
@@ -75,14 +75,15 @@ class Timing:
 
 
 def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
-    """The images that a pattern matches, and where their results go.
+    """Finds the images that a pattern matches, or a folder holds, and says where results go.
 
     Results are named as the images, by their paths from the last folder of the pattern that has
-    no wildcard: `labels/*.png` and `overlays/*.png`. Results that the pattern matches, of an
-    earlier call, are no images to label.
+    no wildcard: `labels/*.png` and `overlays/*.png`. Results of an earlier call that the pattern
+    matches are no images to label.
 
     Args:
-      pattern: of paths, as `glob` takes it.
+      pattern: of paths, as `glob` takes it; or a folder, whose own image files count, and not those
+        of the folders in it.
       output: the folder of the results and of `legend.png`.
       overwrite: whether results that are there may be replaced; an image never is.
 
@@ -93,18 +94,21 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
     if is_remote(output):
         raise UserError(f"--output is {output}; it must be a local folder")
     folder = pathlib.Path(output)
-    matched = [
-        pathlib.Path(path)
-        for path in sorted(set(glob.glob(pattern, recursive=True)))
-        if os.path.isfile(path)
-    ]
+    if os.path.isdir(pattern):
+        root = pattern
+        matched = [path for path in sorted(pathlib.Path(root).iterdir()) if _is_image(path)]
+    else:
+        root = _fixed_part(pattern)
+        paths = sorted(set(glob.glob(pattern, recursive=True)))
+        matched = [pathlib.Path(path) for path in paths if os.path.isfile(path)]
     if not matched:
         raise UserError(
-            f"--images {pattern!r} matches no file; quote a pattern, as 'photos/**/*.jpg'"
+            f"--images {pattern!r} matches no file; name a folder with images, or quote a pattern, "
+            "as 'photos/**/*.jpg'"
         )
     targets = {(folder / kind).resolve() for kind in _KINDS}
     found = [path for path in matched if not targets & set(path.resolve().parents)]
-    files = _results_of(found, _fixed_part(pattern), folder)
+    files = _results_of(found, root, folder)
     results = [path for one in files for path in (one.label, one.overlay)]
     known, labelled = {_entry(path) for path in results}, set(found)
     for path in matched:
@@ -115,6 +119,10 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
             )
     _check_results([folder / LEGEND, *results], found, overwrite=overwrite)
     return files
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
 def _results_of(images: Sequence[pathlib.Path], root: str, output: pathlib.Path) -> list[Files]:

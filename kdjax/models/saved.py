@@ -38,6 +38,7 @@ from kdjax.files import (
     why_unwritable,
     write_atomically,
 )
+from kdjax.log import logger
 from kdjax.models.network import (
     SCORES,
     Network,
@@ -45,6 +46,7 @@ from kdjax.models.network import (
     arrays_by_path,
     is_made,
     is_random_key,
+    maps_of,
     network_of,
     preprocessing_of,
     trace_maps,
@@ -283,7 +285,11 @@ def load(
 
 
 def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, NetworkInfo]:
-    """A network that brings its trained variables."""
+    """Loads a network that brings its trained variables.
+
+    Raises:
+      UserError: there is no such network, it fails, or it is to compute in another dtype.
+    """
     if dtype != "float32":
         raise UserError(f"{name} computes in a dtype of its own; {dtype} cannot be asked of it")
     found = names.resolve("network", name, {}, asked_by="what a network is loaded from")
@@ -302,9 +308,39 @@ def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, 
         class_names=tuple(named),
         palette=tuple(tuple(color) for color in distinct_colors(count).tolist()),
         preprocessing=preprocessing_of(network),
-        fingerprint=fingerprint(variables),
+        fingerprint=fingerprint(variables)
+        if _kept(variables)
+        else _hash_of_scores(network, variables, info),
     )
     return network, variables, info
+
+
+def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -> str:
+    """Hashes what a network without arrays of its own says of a fixed batch.
+
+    Such a network runs in another framework, which holds its weights. Of its scores the mean of
+    each class counts, to three digits, so that another number of threads gives the same hash. All
+    networks that fail on such a batch have one hash, which is logged.
+    """
+    shape = (2, *info.image_size, 3)
+    images = jax.device_put(np.random.default_rng(0).standard_normal(shape, np.float32))
+    try:
+        output, _ = network.apply(variables, images, train=False, key=None)
+        scores = np.asarray(array_of(maps_of(output)[SCORES]), np.float64)
+    # What the user's own code raises, through a callback.
+    except Exception as error:
+        # A callback puts its own traceback before the words of its error.
+        last = (str(error).strip().splitlines() or [""])[-1]
+        reason = textwrap.shorten(last, MAX_REASON, placeholder=" ...")
+        logger.warning(
+            f"{info.name} fails on images of {info.image_size} ({type(error).__name__}: {reason}); "
+            "a change of its weights will not be noticed"
+        )
+        return _hash({})
+    means = scores.mean((0, 1, 2))
+    scale = max(np.abs(means).max(), np.finfo(np.float32).tiny)
+    # Adding 0 makes one zero of both.
+    return _hash({"means": np.round(means / scale, 3) + 0.0, "scale": np.array(f"{scale:.2e}")})
 
 
 def info_in(path: epath.PathLike) -> NetworkInfo | None:

@@ -43,6 +43,8 @@ GAIN, LOSS = COLORS[:2]  # better and worse than the plain student
 IGNORED_GREY = (128, 128, 128)
 _CURVE_POINTS = 100  # more would not be told apart at the width of a chart
 WIDTH = 4.6  # inches
+# Of samples: pixels of the longer side of an image, and the longer side by the shorter one.
+_MAX_SIDE, _MAX_RATIO = 1024, 3
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and the values at them."""
@@ -223,7 +225,10 @@ def panel_image(
 def samples(
     examples: Sequence[Mapping[str, Any]], class_names: Sequence[str], palette: np.ndarray
 ) -> Figure:
-    """Labelled images, a row each: the image, and its label in colours with the classes' names.
+    """Draws labelled images, a row each: the image, its label in colors, and the classes' names.
+
+    Large images are thinned, and very tall or very wide ones are squeezed, so that an image of any
+    size takes a picture of bounded size.
 
     Args:
       examples: At least one, each of `image` `[H, W, 3]` and `label` `[H, W]`, both uint8;
@@ -235,13 +240,18 @@ def samples(
     colors[: len(palette)] = palette
     titles = ["label", *examples[0].get("predictions", ())]
     maps = [[e["label"], *e.get("predictions", {}).values()] for e in examples]
-    heights = [WIDTH / 2 * len(e["label"]) / e["label"].shape[1] for e in examples]
+    ratios = [len(e["label"]) / e["label"].shape[1] for e in examples]
+    heights = [WIDTH / 2 * min(max(ratio, 1 / _MAX_RATIO), _MAX_RATIO) for ratio in ratios]
     size = WIDTH / 2 * (1 + len(titles)), sum(heights)
     figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
     grid = figure.subplots(len(examples), 1 + len(titles), squeeze=False, height_ratios=heights)
-    for row, example, labels in zip(grid, examples, maps, strict=True):
-        for axes, pixels in zip(row, [example["image"], *(colors[m] for m in labels)], strict=True):
-            axes.imshow(pixels)
+    for row, example, labels, ratio, height in zip(
+        grid, examples, maps, ratios, heights, strict=True
+    ):
+        step = 1 + max(example["label"].shape) // _MAX_SIDE
+        thinned = [pixels[::step, ::step] for pixels in (example["image"], *labels)]
+        for axes, pixels in zip(row, [thinned[0], *(colors[m] for m in thinned[1:])], strict=True):
+            axes.imshow(pixels, aspect=height / (WIDTH / 2 * ratio))
             axes.set_axis_off()
     if len(titles) > 1:
         for axes, title in zip(grid[0], ["image", *titles], strict=True):

@@ -127,7 +127,7 @@ def examples_png(report: Report) -> bytes:
 
 
 def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
-    """The result in one sentence."""
+    """Returns the result in one sentence, no bolder than the seeds allow."""
     plain, best = plain_student(methods), _best_distilled(methods)
     if plain is None or best is None or math.isnan(plain.miou):
         result = best or plain or methods[0]
@@ -135,7 +135,12 @@ def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
     gain = 100 * (best.miou - plain.miou)
     if gain > 0:
         low = intervals.gain(best, plain).low
-        doubt = "" if low is None or low > 0 else ", with an interval that covers zero"
+        if low is None:
+            return (
+                f"{best.method} is {gain:.2f} points of mIoU above the plain student with one "
+                "seed, which may be chance"
+            )
+        doubt = "" if low > 0 else ", with an interval that covers zero"
         return f"{best.method} gains {gain:.2f} points of mIoU over the plain student{doubt}"
     return f"No method gains on the plain student: {best.method} is {-gain:.2f} points below it"
 

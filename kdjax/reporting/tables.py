@@ -60,7 +60,7 @@ def method_table(report: Report) -> Table:
 
 
 def note(report: Report) -> str:
-    """What the numbers of the table of methods mean, in sentences; empty for a single row."""
+    """Explains the table of methods in sentences; empty for a single row."""
     methods = report.methods()
     if len(methods) < 2:
         return ""
@@ -70,6 +70,11 @@ def note(report: Report) -> str:
         said.append("Means over the seeds; ± is the standard deviation between them.")
     else:
         said.append("One seed each: how much of a difference is chance cannot be told from this.")
+    if plain and teacher and teacher.miou < plain.miou:
+        said.append(
+            f"The teacher's mIoU ({100 * teacher.miou:.2f} %) is below that of the plain student "
+            f"({100 * plain.miou:.2f} %): train the teacher longer, or take a better one."
+        )
     if plain:
         said.append("“vs plain” counts points of mIoU.")
     if any(report.base(result) for result in methods):

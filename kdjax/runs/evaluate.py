@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import Array
 
 from kdjax import sections
+from kdjax.classes import of_one_class
 from kdjax.config import RunOptions, read
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
@@ -111,11 +112,17 @@ class Evaluation(SplitScores):
     def __str__(self) -> str:
         width = max(map(len, self.iou))
         lines = [f"{name:{width}}  {100 * iou:6.2f} %" for name, iou in self.iou.items()]
-        total = f"mIoU {100 * self.miou:.2f} %, pixel accuracy {100 * self.pixel_accuracy:.2f} %"
-        return "\n".join([*lines, f"{self.split}: {total}"])
+        total = f"mIoU {100 * self.miou:.2f} %{of_one_class([*self.iou.values()])}"
+        accuracy = f"pixel accuracy {100 * self.pixel_accuracy:.2f} %"
+        return "\n".join([*lines, f"{self.split}: {total}, {accuracy}"])
 
     def _repr_html_(self) -> str:
-        rows = [("mIoU", self.miou), ("pixel accuracy", self.pixel_accuracy), *self.iou.items()]
+        remark = of_one_class([*self.iou.values()])
+        rows = [
+            (f"mIoU{remark}", self.miou),
+            ("pixel accuracy", self.pixel_accuracy),
+            *self.iou.items(),
+        ]
         cells = [(name, percent(share)) for name, share in rows]
         return html_table((self.split, "%"), cells)
 
@@ -328,7 +335,8 @@ def predict(
 
     Args:
       workdir: of `kdjax.train`, or a network checkpoint.
-      images: a pattern of paths, in which `**` stands for any folders.
+      images: a folder, whose own image files are labelled, or a pattern of paths, in which `**`
+        stands for any folders.
       output: the folder to write to.
       ids: write the original ids of this data set, as "cityscapes", and not class numbers.
       opacity: of the colours over the image, 0 to 1.

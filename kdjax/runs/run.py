@@ -12,6 +12,7 @@ from etils import epath
 
 from kdjax import config as configuration
 from kdjax import environment, processes
+from kdjax.classes import of_one_class
 from kdjax.config import Config, read, validate
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
@@ -326,7 +327,7 @@ def _train(
         processes.lead(finish)
         for split, value in scores.items():
             log.info(
-                f"{split} mIoU {100 * value.miou:.2f} %, "
+                f"{split} mIoU {100 * value.miou:.2f} %{of_one_class(value.iou)}, "
                 f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
             )
         interruption.check(f"the run in {files.path} is done")

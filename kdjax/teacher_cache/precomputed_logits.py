@@ -101,8 +101,8 @@ class PrecomputedLogits:
         compacted = jax.jit(functools.partial(compact_scores, keep=keep))
         for index, path in enumerate(self._files):
             scores = _scores(path)
-            if not np.isfinite(scores).all():
-                raise UserError(f"{path} holds values that are not finite")
+            if not (np.abs(scores) <= np.finfo(np.float32).max).all():
+                raise UserError(f"{path} holds values that are not finite numbers in float32")
             yield index, jax.device_get(compacted(scores))
 
     def _find(self, name: str) -> pathlib.Path:
@@ -121,7 +121,7 @@ class PrecomputedLogits:
 
 def _check_classes(path: pathlib.Path, wanted: Sequence[str]) -> None:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): it must hold "

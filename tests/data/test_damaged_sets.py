@@ -156,6 +156,40 @@ def test_what_training_could_not_read_is_not_prepared(tmp_path, damage, kind, ti
     assert dataset.splits == {"train": 3}
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_whose_data_end_early_is_not_prepared(tmp_path, mode, capfd):
+    source = write_source(tmp_path / "source")
+    place = source / "images/train/2.png"
+    with Image.open(place) as image:
+        shape = image.size[::-1]
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    path = place.with_suffix(".jpg")
+    Image.fromarray(noise).convert(mode).save(path, quality=95)
+    place.unlink()
+    whole = path.read_bytes()
+    # Cameras leave bytes before the end of whole files.
+    path.write_bytes(whole[:-2] + bytes(9) + whole[-2:])
+    sets.prepare("folder", tmp_path / "whole", source=source)
+    begin = whole.index(b"\xff\xda")
+    path.write_bytes(whole[: begin + (len(whole) - begin) // 2] + b"\xff\xd9")
+    with Image.open(path) as image:
+        image.load()
+    message = refused(sets.prepare, "folder", tmp_path / "data", source=source)
+    assert f"{path} cannot be read as an image: Corrupt JPEG data: premature end" in message
+    dataset = sets.prepare("folder", tmp_path / "data", source=source, skip_damaged=True)
+    assert dataset.splits == {"train": 3}
+    assert "premature end" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_split_of_damaged_files_alone_is_named(tmp_path, kind):
+    source = write_source(tmp_path / "source")
+    for path in (source / kind / "train").iterdir():
+        path.write_bytes(b"")
+    message = refused(sets.prepare, "folder", tmp_path / "data", source=source, skip_damaged=True)
+    assert message.startswith(f"no image of split train can be read: {source / kind}/train/0.png")
+
+
 def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     # As in sets from before files were read with the decoder of training.
     monkeypatch.setattr(image_io, "_check_for_training", lambda *arguments: None)
@@ -190,7 +224,12 @@ def test_an_interrupted_preparation_with_damaged_notes_begins_them_anew(tmp_path
         return convert(self, pair)
 
     staging = tmp_path / "data" / "folder" / ".incomplete"
-    for damaged in ("kdjax.json", "shards/folder-train.array_record-00001-of-00004.json"):
+    for damaged in (
+        "kdjax.json",
+        "shards/folder-train.array_record-00001-of-00004.json",
+        "folder/1.0.0/dataset_info.json",
+        "folder/1.0.0/metadata.json",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(builder, "_convert", stops)
             with pytest.raises(KeyboardInterrupt):

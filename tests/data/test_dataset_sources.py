@@ -1,7 +1,9 @@
 """Folders, links and archives as sources of a set, and builder classes of a user's own."""
 
 import os
+import re
 import sys
+import tarfile
 
 import pytest
 import tiny_run
@@ -11,6 +13,7 @@ from original_trees import (
     cityscapes,
     part,
     prepare,
+    refuses,
     voc2012,
     write_tar,
     write_tree,
@@ -58,6 +61,37 @@ def test_folders_may_be_links(tmp_path):
     (source / "ADEChallengeData2016").symlink_to(files / "ADEChallengeData2016")
     (files / "ADEChallengeData2016" / "again").symlink_to(source)
     assert prepare("ade20k", source, tmp_path).splits == {"train": 2, "val": 1}
+
+
+def test_links_in_a_tar_lead_to_its_files(tmp_path):
+    files = voc2012()
+    folder = "VOCdevkit/VOC2012"
+    linked = {
+        f"{folder}/JPEGImages/2007_000032.jpg": ("../real/a.jpg", tarfile.SYMTYPE),
+        f"{folder}/JPEGImages/2007_000033.jpg": (f"{folder}/real/b.jpg", tarfile.LNKTYPE),
+        f"{folder}/real/b.jpg": ("./c.jpg", tarfile.SYMTYPE),
+    }
+    moved = dict(files)
+    for name, path in (("a", "2007_000032"), ("c", "2007_000033")):
+        moved[f"{folder}/real/{name}.jpg"] = moved.pop(f"{folder}/JPEGImages/{path}.jpg")
+    plain = prepare("voc2012", write_tree(tmp_path / "a", files), tmp_path / "1")
+    path = write_tar(tmp_path / "b" / "voc.tar", moved)
+    add_links(path, linked)
+    found = prepare("voc2012", tmp_path / "b", tmp_path / "2")
+    assert found.fingerprint == plain.fingerprint
+    for target in ("../../../outside.jpg", "2007_000099.jpg", "."):
+        path = write_tar(tmp_path / "c" / "voc.tar", moved)
+        add_links(path, linked | {f"{folder}/JPEGImages/2007_000099.jpg": (target, b"2")})
+        message = rf"voc\.tar: .*/2007_000099\.jpg is a link to {re.escape(target)}, which is no f"
+        refuses("voc2012", tmp_path / "c", tmp_path / "3", message)
+
+
+def add_links(path, links):
+    with tarfile.open(path, "a") as archive:
+        for name, (target, kind) in links.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
 
 
 def test_published_counts_are_reported_before_anything_is_converted(tmp_path, monkeypatch):

@@ -79,7 +79,14 @@ def test_tables_as_people_have_them(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("classes.csv", "road,128,64,128\n1,2,3,4\n", "entry 1 of .*no name among road, 128"),
+        (
+            "classes.csv",
+            "0, background\n1, leaf\n",
+            r"classes\.csv .*: the first line must name the columns, as value,name or name,r,g,b; "
+            "it is '0, background'",
+        ),
+        ("classes.csv", f"name\n{'x' * 140_000}\n", "classes.csv cannot be read as a table"),
+        ("classes.json", "[" * 100_000, "classes.json is nested too deeply for a table"),
         ("classes.csv", "value,name\n1,road\n1,sky\n", "entry 2 of .* repeats the value 1"),
         ("classes.csv", "value,name\n1,road\n,sky\n", "entry 2 of .* has no value, as others"),
         ("classes.csv", "value,name\none,road\n", "entry 1 of .*'one'"),
@@ -90,7 +97,23 @@ def test_tables_as_people_have_them(name, tmp_path):
         ("classes.json", "3", "classes.json cannot be read as a table of classes"),
         ("classes.json", "[[1, 2]]", r"entry 1 of .*\[1, 2\] is no name"),
         ("classes.json", '["a", "a"]', "entry 2 of .* repeats the name a"),
-        ("classes.json", '[{"name": "a", "color": "red"}]', "red is no colour"),
+        ("classes.json", '[{"name": "a", "color": "red"}]', "'red' is no colour"),
+        ("classes.json", '[{"name": "a", "color": 5}]', "entry 1 of .*5 is no colour: give three"),
+        *(
+            ("classes.json", f'[{{"name": "a", "id": {value}}}]', f"entry 1 of .*value {shown} is")
+            for value, shown in (("Infinity", "inf"), ("0.9", "0.9"), ("true", "True"))
+        ),
+        (
+            "classes.json",
+            '[{"name": "a", "color": [10.7, 0, 0]}]',
+            "entry 1 of .*: the colour channel 10.7 is not a whole number",
+        ),
+        ("classes.csv", "name,color\na,10.7 3 2\n", "the colour channel '10.7' is not a whole"),
+        *(
+            ("classes.json", f'["road", "a{character}b"]', "entry 2 of .*: the name 'a.*use print")
+            for character in (r"\n", r"\u001b[31m", r"\ud800", r"\u2028")
+        ),
+        ("classes.txt", "road\na\x1b[31mb\n", r"line 2 of .*: the name 'a\\x1b\[31mb' holds"),
     ],
 )
 def test_a_table_that_says_nothing_is_refused(source, tmp_path, name, text, message):
@@ -146,6 +169,18 @@ def test_black_and_white_masks(tmp_path, mode):
         "folder", tmp_path / "source", tmp_path / "2", colors=str(tmp_path / "colors.csv")
     )
     assert by_color.fingerprint == dataset.fingerprint
+
+
+def test_masks_whose_255_may_be_a_class_are_asked_about(tmp_path):
+    write(tmp_path / "source", "a.png", np.array([[0, 255, 255]], np.uint8))
+    (tmp_path / "source" / "classes.txt").write_text("background\nleaf\n")
+    message = "value 255 and nothing of the class 'leaf': .*heading value,name; .* add --ignore 255"
+    refuses("folder", tmp_path / "source", tmp_path, message)
+    dataset = prepare("folder", tmp_path / "source", tmp_path, ignore=[255])
+    np.testing.assert_array_equal(labels(dataset, "train")["a"], [[0, 255, 255]])
+    # If all classes occur, 255 means ignored.
+    write(tmp_path / "source", "b.png", np.array([[1, 0, 0]], np.uint8))
+    assert prepare("folder", tmp_path / "source", tmp_path / "2").class_names[1] == "leaf"
 
 
 def test_several_colours_and_values_may_be_one_class(source, tmp_path):

@@ -4,15 +4,19 @@ import json
 import os
 import pathlib
 import re
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
+import zlib
 
 import numpy as np
 import pytest
 import warm
 from PIL import Image
 
+from kdjax import environment
 from kdjax.data import sets
 from kdjax.data.loading import pipeline
 from kdjax.data.preparing import prepared
@@ -57,8 +61,12 @@ def load(dataset, split="train"):
     return pipeline.load_examples(dataset, split, range(dataset.splits[split]))
 
 
-def test_folder_is_converted_whole(source, tmp_path):
+def test_folder_is_converted_whole(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     dataset = prepare(source, tmp_path)
+    assert [path.name for path in (tmp_path / "data" / "folder").iterdir()] == ["1.0.0"]
+    assert not list((tmp_path / "temporary").iterdir())
     assert dataset.splits == {"train": 3, "val": 1, "test": 1}
     assert dataset.class_names == tuple(f"class_{i}" for i in range(5))
     assert dataset.palette.shape == (5, 3)
@@ -97,13 +105,11 @@ def test_ignored_values_become_255_and_do_not_count(source, tmp_path):
         np.testing.assert_array_equal(example["label"], [[0, 1, 255, 255]])
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "CMYK"])
 def test_images_of_any_kind_become_rgb(source, tmp_path, mode):
     gray = np.tile(np.linspace(0, 255, 8).astype(np.uint8), (6, 1))
     image, suffix = Image.fromarray(gray), ".png"
-    if mode == "I;16":
-        image = Image.fromarray(gray.astype(np.uint16) * 256)
-    elif mode in ("RGBA", "LA"):
+    if mode in ("RGBA", "LA"):
         image = image.convert(mode)
         image.putalpha(7)
     elif mode == "CMYK":
@@ -221,7 +227,49 @@ def _float_image(source):
     path = source / "images" / "train" / "b"
     path.with_suffix(".png").unlink()
     Image.fromarray(np.zeros((6, 8), np.float32)).save(path.with_suffix(".tif"))
-    return "b.tif has 32-bit pixels"
+    return "b.tif has 32 bits a channel, and images have 8: scale its values"
+
+
+def _wide_image(source, suffix):
+    path = source / "images" / "train" / "b"
+    path.with_suffix(".png").unlink()
+    Image.fromarray(np.full((6, 8), 10_000, np.uint16)).save(path.with_suffix(suffix))
+    return f"b{suffix} has 16 bits a channel, and images have 8: scale its values"
+
+
+def _wide_gray_png(source):
+    return _wide_image(source, ".png")
+
+
+def _wide_gray_tiff(source):
+    return _wide_image(source, ".tif")
+
+
+def _wide_color_png(source):
+    # Pillow reads such files, but does not write them.
+    def chunk(kind, data):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
+    rows = np.full((6, 8, 3), 10_000, ">u2")
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    png = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    (source / "images" / "train" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    return "b.png has 16 bits a channel"
+
+
+def _four_channels(source, kind=None):
+    path = source / "images" / "train" / "b"
+    path.with_suffix(".png").unlink()
+    tags = {338: kind} if kind is not None else {}  # what the further channel is
+    image = Image.fromarray(np.full((6, 8, 4), 9, np.uint8))
+    image.save(path.with_suffix(".tif"), tiffinfo=tags)
+    return "b.tif is a TIFF of 4 channels, and images have 1 (gray) or 3 (RGB)"
+
+
+def _a_channel_of_infrared(source):
+    return _four_channels(source, 0)
 
 
 def _masks_of_0_and_255(source):
@@ -283,6 +331,11 @@ def _split_without_letters(source):
         _not_an_image,
         _zero_bytes,
         _float_image,
+        _wide_gray_png,
+        _wide_gray_tiff,
+        _wide_color_png,
+        _four_channels,
+        _a_channel_of_infrared,
         _masks_of_0_and_255,
         _repeated_class,
         _classes_in_latin_1,
@@ -298,7 +351,7 @@ def test_a_broken_tree_is_refused_in_one_line_and_leaves_nothing(source, tmp_pat
         prepare(source, tmp_path)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert [path.name for path in (tmp_path / "data" / "folder").iterdir()] == [".lock"]
+    assert not (tmp_path / "data").exists()
     assert not sets.is_prepared("folder", tmp_path / "data")
 
 
@@ -355,7 +408,7 @@ def test_an_interrupted_preparation_leaves_nothing(source, tmp_path, monkeypatch
     monkeypatch.setattr(folder, "_convert", stop_at_c)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path)
-    assert [path.name for path in (tmp_path / "data" / "folder").iterdir()] == [".lock"]
+    assert not (tmp_path / "data").exists()
     with pytest.raises(UserError, match=r"python -m kdjax\.prepare folder --source DIR"):
         sets.open_set("folder", tmp_path / "data")
     monkeypatch.undo()
@@ -625,6 +678,19 @@ def test_datasets_is_not_a_package():
 def test_importing_the_room_imports_no_tensorflow():
     code = "import sys, kdjax.data; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("content", ["", "raise OSError"])
+def test_triton_is_loaded_before_tensorflow(tmp_path, monkeypatch, content):
+    (tmp_path / "triton.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorflow", tempfile)  # any module
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    environment.set_up_tensorflow()
+    assert "triton" not in sys.modules
+    monkeypatch.delitem(sys.modules, "tensorflow")
+    environment.set_up_tensorflow()
+    assert ("triton" in sys.modules) == (not content)
 
 
 def run_prepare(*arguments):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pathlib
+import re
 import textwrap
 import threading
 import time
@@ -80,7 +81,7 @@ def test_what_is_finished_is_not_done_again_and_every_byte_is_the_same(
     assert lines == ["continues: 2 shards of an interrupted preparation are there"]
     assert contents(dataset) == whole
     assert len([name for name in whole if "array_record" in name]) == 4
-    assert sorted(os.listdir(tmp_path / "data" / "folder")) == [".lock", "1.0.0"]
+    assert sorted(os.listdir(tmp_path / "data" / "folder")) == ["1.0.0"]
 
 
 def test_a_full_disk_loses_no_finished_shard(source, tmp_path, monkeypatch):
@@ -199,24 +200,27 @@ def test_an_interrupted_command_says_so_and_is_continued(source, tmp_path):
     assert dataset.splits == {"train": IMAGES}
 
 
-def test_a_killed_process_is_continued(source, tmp_path):
+def test_a_killed_process_is_continued(source, tmp_path, capsys):
     command = ["-c", textwrap.dedent(KILLED), source, tmp_path / "data"]
     process = warm.Process(command, env=os.environ)
     while process.output() != "half\n":
         assert process.poll() is None, process.communicate(timeout=0)
         time.sleep(0.01)
     lines = []
-    # Meanwhile, a second one says that it waits.
+    # Meanwhile, a second process logs that it waits.
     second = threading.Thread(
         target=lambda: prepare(source, tmp_path / "data", report=lines.append)
     )
     second.start()
-    while not lines:
+    said, deadline = "", time.monotonic() + 60
+    while "\n" not in said:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert "another process is preparing" in lines[0]
+        said += capsys.readouterr().out
+    assert re.search(f"data_dir {tmp_path}/data/folder is in use: .*; waits for its end", said)
     process.kill()
     second.join()
-    assert lines[1] == "continues: 2 shards of an interrupted preparation are there"
+    assert lines[0] == "continues: 2 shards of an interrupted preparation are there"
     dataset = sets.open_set("folder", tmp_path / "data")
     assert contents(dataset) == contents(prepare(source, tmp_path / "whole"))
 

@@ -24,7 +24,7 @@ FOLDERS = {
     "coco_stuff": ("images/train2017/", "annotations/train2017/"),
     "camvid": ("CamVid/train/", "CamVid/trainannot/"),
 }
-MODES = ("L", "P", "LA", "RGBA", "CMYK", "I;16")
+MODES = ("L", "P", "LA", "RGBA", "CMYK")
 
 
 def paths_of(name, files):
@@ -55,8 +55,6 @@ def of_mode(mode, size):
     """A file with a grey ramp in an image of `mode`, and its values in 8 bits."""
     gray = np.tile(np.linspace(0, 255, size[0]).astype(np.uint8), (size[1], 1))
     image = Image.fromarray(gray)
-    if mode == "I;16":
-        return saved(Image.fromarray(gray.astype(np.uint16) * 256)), gray
     if mode == "CMYK":
         # What PNG does not have; JPEG would change the values.
         return saved(image.convert("RGB").convert(mode), "tiff"), gray
@@ -68,7 +66,7 @@ def of_mode(mode, size):
 
 @pytest.mark.parametrize(
     ("name", "modes"),
-    [(name, (MODES[i], MODES[(i + 3) % 6])) for i, name in enumerate(PUBLISHED)],
+    [(name, (MODES[i % 5], MODES[(i + 3) % 5])) for i, name in enumerate(PUBLISHED)],
 )
 def test_images_of_any_kind_become_rgb(name, modes, tmp_path):
     files = TREES[name]()

@@ -15,6 +15,7 @@ from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import Scores, confusion_matrix
 from kdjax.models import NNXNetwork
 from kdjax.models.outputs import IMAGENET
+from kdjax.runs.evaluate import Evaluation
 
 RNG = np.random.default_rng(0)
 
@@ -163,3 +164,17 @@ def test_padding_changes_nothing_far_from_it():
     exact, near = scores(image), scores(padded)[:, :64, :64]
     np.testing.assert_allclose(near[:, :32, :32], exact[:, :32, :32], atol=1e-5)
     assert np.abs(near - exact).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("confusion", "remark"),
+    [([[9, 0], [0, 0]], " (only 1 of 2 classes occurs)"), ([[9, 1], [0, 0]], ""), ([[9]], "")],
+)
+def test_a_mean_over_a_single_class_is_marked(confusion, remark):
+    scores = Scores(np.array(confusion))
+    iou = {f"class {number}": float(value) for number, value in enumerate(scores.iou)}
+    evaluation = Evaluation(
+        split="val", shapes=1, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy, iou=iou
+    )
+    assert f"mIoU {100 * scores.miou:.2f} %{remark}, pixel accuracy" in str(evaluation)
+    assert f"<th>mIoU{remark}</th>" in evaluation._repr_html_()

@@ -55,8 +55,7 @@ def photos(tmp_path):
     picture.convert("CMYK").save(folder / "cmyk.jpg")
     picture.quantize(16).save(folder / "palette.png")
     picture.convert("RGBA").save(folder / "alpha.png")
-    grey = np.asarray(picture.convert("L"), np.uint16) << 8
-    Image.fromarray(grey).save(folder / "deep.png")
+    picture.convert("LA").save(folder / "deep.png")
     return folder
 
 
@@ -101,6 +100,19 @@ def test_a_damaged_image_is_named_when_the_others_are_done(network, photos, tmp_
     with pytest.raises(UserError, match=r"2 of 3 images were left out: .*cut\.png"):
         predict_files(network, files, str(tmp_path / "out"), batch_size=8)
     assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["plain.png"]
+
+
+def test_a_folder_stands_for_the_images_in_it(photos, tmp_path):
+    (photos / "notes.txt").touch()
+    (photos / ".hidden.png").touch()
+    (photos / "PHOTO.JPG").touch()
+    found = find_images(str(photos), str(photos / "out"), overwrite=False)
+    names = ["PHOTO.JPG", "alpha.png", "cmyk.jpg", "deep.png", "palette.png", "plain.png"]
+    assert [one.image.name for one in found] == names
+    assert found[1].label == photos / "out" / "labels" / "alpha.png"
+    (photos / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty' matches no file; name a folder with images, or"):
+        find_images(str(photos / "empty"), str(tmp_path / "out"), overwrite=False)
 
 
 def test_nothing_is_replaced_unless_asked(photos, tmp_path):

@@ -6,6 +6,7 @@ import existing_networks
 import jax
 import numpy as np
 import optax
+import own_networks
 import pytest
 import thorough
 from flax import nnx
@@ -178,6 +179,29 @@ def test_a_module_that_was_left_in_eval_mode_trains_as_any_other():
     first, second = (forward(network, v, train=True)[0]["head"] for v in (variables, after))
     assert not np.array_equal(first == 0, second == 0), "dropout draws"
     assert module.norm.use_running_average, "the module itself stays as it was"
+
+
+def test_a_network_without_arrays_is_told_by_what_it_says(monkeypatch, capsys):
+    def fingerprint():
+        return saved.load("own_networks:Elsewhere")[2].fingerprint
+
+    first = fingerprint()
+    assert first == fingerprint() != saved._hash({})
+    weaker = staticmethod(lambda images: 0.98 * np.asarray(images)[:, ::4, ::4] ** 3)
+    monkeypatch.setattr(own_networks.Elsewhere, "_run", weaker)
+    assert fingerprint() != first
+    noise = staticmethod(lambda images: (1 + 1e-6) * np.asarray(images)[:, ::4, ::4] ** 3)
+    monkeypatch.setattr(own_networks.Elsewhere, "_run", noise)
+    assert fingerprint() == first
+
+    def broken(images):
+        raise ValueError("needs 512 x 512")
+
+    monkeypatch.setattr(own_networks.Elsewhere, "_run", staticmethod(broken))
+    assert fingerprint() == saved._hash({})
+    said = capsys.readouterr().out
+    assert "own_networks:Elsewhere fails on images of (64, 64)" in said
+    assert "needs 512 x 512" in said
 
 
 def test_an_ensemble_brings_its_variables_and_its_classes():

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from made_up_results import PALETTE, report, run
+from PIL import Image
 
 from kdjax.reporting import figures
 from kdjax.reporting.report import write_report, write_results
@@ -73,6 +74,23 @@ class TestFigures:
         assert [text.get_text() for text in legend.get_texts()] == ["road", "a tree"]
         shown = np.asarray(figure.axes[3].images[0].get_array())
         np.testing.assert_array_equal(shown[0, ::10], [PALETTE[0], [255] * 3, *[PALETTE[2]] * 2])
+
+    @pytest.mark.parametrize("shape", [(3000, 1), (1, 3000), (4000, 3000)])
+    def test_samples_of_any_size_make_a_picture_of_bounded_size(self, shape):
+        example = {"image": np.zeros((*shape, 3), np.uint8), "label": np.ones(shape, np.uint8)}
+        figure = figures.samples([example], ["road", "sky"], PALETTE)
+        width, height = figure.get_size_inches()
+        assert width == pytest.approx(figures.WIDTH)
+        assert figures.WIDTH / 6 <= height <= 2 * figures.WIDTH
+        for axes in figure.axes:
+            shown = axes.images[0].get_array()
+            assert max(shown.shape) <= 1024
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky"]
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        with Image.open(buffer) as drawn:
+            pixels = np.asarray(drawn.convert("RGB"))
+        assert (pixels == PALETTE[1]).all(-1).sum() > 10_000
 
     def test_an_absent_class_is_said_to_be_absent(self):
         iou = {"a": [0.0, np.nan], "b": [0.5, 0.25]}
@@ -170,6 +188,13 @@ class TestTables:
         assert "One seed each" in note(report(runs))
         assert "bracket" not in note(report(runs))
 
+    def test_a_teacher_below_the_plain_student_is_remarked(self):
+        students = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.5)]
+        remark = "The teacher's mIoU (39.00 %) is below that of the plain student (40.00 %): train"
+        assert remark in note(report([run("teacher", "teacher", 0, 0.39), *students]))
+        assert "below" not in note(report([run("teacher", "teacher", 0, 0.41), *students]))
+        assert "below" not in note(report(students))
+
     def test_only_seeds_that_both_have_are_compared(self):
         runs = [run("plain", "plain", seed, miou) for seed, miou in enumerate((0.4, 0.44, 0.9))]
         runs += [run("cwd", "distilled", seed, miou) for seed, miou in enumerate((0.5, 0.52))]
@@ -183,6 +208,13 @@ class TestReport:
         assert "+20.87" in page
         assert "standard deviation" in page
         assert "“vs plain” counts points of mIoU" in page
+
+    def test_a_headline_of_one_seed_promises_no_gain(self, tmp_path):
+        runs = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.4513)]
+        write_report(tmp_path / "report.html", report(runs))
+        page = (tmp_path / "report.html").read_text()
+        assert "cwd is 5.13 points of mIoU above the plain student with one seed, which may" in page
+        assert "gains" not in re.search('class="headline">(.*)<', page)[1]
 
     def test_every_heading_sorts_and_every_cell_has_its_key(self, page):
         tables = re.findall(r"<thead>.*?</table>", page, re.S)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from kdjax import config as configuration
 from kdjax.config import extra_set
-from kdjax.data import sets
-from kdjax.data.caching import decide_cache
+from kdjax.data import caching, sets
+from kdjax.data.caching import control_group_limits, decide_cache, least_memory
 from kdjax.data.images import Images
 from kdjax.data.loading.sampling import example_indices
 from kdjax.errors import UserError
@@ -205,6 +205,44 @@ def test_what_auto_chooses_and_says(wanted, device, host, place, reason):
     decision = decide_cache(wanted, 4, sizes, device_bytes=device, host_bytes=host)
     assert decision.place == place
     assert re.search(reason, decision.reason)
+
+
+@pytest.mark.parametrize(
+    ("listed", "limits", "found"),
+    [
+        ("0::/job/step", {"job/memory.max": "5000", "job/step/memory.max": "max"}, [5000]),
+        # In a container that shows its own group as the root.
+        ("0::/", {"memory.max": "7000"}, [7000]),
+        ("4:cpu:/a\n5:memory:/b", {"memory/b/memory.limit_in_bytes": "9000"}, [9000]),
+        ("4:cpu,memory:/gone", {"memory/memory.limit_in_bytes": "8000"}, [8000]),
+        ("4:cpu:/a", {"memory/memory.limit_in_bytes": "8000"}, []),
+        ("", {}, []),
+    ],
+)
+def test_limits_of_control_groups_are_read(tmp_path, monkeypatch, listed, limits, found):
+    for path, limit in limits.items():
+        (tmp_path / "groups" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / path).write_text(f"{limit}\n")
+    (tmp_path / "cgroup").write_text(f"{listed}\n" if listed else "")
+    assert control_group_limits(tmp_path / "groups", tmp_path / "cgroup") == found
+    monkeypatch.setattr(caching, "control_group_limits", lambda: found)
+    assert not found or least_memory()[1] == found[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "agreed"),
+    [((1 << 33, 1 << 30), (1 << 33, 1 << 30)), ((-1, 1 << 40), (None, 1 << 34))],
+)
+def test_processes_agree_on_the_least_memory(monkeypatch, other, agreed):
+    monkeypatch.setattr(caching, "_device_bytes", lambda: 1 << 36)
+    monkeypatch.setattr(caching, "_host_bytes", lambda: 1 << 34)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        caching.multihost_utils,
+        "process_allgather",
+        lambda own: np.stack([own, np.array(other, own.dtype)]),
+    )
+    assert least_memory() == agreed
 
 
 @pytest.mark.parametrize(

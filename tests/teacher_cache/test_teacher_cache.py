@@ -537,6 +537,7 @@ def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
             r"other classes .*class 1 is \"class_2\" there and \"class_1\"",
         ),
         ({"4": np.full((6, 8, CLASSES), np.nan, "f")}, r"4\.npy holds values that are not finite"),
+        ({"4": np.full((6, 8, CLASSES), 1e300)}, r"4\.npy holds .* not finite numbers in float32"),
     ],
 )
 def test_logits_that_do_not_fit_are_named(config, logits, changes, message):
@@ -552,6 +553,12 @@ def test_logits_that_do_not_fit_are_named(config, logits, changes, message):
             np.save(path, np.zeros(value, "f") if isinstance(value, tuple) else value)
     with pytest.raises(UserError, match=message):
         list(PrecomputedLogits(str(logits), Images(config.data), "train").maps(0))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class_of_logits(config, logits):
+    path = logits / "classes.txt"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert PrecomputedLogits(str(logits), Images(config.data), "train").num_classes == CLASSES
 
 
 def test_what_logits_do_not_go_with(config, tmp_path):

@@ -22,6 +22,13 @@ from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.sections import WrongValue
 
 
+class _Info(tfds.core.DatasetInfo):
+    """Descriptions that are written here, never found in TFDS's bucket."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: TFDS would make a temporary folder for each call, and leave it there."""
+
+
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS builder whose records hold an image, its label and its name.
 
@@ -64,7 +71,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return tfds.features.Image(shape=(None, None, 3))
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=type(self).__doc__,
             features=tfds.features.FeaturesDict(

@@ -97,9 +97,13 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
             path = pathlib.Path(template.sharded_filepath(shard_index=number, num_shards=count))
             part = f"writing {split}, {number + 1} of {count}"
             written.append(self._write_shard(path, pairs[number * size :][:size], part))
-        if not any(note.examples for note in written):
-            raise UserError(f"no image of split {split} can be read: {self.skipped[0]}")
+        self.require_some([note for note in written if note.examples], split)
         return written
+
+    def require_some(self, readable: Sequence[object], split: str) -> None:
+        """Raises a `UserError` if all images of a split were skipped as damaged."""
+        if not readable:
+            raise UserError(f"no image of split {split} can be read: {self.skipped[0]}")
 
     def _write_shard(self, path: pathlib.Path, pairs: Sequence[Pair], what: str) -> prepared.Note:
         notes = pathlib.Path(self.data_path).parents[1] / prepared.NOTES

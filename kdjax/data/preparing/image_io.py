@@ -1,19 +1,31 @@
 """Decoding of original files: photos, labels, lists, MATLAB's files, with what is wrong named."""
 
 import codecs
+import contextlib
 import dataclasses
 import io
+import os
 import pathlib
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import scipy.io
 from jaxtyping import UInt8, UInt16
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from kdjax.classes import hexadecimal
 from kdjax.data.preparing.tree import File
 from kdjax.errors import UserError
+
+# Of files that count as images where a folder is named; in lower case.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+# Bits a channel of Pillow's modes that have more than 8.
+_WIDE_MODES = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
+_PNG_DEPTH = 24  # place in a PNG file of the byte that says how many bits a channel has
 
 
 class DamagedFile(UserError):
@@ -57,16 +69,17 @@ def read_photo(file: File, *, upright: bool = False, for_training: bool = False)
     """Decodes an image of any kind.
 
     Args:
-      file: grey, palette, transparent, CMYK or 16-bit images become 8-bit RGB.
+      file: gray, palette, and CMYK images become 8-bit RGB; a PNG loses its alpha channel.
       upright: whether the orientation that a camera noted (EXIF) is followed. Decoders of
         records do not know it, so that the image is turned here.
       for_training: whether the decoder of training, which takes less, has to read it too.
 
     Raises:
       DamagedFile: the file cannot be decoded to its end.
-      UserError: its pixels have 32 bits a channel.
+      UserError: its pixels have more than 8 bits a channel, or it is a TIFF with further channels.
     """
     data, image = _decoded(file, for_training=for_training)
+    _check_channels(file, data, image)
     if upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)  # which has no format any more
     if image.mode == "RGB" and image.format in ("PNG", "JPEG"):
@@ -78,14 +91,37 @@ def as_rgb(image: Image.Image, who: str) -> Image.Image:
     """An image of any mode in 8-bit RGB.
 
     Raises:
-      UserError: its pixels have 32 bits a channel; `who` names it.
+      UserError: its pixels have more than 8 bits a channel; `who` names it.
     """
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion cuts values off at 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise UserError(f"{who} has 32-bit pixels; save it with 8 bits a channel")
+    if image.mode in _WIDE_MODES:
+        raise _too_wide(who, _WIDE_MODES[image.mode])
     return image.convert("RGB")
+
+
+def _too_wide(who: str, bits: int) -> UserError:
+    return UserError(
+        f"{who} has {bits} bits a channel, and images have 8: scale its values to 0..255 as suits "
+        "them, and save it with 8 bits"
+    )
+
+
+def _check_channels(file: File, data: bytes, image: Image.Image) -> None:
+    """Refuses what Pillow would cut off without a word: low bits, and channels beyond RGB.
+
+    Raises:
+      UserError: its pixels have more than 8 bits a channel, or it is a TIFF with further channels.
+    """
+    bits = data[_PNG_DEPTH] if image.format == "PNG" else 8
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        channels = image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+        if channels not in ((4,) if image.mode == "CMYK" else (1, 3)):
+            raise UserError(
+                f"{file} is a TIFF of {channels} channels, and images have 1 (gray) or 3 (RGB): "
+                "save it with the channels that the network shall see"
+            )
+    if bits > 8:
+        raise _too_wide(str(file), bits)
 
 
 def read_label(file: File) -> Image.Image:
@@ -214,20 +250,61 @@ def _decoded(file: File, *, for_training: bool) -> tuple[bytes, Image.Image]:
 def _check_for_training(file: File, data: bytes, image: Image.Image) -> None:
     """Reads a file once more as training does, which decodes with TensorFlow.
 
-    Pillow takes PNG files whose end is missing or whose checksums are wrong, so that this is asked
-    of all of them; of JPEG files it is asked of those that records take over.
+    Pillow takes PNG files whose end is missing or whose checksums are wrong. Both take JPEG files
+    whose data end early or are no code, and fill up the rest of the image.
+
+    Raises:
+      DamagedFile: the file cannot be decoded to its end.
     """
-    if image.format != "PNG" and (image.format, image.mode) != ("JPEG", "RGB"):
+    if image.format != "PNG" and (image.format, image.mode) not in (("JPEG", "RGB"), ("JPEG", "L")):
         return
     # Here and not above: reading images must not need TensorFlow, as `kdjax.predict` does not.
     from kdjax.data import _tensorflow
 
+    warned = _warnings_of_libjpeg() if image.format == "JPEG" else contextlib.nullcontext([])
     try:
-        _tensorflow.tf.io.decode_image(data, channels=3, expand_animations=False)
+        with warned as warnings:
+            _tensorflow.tf.io.decode_image(data, channels=3, expand_animations=False)
     except _tensorflow.tf.errors.OpError as error:
         raise DamagedFile(
             f"{file} cannot be read as an image: {_tensorflow.reason(error)}"
         ) from error
+    if warnings:
+        raise DamagedFile(f"{file} cannot be read as an image: {warnings[0]}")
+
+
+# Two threads must not take the error output at once.
+_TAKING = threading.Lock()
+# What libjpeg says where pixels are missing or wrong. It also says that there are "extraneous bytes
+# before marker", which cameras leave in files that are whole.
+_LOST_PIXELS = re.compile(
+    r"Corrupt JPEG data: (premature end|bad \w+ code|found marker).*|Premature end of JPEG file"
+)
+
+
+@contextlib.contextmanager
+def _warnings_of_libjpeg() -> Iterator[list[str]]:
+    """Gives the lines about lost pixels that libjpeg writes meanwhile, when it is done.
+
+    TensorFlow has it write them to the error output of the process, and tells of them nowhere else.
+    What others write there meanwhile is written on.
+    """
+    found: list[str] = []
+    with _TAKING, tempfile.TemporaryFile() as taken:
+        output = os.dup(2)
+        os.dup2(taken.fileno(), 2)
+        try:
+            yield found
+        finally:
+            os.dup2(output, 2)
+            os.close(output)
+            taken.seek(0)
+            for line in taken:
+                text = line.decode(errors="replace").strip()
+                if _LOST_PIXELS.fullmatch(text):
+                    found.append(text)
+                else:
+                    os.write(2, line)
 
 
 def upright_size(path: pathlib.Path) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ class Legend:
       of_values: class ids, and 255, of values.
       of_colors: of colours; None where no table has any.
       all_colored: whether what grey labels hold are colours too.
+      ignores: whether a table or an option says what is ignored.
     """
 
     files: list[File]
@@ -40,6 +42,7 @@ class Legend:
     of_values: LabelMap
     of_colors: ColorMap | None
     all_colored: bool
+    ignores: bool
 
     def __call__(self, file: File) -> UInt8[np.ndarray, "H W"]:
         """Class ids 0..K-1, and 255 where ignored, of the label in a file.
@@ -85,7 +88,8 @@ def read_legend(
     tables = [read_table(path) for path in paths]
     by_value = tables[0] if own else []
     by_color = tables[-1] if colors else [row for row in by_value if row.color]
-    ignored = _parse_ignored(ignore, [row.name for table in tables for row in table])
+    table_rows = [row for table in tables for row in table]
+    ignored = _parse_ignored(ignore, [row.name for row in table_rows])
     if colors and ignored.values:
         raise UserError(
             f"--ignore {min(ignored.values)}: with --colors labels hold colours and no values; "
@@ -136,6 +140,7 @@ def read_legend(
         if colored
         else None,
         all_colored=colors is not None,
+        ignores=bool(ignore) or ignore_unknown or any(row in ignored for row in table_rows),
     )
 
 
@@ -196,6 +201,10 @@ _NAMES = ("name", "class", "label")
 _LABELS = ("id", "value", "pixel value", "label")
 _CHANNELS = ("red", "r", "green", "g", "blue", "b")
 _COLORS = ("color", "colour", "rgb")
+# Characters that a class name may not hold: they would move the cursor of a terminal, or cannot be
+# encoded. Controls, halves of characters, breaks of lines and of paragraphs.
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+_MAX_SHOWN = 60  # characters
 _LISTS = ("categories", "classes", "labels", "names")
 # The lines of label_colors.txt, as CamVid has it, and of CVAT's labelmap.txt.
 _COLORED_LINES = (
@@ -207,12 +216,13 @@ _COLORED_LINES = (
 def read_table(path: pathlib.Path) -> list[Row]:
     """Reads a user's table of classes, or of the colours of classes.
 
-    It is a text of names, one a line; comma-separated values with a heading, as
+    The file is a text of names, one a line; comma-separated values with a heading, as
     `value,name,red,green,blue` or `name,r,g,b`; or JSON: a list of names or of objects, an object
     of names by value or of colours by name, or one that holds such a list.
 
     Raises:
-      UserError: it is none of these, a row names no class, or it repeats another one.
+      UserError: the file is none of these; a row names no class, repeats another row, or has a
+        value or a colour that is not of whole numbers, or a name that cannot be printed.
     """
     text = read_text(File.on_disk(path))
     try:
@@ -223,8 +233,10 @@ def read_table(path: pathlib.Path) -> list[Row]:
                 entries = _csv_entries(text)
             case _:
                 entries = _text_entries(text)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of classes: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply for a table of classes") from error
     kind = "entry" if path.suffix.lower() in (".json", ".csv") else "line"
     rows: list[tuple[str, int | None, Color | None]] = []
     for number, entry in enumerate(entries, start=1):
@@ -265,7 +277,14 @@ def _text_entries(text: str) -> list[dict[str, Any]]:
 def _csv_entries(text: str) -> list[dict[str, Any]]:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     heading = lines[0] if lines else ""
-    return list(csv.DictReader(lines, delimiter=max(",;\t", key=heading.count)))
+    reader = csv.DictReader(lines, delimiter=max(",;\t", key=heading.count))
+    columns = reader.fieldnames or ()
+    if lines and not any(column.strip().lower() in _NAMES for column in columns):
+        raise ValueError(
+            "the first line must name the columns, as value,name or name,r,g,b; it is "
+            f"{_shown(heading)}"
+        )
+    return list(reader)
 
 
 def _json_entries(content: Any) -> list[dict[str, Any]]:
@@ -295,15 +314,37 @@ def _class_row(entry: Mapping[str, Any]) -> tuple[str, int | None, Color | None]
     }
     name_key = next((key for key in _NAMES if key in fields), None)
     if name_key is None:
-        raise ValueError(f"there is no name among {', '.join(fields)}")
+        raise ValueError(f"there is no name among {_shown(', '.join(fields))}")
     name = fields.pop(name_key)
     labels = [fields[key] for key in _LABELS if fields.get(key) not in (None, "")]
     channels = [fields[key] for key in _CHANNELS if fields.get(key) not in (None, "")]
     colors = [fields[key] for key in _COLORS if fields.get(key)]
     color = parse_color(channels or colors[0]) if channels or colors else None
     if not isinstance(name, str) or not (name or labels or color):
-        raise ValueError(f"{json.dumps(name)} is no name of a class")
-    return name, int(labels[0]) if labels else None, color
+        raise ValueError(f"{_shown(name)} is no name of a class")
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in name):
+        raise ValueError(
+            f"the name {_shown(name)} holds a line break, a control character, or half a "
+            "character; use printable text"
+        )
+    return name, _whole(labels[0], "value") if labels else None, color
+
+
+def _whole(value: Any, what: str) -> int:
+    """Returns a whole number from JSON, or from a text of digits.
+
+    Raises:
+      ValueError: it is anything else; `what` says what it was to be.
+    """
+    if not re.fullmatch(r"-?[0-9]{1,9}", str(value)):
+        raise ValueError(f"the {what} {_shown(value)} is not a whole number, as 7 is")
+    return int(value)
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as a message shows it: short, and safe to print in a terminal."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def parse_color(value: str | Sequence[int | str]) -> Color:
@@ -312,11 +353,12 @@ def parse_color(value: str | Sequence[int | str]) -> Color:
     Raises:
       ValueError: it is none of these.
     """
-    numbers: Sequence[int | str] = value
-    if isinstance(value, str):
-        is_hexadecimal = re.fullmatch("#[0-9a-fA-F]{6}", value)
-        numbers = list(bytes.fromhex(value[1:])) if is_hexadecimal else re.findall(r"\d+", value)
-    if len(numbers) != 3 or not all(0 <= int(number) <= 255 for number in numbers):
-        raise ValueError(f"{value} is no colour: give three numbers 0..255, or #rrggbb")
-    red, green, blue = map(int, numbers)
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        value = list(bytes.fromhex(value[1:]))
+    numbers = re.findall(r"-?[\d.]+", value) if isinstance(value, str) else value
+    if not isinstance(numbers, Sequence) or len(numbers) != 3:
+        raise ValueError(f"{_shown(value)} is no colour: give three numbers 0..255, or #rrggbb")
+    red, green, blue = (_whole(number, "colour channel") for number in numbers)
+    if not all(0 <= number <= 255 for number in (red, green, blue)):
+        raise ValueError(f"{_shown(value)} is no colour: give three numbers 0..255, or #rrggbb")
     return red, green, blue

@@ -2,9 +2,9 @@
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -36,6 +36,7 @@ from kdjax.data.preparing.prepared import (
 from kdjax.data.preparing.tree import state_of_source
 from kdjax.errors import UserError
 from kdjax.files import is_remote
+from kdjax.lock import Lock
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
@@ -94,7 +95,7 @@ def prepare(
     A set takes its place in `data_dir` by one rename when it is complete. Whatever ends it before
     leaves at most finished shards, in a hidden folder, from which the next call continues if it has
     the same source and options; files that changed since are converted anew. A second process that
-    prepares the same set says so, and waits for the first. A complete set stays as it is when its
+    prepares the same set logs that it waits for the first. A complete set stays as it is when its
     source changes, which is reported.
 
     Args:
@@ -133,7 +134,7 @@ def prepare(
     if native and from_files:
         options["skip_damaged"] = skip_damaged
     directory = directory_of(name, builder_class, data_dir)
-    with _lock(directory.parent, report):
+    with _lock(directory.parent):
         if not (directory / RECEIPT).is_file():
             _write(builder_class, options, directory, made_from, report)
         else:
@@ -239,7 +240,7 @@ def _check_examples(records: Mapping[str, Records], num_classes: int) -> None:
 
 
 def _begin(staging: pathlib.Path, made_from: dict[str, Any]) -> int:
-    """Makes the folder of a preparation; returns how many shards an earlier one has left there."""
+    """Makes the folder of a preparation; returns how many shards an earlier one left in it."""
     note = staging / RECEIPT
     begun = _finished_shards(staging)
     if not begun or not _holds(note, made_from):
@@ -247,6 +248,9 @@ def _begin(staging: pathlib.Path, made_from: dict[str, Any]) -> int:
         staging.mkdir()
         note.write_text(json.dumps(made_from))
         return 0
+    # The description of the records is written last, and may have been cut. TFDS would read it.
+    for description in staging.glob("*/*/*.json"):
+        description.unlink()
     return begun
 
 
@@ -329,17 +333,18 @@ def _possible(path: str | os.PathLike[str], what: str) -> str:
 
 
 @contextlib.contextmanager
-def _lock(directory: pathlib.Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Lets one process at a time work in `directory`, which is made where it is missing."""
+def _lock(directory: pathlib.Path) -> Iterator[None]:
+    """Lets one process at a time work in `directory`; a folder that stays empty is removed.
+
+    Raises:
+      UserError: the directory cannot be written to.
+    """
+    lock = Lock(directory / ".lock", f"data_dir {directory}", "stop it, or wait for its end")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("w")
+        lock.acquire(patience=math.inf)
     except OSError as error:
         raise UserError(f"cannot write to data_dir: {directory}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"another process is preparing {directory}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()

@@ -270,11 +270,33 @@ class _Tar(_Archive):
         self._file = path.open("rb") if path.suffix == ".tar" else _decompressed(path)
         weakref.finalize(self, self._file.close)
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
-            self._members = {
-                added: (member.offset_data, member.size)
-                for member in tar
-                if member.isreg() and (added := self._add(member.name))
-            }
+            members = {posixpath.normpath(member.name): member for member in tar}
+        self._members: dict[str, tuple[int, int]] = {}
+        for name, member in members.items():
+            if (member.isreg() or _is_link(member)) and (added := self._add(name)):
+                target = self._target(name, members)
+                self._members[added] = target.offset_data, target.size
+
+    def _target(self, name: str, members: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
+        """Returns the file that a member is, or leads to as a link.
+
+        Raises:
+          UserError: a link leads to no file of the archive.
+        """
+        member = members[name]
+        for _ in members:  # links may lead to links, even in a circle
+            if not _is_link(member):
+                break
+            # A hard link has the path in the archive, a symbolic link the path from its folder.
+            folder = "" if member.islnk() else posixpath.dirname(member.name)
+            target = posixpath.normpath(posixpath.join(folder, member.linkname))
+            member = members.get(target, member)
+        if not member.isreg():
+            raise UserError(
+                f"archive {self._path}: {name} is a link to {members[name].linkname}, which is no "
+                "file in the archive; unpack it, and name the folder by --source"
+            )
+        return member
 
     def read(self, path: str) -> bytes:
         offset, size = self._members[path]
@@ -283,6 +305,10 @@ class _Tar(_Archive):
 
     def state(self, path: str) -> str:
         return f"{self._members[path]} {_state_on_disk(self._path)}"
+
+
+def _is_link(member: tarfile.TarInfo) -> bool:
+    return member.issym() or member.islnk()
 
 
 def _open_archive(path: pathlib.Path) -> _Archive:
