@@ -248,6 +248,19 @@ def validate(config: Config) -> None:
                 where=f"config.{side}",
             )
     _check_terms("config.terms", options.terms)
+    data = options.data
+    if data.test_split and data.test_split == data.val_split:
+        raise WrongValue(
+            "config.data.test_split",
+            f'is "{data.test_split}", as config.data.val_split is: settings are chosen on the '
+            "validation split, so name another split, or leave it empty",
+        )
+    if data.test_groups and not data.test_split:
+        raise WrongValue(
+            "config.data.test_groups",
+            "are parts of config.data.test_split, which is empty: name that split, or leave the "
+            "groups out",
+        )
     for method, terms in options.compare.methods.items():
         _check_terms(f"config.compare.methods.{method}", terms)
     taken = optimizers.check_optimizer(options.optimizer)

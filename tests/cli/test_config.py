@@ -131,6 +131,12 @@ def test_a_name_that_there_is_not(key):
             r'test_groups\.a is "\(", .*: missing \), unt',
         ),
         ("data.test_groups", ConfigDict({"a": 3}), r"test_groups\.a is 3; it must be like '', a t"),
+        ("data.test_split", "val", r'data\.test_split is "val", as config\.data\.val_split is'),
+        (
+            "data.test_groups",
+            ConfigDict({"a": "^b"}),
+            r"data\.test_groups are parts of config\.data\.test_split, which is empty",
+        ),
         ("data.mixture", ConfigDict({"a": 3}), r"mixture\.a holds 3; it must hold name, data_dir"),
         ("optimizer", 3, r"config\.optimizer is of type int; it must be .*, with accumulate, dec"),
         ("terms", 3, r"config\.terms is 3; it must be a dict by name"),
