@@ -33,7 +33,7 @@ from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import Interruption, fit
-from kdjax.training.profiling import Profile, check_steps
+from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork, TrainState
 
@@ -250,7 +250,8 @@ def _train(
                 profile=profile,
                 earlier=earlier,
             )
-            seconds, state = time.perf_counter() - started, fitted.state
+            seconds = logged_seconds(earlier) + time.perf_counter() - started
+            state = fitted.state
             if options.export == "best" and checkpoints.best_step is not None:
                 state = checkpoints.restore(checkpoints.best_step, state)
             scores = scoring.final_scores(predictor, state.student())

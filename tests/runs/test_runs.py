@@ -298,7 +298,7 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
 @pytest.mark.thorough
 def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     config.data.test_split, config.data.test_groups = "", ConfigDict()
-    real, calls = Images.train_batches, []
+    real, calls, metrics = Images.train_batches, [], tmp_path / "metrics.jsonl"
 
     def stops_early(self, *, first_step, **options):
         calls.append(first_step)
@@ -310,6 +310,8 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Images, "train_batches", stops_early)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)
+    slow = re.sub(r'"val/seconds": [^,}]*', '"val/seconds": 1e4', metrics.read_text())
+    metrics.write_text(slow)
     write = saved.save
 
     def asked(*arguments):
@@ -320,10 +322,11 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     # What is at its end is brought there first.
     with pytest.raises(Preempted, match=r"the run in .* is done"):
         run(config, tmp_path)
-    assert (tmp_path / "result.json").exists()
+    # The time of the first start is in its log.
+    assert json.loads((tmp_path / "result.json").read_text())["seconds"] > 1e4
     assert calls == [0, 2]
     assert "continues after step 2" in capsys.readouterr().out
-    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in logged if "train/loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in logged if line.get("val/seconds", 0) > 0] == [2, 4]
 
