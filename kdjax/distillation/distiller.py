@@ -239,7 +239,9 @@ class Distiller:
         Losses cannot know it: channels that come first, or rows and columns in one axis, pass for
         maps of other sizes.
         """
-        grids = []
+        # Cached scores of the teacher come at the size of the student's.
+        read = {"logits", *loss.names("student")} & student.keys()
+        cached = [array_of(student[map_name]).shape[1:3] for map_name in read]
         for side, maps in zip(SIDES, (student, teacher), strict=True):
             for map_name in loss.names(side):
                 if maps is None or map_name not in maps:
@@ -248,8 +250,8 @@ class Distiller:
                     )
                 found, spec = array_of(maps[map_name]), self._specs[side][map_name]
                 fine = found.ndim == 4 and found.shape[3] == spec.channels
-                if fine and labels is not None and spec.stride and found.shape[1:3] not in grids:
-                    # Scores that were kept come at the size of the student's.
+                as_student = side == "teacher" and found.shape[1:3] in cached
+                if fine and labels is not None and spec.stride and not as_student:
                     fine = fits(found.shape[1:3], labels.shape[1:], spec.stride)
                 if not fine:
                     size = spec.size_on(labels.shape[1:] if labels is not None else None)
@@ -258,8 +260,6 @@ class Distiller:
                         f'{self._where}.{name}.{side}: "{map_name}" of the {side} is '
                         f"{list(found.shape)}; it must be [{wanted}], channels last"
                     )
-                if side == "student":
-                    grids.append(found.shape[1:3])
 
     def _init(self, name: str, loss: Loss, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         key = jax.random.fold_in(key, _number(name))
