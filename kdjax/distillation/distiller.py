@@ -1,12 +1,14 @@
 """Distillation terms as one object: what they learn and carry, and their weighted sum."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from kdjax.distillation.loss import SIDES, Inputs, Loss, Metrics
@@ -97,6 +99,16 @@ class Distiller:
             lines.append("".join((f"{name}: {loss.describe()}", *adapters)))
         return lines
 
+    def depend_on_steps(self) -> list[str]:
+        """Returns the names of the terms that depend on the number of steps of the run."""
+        found = []
+        for name, loss in self.terms.items():
+            traced = jax.make_jaxpr(functools.partial(self._trace, name, loss))(1.0).jaxpr
+            _, (used,) = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+            if used:
+                found.append(name)
+        return found
+
     def init(self, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         """What the terms learn, and what they carry, each by the name of the term."""
         params: dict[str, PyTree] = {}
@@ -123,7 +135,7 @@ class Distiller:
         labels: Int[Array, "B H W"] | None = None,
         *,
         step: Int[Array, ""] | int,
-        steps: int,
+        steps: Float[Array, ""] | int,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
         """The weighted sum of the terms.
@@ -325,7 +337,7 @@ class Distiller:
         except Exception as error:
             raise UserError(f"{where}: {type(error).__name__}: {error}") from error
 
-    def _trace(self, name: str, loss: Loss) -> Any:
+    def _trace(self, name: str, loss: Loss, steps: Float[Array, ""] | int = 1) -> Any:
         alone = object.__new__(Distiller)
         alone.__dict__ = {**self.__dict__, "terms": {name: loss}}
         params, state = alone.init(jax.random.key(0))
@@ -338,7 +350,7 @@ class Distiller:
         )
         labels = jnp.zeros((2, *images), jnp.int32)
         return alone(
-            params, state, student, teacher, labels, step=0, steps=1, key=jax.random.key(0)
+            params, state, student, teacher, labels, step=0, steps=steps, key=jax.random.key(0)
         )
 
 

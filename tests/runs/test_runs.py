@@ -332,6 +332,56 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.thorough
+def test_a_finished_run_at_a_constant_rate_can_be_trained_longer(config, tmp_path, capsys):
+    config.data.test_split, config.data.test_groups = "", ConfigDict()
+    config.student.auxiliary = False
+    config.optimizer.schedule = "optax:constant_schedule"
+    workdir, other = tmp_path / "run", tmp_path / "whole"
+    whole = kdjax.train(config, other)
+    config.steps = 2
+    kdjax.train(config, workdir)
+    config.steps = 4
+    result = kdjax.train(config, workdir)
+    assert "train: continues after step 2\n" in capsys.readouterr().out
+    assert Workdir(workdir).read_config().steps == result.files.read_result()["steps"] == 4
+    assert result.scores == whole.scores
+    assert saved.fingerprint_in(workdir) == saved.fingerprint_in(other)
+    assert "4 steps of 8 images" in result.files.report.read_text()
+
+    def fails(message):
+        before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+        with pytest.raises(UserError, match=message):
+            kdjax.train(config, workdir)
+        assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+    config.steps = 2
+    fails("another config .config.steps 4 there, 2 now")
+    config.steps, config.optimizer.learning_rate = 6, 0.5
+    fails("config.optimizer.learning_rate 0.01 there, 0.5 now")
+    # Of a schedule that ends at the last step, as of a weight that grows until then.
+    stored = json.loads((workdir / "config.json").read_text())
+    config.optimizer.learning_rate, config.optimizer.schedule = 0.01, "poly"
+    stored["optimizer"]["schedule"] = "poly"
+    (workdir / "config.json").write_text(json.dumps(stored))
+    fails(
+        'holds a run of 4 steps, which cannot go on to 6: the learning rate of "poly" depends on '
+        f"config.steps. .*set config.student.checkpoint={workdir}"
+    )
+
+
+def test_a_run_that_wrote_no_checkpoint_says_that_it_begins_again(config, tmp_path, capsys):
+    config.data.test_split, config.data.test_groups = "", ConfigDict()
+    workdir = Workdir(tmp_path)
+    workdir.claim(config)
+    workdir.metrics.write_text('{"step": 1, "train/loss": 1.0}\n')
+    run(config, tmp_path)
+    assert (
+        "begins again: the earlier start ended before its first checkpoint\n"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.thorough
 def test_a_run_from_imagenet_weights_keeps_them_and_their_preprocessing(
     config, tmp_path, monkeypatch
 ):
