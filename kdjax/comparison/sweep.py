@@ -353,7 +353,7 @@ def _student_job(
         if not terms:
             _forget_cache(without_terms(student))
         if among:
-            student.data.test_split, student.data.test_groups = "", default().data.test_groups
+            student.data.test_split = ""
     place, label = name, f"{name}, seed {seed}"
     if among:
         place = f"tuning/{name}/{tuning.setting_name(setting, among)}"

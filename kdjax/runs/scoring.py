@@ -45,7 +45,7 @@ class Scoring:
         self._teacher = teacher
         self._interruption = interruption
         # Found here, so that a wrong expression is an error before training.
-        self._groups = images.test_groups()
+        self._groups = images.test_groups() if options.data.test_split else {}
         self._examples = images.panel_examples()
         self._teacher_predictions = teacher and self._label_maps(
             teacher.predictor, teacher.variables

@@ -297,7 +297,7 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
 
 @pytest.mark.thorough
 def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
-    config.data.test_split, config.data.test_groups = "", ConfigDict()
+    config.data.test_split = ""
     real, calls, metrics = Images.train_batches, [], tmp_path / "metrics.jsonl"
 
     def stops_early(self, *, first_step, **options):
@@ -370,7 +370,7 @@ def test_a_finished_run_at_a_constant_rate_can_be_trained_longer(config, tmp_pat
 
 
 def test_a_run_that_wrote_no_checkpoint_says_that_it_begins_again(config, tmp_path, capsys):
-    config.data.test_split, config.data.test_groups = "", ConfigDict()
+    config.data.test_split = ""
     workdir = Workdir(tmp_path)
     workdir.claim(config)
     workdir.metrics.write_text('{"step": 1, "train/loss": 1.0}\n')
@@ -397,8 +397,7 @@ def test_a_run_from_imagenet_weights_keeps_them_and_their_preprocessing(
         (tmp_path / files[sha256].name).write_bytes(content)
     (first, file), (_, other) = files.items()
     monkeypatch.setitem(imagenet.FILES, "tiny", (file, other))
-    config.data.test_split, config.data.test_groups = "", ConfigDict()
-    config.student.backbone = "imagenet"
+    config.data.test_split, config.student.backbone = "", "imagenet"
     real = Images.train_batches
 
     def stops_early(self, **options):
@@ -429,8 +428,7 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
     One of the runs is in a thread, in which a loop of asyncio runs, as in a notebook.
     """
     monkeypatch.setitem(NETWORKS, "noisy", "tiny:noisy")
-    config.data.test_split, config.data.test_groups = "", ConfigDict()
-    config.student.name = "noisy"
+    config.data.test_split, config.student.name = "", "noisy"
     config.optimizer.ema_decay = 0.5
 
     async def run_whole():
@@ -471,7 +469,7 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
 @pytest.mark.thorough
 def test_a_diverged_run_stops_without_a_result(config, tmp_path):
     config.optimizer.learning_rate = 1e30
-    config.data.test_split, config.data.test_groups = "", ConfigDict()
+    config.data.test_split = ""
     with pytest.raises(Diverged, match=r"the run diverged: .* at step [234]"):
         run(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
