@@ -178,6 +178,13 @@ def checked(config: Config | str | os.PathLike[str], data: Any = None) -> Config
     asked: Config = config if path is None else config_file.read(path).lock()
     try:
         validate(asked)
+        # Not in `validate`: the runs of a comparison that choose settings name no test split.
+        if asked.data.test_groups and not asked.data.test_split:
+            raise WrongValue(
+                "config.data.test_groups",
+                "are parts of config.data.test_split, which is empty: name that split, or leave "
+                "the groups out",
+            )
     except WrongValue as error:
         if path is None:
             raise
@@ -251,6 +258,13 @@ def validate(config: Config) -> None:
                 where=f"config.{side}",
             )
     _check_terms("config.terms", options.terms, options.steps)
+    data = options.data
+    if data.test_split and data.test_split == data.val_split:
+        raise WrongValue(
+            "config.data.test_split",
+            f'is "{data.test_split}", as config.data.val_split is: settings are chosen on the '
+            "validation split, so name another split, or leave it empty",
+        )
     for method, terms in options.compare.methods.items():
         _check_terms(f"config.compare.methods.{method}", terms, options.steps)
     taken = optimizers.check_optimizer(options.optimizer)

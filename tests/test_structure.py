@@ -149,3 +149,27 @@ def test_flags_for_jax_alone_do_not_end_tensorflow():
         env={**os.environ, "XLA_FLAGS": "--xla_no_flag_of_tensorflow=1"},
     )
     assert run.stdout.strip() == "--xla_no_flag_of_tensorflow=1", run.stderr
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("body", ["time.sleep(200)", "os.abort()"])
+def test_a_test_that_hangs_or_crashes_ends_as_a_failure(tmp_path, body):
+    """It does so with the options of the project, and its stack is printed."""
+    (tmp_path / "test_bad.py").write_text(f"import os, time\ndef test_bad():\n    {body}\n")
+    (tmp_path / "test_good.py").write_text("def test_good():\n    pass\n")
+    options = {"pythonpath": "", "testpaths": tmp_path, "faulthandler_timeout": 3}
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-c", ROOT / "pyproject.toml"]
+    run = subprocess.run(
+        [
+            *command,
+            *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
+        ],
+        env={key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1, run.stdout
+    assert "crashed while running" in run.stdout
+    assert "in test_bad" in run.stderr

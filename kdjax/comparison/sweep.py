@@ -1,18 +1,20 @@
 """Methods side by side: one teacher, and every method of a config over its seeds."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kdjax import names, processes, sections
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
 from kdjax.comparison.tuning import EQUAL_TIME, PLAIN, Setting, TuningResult
 from kdjax.config import Config, default, read, validate, without_terms
+from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.errors import UserError
 from kdjax.files import read_json, to_json, write_atomically
 from kdjax.interop import imagenet
 from kdjax.log import logger
+from kdjax.models import saved
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.names import did_you_mean
 from kdjax.recipes import teacher_of
@@ -56,10 +58,10 @@ def run_sweep(
     Layout: `teacher/`, `tuning/<method>/<setting>/seed<N>/`, `<method>/seed<N>/` and
     `equal_time/seed<N>/` in the workdir, each a workdir of `kdjax.train`, beside `tuning.json` and
     `equal_time.json`, which keep what was picked. A method is a name in
-    `config.compare.methods` with its terms; one without terms is the plain student. Students differ
-    in nothing but their terms, the weights of these, and their seed; the teacher and plain students
-    have batches of labelled sets alone. The validation split picks, and only runs with a picked
-    setting see the test split.
+    `config.compare.methods` with its terms; the one without terms is the plain student. Students
+    differ in nothing but their terms, the weights of these, and their seed; the teacher and plain
+    students have batches of labelled sets alone. The validation split picks, and only runs with a
+    picked setting see the test split.
 
     Args:
       config: as `kdjax.config.default` makes it.
@@ -94,6 +96,11 @@ def run_sweep(
 def _compare(
     config: Config, root: Workdir, seeds: Sequence[int], parallel: int, data: SegmentationSet | None
 ) -> Comparison:
+    given = Workdir(root.path / TEACHER)
+    _check_teacher(config, given)
+    # Before anything is trained: only the runs that are reported read the test split.
+    if config.data.test_groups:
+        Images(read(config).data, data).test_groups()
     teacher = _teacher_job(config, root)
     logger.info(tuning.outlook(config, seeds, teacher.config.steps if teacher else None))
     checkpoint = config.teacher.checkpoint
@@ -117,19 +124,20 @@ def _compare(
         if (setting := settings[name])
     ]
     predicted |= scheduler.run(students, parallel, data)
-    budget = _equal_time(config, root, students) if config.compare.equal_time else None
-    if budget:
+    equal_time = []
+    if tuning.asks_equal_time(config):
+        steps, why = _equal_time(config, root, students)
+        equal_time = [why]
+        logger.info(why)
         longer = [
-            _equal_time_job(config, root, job, budget["steps"])
-            for job in students
-            if job.role == "plain"
+            _equal_time_job(root, job, steps) for job in students if steps and job.role == "plain"
         ]
         predicted |= scheduler.run(longer, parallel, data)
         students += longer
-    if config.teacher.checkpoint:
-        score_checkpoint(config, Workdir(root.path / TEACHER), checkpoint, TEACHER, data)
+    if config.teacher.checkpoint and not given.config.exists():
+        score_checkpoint(config, given, checkpoint, TEACHER, data)
     finished = [job for job in students if job.files.result.exists()]
-    runs = [Workdir(root.path / TEACHER), *(job.files for job in finished)]
+    runs = [given, *(job.files for job in finished)]
     first = {job.method: job for job in reversed(finished)}
     shown = [*([teacher] if teacher else []), *first.values()]
     return Comparison(
@@ -137,7 +145,7 @@ def _compare(
         students={name: first[name].files for name in map(_title(config), order) if name in first},
         predicted={job.method: predicted[job.name] for job in shown if job.name in predicted},
         choices=choices,
-        notes=[*_notes(choices, students), *([budget["why"]] if budget else [])],
+        notes=[*_notes(choices, students), *equal_time],
     )
 
 
@@ -147,6 +155,21 @@ def _check_weights(config: Config) -> None:
         options = getattr(read(config), side)
         if options.backbone == IMAGENET_WEIGHTS:
             imagenet.find(options, f"config.{side}")
+
+
+def _check_teacher(config: Config, files: Workdir) -> None:
+    """Requires a given teacher to be the one that was trained in the workdir, if one was.
+
+    The result of that training would otherwise be replaced by the scores of the given teacher.
+    """
+    checkpoint = config.teacher.checkpoint
+    if not checkpoint or not files.config.exists():
+        return
+    if saved.fingerprint_in(checkpoint) != saved.fingerprint_in(files.path):
+        raise UserError(
+            f"config.teacher.checkpoint is {checkpoint}, but {files.path} holds another teacher, "
+            "which was trained there; choose another --workdir"
+        )
 
 
 def in_order(methods: Config) -> list[tuple[str, Config]]:
@@ -168,6 +191,12 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
                 f"a method cannot be called {name!r}, since a folder is called as it: use letters, "
                 "digits and spaces"
             )
+    plain = [name for name, terms in config.compare.methods.items() if not terms]
+    if len(plain) > 1:
+        raise UserError(
+            f'config.compare.methods "{plain[0]}" and "{plain[1]}" both have no terms: each is the '
+            "plain student, whose runs would count twice, so remove one"
+        )
     if not seeds:
         raise UserError("--seeds is empty; name a seed, as --seeds 0,1,2")
     for name, given in (("seeds", seeds), ("tuning_seeds", config.compare.tuning_seeds)):
@@ -261,26 +290,34 @@ def _notes(choices: Sequence[TuningResult], students: Sequence[Job]) -> list[str
     return notes
 
 
-def _equal_time(config: Config, root: Workdir, students: Sequence[Job]) -> dict[str, Any] | None:
-    """How many steps of the plain student take as long as the training of the costliest method.
+def _equal_time(config: Config, root: Workdir, students: Sequence[Job]) -> tuple[int | None, str]:
+    """Returns the steps of the longer plain student and a line on them, as `tuning.equal_time`.
 
-    Measured once, by the runs that are there, and kept, so that seeds that join later train alike.
-    None where nothing is taught, or nothing takes longer than the plain student.
+    The cost of each method's step is measured once and kept, so that seeds that join later have as
+    many steps. A costlier method that joins later leads to more steps.
     """
     path = root.path / "equal_time.json"
-    if path.exists():
-        return read_json(path)
     found = [(job.method, job.files.read_result()) for job in students if job.files.result.exists()]
-    budget = tuning.equal_time(found, config.steps)
-    if budget and processes.leads():
-        write_atomically(path, to_json(budget))
-    return budget
+    unit, measured = tuning.step_costs(found)
+    kept = read_json(path).get(unit, {}) if path.exists() else {}
+    costs = measured | kept
+    steps, why = tuning.equal_time(unit, {key: costs[key] for key in measured}, config.steps)
+
+    def write() -> None:
+        write_atomically(path, to_json({"steps": steps, unit: costs, "why": why}))
+
+    processes.lead(write)
+    return steps, why
 
 
-def _equal_time_job(config: Config, root: Workdir, plain: Job, steps: int) -> Job:
+def _equal_time_job(root: Workdir, plain: Job, steps: int) -> Job:
     longer = plain.config.copy_and_resolve_references()
     longer.steps = steps
-    files = Workdir(root.path / "equal_time" / plain.files.path.name)
+    seed = plain.files.path.name
+    files = Workdir(root.path / "equal_time" / seed)
+    # A costlier method has joined since.
+    if files.config.exists() and files.read_config().steps != steps:
+        files = Workdir(root.path / "equal_time" / f"{steps}_steps" / seed)
     return Job(longer, files, f"equal_time, seed {longer.seed}", EQUAL_TIME, "plain")
 
 

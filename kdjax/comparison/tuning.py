@@ -72,7 +72,7 @@ def outlook(config: Config, seeds: Sequence[int], teacher_steps: int | None) -> 
         parts.append(f"{choosing} runs that choose settings")
     plural = "s" if runs > 1 else ""
     parts.append(f"{runs} run{plural} of {config.steps} steps ({', '.join(methods)})")
-    if config.compare.equal_time and len({bool(terms) for terms in methods.values()}) > 1:
+    if asks_equal_time(config):
         parts.append("the plain student for as long as teaching took (equal_time)")
     return (
         f"trains {', then '.join(parts)}; each run says how long it has left, and the same command "
@@ -163,45 +163,64 @@ class TuningResult(NamedTuple):
         }
 
 
-def equal_time(
-    results: Sequence[tuple[str, Mapping[str, Any]]], steps_each: int
-) -> dict[str, Any] | None:
-    """How many steps of the plain student take as long as the training of the costliest method.
+def asks_equal_time(config: Config) -> bool:
+    """Returns True if a comparison trains a plain student for as long as its costliest method."""
+    kinds = {bool(terms) for terms in config.compare.methods.values()}
+    return config.compare.equal_time and len(kinds) > 1
+
+
+def step_costs(results: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, dict[str, float]]:
+    """Finds what a step of each method costs: the median over its runs.
 
     Args:
       results: of finished runs, each with the name of its method.
-      steps_each: that all of them did.
 
     Returns:
-      The `steps`, the cost of each method's step, and `why` in words; None where nothing is taught,
-      or nothing takes longer than the plain student.
+      The key of the results that holds the cost, and the seconds of a step by method. A method is
+      missing if none of its runs measured a step.
     """
-    # Older versions did not measure it.
-    measured = [(method, result) for method, result in results if "platform" in result]
-    # On an accelerator the processor only waits. Not asked of JAX here, where it would take the
-    # devices away from runs in processes of their own.
-    on_cpu = all(result["platform"] == "cpu" for _, result in measured)
+    # On an accelerator the processor only waits. JAX is not asked for the platform here: it would
+    # take the devices away from runs in processes of their own.
+    on_cpu = all(result.get("platform", "cpu") == "cpu" for _, result in results)
     unit = "step_processor_seconds" if on_cpu else "step_seconds"
     seconds: dict[str, list[float]] = {}
-    for method, result in measured:
-        seconds.setdefault(method, []).append(result[unit])
-    cost = {method: statistics.median(values) for method, values in seconds.items()}
-    if PLAIN not in cost:
-        return None
-    costliest = max(cost, key=lambda method: cost[method])
-    steps = round(steps_each * cost[costliest] / cost[PLAIN])
-    if steps <= steps_each:
-        return None
+    for method, result in results:
+        if (value := result.get(unit)) is not None:
+            seconds.setdefault(method, []).append(value)
+    return unit, {method: statistics.median(values) for method, values in seconds.items()}
+
+
+def equal_time(unit: str, costs: Mapping[str, float], steps_each: int) -> tuple[int | None, str]:
+    """Finds how many steps of the plain student cost as much as all steps of the costliest method.
+
+    Args:
+      unit: as `step_costs` returns it.
+      costs: of a step, by method.
+      steps_each: the steps of every run.
+
+    Returns:
+      The steps and a line that explains them. The steps are None if the plain student needs no
+      longer training, or if its cost is not known; the line then says why.
+    """
+    if PLAIN not in costs or len(costs) < 2:
+        return None, (
+            f"{EQUAL_TIME}: not trained, because the cost of a step is known only for "
+            f"{', '.join(costs) or 'no method'}"
+        )
+    costliest = max(costs, key=lambda method: costs[method])
+    steps = round(steps_each * costs[costliest] / costs[PLAIN])
     what = unit.removeprefix("step_").replace("_", " ")
-    return {
-        "steps": steps,
-        unit: cost,
-        "why": (
-            f"{EQUAL_TIME}: {steps:,} steps, which take as long as the {steps_each:,} of "
-            f"{costliest} ({cost[costliest]:.3g} {what} a step; the plain student's take "
-            f"{cost[PLAIN]:.3g})"
-        ),
-    }
+    if steps <= steps_each:
+        highest = max(cost for method, cost in costs.items() if method != PLAIN)
+        return None, (
+            f"{EQUAL_TIME}: not trained, because no method takes longer than the plain student "
+            f"({highest:.3g} {what} a step at most; the plain student's take {costs[PLAIN]:.3g})"
+        )
+    return steps, (
+        f"{EQUAL_TIME}: {steps:,} steps, which take as long as the {steps_each:,} of "
+        f"{costliest} ({costs[costliest]:.3g} {what} a step; the plain student's take "
+        f"{costs[PLAIN]:.3g})"
+    )
 
 
 def to_json(choices: Sequence[TuningResult]) -> str:

@@ -1,12 +1,14 @@
 """Distillation terms as one object: what they learn and carry, and their weighted sum."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from kdjax.distillation.loss import SIDES, Inputs, Loss, Metrics
@@ -97,6 +99,16 @@ class Distiller:
             lines.append("".join((f"{name}: {loss.describe()}", *adapters)))
         return lines
 
+    def depend_on_steps(self) -> list[str]:
+        """Returns the names of the terms that depend on the number of steps of the run."""
+        found = []
+        for name, loss in self.terms.items():
+            traced = jax.make_jaxpr(functools.partial(self._trace, name, loss))(1.0).jaxpr
+            _, (used,) = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+            if used:
+                found.append(name)
+        return found
+
     def init(self, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         """What the terms learn, and what they carry, each by the name of the term."""
         params: dict[str, PyTree] = {}
@@ -123,7 +135,7 @@ class Distiller:
         labels: Int[Array, "B H W"] | None = None,
         *,
         step: Int[Array, ""] | int,
-        steps: int,
+        steps: Float[Array, ""] | int,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
         """The weighted sum of the terms.
@@ -242,7 +254,9 @@ class Distiller:
         Losses cannot know it: channels that come first, or rows and columns in one axis, pass for
         maps of other sizes.
         """
-        grids = []
+        # Cached scores of the teacher come at the size of the student's.
+        read = {"logits", *loss.names("student")} & student.keys()
+        cached = [array_of(student[map_name]).shape[1:3] for map_name in read]
         for side, maps in zip(SIDES, (student, teacher), strict=True):
             for map_name in loss.names(side):
                 if maps is None or map_name not in maps:
@@ -251,8 +265,8 @@ class Distiller:
                     )
                 found, spec = array_of(maps[map_name]), self._specs[side][map_name]
                 fine = found.ndim == 4 and found.shape[3] == spec.channels
-                if fine and labels is not None and spec.stride and found.shape[1:3] not in grids:
-                    # Scores that were kept come at the size of the student's.
+                as_student = side == "teacher" and found.shape[1:3] in cached
+                if fine and labels is not None and spec.stride and not as_student:
                     fine = fits(found.shape[1:3], labels.shape[1:], spec.stride)
                 if not fine:
                     size = spec.size_on(labels.shape[1:] if labels is not None else None)
@@ -261,8 +275,6 @@ class Distiller:
                         f'{self._where}.{name}.{side}: "{map_name}" of the {side} is '
                         f"{list(found.shape)}; it must be [{wanted}], channels last"
                     )
-                if side == "student":
-                    grids.append(found.shape[1:3])
 
     def _init(self, name: str, loss: Loss, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         key = jax.random.fold_in(key, _number(name))
@@ -327,7 +339,7 @@ class Distiller:
         except RAISED_BY_USERS as error:
             raise UserError(f"{where}: {type(error).__name__}: {error}") from error
 
-    def _trace(self, name: str, loss: Loss) -> Any:
+    def _trace(self, name: str, loss: Loss, steps: Float[Array, ""] | int = 1) -> Any:
         alone = object.__new__(Distiller)
         alone.__dict__ = {**self.__dict__, "terms": {name: loss}}
         params, state = alone.init(jax.random.key(0))
@@ -340,7 +352,7 @@ class Distiller:
         )
         labels = jnp.zeros((2, *images), jnp.int32)
         return alone(
-            params, state, student, teacher, labels, step=0, steps=1, key=jax.random.key(0)
+            params, state, student, teacher, labels, step=0, steps=steps, key=jax.random.key(0)
         )
 
 

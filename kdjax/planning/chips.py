@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -305,10 +304,18 @@ def links_of(chip: Chip, shape: str) -> int:
 
 
 def _describe(chip: Chip, shape: str) -> Sequence[Any]:
-    if importlib.util.find_spec("libtpu") is None:
+    try:
+        found = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
         raise UserError(
             "compiling for a TPU needs its compiler, libtpu: pip install 'kdjax[tpu]' (on any "
             "machine with Linux; no TPU is needed)"
+        ) from None
+    named = _libtpu_of_jax()
+    if not f"{found}.".startswith(f"{named.removesuffix('*').removesuffix('.')}."):
+        raise UserError(
+            f"libtpu {found} is installed, and JAX {jax.__version__} goes with libtpu {named}: "
+            "another one may crash. pip install 'kdjax[tpu]' installs the right one"
         )
     for name, value in _NO_MACHINE.items():
         os.environ.setdefault(name, value)
@@ -319,6 +326,14 @@ def _describe(chip: Chip, shape: str) -> Sequence[Any]:
         # The two cores of a chip as one device, as on a TPU machine.
         options["chip_config_name"] = "megacore"
     return topologies.get_topology_desc(f"{chip.name}:{shape}", "tpu", **options).devices
+
+
+def _libtpu_of_jax() -> str:
+    """The version of libtpu that JAX's extra `tpu` asks for, as "0.0.42.*"."""
+    for requirement in importlib.metadata.requires("jax") or ():
+        if match := re.match(r"libtpu\s*==\s*([\w.*]+)", requirement):
+            return match[1]
+    raise UserError(f"JAX {jax.__version__} does not say which libtpu it goes with")
 
 
 def _describe_gpus(chip: Chip, name: str, shape: str) -> Sequence[Any]:

@@ -27,8 +27,8 @@ class RunSummary:
       learning_rate: The highest of the schedule.
       class_iou: `[K]`; NaN where neither labels nor predictions hold the class.
       parameters: Of the network alone, without adapters.
-      seconds: Wall time of the training, of the last start alone.
-      step_seconds: Of a step, the median of what was logged.
+      seconds: Wall time of the training, over all starts of the run.
+      step_seconds: Of a step, the median of what was logged. The first step of a start is left out.
       step_processor_seconds: On the processor, of all threads of the first process; likewise.
       images_per_second: Likewise.
       step_flops: Multiplications and additions of a step on all devices; None where not known.

@@ -13,9 +13,10 @@ from etils import epath
 from kdjax import config as configuration
 from kdjax import environment, processes
 from kdjax.classes import of_one_class
-from kdjax.config import Config, read, validate
+from kdjax.config import Config, RunOptions, read, validate
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
+from kdjax.distillation import Distiller
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.log import RunLogger
@@ -35,9 +36,10 @@ from kdjax.runs.scoring import Scoring
 from kdjax.runs.teacher import comparable, load_teacher, precomputed_logits
 from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
+from kdjax.training import optimizer as optimizers
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import Interruption, fit
-from kdjax.training.profiling import Profile, check_steps
+from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork, TrainState
 
@@ -67,12 +69,14 @@ def train(
     overwrite: bool = False,
     profiled_steps: tuple[int, int] | None = None,
     patience: float = 0.0,
+    extend: bool = False,
 ) -> TrainedRun | None:
     """Trains the student of a config, or continues where an earlier call stopped.
 
-    A finished run is left as it is. Afterwards the workdir holds the student as a network
-    checkpoint (`student/`), and `result.json`. In the main thread of Python, SIGTERM and Ctrl-C ask
-    it to stop; in another thread it goes on until its end, or that of the process.
+    A finished run is left as it is, unless `extend` gives it more steps. Afterwards the workdir
+    holds the student as a network checkpoint (`student/`), and `result.json`. In the main thread of
+    Python, SIGTERM and Ctrl-C ask it to stop; in another thread it goes on until its end, or that
+    of the process.
 
     Args:
       config: as `kdjax.config.default` makes it.
@@ -86,6 +90,7 @@ def train(
       overwrite: remove the run that is there, finished or not, as `Workdir.clear` does.
       profiled_steps: the first and the last step to trace into `profile/`.
       patience: seconds to wait for another run in the workdir that is about to end.
+      extend: continue a run of fewer steps, if no step depends on their number.
 
     Returns:
       What its report needs; None where the run was finished before.
@@ -103,13 +108,15 @@ def train(
     files, log = Workdir(workdir), RunLogger(name)
     if overwrite:
         files.check_clear(config)
-    elif _is_done(config, files, log):
+    elif _is_done(config, files, log, extend):
         return None
     with _alone(), files.hold(patience):
         # Whoever was at work there may have come to the end.
-        if not overwrite and _is_done(config, files, log):
+        if not overwrite and _is_done(config, files, log, extend):
             return None
-        return _train(config, files, log, method, role, data, writers, overwrite, profiled_steps)
+        return _train(
+            config, files, log, method, role, data, writers, overwrite, profiled_steps, extend
+        )
 
 
 _training = threading.Lock()
@@ -129,8 +136,8 @@ def _alone() -> Iterator[None]:
         _training.release()
 
 
-def _is_done(config: Config, files: Workdir, log: RunLogger) -> bool:
-    if not files.result.exists():
+def _is_done(config: Config, files: Workdir, log: RunLogger, extend: bool) -> bool:
+    if not files.result.exists() or (extend and files.has_fewer_steps(config)):
         return False
     files.claim(config)
     if files.is_finished():
@@ -154,6 +161,7 @@ def _train(
     writers: Sequence[Writer],
     overwrite: bool,
     profiled_steps: tuple[int, int] | None,
+    extend: bool,
 ) -> TrainedRun:
     options = read(config)
     profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
@@ -208,6 +216,9 @@ def _train(
     # Not before all is checked that can be: what is there is lost then.
     if overwrite:
         processes.lead(files.clear)
+    if extend and files.has_fewer_steps(config):
+        _check_extension(options, distiller, files)
+        processes.lead(lambda: files.extend(config))
     files.claim(config)
     cached_scores = cache and cache.open()
 
@@ -222,6 +233,8 @@ def _train(
         log.warning(f"{remark}; moved aside")
     if first_step:
         log.info(f"continues after step {first_step}")
+    elif files.metrics.exists():
+        log.info("begins again: the earlier start ended before its first checkpoint")
     own, writer = contextlib.ExitStack(), Writers([])
     # Those of the other processes write nothing.
     if processes.leads():
@@ -284,7 +297,8 @@ def _train(
                 profile=profile,
                 earlier=earlier,
             )
-            seconds, state = time.perf_counter() - started, fitted.state
+            seconds = logged_seconds(earlier) + time.perf_counter() - started
+            state = fitted.state
             if options.export == "best" and checkpoints.best_step is not None:
                 state = checkpoints.restore(checkpoints.best_step, state)
             scores = scoring.final_scores(predictor, state.student())
@@ -332,6 +346,19 @@ def _train(
             )
         interruption.check(f"the run in {files.path} is done")
     return TrainedRun(images, examples)
+
+
+def _check_extension(options: RunOptions, distiller: Distiller | None, files: Workdir) -> None:
+    """Requires that no step of the run depends on the number of steps."""
+    dependent = [f"the term {name}" for name in (distiller.depend_on_steps() if distiller else ())]
+    if optimizers.depends_on_steps(options.optimizer):
+        dependent.insert(0, f'the learning rate of "{options.optimizer.schedule}"')
+    if dependent:
+        raise UserError(
+            f"{files.path} holds a run of {files.read_config().steps} steps, which cannot go on to "
+            f"{options.steps}: {dependent[0]} depends on config.steps. To train its student "
+            f"further, choose another workdir and set config.student.checkpoint={files.path}"
+        )
 
 
 def _own_writers(

@@ -45,6 +45,8 @@ class Scoring:
         self._placement = placement
         self._teacher = teacher
         self._interruption = interruption
+        # Found here, so that a wrong expression is an error before training.
+        self._groups = images.test_groups() if options.data.test_split else {}
         self._examples = images.panel_examples()
         self._teacher_predictions = teacher and self._label_maps(
             teacher.predictor, teacher.variables
@@ -73,7 +75,7 @@ class Scoring:
             self._images.num_classes,
             self._placement.put_batch,
             reference=reference,
-            groups=self._images.test_groups() if split == self._options.data.test_split else {},
+            groups=self._groups if split == self._options.data.test_split else {},
         )
 
     def final_scores(self, predictor: Predictor, variables: Variables) -> dict[str, Scores]:

@@ -245,6 +245,7 @@ def train(
         writers=writers,
         overwrite=overwrite,
         profiled_steps=profile,
+        extend=True,
     )
     result = RunResult(workdir)
     with Interruption() as interruption:

@@ -110,14 +110,8 @@ class Workdir:
         """
         text = configuration.to_json(config)
         if self.config.exists():
-            # What an older version did not write has its default there.
-            there, here = _leaves(configuration.to_json(self.read_config())), _leaves(text)
-            changed = [
-                key
-                for key in sorted(there.keys() | here.keys())
-                if not self._alike(key, there.get(key), here.get(key))
-            ]
-            if changed:
+            there, here = self._differences(config)
+            if changed := sorted(there):
                 listed = ", ".join(
                     f"config.{key} {there.get(key)!r} there, {here.get(key)!r} now"
                     for key in changed[:3]
@@ -135,6 +129,19 @@ class Workdir:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot write to --workdir {self.path}: {reason}") from error
+
+    def has_fewer_steps(self, config: Config) -> bool:
+        """Returns True if the run differs from `config` by fewer steps, and by nothing else."""
+        if not self.config.exists():
+            return False
+        there, here = self._differences(config)
+        return there.keys() == {"steps"} and there["steps"] < here["steps"]
+
+    def extend(self, config: Config) -> None:
+        """Gives the run the steps of `config`: it is no longer finished, and has no report."""
+        for path in (self.result, self.report):
+            path.unlink(missing_ok=True)
+        write_atomically(self.config, configuration.to_json(config))
 
     def check_clear(self, config: Config) -> None:
         """Checks that `clear` removes a run of kdjax, and nothing that `config` begins with.
@@ -264,6 +271,17 @@ class Workdir:
             class_iou=[_number(value) for value in scores["iou"]],
             history=self.history(),
         )
+
+    def _differences(self, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the values that differ, by key: those of the workdir, and those of `config`."""
+        # A key that an older version did not write has its default there.
+        there, here = (_leaves(configuration.to_json(x)) for x in (self.read_config(), config))
+        changed = [
+            key
+            for key in there.keys() | here.keys()
+            if not self._alike(key, there.get(key), here.get(key))
+        ]
+        return {key: there.get(key) for key in changed}, {key: here.get(key) for key in changed}
 
     def _alike(self, key: str, there: Any, here: Any) -> bool:
         """Whether a value of the config that is there means what the same key means now."""

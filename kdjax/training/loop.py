@@ -128,7 +128,8 @@ class Fitted(NamedTuple):
 
     Attributes:
       state: the state after the last step.
-      step_seconds: of a step, the median of what was logged; None where nothing was.
+      step_seconds: of a step, the median of what was logged; None if nothing was, as by a run of
+        one step.
       step_processor_seconds: of all of this process's threads on the processor; likewise.
       images_per_second: likewise.
       step_flops: of a step on all devices, as `kdjax.training.profiling.step_cost` says; None where
@@ -185,7 +186,8 @@ def fit(
       log: takes `train/...` values: `step_seconds` is the time of a step, `step_processor_seconds`
         that of all of this process's threads on the processor, `input_wait` the share of the former
         that the host waited for a batch, `checkpoint_seconds` what saving has cost since the
-        last line. The first line also has what `kdjax.training.profiling.step_cost` says.
+        last line. Times leave out the first step of a start. The first line also has what
+        `kdjax.training.profiling.step_cost` says.
       evaluate: called with the step and the state; returns the mIoU.
       checkpoints: where the state is saved.
       interruption: says when to save and stop.
@@ -247,11 +249,16 @@ def fit(
         if step == first_step + 1:
             cost = step_cost(step_fn, state, teacher_state, batch)
         state, metrics = step_fn(state, teacher_state, batch)
-        clock.steps += 1
         pending.append((step, metrics))
         if profile:
             profile.end(step, metrics)
-        settle(IN_FLIGHT)
+        if step == first_step + 1:
+            # The first step is compiled and fills the input pipeline: no line has its time.
+            settle(0)
+            clock.begin()
+        else:
+            clock.steps += 1
+            settle(IN_FLIGHT)
         if step % log_every == 0 or step == steps:
             settle(0)
             means = {f"train/{key}": float(np.mean([m[key] for m in window])) for key in metrics}

@@ -239,6 +239,11 @@ def check_optimizer(options: OptimizerOptions) -> frozenset[str]:
     return frozenset(read)
 
 
+def depends_on_steps(options: OptimizerOptions) -> bool:
+    """Returns True if the learning rate of a step depends on the number of steps of the run."""
+    return _schedule_arguments(options, 1) != _schedule_arguments(options, 2)
+
+
 def _schedule_arguments(options: OptimizerOptions, steps: int) -> dict[str, Any]:
     return _arguments(
         _SCHEDULE,

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,12 +24,12 @@ class Clock:
       batch_size: images in a step.
 
     Attributes:
-      steps: done since the last line; whoever does them counts them.
+      steps: the timed steps since the last line; the caller counts them.
     """
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
-        self._begin()
+        self.begin()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -55,23 +55,43 @@ class Clock:
         self._saved += time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
-        """The numbers of a line of the log; the next line begins here."""
+        """Returns the numbers of a line of the log, and begins the next line.
+
+        Times are missing if no step was timed.
+        """
         passed = time.perf_counter() - self._since
-        values = {
-            "train/images_per_second": self.steps * self._batch_size / passed,
-            "train/step_seconds": passed / self.steps,
-            "train/step_processor_seconds": (time.process_time() - self._worked) / self.steps,
-            "train/input_wait": self._waited / passed,
-            "train/checkpoint_seconds": self._saved,
-        }
-        self._begin()
+        values = {"train/checkpoint_seconds": self._saved}
+        if self.steps:
+            values |= {
+                "train/images_per_second": self.steps * self._batch_size / passed,
+                "train/step_seconds": passed / self.steps,
+                "train/step_processor_seconds": (time.process_time() - self._worked) / self.steps,
+                "train/input_wait": self._waited / passed,
+            }
+        self.begin()
         return values
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Forgets what was added up since the last line."""
         self.steps = 0
         self._waited = self._saved = 0.0
         self._since = time.perf_counter()
         self._worked = time.process_time()
+
+
+def logged_seconds(lines: Iterable[Mapping[str, float | None]]) -> float:
+    """Estimates the seconds of a training from its log: steps, evaluations, and checkpoints.
+
+    Args:
+      lines: as `kdjax.training.loop.fit` and its caller log them, each with its `step`.
+    """
+    seconds, timed = 0.0, 0.0
+    for line in lines:
+        seconds += (line.get("val/seconds") or 0.0) + (line.get("train/checkpoint_seconds") or 0.0)
+        if (each := line.get("train/step_seconds")) and (step := line["step"]):
+            seconds += each * (step - timed)
+            timed = step
+    return seconds
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:

@@ -381,6 +381,18 @@ command.run(main)
     assert error == "kdjax.train: error: cannot write"
 
 
+def test_what_a_plugin_of_jax_complains_of_is_in_no_comparison(tmp_path):
+    described = tmp_path / "broken-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Name: broken\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text("[jax_plugins]\nbroken = broken_plugin\n")
+    plugin = "def initialize():\n    print('asked')\n    raise RuntimeError('no CUDA')\n"
+    (tmp_path / "broken_plugin.py").write_text(plugin)
+    variables = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = warm.run("-c", "import jax; jax.devices()", env=variables)
+    assert (run.stdout, run.stderr) == ("asked\n", "")
+
+
 def test_a_program_of_ones_own_says_what_it_hears():
     code = """
 import logging, sys

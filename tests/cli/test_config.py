@@ -132,6 +132,7 @@ def test_a_name_that_there_is_not(key):
             r'test_groups\.a is "\(", .*: missing \), unt',
         ),
         ("data.test_groups", ConfigDict({"a": 3}), r"test_groups\.a is 3; it must be like '', a t"),
+        ("data.test_split", "val", r'data\.test_split is "val", as config\.data\.val_split is'),
         ("data.mixture", ConfigDict({"a": 3}), r"mixture\.a holds 3; it must hold name, data_dir"),
         ("optimizer", 3, r"config\.optimizer is of type int; it must be .*, with accumulate, dec"),
         ("terms", 3, r"config\.terms is 3; it must be a dict by name"),
@@ -225,6 +226,15 @@ def test_who_begins_the_work_asks_first(tmp_path):
     with pytest.raises(UserError, match="--seeds is 4294967296; it must be at most"):
         run_sweep(config, str(workdir), (0, 2**32))
     assert not workdir.exists()
+
+
+def test_groups_of_no_test_split_are_refused():
+    config = changed("data.test_groups", ConfigDict({"night": "^night"}))
+    said = r"config\.data\.test_groups are parts of config\.data\.test_split, which is empty: name"
+    with pytest.raises(UserError, match=said):
+        configuration.checked(config)
+    config.data.test_split = "test"
+    assert configuration.checked(config) == config
 
 
 def test_options_and_patterns_are_stored_as_they_are():

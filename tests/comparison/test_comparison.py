@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,6 +256,105 @@ def test_a_plain_student_of_equal_time_is_left_out_where_it_is_not_asked_for(
     assert not comparison.notes
 
 
+def untuned(config):
+    config.compare.learning_rates = config.compare.weight_decays = ()
+    config.compare.weight_factors = ()
+    return config.unlock()
+
+
+def test_a_costlier_method_that_joins_makes_the_plain_student_train_longer(
+    config, tmp_path, monkeypatch
+):
+    train = Trained(score)
+    monkeypatch.setattr(scheduler, "train", train)
+    cheap, whole = untuned(config).copy_and_resolve_references(), config
+    del cheap.compare.methods["cwd"]
+
+    def steps(asked, seeds):
+        """The steps of the longer plain students in the table, by the new runs' number."""
+        before = len(train.configs)
+        train.configs = {f"{name}, earlier": run for name, run in train.configs.items()}
+        runs = run_sweep(asked, str(tmp_path), seeds).runs
+        longer = [files for files in runs if "equal_time" in str(files.path)]
+        return [files.read_config().steps for files in longer], len(train.configs) - before
+
+    assert steps(cheap, (0,)) == ([1800], 4)
+    assert steps(whole, (0, 1)) == ([2500, 2500], 2 + 3 + 1)
+    # The cost of a method is that of its first seeds.
+    assert steps(whole, (0, 1)) == ([2500, 2500], 0)
+    assert steps(cheap, (0, 1)) == ([1800, 1800], 1)
+    kept = json.loads((tmp_path / "equal_time.json").read_text())["step_processor_seconds"]
+    assert kept == {"plain student": 0.2, "cwd": 0.5, "nfd": 0.36}
+
+
+def test_why_no_plain_student_of_equal_time_is_trained_is_said(
+    config, tmp_path, monkeypatch, capsys
+):
+    del untuned(config).compare.methods["cwd"]
+    monkeypatch.setattr(scheduler, "train", Trained(lambda run: 0.5))
+    measured = [("plain student", 0.4), ("nfd", 0.36), ("plain student", None)]
+    results = [
+        (method, {"platform": "gpu", "step_seconds": cost, "step_processor_seconds": 9.0})
+        for method, cost in measured
+    ]
+    real = tuning.step_costs
+    monkeypatch.setattr(tuning, "step_costs", lambda _: real(results))
+    said = (
+        "plain student, equal time: not trained, because no method takes longer than the plain "
+        "student (0.36 seconds a step at most; the plain student's take 0.4)"
+    )
+    assert run_sweep(config, str(tmp_path), (0,)).notes == [said]
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "equal_time").exists()
+    assert tuning.equal_time("step_seconds", {"nfd": 0.36}, 10) == (
+        None,
+        "plain student, equal time: not trained, because the cost of a step is known only for nfd",
+    )
+
+
+def test_the_teacher_that_a_comparison_trained_may_be_named_in_it(config, tmp_path, monkeypatch):
+    train = Trained(score)
+    monkeypatch.setattr(scheduler, "train", train)
+    run_sweep(untuned(config), str(tmp_path / "one"), (0,))
+    config.teacher.checkpoint = str(tmp_path / "one" / "teacher")
+    runs = run_sweep(config, str(tmp_path / "one"), (0,)).runs
+    assert len(train.configs) == 5
+    assert [files.path.parent.name for files in runs] == [
+        "one",
+        "plain",
+        "cwd",
+        "nfd",
+        "equal_time",
+    ]
+    # But another one may not take its place.
+    config.teacher.checkpoint = str(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "network.json").write_text(described("other"))
+    with pytest.raises(UserError, match=r"one/teacher holds another teacher, which was trained"):
+        run_sweep(config, str(tmp_path / "one"), (0,))
+
+
+def test_a_wrong_group_is_found_before_anything_is_trained(config, tmp_path, monkeypatch):
+    train = Trained(score)
+    monkeypatch.setattr(scheduler, "train", train)
+    names = SimpleNamespace(names=lambda: ["day_1", "day_2"])
+    data = SimpleNamespace(
+        name="one",
+        class_names=("a",),
+        palette=np.zeros((1, 3), np.uint8),
+        fingerprint="0",
+        splits=("train", "val", "test"),
+        records=lambda split: names,
+    )
+    config.data.test_groups = ConfigDict({"night": "^nigth"})
+    with pytest.raises(UserError, match=r'night "\^nigth" finds none of the 2 names in test'):
+        run_sweep(config, str(tmp_path), (0,), data=data)
+    assert not train.configs
+    config.data.test_groups.night = "1$"
+    run_sweep(config, str(tmp_path), (0,), data=data)
+    assert train.configs
+
+
 @pytest.mark.parametrize(
     ("seeds", "changes", "message"),
     [
@@ -262,6 +362,11 @@ def test_a_plain_student_of_equal_time_is_left_out_where_it_is_not_asked_for(
         ((0,), {"tuning_seeds": (7, 7)}, "seed 7 stands twice in the tuning seeds"),
         ((0, 7), {}, "seed 7 is to be reported and stands in config.compare.tuning_seeds too"),
         ((0,), {"methods": {"plain": {}, "tuning": {}}}, 'cannot be called "tuning"'),
+        (
+            (0,),
+            {"methods": {"plain": {}, "baseline": {}}},
+            'methods "baseline" and "plain" both have no terms: each is the plain student',
+        ),
         ((0,), {"builds_on": {"cwd": "nfb"}}, 'builds_on names "nfb", .* did you mean "nfd"'),
     ],
 )

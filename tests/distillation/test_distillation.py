@@ -511,6 +511,19 @@ def test_an_auxiliary_head_is_augmented_through_its_own_classifier():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_terms_that_depend_on_the_number_of_steps_are_known():
+    image = jnp.zeros((2, 64, 64, 3))
+    terms = {
+        "constant": term("cwd"),
+        "growing": term("cwd", schedule="linear", final_weight=1.0),
+        "drawn": term("mgd", student="head", teacher="head"),
+        "adversarial": term("holistic"),
+    }
+    maps = {"logits": image, "head": image}
+    distiller = Distiller(terms, student=maps, teacher=maps, image_size=(64, 64))
+    assert distiller.depend_on_steps() == ["growing", "adversarial"]
+
+
 def test_terms_are_described_in_a_line_each():
     terms = {
         "logits": term("cwd"),

@@ -1,8 +1,11 @@
 """Plans: what is counted in small programs that are known, and a whole plan on fake devices."""
 
 import dataclasses
+import importlib.metadata
 import json
+import re
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -195,10 +198,38 @@ def test_an_unknown_topology_names_those_that_there_are(name, message):
         chips.find_topology(name)
 
 
-def test_without_libtpu_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'kdjax\[tpu\]'"):
-        chips.find_topology("v5e:2x2")
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, r"needs its compiler, libtpu: pip install 'kdjax\[tpu\]'"),
+        ("0.0.52", r"libtpu 0\.0\.52 is installed, .* libtpu 0\.0\.42\.\*: .*kdjax\[tpu\]"),
+        ("0.0.420.1", r"libtpu 0\.0\.420\.1 is installed"),
+        ("0.0.42", None),
+        ("0.0.42.1", None),
+    ],
+)
+def test_only_the_libtpu_that_jax_names_is_used(monkeypatch, found, message):
+    def version(name):
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(chips, "_NO_MACHINE", {})
+    named = ["scipy>=1.14", 'libtpu==0.0.42.*; extra == "tpu"']
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: named)
+    monkeypatch.setattr(
+        chips.topologies, "get_topology_desc", lambda *_, **__: SimpleNamespace(devices=[1, 2])
+    )
+    if message is None:
+        assert chips.find_topology("v5e:2x2").devices == [1, 2]
+    else:
+        with pytest.raises(UserError, match=message):
+            chips.find_topology("v5e:2x2")
+
+
+def test_jax_names_its_libtpu():
+    assert re.fullmatch(r"[\d.]+(\.\*)?", chips._libtpu_of_jax())
 
 
 def test_known_sets_have_their_classes():

@@ -286,6 +286,9 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
     config.teacher.width = 6
     config.data.batch_size = 9
     fails("data.batch_size is 9; it must be a multiple of the 8 devices")
+    config.data.batch_size = 8
+    config.data.test_groups.unseen = "^c"
+    fails(r'test_groups.unseen "\^c" finds none of the 3 names in test, as "a0')
     config.data.val_split = "validation"
     fails('config.data.val_split is "validation"; folder in .* has train, val, test')
     config.data.name = "foldr"
@@ -295,7 +298,7 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
 @pytest.mark.thorough
 def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     config.data.test_split = ""
-    real, calls = Images.train_batches, []
+    real, calls, metrics = Images.train_batches, [], tmp_path / "metrics.jsonl"
 
     def stops_early(self, *, first_step, **options):
         calls.append(first_step)
@@ -307,6 +310,8 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Images, "train_batches", stops_early)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)
+    slow = re.sub(r'"val/seconds": [^,}]*', '"val/seconds": 1e4', metrics.read_text())
+    metrics.write_text(slow)
     write = saved.save
 
     def asked(*arguments):
@@ -317,12 +322,63 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     # What is at its end is brought there first.
     with pytest.raises(Preempted, match=r"the run in .* is done"):
         run(config, tmp_path)
-    assert (tmp_path / "result.json").exists()
+    # The time of the first start is in its log.
+    assert json.loads((tmp_path / "result.json").read_text())["seconds"] > 1e4
     assert calls == [0, 2]
     assert "continues after step 2" in capsys.readouterr().out
-    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in logged if "train/loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in logged if line.get("val/seconds", 0) > 0] == [2, 4]
+
+
+@pytest.mark.thorough
+def test_a_finished_run_at_a_constant_rate_can_be_trained_longer(config, tmp_path, capsys):
+    config.data.test_split, config.data.test_groups = "", ConfigDict()
+    config.student.auxiliary = False
+    config.optimizer.schedule = "optax:constant_schedule"
+    workdir, other = tmp_path / "run", tmp_path / "whole"
+    whole = kdjax.train(config, other)
+    config.steps = 2
+    kdjax.train(config, workdir)
+    config.steps = 4
+    result = kdjax.train(config, workdir)
+    assert "train: continues after step 2\n" in capsys.readouterr().out
+    assert Workdir(workdir).read_config().steps == result.files.read_result()["steps"] == 4
+    assert result.scores == whole.scores
+    assert saved.fingerprint_in(workdir) == saved.fingerprint_in(other)
+    assert "4 steps of 8 images" in result.files.report.read_text()
+
+    def fails(message):
+        before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+        with pytest.raises(UserError, match=message):
+            kdjax.train(config, workdir)
+        assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+    config.steps = 2
+    fails("another config .config.steps 4 there, 2 now")
+    config.steps, config.optimizer.learning_rate = 6, 0.5
+    fails("config.optimizer.learning_rate 0.01 there, 0.5 now")
+    # Of a schedule that ends at the last step, as of a weight that grows until then.
+    stored = json.loads((workdir / "config.json").read_text())
+    config.optimizer.learning_rate, config.optimizer.schedule = 0.01, "poly"
+    stored["optimizer"]["schedule"] = "poly"
+    (workdir / "config.json").write_text(json.dumps(stored))
+    fails(
+        'holds a run of 4 steps, which cannot go on to 6: the learning rate of "poly" depends on '
+        f"config.steps. .*set config.student.checkpoint={workdir}"
+    )
+
+
+def test_a_run_that_wrote_no_checkpoint_says_that_it_begins_again(config, tmp_path, capsys):
+    config.data.test_split = ""
+    workdir = Workdir(tmp_path)
+    workdir.claim(config)
+    workdir.metrics.write_text('{"step": 1, "train/loss": 1.0}\n')
+    run(config, tmp_path)
+    assert (
+        "begins again: the earlier start ended before its first checkpoint\n"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.thorough

@@ -21,6 +21,7 @@ from kdjax import models, processes
 from kdjax.comparison.compare import compare
 from kdjax.data import sets
 from kdjax.data.images import Images
+from kdjax.distillation import Distiller
 from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.log import RunLogger
@@ -33,7 +34,7 @@ from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache import scores
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.teacher_cache.precomputed_logits import PrecomputedLogits
-from kdjax.teacher_cache.scores import compact_scores, expand_scores, sample_scores
+from kdjax.teacher_cache.scores import CachedScores, compact_scores, expand_scores, sample_scores
 from kdjax.training.sharding import Placement
 
 RNG = np.random.default_rng(0)
@@ -282,6 +283,35 @@ def test_a_cached_run_learns_what_the_live_teacher_teaches(config, cached, tmp_p
     config.teacher.cache = ""
     live = losses_of(config, tmp_path / "live")
     np.testing.assert_allclose(losses, live, rtol=2e-3)
+
+
+@pytest.mark.parametrize("read", ["logits", "aux_logits"])
+def test_a_term_may_read_scores_of_another_size_than_the_cached_ones(read):
+    """The cache serves scores at the size of the student's logits, whatever map a term reads."""
+    image, classes = (24, 32), 3
+    student = {"logits": jnp.ones((2, 3, 4, classes)), "aux_logits": jnp.ones((2, 6, 8, classes))}
+    distiller = Distiller(
+        {"kl": configuration.term("pixelwise_kl", student=read)},
+        student=student,
+        teacher={"logits": jnp.ones((2, 6, 8, classes))},
+        image_size=image,
+    )
+    scores = jnp.zeros((2, 6, 8, classes)).at[..., 0].set(4.0)
+    places = jnp.array([[*image, 0, 0, 0]] * 2)
+    cached = CachedScores(scores, jnp.full((2, 2), jnp.array([6, 8])), places, image)
+    labels = jnp.zeros((2, *image), jnp.int32)
+
+    def value(teacher):
+        loss, _ = distiller(
+            *distiller.init(jax.random.key(0)),
+            *(student, teacher, labels),
+            **{"step": 0, "steps": 1, "key": jax.random.key(0)},
+        )
+        return loss
+
+    np.testing.assert_allclose(
+        value(cached.like(student)), value({"logits": scores}), rtol=1e-6, err_msg=read
+    )
 
 
 @pytest.mark.thorough

@@ -23,7 +23,7 @@ from kdjax.errors import Preempted, Transient, UserError
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.checksum import checksum
 from kdjax.training.loop import Diverged, Interruption, fit
-from kdjax.training.profiling import Clock, step_cost
+from kdjax.training.profiling import Clock, logged_seconds, step_cost
 from kdjax.training.sharding import MeshOptions, Placement
 from kdjax.training.step import TrainState
 
@@ -337,7 +337,7 @@ def test_a_clock_that_jumps_changes_nothing(finished, tmp_path, monkeypatch):
     continued, log = run_loop(tmp_path, steps=6, before_batch=jump)
     jax.tree.map(np.testing.assert_array_equal, finished[1], continued)
     assert Checkpoints(tmp_path, {"teacher": "abc"}).latest_step == 6
-    for _, values in log.lines:
+    for _, values in log.lines[1:]:
         assert 0 < values["train/step_seconds"] < 3600
 
 
@@ -387,6 +387,32 @@ def test_what_the_time_of_a_step_goes_into(monkeypatch):
         "train/input_wait": 0.25,
         "train/checkpoint_seconds": 10.0,
     }
+
+
+def test_the_first_step_of_a_start_is_in_no_time(tmp_path):
+    def slow(step):
+        if step == 1:
+            end = time.process_time() + 0.5
+            while time.process_time() < end:
+                pass
+
+    _, log = run_loop(tmp_path / "whole", before_batch=slow)
+    assert log.lines[0][1]["train/step_processor_seconds"] < 0.2
+    # A line on that step alone has no times.
+    _, log = run_loop(tmp_path / "short", steps=1)
+    assert "train/step_seconds" not in log.lines[0][1]
+    assert log.fitted.step_seconds is None
+
+
+def test_the_seconds_of_all_starts_are_read_from_the_log():
+    lines = [
+        {"step": 2, "train/loss": 1.0, "train/checkpoint_seconds": 0.0},
+        {"step": 4, "train/step_seconds": 0.5, "train/checkpoint_seconds": 3.0},
+        {"step": 4, "val/seconds": 10.0},
+        {"step": 6, "train/step_seconds": 1.0, "train/checkpoint_seconds": None},
+    ]
+    assert logged_seconds(lines) == 4 * 0.5 + 3 + 10 + 2 * 1.0
+    assert logged_seconds([]) == 0
 
 
 def test_a_checksum_knows_arrays_and_not_their_places():

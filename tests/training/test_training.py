@@ -12,7 +12,12 @@ from small_step import STEPS, make_batch, setup
 
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create
-from kdjax.training.optimizer import OptimizerOptions, learning_rate_schedule, make_optimizer
+from kdjax.training.optimizer import (
+    OptimizerOptions,
+    depends_on_steps,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from kdjax.training.sharding import Placement
 
 
@@ -298,6 +303,8 @@ def test_any_schedule(schedule, options, expected):
     np.testing.assert_allclose(moved, float(expected(0)), rtol=1e-5)
     warm = learning_rate_schedule(optimizer_settings(changes | {"warmup_steps": 4}), STEPS)
     assert float(warm(2)) == pytest.approx(0.5 * float(expected(2)))
+    fixed = schedule == "optax:constant_schedule" or "decay_steps" in options
+    assert depends_on_steps(optimizer_settings(changes)) != fixed
 
 
 def test_which_parameters_decay_and_learn_faster_by_their_paths():
