@@ -16,6 +16,7 @@ import pathlib
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -241,7 +242,32 @@ def main() -> None:
         sys.exit("the student differs from that of the untouched run")
     if tiny_run.records(workdir)[1] != tiny_run.records(untouched)[1]:
         sys.exit("the scores differ from those of the untouched run")
+    print(table(rows))
     print(f"{len(rows)} faults; the student and its scores equal the untouched run's bit for bit")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns a Markdown table with a row for each fault."""
+    lines = [
+        "| fault | times | during a save | statuses | seconds to the end of both | seconds from the "
+        "next start to its first step | steps done again, at most |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for fault in FAULTS:
+        found = [row for row in rows if row.fault == fault]
+        if not found:
+            continue
+        statuses = sorted({row.statuses for row in found})
+        ends = [row.seconds_to_end for row in found]
+        # 0 where the next fault came before a step.
+        starts = [row.seconds_to_continue for row in found if row.seconds_to_continue] or [0.0]
+        lines.append(
+            f"| {fault} | {len(found)} | {sum(row.moment == 'saving' for row in found)} | "
+            f"{', '.join(statuses)} | {statistics.median(ends):.1f} (at most {max(ends):.1f}) | "
+            f"{statistics.median(starts):.1f} (at most {max(starts):.1f}) | "
+            f"{max(row.steps_again for row in found)} |"
+        )
+    return "\n".join(lines)
 
 
 def plan() -> list[tuple[str, str]]:
