@@ -249,8 +249,8 @@ def main() -> None:
 def table(rows: Sequence[Row]) -> str:
     """Returns a Markdown table with a row for each fault."""
     lines = [
-        "| fault | times | during a save | statuses | seconds to the end of both | seconds from the "
-        "next start to its first step | steps done again, at most |",
+        "| fault | times | during a save | statuses | seconds to the end of both | "
+        "seconds from the next start to its first step | steps done again, at most |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for fault in FAULTS:

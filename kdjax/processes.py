@@ -45,7 +45,10 @@ WORK_SECONDS = 24 * 3600
 LIFELINE = "KDJAX_LIFELINE"
 """The number of a file, the reading end of a pipe: see `end_with_parent`."""
 
+_watching = threading.Event()
 _parting = threading.Event()
+# Held by the thread that ends this process.
+_ending = threading.Lock()
 # A key of JAX's service is used once.
 _works = itertools.count()
 _ENDS = {"again": Transient, "mistake": UserError}
@@ -120,6 +123,7 @@ def join(asked: Flags) -> None:
         raise kind(f"the processes of the run do not find each other: {error}") from error
     finally:
         waits.cancel()
+    _watching.set()
     threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -176,17 +180,42 @@ def fail(status: int, *lines: str) -> NoReturn:
       *lines: why, for stderr.
     """
     _work_is_over()
-    alone = jax.distributed.is_initialized() and not _part(GRACE_SECONDS)
+    _ending.acquire()
+    if not jax.distributed.is_initialized():
+        sys.stderr.writelines(lines)
+        sys.exit(status)
+    alone = not _part(GRACE_SECONDS)
     if alone and status == _MISTAKE:
-        reason = " ".join("".join(lines).split())
-        _service().key_value_set(f"{_FAILURES}{_index()}", f"{status} {reason}")
+        _tell_the_others("".join(lines))
     elif alone:
         time.sleep(VERDICT_SECONDS)
     sys.stderr.writelines(lines)
-    sys.stderr.flush()
-    if not alone:
-        sys.exit(status)
-    _end_after_the_others(status)
+    if alone and _index() == 0:
+        time.sleep(LAST_WORDS_SECONDS)
+    # A regular exit waits for threads that wait for the other processes.
+    _end(status)
+
+
+def fail_from_thread(reason: str) -> None:
+    """Ends this process and the others with status 2, while the main thread may wait for them.
+
+    Does nothing if `join` found no others.
+
+    Args:
+      reason: one line for stderr.
+    """
+    if not _watching.is_set():
+        return
+    _ending.acquire()
+    line = f"kdjax: error: {reason}"
+    _tell_the_others(line)
+    print(line, file=sys.stderr, flush=True)
+    _end_after_the_others(_MISTAKE)
+
+
+def _tell_the_others(line: str) -> None:
+    text = f"{_MISTAKE} {' '.join(line.split())}"
+    _service().key_value_set(f"{_FAILURES}{_index()}", text)
 
 
 def _work_is_over() -> None:

@@ -17,7 +17,7 @@ from kdjax.config import Config, RunOptions, read, validate
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import Distiller
-from kdjax.errors import UserError
+from kdjax.errors import Preempted, UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.log import RunLogger
 from kdjax.models import saved
@@ -38,7 +38,7 @@ from kdjax.runs.workdir import Workdir
 from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
 from kdjax.training import optimizer as optimizers
 from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.loop import Interruption, fit
+from kdjax.training.loop import Diverged, Interruption, fit
 from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork, TrainState
@@ -306,10 +306,12 @@ def _train(
         finally:
             if profile:
                 profile.close()
-            # What ended the run is said, and not that it kept the log from being closed, too.
-            with contextlib.suppress(OSError) if sys.exc_info()[0] else contextlib.nullcontext():
+            error = sys.exc_info()[1]
+            # Report the first error, not the failure to close the log that follows from it.
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
                 own.close()
-            checkpoints.close()
+            # All processes agree on these two.
+            checkpoints.close(wait=error is None or isinstance(error, Diverged | Preempted))
         trained = placement.fetch(state.student())
 
         def finish() -> None:

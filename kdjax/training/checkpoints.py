@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
+from kdjax import processes
 from kdjax.errors import Transient, UserError
 from kdjax.files import (
     absolute,
@@ -40,6 +41,12 @@ _DAMAGED = "damaged-"
 logging.getLogger("absl").addFilter(
     lambda record: "did not provide metrics" not in record.getMessage()
 )
+
+
+# Orbax's name for the thread that writes a checkpoint.
+_WRITER = "async_save"
+# After so long a save ends with an error. Orbax's own limit is twenty minutes.
+SAVE_SECONDS = 600
 
 
 class Damaged(UserError):
@@ -77,6 +84,7 @@ class Checkpoints:
         # In the form in which it is read back from JSON.
         self._identity = json.loads(json.dumps(identity))
         self._failed = False
+        logging.getLogger("absl").addFilter(self._notice_failure)
         with self._writing():
             self._remarks = self._drop_damaged_scores()
         best = policies.BestN(
@@ -94,6 +102,7 @@ class Checkpoints:
                     # Unfinished files of a killed process.
                     cleanup_tmp_directories=True,
                     temporary_path_class=None if is_remote(self._directory) else _DurablePath,
+                    async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS),
                 ),
             )
 
@@ -218,20 +227,35 @@ class Checkpoints:
             )
         return 0, target, remarks
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Waits until everything is written.
 
-        After a failed save nothing is waited for: Orbax's threads may wait for other processes,
-        which wait for this one.
+        Args:
+          wait: False after an error of this process alone. Orbax's threads may then wait for other
+            processes, which wait for this one.
 
         Raises:
           UserError: if the last checkpoint cannot be written.
         """
-        if self._failed:
+        logging.getLogger("absl").removeFilter(self._notice_failure)
+        if self._failed or not (wait or jax.process_count() == 1):
             return
         with self._writing():
             self._manager.wait_until_finished()
         self._manager.close()
+
+    def _notice_failure(self, record: logging.LogRecord) -> bool:
+        """Ends all processes if a save failed in this one.
+
+        Orbax raises the error only at the next save. Until then, the other processes may wait for
+        this save, and the main thread for the other processes.
+        """
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, Exception) and record.threadName == _WRITER:
+            reason = self._why_not_written(error)
+            if isinstance(reason, UserError):
+                processes.fail_from_thread(str(reason))
+        return True
 
     def _add_score(self, step: int, miou: float) -> None:
         self._manager.wait_until_finished()
@@ -280,11 +304,13 @@ class Checkpoints:
         # TensorStore raises ValueError; so do collectives that lost a process.
         except (OSError, ValueError) as error:
             self._failed = True
-            steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]
-            kept = f"; the checkpoint of step {max(steps)} is kept" if steps else ""
-            kind = Transient if may_pass(error) else UserError
-            reason = why_unwritable(error)
-            raise kind(f"cannot write {self._directory}: {reason}{kept}") from error
+            raise self._why_not_written(error) from error
+
+    def _why_not_written(self, error: Exception) -> UserError | Transient:
+        steps = [int(p.name) for p in self._directory.glob("*") if p.name.isdecimal()]
+        kept = f"; the checkpoint of step {max(steps)} is kept" if steps else ""
+        kind = Transient if may_pass(error) else UserError
+        return kind(f"cannot write {self._directory}: {why_unwritable(error)}{kept}")
 
 
 class _Outcome(enum.IntEnum):
