@@ -1,5 +1,6 @@
 """Where the numbers and pictures of a running training go: a file, TensorBoard, the terminal."""
 
+import contextlib
 import io
 import json
 import logging
@@ -100,13 +101,9 @@ class JsonLines:
         """Appends one line."""
         line = _json_line(step, values)
         if self._file:
-            try:
+            with _naming(self._path):
                 self._file.write(line)
                 self._file.flush()
-            except OSError as error:
-                # Writing to an open file raises errors without a path.
-                error.filename = str(self._path)
-                raise
             return
         self._text += line
         if time.monotonic() - self._uploaded > _INTERVAL:
@@ -125,6 +122,16 @@ class JsonLines:
     def _upload(self) -> None:
         write_atomically(self._path, self._text)
         self._uploaded = time.monotonic()
+
+
+@contextlib.contextmanager
+def _naming(path: epath.Path) -> Iterator[None]:
+    """Adds the path to errors of writing to an open file, which have none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
@@ -201,10 +208,12 @@ class TensorBoard:
                 self._copied.cleanup()
 
     def _write(self, step: int, **what: Any) -> None:
-        self._file.write_event(self._protos.Event(wall_time=time.time(), step=step, **what))
+        with _naming(self._directory):
+            self._file.write_event(self._protos.Event(wall_time=time.time(), step=step, **what))
 
     def _publish(self) -> None:
-        self._file.flush()
+        with _naming(self._directory):
+            self._file.flush()
         if self._copied:
             for path in epath.Path(self._copied.name).iterdir():
                 (self._directory / path.name).write_bytes(path.read_bytes())
