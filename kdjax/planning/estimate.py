@@ -225,7 +225,7 @@ def _roofline(
     if chip is None:
         return None
     student_peak = chip.flops[config.student.dtype]
-    teacher_peak = chip.flops["int8" if config.teacher.int8 else config.teacher.dtype]
+    teacher_peak = chip.flops[config.teacher.dtype]
     compute = work.teacher / teacher_peak + (work.step - work.teacher) / student_peak
     sent = sum(collective.sent_bytes for collective in found)
     network = sum(collective.network_bytes for collective in found)

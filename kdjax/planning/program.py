@@ -17,7 +17,6 @@ from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.folding import FrozenNetwork, can_freeze
-from kdjax.models.int8 import Int8Network, check_platform
 from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training import profiling
@@ -136,7 +135,7 @@ def make_program(
     options = dataclasses.replace(options, data=data)
     student, start_student = _network(options, "student", num_classes, options.student.auxiliary)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
-    named = _teacher(options, num_classes, placement.platform)
+    named = _teacher(options, num_classes)
     teacher, start_teacher = named or (None, lambda: None)
     variables, frozen = jax.eval_shape(start_student), jax.eval_shape(start_teacher)
     distiller = assemble_distiller(
@@ -185,20 +184,14 @@ def make_program(
 _Start = tuple[Network, Callable[[], Variables]]
 
 
-def _teacher(options: RunOptions, num_classes: int, platform: str) -> _Start | None:
+def _teacher(options: RunOptions, num_classes: int) -> _Start | None:
     if not need_teacher(options.terms):
         return None
     teacher, start = _float_teacher(options, num_classes)
-    if not options.teacher.int8:
-        if not can_freeze(teacher, options.teacher.dtype):
-            return teacher, start
-        frozen = FrozenNetwork(teacher)
-        return frozen, lambda: frozen.freeze(start())
-    check_platform(platform)
-    network = Int8Network(teacher)
-    # Of a blank image, since no plan depends on the scales.
-    image = np.zeros((1, *options.data.crop_size, 3), np.float32)
-    return network, lambda: network.quantize(start(), image)
+    if not can_freeze(teacher, options.teacher.dtype):
+        return teacher, start
+    frozen = FrozenNetwork(teacher)
+    return frozen, lambda: frozen.freeze(start())
 
 
 def _float_teacher(options: RunOptions, num_classes: int) -> _Start:

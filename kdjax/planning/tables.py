@@ -104,8 +104,7 @@ def _setup(config: Config, topology: Topology, plan: Plan) -> list[tuple[str, st
     height, width = config.data.crop_size
     computed = [("student computes in", config.student.dtype)]
     if plan.work.teacher:
-        dtype = "int8" if config.teacher.int8 else config.teacher.dtype
-        computed = [("teacher computes in", dtype), *computed]
+        computed = [("teacher computes in", config.teacher.dtype), *computed]
     return [
         *computed,
         ("devices", f"{devices} x {kind}"),

@@ -321,18 +321,6 @@ def test_a_teacher_in_bfloat16_is_planned_as_a_run_stores_it(planned):
     assert "student computes in  float32\n" in text
 
 
-def test_a_teacher_in_int8_is_planned_so(planned):
-    pytest.importorskip("qwix", reason='qwix is not installed: pip install "kdjax[int8]"')
-    config, toy, plan = planned
-    config = config.copy_and_resolve_references()
-    config.teacher.int8 = True
-    found = make_plan(config, toy, num_classes=5, batch_size=16)
-    assert 0 < found.memory["teacher"] < 0.5 * plan.memory["teacher"]
-    assert found.work == plan.work
-    saved = plan.work.teacher * (1 / CHIP.flops["float32"] - 1 / CHIP.flops["int8"]) / 8
-    assert plan.roofline.compute - found.roofline.compute == pytest.approx(saved)
-
-
 def test_a_batch_that_cannot_be_split_is_a_mistake():
     with pytest.raises(UserError, match="batch_size is 12; it must be a multiple of the 8 devices"):
         make_program(make_config(), jax.devices(), num_classes=5, batch_size=12)
