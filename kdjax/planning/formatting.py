@@ -79,7 +79,7 @@ def _memory(topology: Topology, plan: Plan) -> Rows:
     if chip := topology.chip:
         rows.append(("the chip has", as_bytes(chip.memory)))
         if chip.usable < 1:
-            rows.append((f"JAX takes {chip.usable:.0%}", as_bytes(chip.usable_memory)))
+            rows.append((f"JAX takes {100 * chip.usable:.0f} %", as_bytes(chip.usable_memory)))
         verdict = "fits" if plan.fits(chip) else "does not fit"
         rows.append((verdict, f"{100 * plan.needed / chip.usable_memory:.0f} %"))
     return rows

@@ -119,4 +119,4 @@ def test_a_step_is_compiled_for_two_hosts_of_gpus(tmp_path):
     (reduced,) = plan["collectives"]
     assert reduced["network_bytes"] == reduced["bytes"] / 2 > plan["memory"]["parameters"] / 2
     assert plan["seconds"]["network"] > plan["seconds"]["interconnect"] > 0
-    assert "JAX takes 75%" in run.stdout
+    assert "JAX takes 75 %" in run.stdout
