@@ -43,7 +43,7 @@ from kdjax.distillation import Distiller, term
 from kdjax.distillation.builtin import LOSSES
 from kdjax.models import NNXNetwork
 from kdjax.models.network import trace_maps, traced_rngs
-from kdjax.planning.hlo import parse
+from kdjax.planning.collectives import parse
 from kdjax.training.profiling import count_flops
 from tools.hlo import float32_arrays, reads
 

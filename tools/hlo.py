@@ -1,14 +1,17 @@
-"""Reads compiled programs: float32 arrays that they write, and how often they read an argument."""
+"""Counts the float32 arrays that a compiled program writes, and its reads of an argument."""
 
 import math
 import re
 from collections.abc import Iterator
 
-from kdjax.planning.hlo import VIEWS, Instruction, Program
+from kdjax.planning.collectives import Instruction, Program
+
+# These operations name or view a buffer that exists already.
+VIEWS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "optimization-barrier")
 
 
 def executed(program: Program, computation: str) -> Iterator[Instruction]:
-    """The instructions that run one after the other; those inside fusions are not among them."""
+    """Yields the instructions that run, in order. A fusion is one instruction."""
     for instruction in program[computation]:
         yield instruction
         if instruction.operation in ("while", "call", "conditional"):
@@ -17,7 +20,7 @@ def executed(program: Program, computation: str) -> Iterator[Instruction]:
 
 
 def float32_arrays(program: Program, entry: str, elements: int) -> int:
-    """Buffers of float32 with at least so many elements."""
+    """Returns the number of float32 buffers with at least `elements` elements."""
     return sum(
         math.prod(map(int, filter(None, dimensions.split(",")))) >= elements
         for instruction in executed(program, entry)
@@ -27,7 +30,7 @@ def float32_arrays(program: Program, entry: str, elements: int) -> int:
 
 
 def reads(program: Program, computation: str, argument: int) -> int:
-    """How many instructions read an argument of the program."""
+    """Returns the number of instructions that read an argument of the program."""
     names: set[str] = set()
     count = 0
     for instruction in program[computation]:

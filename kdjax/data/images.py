@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
 
 from kdjax.classes import UNLABELLED, differing_class
 from kdjax.data.caching import CacheDecision, decide_cache, least_memory
@@ -142,22 +141,6 @@ class Images:
             self._source if self.cache.place == "none" else self.in_memory,
             **self._batches_of(first_step, steps, seed, views),
         )
-
-    def first_crops(self, count: int, *, clean_view: bool) -> UInt8[np.ndarray, "N H W 3"]:
-        """As many training crops as asked for, the same on every process and in every run.
-
-        Args:
-          count: N.
-          clean_view: crops in their own colours.
-        """
-        from kdjax.data.loading import pipeline
-
-        chosen = self._batches_of(0, 1, 0, {"clean_view": clean_view})
-        batches = pipeline.train_batches(
-            self._source if self.cache.place == "none" else self.in_memory,
-            **{**chosen, "batch_size": count, "process_index": 0, "process_count": 1},
-        )
-        return next(batches)["clean" if clean_view else "image"]
 
     def index_batches(
         self, *, first_step: int, steps: int, seed: int, **views: bool

@@ -1,4 +1,4 @@
-"""The sections of a config on networks: what is common to all, the student's, and the teacher's."""
+"""The sections `student` and `teacher` of a config."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, get_args
 from kdjax import sections
 from kdjax.sections import Section, WrongValue
 
-# That networks compute in; their parameters are float32.
+# The type in which a network computes. Its parameters are float32.
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 
-# Of a `backbone`, in place of a path: the weights that were published for it.
+# The value of `backbone` that stands for the published ImageNet weights, in place of a path.
 IMAGENET_WEIGHTS = "imagenet"
 
 
@@ -19,11 +19,11 @@ IMAGENET_WEIGHTS = "imagenet"
 class NetworkOptions(Section):
     """A network by name."""
 
-    name: str = ""  # one of kdjax's, or "package.module:factory"
+    name: str = ""  # a network of kdjax, or "package.module:factory"
     width: Annotated[int, sections.WIDTH] = 64  # channels of the first stage; 64 as published
-    dtype: Dtype = "float32"  # that it computes in
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of it
-    # Takes the classes of a checkpoint by number, even if their names are not those of the data.
+    dtype: Dtype = "float32"  # the type in which the network computes
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments
+    # Matches the classes of a checkpoint by number, even if their names differ from the data's.
     any_class_names: bool = False
 
 
@@ -32,17 +32,17 @@ class StudentOptions(NetworkOptions):
     """`config.student`: the network that is trained."""
 
     name: str = "pspnet_r18"
-    auxiliary: bool = True  # whether it has an auxiliary head
-    # Statistics of the whole batch, of each device's images, or, in the backbone, those that its
-    # weights came with.
+    auxiliary: bool = True  # whether the network has an auxiliary head
+    # Batch norm uses the statistics of the whole batch, of the images of each device, or, in the
+    # backbone, the statistics stored with the weights.
     batch_norm: Literal["global", "per_device", "frozen"] = "global"
-    checkpoint: str = ""  # weights to start from, of the whole network
-    # Or of its backbone alone: any network checkpoint that has the same, or "imagenet" for the
-    # weights that are published for it, as far as they are installed; docs/weights.md says how.
+    checkpoint: str = ""  # initial weights of the whole network
+    # Initial weights of the backbone alone: a network checkpoint with the same backbone, or
+    # "imagenet" for the published weights. docs/weights.md says how to install them.
     backbone: str = ""
 
     def __post_init__(self) -> None:
-        """Checks also that it starts from one place, and that what is frozen came from one."""
+        """Also checks that the sources of the initial weights agree."""
         super().__post_init__()
         if self.batch_norm == "frozen" and not (self.checkpoint or self.backbone):
             raise WrongValue(
@@ -53,60 +53,54 @@ class StudentOptions(NetworkOptions):
         if self.checkpoint and self.backbone:
             raise WrongValue(
                 "checkpoint",
-                "and config.student.backbone are both set; the former brings a backbone with it, "
-                "so leave one of them empty",
+                "and config.student.backbone are both set; a checkpoint includes a backbone, so "
+                "leave one of them empty",
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherOptions(NetworkOptions):
-    """`config.teacher`: the network that teaches, or what it said elsewhere."""
+    """`config.teacher`: the network that teaches, or its scores in files."""
 
     # A network checkpoint, the workdir of a finished run, or "package.module:attribute" of a
-    # network that brings its trained weights, or of a function that returns one.
+    # trained network or of a function that returns a trained network.
     checkpoint: str = ""
-    backbone: str = ""  # what the teacher that kdjax.compare trains starts from, as a student's
-    view: Literal["student", "clean"] = "student"  # of a crop: what the student sees, or as it was
-    # A directory on disk for the teacher's scores on the whole training images, at scale 1 and in
-    # their own colours. Made at first use; no step runs the teacher then. Empty: it runs.
+    # Initial backbone weights of the teacher that kdjax.compare trains; see StudentOptions.
+    backbone: str = ""
+    # The teacher sees each crop as the student does, or before its colors were changed.
+    view: Literal["student", "clean"] = "student"
+    # A directory for the teacher's scores on the whole training images, at scale 1 and without
+    # color changes. The first run fills it; steps then read it and do not run the teacher. If it
+    # is empty, every step runs the teacher.
     cache: str = ""
-    # A directory of the class scores of a teacher that ran elsewhere, a .npy or .safetensors file
-    # for every training image: the cache is made from these, and no teacher network is needed.
+    # A directory with the class scores of a teacher that ran elsewhere: a .npy or .safetensors
+    # file for every training image. The cache is made from them, without a teacher network.
     logits: str = ""
-    # Highest scores kept of each cell, beside one for the rest; 0 for all.
+    # How many of the highest scores of a cell the cache keeps, besides one for all others; 0 keeps
+    # all.
     cache_classes: Annotated[int, sections.COUNT_OR_ZERO] = 0
-    min_miou: Annotated[float, sections.SHARE] = (
-        0.0  # refuse one below this on the validation split
-    )
-    # Its convolutions in int8, calibrated on training images. For TPUs; needs qwix.
-    int8: bool = False
-    # Of the validation pixels, which it must label in int8 as without.
-    min_agreement: Annotated[float, sections.SHARE] = 0.98
+    # A run refuses a teacher with a lower mIoU on the validation split.
+    min_miou: Annotated[float, sections.SHARE] = 0.0
 
     def __post_init__(self) -> None:
-        """Checks also that given scores go with the rest."""
+        """Also checks that `logits` agrees with the other keys."""
         super().__post_init__()
-        if self.int8 and (self.cache or self.logits):
-            raise WrongValue(
-                "int8",
-                "is True, which makes the teacher of every step cheaper; with config.teacher.cache "
-                "none runs, so set it to False",
-            )
         if not self.logits:
             return
         if self.checkpoint:
             raise WrongValue(
                 "logits",
-                "and config.teacher.checkpoint are both set; only one teaches, so leave one empty",
+                "and config.teacher.checkpoint are both set; leave one of them empty",
             )
         if not self.cache:
             raise WrongValue(
                 "logits",
-                "is set: name the directory that is made from these files in config.teacher.cache",
+                "is set: name the directory for the scores made from these files in "
+                "config.teacher.cache",
             )
         if self.min_miou:
             raise WrongValue(
                 "min_miou",
-                "cannot be asked of config.teacher.logits, which says nothing of the validation "
+                "cannot be asked of config.teacher.logits, which has no scores of the validation "
                 "split; set it to 0",
             )

@@ -1,1 +1,1 @@
-"""Training steps compiled for hardware that is not here: their memory, their work, their time."""
+"""Compiles training steps for devices that are not present: memory, work, and a time bound."""

@@ -1,7 +1,7 @@
-"""A config's training step on devices that need not exist: shapes in place of arrays."""
+"""The training step of a config, for devices that need not be present."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,38 +17,31 @@ from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.folding import FrozenNetwork, can_freeze
-from kdjax.models.int8 import Int8Network, check_platform
 from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
-from kdjax.training import profiling
+from kdjax.training.profiling import count_flops
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, PreprocessedNetwork, TrainState, TrainStep
 
 
 class DoesNotFit(Exception):
-    """The compiler found no room for the program in the device's memory."""
+    """The compiler found that the program needs more memory than the device has."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Multiplications and additions of one step on all devices.
+    """Multiplications and additions of one step on all devices."""
 
-    Attributes:
-      teacher: of the teacher's forward pass, as far as terms read it.
-      student: of the student's forward pass.
-      step: of everything.
-    """
-
-    teacher: int
-    student: int
-    step: int
+    teacher: int  # the part of the teacher's forward pass that the terms read
+    student: int  # the student's forward pass
+    step: int  # the whole step
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The step of a config, and what it is called with: `jax.ShapeDtypeStruct` with shardings.
+    """A training step and its arguments, as `jax.ShapeDtypeStruct` with shardings.
 
-    `start` makes the values of the state and of the frozen teacher, as a run begins with them.
+    `start` makes the initial training state and the teacher's variables.
     """
 
     start: Callable[[], tuple[TrainState, Variables | None]]
@@ -61,29 +54,30 @@ class Program:
     num_classes: int
 
     def compile(self) -> jax.stages.Compiled:
-        """Compiles the step as the training loop calls it.
+        """Compiles the step as the training loop does.
 
         Raises:
-          DoesNotFit: with the compiler's reason.
+          DoesNotFit: if the compiler refuses the program; contains its reason.
         """
-        shardings = (self.placement.state_shardings(self.state), self.placement.replicated)
         jitted = jax.jit(
             self.step,
             donate_argnums=0,
-            out_shardings=shardings,
+            out_shardings=(
+                self.placement.state_shardings(self.state),
+                self.placement.replicated,
+            ),
             compiler_options=compiler_options(self.placement.platform),
         )
-        lowered = jitted.lower(self.state, self.frozen, self.batch)
         try:
-            return lowered.compile()
+            return jitted.lower(self.state, self.frozen, self.batch).compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines()[0]
-                raise DoesNotFit(reason) from error
+            _, refused, reason = str(error).partition("RESOURCE_EXHAUSTED: ")
+            if refused:
+                raise DoesNotFit(reason.splitlines()[0]) from error
             raise
 
     def values(self) -> tuple[TrainState, Variables | None, Batch]:
-        """What the step is called with, on the devices: networks as they begin, images of noise."""
+        """Returns arguments for the step on the devices: initial networks and random images."""
         state, frozen = self.placement.put_state(self.start())
         rng = np.random.default_rng(0)
         batch = {
@@ -93,51 +87,51 @@ class Program:
         return state, frozen, self.placement.put_batch(batch)
 
     def resident_bytes(self) -> dict[str, int]:
-        """Bytes on each device of what stays there between two steps, by kind."""
+        """Returns the bytes on each device that the arguments of the step take, by kind."""
         state = self.state
         kinds = {
             "parameters": state.params,
             "running statistics": state.model_state,
             "optimizer": state.opt_state,
-            "what terms carry": state.terms,
+            "state of terms": state.terms,
             "moving average": state.ema,
             "teacher": self.frozen,
             "batch": self.batch,
         }
-        return {kind: _device_bytes(tree) for kind, tree in kinds.items()}
+        return {kind: _bytes_per_device(tree) for kind, tree in kinds.items()}
 
 
 def make_program(
     config: Config, devices: Sequence[Any], *, num_classes: int, batch_size: int
 ) -> Program:
-    """Puts together the step of `config` for `devices`, as `kdjax.runs.run` does.
+    """Assembles the training step of a config for some devices, as a run does.
 
     Args:
-      config: as `kdjax.config.default` makes it.
-      devices: attached, or those of a topology.
-      num_classes: of the data.
-      batch_size: of all devices together.
+      config: the config, from `kdjax.config.default`.
+      devices: attached devices, or the devices of a topology.
+      num_classes: number of classes of the data.
+      batch_size: images on all devices together.
 
     Raises:
-      UserError: for a mistake in the config, a batch that cannot be split over the devices, an
-        unnamed or cached teacher, or terms that do not go with the networks.
+      UserError: if the config has a mistake, names no teacher or a cached one, or has terms that do
+        not match the networks, or if the devices cannot share the batch evenly.
     """
     configuration.validate(config)
     options = configuration.read(config)
-    accumulate = options.optimizer.accumulate
     if options.teacher.cache:
         raise UserError(
             "config.teacher.cache: the size of its maps depends on the images, which a plan does "
             "not see; leave it empty to plan with the live teacher, or plan without terms"
         )
     placement = Placement(options.mesh, devices)
-    placement.check_batch_size("data.batch_size", batch_size, accumulate=accumulate)
+    placement.check_batch_size(
+        "data.batch_size", batch_size, accumulate=options.optimizer.accumulate
+    )
     data = dataclasses.replace(options.data, batch_size=batch_size)
     options = dataclasses.replace(options, data=data)
-    student, start_student = _network(options, "student", num_classes, options.student.auxiliary)
+    student, start_student = _network(options, "student", options.student.auxiliary, num_classes)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
-    named = _teacher(options, num_classes, placement.platform)
-    teacher, start_teacher = named or (None, lambda: None)
+    teacher, start_teacher = _teacher(options, num_classes)
     variables, frozen = jax.eval_shape(start_student), jax.eval_shape(start_teacher)
     distiller = assemble_distiller(
         options,
@@ -163,60 +157,52 @@ def make_program(
     }
     if teacher is not None and options.teacher.view == "clean":
         batch["clean"] = batch["image"]
-    read = distiller.reads("teacher") if distiller else set()
+    needed = sorted(distiller.reads("teacher")) if distiller else []
     work = Work(
-        teacher=_teacher_work(teacher, frozen, read, batch["image"]) if teacher else 0,
-        student=_student_work(student, variables, batch["image"]),
-        step=profiling.count_flops(step, state, frozen, batch),
+        teacher=_forward_flops(teacher, frozen, batch["image"], needed) if teacher else 0,
+        student=_forward_flops(student, variables, batch["image"], SCORES, train=True),
+        step=count_flops(step, state, frozen, batch),
     )
     return Program(
         start=start,
         step=step,
-        state=_placed(state, placement.state_shardings(state)),
-        frozen=_placed(frozen, placement.state_shardings(frozen)),
-        batch=_placed(batch, placement.batch_shardings(batch)),
+        state=_with_shardings(state, placement.state_shardings(state)),
+        frozen=_with_shardings(frozen, placement.state_shardings(frozen)),
+        batch=_with_shardings(batch, placement.batch_shardings(batch)),
         placement=placement,
         work=work,
         num_classes=num_classes,
     )
 
 
-# A network, and what makes its first variables.
-_Start = tuple[Network, Callable[[], Variables]]
-
-
-def _teacher(options: RunOptions, num_classes: int, platform: str) -> _Start | None:
+def _teacher(
+    options: RunOptions, num_classes: int
+) -> tuple[Network | None, Callable[[], Variables | None]]:
+    """Returns the teacher as a run stores it and a function that makes its variables."""
     if not need_teacher(options.terms):
-        return None
-    teacher, start = _float_teacher(options, num_classes)
-    if not options.teacher.int8:
-        if not can_freeze(teacher, options.teacher.dtype):
-            return teacher, start
-        frozen = FrozenNetwork(teacher)
-        return frozen, lambda: frozen.freeze(start())
-    check_platform(platform)
-    network = Int8Network(teacher)
-    # Of a blank image, since no plan depends on the scales.
-    image = np.zeros((1, *options.data.crop_size, 3), np.float32)
-    return network, lambda: network.quantize(start(), image)
-
-
-def _float_teacher(options: RunOptions, num_classes: int) -> _Start:
+        return None, lambda: None
     source = options.teacher.checkpoint
-    if not options.teacher.name and (not source or names.is_path(source)):
+    if options.teacher.name:
+        # A converted teacher includes its auxiliary head. The step does not compute the head, but
+        # the head takes memory.
+        network, start = _network(options, "teacher", True, num_classes)
+    elif source and not names.is_path(source):
+        network, variables, _ = saved.load(source, dtype=options.teacher.dtype)
+        start = lambda: variables  # noqa: E731
+    else:
         raise UserError(
             "config.terms need a teacher: name its network, as config.teacher.name = pspnet_r101"
         )
-    if not options.teacher.name:
-        network, variables, _ = saved.load(source, dtype=options.teacher.dtype)
-        return network, lambda: variables
-    # Converted teachers bring their auxiliary head. Nothing computes it, but it takes memory.
-    return _network(options, "teacher", num_classes, True)
+    if not can_freeze(network, options.teacher.dtype):
+        return network, start
+    frozen = FrozenNetwork(network)
+    return frozen, lambda: frozen.freeze(start())
 
 
 def _network(
-    options: RunOptions, side: Literal["student", "teacher"], num_classes: int, auxiliary: bool
-) -> _Start:
+    options: RunOptions, side: Literal["student", "teacher"], auxiliary: bool, num_classes: int
+) -> tuple[Network, Callable[[], Variables]]:
+    """Returns a network and a function that makes its initial variables."""
     settings = options.student if side == "student" else options.teacher
     network = make_network(
         settings.name,
@@ -231,27 +217,25 @@ def _network(
     return network, lambda: network.init(jax.random.key(0), image)
 
 
-def _teacher_work(
-    teacher: Network, variables: Any, read: set[str], images: jax.ShapeDtypeStruct
+def _forward_flops(
+    network: Network,
+    variables: Any,
+    images: jax.ShapeDtypeStruct,
+    wanted: Iterable[str],
+    train: bool = False,
 ) -> int:
+    """Counts the operations that a forward pass needs for the wanted maps."""
+
     def forward(variables: Variables, images: jax.Array) -> list[Any]:
-        seen = preprocessing_of(teacher)(images)
-        maps = maps_of(teacher.apply(variables, seen, train=False, key=None)[0])
-        return [array_of(maps[name]) for name in sorted(read)]
+        key = jax.random.key(0) if train else None
+        inputs = preprocessing_of(network)(images)
+        maps = maps_of(network.apply(variables, inputs, train=train, key=key)[0])
+        return [array_of(maps[name]) for name in wanted if name in maps]
 
-    return profiling.count_flops(forward, variables, images)
-
-
-def _student_work(student: Network, variables: Any, images: jax.ShapeDtypeStruct) -> int:
-    def forward(variables: Variables, images: jax.Array) -> list[Any]:
-        seen = preprocessing_of(student)(images)
-        maps = maps_of(student.apply(variables, seen, train=True, key=jax.random.key(0))[0])
-        return [array_of(maps[name]) for name in SCORES if name in maps]
-
-    return profiling.count_flops(forward, variables, images)
+    return count_flops(forward, variables, images)
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
+def _with_shardings(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -259,7 +243,7 @@ def _placed(tree: Any, shardings: Any) -> Any:
     )
 
 
-def _device_bytes(tree: Mapping[str, Any] | Any) -> int:
+def _bytes_per_device(tree: Any) -> int:
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from kdjax import losses
-from kdjax.planning.hlo import parse
+from kdjax.planning.collectives import parse
 from tools.hlo import float32_arrays, reads
 
 

@@ -1,4 +1,4 @@
-"""Plans for GPUs: what is read in a captured program, and one small step compiled for them."""
+"""Plans for GPUs: the collectives of a captured program, and a small step compiled for GPUs."""
 
 import json
 import os
@@ -9,9 +9,8 @@ import sys
 import pytest
 
 from kdjax.errors import UserError
-from kdjax.planning import chips
-from kdjax.planning.hlo import Collective, read_collectives
-from kdjax.planning.traffic import memory_traffic
+from kdjax.planning import topology
+from kdjax.planning.collectives import Collective, read_collectives
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HOSTS = [0] * 8 + [1] * 8
@@ -75,28 +74,21 @@ def test_collectives_as_they_are_written_for_gpus(form, expected):
     assert read_collectives(text, HOSTS) == [expected]
 
 
-def test_memory_traffic_of_a_captured_program():
-    # One round of its first loop alone: products of 64 x 64 and 64 x 16 read and written.
-    assert memory_traffic(CAPTURED) > 5 * 4 * (64 * 64 + 64 * 16 + 16 * 64)
-    # Nothing is read whole that a loop slices: five times its three stacks would be 300 KiB more.
-    assert memory_traffic(CAPTURED) < 1_000_000
-
-
 @pytest.mark.parametrize("name", ["h100", "h100:3", "h100:16", "a100:2x8x1", "h200:0x8"])
 def test_what_no_hosts_make_up_is_a_mistake(name):
     with pytest.raises(UserError, match=r"h100:8.*h100:2x8"):
-        chips.find_topology(name)
+        topology.find_topology(name)
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(chips.importlib.metadata, "distributions", lambda: iter(()))
+    monkeypatch.setattr(topology.importlib.metadata, "distributions", lambda: iter(()))
     with pytest.raises(UserError, match=r"pip install 'kdjax\[cuda-plan\]'"):
-        chips.find_topology("h100:8")
+        topology.find_topology("h100:8")
 
 
 @pytest.mark.cuda_plan
 def test_a_step_is_compiled_for_two_hosts_of_gpus(tmp_path):
-    names = {x.metadata["Name"] for x in chips.importlib.metadata.distributions()}
+    names = {x.metadata["Name"] for x in topology.importlib.metadata.distributions()}
     if "jax-cuda12-plugin" not in names:
         pytest.skip("compiling for GPUs needs jax-cuda12-plugin: kdjax[cuda-plan]")
     config = tmp_path / "tiny_config.py"
@@ -124,8 +116,7 @@ def test_a_step_is_compiled_for_two_hosts_of_gpus(tmp_path):
     plan = json.loads(output.read_text())
     assert (plan["devices"], plan["chip"]["name"]) == (4, "H100 SXM")
     assert plan["memory"]["activations and temporaries"] > 0
-    assert plan["bytes_moved"] > plan["needed"]
     (reduced,) = plan["collectives"]
     assert reduced["network_bytes"] == reduced["bytes"] / 2 > plan["memory"]["parameters"] / 2
-    assert plan["roofline"]["network"] > plan["roofline"]["interconnect"] > 0
-    assert "Not counted: workspaces of cuDNN" in run.stdout
+    assert plan["seconds"]["network"] > plan["seconds"]["interconnect"] > 0
+    assert "JAX takes 75 %" in run.stdout

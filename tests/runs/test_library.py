@@ -105,25 +105,6 @@ def test_a_run_shows_its_scores_its_curves_and_a_picture(trained):
         assert picture.width > picture.height / 4  # image, label and student in each of four rows
 
 
-def test_a_teacher_in_int8_is_held_against_itself(trained, config, tmp_path, capsys):
-    pytest.importorskip("qwix", reason='qwix is not installed: pip install "kdjax[int8]"')
-    config.teacher.checkpoint, config.teacher.int8 = str(trained[0]), True
-    with config.unlocked():
-        config.terms = ConfigDict({"cwd": configuration.term("cwd")})
-    config.teacher.min_agreement = 1.0
-    refused = r"teacher\.int8: the teacher labels 0\.\d+ .*min_agreement 1\.0; set int8 to False"
-    with pytest.raises(UserError, match=refused):
-        kdjax.train(config, tmp_path / "refused")
-    assert not (tmp_path / "refused" / "config.json").exists()
-    config.teacher.min_agreement = 0.5
-    capsys.readouterr()
-    kdjax.train(config, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert re.search(r"int8, calibrated on 16 .* labels \d\d\.\d\d % of .* val as in float32", said)
-    miou = 100 * trained[1].scores["val"].miou
-    assert f"where it has mIoU {miou:.2f} %" in said
-
-
 def test_a_teacher_other_than_described_is_refused(trained, config, tmp_path):
     workdir = str(trained[0])
 

@@ -604,6 +604,3 @@ def test_what_logits_do_not_go_with(config, tmp_path):
     config.teacher.update({"min_miou": 0.0, "cache": ""})
     with pytest.raises(UserError, match=r"teacher\.logits is set: name the directory"):
         configuration.validate(config)
-    config.teacher.int8 = True
-    with pytest.raises(UserError, match=r"teacher\.int8 is True, .* so set it to False"):
-        configuration.validate(config)
