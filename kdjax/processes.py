@@ -186,7 +186,7 @@ def fail(status: int, *lines: str) -> NoReturn:
         sys.exit(status)
     alone = not _part(GRACE_SECONDS)
     if alone and status == _MISTAKE:
-        _tell_the_others("".join(lines))
+        _tell_the_others(status, "".join(lines))
     elif alone:
         time.sleep(VERDICT_SECONDS)
     sys.stderr.writelines(lines)
@@ -196,25 +196,29 @@ def fail(status: int, *lines: str) -> NoReturn:
     _end(status)
 
 
-def fail_from_thread(reason: str) -> None:
-    """Ends this process and the others with status 2, while the main thread may wait for them.
+def fail_from_thread(error: UserError | Transient) -> None:
+    """Ends this process and the others, while the main thread may wait for them.
 
     Does nothing if `join` found no others.
 
     Args:
-      reason: one line for stderr.
+      error: why. The status is 2 for a `UserError` and 75 for a `Transient`.
     """
     if not _watching.is_set():
         return
+    status = _MISTAKE if isinstance(error, UserError) else AGAIN
+    if status == AGAIN:
+        # As in `fail`: the death of another process is reported in its place.
+        time.sleep(VERDICT_SECONDS)
     _ending.acquire()
-    line = f"kdjax: error: {reason}"
-    _tell_the_others(line)
+    line = f"kdjax: error: {error}"
+    _tell_the_others(status, line)
     print(line, file=sys.stderr, flush=True)
-    _end_after_the_others(_MISTAKE)
+    _end_after_the_others(status)
 
 
-def _tell_the_others(line: str) -> None:
-    text = f"{_MISTAKE} {' '.join(line.split())}"
+def _tell_the_others(status: int, line: str) -> None:
+    text = f"{status} {' '.join(line.split())}"
     _service().key_value_set(f"{_FAILURES}{_index()}", text)
 
 

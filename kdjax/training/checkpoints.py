@@ -252,9 +252,7 @@ class Checkpoints:
         """
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, Exception) and record.threadName == _WRITER:
-            reason = self._why_not_written(error)
-            if isinstance(reason, UserError):
-                processes.fail_from_thread(str(reason))
+            processes.fail_from_thread(self._why_not_written(error))
         return True
 
     def _add_score(self, step: int, miou: float) -> None:
