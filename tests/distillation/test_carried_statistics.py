@@ -12,7 +12,7 @@ from kdjax import losses
 from kdjax.distillation import Distiller, Spec, term
 from kdjax.distillation.augmented import OFD, StandardizedL2
 from kdjax.errors import UserError
-from kdjax.losses import _statistics
+from kdjax.losses.phi_s import _hadamard
 
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
 SHAPES = (8, 4, 4, 6), (8, 2, 2, 5)
@@ -85,13 +85,13 @@ def test_margins_do_not_depend_on_the_devices():
 
 @pytest.mark.parametrize("size", [1, 2, 8, 12, 20, 28, 36, 96])
 def test_rotations_of_equal_entries(size):
-    found = _statistics._hadamard(size)
+    found = _hadamard(size)
     close(found @ found.T, np.eye(size), 1e-12)
     close(np.abs(found), np.full((size, size), size**-0.5), 1e-12)
 
 
 def test_where_there_is_no_such_rotation_another_is_near():
-    found = _statistics._hadamard(6)
+    found = _hadamard(6)
     close(found @ found.T, np.eye(6), 1e-12)
 
 
