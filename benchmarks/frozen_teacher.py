@@ -29,7 +29,7 @@ from jaxtyping import Array
 
 from kdjax.cli import command
 from kdjax.deployment.rewriting import plain_convolutions
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.feature_maps import array_of
 from kdjax.models import Network, NNXNetwork, Variables, make_network, maps_of, resnet
 from kdjax.models.folding import FrozenNetwork, fold_batch_norm
 from kdjax.models.int8 import Int8Network

@@ -16,7 +16,7 @@ from flax import linen, nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from kdjax.distillation import Maps
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.feature_maps import array_of
 from kdjax.errors import UserError
 from kdjax.models.outputs import IMAGENET, Preprocessing, SegmentationOutput
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from kdjax import models
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.feature_maps import array_of
 from kdjax.errors import UserError
 from kdjax.models import NNXNetwork
 from kdjax.models.int8 import Int8Network, check_platform

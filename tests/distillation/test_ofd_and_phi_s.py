@@ -10,7 +10,8 @@ from field import close, given, measure, normal, over_devices
 
 from kdjax import losses
 from kdjax.distillation import Distiller, Spec, term
-from kdjax.distillation.augmented import OFD, StandardizedL2
+from kdjax.distillation.methods.ofd import OFD
+from kdjax.distillation.methods.phi_s import StandardizedL2
 from kdjax.errors import UserError
 from kdjax.losses.phi_s import _hadamard
 
@@ -158,10 +159,13 @@ def test_what_is_fitted_does_not_depend_on_the_devices():
         (term("ofd", student="stage4", teacher="stage4"), "a map for each of its 5 divisors"),
         (
             term("ofd", student=NAMES, teacher=NAMES, divisors=(1.0, 0.0)),
-            "alpha must be zero or positive, and divisors positive",
+            "t.divisors is 0.0; it must be positive",
         ),
-        (term("standardized_l2", standardize="all"), 'must be "phi_s" or "channel", got "all"'),
-        (term("standardized_l2", fitted_over=0), "fitted_over must be 1 or more, got 0"),
+        (
+            term("standardized_l2", standardize="all"),
+            't.standardize is "all"; it must be phi_s or channel',
+        ),
+        (term("standardized_l2", fitted_over=0), "t.fitted_over is 0; it must be positive"),
     ],
 )
 def test_what_cannot_be_is_said(entry, message):
