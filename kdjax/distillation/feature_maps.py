@@ -1,7 +1,6 @@
 """Named feature maps, and what is known of them before a network runs."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +12,7 @@ from jaxtyping import Array, Float
 SCORES = ("logits", "aux_logits")
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["logits", "inputs", "kernel", "bias"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Classification:
     """Class scores and the linear layer that made them: `logits = inputs @ kernel + bias`.

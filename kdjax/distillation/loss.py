@@ -24,21 +24,7 @@ SIDES = ("student", "teacher")
 Metrics = dict[str, Float[Array, ""]]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "student",
-        "teacher",
-        "labels",
-        "full_labels",
-        "valid",
-        "classifier",
-        "progress",
-        "step",
-        "key",
-    ],
-    meta_fields=["ignore_label"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The inputs of a loss in one step.
@@ -69,7 +55,7 @@ class Inputs:
     progress: Float[Array, ""]
     step: Int[Array, ""]
     key: PRNGKeyArray
-    ignore_label: int = 255
+    ignore_label: int = dataclasses.field(default=255, metadata={"static": True})
 
 
 def read_labels(inputs: Inputs) -> tuple[Int[Array, "B h w"], Bool[Array, "B h w"]]:

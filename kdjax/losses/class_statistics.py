@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,7 @@ from kdjax.losses._arrays import einsum, is_class
 from kdjax.losses._checks import check_labels, check_map, shape_of
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["count", "mean", "covariance"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClassStatistics:
     """Count, mean, and (biased) covariance of the features seen in each class.
