@@ -1,4 +1,4 @@
-"""Named feature maps, and what is known of them before a network runs."""
+"""Named feature maps, and their properties before a network runs."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -18,6 +18,7 @@ from kdjax import distillation, losses
 from kdjax.distillation import Classification, Distiller, Loss, Spec, layers, term
 from kdjax.distillation.methods import LOSSES
 from kdjax.errors import UserError
+from kdjax.sections import SHARE
 from kdjax.training.step import Objective
 
 STEPS = 10
@@ -136,6 +137,21 @@ class TestOwnLosses:
         assert own_losses.Attention(weight=2.0).adapter == "never"
         with pytest.raises(dataclasses.FrozenInstanceError):
             own_losses.Attention().weight = 3.0
+
+    def test_the_types_of_fields_are_the_values_that_they_accept(self):
+        class Typed(distillation.Loss):
+            adapter: str = "never"
+            mode: typing.Literal["mean", "sum"] = "mean"
+            share: typing.Annotated[float, SHARE] = 0.5
+
+        for options, message in (
+            ({"adapter": "auto"}, 't.adapter is "auto"; it must be where_needed or always'),
+            ({"mode": "median"}, 't.mode is "median"; it must be mean or sum'),
+            ({"share": 2.0}, "t.share is 2.0; it must be from 0 to 1"),
+        ):
+            with pytest.raises(UserError, match=message):
+                distillation.make_loss("terms.t", Typed(**options))
+        assert distillation.make_loss("terms.t", Typed()).share == 0.5
 
     def test_several_maps_a_side_are_paired_and_resized(self):
         found = values(t=own_losses.Attention(), teacher=maps(9, (10, 12), seed=1))

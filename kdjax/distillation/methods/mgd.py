@@ -26,7 +26,7 @@ class Generated(Loss):
         over images. It is the authors' constant, so that the loss grows with the map as theirs
         does.
       masked: Share of the student's map that is set to 0.
-      mask: What is masked: random pixels, random channels, or the center of the map.
+      mask: The masked part: random pixels, random channels, or the center of the map.
     """
 
     student = teacher = "stage4"
