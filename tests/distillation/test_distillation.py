@@ -140,7 +140,7 @@ class TestOwnLosses:
 
     def test_the_types_of_fields_are_the_values_that_they_accept(self):
         class Typed(distillation.Loss):
-            adapter: str = "never"
+            adapter: str = "never"  # pyright: ignore[reportIncompatibleVariableOverride]
             mode: typing.Literal["mean", "sum"] = "mean"
             share: typing.Annotated[float, SHARE] = 0.5
 
