@@ -40,7 +40,7 @@ from flax import nnx
 
 from kdjax import losses, models
 from kdjax.distillation import Distiller, term
-from kdjax.distillation.builtin import LOSSES
+from kdjax.distillation.methods import LOSSES
 from kdjax.models import NNXNetwork
 from kdjax.models.network import trace_maps, traced_rngs
 from kdjax.planning.collectives import parse

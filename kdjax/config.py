@@ -219,11 +219,19 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+# Keys that earlier versions had, with the default that changes nothing.
+_REMOVED = {"teacher": {"int8": False, "min_agreement": 0.98}}
+
+
 def from_json(text: str) -> Config:
-    """The config of a workdir; keys that the file does not hold take their defaults."""
-    config = default()
+    """Returns the config of a workdir; keys that the file does not hold take their defaults."""
+    config, values = default(), json.loads(text)
+    for section, removed in _REMOVED.items():
+        for key, unused in removed.items():
+            if values.get(section, {}).get(key) == unused:
+                del values[section][key]
     with config.unlocked():
-        config.update(ConfigDict(sections.with_tuples(json.loads(text))))
+        config.update(ConfigDict(sections.with_tuples(values)))
     return config
 
 

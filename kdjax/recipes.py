@@ -1,5 +1,6 @@
 """What the files in `configs/` share: data sets with networks and schedules, and the methods."""
 
+import importlib
 import types
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -8,12 +9,26 @@ from ml_collections import ConfigDict
 
 from kdjax import names
 from kdjax.config import Config, default, network, without_terms
-from kdjax.distillation.terms import BUILDS_ON, METHODS
+from kdjax.distillation.methods import LOSSES
 from kdjax.errors import UserError
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.names import SEPARATOR, did_you_mean
 
-# As the names of anybody else's, these say where to import from.
+
+def _tables(name: str) -> dict[str, Any]:
+    """Joins the tables of one name from the modules that hold the built-in losses."""
+    modules = dict.fromkeys(path.partition(SEPARATOR)[0] for path in LOSSES.values())
+    tables = (getattr(importlib.import_module(module), name, {}) for module in modules)
+    return {key: value for table in tables for key, value in table.items()}
+
+
+# The terms of each method, with the weights of its paper or of its authors' code.
+METHODS: dict[str, dict[str, dict[str, Any]]] = {"plain": {}, **_tables("METHODS")}
+# The method that another one extends. The gain of the extension is measured against it, and not
+# against the plain student.
+BUILDS_ON: dict[str, str] = _tables("BUILDS_ON")
+
+# Built-in methods are resolved by the same function as a user's.
 built_in = types.SimpleNamespace(**METHODS)
 _NAMES = {name: f"{__name__}{SEPARATOR}built_in.{name}" for name in METHODS}
 

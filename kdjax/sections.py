@@ -170,6 +170,19 @@ def range_of(field: dataclasses.Field[Any]) -> Range | None:
     return next((mark for mark in marks if isinstance(mark, Range)), None)
 
 
+def check_field(key: str, value: Any, field: dataclasses.Field[Any]) -> None:
+    """Requires one of a field's choices, and numbers within its range, if it has any.
+
+    Raises:
+      WrongValue: If the value is another one. The message names the key and the right values.
+    """
+    if (choices := choices_of(field)) and value not in choices:
+        raise WrongValue(key, f'is "{value}"; it must be {" or ".join(choices)}')
+    if allowed := range_of(field):
+        for number in value if isinstance(value, tuple) else (value,):
+            check_number(key, number, allowed)
+
+
 def is_named(field: dataclasses.Field[Any]) -> bool:
     """Whether the keys of a field are names that the user gives."""
     return get_origin(field.type) is Mapping
@@ -188,8 +201,4 @@ def _check(key: str, value: Any, field: dataclasses.Field[Any]) -> None:
     if section_of(field.type):
         return
     check_type(key, value, field.default)
-    if (choices := choices_of(field)) and value not in choices:
-        raise WrongValue(key, f'is "{value}"; it must be {" or ".join(choices)}')
-    if allowed := range_of(field):
-        for number in value if isinstance(value, tuple) else (value,):
-            check_number(key, number, allowed)
+    check_field(key, value, field)

@@ -55,7 +55,7 @@ _LONGEST = (
     "training",
     "data",
     "loop",
-    "second_optimizer",
+    "ofd_and_phi_s",
     "distillation",
     "augmentation",
     "interop",

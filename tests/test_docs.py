@@ -11,7 +11,7 @@ import kdjax
 from kdjax import config as configuration
 from kdjax import losses, recipes
 from kdjax.distillation import term
-from kdjax.distillation.builtin import LOSSES
+from kdjax.distillation.methods import LOSSES
 from tools import comparison, costs, fine_tuning, networks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

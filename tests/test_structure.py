@@ -11,6 +11,7 @@ import typing
 import pytest
 
 from kdjax import distillation, losses
+from kdjax.distillation.methods import LOSSES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -64,6 +65,12 @@ def test_a_lower_floor_never_imports_a_higher_one():
 def test_every_room_is_in_the_list():
     found = {path.parent.name for path in (ROOT / "kdjax").glob("*/__init__.py")}
     assert found <= ROOMS.keys()
+
+
+def test_every_module_of_a_method_is_in_the_list_of_losses():
+    package = ROOT / "kdjax" / "distillation" / "methods"
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert modules == {path.rpartition(":")[0].rpartition(".")[2] for path in LOSSES.values()}
 
 
 def test_loading_knows_nothing_of_preparing():

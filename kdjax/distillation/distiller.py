@@ -1,54 +1,63 @@
-"""Distillation terms as one object: what they learn and carry, and their weighted sum."""
+"""The distillation terms of a run as one object: their parameters, state, and weighted sum."""
 
 import dataclasses
 import functools
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from kdjax.distillation.loss import SIDES, Inputs, Loss, Metrics
-from kdjax.distillation.maps import (
+from kdjax.distillation.feature_maps import (
     Classification,
     Maps,
     Spec,
-    adapt,
     array_of,
-    blank,
-    constant,
     fits,
-    init_adapter,
     spec_of,
+    zeros_of,
 )
+from kdjax.distillation.layers import adapt, init_adapter
+from kdjax.distillation.loss import SIDES, Inputs, Loss, Metrics
 from kdjax.distillation.terms import make_loss
 from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.losses import resize, resize_labels
 
-# Of the smallest map a side, in the trace that looks for mistakes, where nobody said its size.
+# Rows and columns of the smallest map on which terms are traced, if no image size is given.
 TRACED_CELLS = 64
+
+
+class _Batch(NamedTuple):
+    """The arguments of a step that all terms share, as `Distiller.__call__` takes them."""
+
+    student: Maps
+    teacher: Maps | None
+    labels: Int[Array, "B H W"] | None
+    step: Int[Array, ""]
+    progress: Float[Array, ""]
+    key: PRNGKeyArray
 
 
 class Distiller:
     """Distillation terms between two networks, for any training loop.
 
     Args:
-      terms: by name, each a `Loss` or what `term` returns. The names are those of the metrics.
-      student: the student's maps by name: arrays, `jax.ShapeDtypeStruct`s, or `Spec`s.
-      teacher: the teacher's; None where no term reads any.
-      image_size: height and width of the images, where the strides of maps are to be known.
-      ignore_label: the label of pixels that do not count.
-      where: what error messages call the terms.
+      terms: The terms by name, each a `Loss` or the result of `term`. Metrics use the same names.
+      student: The student's maps by name: arrays, `jax.ShapeDtypeStruct`s, or `Spec`s.
+      teacher: The teacher's maps. None if no term reads the teacher.
+      image_size: Height and width of the images, from which the strides of the maps follow.
+      ignore_label: The label of pixels that do not count.
+      where: The name of the terms in error messages.
 
     Raises:
-      UserError: for an unknown loss, option or map, maps that do not go together, and whatever
-        tracing the terms on such maps raises; the message names the term.
+      UserError: If a loss, an option, or a map is unknown, if maps do not fit together, or if a
+        term raises an error when it is traced on maps of these shapes. The message names the term.
 
     Attributes:
-      terms: the losses by name.
+      terms: The losses by name.
 
     Examples:
       >>> distiller = Distiller({"cwd": term("cwd")}, student=student_maps, teacher=teacher_maps)
@@ -80,15 +89,15 @@ class Distiller:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term reads the teacher."""
+        """Returns True if any term reads the teacher."""
         return any(loss.teacher is not None for loss in self.terms.values())
 
     def reads(self, side: str) -> set[str]:
-        """The maps that the terms read of "student" or "teacher"."""
+        """Returns the names of the maps that the terms read of "student" or "teacher"."""
         return {name for loss in self.terms.values() for name in loss.names(side)}
 
     def describe(self) -> list[str]:
-        """A line for each term: its loss, its maps, its options, and what it learns."""
+        """Returns a line for each term: its loss, its maps, its options, and its adapters."""
         lines = []
         for name, loss in self.terms.items():
             adapters = [
@@ -110,7 +119,7 @@ class Distiller:
         return found
 
     def init(self, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-        """What the terms learn, and what they carry, each by the name of the term."""
+        """Returns the parameters and the state of the terms, each by the name of the term."""
         params: dict[str, PyTree] = {}
         state: dict[str, PyTree] = {}
         for name, loss in self.terms.items():
@@ -120,7 +129,7 @@ class Distiller:
         return params, state
 
     def learning_rates(self, params: PyTree) -> PyTree:
-        """For each leaf of `params`, its learning rate in times of the run's."""
+        """Returns the factor of the run's learning rate for each leaf of `params`."""
         return {
             name: jax.tree.map(lambda _, rate=self.terms[name].learning_rate: rate, learned)
             for name, learned in params.items()
@@ -138,130 +147,115 @@ class Distiller:
         steps: Float[Array, ""] | int,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
-        """The weighted sum of the terms.
+        """Returns the weighted sum of the terms.
 
-        A pure function, to be differentiated with respect to `params` and what made `student`.
+        A pure function, to be differentiated with respect to `params` and to whatever made
+        `student`.
 
         Args:
-          params: what the terms learn, as `init` returns it.
-          state: what they carry, likewise.
-          student: the student's maps by name; `Classification` where scores are augmented.
-          teacher: the teacher's, which get no gradient; None where no term reads them.
-          labels: class indices at the images' size; None where no term reads them.
-          step: steps done.
-          steps: of the whole run.
-          key: the same in every step; each step and term draws its own numbers.
+          params: The parameters of the terms, as `init` returns them.
+          state: The state of the terms, as `init` returns it.
+          student: The student's maps by name. Losses that augment features need a `Classification`.
+          teacher: The teacher's maps, which receive no gradient. None if no term reads them.
+          labels: Class indices at the size of the images. None if no term reads them.
+          step: The number of steps done.
+          steps: The number of steps of the whole run.
+          key: A random key, the same in every step. Each step and term derives its own from it.
 
         Returns:
-          The loss, and the new state with the metrics: the unweighted value of each term by its
-          name, and what it logs beside as "term/name".
+          The loss, and the new state with the metrics. The metrics are the unweighted value of
+          each term by its name, and further numbers as "term/name".
         """
         step = jnp.asarray(step, jnp.int32)
+        batch = _Batch(student, teacher, labels, step, step / steps, key)
         total = jnp.zeros(())
-        carried: dict[str, PyTree] = dict(state)
+        after: dict[str, PyTree] = dict(state)
         metrics: Metrics = {}
         for name, loss in self.terms.items():
-            learned = params.get(name, {})
-            inputs = self._inputs(
-                name, loss, learned, student, teacher, labels, step, step / steps, key
+            value, new_state, logged = self._value(
+                name, loss, params.get(name, {}), state.get(name, {}), batch
             )
-            before = state.get(name, {})
-            after = jax.tree.map(constant, loss.update(before, jax.tree.map(constant, inputs)))
             if name in state:
-                carried[name] = after
-            found = loss(inputs, learned.get("loss", {}), after)
-            value, beside = found if isinstance(found, tuple) else (found, {})
-            if (shape := jnp.shape(value)) != ():
-                raise ValueError(
-                    f"the value must be a single number, got {list(shape)}; take a mean"
-                )
-            logged = {name: value} | {f"{name}/{part}": x for part, x in beside.items()}
-            for part, number in logged.items():
-                if jnp.iscomplexobj(number):
-                    raise ValueError(f'"{part}" is complex; it must be a real number')
-                metrics[part] = jnp.asarray(number)
-            total += loss.weight_at(inputs.progress) * value
-        return total, (carried, metrics)
+                after[name] = new_state
+            metrics[name] = value
+            metrics |= {f"{name}/{part}": jnp.asarray(number) for part, number in logged.items()}
+            total += loss.weight_at(batch.progress) * value
+        return total, (after, metrics)
 
-    def _inputs(
-        self,
-        name: str,
-        loss: Loss,
-        learned: PyTree,
-        student: Maps,
-        teacher: Maps | None,
-        labels: Int[Array, "B H W"] | None,
-        step: Int[Array, ""],
-        progress: Float[Array, ""],
-        key: PRNGKeyArray,
-    ) -> Inputs:
-        """What the term reads: resized and adapted."""
-        self._check_maps(name, loss, student, teacher, labels)
-        student_values = [student[map_name] for map_name in loss.names("student")]
-        teacher_maps = (
-            []
-            if loss.teacher is None or teacher is None
-            else [
-                jax.tree.map(constant, array_of(teacher[map_name]))
-                for map_name in loss.names("teacher")
-            ]
-        )
-        student_maps = [array_of(value) for value in student_values]
-        for index, adapted in learned.get("adapter", {}).items():
-            student_maps[int(index)] = adapt(adapted, student_maps[int(index)])
+    def _value(
+        self, name: str, loss: Loss, params: PyTree, state: PyTree, batch: _Batch
+    ) -> tuple[Float[Array, ""], PyTree, Metrics]:
+        """Returns the value of a term, its new state, and further numbers to log."""
+        inputs = self._inputs(name, loss, params, batch)
+        state = jax.tree.map(_constant, loss.update(state, jax.tree.map(_constant, inputs)))
+        found = loss(inputs, params.get("loss", {}), state)
+        value, logged = found if isinstance(found, tuple) else (found, {})
+        if (shape := jnp.shape(value)) != ():
+            raise ValueError(f"the value must be a single number, got {list(shape)}; take a mean")
+        for part, number in {name: value, **logged}.items():
+            if jnp.iscomplexobj(number):
+                raise ValueError(f'"{part}" is complex; it must be a real number')
+        return value, state, logged
+
+    def _inputs(self, name: str, loss: Loss, params: PyTree, batch: _Batch) -> Inputs:
+        """Returns the inputs of a term, with its maps adapted and resized."""
+        self._check_maps(name, loss, batch)
+        student = [batch.student[map_name] for map_name in loss.names("student")]
+        first, student = student[0], [array_of(value) for value in student]
+        teacher = [
+            _constant(array_of((batch.teacher or {})[map_name]))
+            for map_name in loss.names("teacher")
+        ]
+        for index, adapter in params.get("adapter", {}).items():
+            student[int(index)] = adapt(adapter, student[int(index)])
         if loss.resize != "none":
-            for index, other in enumerate(teacher_maps):
-                size = (student_maps[index] if loss.resize == "teacher" else other).shape[1:3]
-                student_maps[index] = resize(student_maps[index], size)
-                teacher_maps[index] = resize(other, size)
-        first = student_values[0]
+            for index, other in enumerate(teacher):
+                size = (student[index] if loss.resize == "teacher" else other).shape[1:3]
+                student[index] = resize(student[index], size)
+                teacher[index] = resize(other, size)
         classifier = None
         if isinstance(first, Classification):
-            # Resizing and a 1x1 convolution may change places.
-            resized = resize(first.inputs, student_maps[0].shape[1:3])
-            classifier = dataclasses.replace(first, logits=student_maps[0], inputs=resized)
-        small = None
-        if labels is not None:
-            small = tuple(resize_labels(labels, x.shape[1:3]) for x in student_maps)
-        valid = None if small is None else tuple(x != self.ignore_label for x in small)
+            # Resizing commutes with a 1x1 convolution.
+            resized = resize(first.inputs, student[0].shape[1:3])
+            classifier = dataclasses.replace(first, logits=student[0], inputs=resized)
+        labels = valid = None
+        if batch.labels is not None:
+            labels = [resize_labels(batch.labels, x.shape[1:3]) for x in student]
+            valid = [x != self.ignore_label for x in labels]
 
-        def one_or_all(values: Any, named: Any) -> Any:
-            return values if values is None or not isinstance(named, str) else values[0]
+        def one_or_all(values: list[Any] | None, named: Any) -> Any:
+            if named is None or values is None:
+                return None
+            return values[0] if isinstance(named, str) else tuple(values)
 
         return Inputs(
-            student=one_or_all(tuple(student_maps), loss.student),
-            teacher=one_or_all(tuple(teacher_maps), loss.teacher) if teacher_maps else None,
-            labels=one_or_all(small, loss.student),
-            full_labels=labels,
+            student=one_or_all(student, loss.student),
+            teacher=one_or_all(teacher, loss.teacher),
+            labels=one_or_all(labels, loss.student),
+            full_labels=batch.labels,
             valid=one_or_all(valid, loss.student),
             classifier=classifier,
-            progress=progress,
-            step=step,
-            key=jax.random.fold_in(jax.random.fold_in(key, step), _number(name)),
+            progress=batch.progress,
+            step=batch.step,
+            key=jax.random.fold_in(jax.random.fold_in(batch.key, batch.step), _number(name)),
             ignore_label=self.ignore_label,
         )
 
-    def _check_maps(
-        self,
-        name: str,
-        loss: Loss,
-        student: Maps,
-        teacher: Maps | None,
-        labels: Int[Array, "B H W"] | None,
-    ) -> None:
-        """Requires the maps to be those that the specs speak of.
+    def _check_maps(self, name: str, loss: Loss, batch: _Batch) -> None:
+        """Requires maps that agree with the specs.
 
-        Losses cannot know it: channels that come first, or rows and columns in one axis, pass for
-        maps of other sizes.
+        A loss cannot check this: maps with channels first, or with rows and columns in one axis,
+        look like maps of another size.
         """
-        # Cached scores of the teacher come at the size of the student's.
-        read = {"logits", *loss.names("student")} & student.keys()
-        cached = [array_of(student[map_name]).shape[1:3] for map_name in read]
-        for side, maps in zip(SIDES, (student, teacher), strict=True):
+        # Cached scores of the teacher have the size of the student's maps.
+        read = {"logits", *loss.names("student")} & batch.student.keys()
+        cached = [array_of(batch.student[map_name]).shape[1:3] for map_name in read]
+        labels = batch.labels
+        for side, maps in zip(SIDES, (batch.student, batch.teacher), strict=True):
             for map_name in loss.names(side):
                 if maps is None or map_name not in maps:
                     raise ValueError(
-                        f'terms.{name} reads "{map_name}" of the {side}, which is not there'
+                        f'terms.{name} reads "{map_name}" of the {side}, which is missing'
                     )
                 found, spec = array_of(maps[map_name]), self._specs[side][map_name]
                 fine = found.ndim == 4 and found.shape[3] == spec.channels
@@ -297,7 +291,7 @@ class Distiller:
         return params, loss.init_state(student, teacher)
 
     def _specs_of(self, loss: Loss) -> tuple[list[Spec], list[Spec]]:
-        """The specs of the maps that a loss names, of the student and of the teacher."""
+        """Returns the specs of the maps that a loss names, of the student and of the teacher."""
         students, teachers = (
             [self._specs[side][name] for name in loss.names(side)] for side in SIDES
         )
@@ -307,7 +301,7 @@ class Distiller:
         return list(zip(*self._specs_of(loss), strict=False))
 
     def _check(self, name: str, loss: Loss) -> None:
-        """Finds what would fail in the first step: by the specs, and by tracing it on such maps."""
+        """Finds the errors of the first step, from the specs and by tracing the term."""
         where = f"{self._where}.{name}"
         for side in SIDES:
             specs = self._specs[side]
@@ -340,22 +334,26 @@ class Distiller:
             raise UserError(f"{where}: {type(error).__name__}: {error}") from error
 
     def _trace(self, name: str, loss: Loss, steps: Float[Array, ""] | int = 1) -> Any:
-        alone = object.__new__(Distiller)
-        alone.__dict__ = {**self.__dict__, "terms": {name: loss}}
-        params, state = alone.init(jax.random.key(0))
-        specs = [self._specs[side][map_name] for side in SIDES for map_name in loss.names(side)]
-        widest = max(spec.stride or 1 for spec in specs)
+        """Returns the weighted value of a term, its state, and its metrics on maps of zeros."""
+        key = jax.random.key(0)
+        students, teachers = self._specs_of(loss)
+        widest = max(spec.stride or 1 for spec in (*students, *teachers))
         images = self._image_size or (widest * TRACED_CELLS, widest * TRACED_CELLS)
         student, teacher = (
-            {map_name: blank(self._specs[side][map_name], images) for map_name in loss.names(side)}
-            for side in SIDES
+            dict(zip(loss.names(side), [zeros_of(spec, images) for spec in specs], strict=True))
+            for side, specs in zip(SIDES, (students, teachers), strict=True)
         )
-        labels = jnp.zeros((2, *images), jnp.int32)
-        return alone(
-            params, state, student, teacher, labels, step=0, steps=steps, key=jax.random.key(0)
-        )
+        labels, step = jnp.zeros((2, *images), jnp.int32), jnp.zeros((), jnp.int32)
+        batch = _Batch(student, teacher, labels, step, step / steps, key)
+        value, state, logged = self._value(name, loss, *self._init(name, loss, key), batch)
+        return loss.weight_at(batch.progress) * value, state, logged
+
+
+def _constant(leaf: Any) -> Any:
+    """Stops the gradient of a leaf. Keys and integers have none."""
+    return jax.lax.stop_gradient(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
 def _number(name: str) -> int:
-    """A number of a term's name, the same in every process."""
+    """Returns a number for a term's name, the same in every process."""
     return zlib.crc32(name.encode())

@@ -1,61 +1,49 @@
-"""A distillation loss as a small class: its options are its fields.
+"""The base class of distillation losses, whose fields are the options of a term.
 
-Three lines for a function, fifteen for a class that learns, remembers and draws numbers. kdjax's
-own losses, in `kdjax.distillation.builtin`, are written the same way.
+A plain function needs no class of its own: `loss_class` makes one. A class may learn parameters,
+keep state between steps, and draw random numbers. The built-in losses in
+`kdjax.distillation.methods` are written in the same way as a user's.
 """
 
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, dataclass_transform
+from typing import Annotated, Any, Literal, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from kdjax.distillation.maps import Classification, Spec
+from kdjax.distillation.feature_maps import Classification, Spec
+from kdjax.losses import valid_mean
+from kdjax.sections import NOT_NEGATIVE
 
 Names = str | tuple[str, ...]
 SIDES = ("student", "teacher")
 Metrics = dict[str, Float[Array, ""]]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "student",
-        "teacher",
-        "labels",
-        "full_labels",
-        "valid",
-        "classifier",
-        "progress",
-        "step",
-        "key",
-    ],
-    meta_fields=["ignore_label"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a loss may read in a step.
+    """The inputs of a loss in one step.
 
-    Maps are brought to one size, and the student's to the teacher's channels, as the term says. A
-    term that names several maps has a tuple of each, in the order in which it names them.
+    The maps have one size, and the student's maps have the teacher's channels, as the term's
+    `resize` and `adapter` say. If a term names several maps, each field is a tuple in their order.
 
     Attributes:
-      student: the student's map [B, h, w, C], or a tuple of maps.
-      teacher: the teacher's, without gradient; None where the loss reads none.
-      labels: class indices at the maps' size [B, h, w], or a tuple; None where there are none.
-      full_labels: at the images' size [B, H, W].
-      valid: which of `labels` count: those that are not the ignore label.
-      classifier: how the student's scores were made, at the maps' size; None where that is not
-        known.
-      progress: share of the run that is done, 0 to 1.
-      step: steps done.
-      key: for what is drawn at random. It depends on the seed, the step, the micro-batch, and the
-        term's name alone, so that an image gets the same numbers on any number of devices.
-      ignore_label: the label of pixels that do not count.
+      student: The student's map `[B, h, w, C]`, or a tuple of maps.
+      teacher: The teacher's map, without gradient. None if the loss does not read the teacher.
+      labels: Class indices at the size of the map, `[B, h, w]`, or a tuple. None without labels.
+      full_labels: Class indices at the size of the images, `[B, H, W]`.
+      valid: True for each entry of `labels` that is not the ignore label.
+      classifier: How the student's scores were made, at the size of the map. None if unknown.
+      progress: The share of the run that is done, 0 to 1.
+      step: The number of steps done.
+      key: A random key. It depends only on the seed, the step, the micro-batch, and the
+        term's name, so that an image receives the same random numbers on any number of devices.
+      ignore_label: The label of pixels that do not count.
     """
 
     student: Any
@@ -67,24 +55,18 @@ class Inputs:
     progress: Float[Array, ""]
     step: Int[Array, ""]
     key: PRNGKeyArray
-    ignore_label: int = 255
+    ignore_label: int = dataclasses.field(default=255, metadata={"static": True})
 
 
-def labelled(inputs: Inputs) -> tuple[Int[Array, "B h w"], Bool[Array, "B h w"]]:
-    """The labels at the map's size, and which of them count.
+def read_labels(inputs: Inputs) -> tuple[Int[Array, "B h w"], Bool[Array, "B h w"]]:
+    """Returns the labels at the size of the map, and the mask of those that count.
 
     Raises:
-      ValueError: where the batch has no labels.
+      ValueError: If the batch has no labels.
     """
     if inputs.labels is None:
         raise ValueError("reads labels, and there are none")
     return inputs.labels, inputs.valid
-
-
-def need_scores(*specs: Spec) -> None:
-    """Requires maps of class scores; for `Loss.check`."""
-    if not all(spec.scores for spec in specs):
-        raise ValueError("needs class scores on both sides, as logits or aux_logits")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -92,87 +74,96 @@ def need_scores(*specs: Spec) -> None:
 class Loss:
     """A term: a loss between maps of the student and of the teacher.
 
-    Subclasses add their options as annotated fields with defaults, and become frozen dataclasses.
+    Subclasses become frozen dataclasses. Their options are annotated fields with defaults. A field
+    of type `Literal` accepts only its choices, and one of type `Annotated[float, Range]` only
+    numbers in that range (`kdjax.sections.Range`).
 
     Attributes:
-      student: which map of the student, or several.
-      teacher: which of the teacher, as many; None for a loss that needs no teacher.
-      weight: what its value is multiplied with at the start of a run.
-      schedule: how the weight changes over a run: "constant", or "linear" or "cosine" to
+      student: The name of the student's map, or several names.
+      teacher: The name of the teacher's map, or as many names. None for a loss without a teacher.
+      weight: The factor of the loss at the start of a run.
+      schedule: How the weight changes during a run: "constant", or "linear" or "cosine" to
         `final_weight`.
-      final_weight: the weight at the end.
-      resize: which side is resized bilinearly to the other's size where they differ, "teacher" or
-        "student"; "none" leaves both as they are.
-      adapter: whether a 1x1 convolution, learned with the student and left out of the export, takes
-        the student's map to the teacher's channels: "where_needed", "always" or "never".
-      adapter_bias: whether it has a bias.
-      adapter_norm: whether a batch norm follows it.
-      learning_rate: of what the term learns, in times of the run's.
+      final_weight: The weight at the end.
+      resize: The side whose size the maps take if sizes differ. Resizing is bilinear. "none" keeps
+        both sizes.
+      adapter: When a 1x1 convolution maps the student's channels to the teacher's: "where_needed",
+        "always", or "never". It is trained with the student, and exports leave it out.
+      adapter_bias: Whether the adapter has a bias.
+      adapter_norm: Whether a batch norm follows the adapter.
+      learning_rate: The factor of the run's learning rate for the parameters of the term.
     """
 
     student: Names = "logits"
     teacher: Names | None = "logits"
-    weight: float = 1.0
-    schedule: str = "constant"
-    final_weight: float = 0.0
-    resize: str = "teacher"
-    adapter: str = "where_needed"
+    weight: Annotated[float, NOT_NEGATIVE] = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    resize: Literal["teacher", "student", "none"] = "teacher"
+    adapter: Literal["where_needed", "always", "never"] = "where_needed"
     adapter_bias: bool = False
     adapter_norm: bool = False
-    learning_rate: float = 1.0
+    learning_rate: Annotated[float, NOT_NEGATIVE] = 1.0
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = inspect.get_annotations(cls)
-        # An inherited field that gets a value without its type is meant as a default too.
+        # An inherited field may get a new default without a type. The fields of `Loss` keep their
+        # types, so that their values are always checked.
         for base in cls.__mro__[1:]:
             for name, kind in inspect.get_annotations(base).items():
-                if name in cls.__dict__ and name not in own:
+                if name in cls.__dict__ and (name not in own or base is Loss):
                     own[name] = kind
         cls.__annotations__ = own
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def check(self, student: Any, teacher: Any) -> None:
-        """Refuses maps that the loss is not defined on.
+        """Refuses maps on which the loss is not defined.
 
         Args:
-          student: the `Spec` of the student's map after resizing and adapter, or a tuple.
-          teacher: likewise; None where the loss reads none.
+          student: The `Spec` of the student's map after resizing and adapter, or a tuple of specs.
+          teacher: The same for the teacher. None if the loss does not read the teacher.
 
         Raises:
-          ValueError: saying what is wrong with them, and what would be right.
+          ValueError: If the loss is not defined. The message says what would be right.
         """
 
     def check_steps(self, steps: int) -> None:
         """Refuses a run that is too short, for losses that are 0 in their first steps.
 
         Args:
-          steps: Of the whole run.
+          steps: The number of steps of the whole run.
 
         Raises:
-          ValueError: Naming what is wrong and what would be right.
+          ValueError: If the run is too short. The message says what would be right.
         """
 
     def init_params(self, key: PRNGKeyArray, student: Any, teacher: Any) -> PyTree:
-        """What the loss learns beside the adapter; nothing by default.
+        """Returns the parameters that the loss learns besides its adapter. None by default.
 
         Args:
-          key: for what is drawn at random.
-          student: as in `check`.
-          teacher: likewise.
+          key: A random key.
+          student: As in `check`.
+          teacher: As in `check`.
         """
         del key, student, teacher
         return {}
 
     def init_state(self, student: Any, teacher: Any) -> PyTree:
-        """What the loss carries from step to step; nothing by default. Args as in `check`."""
+        """Returns the state that the loss keeps between steps. None by default.
+
+        Args:
+          student: As in `check`.
+          teacher: As in `check`.
+        """
         del student, teacher
         return {}
 
     def update(self, state: PyTree, inputs: Inputs) -> PyTree:
-        """The state with this batch in it; made before the value is, without gradient.
+        """Returns the state after this batch. It runs before `__call__` and receives no gradient.
 
-        What a loss trains to an aim of its own, as a discriminator, is state, and trained here.
+        Parameters with an objective of their own, such as a discriminator's, belong to the state.
+        This method trains them.
         """
         del inputs
         return state
@@ -180,34 +171,39 @@ class Loss:
     def __call__(
         self, inputs: Inputs, params: PyTree, state: PyTree
     ) -> Float[Array, ""] | tuple[Float[Array, ""], Metrics]:
-        """The value, or the value and numbers to log beside it by name."""
+        """Returns the value, or the value and further numbers to log by name."""
         raise TypeError(f"{type(self).__name__} has no __call__: it must return the loss's value")
 
     def weight_at(self, progress: Float[Array, ""]) -> Float[Array, ""]:
-        """The weight when a share of the run is done."""
-        return SCHEDULES[self.schedule](self.weight, self.final_weight, progress)
+        """Returns the weight after a share of the run, 0 to 1."""
+        start, end = self.weight, self.final_weight
+        if self.schedule == "constant":
+            return jnp.full_like(progress, start)
+        if self.schedule == "linear":
+            return start + (end - start) * progress
+        return end + (start - end) * (1 + jnp.cos(jnp.pi * progress)) / 2
 
     def names(self, side: str) -> tuple[str, ...]:
-        """The maps that it reads of "student" or "teacher"."""
+        """Returns the names of the maps that the loss reads of "student" or "teacher"."""
         named = getattr(self, side)
         return () if named is None else (named,) if isinstance(named, str) else tuple(named)
 
     def is_adapted(self, student: Spec, teacher: Spec) -> bool:
-        """Whether an adapter takes such a map of the student to the channels of the teacher's."""
+        """Returns True if the student's map gets an adapter to the teacher's channels."""
         if self.adapter == "where_needed":
             return student.channels != teacher.channels
         return self.adapter == "always"
 
     def specs_as_read(self, student: Sequence[Spec], teacher: Sequence[Spec]) -> tuple[Any, Any]:
-        """The specs of both sides' maps as the loss gets them, resized and adapted.
+        """Returns the specs of the maps after resizing and adapter.
 
         Args:
-          student: of the maps that it names.
-          teacher: likewise.
+          student: The specs of the student's maps that the loss names.
+          teacher: The specs of the teacher's maps that the loss names.
 
         Returns:
-          For each side a spec, or a tuple where it names several maps; None for a teacher that it
-          does not read.
+          For each side a spec, or a tuple if the loss names several maps. None for a teacher that
+          the loss does not read.
         """
         students, teachers = list(student), list(teacher)
         for index, (mine, other) in enumerate(zip(student, teacher, strict=False)):
@@ -224,46 +220,49 @@ class Loss:
         return read, teachers[0] if isinstance(self.teacher, str) else tuple(teachers)
 
     def describe(self) -> str:
-        """The loss, its maps and its own options in a line."""
-        options = {
-            field.name: getattr(self, field.name)
+        """Returns the loss, its maps, and its own options in one line."""
+        options = ", ".join(
+            f"{field.name} {getattr(self, field.name)}"
             for field in dataclasses.fields(self)
             if field.name not in COMMON
-        }
-        said = ", ".join(f"{key} {value}" for key, value in options.items())
-        maps = ", ".join(
-            named if isinstance(named, str) else "+".join(named)
-            for named in (self.student, self.teacher)
-            if named is not None
         )
-        return f"{type(self).__name__}({maps}{'; ' if said else ''}{said})"
+        maps = ", ".join("+".join(self.names(side)) for side in SIDES if self.names(side))
+        return f"{type(self).__name__}({maps}{'; ' if options else ''}{options})"
 
-
-SCHEDULES: dict[str, Callable[..., Float[Array, ""]]] = {
-    "constant": lambda start, end, progress: jnp.full_like(progress, start),
-    "linear": lambda start, end, progress: start + (end - start) * progress,
-    "cosine": lambda start, end, progress: (
-        end + (start - end) * (1 + jnp.cos(jnp.pi * progress)) / 2
-    ),
-}
 
 COMMON = tuple(field.name for field in dataclasses.fields(Loss))
-# What a step tells a function, or leaves at its default, as it is compiled for the whole batch.
-_GIVEN = ("ignore_label", "axis_name")
+
+
+class ScoreLoss(Loss):
+    """A loss that is defined only on class scores."""
+
+    def check(self, student: Any, teacher: Any) -> None:
+        """Requires one map of class scores on each side."""
+        specs = (student,) if teacher is None else (student, teacher)
+        if not all(isinstance(spec, Spec) and spec.scores for spec in specs):
+            raise ValueError("needs class scores on both sides, as logits or aux_logits")
+
+
+# Arguments of a function that are no options of a term. A step sets the first and compiles for the
+# whole batch, so that the second keeps its default.
+_NO_OPTIONS = ("ignore_label", "axis_name")
 _POSITIONAL = (("student", "teacher"), ("student", "teacher", "labels"))
 
 
 @functools.cache
-def loss_class(target: Callable[..., Any] | type) -> type[Loss]:
-    """The class of a loss: itself, or one made of a function.
+def loss_class(
+    target: Callable[..., Any] | type, *, mean_over: Literal["all", "labels"] = "all"
+) -> type[Loss]:
+    """Returns a loss class, and makes one if it gets a function.
 
     Args:
-      target: a subclass of `Loss`, or a function (student, teacher, *, ...) or
-        (student, teacher, labels, *, ...) of arrays, whose plain mean is the loss. Its keyword
-        arguments become the fields.
+      target: A subclass of `Loss`, or a function `(student, teacher, *, ...)` or
+        `(student, teacher, labels, *, ...)` of arrays. The keyword arguments become the fields.
+      mean_over: The entries of the function's result whose mean is the loss: "all", or those of
+        the pixels with a label.
 
     Raises:
-      ValueError: for anything else.
+      ValueError: If the target is neither.
     """
     if isinstance(target, type) and issubclass(target, Loss):
         return target
@@ -275,7 +274,7 @@ def loss_class(target: Callable[..., Any] | type) -> type[Loss]:
     positional = tuple(
         p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     )
-    options = [p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in _GIVEN]
+    options = [p for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in _NO_OPTIONS]
     ignores = any(p.name == "ignore_label" for p in parameters)
     if positional not in _POSITIONAL:
         raise ValueError(
@@ -290,15 +289,17 @@ def loss_class(target: Callable[..., Any] | type) -> type[Loss]:
         given = {option.name: getattr(self, option.name) for option in options}
         if ignores:
             given["ignore_label"] = inputs.ignore_label
-        labels = (labelled(inputs)[0],) if "labels" in positional else ()
-        return jnp.mean(function(inputs.student, inputs.teacher, *labels, **given))
+        labels = (read_labels(inputs)[0],) if "labels" in positional else ()
+        values = function(inputs.student, inputs.teacher, *labels, **given)
+        return valid_mean(values, inputs.valid) if mean_over == "labels" else jnp.mean(values)
 
     defaults = {p.name: p.default for p in options if p.default is not p.empty}
+    types = {p.name: Any if p.annotation is p.empty else p.annotation for p in options}
     return type(
         name,
         (Loss,),
         {
-            "__annotations__": {option.name: Any for option in options},
+            "__annotations__": types,
             "__call__": value,
             "__doc__": target.__doc__,
             "__module__": target.__module__,

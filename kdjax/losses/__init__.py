@@ -19,14 +19,26 @@ raise sharding errors. Some losses read several images at once. Inside `shard_ma
 `cirkd_minibatch`, `jml`, and `ClassStatistics.update`.
 """
 
-from kdjax.losses._arrays import resize, resize_labels, sampling_weights
-from kdjax.losses._augmented import fakd_cwd, fakd_kl, isda_cross_entropy, isda_logits
-from kdjax.losses._cross_entropy import cross_entropy, jml, upsampled_cross_entropy, valid_mean
-from kdjax.losses._features import attention_transfer, dead_channels, dsd_pairs, l2, nfd, pkd
-from kdjax.losses._labels import bpkd, dkd, gap_weighted_kl, ifvd, wsld
-from kdjax.losses._logits import cwd, dist_inter, dist_intra, pixelwise_kl
-from kdjax.losses._similarity import cirkd_minibatch, pfs, skd_pairwise
-from kdjax.losses._statistics import ClassStatistics, phi_s
+from kdjax.losses.attention_transfer import attention_transfer
+from kdjax.losses.bpkd import bpkd
+from kdjax.losses.cirkd import cirkd_minibatch
+from kdjax.losses.class_statistics import ClassStatistics
+from kdjax.losses.cross_entropy import cross_entropy, upsampled_cross_entropy, valid_mean
+from kdjax.losses.cwd import cwd
+from kdjax.losses.dist import dist_inter, dist_intra
+from kdjax.losses.dsd import dsd_pairs
+from kdjax.losses.fakd import fakd_cwd, fakd_kl
+from kdjax.losses.ifvd import ifvd
+from kdjax.losses.isda import isda_cross_entropy, isda_logits
+from kdjax.losses.jml import jml
+from kdjax.losses.kl import dkd, gap_weighted_kl, pixelwise_kl, wsld
+from kdjax.losses.l2 import l2
+from kdjax.losses.nfd import dead_channels, nfd
+from kdjax.losses.pfs import pfs
+from kdjax.losses.phi_s import phi_s
+from kdjax.losses.pkd import pkd
+from kdjax.losses.resizing import resize, resize_labels, sampling_weights
+from kdjax.losses.skd import skd_pairwise
 
 __all__ = [
     "ClassStatistics",

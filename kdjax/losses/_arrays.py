@@ -1,14 +1,11 @@
-"""Helpers of the losses: checks at trace time, float32 products, resizing, and pooling."""
+"""Operations on arrays that several losses use."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -84,180 +81,30 @@ def by_group(
     return array.reshape(*batch[:-1], batch[-1] // group, group, height, width, channels)
 
 
-def shape_of(array: jax.Array) -> str:
-    """Returns a shape as the documentation writes it, `[2, 64, 128, 19]`."""
-    return str(list(array.shape))
-
-
-def dtype_of(name: str, array: jax.Array) -> jnp.dtype:
-    """Returns the dtype of an array of JAX or NumPy.
-
-    Raises:
-      TypeError: for a list, or an array of another library.
-    """
-    try:
-        return jnp.dtype(array.dtype)
-    except (AttributeError, TypeError):
-        kind = f"{type(array).__module__}.{type(array).__qualname__}"
-        raise TypeError(f"{name} is a {kind}; give a JAX or NumPy array") from None
-
-
-def check_map(name: str, array: jax.Array) -> None:
-    """Requires a floating-point array `[..., H, W, C]`."""
-    if not jnp.issubdtype(dtype_of(name, array), jnp.floating):
-        raise TypeError(
-            f"{name} must be floating point, got {array.dtype} {shape_of(array)}; "
-            "a loss takes scores or features, not class indices"
-        )
-    if array.ndim < 3:
-        raise ValueError(f"{name} must be [..., H, W, C], got {shape_of(array)}")
-    if math.prod(array.shape[-3:]) == 0:
-        raise ValueError(f"{name} must have at least one pixel and channel, got {shape_of(array)}")
-
-
-def check_same_size(student: jax.Array, teacher: jax.Array) -> None:
-    """Requires two maps of the same batch and size; their channels may differ."""
-    check_map("student", student)
-    check_map("teacher", teacher)
-    if student.shape[:-1] != teacher.shape[:-1]:
-        raise ValueError(
-            "student and teacher must have the same batch and size, got student "
-            f"{shape_of(student)} and teacher {shape_of(teacher)}; resize one of the two first"
-        )
-
-
-def check_same_shape(student: jax.Array, teacher: jax.Array) -> None:
-    """Requires two maps that can be compared channel by channel."""
-    check_same_size(student, teacher)
-    if student.shape[-1] != teacher.shape[-1]:
-        raise ValueError(
-            "student and teacher must have the same number of channels, got student "
-            f"{shape_of(student)} and teacher {shape_of(teacher)}; add a 1x1 convolution to the "
-            f"student, {student.shape[-1]} to {teacher.shape[-1]} channels "
-            "(the adapter of a distillation term does that)"
-        )
-
-
-def check_labels(labels: jax.Array, array: jax.Array, owner: str) -> None:
-    """Requires integer labels of the shape of a map without its channels."""
-    check_label_dtype(labels)
-    if labels.shape == array.shape[:-1]:
-        return
-    message = (
-        f"labels must be {list(array.shape[:-1])}, one per pixel of the {owner}, "
-        f"got {shape_of(labels)}"
-    )
-    if labels.shape == (*array.shape[:-3], *array.shape[-2:]):
-        message += f"; the {owner} {shape_of(array)} seem to have their channels first, not last"
-    raise ValueError(message)
-
-
-def check_label_dtype(labels: jax.Array) -> None:
-    """Requires integer labels."""
-    if not jnp.issubdtype(dtype_of("labels", labels), jnp.integer):
-        raise TypeError(
-            f"labels must be integer class indices, got {labels.dtype} {shape_of(labels)}"
-        )
-
-
-def check_option(name: str, value: str, valid: Sequence[str]) -> None:
-    """Requires one of the named options."""
-    if value not in valid:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
-
-
-def check_positive(name: str, value: float | jax.Array) -> None:
-    """Requires a finite number above zero. Traced values, as of a schedule, are not checked."""
-    if not isinstance(value, Tracer) and not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value}")
-
-
-def check_not_negative(name: str, value: float | jax.Array) -> None:
-    """Requires a finite number that is zero or above. Traced values are not checked."""
-    if not isinstance(value, Tracer) and not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be zero or a positive number, got {value}")
-
-
-def resize(
-    x: Float[Array, "*batch H W C"], size: tuple[int, ...], *, align_corners: bool = False
-) -> Float[Array, "*batch h w C"]:
-    """Resizes a map bilinearly without antialiasing, as PyTorch's `interpolate`.
-
-    Args:
-      x: The map.
-      size: Height and width of the result.
-      align_corners: True aligns the centers of the corner pixels, False the edges of the maps.
-    """
-    *batch, height, width, channels = x.shape
-    if (height, width) == tuple(size):
-        return x
-    # A pooled image needs no interpolation, and TensorFlow Lite computes the general case wrongly.
-    if (height, width) == (1, 1):
-        return jnp.broadcast_to(x, (*batch, *size, channels))
-    if align_corners:
-        rows, columns = (
-            resizing_weights(old, new, align_corners=True).astype(x.dtype)
-            for old, new in zip((height, width), size, strict=True)
-        )
-        x = jnp.einsum("nh,...hwc->...nwc", rows, x)
-        return jnp.einsum("mw,...nwc->...nmc", columns, x)
-    return jax.image.resize(x, (*batch, *size, channels), method="bilinear", antialias=False)
-
-
-def resizing_weights(
-    size: int, new_size: int, *, align_corners: bool
-) -> Float[Array, "new_size size"]:
-    """Returns the matrix that interpolates one axis linearly from `size` to `new_size` places."""
-    # Positions are integers in units of 1 / step, because float32 would lose the fraction.
-    if align_corners:
-        step = max(new_size - 1, 1)
-        position = jnp.arange(new_size) * (size - 1)
-    else:
-        step = 2 * new_size
-        position = (2 * jnp.arange(new_size) + 1) * size - new_size
-    position = jnp.clip(position, 0, step * (size - 1))
-    distance = jnp.abs(position[:, None] - step * jnp.arange(size))
-    return jnp.maximum(step - distance, 0).astype(jnp.float32) / step
-
-
-def sampling_weights(
-    centres: Float[Array, " places"], size: Int[Array, ""], length: int
-) -> Float[Array, "places length"]:
-    """Returns the matrix that samples an axis linearly, for a size that is traced.
-
-    Args:
-      centres: Where to sample, in cells from the start of the axis; the first cell's center is at
-        0.5. Positions beyond the outermost centers take the value of the edge.
-      size: How many of the cells hold data.
-      length: Of the axis, with padding.
-    """
-    places = jnp.clip(centres - 0.5, 0, jnp.maximum(size - 1, 0))
-    return jnp.maximum(1 - jnp.abs(places[:, None] - jnp.arange(length)), 0)
-
-
-def resize_labels(labels: Int[Array, "*batch H W"], size: tuple[int, ...]) -> Any:
-    """Returns the label under the center of each cell of a map of `size`, `[..., h, w]`.
-
-    The centers are those of bilinear resizing without aligned corners. PyTorch's "nearest" takes
-    the upper left pixel of the cell instead.
-    """
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for old, new in zip(labels.shape[-2:], size, strict=True)
-    )
-    return labels[..., rows, :][..., columns]
-
-
-def max_pool(
-    features: Float[Array, "*batch H W C"], rows: int, columns: int
-) -> Float[Array, "*batch h w C"]:
-    """Returns the maximum over disjoint windows. Those at the far edges may be cut off."""
+def flat_pixels(features):
     *batch, height, width, channels = features.shape
-    down, across = -(-height // rows), -(-width // columns)
-    padding = [(0, down * rows - height), (0, across * columns - width), (0, 0)]
-    features = jnp.pad(features, [(0, 0)] * len(batch) + padding, constant_values=-jnp.inf)
-    # One axis after the other: JAX refuses a reshape of both at once if the batch is split over a
-    # mesh with Explicit axes.
-    windows = features.reshape(*batch, down, rows, across * columns, channels)
-    windows = windows.reshape(*batch, down, rows, across, columns, channels)
-    return jnp.max(windows, axis=(-4, -2))
+    return features.astype(jnp.float32).reshape(*batch, height * width, channels)
+
+
+def moments(features, axes, axis_name):
+    """Returns the features minus their mean, and the variance, which keeps `axes`."""
+    features = features.astype(jnp.float32)
+    # A channel's own value is subtracted first, so that a constant channel is exactly 0, and a
+    # small variation around a large level keeps its digits. For several images, this is the
+    # largest of their first pixels, because all devices need the same number.
+    origin = jax.lax.stop_gradient(features)
+    for axis in reversed(axes):
+        if axis < 0:
+            origin = jax.lax.index_in_dim(origin, 0, axis)
+        else:
+            origin = jnp.max(origin, axis, keepdims=True)
+    if axis_name is not None:
+        origin = jax.lax.pmax(origin, axis_name)
+
+    def mean(array):
+        array = jnp.mean(array, axes, keepdims=True)
+        return array if axis_name is None else jax.lax.pmean(array, axis_name)
+
+    centred = features - origin
+    centred -= mean(centred)
+    return centred, mean(jnp.square(centred))

@@ -17,8 +17,8 @@ from flax import linen, nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from kdjax.distillation import Classification, Maps
-from kdjax.distillation.maps import SCORES as CLASS_SCORES
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.feature_maps import SCORES as CLASS_SCORES
+from kdjax.distillation.feature_maps import array_of
 from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.models.outputs import IMAGENET, Preprocessing, SegmentationOutput
 

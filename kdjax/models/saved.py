@@ -25,7 +25,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax import names
 from kdjax.classes import distinct_colors, numbered_names
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.feature_maps import array_of
 from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.files import (
     absolute,

@@ -11,7 +11,7 @@ from kdjax import config as configuration
 from kdjax import names
 from kdjax.config import Config, RunOptions
 from kdjax.distillation import need_teacher
-from kdjax.distillation.maps import SCORES, array_of
+from kdjax.distillation.feature_maps import SCORES, array_of
 from kdjax.environment import compiler_options
 from kdjax.errors import UserError
 from kdjax.models import Network, Variables, make_network, saved

@@ -14,7 +14,7 @@ from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.data.loading.device_augment import augment_batch
 from kdjax.distillation import Distiller, Spec
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.feature_maps import array_of
 from kdjax.errors import UserError
 from kdjax.interop import imagenet
 from kdjax.models import Network, NNXNetwork, Variables, saved

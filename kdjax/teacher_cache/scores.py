@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kdjax.distillation import Maps
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.feature_maps import array_of
 from kdjax.errors import UserError
 from kdjax.losses import sampling_weights
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from kdjax import losses, sections
 from kdjax.classes import IGNORE_LABEL
 from kdjax.distillation import Classification, Distiller, Maps
+from kdjax.distillation.feature_maps import array_of
 from kdjax.distillation.loss import Metrics
-from kdjax.distillation.maps import array_of
 from kdjax.models import Network, Preprocessing, Variables
 from kdjax.models.network import maps_of
 from kdjax.sections import Section

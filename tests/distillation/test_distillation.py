@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import inspect
 import subprocess
 import sys
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,10 @@ import pytest
 import thorough
 
 from kdjax import distillation, losses
-from kdjax.distillation import Classification, Distiller, Spec, term
-from kdjax.distillation.builtin import LOSSES
-from kdjax.distillation.loss import SCHEDULES
+from kdjax.distillation import Classification, Distiller, Loss, Spec, layers, term
+from kdjax.distillation.methods import LOSSES
 from kdjax.errors import UserError
+from kdjax.sections import SHARE
 from kdjax.training.step import Objective
 
 STEPS = 10
@@ -136,6 +138,21 @@ class TestOwnLosses:
         with pytest.raises(dataclasses.FrozenInstanceError):
             own_losses.Attention().weight = 3.0
 
+    def test_the_types_of_fields_are_the_values_that_they_accept(self):
+        class Typed(distillation.Loss):
+            adapter: str = "never"  # pyright: ignore[reportIncompatibleVariableOverride]
+            mode: typing.Literal["mean", "sum"] = "mean"
+            share: typing.Annotated[float, SHARE] = 0.5
+
+        for options, message in (
+            ({"adapter": "auto"}, 't.adapter is "auto"; it must be where_needed or always'),
+            ({"mode": "median"}, 't.mode is "median"; it must be mean or sum'),
+            ({"share": 2.0}, "t.share is 2.0; it must be from 0 to 1"),
+        ):
+            with pytest.raises(UserError, match=message):
+                distillation.make_loss("terms.t", Typed(**options))
+        assert distillation.make_loss("terms.t", Typed()).share == 0.5
+
     def test_several_maps_a_side_are_paired_and_resized(self):
         found = values(t=own_losses.Attention(), teacher=maps(9, (10, 12), seed=1))
         assert 0 < found["t"] < 1
@@ -194,14 +211,12 @@ class TestAdapter:
             values(t=term("nfd", student="stage4", teacher="stage4", adapter="never"))
 
     def test_it_computes_a_normalised_convolution(self):
-        from kdjax.distillation import maps
-
-        params = maps.init_adapter(jax.random.key(0), 6, 9, bias=True, norm=True)
+        params = layers.init_adapter(jax.random.key(0), 6, 9, bias=True, norm=True)
         params["bias"], params["shift"] = jnp.arange(9.0), jnp.ones(9)
-        found = np.asarray(maps.adapt(params, STUDENT["stage4"]))
+        found = np.asarray(layers.adapt(params, STUDENT["stage4"]))
         np.testing.assert_allclose(found.mean((0, 1, 2)), np.ones(9), atol=1e-5)
         np.testing.assert_allclose(found.std((0, 1, 2)), np.ones(9), atol=1e-3)
-        plain = maps.adapt({"kernel": params["kernel"]}, STUDENT["stage4"])
+        plain = layers.adapt({"kernel": params["kernel"]}, STUDENT["stage4"])
         np.testing.assert_allclose(plain, STUDENT["stage4"] @ params["kernel"], rtol=1e-6)
 
     def test_its_learning_rate_is_the_terms(self):
@@ -251,7 +266,10 @@ def test_sizes_that_differ_are_resized_by_the_stated_side(side, size):
         ({"loss": "cwd", "weight": "3"}, "terms.t.weight is '3'; it must be like 3.0"),
         ({"loss": "cwd", "weight": -1.0}, "terms.t.weight is -1.0; it must be 0 or more"),
         ({"loss": "cwd", "final_weight": float("nan")}, "terms.t.final_weight is nan; it must be"),
-        ({"loss": "cwd", "schedule": "linar"}, 't.schedule is "linar": did you mean "linear"'),
+        (
+            {"loss": "cwd", "schedule": "linar"},
+            't.schedule is "linar"; it must be constant or linear or c',
+        ),
         ({"loss": "cwd", "resize": "both"}, 't.resize is "both"'),
         ({"loss": "cwd", "adapter": "auto"}, 't.adapter is "auto"'),
         ({"loss": "cwd", "student": 3}, r"t\.student is 3; it must be the name of a map"),
@@ -264,10 +282,16 @@ def test_sizes_that_differ_are_resized_by_the_stated_side(side, size):
             {"loss": "own_losses:Attention", "student": ("stage3",)},
             "names 1 maps of the student and 2 of the teacher",
         ),
-        ({"loss": "nfd", "axes": "pixels"}, "terms.t: axes must be one of 'space'"),
-        ({"loss": "fakd_kl", "bound": "plugin"}, "t: bound must be one of 'soft', 'pairwise'"),
-        ({"loss": "fakd_kl", "strength": -1.0}, "t: strength must be zero or a positive number"),
-        ({"loss": "fakd_kl", "covariance": "ful"}, 't: covariance must be "diagonal" or "full"'),
+        ({"loss": "nfd", "axes": "pixels"}, 't.axes is "pixels"; it must be space or batch_space'),
+        (
+            {"loss": "fakd_kl", "bound": "plugin"},
+            't.bound is "plugin"; it must be soft or pairwise',
+        ),
+        ({"loss": "fakd_kl", "strength": -1.0}, "t.strength is -1.0; it must be 0 or more"),
+        (
+            {"loss": "fakd_kl", "covariance": "ful"},
+            't.covariance is "ful"; it must be diagonal or full',
+        ),
         ({"loss": "cwd", "temperature": 0.0}, "t: temperature must be a positive number"),
         *(
             ({"loss": name, "student": "head"}, "t: needs class scores on both sides")
@@ -362,7 +386,7 @@ def test_the_objective_is_the_weighted_sum_of_its_named_parts():
 def test_schedules_go_from_weight_to_final_weight():
     progress = jnp.array([0.0, 0.5, 1.0])
     expected = {"constant": [2, 2, 2], "linear": [2, 1.5, 1], "cosine": [2, 1.5, 1]}
-    assert SCHEDULES.keys() == expected.keys()
+    assert typing.get_args(inspect.get_annotations(Loss)["schedule"]) == tuple(expected)
     for name, weights in expected.items():
         loss = own_losses.Masked(weight=2.0, final_weight=1.0, schedule=name)
         np.testing.assert_allclose(loss.weight_at(progress), weights, rtol=1e-6)

@@ -1,4 +1,5 @@
 import functools
+import sys
 
 import jax
 import numpy as np
@@ -80,7 +81,7 @@ def test_cosines_do_not_see_the_length_of_a_pixel_and_the_softmax_does(seed):
 
 @pytest.mark.parametrize("pixels", [(5, 13), (8, 16)])
 def test_strips_that_do_not_divide_the_pixels_give_the_whole_table(pixels, monkeypatch):
-    monkeypatch.setattr("kdjax.losses._similarity._STRIP", 3 * pixels[0] * pixels[1])
+    monkeypatch.setattr(sys.modules["kdjax.losses.pfs"], "_STRIP", 3 * pixels[0] * pixels[1])
     student, teacher = normal(0, (1, *pixels, 4)), normal(1, (1, *pixels, 3))
     value, gradient = value_and_gradient(
         lambda s: losses.pfs(s, teacher, similarity="softmax"), student
@@ -158,7 +159,7 @@ def test_cirkd_in_strips_and_groups_and_of_one_image(monkeypatch):
     expected |= {4: cirkd(student, teacher, 0.1)}
     expected |= {1: np.concatenate([cirkd(student[[i]], teacher[[i]], 0.1) for i in range(4)])}
     for entries in (2**23, 4 * 4 * 15 * 4):
-        monkeypatch.setattr("kdjax.losses._similarity._ENTRIES", entries)
+        monkeypatch.setattr(sys.modules["kdjax.losses.cirkd"], "_ENTRIES", entries)
 
         @jax.jit
         def found(student, teacher):

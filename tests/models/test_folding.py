@@ -10,7 +10,7 @@ import thorough
 from flax import nnx
 
 from kdjax import models
-from kdjax.distillation.maps import array_of
+from kdjax.distillation.feature_maps import array_of
 from kdjax.models import NNXNetwork, maps_of, scores_of
 from kdjax.models.folding import FrozenNetwork, fold_batch_norm
 from kdjax.models.layers import ConvNorm

@@ -606,6 +606,15 @@ def test_values_that_make_no_sense(key, value, message):
         configuration.validate(config)
 
 
+def test_a_config_of_an_earlier_version_is_the_same_without_the_keys_that_went():
+    config = configuration.default()
+    values = json.loads(configuration.to_json(config))
+    values["teacher"] |= {"int8": False, "min_agreement": 0.98}
+    assert configuration.to_json(configuration.from_json(json.dumps(values))) == (
+        configuration.to_json(config)
+    )
+
+
 def test_configs_are_stored_as_they_are():
     config = configuration.default()
     again = configuration.from_json(configuration.to_json(config))

@@ -48,7 +48,7 @@ SMALL = {
     # By channels: the axes of a covariance that is rounded elsewhere are others.
     "standardized_l2": {"standardize": "channel", "fitted_over": 3},
 }
-# Maps are too small for a discriminator, which test_second_optimizer.py has over devices.
+# Maps are too small for a discriminator, which test_skd_and_mas_kd.py has over devices.
 ALONE = {
     method: {
         name: {**term, **SMALL.get(term["loss"], {})}

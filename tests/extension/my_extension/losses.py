@@ -16,7 +16,7 @@ class Remembered(distillation.Loss):
 
     student: str | tuple[str, ...] = "stage4"
     teacher: str | tuple[str, ...] = "stage4"
-    adapter: str = "never"
+    adapter = "never"
     masked: float = 0.5
     momentum: float = 0.5
 

@@ -11,8 +11,10 @@ import pytest
 from field import close, given, measure, normal, over_devices, resumed_from
 
 from kdjax import losses
-from kdjax.distillation import Distiller, Spec, second_optimizer, term
-from kdjax.distillation.second_optimizer import Discriminator, Holistic, MasKD, Tokens
+from kdjax.distillation import Distiller, Spec, term
+from kdjax.distillation.methods import mas_kd, skd
+from kdjax.distillation.methods.mas_kd import MasKD, Tokens
+from kdjax.distillation.methods.skd import Discriminator, Holistic
 from kdjax.errors import UserError
 
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
@@ -139,7 +141,7 @@ def test_it_learns_to_tell_the_two_apart_and_equals_it_cannot():
 def test_the_norm_of_a_kernel_comes_to_one():
     kernel, direction = normal(5, 4, 4, 3, 8), jnp.ones(8) / 8**0.5
     for _ in range(200):
-        direction = second_optimizer._iterate(kernel, direction)
+        direction = skd._iterate(kernel, direction)
     largest = np.linalg.svd(np.float64(kernel).reshape(-1, 8), compute_uv=False)[0]
     close(np.linalg.norm(kernel.reshape(-1, 8) @ np.asarray(direction)), largest, 1e-5)
 
@@ -150,12 +152,12 @@ def test_the_penalty_is_how_far_a_slope_is_from_one():
     x = normal(7, 2, 5, 4, 3), normal(8, 2, 5, 4, 3)
     for scale, expected in ((1.0, 0.0), (3.0, 4.0), (0.0, 1.0)):
         of = functools.partial(lambda scale, x: scale * jnp.sum(x * direction, (1, 2, 3)), scale)
-        found = second_optimizer._gradient_penalty(of, *x, jax.random.key(0))
+        found = skd._gradient_penalty(of, *x, jax.random.key(0))
         assert float(found) == pytest.approx(expected, abs=1e-5)
     # In between the two, at a place of its own for each image.
     share = np.asarray(jax.random.uniform(jax.random.key(0), (2, 1, 1, 1)))
     between = share * x[1] + (1 - share) * x[0]
-    found = second_optimizer._gradient_penalty(lambda x: x**2 / 2, *x, jax.random.key(0))
+    found = skd._gradient_penalty(lambda x: x**2 / 2, *x, jax.random.key(0))
     lengths = np.sqrt((np.float64(between) ** 2).sum((1, 2, 3)))
     close(found, ((lengths - 1) ** 2).mean())
 
@@ -166,10 +168,8 @@ def test_wgan_gp_is_a_difference_of_means_and_a_penalty():
     value, state, *_ = measure(WGAN, {}, before, inputs)
     plain = judged(state.judge, state.directions, STUDENT).mean()
     plain -= judged(state.judge, state.directions, TEACHER).mean()
-    score = functools.partial(second_optimizer._judge, state.judge, state.directions)
-    penalty = jax.jit(functools.partial(second_optimizer._gradient_penalty, score))(
-        STUDENT, TEACHER, inputs.key
-    )
+    score = functools.partial(skd._judge, state.judge, state.directions)
+    penalty = jax.jit(functools.partial(skd._gradient_penalty, score))(STUDENT, TEACHER, inputs.key)
     close(state.loss, plain + 10 * penalty, 1e-4)
     close(value, -judged(state.judge, state.directions, STUDENT).mean(), 1e-4)
     # Its rate has come down when half of the run is done.
@@ -340,11 +340,11 @@ def test_tokens_are_fitted_with_aligned_corners_as_the_authors():
 
 def test_alike_masks_overlap_wholly_and_single_ones_not_at_all():
     mask = np.random.default_rng(0).uniform(size=(2, 3, 4, 1)).astype(np.float32)
-    assert float(second_optimizer._overlap(np.tile(mask, 3))) == pytest.approx(1)
+    assert float(mas_kd._overlap(np.tile(mask, 3))) == pytest.approx(1)
     apart = np.zeros((2, 3, 4, 2), np.float32)
     apart[:, :1, :, 0] = apart[:, 1:, :, 1] = 1
-    assert float(second_optimizer._overlap(apart)) == 0
-    assert float(second_optimizer._overlap(mask)) == 0
+    assert float(mas_kd._overlap(apart)) == 0
+    assert float(mas_kd._overlap(mask)) == 0
 
 
 def test_a_batch_without_labels_moves_no_token_by_its_scores():
@@ -363,14 +363,22 @@ def test_a_batch_without_labels_moves_no_token_by_its_scores():
             r"takes class scores of 64 x 64 or more, got 45 x 45: train on larg",
         ),
         (term("holistic", channels=(8, 8)), 15, "fewer channels than the 2 of .8, 8."),
-        (term("holistic", channels=(8, 0)), 64, "channels must be positive whole numbers"),
-        (term("holistic", objective="gan"), 64, 'must be "hinge" or "wgan_gp", got "gan"'),
-        (term("holistic", discriminator_rate=-1.0), 64, "discriminator_rate must be 0 or a posit"),
+        (term("holistic", channels=(8, 0)), 64, "t.channels is 0; it must be positive"),
+        (
+            term("holistic", objective="gan"),
+            64,
+            't.objective is "gan"; it must be hinge or wgan_gp',
+        ),
+        (
+            term("holistic", discriminator_rate=-1.0),
+            64,
+            "t.discriminator_rate is -1.0; it must be 0 or mo",
+        ),
         (term("holistic", student="head", teacher="head"), 64, "needs class scores on both sides"),
         (term("mas_kd", student="head", teacher="head"), 64, "needs class scores on both sides"),
-        (term("mas_kd", count=0), 64, "count must be 1 or more, got 0"),
-        (term("mas_kd", fitted_until=1.0), 64, "is a share, between 0 and 1, got 1.0"),
-        (term("mas_kd", token_rate=-1.0), 64, "token_rate must be 0 or a positive number"),
+        (term("mas_kd", count=0), 64, "t.count is 0; it must be positive"),
+        (term("mas_kd", fitted_until=1.0), 64, "t.fitted_until is 1.0; it must be between 0 and 1"),
+        (term("mas_kd", token_rate=-1.0), 64, "t.token_rate is -1.0; it must be 0 or more"),
     ],
 )
 def test_what_cannot_be_is_said(entry, size, message):

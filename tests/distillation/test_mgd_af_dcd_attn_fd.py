@@ -9,7 +9,9 @@ import pytest
 from field import close, given, measure, normal, over_devices
 
 from kdjax.distillation import Distiller, Spec, term
-from kdjax.distillation.learned import MGD, AfDCD, AttnFD
+from kdjax.distillation.methods.af_dcd import AfDCD
+from kdjax.distillation.methods.attn_fd import AttnFD
+from kdjax.distillation.methods.mgd import MGD
 from kdjax.errors import UserError
 
 STUDENT, TEACHER = normal(0, 8, 5, 6, 4), normal(1, 8, 5, 6, 6)
@@ -212,15 +214,15 @@ def test_what_is_drawn_for_an_image_does_not_depend_on_the_devices():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (term("mgd", masked=1.5), "masked is a share, 0 to 1, got 1.5"),
-        (term("mgd", alpha=-1.0), "alpha must be zero or a positive number, got -1.0"),
-        (term("mgd", mask="rows"), "mask must be one of pixels, channels, centre, got 'rows'"),
+        (term("mgd", masked=1.5), "t.masked is 1.5; it must be from 0 to 1"),
+        (term("mgd", alpha=-1.0), "t.alpha is -1.0; it must be 0 or more"),
+        (term("mgd", mask="rows"), 't.mask is "rows"; it must be pixels or channels or centre'),
         (
             term("af_dcd", groups=3),
             r"takes maps of 16 x 16 or more, got 5 x 6; lower pool or patch",
         ),
         (term("attn_fd", student="stage4", teacher="stage4"), "name them in a tuple"),
-        (term("af_dcd", pool=1, groups=4), "groups divide the teacher's 6 channels; they are 1, 4"),
+        (term("af_dcd", pool=1, groups=4), "groups must divide the teacher's 6 channels, got 4"),
     ],
 )
 def test_what_cannot_be_is_said(entry, message):

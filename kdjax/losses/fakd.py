@@ -1,9 +1,6 @@
-"""Losses under infinitely many augmentations of the student's features.
+"""FAKD: distillation under infinitely many augmentations of the student's features.
 
-Every feature vector is augmented by Gaussian noise with the covariance of its class. The expected
-loss has an upper bound in closed form, which these functions return: ISDA's with the labels, and
-FAKD's with a teacher. All bounds follow from `E exp(u.z) = exp(u' Sigma u / 2)` and
-`E log <= log E`.
+The upper bounds of the expected losses follow as in `isda`.
 """
 
 from typing import Literal
@@ -12,21 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kdjax.losses._arrays import (
-    check_labels,
+from kdjax.losses._arrays import einsum, rows, sum_over_first
+from kdjax.losses._checks import (
     check_map,
     check_not_negative,
     check_option,
     check_positive,
-    einsum,
-    is_class,
-    rows,
     shape_of,
-    sum_over_first,
 )
-from kdjax.losses._cross_entropy import cross_entropy
-from kdjax.losses._logits import softmax_kl
-from kdjax.losses._statistics import log_sum_growth, weight_spread
+from kdjax.losses._softmax import softmax_kl
+from kdjax.losses.isda import check_head, class_scores, weight_spread
 
 
 def fakd_kl(
@@ -105,7 +97,7 @@ def fakd_kl(
         jnp.where(valid[..., None], array, 0)
         for array in (student_features, jax.lax.stop_gradient(teacher_logits))
     )
-    scores, teacher = _scores(student_features, kernel, bias), teacher.astype(jnp.float32)
+    scores, teacher = class_scores(student_features, kernel, bias), teacher.astype(jnp.float32)
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
     kernel = kernel.astype(jnp.float32)
     if bound != "none":
@@ -193,7 +185,7 @@ def fakd_cwd(
     )
     check_not_negative("strength", strength)
     check_positive("temperature", temperature)
-    scores = _scores(student_features, kernel, bias)
+    scores = class_scores(student_features, kernel, bias)
     teacher = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     temperature = jax.lax.stop_gradient(temperature)
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
@@ -205,103 +197,11 @@ def fakd_cwd(
     return temperature**2 * (divergence + growth)
 
 
-def isda_logits(
-    features: Float[Array, "*batch H W A"],
-    kernel: Float[Array, "A C"],
-    bias: Float[Array, " C"] | None,
-    labels: Int[Array, "*batch H W"],
-    covariance: Float[Array, "C A"] | Float[Array, "C A A"],
-    *,
-    strength: float | Array,
-    ignore_label: int = 255,
-) -> Float[Array, "*batch H W C"]:
-    """Scores whose cross-entropy bounds the expected cross-entropy under augmented features.
-
-    `s_j + strength / 2 (w_j - w_y)' Sigma_y (w_j - w_y)` with `s = features kernel + bias` and `y`
-    the pixel's label; plain scores if the label is `ignore_label`. Use them only for cross-entropy
-    with the labels. ISDA resizes them to the labels' size first:
-    `upsampled_cross_entropy(isda_logits(...), labels, align_corners=True)`.
-
-    Args:
-      features: Input `[..., H, W, A]` of the last 1x1 convolution.
-      kernel: Its kernel `[A, C]`.
-      bias: Its bias `[C]`, or None.
-      labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
-      covariance: Of the features in each class, `[C, A]` (diagonal) or `[C, A, A]`. It receives no
-        gradient; features and kernel do.
-      strength: Scale of the augmentation. In segmentation, ISDA increases it linearly from 0 to
-        7.5.
-      ignore_label: The label of pixels that are not augmented.
-
-    Returns:
-      float32 `[..., H, W, C]`.
-
-    Raises:
-      TypeError: If the features are not floating point or the labels not integers.
-      ValueError: If shapes do not fit or the strength is negative.
-
-    Source:
-      Wang et al., "Implicit semantic data augmentation for deep networks" (NeurIPS 2019), the
-      formula as in the authors' segmentation code, which uses the diagonal covariance.
-    """
-    check_map("features", features)
-    member = _check_head(features, kernel, bias, labels, covariance, ignore_label)
-    check_not_negative("strength", strength)
-    kernel = kernel.astype(jnp.float32)
-    covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
-    centred = kernel - jnp.mean(kernel, axis=-1, keepdims=True)
-    classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
-    table = weight_spread(centred, covariance, classes, classes)
-    return _scores(features, kernel, bias) + strength / 2 * einsum("...k,kj->...j", member, table)
-
-
-def isda_cross_entropy(
-    features: Float[Array, "*batch H W A"],
-    kernel: Float[Array, "A C"],
-    bias: Float[Array, " C"] | None,
-    labels: Int[Array, "*batch H W"],
-    covariance: Float[Array, "C A"] | Float[Array, "C A A"],
-    *,
-    strength: float | Array,
-    ignore_label: int = 255,
-) -> Float[Array, "*batch H W"]:
-    """Implicit semantic data augmentation: `cross_entropy` of `isda_logits`.
-
-    An upper bound of the expected cross-entropy if every feature vector is augmented by noise of
-    `N(0, strength Sigma_y)`. At strength 0, it is the plain cross-entropy.
-
-    Args:
-      features: As in `isda_logits`.
-      kernel: As in `isda_logits`.
-      bias: As in `isda_logits`.
-      labels: As in `isda_logits`.
-      covariance: As in `isda_logits`.
-      strength: As in `isda_logits`.
-      ignore_label: The label of pixels that do not count.
-
-    Returns:
-      float32 `[..., H, W]`, 0 if the label is `ignore_label`; see `cross_entropy`.
-
-    Raises:
-      TypeError: If the features are not floating point or the labels not integers.
-      ValueError: If shapes do not fit or the strength is negative.
-    """
-    check_map("features", features)
-    check_labels(labels, features, "features")
-    # Replaced before anything is computed: NaN at an ignored pixel would reach the gradient.
-    valid = labels.astype(jnp.int32) != ignore_label
-    features = jnp.where(valid[..., None], features, 0)
-    logits = isda_logits(
-        features, kernel, bias, labels, covariance, strength=strength, ignore_label=ignore_label
-    )
-    return cross_entropy(logits, labels, ignore_label=ignore_label)
-
-
 def _check_distillation(features, kernel, bias, teacher_logits, labels, covariance, ignore_label):
     """Checks the arguments. Returns the one-hot class of each pixel."""
     check_map("student_features", features)
     check_map("teacher_logits", teacher_logits)
-    member = _check_head(features, kernel, bias, labels, covariance, ignore_label)
+    member = check_head(features, kernel, bias, labels, covariance, ignore_label)
     expected = (*features.shape[:-1], kernel.shape[-1])
     if teacher_logits.shape != expected:
         raise ValueError(
@@ -312,28 +212,10 @@ def _check_distillation(features, kernel, bias, teacher_logits, labels, covarian
     return member
 
 
-def _check_head(features, kernel, bias, labels, covariance, ignore_label):
-    """Checks the student's arguments. Returns the one-hot class of each pixel."""
-    channels = features.shape[-1]
-    if kernel.ndim != 2 or kernel.shape[0] != channels:
-        raise ValueError(
-            f"kernel must be [{channels}, C], as the features are {shape_of(features)}, "
-            f"got {shape_of(kernel)}"
-        )
-    classes = kernel.shape[-1]
-    if bias is not None and bias.shape != (classes,):
-        raise ValueError(
-            f"bias must be [{classes}], as the kernel is {shape_of(kernel)}, got {shape_of(bias)}"
-        )
-    check_labels(labels, features, "features")
-    if covariance.shape not in ((classes, channels), (classes, channels, channels)):
-        raise ValueError(
-            f"covariance must be [{classes}, {channels}] (diagonal) or "
-            f"[{classes}, {channels}, {channels}] (full), got {shape_of(covariance)}"
-        )
-    return is_class(labels, classes, ignore_label).astype(jnp.float32)
-
-
-def _scores(features, kernel, bias):
-    scores = einsum("...a,ac->...c", features.astype(jnp.float32), kernel.astype(jnp.float32))
-    return scores if bias is None else scores + bias.astype(jnp.float32)
+def log_sum_growth(scores, added, axis):
+    """Returns the growth of `log sum exp` by what is added to the scores; 0 if all are -inf."""
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis, keepdims=True))
+    none = largest == -jnp.inf
+    scores = jnp.where(none, 0.0, scores - largest)
+    growth = jax.nn.logsumexp(scores + added, axis) - jax.nn.logsumexp(scores, axis)
+    return jnp.where(jnp.squeeze(none, axis), 0.0, growth)

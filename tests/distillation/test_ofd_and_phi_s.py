@@ -10,9 +10,10 @@ from field import close, given, measure, normal, over_devices
 
 from kdjax import losses
 from kdjax.distillation import Distiller, Spec, term
-from kdjax.distillation.augmented import OFD, StandardizedL2
+from kdjax.distillation.methods.ofd import OFD
+from kdjax.distillation.methods.phi_s import StandardizedL2
 from kdjax.errors import UserError
-from kdjax.losses import _statistics
+from kdjax.losses.phi_s import _hadamard
 
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
 SHAPES = (8, 4, 4, 6), (8, 2, 2, 5)
@@ -85,13 +86,13 @@ def test_margins_do_not_depend_on_the_devices():
 
 @pytest.mark.parametrize("size", [1, 2, 8, 12, 20, 28, 36, 96])
 def test_rotations_of_equal_entries(size):
-    found = _statistics._hadamard(size)
+    found = _hadamard(size)
     close(found @ found.T, np.eye(size), 1e-12)
     close(np.abs(found), np.full((size, size), size**-0.5), 1e-12)
 
 
 def test_where_there_is_no_such_rotation_another_is_near():
-    found = _statistics._hadamard(6)
+    found = _hadamard(6)
     close(found @ found.T, np.eye(6), 1e-12)
 
 
@@ -158,10 +159,13 @@ def test_what_is_fitted_does_not_depend_on_the_devices():
         (term("ofd", student="stage4", teacher="stage4"), "a map for each of its 5 divisors"),
         (
             term("ofd", student=NAMES, teacher=NAMES, divisors=(1.0, 0.0)),
-            "alpha must be zero or positive, and divisors positive",
+            "t.divisors is 0.0; it must be positive",
         ),
-        (term("standardized_l2", standardize="all"), 'must be "phi_s" or "channel", got "all"'),
-        (term("standardized_l2", fitted_over=0), "fitted_over must be 1 or more, got 0"),
+        (
+            term("standardized_l2", standardize="all"),
+            't.standardize is "all"; it must be phi_s or channel',
+        ),
+        (term("standardized_l2", fitted_over=0), "t.fitted_over is 0; it must be positive"),
     ],
 )
 def test_what_cannot_be_is_said(entry, message):

@@ -1,25 +1,36 @@
-"""CIRKD's memory as a term: similarities to the teacher's pixels and regions of earlier batches."""
+"""CIRKD as two terms: similarities within a batch, and to a memory of earlier batches."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from kdjax import losses
-from kdjax.distillation.loss import Inputs, Loss, Metrics, Names
-from kdjax.distillation.maps import Params, Spec, adapt, init_adapter
+from kdjax.distillation.feature_maps import Spec
+from kdjax.distillation.layers import Params, adapt, init_adapter, to_length_one
+from kdjax.distillation.loss import Inputs, Loss, Metrics, loss_class, read_labels
+from kdjax.distillation.terms import term
+from kdjax.sections import COUNT, POSITIVE
 
-# Similarities of one network that exist at a time.
+# The number of similarities of one network that memory holds at a time.
 _ENTRIES = 2**23
 
 
+class CIRKDMinibatch(loss_class(losses.cirkd_minibatch)):
+    """Similarities of pixels across images: Yang et al. 2022, the first part of their method."""
+
+    student = teacher = "head"
+    adapter = "never"
+
+
 class Ring(NamedTuple):
-    """The last vectors of each class, oldest overwritten first.
+    """The last vectors of each class. New vectors overwrite the oldest.
 
     Attributes:
-      vectors: of length 1 [K, size, D]; random ones until they are overwritten.
-      written: how many were ever written to each class [K], less whole rounds after the first.
+      vectors: Vectors of length 1, `[K, size, D]`. They are random until they are overwritten.
+      written: The number of vectors written to each class, `[K]`. After the first round, whole
+        rounds are subtracted.
     """
 
     vectors: Float[Array, "K size D"]
@@ -29,34 +40,34 @@ class Ring(NamedTuple):
 class CIRKDMemory(Loss):
     """Similarities of a pixel to a memory: Yang et al. 2022, the second and third part.
 
-    The teacher's pixels and the means of its classes' regions go into rings, one a class, before
-    the loss reads them. It is the sum over both memories of the mean divergence over labelled
-    pixels. The student's features go through two learned 1x1 convolutions first, with a batch norm
-    and ReLU between.
+    There are two memories, one of the teacher's pixels and one of the means of its classes' regions
+    in each image. A batch is written to both before the loss reads them. The loss is the sum over
+    the memories of the mean divergence over labeled pixels. The student's features first pass two
+    learned 1x1 convolutions, with a batch norm and a ReLU between them.
 
-    Each network gives its features and its class scores, of which only the number is used. The
-    authors' weight; 0.01 on VOC.
+    Each network gives its features and its class scores. Only the number of classes is read from
+    the scores. The weight is the authors' on Cityscapes; theirs on VOC is 0.01.
 
     Attributes:
-      pixels: vectors in the memory of pixels, of all classes together; the authors have 20000 of
-        each of 19.
-      regions: in that of regions; 2000 of each.
-      pixels_per_class: how many of an image and class go into the memory at most.
-      compared_pixels: with how many a pixel is compared, of all classes together.
-      compared_regions: likewise.
-      sampling: which pixels of a class go into the memory: "class" draws from its pixels; "image"
-        draws from as many first pixels of the image, whatever their class, as the released code.
-      storage: the type that the memories have.
+      temperature: Temperature of the similarities.
+      pixels: Size of the memory of pixels, over all classes. The authors have 20000 for each of 19
+        classes.
+      regions: Size of the memory of regions, over all classes. The authors have 2000 for each.
+      pixels_per_class: The largest number of pixels of one image and class that are written.
+      compared_pixels: The number of stored pixels with which a pixel is compared, over all classes.
+      compared_regions: The same number for regions.
+      sampling: Which pixels of a class are written: "class" draws from its pixels. "image" draws
+        from as many first pixels of the image, whatever their class, as the published code does.
+      storage: The type of the memories.
     """
 
-    student: Names = ("head", "logits")
-    teacher: Names | None = ("head", "logits")
-    weight: float = 0.1
-    adapter: str = "never"
-    temperature: float = 0.1
+    student = teacher = ("head", "logits")
+    weight = 0.1
+    adapter = "never"
+    temperature: Annotated[float, POSITIVE] = 0.1
     pixels: int = 380_000
     regions: int = 38_000
-    pixels_per_class: int = 16
+    pixels_per_class: Annotated[int, COUNT] = 16
     compared_pixels: int = 4096
     compared_regions: int = 1024
     sampling: Literal["class", "image"] = "class"
@@ -67,18 +78,12 @@ class CIRKDMemory(Loss):
             raise ValueError('reads two maps a side: features and scores, as ("head", "logits")')
         if not student[1].scores:
             raise ValueError("needs the student's class scores, as logits, beside its features")
-        if self.sampling not in ("class", "image"):
-            raise ValueError(f'sampling must be "class" or "image", got "{self.sampling}"')
-        if self.storage not in ("bfloat16", "float32"):
-            raise ValueError(f'storage must be "bfloat16" or "float32", got "{self.storage}"')
         classes = student[1].channels
         if min(self.pixels, self.regions, self.compared_pixels, self.compared_regions) < classes:
             raise ValueError(
-                f"pixels, regions and how many of them are compared must be {classes} or more, one "
-                "for each class"
+                "pixels, regions, compared_pixels, and compared_regions must be "
+                f"{classes} or more, one for each class"
             )
-        if self.pixels_per_class < 1 or not self.temperature > 0:
-            raise ValueError("pixels_per_class and temperature must be positive")
 
     def init_params(
         self, key: PRNGKeyArray, student: tuple[Spec, ...], teacher: tuple[Spec, ...]
@@ -93,22 +98,21 @@ class CIRKDMemory(Loss):
     def init_state(self, student: tuple[Spec, ...], teacher: tuple[Spec, ...]) -> dict[str, Ring]:
         classes, channels = student[1].channels, teacher[0].channels
         sizes = {"pixels": self.pixels // classes, "regions": self.regions // classes}
-        # The same in every run: what is drawn here is soon overwritten.
+        # The same in every run, because the random vectors are soon overwritten.
         return {
-            name: _begin(jax.random.key(number), (classes, size, channels), self.storage)
+            name: _random_ring(jax.random.key(number), (classes, size, channels), self.storage)
             for number, (name, size) in enumerate(sizes.items())
         }
 
     def update(self, state: dict[str, Ring], inputs: Inputs) -> dict[str, Ring]:
-        if inputs.labels is None:
-            raise ValueError("reads labels, and there are none")
+        (labels, *_), _ = read_labels(inputs)
         classes = len(state["pixels"].written)
-        labels = inputs.labels[0].reshape(len(inputs.labels[0]), -1)
-        # An ignored label may be that of a class.
+        labels = labels.reshape(len(labels), -1)
+        # The ignore label may also be the number of a class.
         labels = jnp.where(labels == inputs.ignore_label, -1, labels.astype(jnp.int32))
         member = labels[:, :, None] == jnp.arange(classes)
         counts, found = jnp.sum(member, 1), _directions(inputs.teacher[0])
-        # What is ignored may hold anything, and 0 times what is not finite would reach a region.
+        # Selected, because 0 times a value that is not finite would reach the mean of a region.
         clean = jnp.where(member.any(-1, keepdims=True), found, 0.0)
         means = jnp.einsum("bpk,bpd->bkd", member, clean, precision=jax.lax.Precision.HIGHEST)
         chosen = self._choose(jax.random.fold_in(inputs.key, 0), member, counts)
@@ -116,13 +120,16 @@ class CIRKDMemory(Loss):
         drawn = jnp.take_along_axis(found, places, 1).reshape(*chosen.shape, -1)
         return {
             "pixels": _write(state["pixels"], drawn, jnp.minimum(counts, chosen.shape[-1])),
-            "regions": _write(state["regions"], _unit(means)[:, :, None], counts > 0),
+            "regions": _write(state["regions"], to_length_one(means)[:, :, None], counts > 0),
         }
 
     def _choose(
         self, key: PRNGKeyArray, member: Bool[Array, "B P K"], counts: Int[Array, "B K"]
     ) -> Int[Array, "B K n"]:
-        """The pixels of each image and class that go into the memory, as far as there are any."""
+        """Returns the pixels to write for each image and class.
+
+        If a class has fewer than n pixels, the last entries are arbitrary.
+        """
         images, pixels, classes = member.shape
         if self.sampling == "class":
             drawn_from = jnp.moveaxis(member, -1, 1)
@@ -137,7 +144,7 @@ class CIRKDMemory(Loss):
     ) -> tuple[Float[Array, ""], Metrics]:
         made = adapt(params["second"], jax.nn.relu(adapt(params["first"], inputs.student[0])))
         maps = made, jax.lax.stop_gradient(inputs.teacher[0])
-        # Selected before they meet: what is not finite would reach the gradient of all.
+        # Selected first, because a value that is not finite would reach the gradient of all pixels.
         student, teacher = (_directions(jnp.where(inputs.valid[0][..., None], x, 0)) for x in maps)
         valid = inputs.valid[0].reshape(len(made), -1)
         parts, filled = {}, {}
@@ -145,7 +152,7 @@ class CIRKDMemory(Loss):
         for number, (name, count) in enumerate(wanted.items(), start=1):
             vectors, written = jax.lax.stop_gradient(state[name])
             classes, size, channels = vectors.shape
-            # As the authors: the same places of every class, and one more than asked for.
+            # As in the authors' code: the same places for every class, and one more than asked for.
             each = min(count // classes + 1, size)
             key = jax.random.fold_in(inputs.key, number)
             places = jax.random.choice(key, size, (each,), replace=False)
@@ -156,12 +163,11 @@ class CIRKDMemory(Loss):
         return parts["pixels"] + parts["regions"], parts | filled
 
 
-def _begin(key: PRNGKeyArray, shape: tuple[int, int, int], storage: str) -> Ring:
-    """A ring of random directions."""
+def _random_ring(key: PRNGKeyArray, shape: tuple[int, int, int], storage: str) -> Ring:
 
     @jax.jit
     def draw(key: PRNGKeyArray) -> Float[Array, "K size D"]:
-        return _unit(jax.random.normal(key, shape)).astype(storage)
+        return to_length_one(jax.random.normal(key, shape)).astype(storage)
 
     return Ring(draw(key), jnp.zeros(shape[0], jnp.int32))
 
@@ -169,13 +175,13 @@ def _begin(key: PRNGKeyArray, shape: tuple[int, int, int], storage: str) -> Ring
 def _write(
     ring: Ring, vectors: Float[Array, "B K n D"], counts: Int[Array, "B K"] | Bool[Array, "B K"]
 ) -> Ring:
-    """The ring with the first `counts` vectors of each image and class in it, image by image."""
+    """Writes the first `counts` vectors of each image and class to the ring, image by image."""
     classes, size, _ = ring.vectors.shape
     places = jnp.arange(vectors.shape[2])
-    # By keyword: jax2onnx puts a cumsum of its own in jax.numpy, which takes one argument by place.
+    # axis by keyword, because jax2onnx replaces jnp.cumsum by one with one positional argument.
     ends = jnp.cumsum(counts.astype(jnp.int32), axis=0)
     number = jnp.expand_dims(ends - counts, -1) + places
-    # Of more than the ring holds, the last; no place is written twice.
+    # If there are more vectors than places, the last are kept. No place is written twice.
     kept = (places < counts[:, :, None]) & (number >= (ends[-1] - size)[:, None])
     place = jnp.where(kept, (ring.written[:, None] + number) % size, size)
     written = ring.written + ends[-1]
@@ -190,7 +196,7 @@ def _write(
 def _divergence(
     student: Float[Array, "B P D"], teacher: Float[Array, "B P D"], memory: Float[Array, "V D"]
 ) -> Float[Array, "B P"]:
-    """The divergence of each pixel's similarities to the memory, in strips of pixels."""
+    """Returns the divergence of each pixel's similarities to the memory, by strips of pixels."""
     images, pixels, channels = student.shape
     rows = min(pixels, max(1, _ENTRIES // (images * len(memory))))
     strips = -(-pixels // rows)
@@ -209,10 +215,18 @@ def _divergence(
 
 
 def _directions(x: Float[Array, "B h w D"]) -> Float[Array, "B P D"]:
-    return _unit(x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float32))
+    return to_length_one(x.reshape(len(x), -1, x.shape[-1]))
 
 
-def _unit(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-    """Vectors of length 1, or of 0 where there is no direction."""
-    square = jnp.sum(jnp.square(x), -1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.where(square > 1e-16, square, 1.0))
+METHODS = {
+    "cirkd_minibatch": {
+        "pixelwise_kl": term("pixelwise_kl"),
+        "cirkd_minibatch": term("cirkd_minibatch"),
+    },
+    "cirkd": {
+        "pixelwise_kl": term("pixelwise_kl"),
+        "cirkd_minibatch": term("cirkd_minibatch"),
+        "cirkd_memory": term("cirkd_memory"),
+    },
+}
+BUILDS_ON = {"cirkd_minibatch": "pixelwise_kl", "cirkd": "cirkd_minibatch"}

@@ -13,7 +13,8 @@ from field import close, given, measure, normal, over_devices, resumed_from
 
 from kdjax import losses
 from kdjax.distillation import Distiller, Spec, term
-from kdjax.distillation.memory import CIRKDMemory, Ring
+from kdjax.distillation.methods import cirkd
+from kdjax.distillation.methods.cirkd import CIRKDMemory, Ring
 from kdjax.errors import UserError
 
 IMAGES, HEIGHT, WIDTH, CHANNELS, CLASSES = 8, 3, 4, 5, 3
@@ -231,12 +232,10 @@ def test_memory_and_value_do_not_depend_on_the_devices():
 
 
 def test_strips_of_pixels_are_those_of_a_whole_table(monkeypatch):
-    from kdjax.distillation import memory
-
     student, teacher, vectors = normal(0, 2, 7, 5), normal(1, 2, 7, 5), normal(2, 4, 5)
     expected = losses.pixelwise_kl(student @ vectors.T, teacher @ vectors.T)
-    monkeypatch.setattr(memory, "_ENTRIES", 2 * 4 * 3)  # three rows at a time
-    close(jax.jit(memory._divergence)(student, teacher, vectors), expected)
+    monkeypatch.setattr(cirkd, "_ENTRIES", 2 * 4 * 3)  # three rows at a time
+    close(jax.jit(cirkd._divergence)(student, teacher, vectors), expected)
 
 
 @pytest.mark.parametrize(
@@ -244,10 +243,13 @@ def test_strips_of_pixels_are_those_of_a_whole_table(monkeypatch):
     [
         (term("cirkd_memory", student="head", teacher="head"), "reads two maps a side: features"),
         (term("cirkd_memory", student=("head", "head")), "needs the student's class scores"),
-        (term("cirkd_memory", sampling="clas"), 'sampling must be "class" or "image", got "clas"'),
-        (term("cirkd_memory", storage="float16"), 'storage must be "bfloat16" or "float32", got'),
+        (term("cirkd_memory", sampling="clas"), 't.sampling is "clas"; it must be class or image'),
+        (
+            term("cirkd_memory", storage="float16"),
+            't.storage is "float16"; it must be bfloat16 or float32',
+        ),
         (term("cirkd_memory", regions=2), "must be 3 or more, one for each class"),
-        (term("cirkd_memory", temperature=0.0), "pixels_per_class and temperature must be positi"),
+        (term("cirkd_memory", temperature=0.0), "t.temperature is 0.0; it must be positive"),
     ],
 )
 def test_what_cannot_be_is_said(entry, message):

@@ -1,26 +1,58 @@
-"""Distillation losses that read labels: weighted by the teacher's lead, or by class."""
+"""KL divergence between the class distributions of a pixel, plain and weighted by labels.
+
+`gap_weighted_kl`, `dkd`, and `wsld` read labels.
+"""
 
 import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from kdjax.losses._arrays import (
-    check_label_dtype,
-    check_labels,
-    check_option,
-    check_positive,
-    check_same_shape,
-    check_same_size,
-    einsum,
-    is_class,
-    length,
-)
-from kdjax.losses._logits import cwd, pixelwise_kl, softmax_kl
+from kdjax.losses._arrays import is_class
+from kdjax.losses._checks import check_labels, check_option, check_positive, check_same_shape
+from kdjax.losses._softmax import softmax_kl
+
+
+def pixelwise_kl(
+    student: Float[Array, "*batch H W C"],
+    teacher: Float[Array, "*batch H W C"],
+    *,
+    temperature: float | Array = 1.0,
+) -> Float[Array, "*batch H W"]:
+    """KL divergence from the teacher's class distribution to the student's, at every pixel.
+
+    `t^2 sum_c p_c (log p_c - log q_c)` with the temperature `t`, and `p = softmax(teacher / t)` and
+    `q = softmax(student / t)` over the channels. These are the soft targets of Hinton et al. (2015)
+    at every pixel. A class whose score is -inf in both networks adds nothing. If only the student's
+    score is -inf, the loss is infinite.
+
+    Args:
+      student: Logits `[..., H, W, C]`, any floating type.
+      teacher: Logits of the same shape; they receive no gradient.
+      temperature: Softens both distributions. A setting: it receives no gradient.
+
+    Returns:
+      float32 `[..., H, W]`; the plain mean is the loss.
+
+    Raises:
+      TypeError: If an input is not floating point.
+      ValueError: If the shapes differ or the temperature is not positive.
+
+    Other code reduces this loss differently. With batch size B, P pixels, C classes, and
+    temperature t, a weight `w` here equals
+
+    - `w` in CIRKD (`CriterionKD`), and `w t^2` in `kl_div(..., "batchmean")` over rows of pixels,
+    - `w C t^2` in TorchDistiller and IFVD (they average over the classes too, without `t^2`),
+    - `w / B` in SKD (`CriterionPixelWise`, which has no temperature and sums over the batch),
+    - `w / P` in mmrazor's `KLDivergence` (which divides by the batch alone).
+    """
+    check_same_shape(student, teacher)
+    check_positive("temperature", temperature)
+    values, *_ = softmax_kl(student, teacher, temperature, axis=-1)
+    return jax.lax.stop_gradient(temperature) ** 2 * values
 
 
 def gap_weighted_kl(
@@ -81,6 +113,26 @@ def gap_weighted_kl(
     # Selected again, because 0 times an infinite divergence would be NaN.
     weighted = jnp.where(weight == 0, 0.0, weight * values)
     return jax.lax.stop_gradient(temperature) ** 2 * weighted
+
+
+def _gap(student, teacher, normalizer_s, normalizer_t, labels, gap):
+    """Returns how much more the teacher knows. NaN if the gap needs a class and there is none."""
+    if gap == "total_variation":
+        share_s = jnp.exp(normalizer_s.log_share(student))
+        share_t = jnp.exp(normalizer_t.log_share(teacher))
+        return 0.5 * jnp.sum(jnp.abs(share_t - share_s), axis=-1)
+    # A negative label would count from the last class.
+    labels = jnp.where(labels < 0, student.shape[-1], labels)[..., None]
+    log_s, log_t = (
+        normalizer.log_share(
+            jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan)
+        )
+        for logits, normalizer in ((student, normalizer_s), (teacher, normalizer_t))
+    )
+    if gap == "cross_entropy":
+        # A teacher whose score of the class is -inf is never ahead.
+        return jnp.where(log_t == -jnp.inf, 0.0, jnp.maximum(log_t - log_s, 0.0))[..., 0]
+    return jnp.maximum(jnp.exp(log_t) - jnp.exp(log_s), 0.0)[..., 0]
 
 
 def dkd(
@@ -197,159 +249,3 @@ def wsld(
     weight = jnp.where(hard_t == jnp.inf, 0.0, 1.0 - jnp.exp(-hard_s / (hard_t + 1e-7)))
     weight = jnp.where(valid[..., 0], weight, 0.0)
     return jax.lax.stop_gradient(temperature) ** 2 * jnp.where(weight == 0, 0.0, weight * values)
-
-
-def ifvd(
-    student: Float[Array, "*batch H W D"],
-    teacher: Float[Array, "*batch H W E"],
-    labels: Int[Array, "*batch H W"],
-    *,
-    num_classes: int = 256,
-    ignore_label: int = 255,
-) -> Float[Array, "*batch H W"]:
-    """Intra-class feature variation: the similarity of a pixel to the center of its class.
-
-    `(v^S - v^T)^2`, 0 to 4, with `v = cos(f_i, m_y)`. `m_y` is the mean of the image's features
-    over the pixels that have the label of pixel `i`.
-
-    Args:
-      student: Features `[..., H, W, D]`, any floating type.
-      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      labels: Class indices `[..., H, W]`. Labels of `num_classes` and above add nothing.
-      num_classes: Number of classes. Time and memory are in proportion to it.
-      ignore_label: The label of pixels that do not count.
-
-    Returns:
-      float32 `[..., H, W]`, 0 if the label is `ignore_label`. The plain mean over all pixels is the
-      authors' loss; `valid_mean` takes the labeled pixels alone.
-
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If batch or size differ.
-
-    Source:
-      Wang et al., "Intra-class feature variation distillation for semantic segmentation" (ECCV
-      2020), the authors' code. The gradient passes through the centers. The weight is 200 in their
-      script, 50 in the paper, and 20 in CIRKD's code, always with per-pixel KL.
-    """
-    check_same_size(student, teacher)
-    check_labels(labels, student, "features")
-    *batch, height, width = labels.shape
-    chosen = is_class(labels, num_classes, ignore_label)
-    chosen = chosen.reshape(*batch, height * width, num_classes).astype(jnp.float32)
-    valid = jnp.any(chosen, -1, keepdims=True)
-
-    def likeness(features):
-        features = features.astype(jnp.float32).reshape(*batch, height * width, -1)
-        features = jnp.where(valid, features, 0.0)
-        # A sum in place of the mean: the length of a center does not matter.
-        centres = einsum("...pk,...pc->...kc", chosen, features)
-        centres, features = centres / length(centres), features / length(features)
-        return jnp.sum(chosen * einsum("...pc,...kc->...pk", features, centres), -1)
-
-    apart = likeness(student) - likeness(jax.lax.stop_gradient(teacher))
-    return jnp.square(apart).reshape(labels.shape)
-
-
-def bpkd(
-    student: Float[Array, "*batch H W C"],
-    teacher: Float[Array, "*batch H W C"],
-    labels: Int[Array, "*batch rows columns"],
-    *,
-    part: Literal["body", "edge"] = "body",
-    window: int = 7,
-    temperature: float | Array = 1.0,
-    ignore_label: int = 255,
-) -> Float[Array, "*batch C"]:
-    """Boundary-privileged distillation: per-pixel KL on the edges of a class, `cwd` elsewhere.
-
-    A pixel of the labels is on an edge of a class if the window around it holds this class, another
-    class, and no pixel without a class. `e` is the share of a map's cell that is on an edge.
-
-    `"body"` is `cwd` of `(1 - e) * scores`. `"edge"` is the mean of `pixelwise_kl` over the class's
-    edges, times the number of classes.
-
-    Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices at the size of the maps or larger.
-      part: Which part of the loss to return.
-      window: Rows and columns, in pixels of the labels.
-      temperature: Softens the distributions. A setting: it receives no gradient.
-      ignore_label: The label of pixels that do not count.
-
-    Returns:
-      float32 `[..., C]`; the plain mean is the loss. A class without edges adds 0 to `"edge"`.
-
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes do not fit, `part` is unknown, or window or temperature not positive.
-
-    Source:
-      Liu et al., "BPKD: boundary privileged knowledge distillation for semantic segmentation" (WACV
-      2024), our reading of two re-implementations. No training code was published. Weight 20 on the
-      body, and 50 times 2 on the edges.
-    """
-    check_same_shape(student, teacher)
-    check_label_dtype(labels)
-    check_option("part", part, ("body", "edge"))
-    check_positive("window", window)
-    *batch, height, width, classes = student.shape
-    if labels.shape[:-2] != (*batch,) or labels.shape[-2] < height or labels.shape[-1] < width:
-        raise ValueError(
-            "labels must have the batch of the maps and their size or more, got "
-            f"{list(labels.shape)} for maps {list(student.shape)}"
-        )
-    edges = _edges(labels.astype(jnp.int32), (height, width), classes, window, ignore_label)
-    if part == "body":
-        student, teacher = (x.astype(jnp.float32) * (1 - edges) for x in (student, teacher))
-        return cwd(student, teacher, temperature=temperature)
-    values = pixelwise_kl(student, teacher, temperature=temperature)[..., None]
-    total = jnp.sum(edges, (-3, -2))
-    return classes * jnp.sum(edges * values, (-3, -2)) / jnp.where(total == 0, 1.0, total)
-
-
-def _edges(labels, size, classes, window, ignore_label):
-    """Returns the share of each cell that is on a class's edges, `[..., h, w, C]`."""
-    known = (labels >= 0) & (labels < classes) & (labels != ignore_label)
-
-    def near(mask):
-        around, ones = (1,) * (mask.ndim - 2) + (window, window), (1,) * mask.ndim
-        return jax.lax.reduce_window(mask, False, jax.lax.bitwise_or, around, ones, "SAME")
-
-    # The rows and columns that a cell covers, fully or in part.
-    down, across = (
-        (pixel >= cell * old // new) & (pixel < -(-(cell + 1) * old // new))
-        for old, new in zip(labels.shape[-2:], size, strict=True)
-        for pixel, cell in [(np.arange(old), np.arange(new)[:, None])]
-    )
-    down, across = (np.float32(x / x.sum(-1, keepdims=True)) for x in (down, across))
-    unknown = near(~known)
-
-    def of_class(index):
-        mask = labels == index
-        edge = (near(mask) & near(known & ~mask) & ~unknown).astype(jnp.float32)
-        return einsum("hr,...rc,wc->...hw", down, edge, across)
-
-    # One class at a time, because masks of all classes at the labels' size take much memory.
-    return jnp.moveaxis(jax.lax.map(of_class, jnp.arange(classes)), 0, -1)
-
-
-def _gap(student, teacher, normalizer_s, normalizer_t, labels, gap):
-    """Returns how much more the teacher knows. NaN if the gap needs a class and there is none."""
-    if gap == "total_variation":
-        share_s = jnp.exp(normalizer_s.log_share(student))
-        share_t = jnp.exp(normalizer_t.log_share(teacher))
-        return 0.5 * jnp.sum(jnp.abs(share_t - share_s), axis=-1)
-    # A negative label would count from the last class.
-    labels = jnp.where(labels < 0, student.shape[-1], labels)[..., None]
-    log_s, log_t = (
-        normalizer.log_share(
-            jnp.take_along_axis(logits, labels, -1, mode="fill", fill_value=jnp.nan)
-        )
-        for logits, normalizer in ((student, normalizer_s), (teacher, normalizer_t))
-    )
-    if gap == "cross_entropy":
-        # A teacher whose score of the class is -inf is never ahead.
-        return jnp.where(log_t == -jnp.inf, 0.0, jnp.maximum(log_t - log_s, 0.0))[..., 0]
-    return jnp.maximum(jnp.exp(log_t) - jnp.exp(log_s), 0.0)[..., 0]
