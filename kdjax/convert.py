@@ -6,11 +6,8 @@ FILE is a `.pth` or a `.safetensors` file of mmsegmentation, torchvision (`deepl
 HuggingFace's SegFormer or its authors' (`segformer_linear_b0`, `segformer_b0@nvlabs`), CIRKD or
 TorchDistiller (`deeplabv3_r18@cirkd`); or a classifier of images, which becomes the backbone under
 fresh heads (`pspnet_r18b`). FILE may be a folder that HuggingFace's `save_pretrained` wrote.
-`config.teacher.checkpoint`, `config.student.checkpoint` and, for the backbone alone,
-`config.student.backbone` take the result.
-
-Images are normalised as that project does it, with red first. A file that was trained otherwise
-needs --mean and --std, in units of 8-bit pixels, or --bgr.
+`config.teacher.checkpoint`, `config.student.checkpoint`, and `config.student.backbone` take it.
+If the network was not trained with its project's normalization, give --mean and --std, or --bgr.
 """
 
 import math

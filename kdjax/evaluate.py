@@ -26,7 +26,7 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where the run's data set is now, if that is no longer where it was."
 )
 _ANY_CLASS_NAMES = flags.DEFINE_bool(
-    "any_class_names", False, "Take the network's classes by their numbers, whatever their names."
+    "any_class_names", False, "Match classes by their numbers, whatever their names."
 )
 _PROCESSES = processes.define_flags()
 _INFERENCE = InferenceFlags()

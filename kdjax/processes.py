@@ -70,7 +70,7 @@ def define_flags() -> Flags:
         flags.DEFINE_string(
             "coordinator",
             None,
-            "HOST:PORT of process 0. Slurm, TPU slices and Kubernetes jobs need no such flag.",
+            "HOST:PORT of process 0. Slurm, TPU slices, and Kubernetes need no such flag.",
         ),
         flags.DEFINE_integer("num_processes", None, "How many processes train together."),
         flags.DEFINE_integer("process_id", None, "Which of them this is, from 0."),

@@ -1,6 +1,7 @@
 """Networks as users write them: in NNX, in Linen, by a bridge, and in nothing."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,8 @@ class Faulty(Plain):
             case "complex":
                 logits = logits.astype(jnp.complex64)
             case "complex map":
-                return {"logits": logits, "phase": logits.astype(jnp.complex64)}, variables
+                maps: Any = {"logits": logits, "phase": logits.astype(jnp.complex64)}
+                return maps, variables
             case "state grows" if train:
                 variables = {**variables, "state": {"steps": jnp.zeros(2)}}
             case "state goes" if train:

@@ -44,7 +44,10 @@ class House:
 
     def config(self, student, teacher=None):
         """The flags of a student of some kind, and of the workdir that holds its teacher."""
-        taught = ("--config.teacher.checkpoint", teacher) if teacher else ()
+        # The options of the teacher are those of its checkpoint.
+        taught = (
+            ("--config.teacher.checkpoint", teacher, "--config.teacher.name=") if teacher else ()
+        )
         data = ("--config.data.data_dir", self.root / "data")
         return "--config", f"{self.theirs / 'config.py'}:{student}", *data, *taught
 

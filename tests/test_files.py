@@ -41,7 +41,7 @@ def test_checkpoints_go_to_the_store(monkeypatch):
 
 def test_networks_go_to_the_store(monkeypatch):
     orbax = contextlib.nullcontext(SimpleNamespace(save=ask))
-    monkeypatch.setattr(saved, "_checkpointer", lambda: orbax)
+    monkeypatch.setattr(saved, "local_checkpointer", lambda: orbax)
     # Its files would be TensorFlow's, and not the mock's.
     monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
 

@@ -66,7 +66,7 @@ class InferenceFlags:
 
     def __init__(self) -> None:
         self._mode = flags.DEFINE_enum(
-            "mode", "whole", MODES, "whole: images as they are; slide: in windows that overlap."
+            "mode", "whole", MODES, "whole images, or windows that overlap."
         )
         self._window = flags.DEFINE_string(
             "window",

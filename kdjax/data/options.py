@@ -44,7 +44,7 @@ class CropOptions(Section):
     scale_range: Annotated[tuple[float, float], sections.POSITIVE] = (0.5, 2.0)
     # What the factor is of: the long and the short side of a box that the image is made as large as
     # fits into, as mmsegmentation's RandomResize(scale=(2048, 512)); () for each image's own size.
-    base_size: Annotated[tuple[int, int] | tuple[()], sections.PIXELS] = ()
+    base_size: Annotated[tuple[int, int] | tuple[()], sections.COUNT] = ()
     # A crop is drawn again while one class covers at least this share of its labelled pixels, ten
     # times at most; 1.0 takes the first.
     max_class_share: Annotated[float, sections.SHARE_ABOVE_ZERO] = 0.75

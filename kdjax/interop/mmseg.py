@@ -11,7 +11,7 @@ underscore, which it continues: PyTorch's fused projection is no module there, i
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -243,7 +243,7 @@ class Loaded(Protocol):
     variables: Any
 
 
-def module_of(source: Segmenter | Loaded | str | os.PathLike[str]) -> Segmenter:
+def module_of(source: nnx.Module | Loaded | str | os.PathLike[str]) -> Segmenter:
     """Returns the module of a network of kdjax's own.
 
     Args:
@@ -253,22 +253,23 @@ def module_of(source: Segmenter | Loaded | str | os.PathLike[str]) -> Segmenter:
     Raises:
       UserError: when there is no network, or it is one of the user's own.
     """
-    if isinstance(source, Segmenter):
-        return source
-    if isinstance(source, str | os.PathLike):
-        network, variables, _ = saved.load(source)
-    else:
-        network, variables = source.network, source.variables
-    module = network.module(variables) if isinstance(network, NNXNetwork) else network
-    if not isinstance(module, Segmenter):
+    module: Any = source
+    if not isinstance(source, nnx.Module):
+        if isinstance(source, str | os.PathLike):
+            network, variables, _ = saved.load(source)
+        else:
+            network, variables = source.network, source.variables
+        module = network.module(variables) if isinstance(network, NNXNetwork) else network
+    # Networks of kdjax.models, and their parts.
+    if not isinstance(module, nnx.Module) or not hasattr(module, "backbone"):
         raise UserError(
             f"a {type(module).__name__} has no names in PyTorch that kdjax knows; the networks of "
             "kdjax.models have"
         )
-    return module
+    return cast(Segmenter, module)
 
 
-def to_mmseg(net: Segmenter | Loaded | str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def to_mmseg(net: nnx.Module | Loaded | str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns parameters and running statistics under mmsegmentation's names and layouts.
 
     The exact inverse of `from_mmseg`. PyTorch's `load_state_dict` itself supplies the counters

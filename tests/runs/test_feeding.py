@@ -250,7 +250,7 @@ def test_processes_agree_on_the_least_memory(monkeypatch, other, agreed):
     [
         ("data.cache", "gpu", 'data.cache is "gpu"; it must be none or host or device or auto'),
         ("teacher.view", "dirty", 'teacher.view is "dirty"; it must be student or clean'),
-        ("data.eval_pad_to", 0, "data.eval_pad_to is 0; it must be positive"),
+        ("data.eval_pad_to", 0, "data.eval_pad_to is 0; it must be from 1 to 16384"),
         ("data.base_size", (512,), r"data.base_size is \(512,\); it must be two positive numbers"),
     ],
 )
