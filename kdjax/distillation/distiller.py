@@ -192,7 +192,7 @@ class Distiller:
         value, logged = found if isinstance(found, tuple) else (found, {})
         if (shape := jnp.shape(value)) != ():
             raise ValueError(f"the value must be a single number, got {list(shape)}; take a mean")
-        for part, number in {name: value, **logged}.items():
+        for part, number in {name: value, **{f"{name}/{x}": y for x, y in logged.items()}}.items():
             if jnp.iscomplexobj(number):
                 raise ValueError(f'"{part}" is complex; it must be a real number')
         return value, state, logged
