@@ -5,6 +5,7 @@
     python -m kdjax.train --config configs/camvid_lite.py:teacher --workdir runs/camvid_lite2
     python -m kdjax.compare --config configs/camvid_lite.py:lite0 --workdir runs/camvid_lite0
     python -m kdjax.compare --config configs/camvid_lite.py:scratch --workdir runs/camvid_scratch
+    python -m kdjax.compare --config configs/camvid_lite.py:cached --workdir runs/camvid_cached
     python -m kdjax.compare --config configs/camvid_lite.py:field --workdir runs/camvid_field
     python -m kdjax.compare --config configs/camvid_lite.py:field_longer --workdir runs/field_longer
     python -m kdjax.compare --config configs/camvid_lite.py:field_sums --workdir runs/field_sums
@@ -24,6 +25,8 @@ from kdjax import recipes
 from kdjax.config import Config, network
 from kdjax.errors import UserError
 
+# Methods that read the teacher's class scores alone, which a cache holds.
+CACHED = ("plain", "dist", "cwd", "pixelwise_kl", "fakd_cwd")
 METHODS = ("plain", "cwd", "nfd", "pfs", "fakd_cwd", "pixelwise_kl", "pixelwise_kl_l2")
 # Their adversarial term reads scores of at least 64 x 64; those of a crop here are 32 x 40.
 NEED_LARGER_CROPS = ("skd", "ifvd")
@@ -32,14 +35,15 @@ VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong"
 TEACHER, TEACHER_DIR = "fpn_light_efficientnet_lite2", "runs/camvid_lite2"
 PAIR = {"teacher": TEACHER, "student": "fpn_light_efficientnet_lite0"}
 FIELD = ("field", "field_longer", "field_sums")
-CHOICES = ("lite0", "scratch", *FIELD, "teacher", "full_teacher")
+CHOICES = ("lite0", "scratch", "cached", *FIELD, "teacher", "full_teacher")
 
 
 def get_config(student: str = "lite0") -> Config:
     """Returns the config.
 
     Args:
-      student: "lite0", "scratch", or "field" for the latter with every method; "field_longer" for
+      student: "lite0", "scratch", "cached" for the latter with the teacher's scores from a cache,
+        or "field" for it with every method; "field_longer" for
         its plain student with as many steps as take as long as most methods' (the harness counts
         by the costliest), "field_sums" for three methods with their authors' constants for CamVid,
         and KL + L2 with a small weight of L2; "teacher" for the teacher of all, and "full_teacher"
@@ -69,6 +73,9 @@ def get_config(student: str = "lite0") -> Config:
         config.steps = 1000
         # With the best of the shorter runs with all (docs/results/field.md).
         return recipes.compare_camvid_methods(config, (*METHODS, "dist"))
+    if student == "cached":
+        config.steps, config.teacher.cache = 1000, "caches/camvid_lite2"
+        return recipes.compare_camvid_methods(config, CACHED)
     config.steps, config.data.crop_size = 400, (128, 160)
     if student == "field_longer":
         config.steps, config.compare.learning_rates = 750, (0.1,)

@@ -516,7 +516,7 @@ ARGUMENTS = {
     "published": ["cityscapes,pspnet_r101_r18,cwd"],
     "camvid_lite": [
         "lite0",
-        "scratch",
+        "scratch", "cached",
         "field",
         "field_longer",
         "field_sums",
