@@ -516,7 +516,8 @@ ARGUMENTS = {
     "published": ["cityscapes,pspnet_r101_r18,cwd"],
     "camvid_lite": [
         "lite0",
-        "scratch", "cached",
+        "scratch",
+        "cached",
         "field",
         "field_longer",
         "field_sums",
