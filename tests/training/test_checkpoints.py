@@ -130,8 +130,6 @@ def damage(directory, step):
         ("_METADATA", b""),
         ("metadata", None),
         ("metadata", b"[]"),
-        ("manifest.ocdbt", None),
-        ("manifest.ocdbt", b""),
     ],
 )
 def test_a_file_that_is_missing_or_undecodable_is_damage(directory, name, content):
