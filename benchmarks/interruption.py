@@ -1,6 +1,6 @@
 """Runs one training of two processes through 100 faults, and compares it with an untouched run.
 
-python -m benchmarks.interruption --root DIR --csv docs/results/interruption/faults.csv [--minutes 50]
+python -m benchmarks.interruption --root DIR --csv FILE [--minutes 50]
 
 Needs root on Linux, mkfs.ext4, and e2fsck: the workdir lies on an ext4 disk image of its own, so
 that the disk can fill up, fail, or be what a power cut leaves. The same command continues after
