@@ -31,8 +31,8 @@ from typing import Any
 from absl import flags
 
 from kdjax.cli import command
-from kdjax.errors import UserError
-from kdjax.files import write_atomically
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import write_atomically
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PSPNET = "configs/published.py:cityscapes,pspnet_r101_r18,cwd"
@@ -70,9 +70,9 @@ PARTS = {
     ),
     "plan": Part(
         "Planned beside measured",
-        f"kdjax.plan --config {PSPNET} --topology local --measure --config.data.batch_size=8 "
+        f"kdjax plan --config {PSPNET} --topology local --measure --config.data.batch_size=8 "
         "--config.student.dtype=bfloat16 --config.teacher.dtype=bfloat16",
-        f"kdjax.plan --config {CAMVID_CWD} --num_classes 11 --topology local --measure "
+        f"kdjax plan --config {CAMVID_CWD} --num_classes 11 --topology local --measure "
         "--config.data.batch_size=2 --config.data.crop_size=(32,48) --config.teacher.width=8",
         3,
     ),
@@ -101,7 +101,7 @@ MINUTES = flags.DEFINE_float("minutes", 25.0, "For all parts together.", 0.1)
 
 MACHINE = """
 import json, torch
-from kdjax import environment
+from kdjax.utils import environment
 print(json.dumps(environment.describe() | {"torch": torch.__version__}))
 """
 

@@ -24,7 +24,7 @@ def main() -> None:
     batch = work.batch(0)
     # Only here, so that the other side's library takes no memory.
     if name == "kdjax":
-        from kdjax import environment
+        from kdjax.utils import environment
 
         environment.set_up_jax()
     side = importlib.import_module(SIDES[name]).Side(work)

@@ -15,18 +15,18 @@ import numpy as np
 from absl import flags
 
 from kdjax import config as configuration
-from kdjax.classes import IGNORE_LABEL
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.log import RunLogger
+from kdjax.experiment.assembly import make_input_pipeline
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
-from kdjax.runs.assembly import make_input_pipeline
-from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
+from kdjax.teachers.cache import NetworkScores, TeacherCache
 from kdjax.training.sharding import Placement
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.log import RunLogger
 
 # Any term that reads scores alone would do.
 NO_TERMS = Distiller({}, student={})

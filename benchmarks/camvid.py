@@ -23,20 +23,25 @@ from PIL import Image
 from benchmarks import rounds
 from kdjax import config as configuration
 from kdjax import recipes
-from kdjax.classes import IGNORE_LABEL
 from kdjax.cli import command
 from kdjax.config import Config, network
 from kdjax.data.loading.device_augment import augment_batch
 from kdjax.data.loading.sampling import AugmentOptions, index_batches
 from kdjax.data.loading.sources import InMemoryExamples
 from kdjax.data.options import CropOptions
-from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, evaluate
+from kdjax.experiment.assembly import (
+    assemble_distiller,
+    assemble_state,
+    assemble_step,
+    make_student,
+)
 from kdjax.models import Network, Variables
 from kdjax.models.outputs import Preprocessing
-from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.errors import UserError
 
 SOURCE = flags.DEFINE_string("source", None, "The folder of CamVid.")
 SMALL = flags.DEFINE_bool("small", False, "Made-up images and networks of a few steps.")

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from kdjax.classes import read_table
 from kdjax.data.preparing.classes import builder_folder
 from kdjax.evaluation.evaluator import Scores, evaluate
 from kdjax.reporting.figures import full_palette
 from kdjax.reporting.panels import label_png
+from kdjax.utils.classes import read_table
 
 BAR = 1e-6
 SIZE = (64, 96)

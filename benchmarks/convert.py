@@ -2,7 +2,7 @@
 
     python -m benchmarks.convert --model pspnet_r101 --format pth
 
-Writes random weights under mmsegmentation's names to a file and runs `kdjax.convert` on it in a
+Writes random weights under mmsegmentation's names to a file and runs `kdjax convert` on it in a
 process of its own. Its memory is the peak of the resident set less what the process held after
 its imports, in units of the file's size; the bar is 3.
 """
@@ -21,7 +21,8 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from kdjax import convert, models
+from kdjax import models
+from kdjax.cli import convert
 from kdjax.interop import mmseg
 from kdjax.models.network import traced_rngs
 

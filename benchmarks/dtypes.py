@@ -39,11 +39,15 @@ from kdjax.cli.flags import ConfigFlag
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller, need_teacher
-from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor, TrainedNetwork, evaluate
+from kdjax.experiment.assembly import (
+    assemble_distiller,
+    assemble_state,
+    assemble_step,
+    make_student,
+)
 from kdjax.models import Variables
 from kdjax.models.batch_norm import with_batch_norm
-from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step, make_student
 from kdjax.training.sharding import Placement
 from kdjax.training.step import (
     Batch,
@@ -52,6 +56,7 @@ from kdjax.training.step import (
     TrainState,
     make_train_step,
 )
+from kdjax.utils.errors import UserError
 
 CONFIG = ConfigFlag()
 STEPS = flags.DEFINE_integer("steps", 200, "Steps of each run.", 2)

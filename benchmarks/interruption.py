@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests")
 import tiny_run
 
 from kdjax.data import sets
-from kdjax.models import NETWORKS, saved
+from kdjax.models import NETWORKS, serialization
 
 NETWORKS["tiny"] = "tiny:create"
 
@@ -443,7 +443,7 @@ def _newest(workdir: pathlib.Path) -> int:
 
 
 def _student(workdir: pathlib.Path) -> list[np.ndarray]:
-    _, variables, _ = saved.load(workdir)
+    _, variables, _ = serialization.load(workdir)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
 
 

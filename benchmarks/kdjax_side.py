@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from benchmarks.work import Work
 from kdjax import config as configuration
 from kdjax import models
-from kdjax.environment import compiler_options
+from kdjax.experiment.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.models import NNXNetwork, scores_of
 from kdjax.models.outputs import IMAGENET
-from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.step import PreprocessedNetwork
+from kdjax.utils.environment import compiler_options
 
 
 class Side:

@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.kept_memory
 
-kdjax's commands keep it (`kdjax.environment.set_up_jax`). Processes of the two kinds take turns,
-each with steps of the CPU's work of `benchmarks.train_step`, plain and by CWD; ratios are those of
-one round.
+kdjax's commands keep it (`kdjax.utils.environment.set_up_jax`). Processes of the two kinds take
+turns, each with steps of the CPU's work of `benchmarks.train_step`, plain and by CWD. Ratios are
+those of one round.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from benchmarks import rounds
 from benchmarks.alone import resident_peak
 from benchmarks.kdjax_side import Side
 from benchmarks.work import CPU, Work
-from kdjax import environment
 from kdjax.cli import command
 from kdjax.recipes import terms_of
+from kdjax.utils import environment
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Processes of each kind, for each method.", 1)
 STEPS = flags.DEFINE_integer("steps", 30, "Steps that a process is timed for.", 1)

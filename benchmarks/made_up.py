@@ -46,7 +46,7 @@ def write(directory: pathlib.Path, kind: str, count: int) -> list[Pair]:
 def as_records(
     paths: list[Pair], file: pathlib.Path, repeats: int = 1, *, tiled: bool = False
 ) -> Records:
-    """Writes the files into a record file as `kdjax.prepare` does, all of them `repeats` times."""
+    """Writes the files into a record file as `kdjax prepare` does, all of them `repeats` times."""
 
     def converted(image: pathlib.Path, label: pathlib.Path) -> dict[str, bytes | list[bytes]]:
         photo = read_photo(File.on_disk(image))

@@ -28,10 +28,10 @@ from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import need_teacher
 from kdjax.evaluation.evaluator import Predictor
+from kdjax.experiment.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.options import NetworkOptions
 from kdjax.models.outputs import IMAGENET
-from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork
 

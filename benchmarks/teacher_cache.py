@@ -30,18 +30,18 @@ from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.log import RunLogger
-from kdjax.runs.assembly import (
+from kdjax.experiment.assembly import (
     assemble_distiller,
     assemble_state,
     assemble_step,
     make_input_pipeline,
     make_student,
 )
-from kdjax.teacher_cache.cache import NetworkScores, TeacherCache
-from kdjax.teacher_cache.scores import ScoreFiles
+from kdjax.teachers.cache import NetworkScores, TeacherCache
+from kdjax.teachers.scores import ScoreFiles
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork
+from kdjax.utils.log import RunLogger
 
 CONFIG = ConfigFlag()
 ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 1)

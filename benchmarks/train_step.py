@@ -43,10 +43,11 @@ from benchmarks import kdjax_side  # noqa: E402
 from benchmarks.torch import side as torch_side  # noqa: E402
 from benchmarks.torch.trainer import Execution, settle  # noqa: E402
 from benchmarks.work import CPU, GPU, Work  # noqa: E402
-from kdjax import environment, interop  # noqa: E402
+from kdjax import interop  # noqa: E402
 from kdjax.cli import command  # noqa: E402
-from kdjax.errors import UserError  # noqa: E402
 from kdjax.recipes import terms_of  # noqa: E402
+from kdjax.utils import environment  # noqa: E402
+from kdjax.utils.errors import UserError  # noqa: E402
 
 WORK = {
     "teacher_depth": flags.DEFINE_integer("teacher_depth", None, "18, 34, 50 or 101."),

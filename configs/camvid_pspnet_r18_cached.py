@@ -1,6 +1,6 @@
 """CamVid at 180 x 240, students taught from a cache of the teacher's scores.
 
-    python -m kdjax.compare --config configs/camvid_pspnet_r18_cached.py \\
+    python -m kdjax compare --config configs/camvid_pspnet_r18_cached.py \\
         --workdir runs/camvid_cached --config.teacher.checkpoint=runs/camvid_teacher
 
 The methods that read nothing but scores, with the rate and the weights that

@@ -1,6 +1,6 @@
 """CamVid at 180 x 240, a student taught by CWD.
 
-    python -m kdjax.train --config configs/camvid_pspnet_r18_cwd.py --workdir runs/camvid_cwd
+    python -m kdjax train --config configs/camvid_pspnet_r18_cwd.py --workdir runs/camvid_cwd
 
 Channel-wise distillation of the class scores (Shu et al. 2021). The teacher comes
 first: configs/camvid_pspnet_r18_teacher.py.

@@ -1,6 +1,6 @@
 """CamVid at 180 x 240, a student taught by FAKD.
 
-    python -m kdjax.train --config configs/camvid_pspnet_r18_fakd.py --workdir runs/camvid_fakd
+    python -m kdjax train --config configs/camvid_pspnet_r18_fakd.py --workdir runs/camvid_fakd
 
 Feature-augmented per-pixel KL (Yuan et al. 2022, our reading). The teacher comes
 first: configs/camvid_pspnet_r18_teacher.py. In the runs of docs/results/camvid.md this

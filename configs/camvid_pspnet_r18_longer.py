@@ -1,6 +1,6 @@
 """CamVid at 180 x 240, longer and with a better teacher: the four papers, eight seeds.
 
-    python -m kdjax.compare --config configs/camvid_pspnet_r18_longer.py --parallel 2 \\
+    python -m kdjax compare --config configs/camvid_pspnet_r18_longer.py --parallel 2 \\
         --workdir runs/camvid_longer --config.teacher.checkpoint=runs/camvid_teacher2
 
 With the weights that configs/camvid_pspnet_r18.py picks on validation at a shorter schedule.

@@ -1,6 +1,6 @@
 """CamVid at 180 x 240, a student taught by PFS.
 
-    python -m kdjax.train --config configs/camvid_pspnet_r18_pfs.py --workdir runs/camvid_pfs
+    python -m kdjax train --config configs/camvid_pspnet_r18_pfs.py --workdir runs/camvid_pfs
 
 Pixel-wise feature similarities and gap-weighted soft predictions (Shan 2019, our reading). The
 teacher comes first: configs/camvid_pspnet_r18_teacher.py.

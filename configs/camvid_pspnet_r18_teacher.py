@@ -1,6 +1,6 @@
 """CamVid at 180 x 240: the teacher of the recipes that begin with camvid_pspnet_r18.
 
-python -m kdjax.train --config configs/camvid_pspnet_r18_teacher.py --workdir runs/camvid_teacher
+python -m kdjax train --config configs/camvid_pspnet_r18_teacher.py --workdir runs/camvid_teacher
 """
 
 from kdjax import recipes

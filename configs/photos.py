@@ -1,15 +1,15 @@
 """One's own photos: what it finds in the prepared folder decides crop, steps and padding.
 
     pip install "kdjax[weights]"
-    python -m kdjax.prepare folder --source DIR --data_dir data/mine
-    python -m kdjax.compare --config configs/photos.py:data/mine --workdir runs/mine
-    python -m kdjax.export --source runs/mine/cwd/seed0 --output student --format tflite \\
+    python -m kdjax prepare folder --source DIR --data_dir data/mine
+    python -m kdjax compare --config configs/photos.py:data/mine --workdir runs/mine
+    python -m kdjax export --source runs/mine/cwd/seed0 --output student --format tflite \\
         --height 480 --width 640
 
 With photos that have no labels, on which the student is taught too:
 
-    python -m kdjax.prepare folder --source MORE --data_dir data/more --unlabelled
-    python -m kdjax.compare --config configs/photos.py:data/mine,data/more --workdir runs/mine
+    python -m kdjax prepare folder --source MORE --data_dir data/more --unlabelled
+    python -m kdjax compare --config configs/photos.py:data/mine,data/more --workdir runs/mine
 
 DIR as docs/data.md, "My own photos", has it. A light feature pyramid on EfficientNet-Lite2
 teaches one on Lite0, both from ImageNet. The log says what was chosen and why; any of it can be
@@ -19,11 +19,11 @@ overridden, as by --config.steps=2000.
 import statistics
 
 from kdjax import recipes
-from kdjax.classes import UNLABELLED
 from kdjax.config import Config, extra_set
 from kdjax.data import sets
-from kdjax.errors import UserError
-from kdjax.log import RunLogger
+from kdjax.utils.classes import UNLABELLED
+from kdjax.utils.errors import UserError
+from kdjax.utils.log import RunLogger
 
 BATCH_SIZE = 8
 EPOCHS = 25

@@ -1,10 +1,10 @@
 """Cityscapes, VOC 2012, ADE20K, Pascal Context and COCO-Stuff: `published.py:SET,PAIR,METHOD`.
 
-    python -m kdjax.train --workdir runs/cwd \\
+    python -m kdjax train --workdir runs/cwd \\
         --config configs/published.py:cityscapes,pspnet_r101_r18,cwd
-    python -m kdjax.compare --workdir runs/compared \\
+    python -m kdjax compare --workdir runs/compared \\
         --config configs/published.py:cityscapes,pspnet_r101_r18,plain
-    python -m kdjax.train --workdir teachers/voc2012_segformer_b4 \\
+    python -m kdjax train --workdir teachers/voc2012_segformer_b4 \\
         --config configs/published.py:voc2012,segformer_b4_b0,teacher
 
 SET and PAIR, the schedules and where each teacher comes from: docs/recipes.md. METHOD is plain, any
@@ -15,7 +15,7 @@ teacher. mmrazor's model zoo, by the schedule and weight of the first command: t
 
 from kdjax import recipes
 from kdjax.config import Config
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 
 def get_config(recipe: str = "") -> Config:

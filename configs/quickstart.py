@@ -1,6 +1,6 @@
 """The embedded example: a teacher, a plain student and a CWD student on procedural shapes.
 
-    python -m kdjax.compare --config configs/quickstart.py --workdir runs/quickstart
+    python -m kdjax compare --config configs/quickstart.py --workdir runs/quickstart
 
 Sized for two CPU cores: under five minutes.
 """

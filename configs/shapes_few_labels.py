@@ -1,7 +1,7 @@
 """Procedural shapes of which 40 have labels, and 800 teach: what images without labels are worth.
 
-    python -m kdjax.compare --config configs/shapes_few_labels.py --workdir runs/few
-    python -m kdjax.compare --config configs/shapes_few_labels.py:labelled \\
+    python -m kdjax compare --config configs/shapes_few_labels.py --workdir runs/few
+    python -m kdjax compare --config configs/shapes_few_labels.py:labelled \\
         --workdir runs/few_alone --config.teacher.checkpoint=runs/few/teacher
 
 The second has the same teacher and the 40 alone. Results: docs/results/few_labels.md.

@@ -1,6 +1,6 @@
 """Every method on procedural shapes, three seeds each: a PSPNet-R18 of width 16 teaches width 8.
 
-    python -m kdjax.compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
+    python -m kdjax compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
 
 Results: docs/results/shapes.md.
 """

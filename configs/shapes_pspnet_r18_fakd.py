@@ -1,6 +1,6 @@
 """Procedural shapes, a student taught by FAKD.
 
-    python -m kdjax.train --config configs/shapes_pspnet_r18_fakd.py --workdir runs/shapes_fakd
+    python -m kdjax train --config configs/shapes_pspnet_r18_fakd.py --workdir runs/shapes_fakd
 
 Feature-augmented per-pixel KL (Yuan et al. 2022, our reading). The teacher comes
 first: configs/shapes_pspnet_r18_teacher.py. In the runs of docs/results/camvid.md this

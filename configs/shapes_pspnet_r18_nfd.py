@@ -1,6 +1,6 @@
 """Procedural shapes, a student taught by NFD.
 
-    python -m kdjax.train --config configs/shapes_pspnet_r18_nfd.py --workdir runs/shapes_nfd
+    python -m kdjax train --config configs/shapes_pspnet_r18_nfd.py --workdir runs/shapes_nfd
 
 Normalized feature distillation (Liu et al. 2022, our reading). The teacher comes
 first: configs/shapes_pspnet_r18_teacher.py.

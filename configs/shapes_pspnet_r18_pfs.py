@@ -1,6 +1,6 @@
 """Procedural shapes, a student taught by PFS.
 
-    python -m kdjax.train --config configs/shapes_pspnet_r18_pfs.py --workdir runs/shapes_pfs
+    python -m kdjax train --config configs/shapes_pspnet_r18_pfs.py --workdir runs/shapes_pfs
 
 Pixel-wise feature similarities and gap-weighted soft predictions (Shan 2019, our reading). The
 teacher comes first: configs/shapes_pspnet_r18_teacher.py.

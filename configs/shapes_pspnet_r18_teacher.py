@@ -1,6 +1,6 @@
 """Procedural shapes: the teacher of the recipes that begin with shapes_pspnet_r18.
 
-python -m kdjax.train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/shapes_teacher
+python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/shapes_teacher
 """
 
 from kdjax import recipes

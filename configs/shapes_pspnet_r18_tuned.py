@@ -1,6 +1,6 @@
 """A fair comparison in half an hour: the four papers on procedural shapes, tuned, three seeds.
 
-    python -m kdjax.compare --config configs/shapes_pspnet_r18_tuned.py --parallel 2 \\
+    python -m kdjax compare --config configs/shapes_pspnet_r18_tuned.py --parallel 2 \\
         --workdir runs/shapes_tuned
 
 The plain student's learning rate is picked first, then a factor of each method's weights, all on

@@ -1,9 +1,9 @@
 """Several teachers as one, for any method: an object that brings its trained variables.
 
-    python -m kdjax.train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
-    python -m kdjax.train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher2 \\
+    python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
+    python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher2 \\
         --config.seed=1
-    python -m kdjax.train --config examples/ensemble_of_teachers.py --workdir runs/from_two
+    python -m kdjax train --config examples/ensemble_of_teachers.py --workdir runs/from_two
 
 `config.teacher.checkpoint` names the function below in place of a path; so may `--checkpoint` of
 `kdjax.evaluate`, which says how good the ensemble is. A network of another framework comes in the
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from kdjax import recipes
 from kdjax.config import Config, term
-from kdjax.models import saved, scores_of
+from kdjax.models import scores_of, serialization
 
 # Whoever runs this elsewhere says where theirs are.
 TEACHERS = os.environ.get("TEACHERS", "runs/teacher:runs/teacher2").split(":")
@@ -32,7 +32,7 @@ class Ensemble:
     """
 
     def __init__(self, paths):
-        self._networks, self._variables, infos = zip(*map(saved.load, paths), strict=True)
+        self._networks, self._variables, infos = zip(*map(serialization.load, paths), strict=True)
         self.preprocessing = infos[0].preprocessing
         self.class_names = infos[0].class_names
         if any(info.preprocessing != self.preprocessing for info in infos):

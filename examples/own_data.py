@@ -1,6 +1,6 @@
 """Data of your own, as a source: whatever has a length and gives a mapping for an index.
 
-    python -m kdjax.train --config examples/own_data.py --workdir runs/own_data
+    python -m kdjax train --config examples/own_data.py --workdir runs/own_data
 
 The config names the function `discs` by this module, which is found because it lies beside the
 config: here it is the config itself. Elsewhere, set PYTHONPATH to its folder.

@@ -1,7 +1,7 @@
 """Two losses of your own, as terms: a function, and a class that learns and draws random numbers.
 
-    python -m kdjax.train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
-    python -m kdjax.train --config examples/own_loss.py --workdir runs/own_loss
+    python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
+    python -m kdjax train --config examples/own_loss.py --workdir runs/own_loss
 
 The config names its losses by this module, which is found because it lies beside the config: here
 it is the config itself. Elsewhere, set PYTHONPATH to its folder.

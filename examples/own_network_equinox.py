@@ -1,8 +1,8 @@
 """A network of your own in Equinox, as the student of a config: any object with `init` and `apply`.
 
     pip install equinox
-    python -m kdjax.train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
-    python -m kdjax.train --config examples/own_network_equinox.py --workdir runs/own_equinox
+    python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
+    python -m kdjax train --config examples/own_network_equinox.py --workdir runs/own_equinox
 
 Nothing here is known to kdjax but the two methods. A library without modules, as plain functions
 of nested dicts, is said in the same way.

@@ -1,8 +1,8 @@
 """A network of your own in Flax Linen, as the student of a config.
 
-    python -m kdjax.train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
-    python -m kdjax.train --config examples/own_network_linen.py --workdir runs/own_linen
-    PYTHONPATH=examples python -m kdjax.export --source runs/own_linen --output exported \\
+    python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
+    python -m kdjax train --config examples/own_network_linen.py --workdir runs/own_linen
+    PYTHONPATH=examples python -m kdjax export --source runs/own_linen --output exported \\
         --format stablehlo
 
 The config names the class by this module. A checkpoint holds the name and not the code, so that

@@ -1,8 +1,6 @@
 """kdjax: knowledge distillation for semantic segmentation in JAX."""
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,16 +10,16 @@ if TYPE_CHECKING:
     from kdjax.data import Dataset
     from kdjax.deployment.exporting import export
     from kdjax.distillation import Distiller, Loss, term
-    from kdjax.errors import Preempted, Transient, UserError
     from kdjax.evaluation.evaluator import TrainedNetwork
+    from kdjax.experiment.evaluate import Evaluation, evaluate, predict
+    from kdjax.experiment.train import RunResult, train
     from kdjax.reporting.writers import Writer
-    from kdjax.runs.evaluate import Evaluation, evaluate, predict
-    from kdjax.runs.train import RunResult, train
     from kdjax.training.loop import Diverged
+    from kdjax.utils.errors import Preempted, Transient, UserError
 
     load = TrainedNetwork.load
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "ComparisonResult",
@@ -48,30 +46,30 @@ __all__ = [
     "train",
 ]
 
-# Where each is, imported when it is asked for: importing kdjax itself takes no time.
+# The module of each name, imported on first use, so that importing kdjax takes no time.
 _PLACES = {
     "ComparisonResult": "kdjax.comparison.compare",
     "Config": "kdjax.config",
     "Dataset": "kdjax.data",
     "Distiller": "kdjax.distillation",
     "Diverged": "kdjax.training.loop",
-    "Evaluation": "kdjax.runs.evaluate",
+    "Evaluation": "kdjax.experiment.evaluate",
     "Loss": "kdjax.distillation",
-    "Preempted": "kdjax.errors",
-    "RunResult": "kdjax.runs.train",
-    "Transient": "kdjax.errors",
+    "Preempted": "kdjax.utils.errors",
+    "RunResult": "kdjax.experiment.train",
+    "Transient": "kdjax.utils.errors",
     "TrainedNetwork": "kdjax.evaluation.evaluator",
-    "UserError": "kdjax.errors",
+    "UserError": "kdjax.utils.errors",
     "Writer": "kdjax.reporting.writers",
     "compare": "kdjax.comparison.compare",
     "default_config": "kdjax.config:default",
-    "evaluate": "kdjax.runs.evaluate",
+    "evaluate": "kdjax.experiment.evaluate",
     "export": "kdjax.deployment.exporting",
     "load": "kdjax.evaluation.evaluator:TrainedNetwork.load",
     "network": "kdjax.config",
-    "predict": "kdjax.runs.evaluate",
+    "predict": "kdjax.experiment.evaluate",
     "term": "kdjax.distillation",
-    "train": "kdjax.runs.train",
+    "train": "kdjax.experiment.train",
 }
 
 
@@ -88,34 +86,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """This package, in which `train` is the function and not the command of the same name.
-
-    Whoever imports the command's module, as `import kdjax.train`, would otherwise put it in the
-    function's place; it is still in `sys.modules`, where `python -m` and `importlib` find it.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _PLACES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
-def _end_on_ctrl_c() -> None:
-    """Ends `python -m kdjax.COMMAND` on Ctrl-C; in other processes, the library does nothing."""
-    words = sys.orig_argv
-    # Python sets the first word to "-m" while it looks for the module.
-    if sys.argv[:1] != ["-m"] or "-m" not in words:
-        return
-    if words[words.index("-m") + 1].partition(".")[0] == __name__:
-        from kdjax import interrupt
-
-        interrupt.end_at_once()
-
-
-# This file runs before the command imports anything.
-_end_on_ctrl_c()

@@ -15,19 +15,19 @@ from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
-from kdjax import config_file, names, sections
 from kdjax.data.options import DataOptions, ExtraSet
 from kdjax.distillation import make_loss
 from kdjax.distillation import term as term
-from kdjax.errors import UserError
 from kdjax.models.options import IMAGENET_WEIGHTS, NetworkOptions, StudentOptions, TeacherOptions
 from kdjax.models.registry import find as find_network
-from kdjax.names import did_you_mean
-from kdjax.sections import Section, WrongValue, section_of
 from kdjax.training import optimizer as optimizers
 from kdjax.training.optimizer import OptimizerOptions
 from kdjax.training.sharding import MeshOptions
 from kdjax.training.step import LossOptions
+from kdjax.utils import config_file, imports, schema
+from kdjax.utils.errors import UserError
+from kdjax.utils.imports import did_you_mean
+from kdjax.utils.schema import Section, WrongValue, section_of
 
 # A config as it is written and stored: a ConfigDict, of which type checkers know nothing, since its
 # keys are set at run time (and locked by `default`). `read` makes typed sections of it.
@@ -42,37 +42,37 @@ class CompareOptions(Section):
     methods: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # By name, the name of the method that it is with something added: the table has what that adds.
     builds_on: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    seeds: Annotated[tuple[int, ...], sections.SEED] = (0,)
+    seeds: Annotated[tuple[int, ...], schema.SEED] = (0,)
     # Trains the plain student a second time, with as many steps as take what the costliest method
     # takes (processor time on a CPU, else time): what is gained by teaching, and what by time.
     equal_time: bool = True
-    teacher_steps: Annotated[int, sections.COUNT] = 1000
-    teacher_learning_rate: Annotated[float, sections.POSITIVE] = 0.01
+    teacher_steps: Annotated[int, schema.COUNT] = 1000
+    teacher_learning_rate: Annotated[float, schema.POSITIVE] = 0.01
     # What is tried on the validation split first, and taken for all seeds: by the plain student,
     # where () is what config.optimizer has,
-    learning_rates: Annotated[tuple[float, ...], sections.POSITIVE] = ()
-    weight_decays: Annotated[tuple[float, ...], sections.NOT_NEGATIVE] = ()
+    learning_rates: Annotated[tuple[float, ...], schema.POSITIVE] = ()
+    weight_decays: Annotated[tuple[float, ...], schema.NOT_NEGATIVE] = ()
     # and at its choice by every method, as factors of all of its terms' weights.
-    weight_factors: Annotated[tuple[float, ...], sections.POSITIVE] = ()
-    tuning_seeds: Annotated[tuple[int, ...], sections.SEED] = (1000,)  # not those that are reported
+    weight_factors: Annotated[tuple[float, ...], schema.POSITIVE] = ()
+    tuning_seeds: Annotated[tuple[int, ...], schema.SEED] = (1000,)  # not those that are reported
 
     def __post_init__(self) -> None:
         """Checks also that methods build on what may be a name."""
         super().__post_init__()
         for method, base in self.builds_on.items():
-            sections.check_type(f"builds_on.{method}", base, "")
+            schema.check_type(f"builds_on.{method}", base, "")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions(Section):
     """A whole config, with its sections."""
 
-    seed: Annotated[int, sections.SEED] = 0
-    steps: Annotated[int, sections.COUNT] = 1000
-    log_every: Annotated[int, sections.COUNT] = 50
-    eval_every: Annotated[int, sections.COUNT] = 500  # steps; also when a checkpoint is written
+    seed: Annotated[int, schema.SEED] = 0
+    steps: Annotated[int, schema.COUNT] = 1000
+    log_every: Annotated[int, schema.COUNT] = 50
+    eval_every: Annotated[int, schema.COUNT] = 500  # steps; also when a checkpoint is written
     # Steps; further checkpoints between evaluations, 0 for none.
-    checkpoint_every: Annotated[int, sections.COUNT_OR_ZERO] = 500
+    checkpoint_every: Annotated[int, schema.COUNT_OR_ZERO] = 500
     # Which weights become the exported student: the last, or the best on the validation split.
     export: Literal["last", "best"] = "last"
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
@@ -120,7 +120,7 @@ def network(
       dtype: compute dtype.
       **options: further arguments of the factory.
     """
-    named = names.name_of("network", name)
+    named = imports.name_of("network", name)
     return {"name": named, "width": width, "dtype": dtype, "options": options}
 
 
@@ -231,7 +231,7 @@ def from_json(text: str) -> Config:
             if values.get(section, {}).get(key) == unused:
                 del values[section][key]
     with config.unlocked():
-        config.update(ConfigDict(sections.with_tuples(values)))
+        config.update(ConfigDict(schema.with_tuples(values)))
     return config
 
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax import names
 from kdjax.config import Config, default, network, without_terms
 from kdjax.distillation.methods import LOSSES
-from kdjax.errors import UserError
 from kdjax.models.options import IMAGENET_WEIGHTS
-from kdjax.names import SEPARATOR, did_you_mean
+from kdjax.utils import imports
+from kdjax.utils.errors import UserError
+from kdjax.utils.imports import SEPARATOR, did_you_mean
 
 
 def _tables(name: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def teach(config: Config, method: str, teacher: str) -> Config:
 
 def terms_of(method: str) -> dict[str, dict[str, Any]]:
     """The terms of a method, by a name as `compare_methods` takes it."""
-    return names.resolve("method", method, _NAMES, asked_by="the recipe")
+    return imports.resolve("method", method, _NAMES, asked_by="the recipe")
 
 
 # What configs/camvid_pspnet_r18.py picks on validation, where it is not a method's own weight.
@@ -270,7 +270,7 @@ def published(data: str, pair: str, method: str = "plain") -> Config:
     """A student on a published set, plain or distilled, or its teacher.
 
     The teacher is `teachers/<set>_<network>` and the student's backbone `pretrained/<backbone>`,
-    both written by `kdjax.convert`. A plain recipe has all of `COMPARED` for `kdjax.compare`.
+    both written by `kdjax convert`. A plain recipe has all of `COMPARED` for `kdjax.compare`.
 
     Args:
       data: one of `SCHEDULES`.

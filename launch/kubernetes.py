@@ -34,7 +34,7 @@ def _positive(text: str) -> int:
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Reads this script's options, and after `--` those of kdjax.train."""
+    """Reads this script's options, and after `--` those of kdjax train."""
     own, train = argv, []
     if "--" in argv:
         own, train = argv[: argv.index("--")], argv[argv.index("--") + 1 :]

@@ -30,7 +30,7 @@ while (($#)); do
     --gpus) gpus=1; shift ;;
     --dry-run) dry_run=1; shift ;;
     --) shift; break ;;
-    -*) wrong "$1 is no option; those of kdjax.train stand behind --" ;;
+    -*) wrong "$1 is no option; those of kdjax train stand behind --" ;;
     *) usage ;;
   esac
 done
@@ -40,7 +40,7 @@ done
 process() {
   local id=$1 command
   shift
-  command=("${PYTHON:-python}" -m kdjax.train "$@" --coordinator "localhost:$port"
+  command=("${PYTHON:-python}" -m kdjax train "$@" --coordinator "localhost:$port"
     --num_processes "$processes" --process_id "$id")
   [[ -z $gpus ]] || command=(env "CUDA_VISIBLE_DEVICES=$id" "${command[@]}")
   if [[ $dry_run ]]; then

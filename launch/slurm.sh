@@ -30,7 +30,7 @@ if [[ ! $restarts =~ ^[0-9]{1,9}$ ]]; then
   exit 2
 fi
 # One failing task ends the others, so that none waits for it.
-command=(srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m kdjax.train "$@")
+command=(srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m kdjax train "$@")
 
 if [[ $dry_run ]]; then
   printf '%q ' "${command[@]}"

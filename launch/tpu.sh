@@ -29,7 +29,7 @@ while (($#)); do
     --delete) delete=1; shift ;;
     --dry-run) dry_run=1; shift ;;
     --) shift; break ;;
-    -*) wrong "$1 is no option; those of kdjax.train stand behind --" ;;
+    -*) wrong "$1 is no option; those of kdjax train stand behind --" ;;
     *) usage ;;
   esac
 done
@@ -97,7 +97,7 @@ running() { [[ -z $dry_run ]] && on_workers 0 "kill -0 \$(cat kdjax/pid)" 2>/dev
 # Starts the training on every worker, where it outlives the connection.
 start() {
   on_workers all "cd kdjax; while kill -0 \$(cat pid) 2>/dev/null; do sleep 1; done; rm -f status
-    nohup sh -c '.venv/bin/python -m kdjax.train \"\$@\"; echo \$? >status' - $arguments \
+    nohup sh -c '.venv/bin/python -m kdjax train \"\$@\"; echo \$? >status' - $arguments \
       >>log 2>&1 </dev/null & echo \$! >pid"
 }
 

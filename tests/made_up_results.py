@@ -40,6 +40,6 @@ def report(runs, **changes):
         "examples": [Example(image=image, label=label, predictions={"cwd": label})],
         "config": "weight: <3>",
         "versions": {"jax": "0.10.2"},
-        "command": "python -m kdjax.compare",
+        "command": "python -m kdjax compare",
     }
     return Report(runs=runs, **{**values, **changes})

@@ -18,7 +18,7 @@ from kdjax.data import sets
 from kdjax.data.loading import pipeline
 from kdjax.data.preparing.builder import find_builder
 from kdjax.data.preparing.tree import Tree
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PUBLISHED = ("cityscapes", "voc2012", "ade20k", "pascal_context", "coco_stuff", "camvid")

@@ -12,14 +12,15 @@ import pytest
 from flax import nnx
 
 from kdjax import config as configuration
-from kdjax import config_file, models
+from kdjax import models
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
-from kdjax.models import make_network, saved
+from kdjax.experiment import run
+from kdjax.experiment.workdir import Workdir
+from kdjax.models import make_network, serialization
 from kdjax.models.network import trace_maps
-from kdjax.models.saved import NetworkInfo
-from kdjax.runs import run
-from kdjax.runs.workdir import Workdir
+from kdjax.models.serialization import NetworkInfo
+from kdjax.utils import config_file
 
 EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
 
@@ -108,14 +109,14 @@ def test_an_ensemble_of_teachers(monkeypatch, tmp_path):
         net = models.create("tiny", num_classes=3, width=4, rngs=nnx.Rngs(seed))
         network, variables = models.NNXNetwork.of(net)
         info = NetworkInfo("tiny", 3, 4, True, ("a", "b", "c"), ((0, 0, 0),) * 3)
-        saved.save(tmp_path / str(seed), info, variables)
+        serialization.save(tmp_path / str(seed), info, variables)
         images = jax.random.normal(jax.random.key(2), (1, 16, 16, 3))
         outputs.append(network.apply(variables, images, train=False, key=None)[0].logits)
     monkeypatch.setenv("TEACHERS", f"{tmp_path / '0'}:{tmp_path / '1'}")
     monkeypatch.setattr(sys, "path", [*sys.path])
     config = config_file.read(str(EXAMPLES / "ensemble_of_teachers.py"))
     configuration.validate(config)
-    teacher, variables, info = saved.load(config.teacher.checkpoint)
+    teacher, variables, info = serialization.load(config.teacher.checkpoint)
     assert info.class_names == ("a", "b", "c")
     found, _ = teacher.apply(variables, images, train=False, key=None)
     mean = (jax.nn.softmax(outputs[0]) + jax.nn.softmax(outputs[1])) / 2

@@ -23,14 +23,15 @@ ADVICE = 'there is no module "my_extension" on the path; set PYTHONPATH to the f
 
 # A training whose data dries up after a few batches, so that it can be killed in the midst of them.
 DRIED_UP = """
-import itertools, runpy, time
+import itertools, runpy, sys, time
 from kdjax.data.images import Images
 batches = Images.train_batches
 def few(self, **options):
     yield from itertools.islice(batches(self, **options), {count})
     time.sleep(1000)
 Images.train_batches = few
-runpy.run_module("kdjax.train", run_name="__main__", alter_sys=True)
+sys.argv.insert(1, "train")
+runpy.run_module("kdjax", run_name="__main__", alter_sys=True)
 """
 
 
@@ -196,7 +197,7 @@ def test_a_config_whose_module_is_not_on_the_path_is_one_line(house, tmp_path):
     """It says which file names it, which module is missing, and what to do."""
     alone = shutil.copy(house.theirs / "config.py", tmp_path)
     errors = house.fail("train", "--config", f"{alone}:Nnx", "--workdir", tmp_path / "run")
-    expected = rf'kdjax.train: error: {alone}, line \d+: .* names the .* "my_ext.*": {ADVICE}\n'
+    expected = rf'kdjax train: error: {alone}, line \d+: .* names the .* "my_ext.*": {ADVICE}\n'
     assert re.fullmatch(expected, errors), errors
     assert not (tmp_path / "run").exists()
 
@@ -207,6 +208,6 @@ def test_a_run_whose_module_is_not_on_the_path_is_one_line(house, trained, photo
     arguments = ("--workdir", workdir, "--images", photo, "--output", tmp_path / "out")
     errors = house.fail("predict", *arguments)
     assert errors == (
-        f"kdjax.predict: error: {workdir / 'student' / 'network.json'}: network.name names the "
+        f"kdjax predict: error: {workdir / 'student' / 'network.json'}: network.name names the "
         f'network "my_extension.networks:Nnx": {ADVICE}\n'
     )

@@ -20,15 +20,16 @@ from flax import nnx
 
 import kdjax
 from kdjax import config as configuration
-from kdjax import config_file, recipes
+from kdjax import recipes
 from kdjax.config import Config
-from kdjax.errors import UserError
+from kdjax.experiment.assembly import assemble_distiller
 from kdjax.models import NNXNetwork, create
 from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import COMPARED, METHODS, PAIRS, SCHEDULES, published
-from kdjax.runs.assembly import assemble_distiller
 from kdjax.training import optimizer as optimizers
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
+from kdjax.utils import config_file
+from kdjax.utils.errors import UserError
 from tools import published_recipes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""The shape of the house: which room may import what."""
+"""Which package may import which."""
 
 import ast
 import inspect
@@ -15,10 +15,12 @@ from kdjax.distillation.methods import LOSSES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# What a room may import, beside itself and the files at the top that are no rooms (errors, names,
-# sections, files, processes, ...): some of the rooms above it, as CONTRIBUTING.md lists them.
+# What a package may import in addition to itself and `utils`. The order is that of CONTRIBUTING.md.
 CORE = {"losses", "distillation", "models", "training"}
-ROOMS = {
+EVALUATION = {*CORE, "data", "reporting", "evaluation"}
+RUNNING = {*EVALUATION, "config", "interop", "deployment", "teachers", "experiment"}
+PACKAGES = {
+    "utils": set(),
     "losses": set(),
     "distillation": {"losses"},
     "models": {"losses", "distillation"},
@@ -26,21 +28,18 @@ ROOMS = {
     "data": set(),
     "config": {*CORE, "data"},
     "reporting": set(),
-    "evaluation": {*CORE, "data", "reporting"},
+    "evaluation": EVALUATION - {"evaluation"},
     "interop": {"distillation", "models"},
     "deployment": {"distillation", "models", "evaluation"},
-    "cli": {"config", "evaluation"},
-    "teacher_cache": {*CORE, "config", "data", "evaluation"},
-    "runs": {
-        *(*CORE, "config", "data", "reporting", "evaluation"),
-        *("interop", "deployment", "teacher_cache"),
-    },
-    "planning": {*CORE, "config", "data", "runs"},
-    "comparison": {*CORE, "config", "data", "reporting", "evaluation", "interop", "cli", "runs"},
+    "teachers": {*CORE, "config", "data", "evaluation"},
+    "experiment": RUNNING - {"experiment"},
+    "planning": {*CORE, "config", "data", "experiment"},
+    "comparison": RUNNING - {"deployment", "teachers"},
+    "cli": {*RUNNING, "planning", "comparison"},
 }
 
 
-def imported_rooms(path):
+def imported_packages(path):
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -51,20 +50,20 @@ def imported_rooms(path):
     return {name.split(".")[1] for name in names if name.startswith("kdjax.")}
 
 
-def test_a_lower_floor_never_imports_a_higher_one():
+def test_a_package_imports_only_those_before_it():
     before = set()
-    for room, below in ROOMS.items():
-        assert below <= before, f"{room} stands before what it imports"
-        before.add(room)
-        paths = [*(ROOT / "kdjax" / room).rglob("*.py"), ROOT / "kdjax" / f"{room}.py"]
+    for package, below in PACKAGES.items():
+        assert below <= before, f"{package} stands before what it imports"
+        before.add(package)
+        paths = [*(ROOT / "kdjax" / package).rglob("*.py"), ROOT / "kdjax" / f"{package}.py"]
         for path in filter(pathlib.Path.exists, paths):
-            wrong = (imported_rooms(path) & ROOMS.keys()) - {room, *below}
+            wrong = (imported_packages(path) & PACKAGES.keys()) - {"utils", package, *below}
             assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
-def test_every_room_is_in_the_list():
+def test_every_package_is_in_the_list():
     found = {path.parent.name for path in (ROOT / "kdjax").glob("*/__init__.py")}
-    assert found <= ROOMS.keys()
+    assert found <= PACKAGES.keys()
 
 
 def test_every_module_of_a_method_is_in_the_list_of_losses():
@@ -88,7 +87,7 @@ def loaded_by(*statements):
 
 
 CORE_PARTS = ("training.loop", "training.checkpoints", "evaluation", "interop", "deployment")
-FEEDING = ("data.loading.sources", "data.loading.sampling", "runs.assembly")
+FEEDING = ("data.loading.sources", "data.loading.sampling", "experiment.assembly")
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +106,14 @@ def test_losses_need_jax_alone(loaded):
 
 
 def test_the_package_and_its_list_of_commands_need_nothing():
-    package, commands = loaded_by("import kdjax", "import kdjax.__main__ as door; door._overview()")
+    package, commands = loaded_by("import kdjax", "import kdjax.cli.main as door; door.overview()")
     assert not package & {"jax", "numpy", "kdjax.config"}
     assert not commands & {"absl", "jax", "numpy"}
 
 
 @pytest.mark.parametrize(
     "value",
-    [getattr(room, name) for room in (losses, distillation) for name in room.__all__],
+    [getattr(package, name) for package in (losses, distillation) for name in package.__all__],
     ids=lambda value: value.__name__,
 )
 def test_the_hints_of_what_is_public_resolve(value):

@@ -11,7 +11,7 @@ LOOKED_UP = """
 import pathlib, shutil
 import datasets, kdjax
 from kdjax.data.preparing import builder, classes
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 from kdjax.data.preparing.classes import known_classes
 
 assert datasets.IS == "HuggingFace's"
@@ -76,7 +76,7 @@ def test_the_installed_command_and_its_configs(installation):
     begun = run(door, "train", "--config=quickstart.py", "--config.steps=0", "--workdir=run")
     own = site / "kdjax" / "configs" / "quickstart.py"
     assert begun.stdout == f"config: there is no quickstart.py here, so {own}\n"
-    assert begun.stderr == "kdjax.train: error: config.steps is 0; it must be positive\n"
+    assert begun.stderr == "kdjax train: error: config.steps is 0; it must be positive\n"
     assert begun.returncode == 2
     recipe = "published.py:ade20k,segformer_b4_b0,cwd"
     begun = run(door, "train", f"--config={recipe}", "--config.steps=7", "--workdir=run")

@@ -50,7 +50,7 @@ def get_config() -> Any:
 
 
 def write_images(source: pathlib.Path) -> None:
-    """Writes a few images of 24 x 32 pixels and their labels, as `kdjax.prepare folder` takes."""
+    """Writes a few images of 24 x 32 pixels and their labels, as `kdjax prepare folder` takes."""
     generator = np.random.default_rng(0)
     for split, count in {"train": 9, "val": 3, "test": 3}.items():
         for kind in ("images", "labels"):
@@ -173,7 +173,7 @@ def _main() -> None:
         _let_the_clock_jump(jump)
 
     from kdjax.data.images import Images
-    from kdjax.runs import train as runs
+    from kdjax.experiment import train as runs
 
     NETWORKS["tiny"] = "tiny:create"
     batches = Images.train_batches
@@ -188,7 +188,8 @@ def _main() -> None:
     runs._report = lambda *arguments: None
     # The decoded examples stay where `train_batches` hands them out.
     sys.argv.append("--config.data.cache=none")
-    runpy.run_module("kdjax.train", run_name="__main__", alter_sys=True)
+    sys.argv.insert(1, "train")
+    runpy.run_module("kdjax", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

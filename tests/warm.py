@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from kdjax import environment
+from kdjax.utils import environment
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -1,6 +1,6 @@
 """Prints how far FAKD's bounds lie above the expected loss: the table of docs/methods/fakd.md.
 
-    python -m kdjax.compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
+    python -m kdjax compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
     python -m tools.fakd_strengths --workdir runs/shapes
 
 Means over the val split of `shapes`. The expectation is the mean of drawn augmentations.

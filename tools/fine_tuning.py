@@ -10,12 +10,12 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from kdjax import config_file, environment
 from kdjax.comparison import scheduler
 from kdjax.config import Config, read, without_terms
 from kdjax.data.images import Images
+from kdjax.experiment.workdir import Workdir
 from kdjax.reporting.results import write_runs
-from kdjax.runs.workdir import Workdir
+from kdjax.utils import config_file, environment
 
 CONFIG = "configs/camvid_lite.py:lite0"
 

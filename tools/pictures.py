@@ -1,6 +1,6 @@
 """Draws the pictures of docs/methods: what each method looks at in one scene of `shapes`.
 
-    python -m kdjax.compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
+    python -m kdjax compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
     python -m tools.pictures --workdir runs/shapes
 
 The first command trains the networks; of its workdir only `teacher/` and `plain/seed0/` are read,

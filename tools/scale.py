@@ -2,7 +2,7 @@
 
 python -m tools.scale plans/*.json
 
-Each file is the output of `python -m kdjax.plan --json`.
+Each file is the output of `python -m kdjax plan --json`.
 """
 
 import json

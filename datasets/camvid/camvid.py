@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.classes import IGNORE_LABEL, read_table
 from kdjax.data.preparing.classes import ClassTable, ColorMap, LabelMap, color_of
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, pair_up
 from kdjax.data.preparing.image_io import read_label, read_values
 from kdjax.data.preparing.tree import File, Tree
+from kdjax.utils.classes import IGNORE_LABEL, read_table
 
 _HERE = pathlib.Path(__file__).parent
 _TABLE = ClassTable.read(_HERE / "classes.csv")

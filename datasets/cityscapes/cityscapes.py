@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data.preparing.classes import ClassTable, LabelMap
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_up
 from kdjax.data.preparing.image_io import read_values
 from kdjax.data.preparing.tree import File, Tree
+from kdjax.utils.classes import IGNORE_LABEL
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
 # Labels that are no class of the benchmark are ignored. That of the licence plate is -1, which is

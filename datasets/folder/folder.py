@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.classes import IGNORE_LABEL, UNLABELLED, distinct_colors
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
 from kdjax.data.preparing.image_io import SUFFIXES
 from kdjax.data.preparing.legend import read_legend
 from kdjax.data.preparing.tree import File, check_name
-from kdjax.errors import UserError
+from kdjax.utils.classes import IGNORE_LABEL, UNLABELLED, distinct_colors
+from kdjax.utils.errors import UserError
 
 # What tools add to the name of an image for that of its label.
 _LABEL_ENDINGS = (

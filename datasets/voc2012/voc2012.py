@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data.preparing.classes import ClassTable, LabelMap
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, read_split
 from kdjax.data.preparing.image_io import read_matlab, read_values
 from kdjax.data.preparing.tree import File, Tree
+from kdjax.utils.classes import IGNORE_LABEL
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
 # 255 is the border around objects, and what is too hard to tell.

@@ -1,25 +1,25 @@
 """Runs a command: a mistake of the user becomes one line on stderr and exit status 2."""
 
+import contextlib
 import errno
 import logging
 import math
-import os
 import re
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from kdjax import config_file, interrupt, processes
-from kdjax.errors import Preempted, Transient, UserError
-from kdjax.files import may_pass
-from kdjax.sections import WrongValue
+from kdjax.utils import config_file, interrupt, processes
+from kdjax.utils.errors import Preempted, Transient, UserError
+from kdjax.utils.files import may_pass
+from kdjax.utils.schema import WrongValue
 
 # How the config library names a key that it does not have, and the one that may have been meant.
 _QUOTED, _MEANT = re.compile(r"'(\w+)\\?'"), re.compile(r'Did you mean "(\w+)"')
@@ -31,20 +31,35 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 _PATH = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = False) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    about: str | None = None,
+    *,
+    extras: Sequence[str] = (),
+    words: int = 0,
+    resumes: bool = False,
+) -> None:
     """Parses the flags, calls `main` with the remaining words, and exits.
+
+    `sys.argv[0]` is the command as messages name it, such as "kdjax train".
+
+    The exit status is
+
+    * 0 if the work was done,
+    * 1 for a fault of kdjax,
+    * 2 for a mistake of the user,
+    * 75 if the same command must be started again: the command was asked to stop and has saved its
+      work, another process of the run died, or a store did not answer,
+    * 130 for Ctrl-C if there was nothing to save.
 
     Args:
       main: the command, called as `main([program, word, ...])`.
-      words: how many words it takes beside the flags; more are a mistake.
-      resumes: whether the same command continues what an earlier one did not finish.
-
-    Exit status: 0 when the work was done, 2 for a mistake of the user, 1 for a fault of kdjax, 75
-    when it is to be started again: it was asked to stop and has saved what it had done, another
-    process of the run died, or a store did not answer. 130 for Ctrl-C where there is nothing to
-    save.
+      about: what `--help` prints before the flags.
+      extras: the optional dependencies that the command needs.
+      words: how many words the command takes in addition to its flags.
+      resumes: True if the same command continues what an earlier one did not finish.
     """
-    name = "kdjax." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    name = sys.argv[0]
     interrupt.end_at_once()
     absl_logging.set_verbosity(absl_logging.WARNING)
     held_back = hold_back()
@@ -79,12 +94,12 @@ def run(main: Callable[[list[str]], None], *, words: int = 0, resumes: bool = Fa
                 processes.fail(2, _error_line(name, f"{where}: {error.strerror}"))
             if isinstance(error, OSError) and may_pass(error):
                 processes.fail(processes.AGAIN, _error_line(name, str(error)))
-            if isinstance(error, ModuleNotFoundError) and (line := advice(name, error)):
+            if isinstance(error, ModuleNotFoundError) and (line := advice(extras, error)):
                 processes.fail(2, _error_line(name, line))
             # They may be its cause.
             processes.fail(1, *held_back, traceback.format_exc())
 
-    app.run(guarded, flags_parser=lambda argv: _parse(name, argv, words))
+    app.run(guarded, flags_parser=lambda argv: _parse(name, argv, words, about))
 
 
 def _call(main: Callable[[list[str]], None], argv: list[str]) -> None:
@@ -103,9 +118,9 @@ def _call(main: Callable[[list[str]], None], argv: list[str]) -> None:
         ) from error
 
 
-def _parse(name: str, argv: list[str], words: int) -> list[str]:
+def _parse(name: str, argv: list[str], words: int, about: str | None) -> list[str]:
     if {"--help", "-h"} & {*argv}:
-        print(overview())
+        print(overview(about))
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
@@ -130,10 +145,10 @@ def _parse(name: str, argv: list[str], words: int) -> list[str]:
     return rest
 
 
-def overview() -> str:
-    """What `--help` prints: what the command is for, an example, and a line for each of its flags.
+def overview(about: str | None) -> str:
+    """Returns what `--help` prints: the command's docstring, and a line for each of its flags.
 
-    `--helpfull` is Abseil's, and lists those of the libraries too.
+    Abseil's own `--helpfull` also lists the flags of the libraries.
     """
     modules = flags.FLAGS.flags_by_module_dict()
     own = {
@@ -146,8 +161,9 @@ def overview() -> str:
     }
     width = max(map(len, own))
     lines = [f"  --{name:{width}}  {_told(flag)}" for name, flag in own.items()]
-    about = (sys.modules["__main__"].__doc__ or "").strip()
-    return "\n".join([about, "", *lines, "", "--helpfull lists the flags of libraries too."])
+    return "\n".join(
+        [(about or "").strip(), "", *lines, "", "--helpfull lists the flags of libraries too."]
+    )
 
 
 def _told(flag: flags.Flag[Any]) -> str:
@@ -248,53 +264,28 @@ MODULES = {
     "report": ("tensorboardX", "tqdm", "matplotlib", "jinja2", "PIL", "scipy"),
     "convert": ("safetensors",),
 }
-# What a command takes to run: one installation, and not one for each module that is missed.
-NEEDED = {
-    "prepare": ("data",),
-    "train": ("data", "report"),
-    "compare": ("data", "report"),
-    "evaluate": ("data",),
-    "export": ("data",),
-    "predict": ("report",),
-    "convert": ("convert",),
-}
 
 
-def advice(command: str, error: ImportError) -> str | None:
-    """Returns what to install, in a line; None for what no extra of the command brings.
+def advice(extras: Sequence[str], error: ImportError) -> str | None:
+    """Returns one line that says what to install, or None if none of the extras has the module.
 
     Args:
-      command: as "kdjax.train".
-      error: of an import, wherever it was.
+      extras: those that the command needs. The line names all of them, so that one installation
+        is enough.
+      error: of an import anywhere in the command.
     """
-    needed = NEEDED.get(command.removeprefix("kdjax."), ())
     package = (error.name or "").partition(".")[0]
-    if not any(package in MODULES[extra] for extra in needed):
+    if not any(package in MODULES[extra] for extra in extras):
         return None
-    return f'{package} is not installed: pip install "kdjax[{",".join(needed)}]"'
+    return f'{package} is not installed: pip install "kdjax[{",".join(extras)}]"'
 
 
-def explain_imports() -> None:
-    """Makes a line of what a command's own imports end in, and status 2.
-
-    They come before anything else that could catch it, so this is `sys.excepthook`'s to do, in the
-    process of a command alone.
-    """
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    command = spec.name if spec else ""
-    if command.removeprefix("kdjax.") not in NEEDED:
-        return
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        line = advice(command, error) if isinstance(error, ModuleNotFoundError) else None
-        if line is None:
-            sys.__excepthook__(kind, error, trace)
-            return
-        sys.stderr.write(f"{command}: error: {line}\n")
-        sys.exit(2)
-
-    sys.excepthook = hook
-
-
-# A command imports this file before what an extra brings.
-explain_imports()
+@contextlib.contextmanager
+def missing_extra_ends(name: str, extras: Sequence[str]) -> Iterator[None]:
+    """Ends the command `name` with one line if an import inside the context lacks an extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (line := advice(extras, error)) is None:
+            raise
+        _fail(name, line)

@@ -5,11 +5,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from kdjax import config_file
 from kdjax.config import Config, validate
-from kdjax.errors import UserError
 from kdjax.evaluation.inference import MODES, SLIDE_PAD_TO
-from kdjax.sections import WrongValue
+from kdjax.utils import config_file
+from kdjax.utils.errors import UserError
+from kdjax.utils.schema import WrongValue
 
 
 class _ConfigParser(flags.ArgumentParser[ConfigDict]):
@@ -19,7 +19,7 @@ class _ConfigParser(flags.ArgumentParser[ConfigDict]):
         """Returns the config of a file, locked.
 
         Raises:
-          UserError: as `kdjax.config_file.read`.
+          UserError: as `kdjax.utils.config_file.read`.
         """
         return config_file.read(argument).lock()
 

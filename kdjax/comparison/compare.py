@@ -11,21 +11,21 @@ import numpy as np
 from etils import epath
 
 from kdjax import config as configuration
-from kdjax import names, processes
 from kdjax.comparison import sweep
 from kdjax.comparison.sweep import TEACHER, Comparison
 from kdjax.config import Config
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
-from kdjax.files import to_json
+from kdjax.experiment import train
+from kdjax.experiment.evaluate import html_table
+from kdjax.experiment.train import RunResult
+from kdjax.experiment.workdir import Workdir
 from kdjax.reporting.report import write_report, write_results
 from kdjax.reporting.results import Report, write_runs
 from kdjax.reporting.tables import method_rows, method_table, note, text_table
-from kdjax.runs import train
-from kdjax.runs.evaluate import html_table
-from kdjax.runs.train import RunResult
-from kdjax.runs.workdir import Workdir
 from kdjax.training.loop import Interruption
+from kdjax.utils import imports, processes
+from kdjax.utils.files import to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _report(
 def _in_words(network: Config) -> str:
     """A network of a config; those of a user's own have no width that kdjax knows of."""
     name = network.name or network.checkpoint
-    known = network.name and names.SEPARATOR not in network.name
+    known = network.name and imports.SEPARATOR not in network.name
     return f"{name} of width {network.width}" if known else name
 
 

@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from kdjax import config as configuration
-from kdjax import environment, processes
 from kdjax.config import Config
 from kdjax.data.interface import SegmentationSet
-from kdjax.errors import Transient, UserError
-from kdjax.log import RunLogger
+from kdjax.experiment.run import train
+from kdjax.experiment.workdir import Workdir
 from kdjax.reporting.results import Example, Role
-from kdjax.runs.run import train
-from kdjax.runs.workdir import Workdir
 from kdjax.training.loop import Diverged, Interruption
+from kdjax.utils import environment, processes
+from kdjax.utils.errors import Transient, UserError
+from kdjax.utils.log import RunLogger
 
 # What a run whose comparison was killed has to save what it has done.
 ENDING_SECONDS = 300.0
@@ -34,7 +34,7 @@ POLL_SECONDS = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run, as `kdjax.runs.run.train` takes it."""
+    """One run, as `kdjax.experiment.run.train` takes it."""
 
     config: Config
     files: Workdir
@@ -164,7 +164,7 @@ def _run_at_once(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> Non
 
 def _start(job: Job, slot: Mapping[str, str], lifeline: int) -> subprocess.Popen[str]:
     child = subprocess.Popen(
-        [sys.executable, "-m", "kdjax.comparison.scheduler"],
+        [sys.executable, "-m", "kdjax.cli.worker"],
         stdin=subprocess.PIPE,
         env={**os.environ, **slot, processes.LIFELINE: str(lifeline)},
         text=True,
@@ -204,16 +204,3 @@ def _part(devices: Sequence[str], index: int, parallel: int, kind: str) -> Seque
         raise UserError(f"--parallel is {parallel}, but there are {len(devices)} {kind}")
     each = len(devices) // parallel
     return devices[index * each : (index + 1) * each]
-
-
-def _main(argv: list[str]) -> None:
-    del argv
-    os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
-    environment.set_up_jax()
-    Job.from_json(sys.stdin.read()).run()
-
-
-if __name__ == "__main__":
-    from kdjax.cli import command
-
-    command.run(_main, resumes=True)

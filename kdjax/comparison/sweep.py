@@ -3,24 +3,24 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from kdjax import names, processes, sections
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
 from kdjax.comparison.tuning import EQUAL_TIME, PLAIN, Setting, TuningResult
 from kdjax.config import Config, default, read, validate, without_terms
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
-from kdjax.errors import UserError
-from kdjax.files import read_json, to_json, write_atomically
+from kdjax.experiment.scoring import score_checkpoint
+from kdjax.experiment.workdir import Workdir
 from kdjax.interop import imagenet
-from kdjax.log import logger
-from kdjax.models import saved
+from kdjax.models import serialization
 from kdjax.models.options import IMAGENET_WEIGHTS
-from kdjax.names import did_you_mean
 from kdjax.recipes import teacher_of
 from kdjax.reporting.results import Example
-from kdjax.runs.scoring import score_checkpoint
-from kdjax.runs.workdir import Workdir
+from kdjax.utils import imports, processes, schema
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import read_json, to_json, write_atomically
+from kdjax.utils.imports import did_you_mean
+from kdjax.utils.log import logger
 
 TEACHER = "teacher"
 RESERVED = (TEACHER, "tuning", "equal_time")
@@ -77,13 +77,13 @@ def run_sweep(
       Transient: when what did not end well may be tried again.
     """
     _check(config, seeds)
-    sections.check_number("parallel", parallel, sections.COUNT)
+    schema.check_number("parallel", parallel, schema.COUNT)
     if data is not None and parallel > 1:
         raise UserError(
             "data is an object, which the processes of parallel runs cannot be given; name it in "
             'config.data.name, as "package.module:attribute", or leave parallel at 1'
         )
-    if parallel > 1 and f"{names.MAIN}{names.SEPARATOR}" in config.to_json_best_effort():
+    if parallel > 1 and f"{imports.MAIN}{imports.SEPARATOR}" in config.to_json_best_effort():
         raise UserError(
             "the config names what a notebook or a script defines, which the processes of parallel "
             "runs cannot import; put it into a module of its own, or leave parallel at 1"
@@ -165,7 +165,7 @@ def _check_teacher(config: Config, files: Workdir) -> None:
     checkpoint = config.teacher.checkpoint
     if not checkpoint or not files.config.exists():
         return
-    if saved.fingerprint_in(checkpoint) != saved.fingerprint_in(files.path):
+    if serialization.fingerprint_in(checkpoint) != serialization.fingerprint_in(files.path):
         raise UserError(
             f"config.teacher.checkpoint is {checkpoint}, but {files.path} holds another teacher, "
             "which was trained there; choose another --workdir"
@@ -180,7 +180,7 @@ def in_order(methods: Config) -> list[tuple[str, Config]]:
 def _check(config: Config, seeds: Sequence[int]) -> None:
     validate(config)
     for seed in seeds:
-        sections.check_number("--seeds", seed, sections.SEED)
+        schema.check_number("--seeds", seed, schema.SEED)
     if not config.compare.methods:
         raise UserError("config.compare.methods is empty; name a method, as {'plain': {}}")
     for name in config.compare.methods:

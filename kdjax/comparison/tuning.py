@@ -11,9 +11,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kdjax import files
 from kdjax.config import Config
 from kdjax.distillation import term
+from kdjax.utils import files
 
 PLAIN = "plain student"
 EQUAL_TIME = "plain student, equal time"

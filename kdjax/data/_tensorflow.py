@@ -3,7 +3,7 @@
 import os
 import re
 
-from kdjax import environment
+from kdjax.utils import environment
 
 environment.set_up_tensorflow()
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import ArrayLike, UInt8
 
-from kdjax.classes import IGNORE_LABEL, distinct_colors
 from kdjax.data.random_access import LabelIds, RandomAccess, SourceSplit, are_bytes
-from kdjax.errors import UserError
+from kdjax.utils.classes import IGNORE_LABEL, distinct_colors
+from kdjax.utils.errors import UserError
 
 if TYPE_CHECKING:
     pass

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.classes import UNLABELLED, differing_class
 from kdjax.data.caching import CacheDecision, decide_cache, least_memory
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.loading import sampling
 from kdjax.data.loading.sampling import AugmentOptions, count_shapes, padded
 from kdjax.data.options import CropOptions, DataOptions, ExtraSet
-from kdjax.errors import UserError
+from kdjax.utils.classes import UNLABELLED, differing_class
+from kdjax.utils.errors import UserError
 
 # Examples whose size is looked at to know what all of them take.
 SIZE_SAMPLE = 64

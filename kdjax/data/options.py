@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from kdjax import sections
-from kdjax.sections import Section, WrongValue
+from kdjax.utils import schema
+from kdjax.utils.schema import Section, WrongValue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ExtraSet(Section):
     data_dir: str = "data"  # where it is prepared
     split: str = "train"
     # How many of its examples come for every `config.data.weight` of the main set.
-    weight: Annotated[int, sections.COUNT] = 1
+    weight: Annotated[int, schema.COUNT] = 1
     labelled: bool = True  # False to leave its labels out of account; its classes may be others
 
     @classmethod
@@ -39,15 +39,15 @@ class CropOptions(Section):
 
     # Height and width in pixels. Where the scaled image is smaller, it is padded below and on the
     # right.
-    crop_size: Annotated[tuple[int, int], sections.PIXELS] = (96, 96)
+    crop_size: Annotated[tuple[int, int], schema.PIXELS] = (96, 96)
     # Bounds of the random factor by which the image is scaled first.
-    scale_range: Annotated[tuple[float, float], sections.POSITIVE] = (0.5, 2.0)
+    scale_range: Annotated[tuple[float, float], schema.POSITIVE] = (0.5, 2.0)
     # What the factor is of: the long and the short side of a box that the image is made as large as
     # fits into, as mmsegmentation's RandomResize(scale=(2048, 512)); () for each image's own size.
-    base_size: Annotated[tuple[int, int] | tuple[()], sections.COUNT] = ()
+    base_size: Annotated[tuple[int, int] | tuple[()], schema.COUNT] = ()
     # A crop is drawn again while one class covers at least this share of its labelled pixels, ten
     # times at most; 1.0 takes the first.
-    max_class_share: Annotated[float, sections.SHARE_ABOVE_ZERO] = 0.75
+    max_class_share: Annotated[float, schema.SHARE_ABOVE_ZERO] = 0.75
     flip: bool = True  # mirror each crop left to right with probability 0.5
     photometric: bool = True  # change brightness, contrast, saturation and hue
 
@@ -79,12 +79,12 @@ class DataOptions(CropOptions):
     test_split: str = ""  # evaluated once, at the end, where named
     # By name, a regular expression on the examples' names.
     test_groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    batch_size: Annotated[int, sections.COUNT] = 16  # of all devices together
-    eval_batch_size: Annotated[int, sections.COUNT] = 16
+    batch_size: Annotated[int, schema.COUNT] = 16  # of all devices together
+    eval_batch_size: Annotated[int, schema.COUNT] = 16
     cache: Literal["none", "host", "device", "auto"] = "auto"  # memory for decoded examples
     # Pads whole images to a multiple of this; 1 leaves them exact.
-    eval_pad_to: Annotated[int, sections.PIXELS] = 1
-    weight: Annotated[int, sections.COUNT] = 1  # of this set in a mixture
+    eval_pad_to: Annotated[int, schema.PIXELS] = 1
+    weight: Annotated[int, schema.COUNT] = 1  # of this set in a mixture
     # By label, what is trained on beside this set: kdjax.config.extra_set(...).
     mixture: Mapping[str, ExtraSet] = dataclasses.field(default_factory=dict)
 
@@ -92,4 +92,4 @@ class DataOptions(CropOptions):
         """Checks also the regular expressions."""
         super().__post_init__()
         for name, expression in self.test_groups.items():
-            sections.check_expression(f"test_groups.{name}", expression)
+            schema.check_expression(f"test_groups.{name}", expression)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kdjax.classes import IGNORE_LABEL, LabelTable
 from kdjax.data.interface import Opened, WindowReader
-from kdjax.errors import UserError
+from kdjax.utils.classes import IGNORE_LABEL, LabelTable
+from kdjax.utils.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -7,7 +7,6 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from kdjax import names
 from kdjax.data.dataset import Dataset
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.preparing.builder import (
@@ -21,9 +20,10 @@ from kdjax.data.preparing.prepared import (
     PreparedSet,
     open_directory,
 )
-from kdjax.errors import RAISED_BY_USERS, UserError
-from kdjax.log import logger
-from kdjax.sections import WrongValue
+from kdjax.utils import imports
+from kdjax.utils.errors import RAISED_BY_USERS, UserError
+from kdjax.utils.log import logger
+from kdjax.utils.schema import WrongValue
 
 
 def open_set(
@@ -68,8 +68,8 @@ def open_named(
       UserError: there is no such data set, it has not been prepared, or it cannot be made.
     """
     found: Any = None
-    if names.SEPARATOR in name:
-        found = names.resolve("data set", name, {}, asked_by=asked_by)
+    if imports.SEPARATOR in name:
+        found = imports.resolve("data set", name, {}, asked_by=asked_by)
     is_builder = isinstance(found, type) and issubclass(found, tfds.core.DatasetBuilder)
     if callable(found) and not is_builder:
         return _made(name, found, os.fspath(data_dir), dict(options), asked_by)

@@ -28,15 +28,15 @@ from kdjax.deployment.formats import (
     takes_any_size,
 )
 from kdjax.deployment.rewriting import plain, plain_convolutions
-from kdjax.environment import versions
-from kdjax.errors import UserError
-from kdjax.files import check_folder, is_remote, why_unwritable
-from kdjax.models import Network, Preprocessing, Variables, saved
+from kdjax.models import Network, Preprocessing, Variables, serialization
 from kdjax.models.folding import fold_batch_norm
 from kdjax.models.layers import resize
 from kdjax.models.network import scores_of
-from kdjax.models.saved import NetworkInfo
-from kdjax.names import did_you_mean
+from kdjax.models.serialization import NetworkInfo
+from kdjax.utils.environment import versions
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import check_folder, is_remote, why_unwritable
+from kdjax.utils.imports import did_you_mean
 
 # Another program adds in another order. Two classes whose scores are nearer to each other than this
 # part of the image's largest score are a tie, which rounding may decide either way.
@@ -211,7 +211,7 @@ def export(
     _check_formats(formats, size)
     _check_calibration(formats, size, calibration)
     _check_output(output)
-    network, variables, info = saved.load(source)
+    network, variables, info = serialization.load(source)
     predict_fn = make_predict_fn(network, variables, info.preprocessing)
     sizes = _sizes(predict_fn, info, formats, size)
     written, weights = fold_batch_norm(network, variables) if folded else (network, variables)

@@ -19,10 +19,10 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Int, UInt8
 
-from kdjax import environment
-from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import Network, Preprocessing, Variables
+from kdjax.utils import environment
+from kdjax.utils.errors import UserError
 
 
 def import_tensorflow() -> Any:

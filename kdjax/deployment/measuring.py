@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax import names
 from kdjax.deployment.formats import ExportedStudent, Size, files_of
-from kdjax.errors import RAISED_BY_USERS, UserError
+from kdjax.utils import imports
+from kdjax.utils.errors import RAISED_BY_USERS, UserError
 
 WARM_UP = 3
 
@@ -90,7 +90,7 @@ def measure_torch(name: str, *, size: Size, rounds: int = 50) -> Measured:
         import torch
     except ImportError as error:
         raise UserError("--torch needs PyTorch: pip install torch") from error
-    make = names.resolve("PyTorch network", name, {}, asked_by="--torch")
+    make = imports.resolve("PyTorch network", name, {}, asked_by="--torch")
     assert size.height is not None
     assert size.width is not None
     shape = (size.height, size.width)

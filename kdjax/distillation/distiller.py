@@ -23,8 +23,8 @@ from kdjax.distillation.feature_maps import (
 from kdjax.distillation.layers import adapt, init_adapter
 from kdjax.distillation.loss import SIDES, Inputs, Loss, Metrics
 from kdjax.distillation.terms import make_loss
-from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.losses import resize, resize_labels
+from kdjax.utils.errors import RAISED_BY_USERS, UserError
 
 # Rows and columns of the smallest map on which terms are traced, if no image size is given.
 TRACED_CELLS = 64

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from kdjax.distillation.feature_maps import Classification, Spec
 from kdjax.losses import valid_mean
-from kdjax.sections import NOT_NEGATIVE
+from kdjax.utils.schema import NOT_NEGATIVE
 
 Names = str | tuple[str, ...]
 SIDES = ("student", "teacher")
@@ -76,7 +76,7 @@ class Loss:
 
     Subclasses become frozen dataclasses. Their options are annotated fields with defaults. A field
     of type `Literal` accepts only its choices, and one of type `Annotated[float, Range]` only
-    numbers in that range (`kdjax.sections.Range`).
+    numbers in that range (`kdjax.utils.schema.Range`).
 
     Attributes:
       student: The name of the student's map, or several names.

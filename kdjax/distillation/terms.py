@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdjax import names, sections
 from kdjax.distillation.loss import SIDES, Loss, loss_class
 from kdjax.distillation.methods import LOSSES
-from kdjax.names import did_you_mean
-from kdjax.sections import WrongValue
+from kdjax.utils import imports, schema
+from kdjax.utils.imports import did_you_mean
+from kdjax.utils.schema import WrongValue
 
 # Metrics that every run logs. The value of a term is logged by the term's name.
 RESERVED = ("loss", "cross_entropy", "auxiliary_cross_entropy", "learning_rate", "gradient_norm")
@@ -26,7 +26,7 @@ def term(loss: str | type[Loss] | Callable[..., Any], **options: Any) -> dict[st
     Raises:
       UserError: If the loss or an option is unknown. The message names the nearest one.
     """
-    name = names.name_of("loss", loss)
+    name = imports.name_of("loss", loss)
     kind = _class_of("term", name)
     _check_options("term", name, kind, options)
     return {"loss": name, **_defaults(kind), **options}
@@ -47,7 +47,7 @@ def make_loss(where: str, entry: Any) -> Loss:
         raise WrongValue(where, "is the name of a metric that is always logged; choose another")
     loss = entry if isinstance(entry, Loss) else _from_options(where, entry)
     for field in dataclasses.fields(loss):
-        sections.check_field(f"{where}.{field.name}", getattr(loss, field.name), field)
+        schema.check_field(f"{where}.{field.name}", getattr(loss, field.name), field)
     return loss
 
 
@@ -73,7 +73,7 @@ def _from_options(where: str, entry: Any) -> Loss:
 
 
 def _class_of(where: str, name: str) -> type[Loss]:
-    found = names.resolve("loss", name, LOSSES, asked_by=where)
+    found = imports.resolve("loss", name, LOSSES, asked_by=where)
     try:
         return loss_class(found)
     except (TypeError, ValueError) as error:
@@ -95,10 +95,10 @@ def _check_options(where: str, name: str, kind: type[Loss], given: Mapping[str, 
             raise WrongValue(f"{where}.{key}", f"is no key of {name}: {did_you_mean(key, known)}")
         if key in SIDES:
             _check_names(f"{where}.{key}", value, defaults[key])
-        elif type(defaults.get(key)) in sections.KINDS:
-            sections.check_type(f"{where}.{key}", value, defaults[key])
+        elif type(defaults.get(key)) in schema.KINDS:
+            schema.check_type(f"{where}.{key}", value, defaults[key])
         if isinstance(value, float):
-            sections.check_number(f"{where}.{key}", value, sections.FINITE)
+            schema.check_number(f"{where}.{key}", value, schema.FINITE)
 
 
 def _check_names(key: str, value: Any, default: Any) -> None:

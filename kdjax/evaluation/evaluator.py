@@ -12,15 +12,15 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, UInt8
 
-from kdjax.classes import IGNORE_LABEL, class_order
-from kdjax.environment import compiler_options
-from kdjax.errors import UserError
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
-from kdjax.models import Network, Preprocessing, Variables, saved
+from kdjax.models import Network, Preprocessing, Variables, serialization
 from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.layers import resize
 from kdjax.models.network import ReorderedClasses, scores_of
-from kdjax.models.saved import NetworkInfo
+from kdjax.models.serialization import NetworkInfo
+from kdjax.utils.classes import IGNORE_LABEL, class_order
+from kdjax.utils.environment import compiler_options
+from kdjax.utils.errors import UserError
 
 
 def confusion_matrix(
@@ -264,7 +264,7 @@ def order_by_name(
     accept: str,
     log: Callable[[str], None] | None,
 ) -> tuple[int, ...] | None:
-    """Returns what `kdjax.classes.class_order` does for a network and a data set.
+    """Returns what `kdjax.utils.classes.class_order` does for a network and a data set.
 
     Args:
       names: of the network's classes.
@@ -315,7 +315,7 @@ class TrainedNetwork:
         Raises:
           UserError: when there is none, it is damaged, or its store does not answer.
         """
-        network, variables, info = saved.load(path, dtype=dtype)
+        network, variables, info = serialization.load(path, dtype=dtype)
         return cls(info, network, variables, Predictor(network, info.preprocessing, inference))
 
     def running(

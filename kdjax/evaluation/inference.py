@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from kdjax.errors import UserError
 from kdjax.losses import sampling_weights
+from kdjax.utils.errors import UserError
 
 _STEPS = 1000  # scales are multiples of 1 / 1000, so that host and device round alike
 MAX_SCALE = 10

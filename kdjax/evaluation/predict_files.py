@@ -14,12 +14,12 @@ import numpy as np
 from kdjax.data.loading.sampling import IMAGE_PADDING, BatchIndices, batch_by_size
 from kdjax.data.preparing.image_io import SUFFIXES, read_photo, upright_size
 from kdjax.data.preparing.tree import File
-from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.files import is_remote, why_unwritable, write_atomically
 from kdjax.reporting.figures import full_palette
 from kdjax.reporting.panels import label_png, legend_png, overlay_png
 from kdjax.training.sharding import Placement
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import is_remote, why_unwritable, write_atomically
 
 _THREADS = 4  # that read and write files while the network computes
 _AHEAD = 2  # batches read before they are needed

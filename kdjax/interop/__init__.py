@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kdjax.errors import UserError
 from kdjax.interop.files import Checkpoint, read_weights, unwrapped
 from kdjax.interop.libraries import (
     from_classifier,
@@ -20,6 +19,7 @@ from kdjax.models import Segmenter
 from kdjax.models.outputs import EFFICIENTNET_LITE as EFFICIENTNET_LITE_PREPROCESSING
 from kdjax.models.outputs import IMAGENET as IMAGENET_PREPROCESSING
 from kdjax.models.outputs import MEAN_ONLY, Preprocessing
+from kdjax.utils.errors import UserError
 
 __all__ = [
     "EFFICIENTNET_LITE_PREPROCESSING",

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.classes import numbered_names
-from kdjax.errors import UserError
+from kdjax.utils.classes import numbered_names
+from kdjax.utils.errors import UserError
 
 # PyTorch's data-parallel wrapper.
 PARALLEL = "module."

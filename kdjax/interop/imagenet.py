@@ -10,13 +10,13 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kdjax.environment import cache_folder
-from kdjax.errors import UserError
 from kdjax.interop import load_weights, origin, preprocessing, read_weights
 from kdjax.models import NNXNetwork, Preprocessing, Segmenter, Variables
 from kdjax.models.options import IMAGENET_WEIGHTS, NetworkOptions
 from kdjax.models.registry import BACKBONES
-from kdjax.sections import WrongValue
+from kdjax.utils.environment import cache_folder
+from kdjax.utils.errors import UserError
+from kdjax.utils.schema import WrongValue
 
 FOLDER = "KDJAX_WEIGHTS"  # variable of the environment
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.errors import UserError
 from kdjax.interop.files import pooled_image_first, renamed, reversed_stages
 from kdjax.interop.mmseg import (
     TIMM,
@@ -24,6 +23,7 @@ from kdjax.models import Segmenter
 from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.mobilenet import LAYERS
 from kdjax.models.resnet import ResNet
+from kdjax.utils.errors import UserError
 
 # torchvision's prefix and mmsegmentation's, for heads in which the place in a Sequential tells all.
 FCN = {"0": "convs.0.conv", "1": "convs.0.bn", "4": "conv_seg"}

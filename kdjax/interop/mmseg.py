@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kdjax.errors import UserError
 from kdjax.interop.files import unwrapped
-from kdjax.models import NNXNetwork, Segmenter, saved
+from kdjax.models import NNXNetwork, Segmenter, serialization
 from kdjax.models.swin import relative_position_index
+from kdjax.utils.errors import UserError
 
 # What mmsegmentation's TIMMBackbone puts before timm's names.
 TIMM = "timm_model."
@@ -256,7 +256,7 @@ def module_of(source: nnx.Module | Loaded | str | os.PathLike[str]) -> Segmenter
     module: Any = source
     if not isinstance(source, nnx.Module):
         if isinstance(source, str | os.PathLike):
-            network, variables, _ = saved.load(source)
+            network, variables, _ = serialization.load(source)
         else:
             network, variables = source.network, source.variables
         module = network.module(variables) if isinstance(network, NNXNetwork) else network

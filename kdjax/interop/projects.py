@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.errors import UserError
 from kdjax.interop.files import pooled_image_first, renamed, reversed_stages, without_bias
 from kdjax.interop.mmseg import from_mmseg, leaves, weights_of
 from kdjax.models import Segmenter
+from kdjax.utils.errors import UserError
 
 NVLABS_NETWORKS = "SegFormer as its authors wrote it"
 # Where mmsegmentation puts the parts; CIRKD has the network as one.

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.errors import UserError
 from kdjax.models.network import Network, NNXNetwork
+from kdjax.utils.errors import UserError
 
 
 class _Statistic(nnx.BatchStat):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.errors import UserError
 from kdjax.models.layers import Conv, ConvNorm, Linear
 from kdjax.models.network import Network, NNXNetwork, Variables
+from kdjax.utils.errors import UserError
 
 
 class Folded(nnx.Module):

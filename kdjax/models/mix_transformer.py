@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.errors import UserError
 from kdjax.models.layers import (
     Conv,
     DepthwiseConv,
@@ -27,6 +26,7 @@ from kdjax.models.layers import (
     split_heads,
 )
 from kdjax.models.outputs import FeatureSpec, stage_specs
+from kdjax.utils.errors import UserError
 
 STRIDES = (4, 2, 2, 2)
 PATCH_SIZES = (7, 3, 3, 3)

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from kdjax.distillation import Classification, Maps
 from kdjax.distillation.feature_maps import SCORES as CLASS_SCORES
 from kdjax.distillation.feature_maps import array_of
-from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.models.outputs import IMAGENET, Preprocessing, SegmentationOutput
+from kdjax.utils.errors import RAISED_BY_USERS, UserError
 
 
 class _Stream(nnx.RngStream):

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from kdjax import sections
-from kdjax.sections import Section, WrongValue
+from kdjax.utils import schema
+from kdjax.utils.schema import Section, WrongValue
 
 # The type in which a network computes. Its parameters are float32.
 Dtype = Literal["float32", "bfloat16"]
@@ -20,7 +20,7 @@ class NetworkOptions(Section):
     """A network by name."""
 
     name: str = ""  # a network of kdjax, or "package.module:factory"
-    width: Annotated[int, sections.WIDTH] = 64  # channels of the first stage; 64 as published
+    width: Annotated[int, schema.WIDTH] = 64  # channels of the first stage; 64 as published
     dtype: Dtype = "float32"  # the type in which the network computes
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments
     # Matches the classes of a checkpoint by number, even if their names differ from the data's.
@@ -78,9 +78,9 @@ class TeacherOptions(NetworkOptions):
     logits: str = ""
     # How many of the highest scores of a cell the cache keeps, besides one for all others; 0 keeps
     # all.
-    cache_classes: Annotated[int, sections.COUNT_OR_ZERO] = 0
+    cache_classes: Annotated[int, schema.COUNT_OR_ZERO] = 0
     # A run refuses a teacher with a lower mIoU on the validation split.
-    min_miou: Annotated[float, sections.SHARE] = 0.0
+    min_miou: Annotated[float, schema.SHARE] = 0.0
 
     def __post_init__(self) -> None:
         """Also checks that `logits` agrees with the other keys."""

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from kdjax import names, sections
-from kdjax.errors import RAISED_BY_USERS, UserError
 from kdjax.models.efficientnet_lite import SIZES as LITE_SIZES
 from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.heads import FCNHead, LRASPPHead, PyramidHead
@@ -42,7 +40,9 @@ from kdjax.models.segmenter import (
     segformer_linear,
 )
 from kdjax.models.swin import SwinTransformer
-from kdjax.sections import WrongValue
+from kdjax.utils import imports, schema
+from kdjax.utils.errors import RAISED_BY_USERS, UserError
+from kdjax.utils.schema import WrongValue
 
 
 class Family(NamedTuple):
@@ -259,17 +259,17 @@ def find(
       UserError: for an unknown name (with the nearest one), width, dtype or option, and for an
         argument that is missing.
     """
-    found = names.resolve("network", name, NETWORKS, asked_by=f"{where}.name")
+    found = imports.resolve("network", name, NETWORKS, asked_by=f"{where}.name")
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
-    sections.check_number(f"{where}.width", width, sections.WIDTH)
+    schema.check_number(f"{where}.width", width, schema.WIDTH)
     if dtype not in DTYPES:
         raise WrongValue(f"{where}.dtype", f'is "{dtype}"; it must be {" or ".join(DTYPES)}')
     settings = {"width": width, "auxiliary": auxiliary, "dtype": dtype}
     given: dict[str, Any] = {}
     if not is_made(found):
         offered = {"num_classes": num_classes, **settings, "dtype": jnp.dtype(dtype), "rngs": None}
-        given = names.arguments(
+        given = imports.arguments(
             "network",
             name,
             found,

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from kdjax.config import Config
-from kdjax.environment import versions
 from kdjax.planning.chips import GIB
 from kdjax.planning.plan import Plan
 from kdjax.planning.topology import Topology
+from kdjax.utils.environment import versions
 
 Rows = list[tuple[str, str]]
 

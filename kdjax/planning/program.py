@@ -8,20 +8,20 @@ import jax
 import numpy as np
 
 from kdjax import config as configuration
-from kdjax import names
 from kdjax.config import Config, RunOptions
 from kdjax.distillation import need_teacher
 from kdjax.distillation.feature_maps import SCORES, array_of
-from kdjax.environment import compiler_options
-from kdjax.errors import UserError
-from kdjax.models import Network, Variables, make_network, saved
+from kdjax.experiment.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.models import Network, Variables, make_network, serialization
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.network import maps_of, preprocessing_of
-from kdjax.runs.assembly import assemble_distiller, assemble_state, assemble_step
 from kdjax.training.profiling import count_flops
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, PreprocessedNetwork, TrainState, TrainStep
+from kdjax.utils import imports
+from kdjax.utils.environment import compiler_options
+from kdjax.utils.errors import UserError
 
 
 class DoesNotFit(Exception):
@@ -186,8 +186,8 @@ def _teacher(
         # A converted teacher includes its auxiliary head. The step does not compute the head, but
         # the head takes memory.
         network, start = _network(options, "teacher", True, num_classes)
-    elif source and not names.is_path(source):
-        network, variables, _ = saved.load(source, dtype=options.teacher.dtype)
+    elif source and not imports.is_path(source):
+        network, variables, _ = serialization.load(source, dtype=options.teacher.dtype)
         start = lambda: variables  # noqa: E731
     else:
         raise UserError(

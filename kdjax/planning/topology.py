@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from kdjax.errors import UserError
 from kdjax.planning.chips import CHIPS, GPUS, TPUS, Chip
+from kdjax.utils.errors import UserError
 
 LOCAL = "local"
 

@@ -10,11 +10,11 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from kdjax.files import write_atomically
 from kdjax.reporting import figures, intervals, tables
 from kdjax.reporting.intervals import heat_map, interval_dots
 from kdjax.reporting.panels import COLORS, NEITHER, ONLY_DISTILLED, ONLY_PLAIN, css_color, panels
 from kdjax.reporting.results import MethodResult, Report, RunSummary, plain_student, teacher_of
+from kdjax.utils.files import write_atomically
 
 # What every training step logs beside its loss terms.
 _DIAGNOSTICS = (

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
-from kdjax.files import csv_text, to_csv, write_atomically
+from kdjax.utils.files import csv_text, to_csv, write_atomically
 
 Role = Literal["teacher", "plain", "distilled"]
 

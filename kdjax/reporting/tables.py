@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from kdjax.files import to_csv
 from kdjax.reporting.intervals import LEVEL, Estimate, gain, gap_closed
 from kdjax.reporting.results import (
     MethodResult,
@@ -15,6 +14,7 @@ from kdjax.reporting.results import (
     plain_student,
     teacher_of,
 )
+from kdjax.utils.files import to_csv
 
 _NONE = "–"
 _STEP_COSTS = ("FLOP/step", "Memory")

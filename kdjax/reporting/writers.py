@@ -14,9 +14,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from kdjax.errors import UserError
-from kdjax.files import is_remote, to_json, write_atomically
-from kdjax.log import logger
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import is_remote, to_json, write_atomically
+from kdjax.utils.log import logger
 
 # How often files are brought up to date that would be slow to write with every line: those in an
 # object store, which cannot append and is given the whole file, and TensorBoard's.

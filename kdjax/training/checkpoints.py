@@ -16,9 +16,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
-from kdjax import processes
-from kdjax.errors import Transient, UserError
-from kdjax.files import (
+from kdjax.models.network import arrays_by_path, is_random_key
+from kdjax.models.serialization import local_checkpointer
+from kdjax.training.checksum import checksum
+from kdjax.training.step import TrainState
+from kdjax.utils import processes
+from kdjax.utils.errors import Transient, UserError
+from kdjax.utils.files import (
     absolute,
     is_remote,
     may_pass,
@@ -28,10 +32,6 @@ from kdjax.files import (
     why_unwritable,
     write_atomically,
 )
-from kdjax.models.network import arrays_by_path, is_random_key
-from kdjax.models.saved import local_checkpointer
-from kdjax.training.checksum import checksum
-from kdjax.training.step import TrainState
 
 BEST_METRIC = "miou"
 # The one before the latest is the fallback if the latest is damaged.

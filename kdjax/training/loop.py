@@ -14,13 +14,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kdjax.environment import compiler_options
-from kdjax.errors import Preempted, UserError
 from kdjax.models import Variables
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.profiling import Clock, Profile, step_cost
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, Metrics, TrainState, TrainStep
+from kdjax.utils.environment import compiler_options
+from kdjax.utils.errors import Preempted, UserError
 
 Item = TypeVar("Item")
 

@@ -11,8 +11,8 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from kdjax import names, sections
-from kdjax.sections import Section, WrongValue
+from kdjax.utils import imports, schema
+from kdjax.utils.schema import Section, WrongValue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,43 +22,43 @@ class OptimizerOptions(Section):
     # "sgd", "adamw", or "package.module:factory" of one that takes learning_rate, as "optax:lion".
     name: str = "sgd"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further arguments of it
-    learning_rate: Annotated[float, sections.POSITIVE] = 0.01
+    learning_rate: Annotated[float, schema.POSITIVE] = 0.01
     # "poly", or "package.module:factory" of a function from step to rate, called with learning_rate
     # and steps, or what Optax calls them, as "optax:cosine_decay_schedule".
     schedule: str = "poly"
     # Further arguments of it.
     schedule_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    min_learning_rate: Annotated[float, sections.NOT_NEGATIVE] = 0.0  # of poly
-    poly_power: Annotated[float, sections.NOT_NEGATIVE] = 0.9  # of poly
-    warmup_steps: Annotated[int, sections.COUNT_OR_ZERO] = 0  # linear, of every schedule
+    min_learning_rate: Annotated[float, schema.NOT_NEGATIVE] = 0.0  # of poly
+    poly_power: Annotated[float, schema.NOT_NEGATIVE] = 0.9  # of poly
+    warmup_steps: Annotated[int, schema.COUNT_OR_ZERO] = 0  # linear, of every schedule
     # Of sgd, and of others that have no default for it.
-    momentum: Annotated[float, sections.SHARE_BELOW_ONE] = 0.9
-    weight_decay: Annotated[float, sections.NOT_NEGATIVE] = 5e-4  # of optimizers that take it
+    momentum: Annotated[float, schema.SHARE_BELOW_ONE] = 0.9
+    weight_decay: Annotated[float, schema.NOT_NEGATIVE] = 5e-4  # of optimizers that take it
     decay_norm_and_bias: bool = True  # as PyTorch's SGD does; else kernels alone
     # Regular expressions on the paths of parameters, as "student/backbone/stem/conv/kernel" or
     # "terms/cwd/adapter/0/kernel": which do not decay,
     no_decay: tuple[str, ...] = ()
     # and (expression, multiplier) of the learning rate; 0 keeps parameters as they are.
     rates: tuple[tuple[str, float], ...] = ()
-    head_multiplier: Annotated[float, sections.POSITIVE] = 1.0  # the same of heads and adapters
-    gradient_clip: Annotated[float, sections.NOT_NEGATIVE] = 0.0  # global norm; 0 for none
+    head_multiplier: Annotated[float, schema.POSITIVE] = 1.0  # the same of heads and adapters
+    gradient_clip: Annotated[float, schema.NOT_NEGATIVE] = 0.0  # global norm; 0 for none
     # Micro-batches per step. Their gradients count alike, each that of its own mean over labelled
     # pixels: where some have more ignored pixels, these count less than in one large batch.
-    accumulate: Annotated[int, sections.COUNT] = 1
-    ema_decay: Annotated[float, sections.SHARE_BELOW_ONE] = 0.0  # 0 for no moving average
+    accumulate: Annotated[int, schema.COUNT] = 1
+    ema_decay: Annotated[float, schema.SHARE_BELOW_ONE] = 0.0  # 0 for no moving average
 
     def __post_init__(self) -> None:
         """Checks also the regular expressions."""
         super().__post_init__()
         for expression in self.no_decay:
-            sections.check_expression("no_decay", expression)
+            schema.check_expression("no_decay", expression)
         for pair in self.rates:
             if not isinstance(pair, tuple) or len(pair) != 2:
                 raise WrongValue(
                     "rates", f'holds {pair!r}; it must hold pairs, as (("/head/", 10.0),)'
                 )
-            sections.check_expression("rates", pair[0])
-            sections.check_number("rates", pair[1], sections.NOT_NEGATIVE)
+            schema.check_expression("rates", pair[0])
+            schema.check_number("rates", pair[1], schema.NOT_NEGATIVE)
 
 
 _SHOWN = 5  # paths in a message
@@ -282,8 +282,8 @@ def _arguments(
     offered: Mapping[tuple[str, ...], Any],
     if_required: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a factory is called with, as `names.arguments` finds it."""
-    return names.arguments(
+    """What a factory is called with, as `imports.arguments` finds it."""
+    return imports.arguments(
         kind.what,
         getattr(options, kind.key),
         _factory(kind, options),
@@ -307,7 +307,7 @@ def _made(kind: _Kind, options: OptimizerOptions, arguments: Mapping[str, Any]) 
 
 def _factory(kind: _Kind, options: OptimizerOptions) -> Callable[..., Any]:
     key = f"config.optimizer.{kind.key}"
-    return names.resolve(kind.what, getattr(options, kind.key), kind.builtin, asked_by=key)
+    return imports.resolve(kind.what, getattr(options, kind.key), kind.builtin, asked_by=key)
 
 
 def _wrong(kind: _Kind, options: OptimizerOptions, reason: str) -> WrongValue:

@@ -13,8 +13,8 @@ from etils import epath
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from kdjax.errors import UserError
-from kdjax.files import is_remote
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import is_remote
 
 
 class Clock:

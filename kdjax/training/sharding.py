@@ -11,18 +11,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from kdjax import sections
-from kdjax.errors import UserError
-from kdjax.sections import Section
+from kdjax.utils import schema
+from kdjax.utils.errors import UserError
+from kdjax.utils.schema import Section
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshOptions(Section):
     """`config.mesh`: devices along each axis; -1 for all that remain."""
 
-    data: Annotated[int, sections.DEVICES] = -1  # images of a batch
-    fsdp: Annotated[int, sections.DEVICES] = 1  # images, and weights and optimizer state with them
-    space: Annotated[int, sections.DEVICES] = 1  # rows of each image
+    data: Annotated[int, schema.DEVICES] = -1  # images of a batch
+    fsdp: Annotated[int, schema.DEVICES] = 1  # images, and weights and optimizer state with them
+    space: Annotated[int, schema.DEVICES] = 1  # rows of each image
 
 
 AXES = ("data", "fsdp", "space")

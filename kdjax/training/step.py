@@ -10,22 +10,23 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from kdjax import losses, sections
-from kdjax.classes import IGNORE_LABEL
+from kdjax import losses
 from kdjax.distillation import Classification, Distiller, Maps
 from kdjax.distillation.feature_maps import array_of
 from kdjax.distillation.loss import Metrics
 from kdjax.models import Network, Preprocessing, Variables
 from kdjax.models.network import maps_of
-from kdjax.sections import Section
+from kdjax.utils import schema
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.schema import Section
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions(Section):
     """`config.loss`: the cross-entropies with the labels."""
 
-    cross_entropy: Annotated[float, sections.NOT_NEGATIVE] = 1.0  # its weight
-    auxiliary: Annotated[float, sections.NOT_NEGATIVE] = 0.4  # that of the auxiliary head's
+    cross_entropy: Annotated[float, schema.NOT_NEGATIVE] = 1.0  # its weight
+    auxiliary: Annotated[float, schema.NOT_NEGATIVE] = 0.4  # that of the auxiliary head's
     # The pixels over which both are averaged: "labelled", or "all", where ignored ones count as 0,
     # as mmsegmentation does.
     mean_over: Literal["labelled", "all"] = "labelled"

@@ -13,9 +13,9 @@ import pytest
 import thorough
 import warm
 
-import kdjax.__main__ as door
-from kdjax import environment
 from kdjax.cli import command
+from kdjax.cli import main as door
+from kdjax.utils import environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -25,47 +25,47 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
     [
         (
             ["train", "--config=configs/quickstart.py", "--config.optimizer.learning_rat=1"],
-            'kdjax.train: error: in --config: .*Did you mean "learning_rate"',
+            'kdjax train: error: in --config: .*Did you mean "learning_rate"',
         ),
         (
             ["train", "--config=configs/quickstart.py", "--config.terms.cwd.weight=1"],
-            'kdjax.train: error: in --config: .*cwd.weight: there is no "cwd"; .* file',
+            'kdjax train: error: in --config: .*cwd.weight: there is no "cwd"; .* file',
         ),
         (
             ["train", "--config=configs/quickstart.py", "--config.steps=many"],
-            "kdjax.train: error: flag --config.steps=many: .*; see --help",
+            "kdjax train: error: flag --config.steps=many: .*; see --help",
         ),
         (
             ["train", "--config=configs/none.py"],
-            "kdjax.train: error: configs/none.py: no such config file; kdjax's own lie in ",
+            "kdjax train: error: configs/none.py: no such config file; kdjax's own lie in ",
         ),
         (
             ["predict", "--images=x", "--output=y", "--window=4,4"],
-            "kdjax.predict: error: --window is for sliding windows; add --mode slide",
+            "kdjax predict: error: --window is for sliding windows; add --mode slide",
         ),
         (
             ["predict", "--images", "a.png", "b.png", "c.png", "--output=y"],
-            'kdjax.predict: error: "b.png" and 1 more belongs to no flag: .* in quotes',
+            'kdjax predict: error: "b.png" and 1 more belongs to no flag: .* in quotes',
         ),
         (
             ["train", "--config=configs/quickstart.py", "--config.data.flip", "False"],
-            'kdjax.train: error: "False" belongs to no flag: .* as --flag=false',
+            'kdjax train: error: "False" belongs to no flag: .* as --flag=false',
         ),
         (
             ["predict", "--images=x", "--output="],
-            "kdjax.predict: error: --output is empty; give it a value, or leave it out",
+            "kdjax predict: error: --output is empty; give it a value, or leave it out",
         ),
         (
             ["predict", "--images=x", "--output=y", "--opacity=nan"],
-            "kdjax.predict: error: --opacity is nan; it takes a finite number",
+            "kdjax predict: error: --opacity is nan; it takes a finite number",
         ),
-        (["compare"], "kdjax.compare: error: --config is missing"),
-        (["evaluate"], "kdjax.evaluate: error: .*: no run here .config.json is missing"),
+        (["compare"], "kdjax compare: error: --config is missing"),
+        (["evaluate"], "kdjax evaluate: error: .*: no run here .config.json is missing"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, message):
     name, *rest = arguments
-    run = warm.run("-m", f"kdjax.{name}", *rest, f"--workdir={tmp_path / 'run'}")
+    run = warm.run("-m", "kdjax", name, *rest, f"--workdir={tmp_path / 'run'}")
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
     assert re.search(message, line), line
@@ -80,41 +80,38 @@ def test_a_mistake_is_one_line(tmp_path, arguments, message):
     ],
 )
 def test_flags_that_are_missing_are_named(given, said):
-    run = warm.run("-m", "kdjax.export", *given)
-    assert (run.returncode, run.stderr) == (2, f"kdjax.export: error: {said}; see --help\n")
+    run = warm.run("-m", "kdjax", "export", *given)
+    assert (run.returncode, run.stderr) == (2, f"kdjax export: error: {said}; see --help\n")
 
 
-def test_the_door_lists_every_command():
-    commands = {
-        path.stem
-        for path in (ROOT / "kdjax").glob("*.py")
-        if "    command.run(main" in path.read_text()
-    }
+def test_every_command_is_listed():
+    helpers = {"__init__", "command", "flags", "main", "worker"}
+    commands = {path.stem for path in (ROOT / "kdjax" / "cli").glob("*.py")} - helpers
     assert set(door.COMMANDS) == commands
-    lines = door._overview().splitlines()
+    lines = door.overview().splitlines()
     for name in commands:
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
         assert line.endswith("."), line
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_the_door_alone_says_what_is_behind_it(words, monkeypatch, capsys):
+def test_without_a_command_the_commands_are_listed(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["kdjax", *words])
     door.main()
-    assert capsys.readouterr().out == f"{door._overview()}\n"
+    assert capsys.readouterr().out == f"{door.overview()}\n"
 
 
-@pytest.mark.parametrize("name", thorough.after(1, door.COMMANDS))
+@pytest.mark.parametrize("name", thorough.after(1, list(door.COMMANDS)))
 def test_the_help_of_a_command_fits_on_a_screen(name):
     """With an example, and every flag of its own; those of the libraries are left out."""
-    run = warm.run("-m", f"kdjax.{name}", "--help")
+    run = warm.run("-m", "kdjax", name, "--help")
     assert (run.returncode, run.stderr) == (0, "")
     lines = run.stdout.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
-    assert any(line.startswith(f"python -m kdjax.{name} ") for line in lines)
+    assert any(line.startswith(f"python -m kdjax {name} ") for line in lines)
     shown = {line.split()[0] for line in lines if line.startswith("  --")}
-    source = (ROOT / "kdjax" / f"{name}.py").read_text()
+    source = (ROOT / "kdjax" / "cli" / f"{name}.py").read_text()
     defined = {f"--{flag}" for flag in re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)}
     assert defined <= shown
     shared = {
@@ -130,28 +127,30 @@ def test_a_command_that_there_is_not(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["kdjax", "trian", "--config=x.py"])
     with pytest.raises(SystemExit, match="2"):
         door.main()
-    said = 'kdjax: error: "trian" is no command: did you mean "train"?\n'
+    said = 'kdjax: error: unknown command "trian": did you mean "train"?\n'
     assert capsys.readouterr().err == said
 
 
-def test_what_is_behind_the_door_is_the_module_itself(tmp_path):
-    """Its name and flags too, which the report repeats, and what the working directory holds."""
+def test_a_command_finds_modules_of_the_working_directory_and_the_report_repeats_it(tmp_path):
     (tmp_path / "own.py").write_text("")
     code = """
 import sys
-from kdjax import __main__ as door
 from kdjax.cli import command
-from kdjax.runs import train as runs
+from kdjax.cli.main import main
+from kdjax.experiment import train as runs
 sys.path.remove("")
-def run(main, **options):
+def run(main, about, **options):
     import own
-    print(main.__module__, runs._command(), "kdjax.train" in sys.modules)
+    print(main.__module__, runs._command(), options)
 command.run = run
-door.main()
+main()
 """
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = warm.run("-c", code, "train", "--workdir=x", cwd=tmp_path, env=variables)
-    assert run.stdout == "__main__ python -m kdjax.train --workdir=x False\n", run.stderr
+    run = warm.run("-c", code, "predict", "--workdir=x", cwd=tmp_path, env=variables)
+    assert run.stdout == (
+        "kdjax.cli.predict python -m kdjax predict --workdir=x "
+        "{'extras': ('report',), 'words': 0, 'resumes': False}\n"
+    ), run.stderr
 
 
 def test_the_extras_are_those_of_the_package():
@@ -168,39 +167,38 @@ import runpy, sys
 for module in {{*{missing!r}, *sys.modules}}:
     if module.partition(".")[0] in {missing!r}:
         sys.modules[module] = None
-runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+runpy.run_module("kdjax", run_name="__main__", alter_sys=True)
 """
 
 
 @pytest.mark.parametrize(
-    ("module", "words", "missing", "extra"),
+    ("name", "words", "missing", "extra"),
     [
-        ("kdjax.train", ["--help"], None, "data,report"),
-        ("kdjax.evaluate", ["--help"], None, "data"),
-        ("kdjax", ["predict", "--help"], None, "report"),
+        ("train", ["--help"], None, "data,report"),
+        ("evaluate", ["--help"], None, "data"),
+        ("predict", ["--help"], None, "report"),
         # In the midst of its work.
         (
-            "kdjax.train",
+            "train",
             ["--config=configs/quickstart.py", "--workdir={}"],
             ["tensorflow"],
             "data,report",
         ),
         (
-            "kdjax.convert",
+            "convert",
             ["--source={}.safetensors", "--model=x", "--num_classes=2", "--output={}"],
             ["safetensors"],
             "convert",
         ),
     ],
 )
-def test_a_command_without_its_extra_says_which(tmp_path, module, words, missing, extra):
+def test_a_command_without_its_extra_says_which(tmp_path, name, words, missing, extra):
     everything = [name for names in command.MODULES.values() for name in names]
     (tmp_path / "run.safetensors").write_bytes(b"not looked at")
-    code = WITHOUT_EXTRAS.format(missing=missing or everything, module=module)
+    code = WITHOUT_EXTRAS.format(missing=missing or everything)
     words = [word.format(tmp_path / "run") for word in words]
-    run = warm.run("-c", code, *words)
-    name = module if module != "kdjax" else f"kdjax.{words[0]}"
-    said = rf'{name}: error: \w+ is not installed: pip install "kdjax\[{extra}\]"\n'
+    run = warm.run("-c", code, name, *words)
+    said = rf'kdjax {name}: error: \w+ is not installed: pip install "kdjax\[{extra}\]"\n'
     assert re.fullmatch(said, run.stderr), run.stderr
     assert run.returncode == 2
     assert not (tmp_path / "run").exists()
@@ -217,19 +215,19 @@ import errno, os, sys
 from kdjax.cli import command
 def main(argv):
     raise OSError(errno.{number}, os.strerror(errno.{number}), "runs/x/metrics.jsonl")
-sys.argv = ["train"]
+sys.argv = ["kdjax train"]
 command.run(main)
 """
     run = warm.run("-c", code)
-    assert run.stderr == f"kdjax.train: error: runs/x/metrics.jsonl: {said}\n"
+    assert run.stderr == f"kdjax train: error: runs/x/metrics.jsonl: {said}\n"
     assert run.returncode == 2
 
 
 @pytest.mark.parametrize(
     ("end", "status", "said"),
     [
-        ("pass", 0, r"kdjax\.train: in the background: OSError: of a thread\n"),
-        ("raise UserError('wrong')", 2, r"kdjax\.train: error: wrong\n"),
+        ("pass", 0, r"kdjax train: in the background: OSError: of a thread\n"),
+        ("raise UserError('wrong')", 2, r"kdjax train: error: wrong\n"),
         (
             "raise KeyError('fault')",
             1,
@@ -241,7 +239,7 @@ def test_errors_of_threads_do_not_bury_the_message(end, status, said):
     code = f"""
 import sys, threading
 from kdjax.cli import command
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 def fail():
     raise OSError("of a thread")
 class Late:
@@ -257,7 +255,7 @@ def main(argv):
     Late("Event loop is closed")
     Late('OUT_OF_RANGE: Error opening "cast" driver: of a file that is cut short')
     {end}
-sys.argv = ["train"]
+sys.argv = ["kdjax train"]
 command.run(main)
 """
     run = warm.run("-c", code)
@@ -268,9 +266,9 @@ command.run(main)
 def test_a_config_that_exits_is_a_mistake(tmp_path):
     (tmp_path / "mine.py").write_text("import exits\n")
     (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
-    run = warm.run("-m", "kdjax.train", "--config=mine.py", "--workdir=run", cwd=tmp_path)
+    run = warm.run("-m", "kdjax", "train", "--config=mine.py", "--workdir=run", cwd=tmp_path)
     assert run.returncode == 2
-    assert run.stderr == "kdjax.train: error: mine.py, line 1: SystemExit: 0\n"
+    assert run.stderr == "kdjax train: error: mine.py, line 1: SystemExit: 0\n"
 
 
 def test_a_users_code_that_exits_does_not_end_the_command_as_done(tmp_path):
@@ -281,13 +279,13 @@ from kdjax.cli import command
 def main(argv):
     import own
     own.factory()
-sys.argv = ["train"]
+sys.argv = ["kdjax train"]
 command.run(main)
 """
     run = warm.run("-c", code, cwd=tmp_path)
     assert run.returncode == 2
     assert run.stderr == (
-        f"kdjax.train: error: {tmp_path}/own.py, line 4: sys.exit(0) ends the command before its "
+        f"kdjax train: error: {tmp_path}/own.py, line 4: sys.exit(0) ends the command before its "
         "work is done; return, or raise an error\n"
     )
 
@@ -304,7 +302,9 @@ sys.meta_path.insert(0, Finder())
 
 
 @pytest.mark.parametrize("module", ["absl", "jax", *thorough.after(0, ["flax", "tensorflow"])])
-@pytest.mark.parametrize("words", [("-m", "kdjax.train"), ("-m", "kdjax", "train")])
+@pytest.mark.parametrize(
+    "words", [("-m", "kdjax", "train"), ("-c", "import kdjax.cli.main as m; m.main()", "train")]
+)
 def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path, words, module):
     """In a new process, whose libraries are not imported yet."""
     (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(module=module))
@@ -329,7 +329,7 @@ def main(argv):
     except KeyboardInterrupt:
         print("removed", flush=True)
     import swallows
-sys.argv = ["export"]
+sys.argv = ["kdjax export"]
 command.run(main)
 """
     (tmp_path / "swallows.py").write_text(
@@ -342,7 +342,7 @@ command.run(main)
 
 
 @pytest.mark.parametrize(
-    "words", [("-c", "import library"), ("-m", "library", "-m", "kdjax.train")]
+    "words", [("-c", "import library"), ("-m", "library", "-m", "kdjax", "train")]
 )
 def test_the_library_leaves_ctrl_c_alone(tmp_path, words):
     (tmp_path / "library.py").write_text(
@@ -358,8 +358,8 @@ def test_warnings_of_libraries_are_heard_and_their_tracebacks_held_back():
 import logging, sys
 from absl import logging as absl_logging
 from kdjax.cli import command
-from kdjax.errors import UserError
-from kdjax.log import RunLogger
+from kdjax.utils.errors import UserError
+from kdjax.utils.log import RunLogger
 def main(argv):
     RunLogger("cwd").info("100 % done")
     logging.getLogger("jax").info("not heard")
@@ -370,7 +370,7 @@ def main(argv):
     except OSError:
         absl_logging.exception("Save failed")
     raise UserError("cannot write")
-sys.argv = ["train"]
+sys.argv = ["kdjax train"]
 command.run(main)
 """
     run = warm.run("-c", code)
@@ -378,7 +378,7 @@ command.run(main)
     no_gpu, slow, error = run.stderr.splitlines()
     assert re.fullmatch(r"W.* no GPU", no_gpu)
     assert re.fullmatch(r"W.* a slow disk", slow)
-    assert error == "kdjax.train: error: cannot write"
+    assert error == "kdjax train: error: cannot write"
 
 
 def test_what_a_plugin_of_jax_complains_of_is_in_no_comparison(tmp_path):
@@ -397,7 +397,7 @@ def test_a_program_of_ones_own_says_what_it_hears():
     code = """
 import logging, sys
 logging.getLogger("kdjax").setLevel(logging.WARNING)
-from kdjax.log import RunLogger
+from kdjax.utils.log import RunLogger
 RunLogger("cwd").info("a step")
 RunLogger("cwd").warning("diverged")
 """
@@ -414,7 +414,7 @@ def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_pa
 import sys
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
-from kdjax.sections import WrongValue
+from kdjax.utils.schema import WrongValue
 holder = ConfigFlag()
 def main(argv):
     holder.read()
@@ -423,7 +423,7 @@ command.run(main)
 """
     for more, place in (([], f"{path}, line 5: "), (["--config.data.name=shapes"], "")):
         run = warm.run("-c", code, f"--config={path}", *more)
-        assert run.stderr == f"kdjax.-c: error: {place}config.data.name names nothing\n"
+        assert run.stderr == f"-c: error: {place}config.data.name names nothing\n"
         assert run.returncode == 2
 
 
@@ -431,8 +431,8 @@ def test_a_report_that_is_being_written_is_finished_when_asked_to_stop(tmp_path)
     code = """
 import os, pathlib, signal, sys
 from kdjax.cli import command
-from kdjax.runs import train as training
-from kdjax.train import main
+from kdjax.experiment import train as training
+from kdjax.cli.train import main
 def finish(config, workdir, **options):
     pathlib.Path(workdir, "result.json").write_text("{}")
 training.run.train = finish
@@ -441,7 +441,7 @@ command.run(main, resumes=True)
 """
     arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
     run = warm.run("-c", code, *arguments)
-    said = f"kdjax.-c: stopped as asked: the report {tmp_path}/report.html is written\n"
+    said = f"-c: stopped as asked: the report {tmp_path}/report.html is written\n"
     assert (run.returncode, run.stderr) == (75, said)
 
 
@@ -461,7 +461,7 @@ def test_an_empty_variable_puts_no_compiled_programs_into_the_working_directory(
 def test_freed_memory_is_taken_again_without_new_pages(theirs):
     code = f"""
 import ctypes, os, resource
-from kdjax import environment
+from kdjax.utils import environment
 for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
     del os.environ[name]
 os.environ |= dict.fromkeys({theirs!r}.split(), "8")

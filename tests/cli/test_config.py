@@ -11,13 +11,13 @@ import warm
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
-from kdjax import config_file
 from kdjax.comparison.sweep import run_sweep
 from kdjax.config import RunOptions
-from kdjax.errors import UserError
+from kdjax.experiment.run import train
 from kdjax.planning.program import make_program
-from kdjax.runs.run import train
-from kdjax.sections import LARGEST, choices_of, range_of, section_of
+from kdjax.utils import config_file
+from kdjax.utils.errors import UserError
+from kdjax.utils.schema import LARGEST, choices_of, range_of, section_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

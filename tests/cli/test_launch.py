@@ -62,7 +62,7 @@ def test_local_prints_every_process():
     assert run.returncode == 0, run.stderr
     first, second, note = run.stdout.splitlines()
     for number, line in enumerate((first, second)):
-        assert line.startswith(f"env CUDA_VISIBLE_DEVICES={number} python -m kdjax.train ")
+        assert line.startswith(f"env CUDA_VISIBLE_DEVICES={number} python -m kdjax train ")
         assert line.endswith(f"--num_processes 2 --process_id {number} &")
         assert r"--workdir runs/a\ b --coordinator localhost:8476" in line
     assert "status 75" in note
@@ -174,7 +174,7 @@ def test_local_does_not_join_who_has_the_port(tmp_path):
 
 CHILD = """
 import os, signal, time
-from kdjax import processes
+from kdjax.utils import processes
 def say(word):
     os.write(1, f"{word} {os.getpid()}\\n".encode())  # a signal may come in the middle of `print`
 signal.signal(signal.SIGTERM, lambda *_: (say("asked"), os._exit(75)))
@@ -205,7 +205,7 @@ def test_slurm_prints_the_step_and_what_follows():
     assert run.returncode == 0, run.stderr
     command, *notes = run.stdout.splitlines()
     assert command == (
-        r"srun --kill-on-bad-exit=1 python -m kdjax.train "
+        r"srun --kill-on-bad-exit=1 python -m kdjax train "
         r"--config configs/X.py --workdir runs/a\ b "
     )
     assert "SIGTERM" in notes[0]
@@ -365,4 +365,4 @@ def test_images_hold_what_the_project_was_tested_with(name):
         if line.startswith("jax>=")
     ]
     assert line.removeprefix("jax") in text
-    assert text.rstrip().endswith('ENTRYPOINT ["python", "-m", "kdjax.train"]')
+    assert text.rstrip().endswith('ENTRYPOINT ["python", "-m", "kdjax", "train"]')

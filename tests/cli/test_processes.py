@@ -15,12 +15,12 @@ import tiny_run
 import warm
 from jax import numpy as jnp
 
-from kdjax import processes
 from kdjax.data import sets
 from kdjax.data.loading.sampling import batch_by_size
-from kdjax.errors import Transient, UserError
 from kdjax.evaluation.evaluator import evaluate
 from kdjax.training.sharding import Placement
+from kdjax.utils import processes
+from kdjax.utils.errors import Transient, UserError
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -154,9 +154,9 @@ def test_processes_that_are_killed_or_stop_together_continue_and_do_what_one_doe
 
 WAITING = """
 import os, time
-from kdjax import processes
+from kdjax.utils import processes
 from kdjax.cli import command
-from kdjax.errors import Transient, UserError
+from kdjax.utils.errors import Transient, UserError
 FLAGS = processes.define_flags()
 def fail(message):
     raise UserError(message)
@@ -233,7 +233,7 @@ def test_a_process_that_fails_alone_ends_the_others_with_its_line(failing):
     started = time.monotonic()
     ended = tiny_run.finish(wait_together(*works))
     assert time.monotonic() - started < 40
-    reason = "kdjax.-c: error: cannot write x: No space left on device"
+    reason = "-c: error: cannot write x: No space left on device"
     assert [status for status, _, _ in ended] == [2, 2]
     lines = [errors.splitlines()[-1] for _, _, errors in ended]
     assert lines[failing] == reason
@@ -245,7 +245,7 @@ def test_a_process_that_fails_alone_ends_the_others_with_its_line(failing):
 def test_what_the_leading_process_cannot_do_all_say():
     for status, _, errors in tiny_run.finish(wait_together("led", "led")):
         assert status == 2
-        assert errors.splitlines()[-1] == "kdjax.-c: error: there is no room"
+        assert errors.splitlines()[-1] == "-c: error: there is no room"
 
 
 @pytest.mark.thorough
@@ -272,7 +272,7 @@ def test_a_process_that_waits_for_the_others_is_asked_to_stop():
     child.send_signal(signal.SIGTERM)
     ((status, _, errors),) = tiny_run.finish([child])
     assert status == 75
-    assert errors.splitlines()[-1] == "kdjax.-c: stopped as asked: the same command continues"
+    assert errors.splitlines()[-1] == "-c: stopped as asked: the same command continues"
 
 
 @pytest.mark.thorough

@@ -17,15 +17,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
-from kdjax import environment
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.sweep import run_sweep
 from kdjax.comparison.tuning import Setting, TuningResult
-from kdjax.errors import Preempted, Transient, UserError
 from kdjax.evaluation.evaluator import Scores
+from kdjax.experiment.workdir import Workdir
 from kdjax.interop import imagenet
-from kdjax.models import saved
-from kdjax.runs.workdir import Workdir
+from kdjax.models import serialization
+from kdjax.utils import environment
+from kdjax.utils.errors import Preempted, Transient, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAN = math.nan
@@ -55,7 +55,7 @@ class Trained:
         files.write_result(
             {
                 "scores": {split: {"miou": miou} for split in splits},
-                "teacher": [teacher, saved.fingerprint_in(teacher)] if teacher else None,
+                "teacher": [teacher, serialization.fingerprint_in(teacher)] if teacher else None,
                 "platform": "cpu",
                 "step_processor_seconds": {"cwd": 0.5, "nfd": 0.36}.get("".join(config.terms), 0.2),
             }
@@ -64,10 +64,10 @@ class Trained:
 
 def described(fingerprint):
     """What `network.json` holds of a network."""
-    info = saved.NetworkInfo(
+    info = serialization.NetworkInfo(
         "tiny", 1, 4, False, ("a",), ((0, 0, 0),), source="a test", fingerprint=fingerprint
     )
-    return json.dumps({"format": saved.FORMAT, **dataclasses.asdict(info)})
+    return json.dumps({"format": serialization.FORMAT, **dataclasses.asdict(info)})
 
 
 @pytest.fixture
@@ -559,7 +559,7 @@ def test_what_may_be_tried_again_is_no_mistake(config, tmp_path, monkeypatch):
 
 RUN = """
 import os, signal, sys, time
-from kdjax import processes
+from kdjax.utils import processes
 def say(word):  # in one piece: both runs write to one pipe at once
     os.write(1, f"{word} {os.getpid()}\\n".encode())
 signal.signal(signal.SIGTERM, lambda *_: (say("asked"), sys.exit(75)))
@@ -572,7 +572,7 @@ COMPARISON = """
 import os, subprocess, sys
 from kdjax import config
 from kdjax.comparison import scheduler
-from kdjax.runs.workdir import Workdir
+from kdjax.experiment.workdir import Workdir
 start = subprocess.Popen
 def pretend(command, **options):
     return start([command[0], "-c", os.environ["RUN"]], **options)

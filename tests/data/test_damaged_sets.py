@@ -12,7 +12,7 @@ from kdjax.data import sets
 from kdjax.data.loading import pipeline, sources
 from kdjax.data.loading.sampling import AugmentOptions
 from kdjax.data.preparing import image_io, prepared
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 
 def write_source(root, count=4):

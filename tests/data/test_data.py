@@ -11,7 +11,7 @@ from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.sampling import IMAGE_PADDING, AugmentOptions, example_indices
 from kdjax.data.preparing.builder import find_builder
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from kdjax.data import sets
 from kdjax.data.preparing import conversion, prepared
 from kdjax.data.preparing import prepare as preparation
 from kdjax.data.preparing.builder import find_builder
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -26,7 +26,7 @@ from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.data.preparing.builder import find_builder
 from kdjax.data.preparing.classes import known_classes
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 
 def test_archives_and_folders_give_the_same_records(tmp_path):
@@ -158,10 +158,11 @@ nothing = 3
 
 # The command, where the tiny network has its name.
 EVALUATE = """
-import runpy, tiny
+import runpy, sys, tiny
 from kdjax.models import NETWORKS
 NETWORKS["tiny"] = "tiny:create"
-runpy.run_module("kdjax.evaluate", run_name="__main__", alter_sys=True)
+sys.argv.insert(1, "evaluate")
+runpy.run_module("kdjax", run_name="__main__", alter_sys=True)
 """
 
 

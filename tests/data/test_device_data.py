@@ -13,9 +13,9 @@ from kdjax.data.loading.augment import augment
 from kdjax.data.loading.device_augment import augment_batch
 from kdjax.data.loading.sampling import AugmentOptions, Draws, draw, index_batches
 from kdjax.data.loading.sources import InMemoryExamples
-from kdjax.errors import UserError
-from kdjax.runs.assembly import prefetch
+from kdjax.experiment.assembly import prefetch
 from kdjax.training.sharding import Placement
+from kdjax.utils.errors import UserError
 
 FULL = AugmentOptions((16, 24), clean_view=True)
 SIZES = [(20, 30), (41, 17), (9, 50), (64, 64), (20, 30), (33, 33), (12, 80), (50, 26)]

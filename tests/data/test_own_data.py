@@ -17,10 +17,10 @@ from kdjax.data import Dataset, sets
 from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.sampling import AugmentOptions
-from kdjax.errors import UserError
-from kdjax.runs.assembly import make_input_pipeline
-from kdjax.runs.run import train
+from kdjax.experiment.assembly import make_input_pipeline
+from kdjax.experiment.run import train
 from kdjax.training.sharding import Placement
+from kdjax.utils.errors import UserError
 
 NAMES = ("road", "sky", "tree", "car")
 SIZES = {"train": [(20, 30)] * 5 + [(18, 26)] * 4, "val": [(20, 30)] * 2 + [(12, 10)]}

@@ -10,10 +10,10 @@ from PIL import Image
 
 import kdjax
 from kdjax import config as configuration
-from kdjax.classes import distinct_colors
 from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
-from kdjax.errors import UserError
+from kdjax.utils.classes import distinct_colors
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -149,7 +149,7 @@ def test_a_tree_without_labels_may_have_splits_and_nothing_that_would_not_be_rea
 
 
 def run(*arguments):
-    return warm.run("-m", "kdjax.prepare", *arguments)
+    return warm.run("-m", "kdjax", "prepare", *arguments)
 
 
 def test_the_command_skips_and_verifies(tmp_path):

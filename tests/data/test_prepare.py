@@ -16,13 +16,13 @@ import pytest
 import warm
 from PIL import Image
 
-from kdjax import environment
 from kdjax.data import sets
 from kdjax.data.loading import pipeline
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import find_builder
 from kdjax.data.preparing.classes import known_classes, original_labels
-from kdjax.errors import UserError
+from kdjax.utils import environment
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -694,7 +694,7 @@ def test_triton_is_loaded_before_tensorflow(tmp_path, monkeypatch, content):
 
 
 def run_prepare(*arguments):
-    return warm.run("-m", "kdjax.prepare", *arguments)
+    return warm.run("-m", "kdjax", "prepare", *arguments)
 
 
 def test_the_command_prints_a_summary(source, tmp_path):
@@ -730,6 +730,6 @@ def test_the_command_refuses_in_one_line(source, tmp_path):
     done = run_prepare("folder", "--source", source, "--data_dir", tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("kdjax.prepare: error: ")
+    assert done.stderr.startswith("kdjax prepare: error: ")
     assert named in done.stderr
     assert done.stderr.count("\n") == 1

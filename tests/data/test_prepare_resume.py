@@ -16,7 +16,7 @@ from PIL import Image
 from kdjax.data import sets
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import find_builder
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = 7
@@ -164,7 +164,7 @@ KILLED = """
 
 INTERRUPTED = """
     import signal, sys
-    from kdjax import prepare
+    from kdjax.cli import prepare
     from kdjax.cli import command
     from kdjax.data import sets
     from kdjax.data.preparing import prepared
@@ -234,9 +234,10 @@ def test_a_record_is_the_same_in_every_process():
 
 # A command where no file grows beyond 500 bytes, and a write fails as it does on a full disk.
 WITHOUT_ROOM = """
-import resource, runpy
+import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
-runpy.run_module("kdjax.prepare", run_name="__main__", alter_sys=True)
+sys.argv.insert(1, "prepare")
+runpy.run_module("kdjax", run_name="__main__", alter_sys=True)
 """
 
 

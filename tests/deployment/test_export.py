@@ -25,12 +25,12 @@ from kdjax import deployment, models
 from kdjax.data import sets
 from kdjax.deployment import exporting, formats
 from kdjax.deployment.formats import ANY, Size
-from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
-from kdjax.models import NNXNetwork, saved
+from kdjax.experiment.workdir import Workdir
+from kdjax.models import NNXNetwork, serialization
 from kdjax.models.layers import ConvNorm, resize
 from kdjax.models.pyramid_heads import adaptive_average_pools
-from kdjax.runs.workdir import Workdir
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 needs_onnx = pytest.mark.skipif(
@@ -44,7 +44,7 @@ CLASSES = 5
 
 
 def described(name):
-    return saved.NetworkInfo(
+    return serialization.NetworkInfo(
         name=name,
         num_classes=CLASSES,
         width=4,
@@ -68,7 +68,7 @@ def net():
 def source(net, tmp_path_factory):
     """A finished workdir: the student lies in a folder of it."""
     workdir = tmp_path_factory.mktemp("run")
-    saved.save(workdir / "student", described("tiny"), NNXNetwork.of(net)[1])
+    serialization.save(workdir / "student", described("tiny"), NNXNetwork.of(net)[1])
     return str(workdir)
 
 
@@ -246,7 +246,7 @@ def refuse(source, output, names, size=ANY):
 def test_a_network_that_needs_a_size_says_so_and_takes_the_given_one(tmp_path):
     net = models.create("pspnet_r18", num_classes=CLASSES, width=2, rngs=nnx.Rngs(0))
     info = described("pspnet_r18")
-    saved.save(tmp_path / "net", dataclasses.replace(info, width=2), NNXNetwork.of(net)[1])
+    serialization.save(tmp_path / "net", dataclasses.replace(info, width=2), NNXNetwork.of(net)[1])
     output = tmp_path / "export"
     assert refuse(tmp_path / "net", output, ["stablehlo"]) == (
         "pspnet_r18 cannot be exported for images of any size, since it computes with their size: "
@@ -433,8 +433,9 @@ def test_a_full_disk_is_one_line_and_nothing_stays(source, tmp_path, monkeypatch
 
 # The command in a process of its own, which knows the tiny network.
 COMMAND = """
-import runpy, conftest
-runpy.run_module("kdjax.export", run_name="__main__", alter_sys=True)
+import runpy, sys, conftest
+sys.argv.insert(1, "export")
+runpy.run_module("kdjax", run_name="__main__", alter_sys=True)
 """
 
 
@@ -447,7 +448,7 @@ def test_the_command_says_what_it_wrote(source, tmp_path):
     half = run("--height=32")
     assert (half.returncode, half.stderr) == (
         2,
-        "kdjax.export: error: --height and --width go together: give both or neither\n",
+        "kdjax export: error: --height and --width go together: give both or neither\n",
     )
     whole = run("--fold_batch_norm")
     assert whole.returncode == 0, whole.stderr
@@ -471,7 +472,7 @@ def test_the_command_calibrates_and_says_what_both_files_score(tmp_path):
         palette=((0, 0, 0),) * classes,
     )
     net = models.create("tiny", num_classes=classes, width=4, rngs=nnx.Rngs(0))
-    saved.save(tmp_path / "run" / "student", info, NNXNetwork.of(net)[1])
+    serialization.save(tmp_path / "run" / "student", info, NNXNetwork.of(net)[1])
 
     def run(*given):
         flags = [f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'export'}", "--int8"]
@@ -488,7 +489,7 @@ def test_the_command_calibrates_and_says_what_both_files_score(tmp_path):
         ),
     ):
         refused = run(*given)
-        assert (refused.returncode, refused.stderr) == (2, f"kdjax.export: error: {said}\n")
+        assert (refused.returncode, refused.stderr) == (2, f"kdjax export: error: {said}\n")
     assert not (tmp_path / "export").exists()
 
     written = run("--format=tflite", calibrate)

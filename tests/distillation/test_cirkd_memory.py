@@ -15,7 +15,7 @@ from kdjax import losses
 from kdjax.distillation import Distiller, Spec, term
 from kdjax.distillation.methods import cirkd
 from kdjax.distillation.methods.cirkd import CIRKDMemory, Ring
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 IMAGES, HEIGHT, WIDTH, CHANNELS, CLASSES = 8, 3, 4, 5, 3
 SPECS = (Spec(4), Spec(CLASSES, scores=True)), (Spec(CHANNELS), Spec(CLASSES, scores=True))

@@ -17,9 +17,9 @@ import thorough
 from kdjax import distillation, losses
 from kdjax.distillation import Classification, Distiller, Loss, Spec, layers, term
 from kdjax.distillation.methods import LOSSES
-from kdjax.errors import UserError
-from kdjax.sections import SHARE
 from kdjax.training.step import Objective
+from kdjax.utils.errors import UserError
+from kdjax.utils.schema import SHARE
 
 STEPS = 10
 LABELS = np.random.default_rng(3).integers(0, 3, (2, 40, 48), np.int32)

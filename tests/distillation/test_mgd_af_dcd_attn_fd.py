@@ -12,7 +12,7 @@ from kdjax.distillation import Distiller, Spec, term
 from kdjax.distillation.methods.af_dcd import AfDCD
 from kdjax.distillation.methods.attn_fd import AttnFD
 from kdjax.distillation.methods.mgd import MGD
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 STUDENT, TEACHER = normal(0, 8, 5, 6, 4), normal(1, 8, 5, 6, 6)
 ALIGNED = normal(2, 8, 5, 6, 6)  # a student's map at the teacher's channels

@@ -12,8 +12,8 @@ from kdjax import losses
 from kdjax.distillation import Distiller, Spec, term
 from kdjax.distillation.methods.ofd import OFD
 from kdjax.distillation.methods.phi_s import StandardizedL2
-from kdjax.errors import UserError
 from kdjax.losses.phi_s import _hadamard
+from kdjax.utils.errors import UserError
 
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
 SHAPES = (8, 4, 4, 6), (8, 2, 2, 5)

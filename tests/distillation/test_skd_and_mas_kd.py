@@ -15,7 +15,7 @@ from kdjax.distillation import Distiller, Spec, term
 from kdjax.distillation.methods import mas_kd, skd
 from kdjax.distillation.methods.mas_kd import MasKD, Tokens
 from kdjax.distillation.methods.skd import Discriminator, Holistic
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (tests/conftest.py)")
 SCORES = Spec(3, scores=True)

@@ -10,12 +10,12 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.data.loading.sampling import IMAGE_PADDING
-from kdjax.errors import UserError
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import Scores, confusion_matrix
+from kdjax.experiment.evaluate import Evaluation
 from kdjax.models import NNXNetwork
 from kdjax.models.outputs import IMAGENET
-from kdjax.runs.evaluate import Evaluation
+from kdjax.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -14,12 +14,12 @@ from flax import nnx
 from PIL import Image
 
 from kdjax.data.preparing import classes
-from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.evaluation.inference import Inference
 from kdjax.evaluation.predict_files import find_images, predict_files
-from kdjax.models import NNXNetwork, saved
+from kdjax.models import NNXNetwork, serialization
 from kdjax.reporting.panels import label_png, overlay_png
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PALETTE = ((250, 10, 20), (10, 240, 30), (20, 30, 230))
@@ -30,8 +30,8 @@ SLIDE = Inference((16, 24), (8, 16))
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("network")
     net = tiny.create(num_classes=3, width=4, auxiliary=False, dtype="float32", rngs=nnx.Rngs(2))
-    info = saved.NetworkInfo("tiny", 3, 4, False, ("red", "green", "blue"), PALETTE)
-    saved.save(path, info, NNXNetwork.of(net)[1])
+    info = serialization.NetworkInfo("tiny", 3, 4, False, ("red", "green", "blue"), PALETTE)
+    serialization.save(path, info, NNXNetwork.of(net)[1])
     return path
 
 
@@ -251,7 +251,7 @@ def test_the_command_needs_no_tensorflow(checkpoint, photos, tmp_path):
         "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None; "
         "sys.path.insert(0, 'tests'); import tiny; "
         "from kdjax.models import NETWORKS; NETWORKS['tiny'] = 'tiny:create'; "
-        "from kdjax.cli import command; from kdjax.predict import main; command.run(main)"
+        "from kdjax.cli import command; from kdjax.cli.predict import main; command.run(main)"
     )
     arguments = [f"--workdir={checkpoint}", f"--images={photos}/plain.png", "--mode=slide"]
     arguments += ["--window=16,24", f"--output={tmp_path / 'out'}"]

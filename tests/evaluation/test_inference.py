@@ -14,11 +14,11 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.data.loading.sampling import batch_by_size
-from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.evaluation.inference import Inference, class_scores, make_inference, padding, scaled
 from kdjax.models import NNXNetwork
 from kdjax.models.outputs import IMAGENET
+from kdjax.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 CLASSES = 3
@@ -219,7 +219,7 @@ def test_images_without_pixels_at_a_scale_are_refused(size, scale, message):
 def flags_of(given, crop_size=(64, 96)):
     """What a command line of these flags asks for."""
     # Here, since its flags have the names of other commands' flags.
-    evaluate = importlib.import_module("kdjax.evaluate")
+    evaluate = importlib.import_module("kdjax.cli.evaluate")
     flags.FLAGS.mark_as_parsed()
     with flagsaver.as_parsed(**given):
         given = evaluate._INFERENCE.options()

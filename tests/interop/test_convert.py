@@ -12,14 +12,14 @@ import warm
 from made_up_weights import abstract, assert_same, random_weights
 
 from kdjax import interop
-from kdjax.models import saved
+from kdjax.models import serialization
 from kdjax.models.outputs import IMAGENET
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def convert(*arguments):
-    return warm.run("-m", "kdjax.convert", *arguments)
+    return warm.run("-m", "kdjax", "convert", *arguments)
 
 
 def test_convert_writes_a_network_checkpoint(tmp_path):
@@ -29,7 +29,7 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     arguments = (f"--source={file}", f"--output={output}", "--model=pspnet_r18")
     run = convert(*arguments, "--num_classes=5")
     assert run.returncode == 0, run.stderr
-    network, variables, info = saved.load(output)
+    network, variables, info = serialization.load(output)
     net = network.module(variables)
     assert_same(interop.to_mmseg(net), weights)
     assert (info.name, info.num_classes, info.auxiliary) == ("pspnet_r18", 5, False)
@@ -41,7 +41,7 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     )
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
-    start = f"kdjax.convert: error: {file}: the weights are not this network's; missing: "
+    start = f"kdjax convert: error: {file}: the weights are not this network's; missing: "
     assert run.stderr.startswith(start)
     assert "decode_head.aspp_modules." in run.stderr
     assert "; unexpected: decode_head.psp_modules." in run.stderr
@@ -57,7 +57,7 @@ def test_convert_records_what_the_images_were(tmp_path):
     arguments += ("--num_classes=5", "--bgr", "--mean=3,2,1")
     run = convert(*arguments)
     assert run.returncode == 0, run.stderr
-    network, variables, info = saved.load(tmp_path / "net")
+    network, variables, info = serialization.load(tmp_path / "net")
     net = network.module(variables)
     assert info.preprocessing == IMAGENET._replace(mean=(3.0, 2.0, 1.0))
     assert info.channel_order == "RGB"
@@ -76,11 +76,11 @@ def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
         random_weights(abstract("segformer_b0", width=64, auxiliary=False)), file
     )
     arguments = (f"--source={file}", "--model=segformer_b0", "--num_classes=5")
-    command = ["-m", "kdjax.convert", *arguments, f"--output={tmp_path / 'net'}"]
+    command = ["-m", "kdjax", "convert", *arguments, f"--output={tmp_path / 'net'}"]
     child = warm.Process(command, env=os.environ)
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
     _, errors = child.communicate(timeout=240)
-    assert errors == f"kdjax.convert: error: cannot write {tmp_path / 'net'}: File too large\n"
+    assert errors == f"kdjax convert: error: cannot write {tmp_path / 'net'}: File too large\n"
     assert child.returncode == 2
     assert not (tmp_path / "net").exists()
 
@@ -97,7 +97,7 @@ def test_convert_reads_a_folder_of_save_pretrained_and_its_class_names(tmp_path)
     other = convert(f"--source={folder}", "--model=segformer_linear_b0", f"--output={tmp_path}/net")
     assert other.returncode == 2
     assert other.stderr == (
-        f"kdjax.convert: error: {folder}: these are the weights of segformer_b0, not of "
+        f"kdjax convert: error: {folder}: these are the weights of segformer_b0, not of "
         "segformer_linear_b0: give --model segformer_b0\n"
     )
     run = convert(f"--source={folder}/", "--model=segformer_b0", f"--output={tmp_path / 'net'}")
@@ -143,8 +143,8 @@ def test_what_convert_cannot_do_is_said_before_anything_is_read(tmp_path):
 import json, sys
 from absl import flags
 from absl.testing import flagsaver
-from kdjax import convert
-from kdjax.errors import UserError
+from kdjax.cli import convert
+from kdjax.utils.errors import UserError
 flags.FLAGS.mark_as_parsed()
 usual = {"source": "none.pth", "model": "tiny", "num_classes": "3", "output": "net"}
 mistakes, metas = json.loads(sys.argv[1])
@@ -187,4 +187,4 @@ def test_a_mistake_in_convert_is_one_line(tmp_path):
         f"--output={tmp_path}",
     )
     assert run.returncode == 2
-    assert run.stderr == f"kdjax.convert: error: {tmp_path / 'a.pth'}: no such file\n"
+    assert run.stderr == f"kdjax convert: error: {tmp_path / 'a.pth'}: no such file\n"

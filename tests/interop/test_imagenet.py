@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from kdjax.errors import UserError
 from kdjax.interop import imagenet
 from kdjax.models.options import StudentOptions
 from kdjax.models.registry import BACKBONES, NETWORKS
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTENT = b"what it holds is not looked at"

@@ -18,10 +18,10 @@ from made_up_weights import abstract, assert_same, random_weights
 
 import kdjax
 from kdjax import interop, models
-from kdjax.errors import UserError
-from kdjax.models import NNXNetwork, saved
+from kdjax.models import NNXNetwork, serialization
 from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.outputs import EFFICIENTNET_LITE
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -50,10 +50,10 @@ def test_a_round_trip_gives_every_bit_again(name):
 
 def test_a_network_goes_back_to_pytorch_by_its_path_or_loaded(tmp_path):
     net = models.create("lraspp_efficientnet_lite0", num_classes=2, width=4, rngs=nnx.Rngs(0))
-    info = saved.NetworkInfo(
+    info = serialization.NetworkInfo(
         *("lraspp_efficientnet_lite0", 2, 4, True, ("a", "b"), ((0, 0, 0),) * 2)
     )
-    saved.save(tmp_path, info, NNXNetwork.of(net)[1])
+    serialization.save(tmp_path, info, NNXNetwork.of(net)[1])
     for source in (tmp_path, str(tmp_path), kdjax.load(tmp_path)):
         assert_same(interop.to_mmseg(source), interop.to_mmseg(net))
         assert_same(interop.to_timm(source), interop.to_timm(net))

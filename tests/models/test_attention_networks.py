@@ -11,9 +11,9 @@ import thorough
 from flax import nnx
 
 from kdjax import interop, models
-from kdjax.errors import UserError
 from kdjax.models import layers, mix_transformer, swin
 from kdjax.models.network import traced_rngs
+from kdjax.utils.errors import UserError
 
 FLOAT32 = jnp.dtype("float32")
 

@@ -9,10 +9,10 @@ from flax import nnx
 from made_up_weights import segformer_weights
 
 from kdjax import interop, models
-from kdjax.errors import UserError
 from kdjax.models import mix_transformer
 from kdjax.models.network import traced_rngs
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
+from kdjax.utils.errors import UserError
 
 CLASSES, WIDTH = 5, 4
 

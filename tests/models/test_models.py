@@ -12,10 +12,10 @@ from flax import nnx
 from jax._src.interpreters import partial_eval
 
 from kdjax import models
-from kdjax.errors import UserError
-from kdjax.models import NNXNetwork, layers, pyramid_heads, saved
+from kdjax.models import NNXNetwork, layers, pyramid_heads, serialization
 from kdjax.models.network import traced_rngs
-from kdjax.models.saved import NetworkInfo
+from kdjax.models.serialization import NetworkInfo
+from kdjax.utils.errors import UserError
 
 # No test here asks for depth.
 pytestmark = pytest.mark.usefixtures("shallow")
@@ -132,8 +132,8 @@ def test_the_slice_of_a_strided_projection_stays_out_of_its_product():
 
 def test_saved_network_comes_back_with_what_describes_it(tmp_path):
     net = tiny()
-    info = saved.save(tmp_path / "net", INFO, NNXNetwork.of(net)[1])
-    network, variables, found = saved.load(tmp_path / "net")
+    info = serialization.save(tmp_path / "net", INFO, NNXNetwork.of(net)[1])
+    network, variables, found = serialization.load(tmp_path / "net")
     again = network.module(variables)
     assert found == info == dataclasses.replace(INFO, fingerprint=info.fingerprint)
     images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
@@ -142,25 +142,25 @@ def test_saved_network_comes_back_with_what_describes_it(tmp_path):
 
 def test_damaged_or_missing_network_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="no network checkpoint here"):
-        saved.load(tmp_path)
-    saved.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
+        serialization.load(tmp_path)
+    serialization.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
     description = tmp_path / "net" / "network.json"
     text = description.read_text()
     description.write_text(json.dumps(json.loads(text) | {"fingerprint": "0" * 16}))
     with pytest.raises(UserError, match="not those that network"):
-        saved.load(tmp_path / "net")
+        serialization.load(tmp_path / "net")
     description.write_text(text)
     for path in (tmp_path / "net" / "parameters").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
-        saved.load(tmp_path / "net")
+        serialization.load(tmp_path / "net")
     description.write_text(text[:50])
     with pytest.raises(UserError, match=r"network.json: damaged"):
-        saved.load(tmp_path / "net")
+        serialization.load(tmp_path / "net")
     description.write_text(json.dumps(json.loads(text) | {"format": 1}))
     with pytest.raises(UserError, match="written by another version of kdjax"):
-        saved.load(tmp_path / "net")
+        serialization.load(tmp_path / "net")
 
 
 @pytest.mark.parametrize("foreign", ["parameters/mine", "network.json"])
@@ -169,18 +169,18 @@ def test_what_something_else_wrote_is_not_replaced(tmp_path, foreign):
     file.parent.mkdir(parents=True)
     file.write_text("[1]")
     with pytest.raises(UserError, match=r"net/(parameters|network.json) is there and is not that"):
-        saved.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
+        serialization.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
     assert file.read_text() == "[1]"
 
 
 def test_what_a_stopped_process_left_is_replaced(tmp_path):
     path, state = tmp_path / "net", NNXNetwork.of(tiny())[1]
-    saved.save(path, INFO, state)
+    serialization.save(path, INFO, state)
     (path / "network.json").unlink()
     (path / "parameters.orbax-checkpoint-tmp").mkdir()
-    saved.save(path, INFO, state)
+    serialization.save(path, INFO, state)
     assert {file.name for file in path.iterdir()} == {"network.json", "parameters"}
-    saved.load(path)
+    serialization.load(path)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_what_a_stopped_process_left_is_replaced(tmp_path):
 def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, place, reason):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=rf"^cannot write {tmp_path}/{place}: .*{reason}$"):
-        saved.save(tmp_path / place, INFO, NNXNetwork.of(tiny())[1])
+        serialization.save(tmp_path / place, INFO, NNXNetwork.of(tiny())[1])
 
 
 def test_a_network_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     path, state = tmp_path / "net", NNXNetwork.of(tiny())[1]
-    info = saved.save(path, INFO, state)
+    info = serialization.save(path, INFO, state)
 
     class Full(ocp.StandardCheckpointer):
         def save(self, directory, *args, **options):
@@ -207,24 +207,24 @@ def test_a_network_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
             raise ValueError("Error writing: no space [os_error_code='28']\n and a long story")
 
     with monkeypatch.context() as full:
-        full.setattr(saved, "local_checkpointer", Full)
+        full.setattr(serialization, "local_checkpointer", Full)
         for place in (path, tmp_path / "new"):
             with pytest.raises(
                 UserError, match=rf"^cannot write {place}: No space left on device$"
             ):
-                saved.save(place, INFO, state)
+                serialization.save(place, INFO, state)
     assert [file.name for file in tmp_path.iterdir()] == ["net"]
     assert {file.name for file in path.iterdir()} == {"network.json", "parameters"}
-    assert saved.load(path)[2] == info
+    assert serialization.load(path)[2] == info
 
 
 def test_parameters_of_another_network_are_one_short_line(tmp_path):
-    saved.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
+    serialization.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
     description = tmp_path / "net" / "network.json"
     other = json.loads(description.read_text()) | {"name": "segformer_b0", "width": 32}
     description.write_text(json.dumps(other))
     with pytest.raises(UserError, match="the network checkpoint is damaged: ") as error:
-        saved.load(tmp_path / "net")
+        serialization.load(tmp_path / "net")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(tmp_path)) + 300
 

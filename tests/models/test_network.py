@@ -15,7 +15,6 @@ from small_step import make_batch
 from kdjax import models
 from kdjax.deployment.formats import make_predict_fn
 from kdjax.distillation import Distiller, term
-from kdjax.errors import UserError
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import (
     LinenNetwork,
@@ -23,8 +22,8 @@ from kdjax.models import (
     make_network,
     maps_of,
     network_of,
-    saved,
     scores_of,
+    serialization,
 )
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.network import arrays_by_path, trace_maps
@@ -32,6 +31,7 @@ from kdjax.models.outputs import IMAGENET
 from kdjax.training import Placement
 from kdjax.training.optimizer import OptimizerOptions, learning_rate_schedule, make_optimizer
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
+from kdjax.utils.errors import UserError
 
 KINDS = ("InNNX", "InLinen", "bridged", "Plain")
 BLANK = np.zeros((1, 32, 32, 3), np.float32)
@@ -85,12 +85,12 @@ def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
         assert enough([not np.array_equal(*pair) for pair in zip(old, new, strict=True)]), part
 
     # It comes back from its file alone, and predicts as before.
-    info = saved.NetworkInfo(
+    info = serialization.NetworkInfo(
         f"own_networks:{kind}", 3, 64, True, tuple("abc"), ((0, 0, 0),) * 3, options={"channels": 4}
     )
     trained = after.student()
-    info = saved.save(tmp_path, info, trained)
-    again, loaded, found = saved.load(tmp_path)
+    info = serialization.save(tmp_path, info, trained)
+    again, loaded, found = serialization.load(tmp_path)
     assert found == info
     expected = Predictor(network, IMAGENET)(trained, IMAGES)
     np.testing.assert_array_equal(Predictor(again, IMAGENET)(loaded, IMAGES), expected)
@@ -126,7 +126,7 @@ def test_a_teacher_of_another_framework_on_any_number_of_devices():
 def test_what_trains_draws_and_what_predicts_does_not(kind):
     network, variables = made(kind)
     first, after = forward(network, variables, train=False)
-    assert saved.fingerprint(after) == saved.fingerprint(variables)
+    assert serialization.fingerprint(after) == serialization.fingerprint(variables)
     np.testing.assert_array_equal(
         scores_of(first), scores_of(forward(network, variables, train=False)[0])
     )
@@ -183,10 +183,10 @@ def test_a_module_that_was_left_in_eval_mode_trains_as_any_other():
 
 def test_a_network_without_arrays_is_told_by_what_it_says(monkeypatch, capsys):
     def fingerprint():
-        return saved.load("own_networks:Elsewhere")[2].fingerprint
+        return serialization.load("own_networks:Elsewhere")[2].fingerprint
 
     first = fingerprint()
-    assert first == fingerprint() != saved._hash({})
+    assert first == fingerprint() != serialization._hash({})
     weaker = staticmethod(lambda images: 0.98 * np.asarray(images)[:, ::4, ::4] ** 3)
     monkeypatch.setattr(own_networks.Elsewhere, "_run", weaker)
     assert fingerprint() != first
@@ -198,22 +198,22 @@ def test_a_network_without_arrays_is_told_by_what_it_says(monkeypatch, capsys):
         raise ValueError("needs 512 x 512")
 
     monkeypatch.setattr(own_networks.Elsewhere, "_run", staticmethod(broken))
-    assert fingerprint() == saved._hash({})
+    assert fingerprint() == serialization._hash({})
     said = capsys.readouterr().out
     assert "own_networks:Elsewhere fails on images of (64, 64)" in said
     assert "needs 512 x 512" in said
 
 
 def test_an_ensemble_brings_its_variables_and_its_classes():
-    network, variables, info = saved.load("own_networks:trained")
+    network, variables, info = serialization.load("own_networks:trained")
     assert info.class_names == ("a", "b", "c")
     assert info.num_classes == len(info.palette) == 3
-    assert info.fingerprint == saved.fingerprint(variables)
+    assert info.fingerprint == serialization.fingerprint(variables)
     assert forward(network, variables, train=False)[0].shape == (2, 8, 8, 3)
     with pytest.raises(UserError, match="computes in a dtype of its own; bfloat16 cannot be"):
-        saved.load("own_networks:trained", dtype="bfloat16")
+        serialization.load("own_networks:trained", dtype="bfloat16")
     with pytest.raises(UserError, match='has no "trainde"; did you mean "trained"'):
-        saved.load("own_networks:trainde")
+        serialization.load("own_networks:trainde")
 
 
 def test_batch_statistics_of_parts_need_the_batch_norm_that_has_them():
@@ -255,15 +255,15 @@ def traced(name, **settings):
 @pytest.mark.parametrize("options", [{}, {"num_classes": 3}])
 def test_a_checkpoint_calls_nothing_but_factories_of_networks(options, tmp_path):
     ran = tmp_path / "ran"
-    info = saved.NetworkInfo(
+    info = serialization.NetworkInfo(
         "subprocess:call",
         *(3, 64, True, tuple("abc"), ((0, 0, 0),) * 3),
         options={"args": ["touch", str(ran)], **options},
     )
     _, variables = made("Plain")
-    saved.save(tmp_path, info, variables)
+    serialization.save(tmp_path, info, variables)
     with pytest.raises(UserError, match=r"network.json: .* is no factory of networks"):
-        saved.load(tmp_path)
+        serialization.load(tmp_path)
     assert not ran.exists()
 
 

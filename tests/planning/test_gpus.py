@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from kdjax.errors import UserError
 from kdjax.planning import topology
 from kdjax.planning.collectives import Collective, read_collectives
+from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HOSTS = [0] * 8 + [1] * 8
@@ -105,7 +105,7 @@ def test_a_step_is_compiled_for_two_hosts_of_gpus(tmp_path):
     words = ["--topology=h100:2x2", "--num_classes=5", f"--config={config}", f"--json={output}"]
     paths = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     run = subprocess.run(
-        [sys.executable, "-m", "kdjax.plan", *words],
+        [sys.executable, "-m", "kdjax", "plan", *words],
         capture_output=True,
         text=True,
         cwd=ROOT,

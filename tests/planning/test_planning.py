@@ -17,13 +17,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from kdjax import config as configuration
 from kdjax.config import network, term
 from kdjax.data.preparing.classes import known_classes
-from kdjax.errors import UserError
 from kdjax.planning import chips, formatting, plan, topology
 from kdjax.planning.collectives import Collective, read_collectives
 from kdjax.planning.plan import make_plan
 from kdjax.planning.program import make_program
 from kdjax.planning.topology import Topology
 from kdjax.training import profiling
+from kdjax.utils.errors import UserError
 
 
 def shape(*sides):
@@ -385,18 +385,18 @@ def test_a_cache_of_the_teacher_cannot_be_planned():
 
 
 def plan_command(*flags):
-    return warm.run("-m", "kdjax.plan", "--config=configs/camvid_pspnet_r18.py", *flags)
+    return warm.run("-m", "kdjax", "plan", "--config=configs/camvid_pspnet_r18.py", *flags)
 
 
 def test_the_command_says_what_is_missing(tmp_path):
     run = plan_command("--topology=v9:2x2", f"--json={tmp_path / 'plan.json'}")
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
-    assert line.startswith('kdjax.plan: error: --topology is "v9:2x2": give local; a TPU')
+    assert line.startswith('kdjax plan: error: --topology is "v9:2x2": give local; a TPU')
     run = plan_command("--topology=local", f"--json={tmp_path}")
-    assert run.stderr == f"kdjax.plan: error: --json {tmp_path} is a folder; name a file\n"
+    assert run.stderr == f"kdjax plan: error: --json {tmp_path} is a folder; name a file\n"
     run = plan_command("--topology=local", "--json=/dev/null")
-    assert run.stderr == "kdjax.plan: error: --json /dev/null is no regular file; name a file\n"
+    assert run.stderr == "kdjax plan: error: --json /dev/null is no regular file; name a file\n"
     run = plan_command("--topology=local", f"--json={tmp_path / (250 * 'n')}")
     assert run.stderr.endswith("n cannot be written: File name too long\n")
     assert "Compiling" not in run.stdout

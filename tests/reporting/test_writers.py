@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from kdjax.errors import UserError
-from kdjax.files import write_atomically
 from kdjax.reporting import writers
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import write_atomically
 
 
 class TestFiles:

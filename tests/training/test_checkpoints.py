@@ -15,13 +15,13 @@ import optax
 import pytest
 from orbax.checkpoint.path import deleter
 
-from kdjax.errors import UserError
-from kdjax.models import saved
-from kdjax.runs.workdir import Workdir
+from kdjax.experiment.workdir import Workdir
+from kdjax.models import serialization
 from kdjax.training import checkpoints as module
 from kdjax.training.checkpoints import Checkpoints, Damaged
 from kdjax.training.sharding import Placement
 from kdjax.training.step import TrainState
+from kdjax.utils.errors import UserError
 
 
 def make_state(value=0.0, width=3, optimizer=None):
@@ -251,7 +251,9 @@ def test_a_power_cut_leaves_a_whole_checkpoint_at_every_moment(tmp_path, monkeyp
 
 
 def test_a_power_cut_leaves_the_old_network_or_the_new_one(tmp_path, monkeypatch, disk):
-    info = saved.NetworkInfo("deeplabv3plus_light_r18", 2, 8, False, ("a", "b"), ((0, 0, 0),) * 2)
+    info = serialization.NetworkInfo(
+        "deeplabv3plus_light_r18", 2, 8, False, ("a", "b"), ((0, 0, 0),) * 2
+    )
     directory, moments = tmp_path / "net", []
     sync = disk.sync
 
@@ -267,12 +269,12 @@ def test_a_power_cut_leaves_the_old_network_or_the_new_one(tmp_path, monkeypatch
     abstract = jax.eval_shape(network.init, jax.random.key(0), info.blank_image())
     for value in (1.0, 2.0, 3.0):
         variables = jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), abstract)  # noqa: B023
-        saved.save(directory, info, variables)
-    assert saved.FOLDERS == ("parameters", "second_parameters")
+        serialization.save(directory, info, variables)
+    assert serialization.FOLDERS == ("parameters", "second_parameters")
     assert names(directory) == ["network.json", "parameters"]
     found = []
     for target in moments:
-        _, variables, _ = saved.load(target)
+        _, variables, _ = serialization.load(target)
         found.append(float(jax.tree.leaves(variables["params"])[0].ravel()[0]))
     assert found == sorted(found)
     assert set(found) == {1.0, 2.0, 3.0}

@@ -18,14 +18,14 @@ import pytest
 import thorough
 from small_step import setup
 
-from kdjax import environment
-from kdjax.errors import Preempted, Transient, UserError
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.checksum import checksum
 from kdjax.training.loop import Diverged, Interruption, fit
 from kdjax.training.profiling import Clock, logged_seconds, step_cost
 from kdjax.training.sharding import MeshOptions, Placement
 from kdjax.training.step import TrainState
+from kdjax.utils import environment
+from kdjax.utils.errors import Preempted, Transient, UserError
 
 
 @functools.cache

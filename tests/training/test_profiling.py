@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from test_loop import run_loop
 
-from kdjax.errors import UserError
 from kdjax.training.profiling import Profile, check_steps, steps_of
+from kdjax.utils.errors import UserError
 
 
 def traces(directory):

@@ -18,7 +18,6 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.distillation import Distiller
-from kdjax.errors import UserError
 from kdjax.models.batch_norm import BatchNorm, group_batch_norm
 from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
 from kdjax.models.outputs import IMAGENET
@@ -28,6 +27,7 @@ from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.optimizer import OptimizerOptions, make_optimizer
 from kdjax.training.sharding import MeshOptions, Placement
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
+from kdjax.utils.errors import UserError
 
 MESHES = {
     "data": MeshOptions(data=8),

@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 from small_step import STEPS, make_batch, setup
 
-from kdjax.errors import UserError
 from kdjax.models import NNXNetwork, create
 from kdjax.training.optimizer import (
     OptimizerOptions,
@@ -19,6 +18,7 @@ from kdjax.training.optimizer import (
     make_optimizer,
 )
 from kdjax.training.sharding import Placement
+from kdjax.utils.errors import UserError
 
 
 def assert_close(a, b, **tolerance):

@@ -6,7 +6,6 @@ compiles for each shape: crops are of one shape, and what they are taken from is
 
 import functools
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf
 from kdjax.data.interface import Window, WindowReader
 from kdjax.data.loading.sampling import (
@@ -16,6 +15,7 @@ from kdjax.data.loading.sampling import (
     AugmentOptions,
     Draws,
 )
+from kdjax.utils.classes import IGNORE_LABEL
 
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data.loading.sampling import (
     CROP_TRIES,
     IMAGE_PADDING,
@@ -19,7 +18,8 @@ from kdjax.data.loading.sampling import (
     AugmentOptions,
     Draws,
 )
-from kdjax.errors import UserError
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.errors import UserError
 
 # Sides up to this, before and after scaling, can be placed in integers of 32 bits.
 MAX_SIDE = 1 << 18

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import tf, traced_as_written
 from kdjax.data.interface import SegmentationSet, Source
 from kdjax.data.loading.augment import augment
@@ -26,7 +25,8 @@ from kdjax.data.loading.sampling import (
     example_indices,
     rows_of_process,
 )
-from kdjax.errors import UserError
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.errors import UserError
 
 
 def train_batches(

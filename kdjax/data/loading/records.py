@@ -15,7 +15,7 @@ from PIL import Image
 
 from kdjax.data._tensorflow import reason, tf, traced_as_written
 from kdjax.data.interface import Opened, Window, WindowReader
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 # Height and width. Smaller tiles decode less beside the window, but cost more calls and more bytes.
 TILE = (64, 256)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdjax.data.options import CropOptions
-from kdjax.errors import UserError
+from kdjax.utils.errors import UserError
 
 # The rounded ImageNet mean: what normalisation on the device turns into (almost) 0.
 IMAGE_PADDING = (124, 116, 104)

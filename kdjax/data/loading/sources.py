@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data.interface import Split, WindowReader
 from kdjax.data.loading.sampling import IMAGE_PADDING
+from kdjax.utils.classes import IGNORE_LABEL
 
 
 @dataclasses.dataclass(frozen=True)

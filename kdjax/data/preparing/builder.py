@@ -15,11 +15,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from tensorflow_datasets.core import registered
 
-from kdjax import names
-from kdjax.classes import IGNORE_LABEL, distinct_colors
 from kdjax.data.preparing.classes import builder_folder
-from kdjax.errors import RAISED_BY_USERS, UserError
-from kdjax.sections import WrongValue
+from kdjax.utils import imports
+from kdjax.utils.classes import IGNORE_LABEL, distinct_colors
+from kdjax.utils.errors import RAISED_BY_USERS, UserError
+from kdjax.utils.schema import WrongValue
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -40,7 +40,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     # Counts changes of the records. A set prepared under another version is not opened.
     VERSION = tfds.core.Version("1.0.0")
-    # What `python -m kdjax.prepare` may pass on, by keyword, beside `source`.
+    # What `python -m kdjax prepare` may pass on, by keyword, beside `source`.
     OPTIONS: ClassVar[tuple[str, ...]] = ()
     # False where the records are made rather than converted.
     NEEDS_SOURCE: ClassVar[bool] = True
@@ -185,11 +185,11 @@ def find_builder(
     Raises:
       UserError: there is none of that name, or several; or it cannot be loaded or used.
     """
-    if names.SEPARATOR not in name:
+    if imports.SEPARATOR not in name:
         path = builder_folder(name) / f"{name}.py"
         with _LOADING:
             return _load_builder(path)
-    found = names.resolve("data set", name, {}, asked_by=asked_by)
+    found = imports.resolve("data set", name, {}, asked_by=asked_by)
     if not (isinstance(found, type) and issubclass(found, tfds.core.GeneratorBasedBuilder)):
         raise WrongValue(
             asked_by,

@@ -9,11 +9,11 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from kdjax import files
-from kdjax.classes import IGNORE_LABEL, LabelTable, hexadecimal, read_table
 from kdjax.data.preparing.tree import File
-from kdjax.errors import UserError
-from kdjax.names import SEPARATOR, closest_match
+from kdjax.utils import files
+from kdjax.utils.classes import IGNORE_LABEL, LabelTable, hexadecimal, read_table
+from kdjax.utils.errors import UserError
+from kdjax.utils.imports import SEPARATOR, closest_match
 
 SEARCH_PATH = "KDJAX_DATASETS"
 

@@ -12,13 +12,13 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import SegmentationBuilder, encode_png
 from kdjax.data.preparing.classes import ClassTable
 from kdjax.data.preparing.image_io import DamagedFile, Photo, read_photo, read_text
 from kdjax.data.preparing.tree import File, Listing, Tree
-from kdjax.errors import UserError
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.errors import UserError
 
 _PORTION = 64  # images; of Cityscapes, 150 MB
 

@@ -17,9 +17,9 @@ import scipy.io
 from jaxtyping import UInt8, UInt16
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
-from kdjax.classes import hexadecimal
 from kdjax.data.preparing.tree import File
-from kdjax.errors import UserError
+from kdjax.utils.classes import hexadecimal
+from kdjax.utils.errors import UserError
 
 # Of files that count as images where a folder is named; in lower case.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")

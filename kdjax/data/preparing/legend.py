@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data.preparing.classes import Color, ColorMap, LabelMap
 from kdjax.data.preparing.image_io import as_rgb, has_colors, read_label, read_text, values_of
 from kdjax.data.preparing.tree import File
-from kdjax.errors import UserError
-from kdjax.names import did_you_mean
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.errors import UserError
+from kdjax.utils.imports import did_you_mean
 
 CLASS_FILES = ("classes.txt", "classes.csv", "classes.json")  # beside the images
 

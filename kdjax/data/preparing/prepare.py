@@ -13,8 +13,6 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from kdjax import names
-from kdjax.classes import distinct_colors
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading.records import Records
 from kdjax.data.preparing import prepared
@@ -34,9 +32,11 @@ from kdjax.data.preparing.prepared import (
     read_receipt,
 )
 from kdjax.data.preparing.tree import state_of_source
-from kdjax.errors import UserError
-from kdjax.files import is_remote
-from kdjax.lock import Lock
+from kdjax.utils import imports
+from kdjax.utils.classes import distinct_colors
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import is_remote
+from kdjax.utils.lock import Lock
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
@@ -287,7 +287,7 @@ def not_prepared(
         else f"data set {name} has not been prepared in {data_dir}; run"
     )
     source = " --source DIR" if needs_source(builder_class) else ""
-    return UserError(f"{lacks}: python -m kdjax.prepare {name}{source} --data_dir {data_dir}")
+    return UserError(f"{lacks}: python -m kdjax prepare {name}{source} --data_dir {data_dir}")
 
 
 def directory_of(
@@ -307,7 +307,7 @@ def directory_of(
         )
     root = pathlib.Path(_possible(data_dir, "data_dir"))
     # With a dot, which no name of a built-in set has.
-    return root / name.replace(names.SEPARATOR, ".") / str(builder_class.VERSION)
+    return root / name.replace(imports.SEPARATOR, ".") / str(builder_class.VERSION)
 
 
 def _possible(path: str | os.PathLike[str], what: str) -> str:

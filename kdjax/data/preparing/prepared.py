@@ -20,11 +20,11 @@ from google.protobuf.message import DecodeError
 from jaxtyping import UInt8
 from tensorflow_datasets.core.splits import SplitDict
 
-from kdjax.classes import IGNORE_LABEL
 from kdjax.data._tensorflow import reason, tf
 from kdjax.data.loading.records import Records, damaged
 from kdjax.data.preparing.tree import File
-from kdjax.errors import UserError
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.errors import UserError
 
 NOTES = "shards"  # folder of the notes, beside the folder of the records
 SHARD_SIZE = 256  # images; of Cityscapes, 600 MB

@@ -10,7 +10,7 @@ from kdjax.distillation.feature_maps import Spec
 from kdjax.distillation.loss import Inputs, Metrics
 from kdjax.distillation.methods.mgd import Generated
 from kdjax.distillation.terms import term
-from kdjax.sections import COUNT, NOT_NEGATIVE, POSITIVE
+from kdjax.utils.schema import COUNT, NOT_NEGATIVE, POSITIVE
 
 
 class AfDCD(Generated):

@@ -18,7 +18,7 @@ from kdjax.distillation.layers import (
 )
 from kdjax.distillation.loss import Inputs, Loss, Metrics
 from kdjax.distillation.terms import term
-from kdjax.sections import COUNT
+from kdjax.utils.schema import COUNT
 
 
 class AttnFD(Loss):

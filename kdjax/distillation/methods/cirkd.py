@@ -11,7 +11,7 @@ from kdjax.distillation.feature_maps import Spec
 from kdjax.distillation.layers import Params, adapt, init_adapter, to_length_one
 from kdjax.distillation.loss import Inputs, Loss, Metrics, loss_class, read_labels
 from kdjax.distillation.terms import term
-from kdjax.sections import COUNT, POSITIVE
+from kdjax.utils.schema import COUNT, POSITIVE
 
 # The number of similarities of one network that memory holds at a time.
 _ENTRIES = 2**23

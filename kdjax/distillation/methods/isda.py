@@ -8,7 +8,7 @@ from kdjax import losses
 from kdjax.distillation.feature_maps import Classification, Spec
 from kdjax.distillation.loss import Inputs, ScoreLoss, read_labels
 from kdjax.losses import ClassStatistics
-from kdjax.sections import NOT_NEGATIVE
+from kdjax.utils.schema import NOT_NEGATIVE
 
 
 class FeatureAugmented(ScoreLoss):

@@ -14,7 +14,7 @@ from kdjax import losses
 from kdjax.distillation.feature_maps import Spec
 from kdjax.distillation.loss import Inputs, Metrics, ScoreLoss, read_labels
 from kdjax.distillation.terms import term
-from kdjax.sections import COUNT, NOT_NEGATIVE, Range
+from kdjax.utils.schema import COUNT, NOT_NEGATIVE, Range
 
 
 class Tokens(NamedTuple):

@@ -12,7 +12,7 @@ from kdjax.distillation.feature_maps import Spec
 from kdjax.distillation.layers import Params, convolve, init_convolution
 from kdjax.distillation.loss import Inputs, Loss
 from kdjax.distillation.terms import term
-from kdjax.sections import NOT_NEGATIVE, SHARE
+from kdjax.utils.schema import NOT_NEGATIVE, SHARE
 
 
 class Generated(Loss):

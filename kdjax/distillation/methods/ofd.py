@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from kdjax.distillation.feature_maps import Spec
 from kdjax.distillation.loss import Inputs, Loss, Metrics
 from kdjax.distillation.terms import term
-from kdjax.sections import NOT_NEGATIVE, POSITIVE
+from kdjax.utils.schema import NOT_NEGATIVE, POSITIVE
 
 
 class Margin(NamedTuple):

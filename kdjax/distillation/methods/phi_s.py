@@ -11,7 +11,7 @@ from kdjax.distillation.feature_maps import Spec
 from kdjax.distillation.loss import Inputs, Loss
 from kdjax.distillation.terms import term
 from kdjax.losses import ClassStatistics
-from kdjax.sections import COUNT
+from kdjax.utils.schema import COUNT
 
 
 class Standard(NamedTuple):

@@ -17,7 +17,7 @@ from kdjax.distillation.feature_maps import Spec
 from kdjax.distillation.layers import batch_norm, convolve, init_convolution
 from kdjax.distillation.loss import Inputs, Loss, Metrics, ScoreLoss
 from kdjax.distillation.terms import term
-from kdjax.sections import COUNT, NOT_NEGATIVE
+from kdjax.utils.schema import COUNT, NOT_NEGATIVE
 
 _BETAS = (0.9, 0.99)
 _EPSILON = 1e-7  # the authors' is 1e-8, with a loss of weight 0.1

@@ -1,0 +1,50 @@
+"""Evaluates the student of a finished run, or any network checkpoint, and prints every class's IoU.
+
+python -m kdjax evaluate --workdir runs/first --split test
+python -m kdjax evaluate --workdir runs/first --mode slide --window 512,512 --scales 0.5,1.0 --flip
+"""
+
+from absl import flags
+
+from kdjax.cli.flags import InferenceFlags
+from kdjax.experiment.evaluate import evaluate
+from kdjax.utils import environment, processes
+from kdjax.utils.log import logger
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "A workdir of kdjax train, on whose data set it is.", required=True
+)
+_SPLIT = flags.DEFINE_string("split", None, "Which split; by default the one for validation.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Another network to evaluate on the same data, such as the teacher."
+)
+_EXPORTED = flags.DEFINE_string(
+    "exported", None, "A file of kdjax.export to evaluate in its place, as student.tflite."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where the run's data set is now, if that is no longer where it was."
+)
+_ANY_CLASS_NAMES = flags.DEFINE_bool(
+    "any_class_names", False, "Match classes by their numbers, whatever their names."
+)
+_PROCESSES = processes.define_flags()
+_INFERENCE = InferenceFlags()
+
+
+def main(argv: list[str]) -> None:
+    """Prints mIoU, pixel accuracy and the IoU of every class."""
+    del argv
+    processes.join(_PROCESSES)
+    environment.set_up_jax()
+    network = _EXPORTED.value or _CHECKPOINT.value or _WORKDIR.value
+    logger.info(f"scores {network} on every image of the {_SPLIT.value or 'validation'} split")
+    found = evaluate(
+        _WORKDIR.value,
+        split=_SPLIT.value,
+        checkpoint=_CHECKPOINT.value,
+        exported=_EXPORTED.value,
+        data_dir=_DATA_DIR.value,
+        any_class_names=_ANY_CLASS_NAMES.value,
+        **_INFERENCE.options(),
+    )
+    logger.info(found)

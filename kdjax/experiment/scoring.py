@@ -1,0 +1,187 @@
+"""How good the student of a run is, in scores and in pictures."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from kdjax.config import Config, RunOptions, read
+from kdjax.data.images import Images
+from kdjax.data.interface import SegmentationSet
+from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate, predict_examples
+from kdjax.experiment.workdir import Workdir
+from kdjax.models import Variables
+from kdjax.reporting import figures
+from kdjax.reporting.results import Example, Role
+from kdjax.teachers.loading import ordered_teacher
+from kdjax.training.loop import Interruption
+from kdjax.training.sharding import Placement
+from kdjax.utils import environment, imports, processes
+from kdjax.utils.errors import UserError
+from kdjax.utils.log import RunLogger
+
+
+class Scoring:
+    """Scores and pictures of a student beside its teacher; every process must ask for them.
+
+    Args:
+      options: those of the run.
+      images: what is predicted.
+      placement: where arrays live.
+      teacher: None where there is none that predicts these classes.
+      interruption: may stop an evaluation between two batches.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        images: Images,
+        placement: Placement,
+        teacher: TrainedNetwork | None,
+        interruption: Interruption,
+    ):
+        self._options = options
+        self._images = images
+        self._placement = placement
+        self._teacher = teacher
+        self._interruption = interruption
+        # Found here, so that a wrong expression is an error before training.
+        self._groups = images.test_groups() if options.data.test_split else {}
+        self._examples = images.panel_examples()
+        self._teacher_predictions = teacher and self._label_maps(
+            teacher.predictor, teacher.variables
+        )
+
+    def scores(
+        self,
+        predictor: Predictor,
+        variables: Variables,
+        split: str,
+        *,
+        agreement: bool = False,
+    ) -> Scores:
+        """Scores on a split, and on the groups of the test split.
+
+        Raises:
+          Preempted: when the run is to stop.
+        """
+        reference = None
+        if agreement and self._teacher:
+            reference = (self._teacher.predictor, self._teacher.variables)
+        return evaluate(
+            predictor,
+            variables,
+            self._interruption.stop_between(self._images.eval_batches(split)),
+            self._images.num_classes,
+            self._placement.put_batch,
+            reference=reference,
+            groups=self._groups if split == self._options.data.test_split else {},
+        )
+
+    def final_scores(self, predictor: Predictor, variables: Variables) -> dict[str, Scores]:
+        """Scores with agreement by split, and by group of the test split as "test/group"."""
+        data, found = self._options.data, {}
+        for split in filter(None, (data.val_split, data.test_split)):
+            found[split] = self.scores(predictor, variables, split, agreement=True)
+            found |= {f"{split}/{name}": group for name, group in found[split].groups.items()}
+        return found
+
+    def check_teacher(self, log: RunLogger) -> None:
+        """Evaluates the teacher before anything is learned from it, and logs its mIoU."""
+        teacher, options = self._teacher, self._options
+        if teacher is None:
+            return
+        scores = self.scores(teacher.predictor, teacher.variables, options.data.val_split)
+        info = teacher.info
+        # Networks of a user's own have no width that kdjax knows of.
+        width = "" if imports.SEPARATOR in info.name else f"width {info.width}, "
+        log.info(
+            f"teacher {info.name} ({width}weights {info.fingerprint}) has "
+            f"{options.data.val_split} mIoU {100 * scores.miou:.2f} %"
+        )
+        if not scores.miou >= options.teacher.min_miou:
+            raise UserError(
+                f"the teacher's mIoU is {scores.miou:.4f}, below config.teacher.min_miou "
+                f"{options.teacher.min_miou}: are these its classes and its weights?"
+            )
+
+    def examples(self, predictor: Predictor, variables: Variables) -> list[Example]:
+        """A few examples with what "teacher", where there is one, and "student" predict."""
+        teacher = {"teacher": self._teacher_predictions} if self._teacher_predictions else {}
+        student = self._label_maps(predictor, variables)
+        return with_predictions(self._examples, {**teacher, "student": student})
+
+    def pictures(self, predictor: Predictor, variables: Variables) -> dict[str, np.ndarray]:
+        """Image, label, teacher and student of a few examples, side by side."""
+        names = [f"val/{example['name']}" for example in self._examples]
+        return {
+            name: figures.panel_image(
+                example.image, example.label, example.predictions, self._images.palette
+            )
+            for name, example in zip(names, self.examples(predictor, variables), strict=True)
+        }
+
+    def _label_maps(self, predictor: Predictor, variables: Variables) -> list[np.ndarray]:
+        def predict(images: np.ndarray) -> np.ndarray:
+            return self._placement.fetch(predictor(variables, self._placement.put_images(images)))
+
+        return predict_examples(predict, self._examples, self._options.data.eval_batch_size)
+
+
+def with_predictions(
+    examples: Sequence[Mapping[str, np.ndarray]], predictions: Mapping[str, Sequence[np.ndarray]]
+) -> list[Example]:
+    """Examples as a report shows them.
+
+    Args:
+      examples: each `image` [H, W, 3] and `label` [H, W].
+      predictions: by network, the label map [H, W] of each example.
+    """
+    return [
+        Example(
+            image=example["image"],
+            label=example["label"],
+            predictions={name: maps[index] for name, maps in predictions.items()},
+        )
+        for index, example in enumerate(examples)
+    ]
+
+
+def score_checkpoint(
+    config: Config, files: Workdir, checkpoint: str, role: Role, data: SegmentationSet | None = None
+) -> None:
+    """Writes the scores of a network that no run of the comparison trained, as a run's result.
+
+    Nothing is done where they are there, or where it scores other classes than those of the data.
+
+    Args:
+      config: says on what it is scored.
+      files: where the result is written.
+      checkpoint: the network checkpoint, or the workdir of a finished run.
+      role: what it is there for, and what it is called in tables.
+      data: as `Images` takes it.
+    """
+    options = read(config)
+    images, placement = Images(options.data, data), Placement(options.mesh)
+    network = TrainedNetwork.load(checkpoint, dtype=options.teacher.dtype)
+    network = ordered_teacher(network, options.teacher, images.class_names)
+    if network.info.num_classes != images.num_classes:
+        return
+    if files.result.exists() and files.read_result()["weights"][1] == network.info.fingerprint:
+        return
+    scoring = Scoring(options, images, placement, None, Interruption())
+    scores = scoring.final_scores(network.predictor, placement.put_state(network.variables))
+    result = {
+        "role": role,
+        "method": role,
+        "seed": options.seed,
+        "steps": None,
+        "learning_rate": None,
+        "parameters": sum(x.size for x in jax.tree.leaves(network.variables["params"])),
+        "seconds": None,
+        "images_per_second": None,
+        "weights": [checkpoint, network.info.fingerprint],
+        "scores": {split: value.as_dict() for split, value in scores.items()},
+        "versions": environment.describe(),
+    }
+    processes.lead(lambda: files.write_result(result))

@@ -1,0 +1,326 @@
+"""What lies where in the workdir of a run, and whose it is."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from kdjax import config as configuration
+from kdjax.config import Config
+from kdjax.models import serialization
+from kdjax.models.options import IMAGENET_WEIGHTS
+from kdjax.reporting.results import RunSummary
+from kdjax.reporting.writers import read_metrics
+from kdjax.utils import processes
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import absolute, reachable, read_json, to_json, write_atomically
+from kdjax.utils.lock import Lock
+
+# The keys of a config whose values are paths, beside the `data_dir` of every set.
+CHECKPOINTS = ("student.checkpoint", "student.backbone", "teacher.backbone", "teacher.checkpoint")
+PATHS = (*CHECKPOINTS, "teacher.cache", "teacher.logits")
+TEACHER = "teacher.checkpoint"
+# Some of what every config has, and no config.json of another program.
+_SECTIONS = {"data", "student", "teacher", "terms", "optimizer"}
+
+SUMMARY_FIELDS = (
+    "role",
+    "method",
+    "seed",
+    "steps",
+    "learning_rate",
+    "parameters",
+    "seconds",
+    "step_seconds",
+    "step_processor_seconds",
+    "images_per_second",
+    "step_flops",
+    "step_bytes",
+    "config_fingerprint",
+)
+
+
+class Workdir:
+    """The files of one run, local or `gs://`.
+
+    Args:
+      path: the directory; nothing is written before `claim`.
+
+    Raises:
+      UserError: when its store does not answer.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = reachable(path)
+        self.config = self.path / "config.json"
+        self.result = self.path / "result.json"
+        self.diverged = self.path / "diverged.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
+        self.checkpoints = self.path / "checkpoints"
+        self.student = self.path / "student"
+        self.report = self.path / "report.html"
+        self.examples = self.path / "examples.png"
+
+    @contextlib.contextmanager
+    def hold(self, patience: float = 0.0) -> Iterator[None]:
+        """Keeps other runs out of the workdir; the processes of one run hold it together.
+
+        Args:
+          patience: seconds to wait for a run that is there and about to end.
+
+        Raises:
+          UserError: naming the process that is at work there; or when the path cannot be written
+            to.
+        """
+        lock = Lock(
+            self.path / ".lock",
+            f"--workdir {self.path}",
+            "wait for its end, stop it, or choose another --workdir",
+        )
+
+        def take() -> None:
+            try:
+                lock.acquire(patience)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise UserError(f"cannot write to --workdir {self.path}: {reason}") from error
+
+        try:
+            processes.lead(take)
+            yield
+        finally:
+            lock.release()
+
+    def claim(self, config: Config) -> None:
+        """Writes the config, or checks that it is the one that the workdir was made with.
+
+        Paths are the same that lead to the same file; a teacher is the same that has the same
+        weights, wherever it lies: a comparison may be called by another path, or moved.
+
+        Among several processes all check and the first writes.
+
+        Raises:
+          UserError: naming the keys that differ; or when the path cannot be written to.
+        """
+        text = configuration.to_json(config)
+        if self.config.exists():
+            there, here = self._differences(config)
+            if changed := sorted(there):
+                listed = ", ".join(
+                    f"config.{key} {there.get(key)!r} there, {here.get(key)!r} now"
+                    for key in changed[:3]
+                )
+                more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+                raise UserError(
+                    f"{self.path} holds a run of another config ({listed}{more}); choose another "
+                    "workdir, or replace that run by kdjax.train(..., overwrite=True)"
+                )
+            return
+        if not processes.leads():
+            return
+        try:
+            write_atomically(self.config, text)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"cannot write to --workdir {self.path}: {reason}") from error
+
+    def has_fewer_steps(self, config: Config) -> bool:
+        """Returns True if the run differs from `config` by fewer steps, and by nothing else."""
+        if not self.config.exists():
+            return False
+        there, here = self._differences(config)
+        return there.keys() == {"steps"} and there["steps"] < here["steps"]
+
+    def extend(self, config: Config) -> None:
+        """Gives the run the steps of `config`: it is no longer finished, and has no report."""
+        for path in (self.result, self.report):
+            path.unlink(missing_ok=True)
+        write_atomically(self.config, configuration.to_json(config))
+
+    def check_clear(self, config: Config) -> None:
+        """Checks that `clear` removes a run of kdjax, and nothing that `config` begins with.
+
+        Raises:
+          UserError: naming what it would remove.
+        """
+        if not self.config.exists():
+            return
+        try:
+            there = json.loads(self.config.read_text())
+        except ValueError:
+            there = None
+        if not (isinstance(there, dict) and there.keys() >= _SECTIONS):
+            raise UserError(
+                f"{self.config} is not the config of a run; overwrite=True removes runs of kdjax "
+                "and nothing else, so choose another workdir"
+            )
+        serialization.check_output(self.student)
+        here = absolute(self.path)
+        for key in CHECKPOINTS:
+            section, name = key.split(".")
+            path = config[section][name]
+            if path not in ("", IMAGENET_WEIGHTS) and here in (
+                absolute(path),
+                *absolute(path).parents,
+            ):
+                raise UserError(
+                    f"config.{key} is {path}, of the run that overwrite=True would remove; choose "
+                    "another workdir"
+                )
+
+    def clear(self) -> None:
+        """Removes the run that `check_clear` found there, and leaves everything else.
+
+        Raises:
+          UserError: when something cannot be removed.
+        """
+        if not self.config.exists():
+            return
+        files = (self.result, self.diverged, self.report, self.examples, self.metrics)
+        folders = (self.tensorboard, self.profile, self.checkpoints, self.student)
+        # The config last: what a killed process leaves is still known to be a run.
+        for path in (*files, *folders, self.config):
+            try:
+                if path in folders and path.is_dir() and not os.path.islink(path):
+                    path.rmtree()
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
+
+    def read_config(self) -> Config:
+        """The config of the run that the workdir holds.
+
+        Raises:
+          UserError: when it holds none, or what is there is no config.
+        """
+        if not self.config.exists():
+            raise UserError(f"{self.path}: no run here (config.json is missing)")
+        try:
+            return configuration.from_json(self.config.read_text())
+        # Whatever is in it instead: no JSON, another program's, values of other types.
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{self.config}: damaged, or not the config of a run") from error
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes what the run came to; a workdir with a result is a finished one."""
+        write_atomically(self.result, to_json(result))
+
+    def is_finished(self) -> bool:
+        """Returns True if the result can be read and the student is complete."""
+        try:
+            return "scores" in self.read_result() and serialization.is_complete(self.student)
+        except (UserError, OSError):
+            return False
+
+    def check_can_be_finished(self) -> None:
+        """Checks that a run with a damaged result or student has a checkpoint to finish it from.
+
+        Raises:
+          UserError: if it has none.
+        """
+        if not any(path.name.isdecimal() for path in self.checkpoints.glob("*")):
+            raise UserError(
+                f"{self.result} or {self.student} is damaged, and there is no checkpoint to finish "
+                f"the run from; remove {self.path} to train again"
+            )
+
+    def read_result(self) -> dict[str, Any]:
+        """What `write_result` wrote; None stands for NaN.
+
+        Raises:
+          UserError: when the file is damaged.
+        """
+        return read_json(self.result)
+
+    def note_divergence(self, reason: str) -> None:
+        """Writes why the run ended without a result."""
+        write_atomically(self.diverged, to_json({"reason": reason}))
+
+    def why_diverged(self) -> str:
+        """The reason that `note_divergence` wrote."""
+        return read_json(self.diverged)["reason"]
+
+    def miou(self, split: str) -> float:
+        """MIoU of the finished run; NaN where it diverged, or no pixel has a label."""
+        if self.diverged.exists():
+            return math.nan
+        return _number(self.read_result()["scores"][split]["miou"])
+
+    def history(self) -> list[dict[str, Any]]:
+        """What the run has logged, a record for each time, oldest first."""
+        return read_metrics(self.metrics) if self.metrics.exists() else []
+
+    def summary(self, split: str) -> RunSummary:
+        """The finished run as tables and reports show it, with its scores on a split."""
+        result = self.read_result()
+        scores = result["scores"][split]
+        # Not all fields are in results of older versions.
+        fields: dict[str, Any] = {field: result.get(field) for field in SUMMARY_FIELDS}
+        return RunSummary(
+            **fields,
+            miou=_number(scores["miou"]),
+            pixel_accuracy=_number(scores["pixel_accuracy"]),
+            agreement=scores["agreement"],
+            class_iou=[_number(value) for value in scores["iou"]],
+            history=self.history(),
+        )
+
+    def _differences(self, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the values that differ, by key: those of the workdir, and those of `config`."""
+        # A key that an older version did not write has its default there.
+        there, here = (_leaves(configuration.to_json(x)) for x in (self.read_config(), config))
+        changed = [
+            key
+            for key in there.keys() | here.keys()
+            if not self._alike(key, there.get(key), here.get(key))
+        ]
+        return {key: there.get(key) for key in changed}, {key: here.get(key) for key in changed}
+
+    def _alike(self, key: str, there: Any, here: Any) -> bool:
+        """Whether a value of the config that is there means what the same key means now."""
+        if there == here:
+            return True
+        is_path = key in PATHS or key.endswith("data_dir")
+        if not is_path or not (there and here) or IMAGENET_WEIGHTS in (there, here):
+            return False
+        if absolute(there) == absolute(here):
+            return True
+        # Unless something says which weights the teacher had, no checkpoint was written, or one was
+        # that says so itself and is not continued with another teacher.
+        return key == TEACHER and self._teacher_fingerprint(there) in (
+            None,
+            serialization.fingerprint_in(here),
+        )
+
+    def _teacher_fingerprint(self, path: str) -> str | None:
+        """The fingerprint of the run's teacher, of which its config says the path."""
+        if self.result.exists():
+            _, fingerprint = self.read_result().get("teacher") or (None, None)
+            return fingerprint
+        return serialization.fingerprint_in(path)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _leaves(text: str) -> dict[str, Any]:
+    """The values of a config by dotted key."""
+
+    def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        leaves: dict[str, Any] = {}
+        for key, value in tree.items():
+            if isinstance(value, dict) and value:
+                leaves |= flat(value, f"{prefix}{key}.")
+            else:
+                leaves[prefix + key] = value
+        return leaves
+
+    return flat(json.loads(text), "")

@@ -1,0 +1,408 @@
+"""Network checkpoints: one network with all that is needed to run it, and nothing of its training.
+
+DIR/network.json         name, classes, preprocessing, source, and which of the folders is in use
+DIR/parameters/          parameters and running statistics by their paths, by Orbax
+DIR/second_parameters/   the same, for a checkpoint that replaced another one
+
+A checkpoint is replaced by writing the folder that is not in use, then `network.json`, which names
+it. A process that is killed in between leaves the old checkpoint or the new one.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.options import MultiprocessingOptions
+
+from kdjax.distillation.feature_maps import array_of
+from kdjax.models.network import (
+    SCORES,
+    Network,
+    Variables,
+    arrays_by_path,
+    is_made,
+    is_random_key,
+    maps_of,
+    network_of,
+    preprocessing_of,
+    trace_maps,
+)
+from kdjax.models.outputs import IMAGENET, Preprocessing
+from kdjax.models.registry import make_network
+from kdjax.utils import imports
+from kdjax.utils.classes import distinct_colors, numbered_names
+from kdjax.utils.errors import RAISED_BY_USERS, UserError
+from kdjax.utils.files import (
+    absolute,
+    check_folder,
+    is_remote,
+    reachable,
+    remove_all,
+    sync_tree,
+    undo_unfinished,
+    why_unwritable,
+    write_atomically,
+)
+from kdjax.utils.log import logger
+from kdjax.utils.schema import with_tuples
+
+FORMAT = 3  # of network.json and of how parameters are named
+CHANNEL_ORDER = "RGB"
+MAX_REASON = 160  # characters
+FOLDERS = ("parameters", "second_parameters")  # neither name begins with the other
+DESCRIPTION = "network.json"
+_MARK = {"kdjax": "network"}  # tells our folders of parameters from other people's
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkInfo:
+    """What describes a network beside its weights.
+
+    Attributes:
+      name: of the network or its factory, as `kdjax.models.make_network` takes it.
+      num_classes: number of class scores per pixel.
+      width: channels of the first stage.
+      auxiliary: whether it has its auxiliary head.
+      class_names: a name per class.
+      palette: an RGB colour per class.
+      preprocessing: how pixels become its input.
+      channel_order: of the images that it reads and of `preprocessing`: "RGB", for all of kdjax.
+      source: where the weights come from, in words.
+      fingerprint: hash of the weights; set when they are saved.
+      options: further keyword arguments of the factory.
+      image_size: height and width that its parameters were made for, where they depend on it.
+      initial_weights: what training began with: "path" and "fingerprint" of a network checkpoint,
+        "file" and "sha256" of ImageNet weights, or nothing.
+    """
+
+    name: str
+    num_classes: int
+    width: int
+    auxiliary: bool
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, ...], ...]
+    preprocessing: Preprocessing = IMAGENET
+    channel_order: str = CHANNEL_ORDER
+    source: str = ""
+    fingerprint: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    image_size: tuple[int, int] = (64, 64)
+    initial_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def make(self, *, dtype: str, where: str = "network") -> Network:
+        """Makes the network, without variables; `where` is what holds its name, for messages."""
+        return make_network(
+            self.name,
+            num_classes=self.num_classes,
+            width=self.width,
+            auxiliary=self.auxiliary,
+            dtype=dtype,
+            options=self.options,
+            where=where,
+        )
+
+    def blank_image(self) -> np.ndarray:
+        """What `Network.init` is given [1, H, W, 3]."""
+        return np.zeros((1, *self.image_size, 3), np.float32)
+
+
+def fingerprint(variables: Variables) -> str:
+    """Returns a hash of all arrays of a network but its random keys."""
+    return _hash(_kept(variables))
+
+
+def _kept(variables: Variables) -> dict[str, Any]:
+    """What a checkpoint holds, by path: no random keys, which only training draws from."""
+    arrays = arrays_by_path(variables)
+    return {path: leaf for path, leaf in arrays.items() if not is_random_key(leaf)}
+
+
+def _hash(arrays: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[path]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(path: epath.PathLike, info: NetworkInfo, variables: Variables) -> NetworkInfo:
+    """Writes a network checkpoint and returns its info with the fingerprint.
+
+    Replaces a checkpoint that exists, which is kept until the new one is complete. Among several
+    processes, only one calls this, with arrays that it holds completely.
+
+    Args:
+      path: the directory.
+      info: describes the network.
+      variables: of the network. Random keys, which only training needs, are left out.
+
+    Raises:
+      UserError: if the checkpoint cannot be written, or would replace files that are not ours.
+    """
+    directory = check_output(path)
+    arrays = jax.device_get(_kept(variables))
+    info = dataclasses.replace(info, fingerprint=_hash(arrays))
+    try:
+        _write(directory, arrays, {"format": FORMAT, **dataclasses.asdict(info)})
+    # Every client of an object store has its own errors; TensorStore raises ValueError.
+    except Exception as error:
+        if not is_remote(directory) and not isinstance(error, (OSError, ValueError)):
+            raise
+        raise UserError(f"cannot write {directory}: {why_unwritable(error)}") from error
+    return info
+
+
+def check_output(path: epath.PathLike) -> epath.Path:
+    """Returns a directory that `save` may write to.
+
+    Raises:
+      UserError: if the directory holds files of those names that `save` did not write, if it is a
+        file, or if its store does not answer.
+    """
+    directory = reachable(path)
+    if not is_remote(directory):
+        check_folder(directory)
+    for name in (DESCRIPTION, *FOLDERS):
+        if (directory / name).exists() and not _is_ours(directory):
+            raise UserError(
+                f"{directory / name} is there and is not that of a network checkpoint; choose "
+                "another folder"
+            )
+    return directory
+
+
+def _is_ours(directory: epath.Path) -> bool:
+    """Returns True if `save` wrote the files, also if it was killed before it was done."""
+    description = directory / DESCRIPTION
+    if description.exists():
+        with contextlib.suppress(ValueError):
+            values = json.loads(description.read_text())
+            return isinstance(values, dict) and "fingerprint" in values
+        return False
+    return all(_has_mark(directory / name) for name in FOLDERS if (directory / name).exists())
+
+
+def _has_mark(folder: epath.Path) -> bool:
+    try:
+        with local_checkpointer() as checkpointer:
+            metadata = checkpointer.metadata(absolute(folder))
+    # Orbax raises many kinds of errors for a folder that is no checkpoint.
+    except Exception:
+        return False
+    return _MARK.items() <= (metadata.custom_metadata or {}).items()
+
+
+def _write(directory: epath.Path, arrays: dict[str, Any], values: dict[str, Any]) -> None:
+    used = _folder_in_use(directory)
+    name = next(name for name in FOLDERS if name != used)
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        remove_all(directory, f"{name}.*")  # unfinished files of a killed process
+        with local_checkpointer() as checkpointer:
+            # `force` replaces a complete folder that network.json does not name.
+            checkpointer.save(absolute(directory / name), arrays, force=True, custom_metadata=_MARK)
+        if not is_remote(directory):
+            sync_tree(directory / name)
+        text = json.dumps(values | {"parameters": name}, indent=2, allow_nan=False) + "\n"
+        write_atomically(directory / DESCRIPTION, text)
+    except BaseException:
+        undo_unfinished(directory, f"{name}*", made=made)
+        raise
+    if used and (directory / used).exists():
+        (directory / used).rmtree()
+
+
+def _folder_in_use(directory: epath.Path) -> str | None:
+    """Returns the name of the folder that holds the parameters; None if there is no checkpoint."""
+    description = directory / DESCRIPTION
+    if not description.exists():
+        return None
+    name = json.loads(description.read_text()).get("parameters", FOLDERS[0])
+    if name not in FOLDERS:
+        raise UserError(f"{description}: damaged: parameters is {name!r}")
+    return name
+
+
+def load(
+    path: epath.PathLike, *, dtype: str = "float32", seed: int = 0
+) -> tuple[Network, Variables, NetworkInfo]:
+    """Reads a network checkpoint, or the student of a finished run when given its workdir.
+
+    Args:
+      path: a network checkpoint, or a workdir that holds one as `student/`. Or the name of a
+        network of one's own, "package.module:attribute", or of a function without arguments that
+        returns one: its `init` brings the trained variables. It may have `class_names`.
+      dtype: compute dtype of the network.
+      seed: of the random state of modules that have their own, as `nnx.Dropout(0.1, rngs=rngs)`.
+
+    Raises:
+      UserError: when there is none, it is damaged, its store does not answer, or the network that
+        it names cannot be made.
+    """
+    if not imports.is_path(os.fspath(path)):
+        return _of_ones_own(os.fspath(path), dtype, seed)
+    directory = _find(path)
+    if directory is None:
+        raise UserError(
+            f"{path}: no network checkpoint here (expected network.json, or the student/ of a "
+            "finished run)"
+        )
+    description = directory / DESCRIPTION
+    info = _read_info(description)
+    network = info.make(dtype=dtype, where=f"{description}: network")
+    key, image = jax.random.key(seed), info.blank_image()
+    abstract = jax.eval_shape(network.init, key, image)
+    try:
+        folder = absolute(directory / (_folder_in_use(directory) or FOLDERS[0]))
+        with local_checkpointer() as checkpointer:
+            arrays = checkpointer.restore(folder, _kept(abstract))
+    except Exception as error:
+        # Orbax may name every array of the tree in one line.
+        reason = textwrap.shorten(str(error).partition("\n")[0], MAX_REASON, placeholder=" ...")
+        raise UserError(f"{directory}: the network checkpoint is damaged: {reason}") from error
+    if _hash(arrays) != info.fingerprint:
+        raise UserError(f"{directory}: the weights are not those that network.json describes")
+    arrays = jax.device_put(arrays)
+    paths = list(arrays_by_path(abstract))
+    if len(paths) > len(arrays):
+
+        def random_keys() -> dict[str, Any]:
+            made = arrays_by_path(network.init(key, image))
+            return {path: leaf for path, leaf in made.items() if is_random_key(leaf)}
+
+        arrays |= jax.jit(random_keys)()
+    leaves = [arrays[path] for path in paths]
+    return network, jax.tree.unflatten(jax.tree.structure(abstract), leaves), info
+
+
+def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, NetworkInfo]:
+    """Loads a network that brings its trained variables.
+
+    Raises:
+      UserError: there is no such network, it fails, or it is to compute in another dtype.
+    """
+    if dtype != "float32":
+        raise UserError(f"{name} computes in a dtype of its own; {dtype} cannot be asked of it")
+    found = imports.resolve("network", name, {}, asked_by="what a network is loaded from")
+    try:
+        network = network_of(found if is_made(found) else found())
+    except RAISED_BY_USERS as error:
+        raise UserError(f"{name}: {type(error).__name__}: {error}") from error
+    info = NetworkInfo(name, 1, 64, False, (), (), source=name)
+    variables = network.init(jax.random.key(seed), info.blank_image())
+    maps = trace_maps(network, variables, info.image_size, train=False, name=name)
+    count = array_of(maps[SCORES]).shape[-1]
+    named = getattr(network, "class_names", None) or numbered_names(count)
+    info = dataclasses.replace(
+        info,
+        num_classes=count,
+        class_names=tuple(named),
+        palette=tuple(tuple(color) for color in distinct_colors(count).tolist()),
+        preprocessing=preprocessing_of(network),
+        fingerprint=fingerprint(variables)
+        if _kept(variables)
+        else _hash_of_scores(network, variables, info),
+    )
+    return network, variables, info
+
+
+def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -> str:
+    """Hashes what a network without arrays of its own says of a fixed batch.
+
+    Such a network runs in another framework, which holds its weights. Of its scores the mean of
+    each class counts, to three digits, so that another number of threads gives the same hash. All
+    networks that fail on such a batch have one hash, which is logged.
+    """
+    shape = (2, *info.image_size, 3)
+    images = jax.device_put(np.random.default_rng(0).standard_normal(shape, np.float32))
+    try:
+        output, _ = network.apply(variables, images, train=False, key=None)
+        scores = np.asarray(array_of(maps_of(output)[SCORES]), np.float64)
+    # What the user's own code raises, through a callback.
+    except Exception as error:
+        # A callback puts its own traceback before the words of its error.
+        last = (str(error).strip().splitlines() or [""])[-1]
+        reason = textwrap.shorten(last, MAX_REASON, placeholder=" ...")
+        logger.warning(
+            f"{info.name} fails on images of {info.image_size} ({type(error).__name__}: {reason}); "
+            "a change of its weights will not be noticed"
+        )
+        return _hash({})
+    means = scores.mean((0, 1, 2))
+    scale = max(np.abs(means).max(), np.finfo(np.float32).tiny)
+    # Adding 0 makes one zero of both.
+    return _hash({"means": np.round(means / scale, 3) + 0.0, "scale": np.array(f"{scale:.2e}")})
+
+
+def info_in(path: epath.PathLike) -> NetworkInfo | None:
+    """What describes the network that `load` would read, None where there is none.
+
+    Raises:
+      UserError: when its description is damaged, or its store does not answer.
+    """
+    directory = _find(path)
+    return None if directory is None else _read_info(directory / DESCRIPTION)
+
+
+def fingerprint_in(path: epath.PathLike) -> str | None:
+    """The fingerprint of the network that `load` would read, as `info_in` finds it."""
+    info = info_in(path)
+    return info and info.fingerprint
+
+
+def is_complete(directory: epath.Path) -> bool:
+    """Returns True if a directory holds a description and the folder that the description names."""
+    try:
+        name = _folder_in_use(directory)
+    except (UserError, ValueError, AttributeError):
+        return False
+    return name is not None and (directory / name).exists()
+
+
+def _find(path: epath.PathLike) -> epath.Path | None:
+    """The directory of the network checkpoint in `path`, or of the student in a workdir."""
+    directory = reachable(path)
+    for place in (directory, directory / "student"):
+        if (place / DESCRIPTION).exists():
+            return place
+    return None
+
+
+def local_checkpointer() -> ocp.StandardCheckpointer:
+    """Returns a checkpointer that waits for no other process."""
+    process = jax.process_index()
+    alone = MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"network{process}",
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
+def _read_info(path: epath.Path) -> NetworkInfo:
+    try:
+        values = json.loads(path.read_text())
+        values.pop("parameters", None)
+        if values.pop("format") != FORMAT:
+            raise UserError(f"{path}: written by another version of kdjax")
+        if values.get("channel_order", CHANNEL_ORDER) != CHANNEL_ORDER:
+            raise UserError(
+                f"{path}: channel_order is not {CHANNEL_ORDER}, which all networks read"
+            )
+        values["preprocessing"] = Preprocessing(*map(tuple, values["preprocessing"]))
+        values["class_names"] = tuple(values["class_names"])
+        values["palette"] = tuple(map(tuple, values["palette"]))
+        values["options"] = with_tuples(values["options"])
+        values["image_size"] = tuple(values["image_size"])
+        return NetworkInfo(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {error}") from error

@@ -1,0 +1,191 @@
+"""Class scores of a teacher that ran elsewhere: a file an image, which become a teacher cache.
+
+DIR/classes.txt        the names of the classes, a line each, in the order of the last axis
+DIR/NAME.npy           the scores [h, w, K] of the training image NAME, of any height and width
+DIR/NAME.safetensors   or so, the only tensor in it, or the one called "logits"
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from kdjax.data.images import Images
+from kdjax.distillation import Spec
+from kdjax.teachers.scores import compact_scores
+from kdjax.utils.classes import differing_class
+from kdjax.utils.errors import UserError
+from kdjax.utils.files import is_remote
+
+CLASSES = "classes.txt"
+_KEY = "config.teacher.logits"
+_ENDINGS = (".npy", ".safetensors")
+# Safetensors' names of floating-point numbers, and NumPy's; bfloat16 is in the former alone.
+_FLOATS = ("F16", "BF16", "F32", "F64", "float16", "float32", "float64")
+_LOOKED_AT = 8  # files, for the fingerprint
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class PrecomputedLogits:
+    """The files of `config.teacher.logits`, one for every training image.
+
+    Args:
+      directory: that holds them.
+      images: those of the run.
+      split: whose names the files have.
+
+    Raises:
+      UserError: names the file that is missing, or is not what it should be, by its header.
+
+    Attributes:
+      num_classes: K.
+      fingerprint: 16 hexadecimal digits of the names, the classes, the shapes of all files and the
+        content of eight of them, evenly spread.
+      description: what a cache that is made from them says of its teacher.
+    """
+
+    def __init__(self, directory: str, images: Images, split: str):
+        if is_remote(directory):
+            raise UserError(f"{_KEY} is {directory}; it must be a directory on a disk")
+        self._folder = pathlib.Path(directory)
+        if not self._folder.is_dir():
+            raise UserError(f"{_KEY} is {directory}, which is no directory")
+        _check_classes(self._folder / CLASSES, images.class_names)
+        self.num_classes = images.num_classes
+        names = images.names(split)
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f'{_KEY}: two images of {split} are called "{twice}"')
+        self._files = [self._find(name) for name in names]
+        headers = [_header(path) for path in self._files]
+        for path, header in zip(self._files, headers, strict=True):
+            _check_header(path, header, self.num_classes)
+        self._sizes = np.array([header.shape[:2] for header in headers], np.int32)
+        digest = hashlib.sha256(json.dumps([images.class_names, names, headers]).encode())
+        for index in np.unique(np.linspace(0, len(names) - 1, _LOOKED_AT).astype(int)):
+            digest.update(self._files[index].read_bytes())
+        self.fingerprint = digest.hexdigest()[:16]
+        self.description: dict[str, Any] = {
+            "teacher": f"logits {self.fingerprint}",
+            "preprocessing": None,
+        }
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """What stands for the teacher's maps."""
+        return {"logits": Spec(self.num_classes)}
+
+    def map_sizes(self) -> np.ndarray:
+        """Height and width of every map, int32 `[N, 2]`."""
+        return self._sizes
+
+    def maps(self, keep: int) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+        """Index and compact scores of every image.
+
+        Args:
+          keep: as `kdjax.teachers.scores.compact_scores` takes it.
+
+        Raises:
+          UserError: from the iterator, where a file cannot be read or holds what is no number.
+        """
+        compacted = jax.jit(functools.partial(compact_scores, keep=keep))
+        for index, path in enumerate(self._files):
+            scores = _scores(path)
+            if not (np.abs(scores) <= np.finfo(np.float32).max).all():
+                raise UserError(f"{path} holds values that are not finite numbers in float32")
+            yield index, jax.device_get(compacted(scores))
+
+    def _find(self, name: str) -> pathlib.Path:
+        # Not `with_suffix`, since names may hold dots.
+        files = [self._folder / f"{name}{ending}" for ending in _ENDINGS]
+        found = [path for path in files if path.is_file()]
+        if not found:
+            raise UserError(
+                f"{files[0]} (or {_ENDINGS[1]}) is missing: {_KEY} needs a file for every "
+                "training image, called by its name"
+            )
+        if len(found) > 1:
+            raise UserError(f"{found[0]} and {found[1].name} are both there; remove one of them")
+        return found[0]
+
+
+def _check_classes(path: pathlib.Path, wanted: Sequence[str]) -> None:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): it must hold "
+            "the names of the classes that the logits score, a line each"
+        ) from error
+    found = [line.strip() for line in lines if line.strip()]
+    if difference := differing_class(wanted, found):
+        raise UserError(
+            f"{path}: the logits score other classes than the data ({difference}); order and names "
+            "must be those of the data"
+        )
+
+
+def _check_header(path: pathlib.Path, header: _Header, num_classes: int) -> None:
+    shape, dtype = header
+    wanted = f"it must be floating-point numbers [h, w, {num_classes}]"
+    if len(shape) == 3 and shape[0] == num_classes != shape[2]:
+        raise UserError(
+            f"{path} is {list(shape)}, with the classes first; {wanted}, as "
+            "np.moveaxis(logits, 0, -1) makes it"
+        )
+    if len(shape) == 3 and shape[2] != num_classes:
+        raise UserError(f"{path} is {list(shape)}, of {shape[2]} classes; {wanted}")
+    if len(shape) != 3 or 0 in shape or dtype not in _FLOATS:
+        raise UserError(f"{path} is {dtype} {list(shape)}; {wanted}")
+
+
+def _header(path: pathlib.Path) -> _Header:
+    """Shape and type, without reading the rest."""
+    try:
+        if path.suffix == ".npy":
+            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+            return _Header(array.shape, str(array.dtype))
+        with _opened(path) as file:
+            entry = file.get_slice(_tensor(path, file))
+            return _Header(tuple(entry.get_shape()), entry.get_dtype())
+    except UserError:
+        raise
+    # Each of the two lets through whatever comes of odd bytes.
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _scores(path: pathlib.Path) -> Float[np.ndarray, "h w K"]:
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        with _opened(path) as file:
+            return file.get_tensor(_tensor(path, file))
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _opened(path: pathlib.Path) -> Any:
+    # Here and not above: of all that trains, only this needs it.
+    import safetensors
+
+    return safetensors.safe_open(path, framework="numpy")
+
+
+def _tensor(path: pathlib.Path, file: Any) -> str:
+    names = list(file.keys())
+    if len(names) == 1:
+        return names[0]
+    if "logits" in names:
+        return "logits"
+    raise UserError(f'{path} holds {", ".join(names) or "nothing"}; call one of them "logits"')
