@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from kdjax import config as configuration
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.experiment.assembly import make_input_pipeline
+from kdjax.experiment.input_pipeline import make_input_pipeline
 from kdjax.models import scores_of
 from kdjax.models.layers import resize
 from kdjax.teachers.cache import NetworkScores, TeacherCache
@@ -37,7 +36,7 @@ BATCHES = flags.DEFINE_integer("batches", 6, "For each scale.", 1)
 
 def main(argv: list[str]) -> None:
     del argv
-    options = configuration.read(CONFIG.read())
+    options = CONFIG.read()
     dtype = options.teacher.dtype
     teacher = TrainedNetwork.load(options.teacher.checkpoint, dtype=dtype).frozen(dtype)
     images = Images(options.data)

@@ -30,12 +30,8 @@ from kdjax.data.loading.sampling import AugmentOptions, index_batches
 from kdjax.data.loading.sources import InMemoryExamples
 from kdjax.data.options import CropOptions
 from kdjax.evaluation.evaluator import Predictor, evaluate
-from kdjax.experiment.assembly import (
-    assemble_distiller,
-    assemble_state,
-    assemble_step,
-    make_student,
-)
+from kdjax.experiment.build import build_distiller, build_state, build_step
+from kdjax.experiment.student import make_student
 from kdjax.models import Network, Variables
 from kdjax.models.outputs import Preprocessing
 from kdjax.training.sharding import Placement
@@ -136,14 +132,14 @@ def run(config: Config, train: Examples, teacher: Trained | None) -> Trained:
     palette = np.zeros((len(CLASSES), 3), np.uint8)
     student, variables, info = make_student(options, CLASSES, palette)
     pair = teacher and (teacher.network, teacher.variables)
-    distiller = assemble_distiller(options, (student, variables), pair, num_classes=len(CLASSES))
-    step = assemble_step(
+    distiller = build_distiller(options, (student, variables), pair, num_classes=len(CLASSES))
+    step = build_step(
         options,
         PreprocessedNetwork(student, info.preprocessing),
         PreprocessedNetwork(teacher.network, teacher.preprocessing) if teacher else None,
         distiller,
     )
-    state = placement.put_state(assemble_state(options, variables, distiller))
+    state = placement.put_state(build_state(options, variables, distiller))
     frozen = placement.put_state(teacher.variables) if teacher else None
     held = placement.replicate(InMemoryExamples(train.values()).padded())
     crops = AugmentOptions(

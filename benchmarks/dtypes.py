@@ -33,19 +33,14 @@ from absl import flags
 from jaxtyping import PyTree
 
 from benchmarks import rounds
-from kdjax import config as configuration
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller, need_teacher
 from kdjax.evaluation.evaluator import Predictor, TrainedNetwork, evaluate
-from kdjax.experiment.assembly import (
-    assemble_distiller,
-    assemble_state,
-    assemble_step,
-    make_student,
-)
+from kdjax.experiment.build import build_distiller, build_state, build_step
+from kdjax.experiment.student import make_student
 from kdjax.models import Variables
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.training.sharding import Placement
@@ -90,12 +85,9 @@ class Run(NamedTuple):
 
 def main(argv: list[str]) -> None:
     del argv
-    config = CONFIG.read()
-    config.steps = STEPS.value
+    options = dataclasses.replace(CONFIG.read(), steps=STEPS.value)
     if not pathlib.Path(OUTPUT.value).absolute().parent.is_dir():
         raise UserError(f"--output {OUTPUT.value}: its folder is not there; make it")
-    configuration.validate(config)
-    options = configuration.read(config)
     images, placement = Images(options.data), Placement(options.mesh)
     rows: list[Row] = []
     with open(OUTPUT.value, "w", newline="") as file:
@@ -157,13 +149,13 @@ def make_run(options: RunOptions, images: Images, placement: Placement) -> Run:
         loaded = TrainedNetwork.load(options.teacher.checkpoint, dtype=dtype).frozen(dtype)
         teacher = PreprocessedNetwork(loaded.network, loaded.info.preprocessing)
         frozen = loaded.variables
-    distiller = assemble_distiller(
+    distiller = build_distiller(
         options,
         (student, variables),
         (teacher.network, frozen) if teacher and frozen else None,
         num_classes=images.num_classes,
     )
-    state = assemble_state(options, variables, distiller)
+    state = build_state(options, variables, distiller)
     preprocessed = PreprocessedNetwork(student, info.preprocessing)
     predictor = Predictor(student, info.preprocessing)
 
@@ -177,7 +169,7 @@ def make_run(options: RunOptions, images: Images, placement: Placement) -> Run:
     return Run(
         placement.put_state(state),
         frozen and placement.put_state(frozen),
-        jax.jit(assemble_step(options, preprocessed, teacher, distiller), donate_argnums=0),
+        jax.jit(build_step(options, preprocessed, teacher, distiller), donate_argnums=0),
         jax.jit(gradients_of(options, preprocessed, teacher, distiller)),
         miou,
     )

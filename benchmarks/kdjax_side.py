@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from benchmarks.work import Work
 from kdjax import config as configuration
 from kdjax import models
-from kdjax.experiment.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.experiment.build import build_distiller, build_state, build_step
 from kdjax.models import NNXNetwork, scores_of
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.step import PreprocessedNetwork
@@ -40,15 +40,13 @@ class Side:
         options = configuration.read(config)
         student, variables = NNXNetwork.of(self.student)
         teacher_network = None if self.teacher is None else NNXNetwork.of(self.teacher)
-        distiller = assemble_distiller(
+        distiller = build_distiller(
             options, (student, variables), teacher_network, num_classes=self.student.num_classes
         )
-        self.state = assemble_state(options, variables, distiller)
+        self.state = build_state(options, variables, distiller)
         network, self.frozen = teacher_network or (None, None)
         teacher = PreprocessedNetwork(network, IMAGENET) if network else None
-        train_step = assemble_step(
-            options, PreprocessedNetwork(student, IMAGENET), teacher, distiller
-        )
+        train_step = build_step(options, PreprocessedNetwork(student, IMAGENET), teacher, distiller)
 
         def with_unread_teacher(state: Any, frozen: Any, batch: Any) -> Any:
             assert network is not None

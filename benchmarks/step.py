@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks import rounds
-from kdjax import config as configuration
 from kdjax import models
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
@@ -28,7 +27,7 @@ from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import need_teacher
 from kdjax.evaluation.evaluator import Predictor
-from kdjax.experiment.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.experiment.build import build_distiller, build_state, build_step
 from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.options import NetworkOptions
 from kdjax.models.outputs import IMAGENET
@@ -43,7 +42,7 @@ INPUT_SECONDS = 10
 
 def main(argv: list[str]) -> None:
     del argv
-    options = configuration.read(CONFIG.read())
+    options = CONFIG.read()
     images = Images(options.data)
     print(f"Images/s of the input pipeline alone: {input_rate(images):.0f}\n")
 
@@ -101,10 +100,10 @@ def step_call(
     student = create(options.student, images, 0, options.student.auxiliary)
     teacher = create_teacher(options, images)
     options = dataclasses.replace(options, terms=terms)
-    distiller = assemble_distiller(options, student, teacher, num_classes=images.num_classes)
-    state = assemble_state(options, student[1], distiller)
+    distiller = build_distiller(options, student, teacher, num_classes=images.num_classes)
+    state = build_state(options, student[1], distiller)
     distilled = need_teacher(terms)
-    step = assemble_step(
+    step = build_step(
         options,
         PreprocessedNetwork(student[0], IMAGENET),
         PreprocessedNetwork(teacher[0], IMAGENET) if distilled else None,

@@ -23,20 +23,15 @@ import numpy as np
 from absl import flags
 
 from benchmarks import rounds
-from kdjax import config as configuration
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.experiment.assembly import (
-    assemble_distiller,
-    assemble_state,
-    assemble_step,
-    make_input_pipeline,
-    make_student,
-)
+from kdjax.experiment.build import build_distiller, build_state, build_step
+from kdjax.experiment.input_pipeline import make_input_pipeline
+from kdjax.experiment.student import make_student
 from kdjax.teachers.cache import NetworkScores, TeacherCache
 from kdjax.teachers.scores import ScoreFiles
 from kdjax.training.sharding import Placement
@@ -50,11 +45,11 @@ KEEP = flags.DEFINE_integer("keep", 3, "Scores of each cell in the smaller cache
 
 def main(argv: list[str]) -> None:
     del argv
-    options = configuration.read(CONFIG.read())
+    options = CONFIG.read()
     images, dtype = Images(options.data), options.teacher.dtype
     teacher = TrainedNetwork.load(options.teacher.checkpoint, dtype=dtype).frozen(dtype)
     student, variables, _ = make_student(options, images.class_names, images.palette)
-    distiller = assemble_distiller(
+    distiller = build_distiller(
         options,
         (student, variables),
         (teacher.network, teacher.variables),
@@ -89,11 +84,11 @@ def step_call(
     """A call that runs one training step on a batch that stays on the device."""
     placement = Placement(options.mesh)
     student, variables, info = make_student(options, images.class_names, images.palette)
-    state = assemble_state(options, variables, distiller)
+    state = build_state(options, variables, distiller)
     source = make_input_pipeline(
         images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores
     )
-    step = assemble_step(
+    step = build_step(
         options,
         PreprocessedNetwork(student, info.preprocessing),
         teacher and PreprocessedNetwork(teacher.network, teacher.info.preprocessing),

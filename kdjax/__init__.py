@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdjax.comparison.compare import ComparisonResult, compare
-    from kdjax.config import Config, network
+    from kdjax.config import Config, extra_set, network
     from kdjax.config import default as default_config
     from kdjax.data import Dataset
     from kdjax.deployment.exporting import export
     from kdjax.distillation import Distiller, Loss, term
     from kdjax.evaluation.evaluator import TrainedNetwork
-    from kdjax.experiment.evaluate import Evaluation, evaluate, predict
-    from kdjax.experiment.train import RunResult, train
+    from kdjax.experiment.evaluate import evaluate
+    from kdjax.experiment.predict import predict
+    from kdjax.experiment.result import RunResult
+    from kdjax.experiment.scores import Evaluation
+    from kdjax.experiment.train import train
     from kdjax.reporting.writers import Writer
     from kdjax.training.loop import Diverged
     from kdjax.utils.errors import Preempted, Transient, UserError
@@ -39,6 +42,7 @@ __all__ = [
     "default_config",
     "evaluate",
     "export",
+    "extra_set",
     "load",
     "network",
     "predict",
@@ -53,10 +57,10 @@ _PLACES = {
     "Dataset": "kdjax.data",
     "Distiller": "kdjax.distillation",
     "Diverged": "kdjax.training.loop",
-    "Evaluation": "kdjax.experiment.evaluate",
+    "Evaluation": "kdjax.experiment.scores",
     "Loss": "kdjax.distillation",
     "Preempted": "kdjax.utils.errors",
-    "RunResult": "kdjax.experiment.train",
+    "RunResult": "kdjax.experiment.result",
     "Transient": "kdjax.utils.errors",
     "TrainedNetwork": "kdjax.evaluation.evaluator",
     "UserError": "kdjax.utils.errors",
@@ -65,9 +69,10 @@ _PLACES = {
     "default_config": "kdjax.config:default",
     "evaluate": "kdjax.experiment.evaluate",
     "export": "kdjax.deployment.exporting",
+    "extra_set": "kdjax.config",
     "load": "kdjax.evaluation.evaluator:TrainedNetwork.load",
     "network": "kdjax.config",
-    "predict": "kdjax.experiment.evaluate",
+    "predict": "kdjax.experiment.predict",
     "term": "kdjax.distillation",
     "train": "kdjax.experiment.train",
 }

@@ -90,7 +90,7 @@ def test_other_snippets_run(path):
         names = {"__name__": "snippet"}
         exec(compile(code, path, "exec"), names)
         if "get_config" in names:
-            configuration.validate(names["get_config"]())
+            configuration.read(names["get_config"]())
 
 
 def test_the_readme_is_one_page():
@@ -194,7 +194,7 @@ def test_a_way_of_training_on_differs_from_the_recipe_in_what_it_names(tmp_path)
     runs = {way: fine_tuning.job(tmp_path, way, 7).config for way in fine_tuning.WAYS}
     recipe = runs["as the recipe"]
     for way, config in runs.items():
-        configuration.validate(config)
+        configuration.read(config)
         changed = {
             f"{section}.{name}": value
             for section in ("optimizer", "student", "data", "teacher")

@@ -31,7 +31,7 @@ def test_own_losses_are_terms_of_a_config_beside_them(monkeypatch):
     config = config_file.read(str(EXAMPLES / "own_loss.py"))
     # Processes that are started later find them too.
     assert os.environ["PYTHONPATH"].split(os.pathsep)[:2] == ["elsewhere", str(EXAMPLES)]
-    configuration.validate(config)
+    configuration.read(config)
     again = configuration.from_json(configuration.to_json(config))
     maps = {
         side: {"head": jnp.ones((2, 4, 4, 3)), "stage4": jnp.ones((2, 4, 4, channels))}
@@ -56,7 +56,7 @@ def test_own_data_train_by_their_name(monkeypatch, tmp_path):
     config.update({"steps": 3, "eval_every": 3, "log_every": 1})
     config.student.update(configuration.network("tiny", width=4))
     config.data.batch_size = 8
-    run.train(config, str(tmp_path), name="own", method="student", role="student")
+    run.train(run.Run(configuration.read(config), run.Workdir(tmp_path), "own", "student", "plain"))
     assert Workdir(tmp_path).read_result()["scores"]["val"]["miou"] > 0
     images = Images(config.data)
     assert images.class_names == ("ground", "disc", "square")
@@ -79,7 +79,7 @@ def traced_maps(name, monkeypatch):
     """The config of an example, and the maps of its student."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     config = config_file.read(str(EXAMPLES / f"{name}.py"))
-    configuration.validate(config)
+    configuration.read(config)
     again = configuration.from_json(configuration.to_json(config))
     settings = {
         key: again.student[key] for key in ("name", "width", "auxiliary", "dtype", "options")
@@ -115,7 +115,7 @@ def test_an_ensemble_of_teachers(monkeypatch, tmp_path):
     monkeypatch.setenv("TEACHERS", f"{tmp_path / '0'}:{tmp_path / '1'}")
     monkeypatch.setattr(sys, "path", [*sys.path])
     config = config_file.read(str(EXAMPLES / "ensemble_of_teachers.py"))
-    configuration.validate(config)
+    configuration.read(config)
     teacher, variables, info = serialization.load(config.teacher.checkpoint)
     assert info.class_names == ("a", "b", "c")
     found, _ = teacher.apply(variables, images, train=False, key=None)

@@ -22,7 +22,7 @@ import kdjax
 from kdjax import config as configuration
 from kdjax import recipes
 from kdjax.config import Config
-from kdjax.experiment.assembly import assemble_distiller
+from kdjax.experiment.build import build_distiller
 from kdjax.models import NNXNetwork, create
 from kdjax.models.outputs import IMAGENET
 from kdjax.recipes import COMPARED, METHODS, PAIRS, SCHEDULES, published
@@ -57,7 +57,7 @@ def get_config(recipe) -> Config:
 def test_a_recipe_is_what_its_name_says(recipe):
     data, pair, method = recipe.split(",")
     config = get_config(recipe)
-    configuration.validate(config)
+    configuration.read(config)
     networks, schedule = PAIRS[pair], SCHEDULES[data]
     assert config.data.name == data
     assert config.data.train_split == schedule.train_split
@@ -78,7 +78,7 @@ def test_a_recipe_is_what_its_name_says(recipe):
 def test_every_recipe_builds_and_is_stored_as_it_is(data, pair):
     for method in (*METHODS, recipes.TEACHER, "own_losses:METHOD"):
         config = get_config(f"{data},{pair},{method}")
-        configuration.validate(config)
+        configuration.read(config)
         again = configuration.from_json(configuration.to_json(config))
         assert configuration.to_json(again) == configuration.to_json(config)
 
@@ -105,11 +105,11 @@ def test_a_teacher_takes_from_its_students_only_what_fits_it():
     config.steps, config.compare.teacher_steps, config.optimizer.warmup_steps = 400, 100, 200
     config.teacher.name = "pspnet_r18"
     teacher = recipes.teacher_of(config.copy_and_resolve_references())
-    configuration.validate(teacher)
+    configuration.read(teacher)
     assert (teacher.student.batch_norm, teacher.optimizer.warmup_steps) == ("global", 100)
     config.teacher.backbone, config.compare.teacher_steps = "elsewhere", 300
     teacher = recipes.teacher_of(config.copy_and_resolve_references())
-    configuration.validate(teacher)
+    configuration.read(teacher)
     assert (teacher.student.batch_norm, teacher.optimizer.warmup_steps) == ("frozen", 200)
 
 
@@ -149,7 +149,7 @@ def test_a_shorter_run_of_segformer_warms_up_for_no_longer_than_that():
     config = get_config("ade20k,segformer_b4_b0,cwd")
     assert config.optimizer.warmup_steps == 1500
     config.steps = 7
-    configuration.validate(config)
+    configuration.read(config)
     assert config.optimizer.warmup_steps == 7
     config.optimizer.warmup_steps = 3
     assert (config.steps, config.optimizer.warmup_steps) == (7, 3)
@@ -182,7 +182,7 @@ def test_the_pages_of_the_repository_name_recipes_that_there_are():
         if path.suffix in (".md", ".py"):
             found += re.findall(r"published\.py:([a-z]\w*,[\w,]+)", path.read_text())
     for recipe in {*found}:
-        configuration.validate(get_config(recipe))
+        configuration.read(get_config(recipe))
     assert len({*found}) >= 3
 
 
@@ -220,9 +220,7 @@ def prepared_step(config):
     teacher = make(config.teacher.name, rngs=nnx.Rngs(1)) if config.terms else None
     network, variables = NNXNetwork.of(student)
     teacher_network = NNXNetwork.of(teacher) if teacher else None
-    distiller = assemble_distiller(
-        config, (network, variables), teacher_network, num_classes=CLASSES
-    )
+    distiller = build_distiller(config, (network, variables), teacher_network, num_classes=CLASSES)
     optimizer = optimizers.make_optimizer(config.optimizer, config.steps)
     state = create_state(
         variables,
@@ -327,7 +325,7 @@ def test_methods_of_ones_own_are_compared_by_name():
     recipes.compare_methods(config, ["plain", "cwd", "own_losses:METHOD"])
     assert {*config.compare.methods} == {"plain", "cwd", "METHOD"}
     assert config.compare.methods.METHOD.mine.loss == "own_losses:Masked"
-    configuration.validate(config)
+    configuration.read(config)
     recipes.teach(config, "own_losses:METHOD", "runs/teacher")
     assert [*config.terms] == ["mine"]
     with pytest.raises(UserError, match='the recipe names the unknown method "cwdd": did you mean'):

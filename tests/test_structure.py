@@ -87,7 +87,7 @@ def loaded_by(*statements):
 
 
 CORE_PARTS = ("training.loop", "training.checkpoints", "evaluation", "interop", "deployment")
-FEEDING = ("data.loading.sources", "data.loading.sampling", "experiment.assembly")
+FEEDING = ("data.loading.sources", "data.loading.sampling", "experiment.input_pipeline")
 
 
 @pytest.fixture(scope="module")

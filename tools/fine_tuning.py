@@ -54,7 +54,7 @@ def job(workdir: pathlib.Path, way: str, seed: int) -> scheduler.Job:
         config.data.test_split = config.teacher.checkpoint = ""
         config.update_from_flattened_dict(WAYS[way])
     files = Workdir(str(workdir / way / f"seed{seed}"))
-    return scheduler.Job(config, files, f"{way}, seed {seed}", way, "plain")
+    return scheduler.Job(read(config), files, f"{way}, seed {seed}", way, "plain")
 
 
 def main(workdir: pathlib.Path, seeds: Sequence[int], parallel: int, csv: pathlib.Path) -> None:
@@ -64,7 +64,7 @@ def main(workdir: pathlib.Path, seeds: Sequence[int], parallel: int, csv: pathli
     jobs = [job(workdir, way, seed) for seed in seeds for way in WAYS]
     scheduler.run(jobs, parallel)
     jobs.sort(key=lambda job: list(WAYS).index(job.method))
-    names = Images(read(jobs[0].config).data).class_names
+    names = Images(jobs[0].options.data).class_names
     write_runs(csv, {"val": [job.files.summary("val") for job in jobs]}, names)
 
 

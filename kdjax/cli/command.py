@@ -16,10 +16,9 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from kdjax.utils import config_file, interrupt, processes
+from kdjax.utils import interrupt, processes
 from kdjax.utils.errors import Preempted, Transient, UserError
 from kdjax.utils.files import may_pass
-from kdjax.utils.schema import WrongValue
 
 # How the config library names a key that it does not have, and the one that may have been meant.
 _QUOTED, _MEANT = re.compile(r"'(\w+)\\?'"), re.compile(r'Did you mean "(\w+)"')
@@ -85,8 +84,7 @@ def run(
             processes.leave(interrupt.STATUS)
         except (UserError, Transient) as error:
             # Found while it was at work, as that a data set's module is not there.
-            told = config_file.located(error) if isinstance(error, WrongValue) else error
-            line = _error_line(name, str(told))
+            line = _error_line(name, str(error))
             processes.fail(2 if isinstance(error, UserError) else processes.AGAIN, line)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (*_DISK, *_PATH):

@@ -5,11 +5,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from kdjax.config import Config, validate
+from kdjax.config import RunOptions, read
 from kdjax.evaluation.inference import MODES, SLIDE_PAD_TO
 from kdjax.utils import config_file
 from kdjax.utils.errors import UserError
-from kdjax.utils.schema import WrongValue
 
 
 class _ConfigParser(flags.ArgumentParser[ConfigDict]):
@@ -21,7 +20,7 @@ class _ConfigParser(flags.ArgumentParser[ConfigDict]):
         Raises:
           UserError: as `kdjax.utils.config_file.read`.
         """
-        return config_file.read(argument).lock()
+        return config_file.read(argument)
 
     def flag_type(self) -> str:
         """What `--help` calls it."""
@@ -40,25 +39,20 @@ class ConfigFlag:
         )
         flags.FLAGS["config"].parser = _ConfigParser()
 
-    def read(self) -> Config:
-        """Returns the config that the flags ask for.
+    def read(self) -> RunOptions:
+        """Returns the checked config that the flags ask for.
 
         Raises:
-          UserError: when the flag is missing, or a value makes no sense; then naming the line of
-            the file that sets it, if no flag does.
+          UserError: if the flag is missing or a value is wrong.
         """
         if self._flag.value is None:
             raise UserError("--config is missing, as in --config configs/quickstart.py")
         parsed: Any = flags.FLAGS["config"]
         named = parsed.config_filename.partition(":")[0]
         if (found := config_file.find(named)) != named:
-            # Who meant a file of their own is not to learn it from the results.
-            print(f"config: there is no {named} here, so {found}", flush=True)
-        try:
-            validate(self._flag.value)
-        except WrongValue as error:
-            raise config_file.located(error) from None
-        return self._flag.value
+            # Users who meant a file of their own must not learn it from the results.
+            print(f"config: there is no {named} here; using {found}", flush=True)
+        return read(self._flag.value)
 
 
 class InferenceFlags:

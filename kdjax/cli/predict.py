@@ -9,7 +9,7 @@ how long it took. Photos are turned as their camera noted. No image is ever repl
 from absl import flags
 
 from kdjax.cli.flags import InferenceFlags
-from kdjax.experiment.evaluate import predict
+from kdjax.experiment.predict import predict
 from kdjax.utils import environment
 
 _WORKDIR = flags.DEFINE_string(

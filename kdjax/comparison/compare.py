@@ -13,13 +13,14 @@ from etils import epath
 from kdjax import config as configuration
 from kdjax.comparison import sweep
 from kdjax.comparison.sweep import TEACHER, Comparison
-from kdjax.config import Config
+from kdjax.config import Config, RunOptions
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
-from kdjax.experiment import train
-from kdjax.experiment.evaluate import html_table
-from kdjax.experiment.train import RunResult
+from kdjax.experiment.report import make_report, predict_panels
+from kdjax.experiment.result import RunResult
+from kdjax.experiment.scores import html_table
 from kdjax.experiment.workdir import Workdir
+from kdjax.models.options import StudentOptions, TeacherOptions
 from kdjax.reporting.report import write_report, write_results
 from kdjax.reporting.results import Report, write_runs
 from kdjax.reporting.tables import method_rows, method_table, note, text_table
@@ -90,7 +91,7 @@ class ComparisonResult:
 
 
 def compare(
-    config: Config | str,
+    config: Config | RunOptions | str,
     workdir: epath.PathLike,
     *,
     data: SegmentationSet | None = None,
@@ -119,64 +120,66 @@ def compare(
       Preempted: when the process was asked to stop; what was done is saved.
       Transient: when what did not end well may be tried again.
     """
-    asked = configuration.checked(config, data)
+    options = configuration.read(config, data)
+    asked = options.to_config()
     workdir = os.fspath(workdir)
-    chosen = tuple(asked.compare.seeds if seeds is None else seeds)
+    chosen = tuple(options.compare.seeds if seeds is None else seeds)
     found = sweep.run_sweep(asked, workdir, chosen, parallel, data)
-    images = Images(configuration.read(asked).data, data)
+    images = Images(options.data, data)
     path = Workdir(workdir).report
     with Interruption() as interruption:
-        report = _report(asked, images, found, path, len(chosen))
-        data_splits = (asked.data.val_split, *_reported(asked, report))
+        report = _report(options, images, found, path, len(chosen))
+        data_splits = (options.data.val_split, *_reported(options, report))
         splits = {
             split: dataclasses.replace(
                 report, split=split, runs=[run.summary(split) for run in found.runs]
             )
             for split in dict.fromkeys(filter(None, data_splits))
         }
-        processes.lead(lambda: _write(asked, images, found, report, splits, path))
+        processes.lead(lambda: _write(options, images, found, report, splits, path))
         interruption.check("the report is written")
     return ComparisonResult(
         report=path,
         students={name: RunResult(files.path) for name, files in found.students.items()},
         choices=[choice.to_dict() for choice in found.choices if choice.scores],
         notes=found.notes,
-        _splits={split: splits[split] for split in _reported(asked, report)},
+        _splits={split: splits[split] for split in _reported(options, report)},
     )
 
 
 def _report(
-    config: Config, images: Images, found: Comparison, path: epath.Path, seeds: int
+    options: RunOptions, images: Images, found: Comparison, path: epath.Path, seeds: int
 ) -> Report:
     """The report without examples, which one process alone predicts."""
-    teacher = f"{_in_words(config.teacher)} teaches"
-    if config.teacher.logits:
+    teacher = f"{_in_words(options.teacher)} teaches"
+    if options.teacher.logits:
         teacher = "logits from elsewhere teach"
-    return train.make_report(
-        config,
+    return make_report(
+        options,
         images,
         found.runs,
         [],
-        title=f"Distillation on {config.data.name}",
+        title=f"Distillation on {options.data.name}",
         subtitle=(
-            f"{teacher} {_in_words(config.student)}; {config.steps} "
-            f"steps of {config.data.batch_size} images each, {seeds} seed{'s' if seeds > 1 else ''}"
+            f"{teacher} {_in_words(options.student)}; {options.steps} "
+            f"steps of {options.data.batch_size} images each, {seeds} "
+            f"seed{'s' if seeds > 1 else ''}"
         ),
         call=f'kdjax.compare(config, "{path.parent}")',
         remarks=found.notes,
     )
 
 
-def _in_words(network: Config) -> str:
+def _in_words(network: StudentOptions | TeacherOptions) -> str:
     """A network of a config; those of a user's own have no width that kdjax knows of."""
     name = network.name or network.checkpoint
     known = network.name and imports.SEPARATOR not in network.name
     return f"{name} of width {network.width}" if known else name
 
 
-def _reported(config: Config, report: Report) -> list[str]:
+def _reported(options: RunOptions, report: Report) -> list[str]:
     """The split of the report, and its groups."""
-    return [report.split, *(f"{report.split}/{group}" for group in config.data.test_groups)]
+    return [report.split, *(f"{report.split}/{group}" for group in options.data.test_groups)]
 
 
 def _predicted(found: Comparison) -> dict[str, list[np.ndarray]]:
@@ -190,7 +193,7 @@ def _predicted(found: Comparison) -> dict[str, list[np.ndarray]]:
 
 
 def _write(
-    config: Config,
+    options: RunOptions,
     images: Images,
     found: Comparison,
     report: Report,
@@ -198,10 +201,10 @@ def _write(
     path: epath.Path,
 ) -> None:
     panels = {}
-    if not config.teacher.logits:
-        panels[TEACHER] = config.teacher.checkpoint or str(found.runs[0].student)
+    if not options.teacher.logits:
+        panels[TEACHER] = options.teacher.checkpoint or str(found.runs[0].student)
     panels |= {name: str(files.student) for name, files in found.students.items()}
-    examples = train.predict_panels(config, images, panels, _predicted(found))
+    examples = predict_panels(options, images, panels, _predicted(found))
     write_report(path, dataclasses.replace(report, examples=examples))
     write_results(path.parent, report)
     runs = {split: measured.runs for split, measured in splits.items()}

@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from kdjax import config as configuration
-from kdjax.config import Config
 from kdjax.data.interface import SegmentationSet
-from kdjax.experiment.run import train
+from kdjax.experiment.run import Run, train
 from kdjax.experiment.workdir import Workdir
-from kdjax.reporting.results import Example, Role
+from kdjax.reporting.results import Example
 from kdjax.training.loop import Diverged, Interruption
 from kdjax.utils import environment, processes
 from kdjax.utils.errors import Transient, UserError
@@ -33,14 +32,8 @@ POLL_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One run, as `kdjax.experiment.run.train` takes it."""
-
-    config: Config
-    files: Workdir
-    name: str
-    method: str
-    role: Role
+class Job(Run):
+    """A run of a comparison."""
 
     def run(self, data: SegmentationSet | None = None) -> list[Example]:
         """Trains it; a run that diverged is noted, and not begun again.
@@ -56,19 +49,11 @@ class Job:
           Preempted: likewise.
         """
         if self.files.diverged.exists():
-            self.files.claim(self.config)
+            self.files.claim(self.options)
             RunLogger(self.name).warning(f"has diverged in {self.files.path}")
             return []
         try:
-            trained = train(
-                self.config,
-                str(self.files.path),
-                name=self.name,
-                method=self.method,
-                role=self.role,
-                data=data,
-                patience=ENDING_SECONDS,
-            )
+            trained = train(self, data=data, patience=ENDING_SECONDS)
         except Diverged as error:
             reason = str(error)
             processes.lead(lambda: self.files.note_divergence(reason))
@@ -80,15 +65,16 @@ class Job:
     def to_json(self) -> str:
         """All of it, for another process."""
         values = {"name": self.name, "method": self.method, "role": self.role}
-        text = configuration.to_json(self.config)
-        return json.dumps({**values, "config": text, "workdir": str(self.files.path)})
+        stored = {"options": self.options.stored, "files": str(self.files.path)}
+        return json.dumps({**values, **stored})
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
         """The reverse of `to_json`."""
         values = json.loads(text)
-        values["config"] = configuration.from_json(values["config"])
-        values["files"] = Workdir(values.pop("workdir"))
+        config = configuration.from_json(values["options"])
+        values["options"] = configuration.read(config, tuning=True)
+        values["files"] = Workdir(values["files"])
         return cls(**values)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from kdjax.comparison import scheduler, tuning
 from kdjax.comparison.scheduler import Job
 from kdjax.comparison.tuning import EQUAL_TIME, PLAIN, Setting, TuningResult
-from kdjax.config import Config, default, read, validate, without_terms
+from kdjax.config import Config, default, read, without_terms
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.experiment.scoring import score_checkpoint
@@ -76,6 +76,7 @@ def run_sweep(
       Preempted: when the process was asked to stop; what was done is saved.
       Transient: when what did not end well may be tried again.
     """
+    options = read(config)
     _check(config, seeds)
     schema.check_number("parallel", parallel, schema.COUNT)
     if data is not None and parallel > 1:
@@ -83,7 +84,7 @@ def run_sweep(
             "data is an object, which the processes of parallel runs cannot be given; name it in "
             'config.data.name, as "package.module:attribute", or leave parallel at 1'
         )
-    if parallel > 1 and f"{imports.MAIN}{imports.SEPARATOR}" in config.to_json_best_effort():
+    if parallel > 1 and f"{imports.MAIN}{imports.SEPARATOR}" in options.stored:
         raise UserError(
             "the config names what a notebook or a script defines, which the processes of parallel "
             "runs cannot import; put it into a module of its own, or leave parallel at 1"
@@ -102,7 +103,7 @@ def _compare(
     if config.data.test_groups:
         Images(read(config).data, data).test_groups()
     teacher = _teacher_job(config, root)
-    logger.info(tuning.outlook(config, seeds, teacher.config.steps if teacher else None))
+    logger.info(tuning.outlook(config, seeds, teacher.options.steps if teacher else None))
     checkpoint = config.teacher.checkpoint
     predicted = {}
     if teacher:
@@ -135,7 +136,7 @@ def _compare(
         predicted |= scheduler.run(longer, parallel, data)
         students += longer
     if config.teacher.checkpoint and not given.config.exists():
-        score_checkpoint(config, given, checkpoint, TEACHER, data)
+        score_checkpoint(read(config), given, checkpoint, TEACHER, data)
     finished = [job for job in students if job.files.result.exists()]
     runs = [given, *(job.files for job in finished)]
     first = {job.method: job for job in reversed(finished)}
@@ -178,7 +179,6 @@ def in_order(methods: Config) -> list[tuple[str, Config]]:
 
 
 def _check(config: Config, seeds: Sequence[int]) -> None:
-    validate(config)
     for seed in seeds:
         schema.check_number("--seeds", seed, schema.SEED)
     if not config.compare.methods:
@@ -311,12 +311,13 @@ def _equal_time(config: Config, root: Workdir, students: Sequence[Job]) -> tuple
 
 
 def _equal_time_job(root: Workdir, plain: Job, steps: int) -> Job:
-    longer = plain.config.copy_and_resolve_references()
-    longer.steps = steps
+    config = plain.options.to_config()
+    config.steps = steps
+    longer = read(config)
     seed = plain.files.path.name
     files = Workdir(root.path / "equal_time" / seed)
     # A costlier method has joined since.
-    if files.config.exists() and files.read_config().steps != steps:
+    if files.config.exists() and files.read_options().steps != steps:
         files = Workdir(root.path / "equal_time" / f"{steps}_steps" / seed)
     return Job(longer, files, f"equal_time, seed {longer.seed}", EQUAL_TIME, "plain")
 
@@ -329,7 +330,7 @@ def _teacher_job(config: Config, root: Workdir) -> Job | None:
     with teacher.unlocked():
         _forget_comparison(teacher)
         _forget_cache(teacher)
-    return Job(teacher, Workdir(root.path / TEACHER), TEACHER, TEACHER, TEACHER)
+    return Job(read(teacher), Workdir(root.path / TEACHER), TEACHER, TEACHER, TEACHER)
 
 
 def _student_job(
@@ -359,7 +360,7 @@ def _student_job(
         place = f"tuning/{name}/{tuning.setting_name(setting, among)}"
         label = f"{name}, {tuning.setting_name(setting, among)}, seed {seed}"
     return Job(
-        student,
+        read(student, tuning=bool(among)),
         Workdir(root.path / place / f"seed{seed}"),
         label,
         _title(config)(name),

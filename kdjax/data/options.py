@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from kdjax.utils import schema
-from kdjax.utils.schema import Section, WrongValue
+from kdjax.utils.errors import WrongValue
+from kdjax.utils.schema import Section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +19,6 @@ class ExtraSet(Section):
     # How many of its examples come for every `config.data.weight` of the main set.
     weight: Annotated[int, schema.COUNT] = 1
     labelled: bool = True  # False to leave its labels out of account; its classes may be others
-
-    @classmethod
-    def of(cls, values: Any, where: str) -> Self:
-        """As every section's, for what a user may have put together by hand."""
-        wanted = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(values, Mapping) or set(values) != set(wanted):
-            held = ", ".join(sorted(values)) if isinstance(values, Mapping) else repr(values)
-            raise WrongValue(
-                where,
-                f"holds {held or 'nothing'}; it must hold {', '.join(wanted)}, as "
-                "kdjax.config.extra_set makes it",
-            )
-        return super().of(values, where)
 
 
 @dataclasses.dataclass(frozen=True)

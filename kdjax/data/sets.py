@@ -21,9 +21,8 @@ from kdjax.data.preparing.prepared import (
     open_directory,
 )
 from kdjax.utils import imports
-from kdjax.utils.errors import RAISED_BY_USERS, UserError
+from kdjax.utils.errors import RAISED_BY_USERS, UserError, WrongValue
 from kdjax.utils.log import logger
-from kdjax.utils.schema import WrongValue
 
 
 def open_set(

@@ -7,8 +7,8 @@ from typing import Any
 from kdjax.distillation.loss import SIDES, Loss, loss_class
 from kdjax.distillation.methods import LOSSES
 from kdjax.utils import imports, schema
+from kdjax.utils.errors import WrongValue
 from kdjax.utils.imports import did_you_mean
-from kdjax.utils.schema import WrongValue
 
 # Metrics that every run logs. The value of a term is logged by the term's name.
 RESERVED = ("loss", "cross_entropy", "auxiliary_cross_entropy", "learning_rate", "gradient_norm")
@@ -51,9 +51,9 @@ def make_loss(where: str, entry: Any) -> Loss:
     return loss
 
 
-def need_teacher(terms: Mapping[str, Any]) -> bool:
-    """Returns True if any of the terms, in a form that `Distiller` takes, reads a teacher."""
-    return any(make_loss(f"terms.{name}", entry).teacher for name, entry in terms.items())
+def need_teacher(terms: Mapping[str, Loss]) -> bool:
+    """Returns True if any of the terms reads a teacher."""
+    return any(loss.teacher for loss in terms.values())
 
 
 def _from_options(where: str, entry: Any) -> Loss:

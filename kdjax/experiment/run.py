@@ -1,4 +1,4 @@
-"""One run from its config to its report: trains a teacher, a plain student or a distilled one."""
+"""One run: prepares a teacher, plain student, or distilled student, trains it, and finishes it."""
 
 import contextlib
 import dataclasses
@@ -6,35 +6,31 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
-from etils import epath
 
-from kdjax import config as configuration
-from kdjax.config import Config, RunOptions, read, validate
+from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.distillation import Distiller
-from kdjax.evaluation.evaluator import Predictor
-from kdjax.experiment.assembly import (
-    assemble_distiller,
-    assemble_state,
-    assemble_step,
-    check_evaluation,
-    make_input_pipeline,
-    make_student,
-)
+from kdjax.evaluation.evaluator import Predictor, Scores
+from kdjax.experiment.build import build_distiller, build_state, build_step, check_evaluation
+from kdjax.experiment.input_pipeline import make_input_pipeline
 from kdjax.experiment.scoring import Scoring
+from kdjax.experiment.student import make_student
 from kdjax.experiment.workdir import Workdir
-from kdjax.models import serialization
+from kdjax.models import Network, Variables, serialization
 from kdjax.models.batch_norm import with_batch_norm
+from kdjax.models.serialization import NetworkInfo
 from kdjax.reporting.results import Example, Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
-from kdjax.teachers.cache import NetworkScores, TeacherCache
-from kdjax.teachers.loading import comparable, load_teacher, precomputed_logits
+from kdjax.teachers.cache import TeacherCache
+from kdjax.teachers.loading import Teacher, comparable, load_teacher
+from kdjax.teachers.scores import ScoreFiles
 from kdjax.training import optimizer as optimizers
 from kdjax.training.checkpoints import Checkpoints
-from kdjax.training.loop import Diverged, Interruption, fit
+from kdjax.training.loop import Diverged, Fitted, Hooks, Interruption, Intervals, fit, jit_step
 from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork, TrainState
@@ -45,12 +41,31 @@ from kdjax.utils.log import RunLogger
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """What a run that has just ended has in memory, for its report.
+class Run:
+    """A run that is wanted, finished or not.
 
     Attributes:
-      images: its data set.
-      examples: a few of the validation split, with what "teacher" and "student" predict.
+      options: its config.
+      files: its directory.
+      name: the prefix of its log lines, such as "cwd, seed 0".
+      method: its name in tables.
+      role: its part in a comparison.
+    """
+
+    options: RunOptions
+    files: Workdir
+    name: str
+    method: str
+    role: Role
+
+
+class TrainedRun(NamedTuple):
+    """What a run that has just ended still has in memory, for its report.
+
+    Attributes:
+      images: the data set.
+      examples: a few images of the validation split, with the predictions of "teacher" and
+        "student".
     """
 
     images: Images
@@ -58,12 +73,8 @@ class TrainedRun:
 
 
 def train(
-    config: Config,
-    workdir: epath.PathLike,
+    run: Run,
     *,
-    name: str,
-    method: str,
-    role: Role,
     data: SegmentationSet | None = None,
     writers: Sequence[Writer] = (),
     overwrite: bool = False,
@@ -71,52 +82,51 @@ def train(
     patience: float = 0.0,
     extend: bool = False,
 ) -> TrainedRun | None:
-    """Trains the student of a config, or continues where an earlier call stopped.
+    """Trains the student of a run, or continues where an earlier call stopped.
 
-    A finished run is left as it is, unless `extend` gives it more steps. Afterwards the workdir
-    holds the student as a network checkpoint (`student/`), and `result.json`. In the main thread of
-    Python, SIGTERM and Ctrl-C ask it to stop; in another thread it goes on until its end, or that
-    of the process.
+    A finished run stays as it is, unless `extend` gives it more steps. Afterwards the directory
+    holds the student as a network checkpoint (`student/`) and `result.json`. In the main thread,
+    SIGTERM and Ctrl-C ask the run to stop. In another thread it goes on to its end.
 
     Args:
-      config: as `kdjax.config.default` makes it.
-      workdir: where everything is written.
-      name: what its log calls it.
-      method: what the run is called in tables.
-      role: what it is there for.
-      data: as `Images` takes it.
-      writers: take numbers and pictures too, in the process that leads; whoever made them closes
+      run: the run.
+      data: the data set if it is an object, as `Images` takes it.
+      writers: further writers of numbers and pictures, in the process that leads. The caller closes
         them.
-      overwrite: remove the run that is there, finished or not, as `Workdir.clear` does.
+      overwrite: remove an existing run first, as `Workdir.clear` does.
       profiled_steps: the first and the last step to trace into `profile/`.
-      patience: seconds to wait for another run in the workdir that is about to end.
+      patience: seconds to wait for another run in the directory to end.
       extend: continue a run of fewer steps, if no step depends on their number.
 
     Returns:
-      What its report needs; None where the run was finished before.
+      What the report needs, or None if the run was finished before.
 
     Raises:
-      UserError: for a mistake in the config, the data or the workdir; nothing is written then.
-        Also while another run is at work in the workdir, or in this process.
-      Diverged: when the loss is no longer a number; the last checkpoint is kept.
-      Preempted: when the process was asked to stop; what was done is saved.
+      UserError: for a mistake in the config, the data, or the directory, before anything is
+        written, and if another run is active in the directory or in this process.
+      Diverged: if the loss is no longer finite. The last checkpoint is kept.
+      Preempted: if the process was asked to stop. The work is saved.
     """
-    validate(config)
     check_writers(writers)
     if profiled_steps:
-        check_steps(*profiled_steps, config.steps)
-    files, log = Workdir(workdir), RunLogger(name)
+        check_steps(*profiled_steps, run.options.steps)
+    log = RunLogger(run.name)
     if overwrite:
-        files.check_clear(config)
-    elif _is_done(config, files, log, extend):
+        run.files.check_clear(run.options)
+    elif _is_done(run, log, extend):
         return None
-    with _alone(), files.hold(patience):
-        # Whoever was at work there may have come to the end.
-        if not overwrite and _is_done(config, files, log, extend):
+    with _alone(), run.files.hold(patience):
+        # Another process may have finished the run while this one waited.
+        if not overwrite and _is_done(run, log, extend):
             return None
-        return _train(
-            config, files, log, method, role, data, writers, overwrite, profiled_steps, extend
-        )
+        parts = _prepare(run, data, log)
+        _announce(parts)
+        scores = _claim(parts, overwrite, extend)
+        profile = Profile(run.files.profile, *profiled_steps) if profiled_steps else None
+        with parts.interruption:
+            trained, examples = _train(parts, scores, writers, profile)
+            _finish(parts, trained)
+    return TrainedRun(parts.images, examples)
 
 
 _training = threading.Lock()
@@ -124,7 +134,7 @@ _training = threading.Lock()
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Refuses a second run in this process: Orbax mixes up the checkpoints of two at a time."""
+    """Refuses a second run in this process, because Orbax mixes up the checkpoints of two."""
     if not _training.acquire(blocking=False):
         raise UserError(
             "another thread of this process is training: train one run after the other, or each in "
@@ -136,10 +146,11 @@ def _alone() -> Iterator[None]:
         _training.release()
 
 
-def _is_done(config: Config, files: Workdir, log: RunLogger, extend: bool) -> bool:
-    if not files.result.exists() or (extend and files.has_fewer_steps(config)):
+def _is_done(run: Run, log: RunLogger, extend: bool) -> bool:
+    files = run.files
+    if not files.result.exists() or (extend and files.has_fewer_steps(run.options)):
         return False
-    files.claim(config)
+    files.claim(run.options)
     if files.is_finished():
         log.info(f"already done in {files.path}")
         return True
@@ -151,20 +162,41 @@ def _is_done(config: Config, files: Workdir, log: RunLogger, extend: bool) -> bo
     return False
 
 
-def _train(
-    config: Config,
-    files: Workdir,
-    log: RunLogger,
-    method: str,
-    role: Role,
-    data: SegmentationSet | None,
-    writers: Sequence[Writer],
-    overwrite: bool,
-    profiled_steps: tuple[int, int] | None,
-    extend: bool,
-) -> TrainedRun:
-    options = read(config)
-    profile = Profile(files.profile, *profiled_steps) if profiled_steps else None
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The parts of a run, all checked, before anything is written.
+
+    Attributes:
+      run: the run.
+      log: its log.
+      images: its data set.
+      placement: its mesh.
+      student: the network.
+      info: the description of the student.
+      state: the state before the first step, on the host.
+      teacher: the teacher, if a term needs one.
+      distiller: the terms, if there are any.
+      cache: the cache of the teacher's scores, if the run uses one.
+      scoring: evaluates the student and its teacher.
+      interruption: tells whether the run must stop.
+    """
+
+    run: Run
+    log: RunLogger
+    images: Images
+    placement: Placement
+    student: Network
+    info: NetworkInfo
+    state: TrainState
+    teacher: Teacher | None
+    distiller: Distiller | None
+    cache: TeacherCache | None
+    scoring: Scoring
+    interruption: Interruption
+
+
+def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
+    options = run.options
     images = Images(options.data, data)
     placement = Placement(options.mesh)
     placement.check_batch_size(
@@ -173,206 +205,261 @@ def _train(
     placement.check_batch_size("data.eval_batch_size", options.data.eval_batch_size)
     student, variables, info = make_student(options, images.class_names, images.palette)
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
-    precomputed = precomputed_logits(options, images)
-    teacher = None if precomputed else load_teacher(options, images, placement, log)
-    distiller = assemble_distiller(
+    teacher = load_teacher(options, images, placement, log)
+    distiller = build_distiller(
         options,
         (student, variables),
-        precomputed.specs if precomputed else teacher and (teacher.network, teacher.variables),
+        teacher and teacher.maps,
         num_classes=images.num_classes,
     )
     check_evaluation(options, images, student, variables, f"config.student {info.name}")
-    if scored := comparable(teacher, images):
+    if scored := comparable(teacher and teacher.network, images):
         name = f"config.teacher {scored.info.name}"
         check_evaluation(options, images, scored.network, scored.variables, name)
-    state = assemble_state(options, variables, distiller)
-    scores = precomputed
-    teacher_source = precomputed and [options.teacher.logits, precomputed.fingerprint]
-    if teacher:
-        teacher_source = [options.teacher.checkpoint, teacher.info.fingerprint]
-        if options.teacher.cache:
-            scores = NetworkScores(options, images, teacher)
     cache = None
-    if distiller and scores:
-        cache = TeacherCache(options, images, scores, distiller, log)
+    if distiller and teacher and teacher.scores:
+        cache = TeacherCache(options, images, teacher.scores, distiller, log)
     interruption = Interruption()
-    scoring = Scoring(options, images, placement, scored, interruption)
-    steps, batch = options.steps, options.data.batch_size
-    log.info(f"trains {info.name} for {steps} steps of {batch} images, into {files.path}")
+    return _Parts(
+        run=run,
+        log=log,
+        images=images,
+        placement=placement,
+        student=student,
+        info=info,
+        state=build_state(options, variables, distiller),
+        teacher=teacher,
+        distiller=distiller,
+        cache=cache,
+        scoring=Scoring(options, images, placement, scored, interruption),
+        interruption=interruption,
+    )
+
+
+def _announce(parts: _Parts) -> None:
+    """Logs what the run is going to do, and the teacher's score."""
+    options, log, info = parts.run.options, parts.log, parts.info
+    log.info(
+        f"trains {info.name} for {options.steps} steps of {options.data.batch_size} images, into "
+        f"{parts.run.files.path}"
+    )
     if info.initial_weights:
         log.info(f"it begins {info.source.removeprefix('trained by kdjax ')}")
     log.info("the first step is compiled before it runs, which may take minutes")
-    if placement.mesh.size > 1:
-        log.info(f"mesh {placement.describe()}")
-    log.info(images.cache.reason)
-    for line in distiller.describe() if distiller else ():
+    if parts.placement.mesh.size > 1:
+        log.info(f"mesh {parts.placement.describe()}")
+    log.info(parts.images.cache.reason)
+    for line in parts.distiller.describe() if parts.distiller else ():
         log.info(f"loss term {line}")
-    for key in () if options.terms else images.unlabelled:
-        log.warning(f"config.data.mixture.{key}: no term is there to learn from it; leave it out")
+    for key in () if options.terms else parts.images.unlabelled:
+        log.warning(f"config.data.mixture.{key}: no term can learn from it; remove it")
     for split in filter(None, (options.data.val_split, options.data.test_split)):
-        if remark := images.slow_evaluation(split):
+        if remark := parts.images.slow_evaluation(split):
             log.info(remark)
-    scoring.check_teacher(log)
-    # Not before all is checked that can be: what is there is lost then.
+    parts.scoring.check_teacher(log)
+
+
+def _claim(parts: _Parts, overwrite: bool, extend: bool) -> ScoreFiles | None:
+    """Makes the directory the run's own, and opens the teacher's cached scores.
+
+    An existing run is removed only now, after everything else has been checked.
+    """
+    options, files = parts.run.options, parts.run.files
     if overwrite:
         processes.lead(files.clear)
-    if extend and files.has_fewer_steps(config):
-        _check_extension(options, distiller, files)
-        processes.lead(lambda: files.extend(config))
-    files.claim(config)
-    cached_scores = cache and cache.open()
+    if extend and files.has_fewer_steps(options):
+        _check_extension(parts)
+        processes.lead(lambda: files.extend(options))
+    files.claim(options)
+    return parts.cache and parts.cache.open()
 
-    state = placement.put_state(state)
-    identity = {"data": images.fingerprint, "teacher": teacher_source and teacher_source[1]}
-    # Which of a backbone's files is taken depends on what is installed; preprocessing goes by it.
-    if sha256 := info.initial_weights.get("sha256"):
+
+def _check_extension(parts: _Parts) -> None:
+    """Checks that no step of the run depends on the number of steps."""
+    options, distiller, files = parts.run.options, parts.distiller, parts.run.files
+    dependent = [f"the term {name}" for name in (distiller.depend_on_steps() if distiller else ())]
+    if optimizers.depends_on_steps(options.optimizer):
+        dependent.insert(0, f'the learning rate of "{options.optimizer.schedule}"')
+    if dependent:
+        raise UserError(
+            f"{files.path} holds a run of {files.read_options().steps} steps, which cannot go on "
+            f"to {options.steps}: {dependent[0]} depends on config.steps. To train its student "
+            f"further, choose another workdir and set config.student.checkpoint={files.path}"
+        )
+
+
+class _Trained(NamedTuple):
+    """The outcome of the training steps.
+
+    Attributes:
+      fitted: the last state and the cost of a step.
+      student: the variables of the exported student.
+      seconds: the time of all starts of the run.
+      scores: the scores by split and group.
+    """
+
+    fitted: Fitted
+    student: Variables
+    seconds: float
+    scores: dict[str, Scores]
+
+
+def _train(
+    parts: _Parts, scores: ScoreFiles | None, writers: Sequence[Writer], profile: Profile | None
+) -> tuple[_Trained, list[Example]]:
+    """Trains to the last step and scores the student that is exported."""
+    options, files, placement = parts.run.options, parts.run.files, parts.placement
+    checkpoints, first_step, state = _restore(parts)
+    own, writer = contextlib.ExitStack(), Writers([])
+    # Only the leading process writes.
+    if processes.leads():
+        writer = Writers([*_own_writers(own, parts.run, first_step), *writers])
+    earlier = files.history() if first_step else []
+    predictor = Predictor(parts.student, parts.info.preprocessing)
+    # With cached scores, only the evaluation runs the teacher.
+    teacher = parts.teacher and parts.teacher.in_step
+    pipeline = make_input_pipeline(
+        parts.images,
+        placement,
+        first_step=first_step,
+        steps=options.steps,
+        seed=options.seed,
+        clean_view=teacher is not None and options.teacher.view == "clean",
+        scores=scores,
+    )
+    train_step = build_step(
+        options,
+        PreprocessedNetwork(parts.student, parts.info.preprocessing),
+        teacher and PreprocessedNetwork(teacher.network, teacher.info.preprocessing),
+        parts.distiller,
+    )
+    started = time.perf_counter()
+    try:
+        fitted = fit(
+            state,
+            teacher and teacher.variables,
+            jit_step(pipeline.attach(train_step), state, placement),
+            pipeline.batches,
+            Intervals(
+                options.steps,
+                options.log_every,
+                options.eval_every,
+                options.checkpoint_every,
+                options.data.batch_size,
+            ),
+            Hooks(
+                writer,
+                lambda step, state: _evaluate(parts, predictor, writer, step, state),
+                checkpoints,
+                parts.interruption,
+                profile,
+            ),
+            first_step=first_step,
+            earlier=earlier,
+        )
+        seconds = logged_seconds(earlier) + time.perf_counter() - started
+        state = fitted.state
+        if options.export == "best" and checkpoints.best_step is not None:
+            state = checkpoints.restore(checkpoints.best_step, state)
+        found = parts.scoring.final_scores(predictor, state.student())
+        examples = parts.scoring.examples(predictor, state.student())
+    finally:
+        if profile:
+            profile.close()
+        error = sys.exc_info()[1]
+        # Report the first error, not the failure to close the log that follows from it.
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            own.close()
+        # Only these two errors reach all processes alike.
+        checkpoints.close(wait=error is None or isinstance(error, Diverged | Preempted))
+    return _Trained(fitted, placement.fetch(state.student()), seconds, found), examples
+
+
+def _restore(parts: _Parts) -> tuple[Checkpoints, int, TrainState]:
+    """Returns the checkpoints, the number of steps that are done, and the state on the devices."""
+    files, log, teacher = parts.run.files, parts.log, parts.teacher
+    identity = {"data": parts.images.fingerprint, "teacher": teacher and teacher.fingerprint}
+    # The installed packages decide which file of a backbone is read; preprocessing depends on it.
+    if sha256 := parts.info.initial_weights.get("sha256"):
         identity["weights"] = sha256
     checkpoints = Checkpoints(files.checkpoints, identity)
-    first_step, state, remarks = checkpoints.restore_latest(state)
+    first_step, state, remarks = checkpoints.restore_latest(parts.placement.put_state(parts.state))
     for remark in remarks:
         log.warning(f"{remark}; moved aside")
     if first_step:
         log.info(f"continues after step {first_step}")
     elif files.metrics.exists():
         log.info("begins again: the earlier start ended before its first checkpoint")
-    own, writer = contextlib.ExitStack(), Writers([])
-    # Those of the other processes write nothing.
-    if processes.leads():
-        own_writers = _own_writers(own, files, options.steps, first_step, log.run)
-        writer = Writers([*own_writers, *writers])
-    earlier = files.history() if first_step else []
-    predictor = Predictor(student, info.preprocessing)
-
-    def evaluate_state(step: int, state: TrainState) -> float:
-        weights, started = state.student(), time.perf_counter()
-        scores = scoring.scores(predictor, weights, options.data.val_split)
-        pictures = scoring.pictures(predictor, weights)
-        writer.scalars(
-            step,
-            {
-                "val/miou": scores.miou,
-                "val/pixel_accuracy": scores.pixel_accuracy,
-                "val/seconds": time.perf_counter() - started,
-            },
-        )
-        writer.images(step, pictures)
-        return scores.miou
-
-    # With cached scores, only evaluation runs the teacher.
-    step_teacher = None if cached_scores else teacher
-    train_step = assemble_step(
-        options,
-        PreprocessedNetwork(student, info.preprocessing),
-        step_teacher and PreprocessedNetwork(step_teacher.network, step_teacher.info.preprocessing),
-        distiller,
-    )
-    pipeline = make_input_pipeline(
-        images,
-        placement,
-        first_step=first_step,
-        steps=options.steps,
-        seed=options.seed,
-        clean_view=step_teacher is not None and options.teacher.view == "clean",
-        scores=cached_scores,
-    )
-    started = time.perf_counter()
-    with interruption:
-        try:
-            fitted = fit(
-                state,
-                step_teacher and step_teacher.variables,
-                pipeline.attach(train_step),
-                pipeline.batches,
-                batch_size=options.data.batch_size,
-                first_step=first_step,
-                steps=options.steps,
-                log_every=options.log_every,
-                eval_every=options.eval_every,
-                checkpoint_every=options.checkpoint_every,
-                placement=placement,
-                log=writer,
-                evaluate=evaluate_state,
-                checkpoints=checkpoints,
-                interruption=interruption,
-                profile=profile,
-                earlier=earlier,
-            )
-            seconds = logged_seconds(earlier) + time.perf_counter() - started
-            state = fitted.state
-            if options.export == "best" and checkpoints.best_step is not None:
-                state = checkpoints.restore(checkpoints.best_step, state)
-            scores = scoring.final_scores(predictor, state.student())
-            examples = scoring.examples(predictor, state.student())
-        finally:
-            if profile:
-                profile.close()
-            error = sys.exc_info()[1]
-            # Report the first error, not the failure to close the log that follows from it.
-            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-                own.close()
-            # All processes agree on these two.
-            checkpoints.close(wait=error is None or isinstance(error, Diverged | Preempted))
-        trained = placement.fetch(state.student())
-
-        def finish() -> None:
-            serialization.save(files.student, info, trained)
-            files.write_result(
-                {
-                    "role": role,
-                    "method": method,
-                    "seed": options.seed,
-                    "steps": options.steps,
-                    "learning_rate": options.optimizer.learning_rate,
-                    "parameters": sum(x.size for x in jax.tree.leaves(state.params["student"])),
-                    "seconds": seconds,
-                    "step_seconds": fitted.step_seconds,
-                    "step_processor_seconds": fitted.step_processor_seconds,
-                    "images_per_second": fitted.images_per_second,
-                    "platform": jax.default_backend(),
-                    "config_fingerprint": configuration.fingerprint(config),
-                    "step_flops": fitted.step_flops,
-                    "step_bytes": fitted.step_bytes,
-                    "teacher": teacher_source,
-                    "weights": dict(info.initial_weights),
-                    "scores": {split: value.as_dict() for split, value in scores.items()},
-                    "versions": environment.describe(),
-                }
-            )
-
-        # For which the others wait: the student may be the next one's teacher.
-        processes.lead(finish)
-        for split, value in scores.items():
-            log.info(
-                f"{split} mIoU {100 * value.miou:.2f} %{of_one_class(value.iou)}, "
-                f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
-            )
-        interruption.check(f"the run in {files.path} is done")
-    return TrainedRun(images, examples)
+    return checkpoints, first_step, state
 
 
-def _check_extension(options: RunOptions, distiller: Distiller | None, files: Workdir) -> None:
-    """Requires that no step of the run depends on the number of steps."""
-    dependent = [f"the term {name}" for name in (distiller.depend_on_steps() if distiller else ())]
-    if optimizers.depends_on_steps(options.optimizer):
-        dependent.insert(0, f'the learning rate of "{options.optimizer.schedule}"')
-    if dependent:
-        raise UserError(
-            f"{files.path} holds a run of {files.read_config().steps} steps, which cannot go on to "
-            f"{options.steps}: {dependent[0]} depends on config.steps. To train its student "
-            f"further, choose another workdir and set config.student.checkpoint={files.path}"
-        )
-
-
-def _own_writers(
-    own: contextlib.ExitStack, files: Workdir, steps: int, first_step: int, run: str
-) -> list[Writer]:
-    """Those that every run has; `own` closes them."""
+def _own_writers(own: contextlib.ExitStack, run: Run, first_step: int) -> list[Writer]:
+    """Opens the writers that every run has; `own` closes them."""
     resume_step = first_step or None
     made = [
-        JsonLines(files.metrics, resume_step=resume_step),
-        TensorBoard(files.tensorboard, resume_step=resume_step),
-        Console(steps, first_step, run),
+        JsonLines(run.files.metrics, resume_step=resume_step),
+        TensorBoard(run.files.tensorboard, resume_step=resume_step),
+        Console(run.options.steps, first_step, run.name),
     ]
     for writer in made:
         own.callback(writer.close)
     return [*made]
+
+
+def _evaluate(
+    parts: _Parts, predictor: Predictor, writer: Writers, step: int, state: TrainState
+) -> float:
+    """Scores a state on the validation split, writes scores and pictures, and returns the mIoU."""
+    weights, started = state.student(), time.perf_counter()
+    scores = parts.scoring.scores(predictor, weights, parts.run.options.data.val_split)
+    pictures = parts.scoring.pictures(predictor, weights)
+    writer.scalars(
+        step,
+        {
+            "val/miou": scores.miou,
+            "val/pixel_accuracy": scores.pixel_accuracy,
+            "val/seconds": time.perf_counter() - started,
+        },
+    )
+    writer.images(step, pictures)
+    return scores.miou
+
+
+def _finish(parts: _Parts, trained: _Trained) -> None:
+    """Writes the student and the result, and logs the scores."""
+    run, options, teacher = parts.run, parts.run.options, parts.teacher
+    fitted = trained.fitted
+
+    def write() -> None:
+        serialization.save(run.files.student, parts.info, trained.student)
+        run.files.write_result(
+            {
+                "role": run.role,
+                "method": run.method,
+                "seed": options.seed,
+                "steps": options.steps,
+                "learning_rate": options.optimizer.learning_rate,
+                "parameters": sum(x.size for x in jax.tree.leaves(trained.student["params"])),
+                "seconds": trained.seconds,
+                "step_seconds": fitted.step_seconds,
+                "step_processor_seconds": fitted.step_processor_seconds,
+                "images_per_second": fitted.images_per_second,
+                "platform": jax.default_backend(),
+                "config_fingerprint": options.fingerprint,
+                "step_flops": fitted.step_flops,
+                "step_bytes": fitted.step_bytes,
+                "teacher": teacher and [teacher.source, teacher.fingerprint],
+                "weights": dict(parts.info.initial_weights),
+                "scores": {split: value.as_dict() for split, value in trained.scores.items()},
+                "versions": environment.describe(),
+            }
+        )
+
+    # The other processes wait, because the student may be the next run's teacher.
+    processes.lead(write)
+    for split, value in trained.scores.items():
+        parts.log.info(
+            f"{split} mIoU {100 * value.miou:.2f} %{of_one_class(value.iou)}, "
+            f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
+        )
+    parts.interruption.check(f"the run in {run.files.path} is done")

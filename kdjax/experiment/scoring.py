@@ -1,11 +1,11 @@
-"""How good the student of a run is, in scores and in pictures."""
+"""Scores and pictures of the student of a run, next to its teacher."""
 
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
-from kdjax.config import Config, RunOptions, read
+from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
 from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate, predict_examples
@@ -22,13 +22,13 @@ from kdjax.utils.log import RunLogger
 
 
 class Scoring:
-    """Scores and pictures of a student beside its teacher; every process must ask for them.
+    """Scores a student and its teacher. Every process must call the methods together.
 
     Args:
-      options: those of the run.
-      images: what is predicted.
-      placement: where arrays live.
-      teacher: None where there is none that predicts these classes.
+      options: the options of the run.
+      images: the data set.
+      placement: the mesh.
+      teacher: the teacher, or None if no teacher predicts these classes.
       interruption: may stop an evaluation between two batches.
     """
 
@@ -45,7 +45,7 @@ class Scoring:
         self._placement = placement
         self._teacher = teacher
         self._interruption = interruption
-        # Found here, so that a wrong expression is an error before training.
+        # Here, so that a pattern without matches is an error before training.
         self._groups = images.test_groups() if options.data.test_split else {}
         self._examples = images.panel_examples()
         self._teacher_predictions = teacher and self._label_maps(
@@ -60,10 +60,10 @@ class Scoring:
         *,
         agreement: bool = False,
     ) -> Scores:
-        """Scores on a split, and on the groups of the test split.
+        """Returns the scores on a split, and on the groups of the test split.
 
         Raises:
-          Preempted: when the run is to stop.
+          Preempted: if the run must stop.
         """
         reference = None
         if agreement and self._teacher:
@@ -79,7 +79,7 @@ class Scoring:
         )
 
     def final_scores(self, predictor: Predictor, variables: Variables) -> dict[str, Scores]:
-        """Scores with agreement by split, and by group of the test split as "test/group"."""
+        """Returns the scores with agreement by split, and by group as "test/group"."""
         data, found = self._options.data, {}
         for split in filter(None, (data.val_split, data.test_split)):
             found[split] = self.scores(predictor, variables, split, agreement=True)
@@ -87,13 +87,17 @@ class Scoring:
         return found
 
     def check_teacher(self, log: RunLogger) -> None:
-        """Evaluates the teacher before anything is learned from it, and logs its mIoU."""
+        """Evaluates the teacher before training, and logs its mIoU.
+
+        Raises:
+          UserError: if the mIoU is below `config.teacher.min_miou`.
+        """
         teacher, options = self._teacher, self._options
         if teacher is None:
             return
         scores = self.scores(teacher.predictor, teacher.variables, options.data.val_split)
         info = teacher.info
-        # Networks of a user's own have no width that kdjax knows of.
+        # A user's network has no width that kdjax knows.
         width = "" if imports.SEPARATOR in info.name else f"width {info.width}, "
         log.info(
             f"teacher {info.name} ({width}weights {info.fingerprint}) has "
@@ -106,13 +110,13 @@ class Scoring:
             )
 
     def examples(self, predictor: Predictor, variables: Variables) -> list[Example]:
-        """A few examples with what "teacher", where there is one, and "student" predict."""
+        """Returns a few examples with the predictions of "student" and, if any, "teacher"."""
         teacher = {"teacher": self._teacher_predictions} if self._teacher_predictions else {}
         student = self._label_maps(predictor, variables)
         return with_predictions(self._examples, {**teacher, "student": student})
 
     def pictures(self, predictor: Predictor, variables: Variables) -> dict[str, np.ndarray]:
-        """Image, label, teacher and student of a few examples, side by side."""
+        """Returns image, label, teacher, and student of a few examples, side by side."""
         names = [f"val/{example['name']}" for example in self._examples]
         return {
             name: figures.panel_image(
@@ -131,11 +135,11 @@ class Scoring:
 def with_predictions(
     examples: Sequence[Mapping[str, np.ndarray]], predictions: Mapping[str, Sequence[np.ndarray]]
 ) -> list[Example]:
-    """Examples as a report shows them.
+    """Returns examples with predictions, for a report.
 
     Args:
-      examples: each `image` [H, W, 3] and `label` [H, W].
-      predictions: by network, the label map [H, W] of each example.
+      examples: dicts with `image` [H, W, 3] and `label` [H, W].
+      predictions: the label map [H, W] of each example, by network.
     """
     return [
         Example(
@@ -148,20 +152,23 @@ def with_predictions(
 
 
 def score_checkpoint(
-    config: Config, files: Workdir, checkpoint: str, role: Role, data: SegmentationSet | None = None
+    options: RunOptions,
+    files: Workdir,
+    checkpoint: str,
+    role: Role,
+    data: SegmentationSet | None = None,
 ) -> None:
-    """Writes the scores of a network that no run of the comparison trained, as a run's result.
+    """Writes the scores of a network that no run of a comparison trained, as a run's result.
 
-    Nothing is done where they are there, or where it scores other classes than those of the data.
+    Does nothing if the scores exist, or if the network has other classes than the data.
 
     Args:
-      config: says on what it is scored.
-      files: where the result is written.
-      checkpoint: the network checkpoint, or the workdir of a finished run.
-      role: what it is there for, and what it is called in tables.
-      data: as `Images` takes it.
+      options: the config, whose data set is used.
+      files: the directory for the result.
+      checkpoint: the network checkpoint, or the directory of a finished run.
+      role: the role of the network, which is also its name in tables.
+      data: the data set if it is an object, as `Images` takes it.
     """
-    options = read(config)
     images, placement = Images(options.data, data), Placement(options.mesh)
     network = TrainedNetwork.load(checkpoint, dtype=options.teacher.dtype)
     network = ordered_teacher(network, options.teacher, images.class_names)

@@ -1,4 +1,4 @@
-"""What lies where in the workdir of a run, and whose it is."""
+"""The directory of a run: its files, its lock, and the config that it belongs to."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from kdjax import config as configuration
-from kdjax.config import Config
+from kdjax.config import Config, RunOptions
 from kdjax.models import serialization
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.reporting.results import RunSummary
@@ -20,11 +20,11 @@ from kdjax.utils.errors import UserError
 from kdjax.utils.files import absolute, reachable, read_json, to_json, write_atomically
 from kdjax.utils.lock import Lock
 
-# The keys of a config whose values are paths, beside the `data_dir` of every set.
+# The keys of a config whose values are paths, besides the `data_dir` of every set.
 CHECKPOINTS = ("student.checkpoint", "student.backbone", "teacher.backbone", "teacher.checkpoint")
 PATHS = (*CHECKPOINTS, "teacher.cache", "teacher.logits")
 TEACHER = "teacher.checkpoint"
-# Some of what every config has, and no config.json of another program.
+# Sections of every config, which tell it from the config.json of another program.
 _SECTIONS = {"data", "student", "teacher", "terms", "optimizer"}
 
 SUMMARY_FIELDS = (
@@ -48,10 +48,10 @@ class Workdir:
     """The files of one run, local or `gs://`.
 
     Args:
-      path: the directory; nothing is written before `claim`.
+      path: the directory. Nothing is written before `claim`.
 
     Raises:
-      UserError: when its store does not answer.
+      UserError: if its store does not answer.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -69,14 +69,14 @@ class Workdir:
 
     @contextlib.contextmanager
     def hold(self, patience: float = 0.0) -> Iterator[None]:
-        """Keeps other runs out of the workdir; the processes of one run hold it together.
+        """Locks the directory for all processes of this run.
 
         Args:
-          patience: seconds to wait for a run that is there and about to end.
+          patience: seconds to wait for another run to end.
 
         Raises:
-          UserError: naming the process that is at work there; or when the path cannot be written
-            to.
+          UserError: if another run is active there, which the message names, or if the path cannot
+            be written to.
         """
         lock = Lock(
             self.path / ".lock",
@@ -97,20 +97,18 @@ class Workdir:
         finally:
             lock.release()
 
-    def claim(self, config: Config) -> None:
-        """Writes the config, or checks that it is the one that the workdir was made with.
+    def claim(self, options: RunOptions) -> None:
+        """Writes the config, or checks that the directory was made with the same one.
 
-        Paths are the same that lead to the same file; a teacher is the same that has the same
-        weights, wherever it lies: a comparison may be called by another path, or moved.
-
-        Among several processes all check and the first writes.
+        Paths are equal if they lead to the same file, and teachers if they have the same weights,
+        because a comparison may be moved or called by another path. All processes check, and the
+        first one writes.
 
         Raises:
-          UserError: naming the keys that differ; or when the path cannot be written to.
+          UserError: if the config differs, or the path cannot be written to.
         """
-        text = configuration.to_json(config)
         if self.config.exists():
-            there, here = self._differences(config)
+            there, here = self._differences(options)
             if changed := sorted(there):
                 listed = ", ".join(
                     f"config.{key} {there.get(key)!r} there, {here.get(key)!r} now"
@@ -125,29 +123,29 @@ class Workdir:
         if not processes.leads():
             return
         try:
-            write_atomically(self.config, text)
+            write_atomically(self.config, options.stored)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot write to --workdir {self.path}: {reason}") from error
 
-    def has_fewer_steps(self, config: Config) -> bool:
-        """Returns True if the run differs from `config` by fewer steps, and by nothing else."""
+    def has_fewer_steps(self, options: RunOptions) -> bool:
+        """Returns True if the run differs from `options` only in having fewer steps."""
         if not self.config.exists():
             return False
-        there, here = self._differences(config)
+        there, here = self._differences(options)
         return there.keys() == {"steps"} and there["steps"] < here["steps"]
 
-    def extend(self, config: Config) -> None:
-        """Gives the run the steps of `config`: it is no longer finished, and has no report."""
+    def extend(self, options: RunOptions) -> None:
+        """Gives the run the steps of `options`. It is then unfinished and has no report."""
         for path in (self.result, self.report):
             path.unlink(missing_ok=True)
-        write_atomically(self.config, configuration.to_json(config))
+        write_atomically(self.config, options.stored)
 
-    def check_clear(self, config: Config) -> None:
-        """Checks that `clear` removes a run of kdjax, and nothing that `config` begins with.
+    def check_clear(self, options: RunOptions) -> None:
+        """Checks that `clear` removes a run of kdjax, and no network that `options` begins with.
 
         Raises:
-          UserError: naming what it would remove.
+          UserError: if `clear` would remove something else.
         """
         if not self.config.exists():
             return
@@ -164,7 +162,7 @@ class Workdir:
         here = absolute(self.path)
         for key in CHECKPOINTS:
             section, name = key.split(".")
-            path = config[section][name]
+            path = getattr(getattr(options, section), name)
             if path not in ("", IMAGENET_WEIGHTS) and here in (
                 absolute(path),
                 *absolute(path).parents,
@@ -175,16 +173,16 @@ class Workdir:
                 )
 
     def clear(self) -> None:
-        """Removes the run that `check_clear` found there, and leaves everything else.
+        """Removes the files of the run, and nothing else.
 
         Raises:
-          UserError: when something cannot be removed.
+          UserError: if a file cannot be removed.
         """
         if not self.config.exists():
             return
         files = (self.result, self.diverged, self.report, self.examples, self.metrics)
         folders = (self.tensorboard, self.profile, self.checkpoints, self.student)
-        # The config last: what a killed process leaves is still known to be a run.
+        # The config last, so that the rest of an interrupted removal is still known to be a run.
         for path in (*files, *folders, self.config):
             try:
                 if path in folders and path.is_dir() and not os.path.islink(path):
@@ -194,22 +192,21 @@ class Workdir:
             except OSError as error:
                 raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
 
-    def read_config(self) -> Config:
-        """The config of the run that the workdir holds.
+    def read_options(self) -> RunOptions:
+        """Returns the config of the run, without its terms and its comparison.
+
+        Terms of an earlier version, or of a user's module that is gone, must not keep a student
+        from being evaluated.
 
         Raises:
-          UserError: when it holds none, or what is there is no config.
+          UserError: if the directory holds no valid config.
         """
-        if not self.config.exists():
-            raise UserError(f"{self.path}: no run here (config.json is missing)")
-        try:
-            return configuration.from_json(self.config.read_text())
-        # Whatever is in it instead: no JSON, another program's, values of other types.
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{self.config}: damaged, or not the config of a run") from error
+        config, without = self._read_config(), configuration.default()
+        config.terms, config.compare = without.terms, without.compare
+        return configuration.typed(config)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Writes what the run came to; a workdir with a result is a finished one."""
+        """Writes the result. A directory with a result holds a finished run."""
         write_atomically(self.result, to_json(result))
 
     def is_finished(self) -> bool:
@@ -232,10 +229,10 @@ class Workdir:
             )
 
     def read_result(self) -> dict[str, Any]:
-        """What `write_result` wrote; None stands for NaN.
+        """Returns the result. None stands for NaN.
 
         Raises:
-          UserError: when the file is damaged.
+          UserError: if the file is damaged.
         """
         return read_json(self.result)
 
@@ -244,24 +241,24 @@ class Workdir:
         write_atomically(self.diverged, to_json({"reason": reason}))
 
     def why_diverged(self) -> str:
-        """The reason that `note_divergence` wrote."""
+        """Returns the reason that `note_divergence` wrote."""
         return read_json(self.diverged)["reason"]
 
     def miou(self, split: str) -> float:
-        """MIoU of the finished run; NaN where it diverged, or no pixel has a label."""
+        """Returns the mIoU, or NaN if the run diverged or no pixel has a label."""
         if self.diverged.exists():
             return math.nan
         return _number(self.read_result()["scores"][split]["miou"])
 
     def history(self) -> list[dict[str, Any]]:
-        """What the run has logged, a record for each time, oldest first."""
+        """Returns the log of the run, a record for each line, oldest first."""
         return read_metrics(self.metrics) if self.metrics.exists() else []
 
     def summary(self, split: str) -> RunSummary:
-        """The finished run as tables and reports show it, with its scores on a split."""
+        """Returns the finished run, with its scores on a split, for tables and reports."""
         result = self.read_result()
         scores = result["scores"][split]
-        # Not all fields are in results of older versions.
+        # Results of older versions lack some fields.
         fields: dict[str, Any] = {field: result.get(field) for field in SUMMARY_FIELDS}
         return RunSummary(
             **fields,
@@ -272,10 +269,17 @@ class Workdir:
             history=self.history(),
         )
 
-    def _differences(self, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the values that differ, by key: those of the workdir, and those of `config`."""
-        # A key that an older version did not write has its default there.
-        there, here = (_leaves(configuration.to_json(x)) for x in (self.read_config(), config))
+    def _read_config(self) -> Config:
+        if not self.config.exists():
+            raise UserError(f"{self.path}: no run here (config.json is missing)")
+        try:
+            return configuration.from_json(self.config.read_text())
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{self.config}: damaged, or not the config of a run") from error
+
+    def _differences(self, options: RunOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the values that differ, by key: those stored, and those of `options`."""
+        there, here = _leaves(configuration.to_json(self._read_config())), _leaves(options.stored)
         changed = [
             key
             for key in there.keys() | here.keys()
@@ -284,7 +288,7 @@ class Workdir:
         return {key: there.get(key) for key in changed}, {key: here.get(key) for key in changed}
 
     def _alike(self, key: str, there: Any, here: Any) -> bool:
-        """Whether a value of the config that is there means what the same key means now."""
+        """Returns True if a stored value has the meaning of the present one."""
         if there == here:
             return True
         is_path = key in PATHS or key.endswith("data_dir")
@@ -292,15 +296,15 @@ class Workdir:
             return False
         if absolute(there) == absolute(here):
             return True
-        # Unless something says which weights the teacher had, no checkpoint was written, or one was
-        # that says so itself and is not continued with another teacher.
+        # If nothing tells the weights of the teacher, the run has no checkpoint, or a checkpoint
+        # that names them itself and refuses another teacher.
         return key == TEACHER and self._teacher_fingerprint(there) in (
             None,
             serialization.fingerprint_in(here),
         )
 
     def _teacher_fingerprint(self, path: str) -> str | None:
-        """The fingerprint of the run's teacher, of which its config says the path."""
+        """Returns the fingerprint of the run's teacher, given the path in its config."""
         if self.result.exists():
             _, fingerprint = self.read_result().get("teacher") or (None, None)
             return fingerprint
@@ -312,7 +316,7 @@ def _number(value: float | None) -> float:
 
 
 def _leaves(text: str) -> dict[str, Any]:
-    """The values of a config by dotted key."""
+    """Returns the values of a config by dotted key."""
 
     def flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         leaves: dict[str, Any] = {}

@@ -15,8 +15,7 @@ from kdjax.models import NNXNetwork, Preprocessing, Segmenter, Variables
 from kdjax.models.options import IMAGENET_WEIGHTS, NetworkOptions
 from kdjax.models.registry import BACKBONES
 from kdjax.utils.environment import cache_folder
-from kdjax.utils.errors import UserError
-from kdjax.utils.schema import WrongValue
+from kdjax.utils.errors import UserError, WrongValue
 
 FOLDER = "KDJAX_WEIGHTS"  # variable of the environment
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from kdjax.utils import schema
-from kdjax.utils.schema import Section, WrongValue
+from kdjax.utils.errors import WrongValue
+from kdjax.utils.schema import Section
 
 # The type in which a network computes. Its parameters are float32.
 Dtype = Literal["float32", "bfloat16"]

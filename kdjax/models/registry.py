@@ -41,8 +41,7 @@ from kdjax.models.segmenter import (
 )
 from kdjax.models.swin import SwinTransformer
 from kdjax.utils import imports, schema
-from kdjax.utils.errors import RAISED_BY_USERS, UserError
-from kdjax.utils.schema import WrongValue
+from kdjax.utils.errors import RAISED_BY_USERS, UserError, WrongValue
 
 
 class Family(NamedTuple):

@@ -11,7 +11,7 @@ from kdjax import config as configuration
 from kdjax.config import Config, RunOptions
 from kdjax.distillation import need_teacher
 from kdjax.distillation.feature_maps import SCORES, array_of
-from kdjax.experiment.assembly import assemble_distiller, assemble_state, assemble_step
+from kdjax.experiment.build import build_distiller, build_state, build_step
 from kdjax.models import Network, Variables, make_network, serialization
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.folding import FrozenNetwork, can_freeze
@@ -116,7 +116,6 @@ def make_program(
       UserError: if the config has a mistake, names no teacher or a cached one, or has terms that do
         not match the networks, or if the devices cannot share the batch evenly.
     """
-    configuration.validate(config)
     options = configuration.read(config)
     if options.teacher.cache:
         raise UserError(
@@ -133,7 +132,7 @@ def make_program(
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
     teacher, start_teacher = _teacher(options, num_classes)
     variables, frozen = jax.eval_shape(start_student), jax.eval_shape(start_teacher)
-    distiller = assemble_distiller(
+    distiller = build_distiller(
         options,
         (student, variables),
         (teacher, frozen) if teacher and frozen is not None else None,
@@ -141,10 +140,10 @@ def make_program(
     )
 
     def start() -> tuple[TrainState, Variables | None]:
-        return assemble_state(options, start_student(), distiller), start_teacher()
+        return build_state(options, start_student(), distiller), start_teacher()
 
     state, _ = jax.eval_shape(start)
-    step = assemble_step(
+    step = build_step(
         options,
         PreprocessedNetwork(student, preprocessing_of(student)),
         PreprocessedNetwork(teacher, preprocessing_of(teacher)) if teacher else None,

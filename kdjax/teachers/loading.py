@@ -1,58 +1,85 @@
-"""The teacher of a run: its network, or the scores that it left in files."""
+"""The teacher of a run: its network, or its scores in files."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
-from kdjax.distillation import need_teacher
+from kdjax.distillation import Spec, need_teacher
 from kdjax.evaluation.evaluator import TrainedNetwork
+from kdjax.models import Network, Variables
 from kdjax.models.options import TeacherOptions
 from kdjax.models.serialization import NetworkInfo
+from kdjax.teachers.cache import NetworkScores, TeacherScores
 from kdjax.teachers.precomputed_logits import PrecomputedLogits
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
 from kdjax.utils.log import RunLogger
 
 
-def precomputed_logits(options: RunOptions, images: Images) -> PrecomputedLogits | None:
-    """Returns the scores of `config.teacher.logits`, or None if no term needs scores from files.
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A teacher as a network, or as scores that it left in files.
 
-    Raises:
-      UserError: if the files do not match the images.
+    Attributes:
+      source: the path of the checkpoint or of the files.
+      fingerprint: identifies the weights or the files.
+      network: the network, on the devices. None for files.
+      scores: the scores that the cache is made from. None if every step runs the network.
+      maps: the network and its variables, or the maps of the files, as
+        `kdjax.experiment.build.build_distiller` takes them.
     """
-    if not options.teacher.logits or not need_teacher(options.terms):
-        return None
-    return PrecomputedLogits(options.teacher.logits, images, options.data.train_split)
+
+    source: str
+    fingerprint: str
+    network: TrainedNetwork | None
+    scores: TeacherScores | None
+    maps: tuple[Network, Variables] | Mapping[str, Spec]
+
+    @property
+    def in_step(self) -> TrainedNetwork | None:
+        """The network, if every step runs it."""
+        return None if self.scores else self.network
 
 
 def load_teacher(
     options: RunOptions, images: Images, placement: Placement, log: RunLogger
-) -> TrainedNetwork | None:
+) -> Teacher | None:
     """Loads the teacher and puts its variables on the devices; returns None if no term needs it.
 
     Raises:
-      UserError: if the config names no teacher, or the checkpoint holds a different network.
+      UserError: if the config names no teacher, the checkpoint holds another network, or the files
+        do not match the images.
     """
+    wanted = options.teacher
     if not need_teacher(options.terms):
         return None
-    if not options.teacher.checkpoint:
+    if wanted.logits:
+        files = PrecomputedLogits(wanted.logits, images, options.data.train_split)
+        return Teacher(wanted.logits, files.fingerprint, None, files, files.specs)
+    if not wanted.checkpoint:
         raise UserError(
             "config.terms need a teacher: set config.teacher.checkpoint to a network checkpoint, "
             'the workdir of a finished run, or "package.module:attribute" of a trained network; or '
             "config.teacher.logits to the scores of a teacher that ran elsewhere"
         )
-    wanted = options.teacher
-    teacher = TrainedNetwork.load(wanted.checkpoint, dtype=wanted.dtype)
-    _check_described(wanted, teacher.info)
-    if wanted.min_miou and not comparable(teacher, images):
+    network = TrainedNetwork.load(wanted.checkpoint, dtype=wanted.dtype)
+    _check_described(wanted, network.info)
+    if wanted.min_miou and not comparable(network, images):
         raise UserError(
             f"config.teacher.min_miou is {wanted.min_miou}, but {wanted.checkpoint} scores "
-            f"{teacher.info.num_classes} classes and the data have {images.num_classes}, so that "
+            f"{network.info.num_classes} classes and the data have {images.num_classes}, so that "
             "its mIoU is not known; set min_miou to 0"
         )
-    teacher = ordered_teacher(teacher.frozen(wanted.dtype), wanted, images.class_names, log)
-    return dataclasses.replace(teacher, variables=placement.put_state(teacher.variables))
+    network = ordered_teacher(network.frozen(wanted.dtype), wanted, images.class_names, log)
+    network = dataclasses.replace(network, variables=placement.put_state(network.variables))
+    return Teacher(
+        wanted.checkpoint,
+        network.info.fingerprint,
+        network,
+        NetworkScores(options, images, network) if wanted.cache else None,
+        (network.network, network.variables),
+    )
 
 
 def ordered_teacher(

@@ -1,6 +1,7 @@
-"""The training loop: step, log, evaluate, save, in that order, until asked to stop."""
+"""The training loop: step, log, evaluate, save, until the last step or a stop signal."""
 
 import collections
+import dataclasses
 import math
 import signal
 import statistics
@@ -24,16 +25,18 @@ from kdjax.utils.errors import Preempted, UserError
 
 Item = TypeVar("Item")
 
-# Several processes read what they agreed on this many points later, so that asking waits for
-# nothing: by then the devices have long answered.
+# Several processes read their agreement this many calls of `reached` later, when the devices have
+# long computed it, so that asking never waits.
 DELAY = 2
+# Steps that may be running on the device before the host reads their metrics.
+IN_FLIGHT = 2
 
 
 class Interruption:
     """Inside this context, SIGTERM and SIGINT ask the run to stop instead of ending the process.
 
-    A second SIGINT interrupts at once. Among several processes, one that is asked stops all. In
-    other threads than the main one, where Python handles no signals, they are left as they are.
+    A second SIGINT interrupts at once. If one of several processes is asked, all stop. In threads
+    other than the main one, where Python handles no signals, signals keep their effect.
     """
 
     def __init__(self) -> None:
@@ -42,7 +45,7 @@ class Interruption:
         self._hearer = -1
         self._answers: collections.deque[jax.Array] = collections.deque()
         self._alone = not jax.distributed.is_initialized()
-        # Which takes the devices, that a process may leave to its children.
+        # The rest takes the devices, which a single process may leave to its children.
         if self._alone:
             return
         mesh = Mesh(np.array(jax.devices()), ("all",), (AxisType.Auto,))
@@ -54,7 +57,7 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is not threading.main_thread():
             return self
-        # Whoever hears of signals in a thread of its own would end the process.
+        # A thread that reads the wakeup file would end the process.
         self._hearer = signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._earlier[number] = signal.signal(number, self._ask)
@@ -72,7 +75,7 @@ class Interruption:
             signal.set_wakeup_fd(self._hearer)
 
     def reached(self) -> bool:
-        """Whether to save and stop here; every process must ask at the same points."""
+        """Returns True if the run must stop. Every process must ask at the same points."""
         if self._alone:
             return self._asked
         mine = np.full(jax.local_device_count(), self._asked)
@@ -80,13 +83,13 @@ class Interruption:
         return len(self._answers) > DELAY and bool(self._answers.popleft())
 
     def check(self, done: str) -> None:
-        """Ends here where any process was asked to, even just now; every process must come here.
+        """Stops if any process has received a stop signal. Every process must call this.
 
         Args:
-          done: what was saved, which the error says.
+          done: the saved work, for the error's message.
 
         Raises:
-          Preempted: where the run is to stop.
+          Preempted: if the run must stop.
         """
         if self._asked if self._alone else multihost_utils.process_allgather(self._asked).any():
             raise Preempted(done)
@@ -95,7 +98,7 @@ class Interruption:
         """Yields the items.
 
         Raises:
-          Preempted: in place of the next item, where the run is to stop.
+          Preempted: in place of the next item, if the run must stop.
         """
         for item in items:
             if self.reached():
@@ -109,32 +112,70 @@ class Interruption:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Steps that may be under way on the device before the host looks at their metrics.
-IN_FLIGHT = 2
-
-
 class Diverged(UserError):
-    """The loss is no longer a number."""
+    """The loss is not finite."""
 
 
 class Log(Protocol):
-    """Takes the numbers of a step by name."""
+    """Receives the numbers of a step by name."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...  # noqa: D102
 
 
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """The length of a training and how often it reports.
+
+    Attributes:
+      steps: steps in all.
+      log_every: steps between two log lines. Each line holds means over the steps since the last.
+      eval_every: steps between two evaluations.
+      checkpoint_every: steps between two checkpoints besides those of evaluations; 0 for none.
+      batch_size: images in a batch of all processes together, for the images per second.
+    """
+
+    steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What a training calls.
+
+    Attributes:
+      log: receives `train/...` values. `step_seconds` is the time of a step,
+        `step_processor_seconds` the processor time of all threads of this process, `input_wait` the
+        share of the time that the host waited for a batch, and `checkpoint_seconds` the time of
+        saving since the last line. Times exclude the first step after a start. The first line also
+        holds the values of `kdjax.training.profiling.step_cost`.
+      evaluate: returns the mIoU of a state, given the step and the state.
+      checkpoints: saves the state.
+      interruption: says when to save and stop.
+      profile: traces some of the steps.
+    """
+
+    log: Log
+    evaluate: Callable[[int, TrainState], float]
+    checkpoints: Checkpoints
+    interruption: Interruption
+    profile: Profile | None = None
+
+
 class Fitted(NamedTuple):
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
       state: the state after the last step.
-      step_seconds: of a step, the median of what was logged; None if nothing was, as by a run of
-        one step.
-      step_processor_seconds: of all of this process's threads on the processor; likewise.
-      images_per_second: likewise.
-      step_flops: of a step on all devices, as `kdjax.training.profiling.step_cost` says; None where
-        no step was done, or it is not known.
-      step_bytes: what a device holds during a step; likewise.
+      step_seconds: the time of a step, the median of the log lines. None without a log line, as in
+        a run of one step.
+      step_processor_seconds: the processor time of a step, of all threads of this process.
+      images_per_second: the images per second.
+      step_flops: the operations of a step on all devices, from
+        `kdjax.training.profiling.step_cost`. None if no step was done or the number is unknown.
+      step_bytes: the bytes that a device holds during a step.
     """
 
     state: TrainState
@@ -145,144 +186,169 @@ class Fitted(NamedTuple):
     step_bytes: float | None
 
 
-def fit(
-    state: TrainState,
-    teacher_state: Variables | None,
-    train_step: TrainStep,
-    batches: Iterator[Batch],
-    *,
-    batch_size: int,
-    first_step: int,
-    steps: int,
-    log_every: int,
-    eval_every: int,
-    checkpoint_every: int,
-    placement: Placement,
-    log: Log,
-    evaluate: Callable[[int, TrainState], float],
-    checkpoints: Checkpoints,
-    interruption: Interruption,
-    profile: Profile | None = None,
-    earlier: Sequence[Mapping[str, float | None]] = (),
-) -> Fitted:
-    """Trains from `first_step` to `steps`.
-
-    Every `eval_every` steps and at the end, the state is evaluated first and then saved with its
-    mIoU. A run that continues from a checkpoint of such a step without a mIoU was stopped in that
-    evaluation, and makes it first.
+def jit_step(train_step: TrainStep, state: TrainState, placement: Placement) -> Any:
+    """Returns the step under `jax.jit`. It gives up the state's buffers.
 
     Args:
-      state: the state after `first_step` steps; its buffers are given up.
-      teacher_state: the frozen teacher, or None.
       train_step: as `kdjax.training.step.make_train_step` returns it.
-      batches: those of the steps from `first_step` on, on the devices.
-      batch_size: images in a batch of all processes together, for the rate.
-      first_step: steps that were done before.
-      steps: steps in all.
-      log_every: steps between two log lines, each the mean over the steps since the last.
-      eval_every: steps between two evaluations.
-      checkpoint_every: steps between two checkpoints, beside those of the evaluations; 0 for none.
-      placement: where arrays live.
-      log: takes `train/...` values: `step_seconds` is the time of a step, `step_processor_seconds`
-        that of all of this process's threads on the processor, `input_wait` the share of the former
-        that the host waited for a batch, `checkpoint_seconds` what saving has cost since the
-        last line. Times leave out the first step of a start. The first line also has what
-        `kdjax.training.profiling.step_cost` says.
-      evaluate: called with the step and the state; returns the mIoU.
-      checkpoints: where the state is saved.
-      interruption: says when to save and stop.
-      profile: traces some of the steps.
-      earlier: what earlier starts of the run gave to their `log`; the figures are of all of them.
-
-    Returns:
-      The last state, and what a step took.
-
-    Raises:
-      Diverged: at the first step with a metric that is not finite, naming step and metric.
-      Preempted: when the run was asked to stop; the state is saved.
+      state: a state on the devices, whose shardings the next states get.
+      placement: the mesh.
     """
-    step_fn = jax.jit(
+    return jax.jit(
         train_step,
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), placement.replicated),
         compiler_options=compiler_options(placement.platform),
     )
-    clock = Clock(batch_size)
-    pending: collections.deque[tuple[int, Metrics]] = collections.deque()
-    window: list[dict[str, float]] = []
-    cost: dict[str, float] = {}
-    logged: list[Mapping[str, float | None]] = list(earlier)
 
-    def settle(limit: int) -> None:
-        while len(pending) > limit:
-            step, metrics = pending.popleft()
-            window.append(_finite(step, metrics, checkpoints))
 
-    def save(step: int, miou: float | None = None) -> None:
-        settle(0)
-        with clock.saving():
-            checkpoints.save(step, state, miou)
+def fit(
+    state: TrainState,
+    teacher: Variables | None,
+    step_fn: Any,
+    batches: Iterator[Batch],
+    intervals: Intervals,
+    hooks: Hooks,
+    *,
+    first_step: int = 0,
+    earlier: Sequence[Mapping[str, float | None]] = (),
+) -> Fitted:
+    """Trains from `first_step` to the last step.
 
-    def score(step: int) -> None:
-        settle(0)
-        with clock.paused():
-            try:
-                miou = evaluate(step, state)
-            except Preempted:
-                save(step)
-                raise _stopped(step) from None
-        save(step, miou)
+    After every `eval_every` steps and at the end, the state is first evaluated and then saved with
+    its mIoU. If a run continues from the checkpoint of such a step and the checkpoint has no mIoU,
+    the run was stopped during that evaluation, which therefore comes first.
 
-    def scored_at(step: int) -> bool:
-        return step > 0 and (step % eval_every == 0 or step == steps)
+    Args:
+      state: the state after `first_step` steps. Its buffers are given up.
+      teacher: the variables of the frozen teacher, or None.
+      step_fn: as `jit_step` returns it.
+      batches: the batches of the steps after `first_step`, on the devices.
+      intervals: the number of steps, and when to log, evaluate, and save.
+      hooks: what the training calls.
+      first_step: the number of steps that were done before.
+      earlier: the log lines of earlier starts of the run. The result includes them.
 
-    if scored_at(first_step) and not checkpoints.is_scored(first_step):
-        score(first_step)
-    for step in range(first_step + 1, steps + 1):
-        if interruption.reached():
-            save(step - 1)
+    Raises:
+      Diverged: at the first step with a metric that is not finite. The message names both.
+      Preempted: if the run was asked to stop. The state is saved.
+    """
+    loop = _Loop(state, intervals, hooks, [*earlier])
+    loop.evaluate_if_missed(first_step)
+    for step in range(first_step + 1, intervals.steps + 1):
+        if hooks.interruption.reached():
+            loop.save(step - 1)
             raise _stopped(step - 1)
-        if profile:
-            profile.begin(step)
-        with clock.waiting():
+        if hooks.profile:
+            hooks.profile.begin(step)
+        with loop.clock.waiting():
             batch = next(batches)
-        if step == first_step + 1:
-            cost = step_cost(step_fn, state, teacher_state, batch)
-        state, metrics = step_fn(state, teacher_state, batch)
-        pending.append((step, metrics))
-        if profile:
-            profile.end(step, metrics)
-        if step == first_step + 1:
-            # The first step is compiled and fills the input pipeline: no line has its time.
-            settle(0)
-            clock.begin()
+        first = step == first_step + 1
+        if first:
+            loop.cost = step_cost(step_fn, loop.state, teacher, batch)
+        loop.state, metrics = step_fn(loop.state, teacher, batch)
+        if hooks.profile:
+            hooks.profile.end(step, metrics)
+        loop.count(step, metrics, first)
+        loop.report(step)
+    return loop.result()
+
+
+class _Loop:
+    """The state of a training between steps."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        intervals: Intervals,
+        hooks: Hooks,
+        logged: list[Mapping[str, float | None]],
+    ):
+        self.state = state
+        self.clock = Clock(intervals.batch_size)
+        self.cost: dict[str, float] = {}
+        self._intervals, self._hooks = intervals, hooks
+        self._logged = logged
+        self._pending: collections.deque[tuple[int, Metrics]] = collections.deque()
+        # The metrics of the steps since the last log line.
+        self._window: list[dict[str, float]] = []
+
+    def count(self, step: int, metrics: Metrics, first: bool) -> None:
+        """Takes the metrics of a step that may still be running."""
+        self._pending.append((step, metrics))
+        if first:
+            # This step includes compilation and the start of the input pipeline, so no line counts
+            # its time.
+            self._settle(0)
+            self.clock.begin()
         else:
-            clock.steps += 1
-            settle(IN_FLIGHT)
-        if step % log_every == 0 or step == steps:
-            settle(0)
-            means = {f"train/{key}": float(np.mean([m[key] for m in window])) for key in metrics}
-            line = means | clock.read() | cost
-            logged.append(line)
-            log.scalars(step, line)
-            window.clear()
-            cost = {}
-        if scored_at(step):
-            score(step)
-        elif checkpoint_every and step % checkpoint_every == 0:
-            save(step)
+            self.clock.steps += 1
+            self._settle(IN_FLIGHT)
 
-    def found(key: str) -> list[float]:
-        values = [line.get(f"train/{key}") for line in logged]
-        return [value for value in values if value is not None]
+    def report(self, step: int) -> None:
+        """Logs, evaluates, and saves if it is time."""
+        every = self._intervals
+        if step % every.log_every == 0 or step == every.steps:
+            self._log(step)
+        if self._evaluated_at(step):
+            self._evaluate(step)
+        elif every.checkpoint_every and step % every.checkpoint_every == 0:
+            self.save(step)
 
-    medians = ("step_seconds", "step_processor_seconds", "images_per_second")
-    return Fitted(
-        state,
-        **{key: statistics.median(found(key)) if found(key) else None for key in medians},
-        # Of the last start.
-        **{key: next(reversed(found(key)), None) for key in ("step_flops", "step_bytes")},
-    )
+    def save(self, step: int, miou: float | None = None) -> None:
+        self._settle(0)
+        with self.clock.saving():
+            self._hooks.checkpoints.save(step, self.state, miou)
+
+    def evaluate_if_missed(self, step: int) -> None:
+        """Makes the evaluation in which an earlier start was stopped."""
+        if self._evaluated_at(step) and not self._hooks.checkpoints.is_scored(step):
+            self._evaluate(step)
+
+    def result(self) -> Fitted:
+        def found(key: str) -> list[float]:
+            values = [line.get(f"train/{key}") for line in self._logged]
+            return [value for value in values if value is not None]
+
+        medians = ("step_seconds", "step_processor_seconds", "images_per_second")
+        return Fitted(
+            self.state,
+            **{key: statistics.median(found(key)) if found(key) else None for key in medians},
+            # Those of the last start.
+            **{key: next(reversed(found(key)), None) for key in ("step_flops", "step_bytes")},
+        )
+
+    def _settle(self, limit: int) -> None:
+        """Reads metrics until at most `limit` steps are unread."""
+        while len(self._pending) > limit:
+            step, metrics = self._pending.popleft()
+            self._window.append(_finite(step, metrics, self._hooks.checkpoints))
+
+    def _log(self, step: int) -> None:
+        self._settle(0)
+        means = {
+            f"train/{key}": float(np.mean([metrics[key] for metrics in self._window]))
+            for key in self._window[0]
+        }
+        line = means | self.clock.read() | self.cost
+        self._logged.append(line)
+        self._hooks.log.scalars(step, line)
+        self._window.clear()
+        self.cost = {}
+
+    def _evaluate(self, step: int) -> None:
+        self._settle(0)
+        with self.clock.paused():
+            try:
+                miou = self._hooks.evaluate(step, self.state)
+            except Preempted:
+                self.save(step)
+                raise _stopped(step) from None
+        self.save(step, miou)
+
+    def _evaluated_at(self, step: int) -> bool:
+        every = self._intervals
+        return step > 0 and (step % every.eval_every == 0 or step == every.steps)
 
 
 def _stopped(step: int) -> Preempted:
@@ -291,7 +357,7 @@ def _stopped(step: int) -> Preempted:
 
 def _finite(step: int, metrics: Metrics, checkpoints: Checkpoints) -> dict[str, float]:
     values = {key: float(value) for key, value in metrics.items()}
-    # The parts before their sum, so that the message names the part.
+    # The terms before their sum, so that the message names a term.
     for key in sorted(values, key=lambda key: key == "loss"):
         if not math.isfinite(values[key]):
             kept = checkpoints.latest_step

@@ -12,7 +12,8 @@ import optax
 from jaxtyping import PyTree
 
 from kdjax.utils import imports, schema
-from kdjax.utils.schema import Section, WrongValue
+from kdjax.utils.errors import WrongValue
+from kdjax.utils.schema import Section
 
 
 @dataclasses.dataclass(frozen=True)

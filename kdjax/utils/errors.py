@@ -1,6 +1,6 @@
-"""The exceptions that are no faults of the program: mistakes, being stopped, bad luck."""
+"""The exceptions that are not faults of the program."""
 
-# What code of the user's can raise. `sys.exit(0)` in a config or a factory is a mistake too: it
+# What a user's code can raise. `sys.exit(0)` in a config or a factory is a mistake too, since it
 # would end the command with status 0 and nothing done.
 RAISED_BY_USERS = (Exception, SystemExit)
 
@@ -13,12 +13,26 @@ class UserError(Exception):
     """
 
 
+class WrongValue(UserError):
+    """A wrong value of a config.
+
+    Attributes:
+      key: The key of the value, such as `config.optimizer.momentum`.
+      problem: The message without the key.
+    """
+
+    def __init__(self, key: str, problem: str):
+        super().__init__(f"{key} {problem}")
+        self.key = key
+        self.problem = problem
+
+
 class Preempted(Exception):
-    """The run was asked to stop, and what it had done is saved; its message says where."""
+    """The run was asked to stop. The message says where its work is saved."""
 
 
 class Transient(Exception):
-    """What may well work at the next try: a store that is away, a clock that jumped.
+    """A failure that the next attempt may not meet, such as a store that does not answer.
 
-    Its message is one line, as a `UserError`'s; the commands exit with status 75.
+    The message is one line. The commands exit with status 75.
     """

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from kdjax.utils.errors import RAISED_BY_USERS, UserError
-from kdjax.utils.schema import WrongValue
+from kdjax.utils.errors import RAISED_BY_USERS, UserError, WrongValue
 
 SEPARATOR = ":"
 MAIN = "__main__"

@@ -1,6 +1,7 @@
-"""The sections of a config: frozen dataclasses of which each says what its values may be.
+"""The base of all config sections: frozen dataclasses whose fields say which values are allowed.
 
-Each stands in the room that uses it. Default, type, range and comment of a value are one field.
+Each package defines the sections that it reads. Default, type, range, and comment of a value are
+one field.
 """
 
 import dataclasses
@@ -9,33 +10,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
-from kdjax.utils.errors import UserError
+from kdjax.utils.errors import WrongValue
+from kdjax.utils.imports import did_you_mean
 
-# Steps are counted in 32 bits on the devices, and seeds are kept beside them.
+# Steps are counted in 32 bits on the devices, and seeds are kept next to them.
 LARGEST = 2**31 - 1
 
 
-class WrongValue(UserError):
-    """A value of a config that cannot be.
-
-    Attributes:
-      key: whose value it is, as `config.optimizer.momentum`.
-      problem: the message without the key.
-    """
-
-    def __init__(self, key: str, problem: str):
-        super().__init__(f"{key} {problem}")
-        self.key = key
-        self.problem = problem
-
-
 class Range(NamedTuple):
-    """Which numbers make sense; none does that is not finite.
+    """The allowed range of a number. Infinity and NaN are never allowed.
 
     Attributes:
-      words: what stands behind "it must be".
-      contains: says of a finite number whether it is one of them.
-      whole: whether they are whole numbers, which are no larger than `LARGEST`.
+      words: the range in words, after "it must be".
+      contains: returns True for a finite number in the range.
+      whole: True for whole numbers, which are at most `LARGEST`.
     """
 
     words: str
@@ -45,7 +33,7 @@ class Range(NamedTuple):
 
 COUNT = Range("positive", lambda x: x > 0, whole=True)
 COUNT_OR_ZERO = Range("0 or more", lambda x: x >= 0, whole=True)
-# Of one side of an image. Larger ones fit into no memory.
+# One side of an image. No memory holds larger ones.
 PIXELS = Range("from 1 to 16384", lambda x: 1 <= x <= 16384, whole=True)
 FINITE = Range("a number", lambda x: True)
 POSITIVE = Range("positive", lambda x: x > 0)
@@ -68,10 +56,10 @@ KINDS: dict[type, str] = {
 
 
 def check_type(key: str, value: Any, like: Any) -> None:
-    """Requires a value of the type of `like`; a whole number is a number, too.
+    """Checks that a value has the type of `like`. A whole number is a number, too.
 
     Raises:
-      WrongValue: naming the key, its value, and what would be right.
+      WrongValue: if it has another type.
     """
     kind = type(like)
     allowed = (int, float) if kind is float else kind
@@ -80,10 +68,10 @@ def check_type(key: str, value: Any, like: Any) -> None:
 
 
 def check_number(key: str, value: Any, allowed: Range) -> None:
-    """Requires a number within a range.
+    """Checks that a value is a number in a range.
 
     Raises:
-      WrongValue: naming the key, its value, and what would be right.
+      WrongValue: if it is not.
     """
     check_type(key, value, 1 if allowed.whole else 1.0)
     if not math.isfinite(value):
@@ -95,20 +83,20 @@ def check_number(key: str, value: Any, allowed: Range) -> None:
 
 
 def check_expression(key: str, value: Any) -> None:
-    """Requires a regular expression.
+    """Checks that a value is a regular expression.
 
     Raises:
-      WrongValue: naming the key, its value, and what is wrong with it.
+      WrongValue: if it is not.
     """
     check_type(key, value, "")
     try:
         re.compile(value)
     except re.error as error:
-        raise WrongValue(key, f'is "{value}", which is no regular expression: {error}') from error
+        raise WrongValue(key, f'is "{value}", not a regular expression: {error}') from error
 
 
 def with_tuples(value: Any) -> Any:
-    """What JSON holds, with tuples in place of its lists, as configs have them."""
+    """Returns a JSON value with tuples in place of its lists, as configs hold them."""
     if isinstance(value, list):
         return tuple(map(with_tuples, value))
     if isinstance(value, dict):
@@ -118,41 +106,61 @@ def with_tuples(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A section of a config, whose values are checked when it is made.
+    """A section of a config. Its values are checked when it is made.
 
-    A field with `Annotated[..., Range]` is a number within that range, or a tuple of such; one with
-    `Literal` is one of these texts, and one with `Mapping` has keys that the user names. Where more
-    is to be asked, a section has its own `__post_init__`.
+    A field of type `Annotated[..., Range]` is a number in that range, or a tuple of such numbers. A
+    field of type `Literal` is one of its texts. The keys of a field of type `Mapping` are the
+    user's. A section with further rules has its own `__post_init__`.
 
     Raises:
-      WrongValue: naming the field, its value, and what would be right.
+      WrongValue: if a value is wrong. The message names the field and what would be right.
     """
 
     def __post_init__(self) -> None:
-        """Checks every field by itself."""
+        """Checks each field by itself."""
         for field in dataclasses.fields(self):
-            _check(field.name, getattr(self, field.name), field)
+            value = getattr(self, field.name)
+            if is_named(field):
+                if not isinstance(value, Mapping):
+                    raise WrongValue(field.name, f"is {value!r}; it must be a dict by name")
+            elif not section_of(field.type):
+                check_type(field.name, value, field.default)
+                check_field(field.name, value, field)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Makes a section, with those in it, from the part of a config that describes it.
+    def of(cls, values: Any, where: str) -> Self:
+        """Makes a section, and the sections in it, from a part of a config.
 
         Args:
-          values: by the names of its fields; others are left alone.
-          where: what holds them, for messages, as "config.optimizer".
+          values: the values by the names of the fields.
+          where: the key of the section, for messages, such as "config.optimizer".
 
         Raises:
-          WrongValue: as the class, naming the whole key, as "config.optimizer.momentum".
+          WrongValue: if a key is missing or unknown, or a value is wrong. The message names the
+            whole key, such as "config.optimizer.momentum".
         """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if not isinstance(values, Mapping):
+            raise WrongValue(where, f"is {values!r}; it must hold {', '.join(sorted(fields))}")
+        for key in values:
+            if key not in fields:
+                raise WrongValue(
+                    f"{where}.{key}", f"is not known: {did_you_mean(key, sorted(fields))}"
+                )
         made = {}
-        for field in sorted(dataclasses.fields(cls), key=lambda field: field.name):
-            value, key = values[field.name], f"{where}.{field.name}"
-            each = section_of(get_args(field.type)[1]) if is_named(field) else None
-            if section := section_of(field.type):
+        for name in sorted(fields):
+            key, kind = f"{where}.{name}", fields[name].type
+            if name not in values:
+                raise WrongValue(
+                    key, "is missing; begin with kdjax.default_config() or kdjax.extra_set()"
+                )
+            value = values[name]
+            each = section_of(get_args(kind)[1]) if is_named(fields[name]) else None
+            if section := section_of(kind):
                 value = section.of(value, key)
             elif each and isinstance(value, Mapping):
-                value = {name: each.of(entry, f"{key}.{name}") for name, entry in value.items()}
-            made[field.name] = value
+                value = {inner: each.of(entry, f"{key}.{inner}") for inner, entry in value.items()}
+            made[name] = value
         try:
             return cls(**made)
         except WrongValue as error:
@@ -160,21 +168,21 @@ class Section:
 
 
 def choices_of(field: dataclasses.Field[Any]) -> tuple[str, ...]:
-    """The texts that a field may be; none where it is no choice."""
+    """Returns the texts that a field accepts, or none if its type is not `Literal`."""
     return get_args(field.type) if get_origin(field.type) is Literal else ()
 
 
 def range_of(field: dataclasses.Field[Any]) -> Range | None:
-    """The range of a field's number, or numbers; None where it has none."""
+    """Returns the range of a field's number or numbers, or None if it has none."""
     marks = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
     return next((mark for mark in marks if isinstance(mark, Range)), None)
 
 
 def check_field(key: str, value: Any, field: dataclasses.Field[Any]) -> None:
-    """Requires one of a field's choices, and numbers within its range, if it has any.
+    """Checks that a value is one of a field's choices and that its numbers are in the range.
 
     Raises:
-      WrongValue: If the value is another one. The message names the key and the right values.
+      WrongValue: if the value is wrong.
     """
     if (choices := choices_of(field)) and value not in choices:
         raise WrongValue(key, f'is "{value}"; it must be {" or ".join(choices)}')
@@ -184,21 +192,10 @@ def check_field(key: str, value: Any, field: dataclasses.Field[Any]) -> None:
 
 
 def is_named(field: dataclasses.Field[Any]) -> bool:
-    """Whether the keys of a field are names that the user gives."""
+    """Returns True if the keys of a field are names that the user gives."""
     return get_origin(field.type) is Mapping
 
 
 def section_of(kind: Any) -> type[Section] | None:
-    """A type of a field as a section; None where it is no such."""
+    """Returns the type of a field if it is a section, else None."""
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
-
-
-def _check(key: str, value: Any, field: dataclasses.Field[Any]) -> None:
-    if is_named(field):
-        if not isinstance(value, Mapping):
-            raise WrongValue(key, f"is {value!r}; it must be a dict by name")
-        return
-    if section_of(field.type):
-        return
-    check_type(key, value, field.default)
-    check_field(key, value, field)

@@ -239,7 +239,7 @@ def test_errors_of_threads_do_not_bury_the_message(end, status, said):
     code = f"""
 import sys, threading
 from kdjax.cli import command
-from kdjax.utils.errors import UserError
+from kdjax.utils.errors import UserError, WrongValue
 def fail():
     raise OSError("of a thread")
 class Late:
@@ -358,7 +358,7 @@ def test_warnings_of_libraries_are_heard_and_their_tracebacks_held_back():
 import logging, sys
 from absl import logging as absl_logging
 from kdjax.cli import command
-from kdjax.utils.errors import UserError
+from kdjax.utils.errors import UserError, WrongValue
 from kdjax.utils.log import RunLogger
 def main(argv):
     RunLogger("cwd").info("100 % done")
@@ -414,7 +414,6 @@ def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_pa
 import sys
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
-from kdjax.utils.schema import WrongValue
 holder = ConfigFlag()
 def main(argv):
     holder.read()

@@ -38,8 +38,8 @@ class Trained:
     def __init__(self, score):
         self.score, self.configs = score, {}
 
-    def __call__(self, config, workdir, *, name, method, role, data, patience):
-        files = Workdir(workdir)
+    def __call__(self, run, *, data, patience):
+        config, files, name = run.options, run.files, run.name
         files.claim(config)
         if files.result.exists():
             return
@@ -92,7 +92,7 @@ def score(config):
     """Best at a rate of 0.2 without decay, and with the halved weight of CWD."""
     far = abs(math.log2(config.optimizer.learning_rate / 0.2)) + config.optimizer.weight_decay
     if "cwd" in config.terms:
-        far += abs(config.terms.cwd.weight - 1.5)
+        far += abs(config.terms["cwd"].weight - 1.5)
     return 0.5 - 0.1 * far + 0.001 * config.seed
 
 
@@ -122,16 +122,17 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     assert all(run.data.test_split for run in final.values())
     assert final["teacher"].optimizer.learning_rate == config.compare.teacher_learning_rate
     cwd = final["cwd, seed 1"]
-    assert (cwd.terms.cwd.weight, cwd.terms.cwd.final_weight) == (1.5, 0.5)
-    assert final["nfd, seed 0"].terms.nfd.weight == 1.5  # of equal scores the first
+    assert (cwd.terms["cwd"].weight, cwd.terms["cwd"].final_weight) == (1.5, 0.5)
+    assert final["nfd, seed 0"].terms["nfd"].weight == 1.5  # of equal scores the first
     assert comparison.notes[0].endswith(
         "taken: lr0.2_decay0 (at the end of what was tried of weight_decay)"
     )
     # The plain student has as many steps as take as long as the costliest method's.
     longer, plain = final["equal_time, seed 1"], final["plain, seed 1"]
     assert longer.steps == 2.5 * plain.steps
-    longer.steps = plain.steps
-    assert configuration.to_json(longer) == configuration.to_json(plain)
+    shorter = longer.to_config()
+    shorter.steps = plain.steps
+    assert configuration.to_json(shorter) == plain.stored
     assert comparison.notes[-1] == (
         "plain student, equal time: 2,500 steps, which take as long as the 1,000 of cwd "
         "(0.5 processor seconds a step; the plain student's take 0.2)"
@@ -155,7 +156,7 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     assert len(train.configs) == 5
     # What has no teacher does not change with its cache.
     caches = {
-        label: tuple(run.teacher[key] for key in ("cache", "cache_classes"))
+        label: tuple(getattr(run.teacher, key) for key in ("cache", "cache_classes"))
         for label, run in train.configs.items()
     }
     assert caches == {
@@ -212,21 +213,21 @@ def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
 
 def test_what_the_stored_config_does_not_name_had_its_default(config, tmp_path):
     files = Workdir(tmp_path)
-    files.claim(config)
+    files.claim(configuration.read(config))
     stored = json.loads(files.config.read_text())
     del stored["teacher"]["cache_classes"]
     files.config.write_text(json.dumps(stored))
-    files.claim(config)
+    files.claim(configuration.read(config))
     config.teacher.cache_classes = 3
     with pytest.raises(UserError, match=r"cache_classes 0 there, 3 now"):
-        files.claim(config)
+        files.claim(configuration.read(config))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"data": 3}', '{"steps": "many"}'])
 def test_a_damaged_config_of_a_run_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config.json: damaged, or not the config of a run"):
-        Workdir(tmp_path).read_config()
+        Workdir(tmp_path).read_options()
 
 
 def test_scores_of_a_split_without_labels_are_null(tmp_path):
@@ -276,7 +277,7 @@ def test_a_costlier_method_that_joins_makes_the_plain_student_train_longer(
         train.configs = {f"{name}, earlier": run for name, run in train.configs.items()}
         runs = run_sweep(asked, str(tmp_path), seeds).runs
         longer = [files for files in runs if "equal_time" in str(files.path)]
-        return [files.read_config().steps for files in longer], len(train.configs) - before
+        return [files.read_options().steps for files in longer], len(train.configs) - before
 
     assert steps(cheap, (0,)) == ([1800], 4)
     assert steps(whole, (0, 1)) == ([2500, 2500], 2 + 3 + 1)
@@ -409,18 +410,18 @@ def test_the_teacher_starts_from_what_its_section_says(config, tmp_path, monkeyp
     starts = {name: found.student.backbone for name, found in train.configs.items()}
     assert starts.pop("teacher") == "imagenet"
     assert set(starts.values()) == {"pretrained/r18"}
-    assert Workdir(tmp_path / "teacher").read_config().student.backbone == "imagenet"
+    assert Workdir(tmp_path / "teacher").read_options().student.backbone == "imagenet"
 
 
 def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypatch):
     def breaks(run):
-        nfd = "nfd" in run.terms and (run.terms.nfd.weight < 2 or run.seed == 1)
+        nfd = "nfd" in run.terms and (run.terms["nfd"].weight < 2 or run.seed == 1)
         return NAN if nfd else score(run)
 
     train = Trained(breaks)
     monkeypatch.setattr(scheduler, "train", train)
     comparison = run_sweep(config, str(tmp_path), (0, 1))
-    assert train.configs["nfd, seed 0"].terms.nfd.weight == 3.0
+    assert train.configs["nfd, seed 0"].terms["nfd"].weight == 3.0
     assert [run.path.name for run in comparison.runs if "nfd" in str(run.path)] == ["seed0"]
     assert comparison.notes[-2] == "nfd, seed 1: the run diverged: loss is nan at step 3"
     assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-3]
@@ -499,9 +500,11 @@ def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):
 
 
 def test_a_run_survives_the_way_to_another_process(config):
-    run = scheduler.Job(config, Workdir("/some/where"), "cwd, seed 3", "cwd", "distilled")
+    run = scheduler.Job(
+        configuration.read(config), Workdir("/some/where"), "cwd, seed 3", "cwd", "distilled"
+    )
     again = scheduler.Job.from_json(run.to_json())
-    assert configuration.to_json(again.config) == configuration.to_json(config)
+    assert again.options == run.options
     assert again.files.path == run.files.path
     assert (again.name, again.method, again.role) == (run.name, run.method, run.role)
 
@@ -518,7 +521,7 @@ def pretender(tmp_path, monkeypatch, script):
 
 def four_jobs(config, tmp_path):
     return [
-        scheduler.Job(config, Workdir(tmp_path / name), name, name, "plain")
+        scheduler.Job(configuration.read(config), Workdir(tmp_path / name), name, name, "plain")
         for name in ("one", "two", "three", "four")
     ]
 

@@ -13,7 +13,7 @@ from kdjax.data.loading.augment import augment
 from kdjax.data.loading.device_augment import augment_batch
 from kdjax.data.loading.sampling import AugmentOptions, Draws, draw, index_batches
 from kdjax.data.loading.sources import InMemoryExamples
-from kdjax.experiment.assembly import prefetch
+from kdjax.experiment.input_pipeline import prefetch
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
 

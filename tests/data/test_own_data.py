@@ -17,8 +17,9 @@ from kdjax.data import Dataset, sets
 from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.sampling import AugmentOptions
-from kdjax.experiment.assembly import make_input_pipeline
-from kdjax.experiment.run import train
+from kdjax.experiment.input_pipeline import make_input_pipeline
+from kdjax.experiment.run import Run, train
+from kdjax.experiment.workdir import Workdir
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
 
@@ -90,7 +91,7 @@ def test_it_mixes_with_prepared_sets(config, arrays, prepared, monkeypatch, cach
     with config.unlocked():
         config.data.mixture.more = extra_set("folder", data_dir=prepared, labelled=False)
         config.data.mixture.val = extra_set("folder", data_dir=prepared, split="val")
-    configuration.validate(config)
+    configuration.read(config)
     expected = batches(Images(config.data))
     same(batches(Images(config.data, own(arrays))), expected)
     monkeypatch.setitem(sys.modules, "mixed_in", type(sys)("mixed_in"))
@@ -342,13 +343,13 @@ def module(tmp_path, monkeypatch):
 def test_a_name_in_a_config_finds_it(module):
     config = configuration.default()
     config.data.name = "own_arrays:ready"
-    configuration.validate(config)
+    configuration.read(config)
     assert Images(config.data).fingerprint == Images(config.data).fingerprint
     config.data.name = "own_arrays:arrays"
     with config.unlocked():
         config.data.options = {"count": 5, "seed": 7}
     again = configuration.from_json(configuration.to_json(config))
-    configuration.validate(again)
+    configuration.read(again)
     assert len(Images(again.data).sizes("train")) == 5
     assert sets.open_named("own_arrays:from_folder", "the/data", {}).name == "the/data"
 
@@ -402,8 +403,12 @@ def test_a_run_continues_bit_for_bit(module, tmp_path, monkeypatch):
     config.data.update({"cache": "none", "eval_batch_size": 8})
     config.student.update(configuration.network("tiny", width=4))
     config.data.options = ConfigDict({"seed": 3})
-    how = {"name": "own", "method": "student", "role": "student"}
-    train(config, str(tmp_path / "whole"), **how)
+
+    def begin(name):
+        options = configuration.read(config)
+        train(Run(options, Workdir(tmp_path / name), "own", "student", "plain"))
+
+    begin("whole")
     real = Images.train_batches
 
     def stops(self, *, first_step, **options):
@@ -414,9 +419,9 @@ def test_a_run_continues_bit_for_bit(module, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Images, "train_batches", stops)
     with pytest.raises(KeyboardInterrupt):
-        train(config, str(tmp_path / "cut"), **how)
-    train(config, str(tmp_path / "cut"), **how)
+        begin("cut")
+    begin("cut")
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
     config.data.options.seed = 4
     with pytest.raises(UserError, match=r"run of another config .*options\.seed 3 there"):
-        train(config, str(tmp_path / "cut"), **how)
+        begin("cut")

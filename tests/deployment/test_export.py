@@ -463,7 +463,7 @@ def test_the_command_calibrates_and_says_what_both_files_score(tmp_path):
     dataset = sets.prepare("folder", tmp_path / "data", source=tmp_path / "images")
     config = configuration.default()
     config.data.name, config.data.data_dir = "folder", str(tmp_path / "moved")
-    Workdir(tmp_path / "run").claim(config)
+    Workdir(tmp_path / "run").claim(configuration.read(config))
     classes = len(dataset.class_names)
     info = dataclasses.replace(
         described("tiny"),

@@ -33,9 +33,9 @@ from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.deployment.formats import make_predict_fn
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.experiment.assembly import make_student
-from kdjax.experiment.run import train
-from kdjax.experiment.train import make_report, predict_panels
+from kdjax.experiment.report import make_report, predict_panels
+from kdjax.experiment.run import Run, train
+from kdjax.experiment.student import make_student
 from kdjax.experiment.workdir import Workdir
 from kdjax.interop import imagenet
 from kdjax.models import NETWORKS, serialization
@@ -127,11 +127,12 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, compared):
 
     images = Images(config.data)
     panels = {"teacher": str(runs[0].student), "cwd": str(runs[2].path)}
+    options = configuration.read(config)
     report = make_report(
-        config,
+        options,
         images,
         runs,
-        predict_panels(config, images, panels),
+        predict_panels(options, images, panels),
         title="A test",
         subtitle="of everything",
     )
@@ -202,7 +203,9 @@ def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
     assert [run.path.name for run in runs] == ["teacher", "seed0"]
     given, trained = (run.summary("test") for run in (runs[0], Workdir(comparison / "teacher")))
     assert (given.miou, given.parameters) == (trained.miou, trained.parameters)
-    report = make_report(config, Images(config.data), runs, [], title="", subtitle="")
+    report = make_report(
+        configuration.read(config), Images(config.data), runs, [], title="", subtitle=""
+    )
     assert re.search(r"^teacher .* –  +–$", text_table(report), re.MULTILINE)
     write_report(tmp_path / "report.html", report)
     assert csv_table(report).splitlines()[1].endswith(",,")
@@ -213,7 +216,7 @@ def test_the_exported_student_has_no_adapter_and_the_teacher_is_not_saved(config
     described = json.loads(path.read_text())
     assert (described["width"], described["num_classes"]) == (4, 3)
     stored = Workdir(comparison / "cwd" / "seed0")
-    assert stored.read_config().teacher.checkpoint == str(comparison / "teacher" / "student")
+    assert stored.read_options().teacher.checkpoint == str(comparison / "teacher" / "student")
     _, variables, _ = serialization.load(path.parent)
     parts = {name.split("/")[0] for name in arrays_by_path(variables["params"])}
     assert parts == {"backbone", "head", "auxiliary_head"}
@@ -247,7 +250,7 @@ def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
 
 
 def run(config, workdir):
-    train(config, str(workdir), name="test", method="student", role="plain")
+    train(Run(configuration.read(config), Workdir(workdir), "test", "student", "plain"))
 
 
 def test_a_run_of_another_config_is_refused(config, comparison):
@@ -343,7 +346,7 @@ def test_a_finished_run_at_a_constant_rate_can_be_trained_longer(config, tmp_pat
     config.steps = 4
     result = kdjax.train(config, workdir)
     assert "train: continues after step 2\n" in capsys.readouterr().out
-    assert Workdir(workdir).read_config().steps == result.files.read_result()["steps"] == 4
+    assert Workdir(workdir).read_options().steps == result.files.read_result()["steps"] == 4
     assert result.scores == whole.scores
     assert serialization.fingerprint_in(workdir) == serialization.fingerprint_in(other)
     assert "4 steps of 8 images" in result.files.report.read_text()
@@ -370,9 +373,9 @@ def test_a_finished_run_at_a_constant_rate_can_be_trained_longer(config, tmp_pat
 
 
 def test_a_run_that_wrote_no_checkpoint_says_that_it_begins_again(config, tmp_path, capsys):
-    config.data.test_split = ""
+    config.data.test_split, config.data.test_groups = "", {}
     workdir = Workdir(tmp_path)
-    workdir.claim(config)
+    workdir.claim(configuration.read(config))
     workdir.metrics.write_text('{"step": 1, "train/loss": 1.0}\n')
     run(config, tmp_path)
     assert (
@@ -536,7 +539,7 @@ def test_every_config_builds(name, argument, data_dir):
     module = runpy.run_path(str(path))
     argument = argument or (str(data_dir) if name == "photos" else "")
     config = module["get_config"](*([argument] if argument else []))
-    configuration.validate(config)
+    configuration.read(config)
     again = configuration.from_json(configuration.to_json(config))
     assert json.loads(again.to_json()) == json.loads(config.to_json())
     assert f"configs/{path.name}" in module["__doc__"], "its docstring holds the command to run"
@@ -604,7 +607,7 @@ def test_values_that_make_no_sense(key, value, message):
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=message):
-        configuration.validate(config)
+        configuration.read(config)
 
 
 def test_a_config_of_an_earlier_version_is_the_same_without_the_keys_that_went():

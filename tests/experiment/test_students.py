@@ -17,7 +17,7 @@ from made_up_weights import assert_same, segformer_weights
 from kdjax import config as configuration
 from kdjax import interop, models
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.experiment.assembly import make_student
+from kdjax.experiment.student import make_student
 from kdjax.experiment.workdir import Workdir
 from kdjax.interop import imagenet
 from kdjax.models import LinenNetwork, NNXNetwork, serialization
@@ -155,17 +155,17 @@ def test_the_weights_of_an_installed_package(config):
 
 
 def test_a_run_with_imagenet_weights_is_no_other_run(config, tmp_path):
-    before = configuration.fingerprint(config)
+    before = configuration.read(config).fingerprint
     files = Workdir(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    files.claim(config)
+    files.claim(configuration.read(config))
     config.student.backbone = "somewhere"
-    assert configuration.fingerprint(config) == before
+    assert configuration.read(config).fingerprint == before
     for side in ("student", "teacher"):
         config[side].backbone = "imagenet"
         with pytest.raises(UserError, match=f"another config .*config.{side}.backbone '' there"):
-            files.claim(config)
-        assert configuration.fingerprint(config) not in (before, "")
+            files.claim(configuration.read(config))
+        assert configuration.read(config).fingerprint not in (before, "")
         config[side].backbone = ""
     # It is no path.
     config.student.backbone = "imagenet"
@@ -213,7 +213,7 @@ def test_a_network_that_has_no_auxiliary_head_is_taken_whatever_was_asked(
 def test_checkpoint_and_backbone_are_not_both_given(config):
     config.student.checkpoint, config.student.backbone = "a", "b"
     with pytest.raises(UserError, match=r"student.checkpoint and config.student.backbone are both"):
-        configuration.validate(config)
+        configuration.read(config)
 
 
 def test_an_image_classifier_is_converted_and_begins_a_student(config, tmp_path):

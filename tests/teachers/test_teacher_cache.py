@@ -23,8 +23,9 @@ from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.experiment.assembly import assemble_distiller, make_input_pipeline
-from kdjax.experiment.run import train
+from kdjax.experiment.build import build_distiller
+from kdjax.experiment.input_pipeline import make_input_pipeline
+from kdjax.experiment.run import Run, train
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import NNXNetwork, serialization
 from kdjax.models.layers import resize
@@ -113,11 +114,11 @@ def config(data_dirs, teachers, tmp_path):
 
 def opened(config):
     """The cache of a config, and its images."""
-    configuration.validate(config)
+    configuration.read(config)
     images = Images(config.data)
     teacher = TrainedNetwork.load(config.teacher.checkpoint)
     student = models.create("tiny", num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
-    distiller = assemble_distiller(
+    distiller = build_distiller(
         config,
         NNXNetwork.of(student),
         (teacher.network, teacher.variables),
@@ -129,7 +130,7 @@ def opened(config):
 
 
 def losses_of(config, workdir):
-    train(config, str(workdir), name="test", method="student", role="distilled")
+    train(Run(configuration.read(config), Workdir(workdir), "test", "student", "distilled"))
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     keys = ("train/cwd", "train/pixelwise_kl", "train/cross_entropy")
     return np.array([[line[key] for key in keys] for line in lines if "train/loss" in line])
@@ -539,7 +540,7 @@ def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
         config.compare.seeds = (0,)
     compared = compare(config, tmp_path / "compared")
     assert {row["method"] for row in compared.table} == {"plain student", "cwd"}
-    assert not compared.students["plain student"].files.read_config().teacher.logits
+    assert not compared.students["plain student"].files.read_options().teacher.logits
     assert "logits from elsewhere teach tiny" in compared.report.read_text()
 
 
@@ -595,13 +596,13 @@ def test_a_byte_order_mark_is_no_part_of_a_class_of_logits(config, logits):
 def test_what_logits_do_not_go_with(config, tmp_path):
     config.teacher.logits = str(tmp_path / "logits")
     with pytest.raises(UserError, match=r"logits and config\.teacher\.checkpoint are both set"):
-        configuration.validate(config)
+        configuration.read(config)
     config.teacher.checkpoint = ""
     with pytest.raises(UserError, match=r"teacher\.logits is .*, which is no directory"):
         losses_of(config, tmp_path / "run")
     config.teacher.min_miou = 0.5
     with pytest.raises(UserError, match=r"min_miou cannot be asked of config\.teacher\.logits"):
-        configuration.validate(config)
+        configuration.read(config)
     config.teacher.update({"min_miou": 0.0, "cache": ""})
     with pytest.raises(UserError, match=r"teacher\.logits is set: name the directory"):
-        configuration.validate(config)
+        configuration.read(config)

@@ -20,7 +20,7 @@ from small_step import setup
 
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.checksum import checksum
-from kdjax.training.loop import Diverged, Interruption, fit
+from kdjax.training.loop import Diverged, Hooks, Interruption, Intervals, fit, jit_step
 from kdjax.training.profiling import Clock, logged_seconds, step_cost
 from kdjax.training.sharding import MeshOptions, Placement
 from kdjax.training.step import TrainState
@@ -101,20 +101,11 @@ def run_loop(
             fitted = fit(
                 state,
                 placement.put_state(teacher),
-                poisoned_step(poison),
+                jit_step(poisoned_step(poison), state, placement),
                 batches(),
-                batch_size=8,
+                Intervals(steps, 2, 2, checkpoint_every, batch_size=8),
+                Hooks(log, evaluate, checkpoints, interruption, profile),
                 first_step=first_step,
-                steps=steps,
-                log_every=2,
-                eval_every=2,
-                checkpoint_every=checkpoint_every,
-                placement=placement,
-                log=log,
-                evaluate=evaluate,
-                checkpoints=checkpoints,
-                interruption=interruption,
-                profile=profile,
                 earlier=earlier,
             )
     finally:

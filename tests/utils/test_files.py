@@ -87,4 +87,4 @@ def test_what_a_store_does_not_take_is_one_line(monkeypatch):
         ),
         pytest.raises(UserError, match=r"^cannot write to --workdir gs://bucket/run: forbidden$"),
     ):
-        Workdir("gs://bucket/run").claim(configuration.default())
+        Workdir("gs://bucket/run").claim(configuration.read(configuration.default()))

@@ -18,8 +18,7 @@ from tensorflow_datasets.core import registered
 from kdjax.data.preparing.classes import builder_folder
 from kdjax.utils import imports
 from kdjax.utils.classes import IGNORE_LABEL, distinct_colors
-from kdjax.utils.errors import RAISED_BY_USERS, UserError
-from kdjax.utils.schema import WrongValue
+from kdjax.utils.errors import RAISED_BY_USERS, UserError, WrongValue
 
 
 class _Info(tfds.core.DatasetInfo):

@@ -14,7 +14,7 @@ from kdjax.data import caching, sets
 from kdjax.data.caching import control_group_limits, decide_cache, least_memory
 from kdjax.data.images import Images
 from kdjax.data.loading.sampling import example_indices
-from kdjax.experiment.assembly import make_input_pipeline
+from kdjax.experiment.input_pipeline import make_input_pipeline
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
 
@@ -55,7 +55,7 @@ def config(data_dirs):
 def mixed(config, **entries):
     with config.unlocked():
         config.data.mixture.update(entries)
-    configuration.validate(config)
+    configuration.read(config)
     return Images(config.data)
 
 
@@ -145,8 +145,8 @@ def test_a_mixture_that_cannot_be(config, data_dirs):
     fails("config.data.mixture.x.weight is 0; it must be positive", weight=0)
     with config.unlocked():
         config.data.mixture.x = {"data_dir": "d"}
-    with pytest.raises(UserError, match=r"mixture\.x holds data_dir; it must hold name, data_dir,"):
-        configuration.validate(config)
+    with pytest.raises(UserError, match=r"mixture\.x\.labelled is missing; begin with kdjax"):
+        configuration.read(config)
 
 
 def test_an_evaluation_of_many_sizes_is_said_to_be_slow(config, monkeypatch):
@@ -175,7 +175,7 @@ def test_the_base_size_reaches_the_crops(config):
     assert inside.any(2).sum() == 8 * 10
     config.data.base_size = (10, 12)
     with pytest.raises(UserError, match=r"base_size is \(10, 12\); the long side is first"):
-        configuration.validate(config)
+        configuration.read(config)
 
 
 MIB, GIB = 2**20, 2**30
@@ -257,4 +257,4 @@ def test_processes_agree_on_the_least_memory(monkeypatch, other, agreed):
 def test_choices_that_are_none(config, key, value, message):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=message):
-        configuration.validate(config)
+        configuration.read(config)

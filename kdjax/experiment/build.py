@@ -1,0 +1,125 @@
+"""Makes the distiller, the state, and the step of a run from its options and networks."""
+
+from collections.abc import Mapping
+
+import jax
+
+from kdjax.config import RunOptions
+from kdjax.data.images import Images
+from kdjax.distillation import Distiller, Spec
+from kdjax.distillation.feature_maps import array_of
+from kdjax.models import Network, Variables
+from kdjax.models.network import SCORES, trace_maps
+from kdjax.training import optimizer as optimizers
+from kdjax.training.step import (
+    Objective,
+    PreprocessedNetwork,
+    TrainState,
+    TrainStep,
+    create_state,
+    make_train_step,
+)
+from kdjax.utils.classes import IGNORE_LABEL
+from kdjax.utils.errors import UserError
+
+
+def build_distiller(
+    options: RunOptions,
+    student: tuple[Network, Variables],
+    teacher: tuple[Network, Variables] | Mapping[str, Spec] | None,
+    *,
+    num_classes: int,
+) -> Distiller | None:
+    """Returns the distillation terms of a config, or None if the config has none.
+
+    Traces both networks on batches of training, to find their maps and to fail early.
+
+    Args:
+      options: the options of the run.
+      student: the network and its variables, which may be `jax.ShapeDtypeStruct`s.
+      teacher: the same for the teacher, or its maps alone. None if no term reads the teacher.
+      num_classes: the number of classes of the data.
+
+    Raises:
+      UserError: if a term does not fit the networks, or if a network fails or scores other classes.
+    """
+    size, micro_batch = options.data.crop_size, micro_batch_size(options)
+    name = f"config.student {options.student.name}"
+    maps = trace_maps(*student, size, train=True, batch=micro_batch, name=name)
+    if (found := array_of(maps[SCORES]).shape[-1]) != num_classes:
+        raise UserError(
+            f"config.student {options.student.name} scores {found} classes; the data have "
+            f"{num_classes}"
+        )
+    if not options.terms:
+        return None
+    if teacher is None or isinstance(teacher, Mapping):
+        teacher_maps = teacher
+    else:
+        name = f"config.teacher {options.teacher.name or options.teacher.checkpoint}"
+        teacher_maps = trace_maps(*teacher, size, train=False, batch=micro_batch, name=name)
+    return Distiller(
+        options.terms,
+        student=maps,
+        teacher=teacher_maps,
+        image_size=size,
+        ignore_label=IGNORE_LABEL,
+        where="config.terms",
+    )
+
+
+def micro_batch_size(options: RunOptions) -> int:
+    """Returns the number of images that a step passes through the networks at once."""
+    return options.data.batch_size // options.optimizer.accumulate
+
+
+def check_evaluation(
+    options: RunOptions, images: Images, network: Network, variables: Variables, name: str
+) -> None:
+    """Traces a network on the smallest and the largest images of the evaluation.
+
+    Args:
+      options: the options of the run.
+      images: the data set.
+      network: the network.
+      variables: its arrays.
+      name: the network's name in messages.
+
+    Raises:
+      UserError: if the network fails on such images.
+    """
+    for size in images.evaluated_sizes():
+        batch = options.data.eval_batch_size
+        trace_maps(network, variables, size, train=False, batch=batch, name=name)
+
+
+def build_state(options: RunOptions, student: Variables, distiller: Distiller | None) -> TrainState:
+    """Returns the state before the first step."""
+    return create_state(
+        student,
+        distiller.init(jax.random.key(options.seed)) if distiller else ({}, {}),
+        optimizers.make_optimizer(options.optimizer, options.steps),
+        ema=options.optimizer.ema_decay > 0,
+        seed=options.seed,
+    )
+
+
+def build_step(
+    options: RunOptions,
+    student: PreprocessedNetwork,
+    teacher: PreprocessedNetwork | None,
+    distiller: Distiller | None,
+) -> TrainStep:
+    """Returns the training step, not yet under `jax.jit`."""
+    return make_train_step(
+        student,
+        teacher,
+        Objective(
+            options.loss.cross_entropy, options.loss.auxiliary, distiller, options.loss.mean_over
+        ),
+        optimizers.make_optimizer(options.optimizer, options.steps),
+        optimizers.learning_rate_schedule(options.optimizer, options.steps),
+        steps=options.steps,
+        accumulate=options.optimizer.accumulate,
+        ema_decay=options.optimizer.ema_decay,
+    )

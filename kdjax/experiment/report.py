@@ -1,0 +1,94 @@
+"""The report of one or several finished runs."""
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from kdjax.config import RunOptions
+from kdjax.data.images import Images
+from kdjax.evaluation.evaluator import TrainedNetwork, predict_examples
+from kdjax.experiment.scoring import with_predictions
+from kdjax.experiment.workdir import Workdir
+from kdjax.reporting.results import Example, Report
+from kdjax.teachers.loading import ordered_teacher
+from kdjax.utils import environment
+
+
+def make_report(
+    options: RunOptions,
+    images: Images,
+    runs: Sequence[Workdir],
+    examples: Sequence[Example],
+    *,
+    title: str,
+    subtitle: str,
+    call: str = "",
+    remarks: Sequence[str] = (),
+) -> Report:
+    """Returns the report of finished runs.
+
+    Args:
+      options: the config.
+      images: the data set of the runs.
+      runs: the directories of the runs.
+      examples: the examples to show, with their predictions.
+      title: the heading of the report.
+      subtitle: one sentence on data, networks, and budget.
+      call: the Python call that repeats the runs, if no command runs.
+      remarks: lines on how settings were chosen, and on runs that diverged.
+    """
+    split = options.data.test_split or options.data.val_split
+    return Report(
+        title=title,
+        subtitle=subtitle,
+        split=split,
+        runs=[run.summary(split) for run in runs],
+        class_names=images.class_names,
+        palette=images.palette,
+        examples=examples,
+        config=options.stored,
+        versions=environment.describe(),
+        remarks=remarks,
+        builds_on=dict(options.compare.builds_on),
+        command=_command() or call,
+    )
+
+
+def predict_panels(
+    options: RunOptions,
+    images: Images,
+    panels: Mapping[str, str],
+    predicted: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({}),
+) -> list[Example]:
+    """Returns a few labelled examples with the predictions of networks.
+
+    Args:
+      options: the config.
+      images: the data set.
+      panels: the network checkpoint of each column. Networks of other classes are left out.
+      predicted: label maps [H, W] that are known already, by column.
+    """
+    examples = images.panel_examples()
+    predictions: dict[str, Sequence[np.ndarray]] = {}
+    for name, path in panels.items():
+        if name in predicted:
+            predictions[name] = predicted[name]
+            continue
+        network = ordered_teacher(TrainedNetwork.load(path), options.teacher, images.class_names)
+        if network.info.num_classes == images.num_classes:
+            predictions[name] = predict_examples(
+                functools.partial(network.predictor, network.variables),
+                examples,
+                options.data.eval_batch_size,
+            )
+    return with_predictions(examples, predictions)
+
+
+def _command() -> str | None:
+    """Returns the command that runs, with its flags, or None outside of kdjax's commands."""
+    if not sys.argv[0].startswith("kdjax "):
+        return None
+    return f"python -m {' '.join(sys.argv)}"

@@ -1,0 +1,147 @@
+"""Makes the student of a run: fresh, on a trained backbone, or from a checkpoint."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from kdjax.config import RunOptions
+from kdjax.interop import imagenet
+from kdjax.models import Network, NNXNetwork, Variables, serialization
+from kdjax.models.network import arrays_by_path, is_random_key, preprocessing_of
+from kdjax.models.options import IMAGENET_WEIGHTS, StudentOptions
+from kdjax.models.serialization import NetworkInfo
+from kdjax.utils.classes import class_order, differing_class
+from kdjax.utils.errors import UserError
+
+BACKBONE = "backbone"
+
+
+def make_student(
+    options: RunOptions, class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
+) -> tuple[Network, Variables, NetworkInfo]:
+    """Returns the student of a config, its initial variables, and its description.
+
+    Args:
+      options: the options of the run.
+      class_names: the names of the data's classes.
+      palette: a color for each class.
+
+    Raises:
+      UserError: if the network cannot be made, or if its initial checkpoint is missing, damaged, or
+        of another network.
+    """
+    student = options.student
+    info = NetworkInfo(
+        name=student.name,
+        num_classes=len(class_names),
+        width=student.width,
+        auxiliary=student.auxiliary,
+        class_names=tuple(class_names),
+        palette=tuple(tuple(int(value) for value in color) for color in palette),
+        options=dict(student.options),
+        image_size=options.data.crop_size,
+        source=f"trained by kdjax from seed {options.seed}",
+    )
+    if student.checkpoint:
+        network, variables, start = serialization.load(
+            student.checkpoint, dtype=student.dtype, seed=options.seed
+        )
+        _check_start(student, info, start, variables)
+        return network, variables, _started_from(info, start, student.checkpoint)
+    network = info.make(dtype=student.dtype, where="config.student")
+    variables = network.init(jax.random.key(options.seed), info.blank_image())
+    info = dataclasses.replace(info, preprocessing=preprocessing_of(network))
+    if student.backbone == IMAGENET_WEIGHTS:
+        return network, *_take_imagenet(student, network, variables, info)
+    if student.backbone:
+        return network, *_take_backbone(student.backbone, variables, info, options.seed)
+    return network, variables, info
+
+
+def _check_start(
+    student: StudentOptions, info: NetworkInfo, start: NetworkInfo, variables: Variables
+) -> None:
+    """Checks that a checkpoint has the network and the classes of the run."""
+    for key in ("name", "num_classes", "width", "auxiliary", "options"):
+        wanted, found = getattr(info, key), getattr(start, key)
+        if wanted != found and not (key == "auxiliary" and _same_arrays(student, info, variables)):
+            raise UserError(
+                f"config.student.checkpoint {student.checkpoint} has {key} {found!r}; this run "
+                f"needs {wanted!r}"
+            )
+    if student.any_class_names:
+        return
+    try:
+        difference = class_order(start.class_names, info.class_names) and differing_class(
+            info.class_names, start.class_names
+        )
+    except ValueError as error:
+        difference = str(error)
+    if difference:
+        raise UserError(
+            f"config.student.checkpoint {student.checkpoint} scores other classes than the data, "
+            f"or the same in another order ({difference}); name it in config.student.backbone to "
+            "take its backbone alone, or set config.student.any_class_names to True to take its "
+            "classes by their numbers, whatever their names"
+        )
+
+
+def _same_arrays(student: StudentOptions, info: NetworkInfo, variables: Variables) -> bool:
+    """Returns whether a network has the same arrays as the one that `info` describes."""
+    network = info.make(dtype=student.dtype, where="config.student")
+    abstract = jax.eval_shape(network.init, jax.random.key(0), info.blank_image())
+    return _shapes(abstract) == _shapes(variables)
+
+
+def _take_backbone(
+    path: str, variables: Variables, info: NetworkInfo, seed: int
+) -> tuple[Variables, NetworkInfo]:
+    """Returns the variables with the backbone of the network in `path`, and the new description.
+
+    Classes, head, and the number of channels behind the backbone may differ. A checkpoint holds no
+    random keys, so those of the backbone's modules come from `seed`.
+    """
+    _, source, start = serialization.load(path, seed=seed)
+    taken = {}
+    for kind, tree in variables.items():
+        fresh, trained = tree.get(BACKBONE, {}), source[kind].get(BACKBONE, {})
+        if _shapes(fresh) != _shapes(trained) or (kind == "params" and not fresh):
+            raise UserError(
+                f"config.student.backbone {path} is that of {start.name} (width {start.width}); "
+                f"{info.name} (width {info.width}) has another"
+            )
+        taken[kind] = {**tree, **({BACKBONE: trained} if trained else {})}
+    return taken, _started_from(info, start, path, "its backbone ")
+
+
+def _started_from(info: NetworkInfo, start: NetworkInfo, path: str, how: str = "") -> NetworkInfo:
+    return dataclasses.replace(
+        info,
+        preprocessing=start.preprocessing,
+        source=f"{info.source}, {how}from {path} ({start.fingerprint})",
+        initial_weights={"path": path, "fingerprint": start.fingerprint},
+    )
+
+
+def _take_imagenet(
+    options: StudentOptions, network: Network, variables: Variables, info: NetworkInfo
+) -> tuple[Variables, NetworkInfo]:
+    """Returns the variables with the published weights of the backbone, and the description."""
+    found = imagenet.find(options, "config.student")
+    assert isinstance(network, NNXNetwork)  # as every network with published weights is
+    variables, preprocessing = found.load(network, variables)
+    return variables, dataclasses.replace(
+        info,
+        preprocessing=preprocessing,
+        source=f"{info.source}, its backbone from {found.path.name} (SHA-256 {found.sha256})",
+        initial_weights={"file": found.path.name, "sha256": found.sha256},
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    arrays = arrays_by_path(tree)
+    return {path: leaf.shape for path, leaf in arrays.items() if not is_random_key(leaf)}
