@@ -26,6 +26,6 @@ def get_config(recipe: str = "") -> Config:
     said = f'"{recipe}" is no recipe' if recipe else "no recipe is named"
     raise UserError(
         f"{said}; give SET,PAIR,METHOD, as in published.py:cityscapes,pspnet_r101_r18,cwd; "
-        f"SET is one of {', '.join(recipes.SCHEDULES)}; PAIR of {', '.join(recipes.PAIRS)}; "
+        f"SET is one of {', '.join(recipes.TRAININGS)}; PAIR of {', '.join(recipes.PAIRS)}; "
         f"METHOD of {', '.join(recipes.METHODS)}, {recipes.TEACHER}"
     )

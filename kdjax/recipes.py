@@ -1,4 +1,4 @@
-"""What the files in `configs/` share: data sets with networks and schedules, and the methods."""
+"""Configs shared by the files in `configs/`: data sets, networks, schedules, and methods."""
 
 import importlib
 import types
@@ -16,7 +16,7 @@ from kdjax.utils.imports import SEPARATOR, did_you_mean
 
 
 def _tables(name: str) -> dict[str, Any]:
-    """Joins the tables of one name from the modules that hold the built-in losses."""
+    """Joins the tables of one name from the modules of the built-in losses."""
     modules = dict.fromkeys(path.partition(SEPARATOR)[0] for path in LOSSES.values())
     tables = (getattr(importlib.import_module(module), name, {}) for module in modules)
     return {key: value for table in tables for key, value in table.items()}
@@ -24,22 +24,21 @@ def _tables(name: str) -> dict[str, Any]:
 
 # The terms of each method, with the weights of its paper or of its authors' code.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {"plain": {}, **_tables("METHODS")}
-# The method that another one extends. The gain of the extension is measured against it, and not
-# against the plain student.
+# The method that another one extends. The gain of an extension is measured against that method.
 BUILDS_ON: dict[str, str] = _tables("BUILDS_ON")
 
-# Built-in methods are resolved by the same function as a user's.
+# The same function resolves built-in methods and a user's.
 built_in = types.SimpleNamespace(**METHODS)
 _NAMES = {name: f"{__name__}{SEPARATOR}built_in.{name}" for name in METHODS}
 
 
 def compare_methods(config: Config, methods: Iterable[str] = METHODS) -> Config:
-    """Has a config compare methods, each also with the one that it builds on.
+    """Adds the methods to compare to a config, and returns it.
 
     Args:
-      config: the recipe of the students.
-      methods: names in `METHODS`, among them "plain", or "package.module:attribute" of terms by
-        name, whose method is then called as the attribute.
+      config: the config of the students.
+      methods: names in `METHODS`, such as "plain", or "package.module:attribute" of terms by name.
+        Such a method has the name of the attribute.
     """
     found = {name.replace(SEPARATOR, ".").rpartition(".")[2]: terms_of(name) for name in methods}
     with config.unlocked():
@@ -51,12 +50,12 @@ def compare_methods(config: Config, methods: Iterable[str] = METHODS) -> Config:
 
 
 def teach(config: Config, method: str, teacher: str) -> Config:
-    """Makes the recipe of a plain student one with a method.
+    """Adds a method and a teacher to the config of a plain student, and returns it.
 
     Args:
-      config: the recipe.
-      method: a name as `compare_methods` takes it.
-      teacher: the teacher's workdir or network checkpoint.
+      config: the config.
+      method: a name as in `compare_methods`.
+      teacher: the network checkpoint of the teacher, or the directory of its run.
     """
     with config.unlocked():
         config.terms = ConfigDict(terms_of(method))
@@ -65,11 +64,11 @@ def teach(config: Config, method: str, teacher: str) -> Config:
 
 
 def terms_of(method: str) -> dict[str, dict[str, Any]]:
-    """The terms of a method, by a name as `compare_methods` takes it."""
+    """Returns the terms of a method, given a name as in `compare_methods`."""
     return imports.resolve("method", method, _NAMES, asked_by="the recipe")
 
 
-# What configs/camvid_pspnet_r18.py picks on validation, where it is not a method's own weight.
+# The weights that configs/camvid_pspnet_r18.py chose on validation, if not a method's own.
 CAMVID_WEIGHTS = {
     "pixelwise_kl": {"pixelwise_kl": {"weight": 3.0}},
     "cwd": {"cwd": {"weight": 9.0}},
@@ -82,7 +81,7 @@ CAMVID_WEIGHTS = {
 
 
 def shapes() -> Config:
-    """Procedural scenes: a PSPNet-R18 of width 16 teaches one of width 8, in minutes on a CPU."""
+    """Returns a config for generated scenes: a PSPNet-R18 of width 16 teaches one of width 8."""
     config = default()
     config.steps = 800
     config.eval_every = 200
@@ -97,7 +96,7 @@ def shapes() -> Config:
     config.student.update(network("pspnet_r18", width=8))
     config.student.auxiliary = False
     config.optimizer.learning_rate = 0.4
-    # At rates that suit the plain student, large terms throw students off without this.
+    # At rates that suit the plain student, large terms diverge without clipping.
     config.optimizer.gradient_clip = 1.0
     config.compare.teacher_steps = 1200
     config.compare.teacher_learning_rate = 0.4
@@ -105,10 +104,10 @@ def shapes() -> Config:
 
 
 def camvid() -> Config:
-    """CamVid at 180 x 240: a PSPNet-R18 of width 32 teaches one of width 8.
+    """Returns a config for CamVid at 180 x 240: a PSPNet-R18 of width 32 teaches one of width 8.
 
-    No auxiliary head and no weights from elsewhere. Only the sequence Seq05VD of the test split
-    was never seen in training, so it is scored apart.
+    There is no auxiliary head, and no pretrained weights. Of the test split, only the sequence
+    Seq05VD does not occur in training, so it is scored separately.
     """
     config = default()
     config.steps = 500
@@ -125,7 +124,7 @@ def camvid() -> Config:
     config.student.auxiliary = False
     config.loss.auxiliary = 0.0
     config.optimizer.learning_rate = 0.2
-    # A distillation term adds several times the gradient of cross-entropy in the first steps.
+    # In the first steps, a distillation term has several times the gradient of cross-entropy.
     config.optimizer.gradient_clip = 1.0
     config.compare.seeds = (0, 1, 2)
     config.compare.teacher_steps = 1600
@@ -136,14 +135,14 @@ def camvid() -> Config:
 
 
 def fine_tune(config: Config, *, teacher: str, student: str) -> Config:
-    """Has a config start both networks from ImageNet weights, and train them as is usual then.
+    """Makes both networks of a config start from ImageNet weights, and returns the config.
 
-    AdamW, a warm-up, and a tenth of the heads' learning rate for the backbones.
+    The optimizer is AdamW with a warm-up. The backbones have a tenth of the heads' learning rate.
 
     Args:
-      config: the recipe.
-      teacher: a network by name, whose backbone has weights in docs/weights.md.
-      student: likewise.
+      config: the config.
+      teacher: the name of a network with weights in docs/weights.md.
+      student: the name of another one.
     """
     for section, name in ((config.teacher, teacher), (config.student, student)):
         section.update(network(name))
@@ -158,17 +157,17 @@ def fine_tune(config: Config, *, teacher: str, student: str) -> Config:
 
 
 def compare_camvid_methods(config: Config, names: Iterable[str]) -> Config:
-    """As `recipes.compare_methods`, with the weights that were picked on CamVid."""
+    """Adds the methods to compare to a config, with their weights for CamVid, and returns it."""
     methods = compare_methods(config, names).compare.methods
     methods.update({name: CAMVID_WEIGHTS[name] for name in methods if name in CAMVID_WEIGHTS})
     return config
 
 
 def teacher_of(config: Config) -> Config:
-    """Makes the recipe of the network that teaches in `config`, as `kdjax.compare` trains it.
+    """Turns the config of a comparison into that of its teacher, and returns it.
 
-    The teacher shares the students' recipe as far as that fits the teacher: a backbone from scratch
-    has no statistics to freeze, and the warm-up is no longer than the teacher's training.
+    The teacher is trained like the students, except for what cannot apply: a backbone from scratch
+    has no statistics to freeze, and a warm-up cannot be longer than the training.
     """
     with config.unlocked():
         if config.student.batch_norm == "frozen" and not config.teacher.backbone:
@@ -183,26 +182,26 @@ def teacher_of(config: Config) -> Config:
     return without_terms(config)
 
 
-# Plain, and each of the four papers.
+# The plain student, and each of the four papers.
 COMPARED = ("plain", "cwd", "nfd", "pfs", "fakd")
 
-# Stands in place of a method where the pair's teacher is what is trained.
+# Takes the place of a method to train the teacher of a pair.
 TEACHER = "teacher"
 
 
-class Schedule(NamedTuple):
-    """How convolutional students are trained on a set, by SGD with poly decay.
+class Training(NamedTuple):
+    """The training of convolutional networks on a data set, by SGD with poly decay.
 
     Attributes:
-      steps: in all.
-      batch_size: of all devices together.
+      steps: the number of steps.
+      batch_size: the number of images of all devices together.
       crop_size: height and width, in pixels.
-      learning_rate: at the start.
-      min_learning_rate: at the end.
-      weight_decay: of all parameters.
-      train_split: what is trained on.
-      base_size: long and short side of what is scaled; empty for the images' own, which on
-        Cityscapes are mmsegmentation's (2048, 1024).
+      learning_rate: the learning rate at the start.
+      min_learning_rate: the learning rate at the end.
+      weight_decay: the weight decay of all parameters.
+      train_split: the training split.
+      base_size: the long and the short side before scaling. Empty for the size of the images, which
+        on Cityscapes is mmsegmentation's (2048, 1024).
     """
 
     steps: int
@@ -215,14 +214,14 @@ class Schedule(NamedTuple):
     base_size: tuple[int, int] | tuple[()] = ()
 
 
-SCHEDULES = {
-    "cityscapes": Schedule(80_000, 8, (512, 1024)),
-    "voc2012": Schedule(40_000, 16, (512, 512), train_split="train_aug", base_size=(2048, 512)),
-    "ade20k": Schedule(80_000, 16, (512, 512), base_size=(2048, 512)),
-    "pascal_context": Schedule(
+TRAININGS = {
+    "cityscapes": Training(80_000, 8, (512, 1024)),
+    "voc2012": Training(40_000, 16, (512, 512), train_split="train_aug", base_size=(2048, 512)),
+    "ade20k": Training(80_000, 16, (512, 512), base_size=(2048, 512)),
+    "pascal_context": Training(
         80_000, 16, (480, 480), learning_rate=0.004, weight_decay=1e-4, base_size=(520, 520)
     ),
-    "coco_stuff": Schedule(
+    "coco_stuff": Training(
         80_000,
         16,
         (512, 512),
@@ -233,18 +232,18 @@ SCHEDULES = {
     ),
 }
 
-# SegFormer's own schedule, where it was published for a set: steps and crop.
+# Steps and crop of SegFormer's published trainings.
 SEGFORMER = {"cityscapes": (160_000, (1024, 1024)), "ade20k": (160_000, (512, 512))}
 SEGFORMER_WARMUP = 1500
 
 
-# What both networks of a recipe compute in, as is usual on accelerators. Parameters, statistics,
-# softmaxes and losses are float32 all the same.
+# The dtype of the computation, as is usual on accelerators. Parameters, statistics, softmaxes, and
+# losses stay in float32.
 DTYPE = "bfloat16"
 
 
-class Pair(NamedTuple):
-    """A teacher and a student, and what their backbones were trained on ImageNet as."""
+class NetworkPair(NamedTuple):
+    """A teacher and a student, and the names of their ImageNet backbones."""
 
     teacher: str
     student: str
@@ -253,13 +252,13 @@ class Pair(NamedTuple):
 
 
 PAIRS = {
-    "pspnet_r101_r18": Pair("pspnet_r101", "pspnet_r18", "r101", "r18"),
-    "deeplabv3_r101_r18": Pair("deeplabv3_r101", "deeplabv3_r18", "r101", "r18"),
-    "pspnet_r101_mbv2": Pair("pspnet_r101", "pspnet_mbv2", "r101", "mbv2"),
-    "segformer_b4_b0": Pair("segformer_b4", "segformer_b0", "mit_b4", "mit_b0"),
+    "pspnet_r101_r18": NetworkPair("pspnet_r101", "pspnet_r18", "r101", "r18"),
+    "deeplabv3_r101_r18": NetworkPair("deeplabv3_r101", "deeplabv3_r18", "r101", "r18"),
+    "pspnet_r101_mbv2": NetworkPair("pspnet_r101", "pspnet_mbv2", "r101", "mbv2"),
+    "segformer_b4_b0": NetworkPair("segformer_b4", "segformer_b0", "mit_b4", "mit_b0"),
 }
 
-# Where a method's weights were published with a set's schedule, in place of its defaults.
+# Published weights of a method for a data set, which replace its defaults.
 WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
     ("cityscapes", "cwd"): {"weight": 5.0, "temperature": 1.0},
     ("ade20k", "cwd"): {"weight": 10.0, "temperature": 1.0},
@@ -267,22 +266,23 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
 
 
 def published(data: str, pair: str, method: str = "plain") -> Config:
-    """A student on a published set, plain or distilled, or its teacher.
+    """Returns the config of a student on a published data set, plain or distilled, or its teacher.
 
-    The teacher is `teachers/<set>_<network>` and the student's backbone `pretrained/<backbone>`,
-    both written by `kdjax convert`. A plain recipe has all of `COMPARED` for `kdjax.compare`.
+    The teacher is `teachers/<set>_<network>`, and the backbone of the student is
+    `pretrained/<backbone>`. `kdjax convert` writes both. A plain config holds all of `COMPARED` for
+    `kdjax.compare`.
 
     Args:
-      data: one of `SCHEDULES`.
-      pair: one of `PAIRS`.
-      method: one of `METHODS`, or "package.module:attribute" as `teach` takes it; `TEACHER` for the
-        pair's teacher, trained as its students are, where no weights of it are published.
+      data: a key of `TRAININGS`.
+      pair: a key of `PAIRS`.
+      method: a key of `METHODS`, "package.module:attribute" as in `compare_methods`, or `TEACHER`
+        for the teacher of the pair, trained like its students, if no weights of it are published.
 
     Raises:
-      UserError: for a name that there is not, with the nearest.
+      UserError: if a name is unknown. The message names the nearest one.
     """
     for name, known, what in (
-        (data, SCHEDULES, "data set"),
+        (data, TRAININGS, "data set"),
         (pair, PAIRS, "pair of networks"),
         (method, (*METHODS, TEACHER), "method"),
     ):
@@ -310,7 +310,7 @@ def published(data: str, pair: str, method: str = "plain") -> Config:
 
 
 def _schedule(data: str, pair: str) -> Config:
-    schedule, config = SCHEDULES[data], default()
+    schedule, config = TRAININGS[data], default()
     config.steps, config.eval_every = schedule.steps, 8000
     config.data.name = data
     config.data.train_split = schedule.train_split
@@ -326,7 +326,7 @@ def _schedule(data: str, pair: str) -> Config:
 
 
 def _as_segformer(config: Config) -> None:
-    """SegFormer's optimizer (Xie et al. 2021), and its schedule where it has one for the set."""
+    """Sets SegFormer's optimizer (Xie et al. 2021), and its published steps and crop, if any."""
     steps, crop_size = SEGFORMER.get(config.data.name, (config.steps, config.data.crop_size))
     config.steps, config.data.crop_size = steps, crop_size
     config.student.auxiliary = False
@@ -334,7 +334,7 @@ def _as_segformer(config: Config) -> None:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate, config.optimizer.min_learning_rate = 6e-5, 0.0
     config.optimizer.poly_power = 1.0
-    # The smaller of the two, as arithmetic that also follows `--config.steps` of a shorter run.
+    # The smaller of both numbers, in arithmetic that follows `--config.steps` of a shorter run.
     asked = config.get_oneway_ref("steps")
     config.optimizer.warmup_steps = (asked + SEGFORMER_WARMUP - abs(asked - SEGFORMER_WARMUP)) // 2
     config.optimizer.weight_decay, config.optimizer.decay_norm_and_bias = 0.01, False

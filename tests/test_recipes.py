@@ -25,7 +25,7 @@ from kdjax.config import Config
 from kdjax.experiment.build import build_distiller
 from kdjax.models import NNXNetwork, create
 from kdjax.models.outputs import IMAGENET
-from kdjax.recipes import COMPARED, METHODS, PAIRS, SCHEDULES, published
+from kdjax.recipes import COMPARED, METHODS, PAIRS, TRAININGS, published
 from kdjax.training import optimizer as optimizers
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step
 from kdjax.utils import config_file
@@ -37,11 +37,11 @@ CLASSES = 3
 SIZE = 64
 
 
-RECIPES = [f"{data},{pair},{method}" for data in SCHEDULES for pair in PAIRS for method in COMPARED]
+RECIPES = [f"{data},{pair},{method}" for data in TRAININGS for pair in PAIRS for method in COMPARED]
 # The sets take turns.
 PROGRAMS = [
     pytest.param(
-        f"{[*SCHEDULES][(row + column) % len(SCHEDULES)]},{pair},{method}",
+        f"{[*TRAININGS][(row + column) % len(TRAININGS)]},{pair},{method}",
         marks=[] if (row, method) == (0, "cwd") else pytest.mark.thorough,
     )
     for row, pair in enumerate(PAIRS)
@@ -58,7 +58,7 @@ def test_a_recipe_is_what_its_name_says(recipe):
     data, pair, method = recipe.split(",")
     config = get_config(recipe)
     configuration.read(config)
-    networks, schedule = PAIRS[pair], SCHEDULES[data]
+    networks, schedule = PAIRS[pair], TRAININGS[data]
     assert config.data.name == data
     assert config.data.train_split == schedule.train_split
     assert config.student.name == networks.student
@@ -74,7 +74,7 @@ def test_a_recipe_is_what_its_name_says(recipe):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("data", thorough.after(1, [*SCHEDULES]))
+@pytest.mark.parametrize("data", thorough.after(1, [*TRAININGS]))
 def test_every_recipe_builds_and_is_stored_as_it_is(data, pair):
     for method in (*METHODS, recipes.TEACHER, "own_losses:METHOD"):
         config = get_config(f"{data},{pair},{method}")
@@ -83,7 +83,7 @@ def test_every_recipe_builds_and_is_stored_as_it_is(data, pair):
         assert configuration.to_json(again) == configuration.to_json(config)
 
 
-@pytest.mark.parametrize("data", SCHEDULES)
+@pytest.mark.parametrize("data", TRAININGS)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_teacher_of_a_pair_is_the_one_that_its_students_look_for(data, pair):
     config = get_config(f"{data},{pair},teacher")
@@ -141,7 +141,7 @@ def test_a_recipe_that_there_is_not(argument, said):
         config_file.read(f"published.py{argument}")
     assert "\n" not in str(raised.value)
     if "SET" in said:
-        for name in (*SCHEDULES, *PAIRS, *METHODS, recipes.TEACHER):
+        for name in (*TRAININGS, *PAIRS, *METHODS, recipes.TEACHER):
             assert name in str(raised.value)
 
 
@@ -316,7 +316,7 @@ def structure(config):
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("method", COMPARED)
 def test_recipes_of_two_sets_differ_in_numbers_alone(pair, method):
-    first, *others = [structure(get_config(f"{data},{pair},{method}")) for data in SCHEDULES]
+    first, *others = [structure(get_config(f"{data},{pair},{method}")) for data in TRAININGS]
     assert others == [first] * len(others)
 
 

@@ -62,7 +62,7 @@ def row(data: str, pair: str) -> str:
 
 def table() -> str:
     """The table, as Markdown."""
-    return HEAD + "".join(row(data, pair) for data in recipes.SCHEDULES for pair in recipes.PAIRS)
+    return HEAD + "".join(row(data, pair) for data in recipes.TRAININGS for pair in recipes.PAIRS)
 
 
 def main() -> None:
