@@ -1,4 +1,4 @@
-"""One's own photos: what it finds in the prepared folder decides crop, steps and padding.
+"""Your own photos: chooses crop size, steps, and padding from the images in the prepared folder.
 
     pip install "kdjax[weights]"
     python -m kdjax prepare folder --source DIR --data_dir data/mine
@@ -6,14 +6,14 @@
     python -m kdjax export --source runs/mine/cwd/seed0 --output student --format tflite \\
         --height 480 --width 640
 
-With photos that have no labels, on which the student is taught too:
+With additional photos without labels, on which the student is also distilled:
 
     python -m kdjax prepare folder --source MORE --data_dir data/more --unlabelled
     python -m kdjax compare --config configs/photos.py:data/mine,data/more --workdir runs/mine
 
-DIR as docs/data.md, "My own photos", has it. A light feature pyramid on EfficientNet-Lite2
-teaches one on Lite0, both from ImageNet. The log says what was chosen and why; any of it can be
-overridden, as by --config.steps=2000.
+docs/data.md, "My own photos", describes DIR. A light feature pyramid on EfficientNet-Lite2 teaches
+one on Lite0, both from ImageNet weights. The log gives each choice and its reason. You can override
+any of them, for example with --config.steps=2000.
 """
 
 import statistics
@@ -27,16 +27,16 @@ from kdjax.utils.log import RunLogger
 
 BATCH_SIZE = 8
 EPOCHS = 25
-STEPS = (600, 20_000)  # fewer do not end the warm-up's effect; more is a matter of patience
+STEPS = (600, 20_000)  # with fewer steps the warm-up is too large a part of the run
 LARGEST_CROP = 384
-LARGE = 1024  # a side beyond which images are better made smaller first
+LARGE = 1024  # if a side is longer, the log recommends to make the images smaller
 
 
 def get_config(argument: str) -> Config:
-    """Returns the config for the set `folder` that is prepared in a directory.
+    """Returns the config for the data set `folder` in a data directory.
 
     Args:
-      argument: that directory; or, after a comma, also one with photos without labels.
+      argument: the data directory; optionally, after a comma, another one with unlabeled photos.
     """
     data_dir, _, unlabelled_dir = argument.partition(",")
     log = RunLogger("photos")
@@ -92,7 +92,7 @@ def get_config(argument: str) -> Config:
         f"{config.compare.teacher_steps} steps"
     )
 
-    # Each shape is compiled once, which takes longer than evaluating hundreds of images.
+    # Compiling one shape takes longer than evaluating hundreds of images.
     evaluated = [
         size
         for split in splits.keys() - {"train"}
@@ -112,7 +112,7 @@ def get_config(argument: str) -> Config:
 
 
 def _add_unlabelled(config: Config, data_dir: str, labelled: int, log: RunLogger) -> int:
-    """Mixes the photos of a directory in, where one is named; returns how many these are."""
+    """Adds the unlabeled photos of a directory to the mixture, and returns their number."""
     if not data_dir:
         return 0
     more = sets.open_set("folder", data_dir, asked_by="the argument of photos.py")
