@@ -44,8 +44,8 @@ def get_config(argument: str) -> Config:
     splits, classes = photos.splits, len(photos.class_names)
     if photos.class_names == (UNLABELLED,):
         raise UserError(
-            f"photos.py: the images in {data_dir} have no labels; name it second, after those that "
-            f"have, as photos.py:DATA_DIR,{data_dir}"
+            f"photos.py: the images in {data_dir} have no labels; name it second, after a "
+            f"directory with labels: photos.py:DATA_DIR,{data_dir}"
         )
     if absent := {"train", "val"} - splits.keys():
         raise UserError(
@@ -70,13 +70,13 @@ def get_config(argument: str) -> Config:
         max(32, min(side, LARGEST_CROP) // 32 * 32) for side in (height, width)
     )
     log.info(
-        "unless --config.data.crop_size overrides it, crops of {1} x {0}: as much of an image as "
-        "multiples of 32 hold, {2} at most".format(*config.data.crop_size, LARGEST_CROP)
+        "unless --config.data.crop_size overrides it, crops of {1} x {0}: the image size in whole "
+        "multiples of 32, at most {2}".format(*config.data.crop_size, LARGEST_CROP)
     )
     if max(height, width) > LARGE:
         log.info(
-            f"these are large: where what is labelled can still be told in images of {LARGE} "
-            "pixels, make images and labels (these by nearest neighbour) smaller and prepare anew"
+            f"the images are large: if the labeled objects are still visible at {LARGE} pixels, "
+            "make images and labels smaller (labels by nearest neighbor) and prepare them again"
         )
 
     unlabelled = _add_unlabelled(config, unlabelled_dir, splits["train"], log)
@@ -103,7 +103,7 @@ def get_config(argument: str) -> Config:
         config.data.eval_pad_to = -(-longest // 32) * 32
         log.info(
             "unless --config.data.eval_pad_to overrides it, whole images are padded to "
-            f"{config.data.eval_pad_to} pixels, since each of their {shapes} shapes would be "
+            f"{config.data.eval_pad_to} pixels, because each of their {shapes} shapes would be "
             "compiled"
         )
     log.info("networks: EfficientNet-Lite2 teaches Lite0, both with fpn_light and from ImageNet")
@@ -121,9 +121,9 @@ def _add_unlabelled(config: Config, data_dir: str, labelled: int, log: RunLogger
     with config.unlocked():
         config.data.mixture.more = extra_set("folder", data_dir=data_dir, labelled=False)
     log.info(
-        f"{count} images more in {data_dir}, without labels: one in {config.data.weight + 1} of "
-        "what distilled students see, in proportion, but half at most, since cross-entropy needs "
-        "labels in every batch; the teacher and the plain student see labelled ones alone"
+        f"{count} unlabeled images in {data_dir} are one in {config.data.weight + 1} of the images "
+        "that distilled students see: in proportion, but at most half, because cross-entropy needs "
+        "labels in every batch; the teacher and the plain student see only labeled images"
     )
     return count
 
