@@ -13,10 +13,11 @@
     python -m kdjax prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
     python -m kdjax train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
 
-CAMVID as in configs/camvid_pspnet_r18.py. The first comparison's students are EfficientNet-Lite0
-from ImageNet, the others' a ResNet-18 of width 16 with the same head, from scratch; the last has
-all methods, in short runs. Learning rates and every method's weights are picked on validation.
-CAMVID_FULL are the same photos at 360 x 480, on which the teacher trains on.
+CAMVID is the folder that configs/camvid_pspnet_r18.py describes. CAMVID_FULL contains the same
+photos at 360 x 480, on which `full_teacher` continues the training of the teacher. The students of
+`lite0` are EfficientNet-Lite0 from ImageNet weights. The other students are a ResNet-18 of width 16
+with the same head, from scratch. `field` has all methods, in short runs. Learning rates and the
+weights of every method are picked on validation.
 """
 
 from typing import Any
@@ -25,12 +26,12 @@ from kdjax import recipes
 from kdjax.config import Config, network
 from kdjax.utils.errors import UserError
 
-# Methods that read the teacher's class scores alone, which a cache holds.
+# Methods that read only the teacher's class scores, which a cache contains.
 CACHED = ("plain", "dist", "cwd", "pixelwise_kl", "fakd_cwd")
 METHODS = ("plain", "cwd", "nfd", "pfs", "fakd_cwd", "pixelwise_kl", "pixelwise_kl_l2")
-# Their adversarial term reads scores of at least 64 x 64; those of a crop here are 32 x 40.
+# Their adversarial term needs scores of at least 64 x 64. The crops here have 32 x 40.
 NEED_LARGER_CROPS = ("skd", "ifvd")
-# Parts and strengths of methods that are in the table.
+# Parts and other strengths of methods that the table already has.
 VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong")
 TEACHER, TEACHER_DIR = "fpn_light_efficientnet_lite2", "runs/camvid_lite2"
 PAIR = {"teacher": TEACHER, "student": "fpn_light_efficientnet_lite0"}
@@ -42,12 +43,17 @@ def get_config(student: str = "lite0") -> Config:
     """Returns the config.
 
     Args:
-      student: "lite0", "scratch", "cached" for the latter with the teacher's scores from a cache,
-        or "field" for it with every method; "field_longer" for
-        its plain student with as many steps as take as long as most methods' (the harness counts
-        by the costliest), "field_sums" for three methods with their authors' constants for CamVid,
-        and KL + L2 with a small weight of L2; "teacher" for the teacher of all, and "full_teacher"
-        for that at 360 x 480.
+      student: one of
+        "lite0", a comparison with EfficientNet-Lite0 as the student;
+        "scratch", a comparison with a ResNet-18 from scratch;
+        "cached", the same with the teacher's scores from a cache;
+        "field", short runs of every method;
+        "field_longer", the plain student of "field" with as many steps as take as long as those of
+        most methods (`compare` itself counts by the most expensive method);
+        "field_sums", three methods with their authors' constants for CamVid, and KL + L2 with a
+        small weight of L2;
+        "teacher", the teacher of all comparisons;
+        "full_teacher", the teacher at 360 x 480.
     """
     if student not in CHOICES:
         raise UserError(f"camvid_lite.py:{student}: it takes {', '.join(CHOICES)}")
@@ -71,7 +77,7 @@ def get_config(student: str = "lite0") -> Config:
     config.student.auxiliary = False
     if student == "scratch":
         config.steps = 1000
-        # With the best of the shorter runs with all (docs/results/field.md).
+        # `dist` was the best method of the shorter runs (docs/results/field.md).
         return recipes.compare_camvid_methods(config, (*METHODS, "dist"))
     if student == "cached":
         config.steps, config.teacher.cache = 1000, "caches/camvid_lite2"
@@ -85,7 +91,7 @@ def get_config(student: str = "lite0") -> Config:
         methods = ("plain", "mgd", "af_dcd", "ofd", "pixelwise_kl_l2")
         methods = recipes.compare_methods(config, methods).compare.methods
         _set_authors_constants(methods)
-        # A hundredth of its default: at three tenths it did harm.
+        # A hundredth of the default. Three tenths of the default did harm.
         methods.pixelwise_kl_l2.l2.weight = 0.1
         return config
     others = [
@@ -94,13 +100,13 @@ def get_config(student: str = "lite0") -> Config:
     config = recipes.compare_camvid_methods(config, (*METHODS, *others))
     with config.unlocked():
         _set_authors_constants(config.compare.methods)
-        # Half of the authors', as when docs/results/field.csv was made.
+        # Half of the authors' weights, as in the runs of docs/results/field.csv.
         for name in ("jml", "jml_labels"):
             config.compare.methods.jml[name].weight = 3.0
-        # As the authors where maps have a stride of 4; each pixel with each takes 2.5 s on a core.
+        # The authors pool maps of stride 4 in this way. Comparing all pixels takes 2.5 s on a core.
         for name in ("cirkd", "cirkd_minibatch"):
             config.compare.methods[name].cirkd_minibatch.pool = 2
-        # An eighth of the authors' for a sixth of their cells.
+        # An eighth of the authors' numbers, because the maps have a sixth of their cells.
         config.compare.methods.cirkd.cirkd_memory.update(compared_pixels=512, compared_regions=128)
     return config
 
@@ -112,14 +118,14 @@ def _teacher(config: Config, *, full: bool) -> Config:
     config = recipes.teacher_of(config)
     if full:
         config.data.data_dir, config.data.crop_size = "data/camvid_full", (320, 416)
-        # What it has learnt from photos of half the size need not be learnt again.
+        # Continue from the teacher that was trained on photos of half the size.
         config.student.checkpoint, config.student.backbone = TEACHER_DIR, ""
         config.optimizer.learning_rate = 3e-4
     return config
 
 
 def _set_authors_constants(methods: Any) -> None:
-    """Sets the constants that Af-DCD's authors have for CamVid, and OFD's for a decoder."""
-    # Without pooling: the maps of stage 4 have 4 x 5 cells here.
+    """Sets the constants of Af-DCD's authors for CamVid, and of OFD's authors for a decoder."""
+    # No pooling, because the maps of stage 4 have only 4 x 5 cells.
     methods.af_dcd.af_dcd.update(alpha=8e-6, contrast=0.16, pool=1)
     methods.ofd.ofd.divisors = (8.0, 4.0, 2.0, 1.0, 16.0)

@@ -3,9 +3,9 @@
     python -m kdjax prepare folder --source CAMVID --data_dir data/camvid --ignore 11
     python -m kdjax compare --config configs/camvid_pspnet_r18.py --workdir runs/camvid
 
-CAMVID holds `images/<split>` and `labels/<split>` with the 11 classes of SegNet's copy, 11 for
-unlabelled. Steps and crop are what a CPU core can do a hundred times in three hours. Results:
-docs/results/camvid.md.
+CAMVID contains `images/<split>` and `labels/<split>` with the 11 classes of SegNet's copy. Label 11
+stands for unlabeled pixels. With these steps and crops, a CPU core does a hundred runs in three
+hours. Results: docs/results/camvid.md.
 """
 
 from kdjax import recipes

@@ -3,7 +3,8 @@
     python -m kdjax compare --config configs/camvid_pspnet_r18_1000_steps.py --parallel 2 \\
         --workdir runs/camvid_1000 --config.teacher.checkpoint=runs/camvid_teacher2
 
-Its teacher, rate and weights are those of that config. Results: docs/results/camvid.md.
+The teacher, learning rate, and weights are those of camvid_pspnet_r18_longer.py. Results:
+docs/results/camvid.md.
 """
 
 from kdjax import recipes

@@ -1,11 +1,11 @@
-"""CamVid at 180 x 240, students taught from a cache of the teacher's scores.
+"""CamVid at 180 x 240, students distilled from a cache of the teacher's scores.
 
     python -m kdjax compare --config configs/camvid_pspnet_r18_cached.py \\
         --workdir runs/camvid_cached --config.teacher.checkpoint=runs/camvid_teacher
 
-The methods that read nothing but scores, with the rate and the weights that
-configs/camvid_pspnet_r18.py picks on validation; `--config.teacher.cache=` teaches live. Results:
-docs/results/cache.md.
+Runs the methods that read only scores, with the learning rate and the weights that
+configs/camvid_pspnet_r18.py picks on validation. `--config.teacher.cache=` (empty) uses the live
+teacher. Results: docs/results/cache.md.
 """
 
 from kdjax import recipes

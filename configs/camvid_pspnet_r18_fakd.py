@@ -1,10 +1,11 @@
-"""CamVid at 180 x 240, a student taught by FAKD.
+"""CamVid at 180 x 240, a student distilled by FAKD.
 
     python -m kdjax train --config configs/camvid_pspnet_r18_fakd.py --workdir runs/camvid_fakd
 
-Feature-augmented per-pixel KL (Yuan et al. 2022, our reading). The teacher comes
-first: configs/camvid_pspnet_r18_teacher.py. In the runs of docs/results/camvid.md this
-method ended 0.9 points below the plain student; the recipe that gained is the one of `cwd`.
+Feature-augmented per-pixel KL (Yuan et al. 2022, our reading). Train the
+teacher first: configs/camvid_pspnet_r18_teacher.py. In the runs of
+docs/results/camvid.md this method ended 0.9 points below the plain student. Use `cwd`, which
+gained.
 """
 
 from kdjax import recipes

@@ -3,8 +3,8 @@
     python -m kdjax compare --config configs/camvid_pspnet_r18_longer.py --parallel 2 \\
         --workdir runs/camvid_longer --config.teacher.checkpoint=runs/camvid_teacher2
 
-With the weights that configs/camvid_pspnet_r18.py picks on validation at a shorter schedule.
-Results, and how its teacher was trained: docs/results/camvid.md.
+The weights are those that configs/camvid_pspnet_r18.py picks on validation at a shorter schedule.
+docs/results/camvid.md gives the results, and says how the teacher was trained.
 """
 
 from kdjax import recipes

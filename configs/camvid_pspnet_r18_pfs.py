@@ -1,9 +1,9 @@
-"""CamVid at 180 x 240, a student taught by PFS.
+"""CamVid at 180 x 240, a student distilled by PFS.
 
     python -m kdjax train --config configs/camvid_pspnet_r18_pfs.py --workdir runs/camvid_pfs
 
-Pixel-wise feature similarities and gap-weighted soft predictions (Shan 2019, our reading). The
-teacher comes first: configs/camvid_pspnet_r18_teacher.py.
+Pixel-wise feature similarities and gap-weighted soft predictions (Shan 2019, our reading).
+Train the teacher first: configs/camvid_pspnet_r18_teacher.py.
 """
 
 from kdjax import recipes

@@ -1,4 +1,4 @@
-"""CamVid at 180 x 240: the teacher of the recipes that begin with camvid_pspnet_r18.
+"""CamVid at 180 x 240: the teacher of the recipes whose names start with camvid_pspnet_r18.
 
 python -m kdjax train --config configs/camvid_pspnet_r18_teacher.py --workdir runs/camvid_teacher
 """

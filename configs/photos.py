@@ -1,4 +1,4 @@
-"""One's own photos: what it finds in the prepared folder decides crop, steps and padding.
+"""Your own photos: chooses crop size, steps, and padding from the images in the prepared folder.
 
     pip install "kdjax[weights]"
     python -m kdjax prepare folder --source DIR --data_dir data/mine
@@ -6,14 +6,14 @@
     python -m kdjax export --source runs/mine/cwd/seed0 --output student --format tflite \\
         --height 480 --width 640
 
-With photos that have no labels, on which the student is taught too:
+With additional photos without labels, on which the student is also distilled:
 
     python -m kdjax prepare folder --source MORE --data_dir data/more --unlabelled
     python -m kdjax compare --config configs/photos.py:data/mine,data/more --workdir runs/mine
 
-DIR as docs/data.md, "My own photos", has it. A light feature pyramid on EfficientNet-Lite2
-teaches one on Lite0, both from ImageNet. The log says what was chosen and why; any of it can be
-overridden, as by --config.steps=2000.
+docs/data.md, "My own photos", describes DIR. A light feature pyramid on EfficientNet-Lite2 teaches
+one on Lite0, both from ImageNet weights. The log gives each choice and its reason. You can override
+any of them, for example with --config.steps=2000.
 """
 
 import statistics
@@ -27,16 +27,16 @@ from kdjax.utils.log import RunLogger
 
 BATCH_SIZE = 8
 EPOCHS = 25
-STEPS = (600, 20_000)  # fewer do not end the warm-up's effect; more is a matter of patience
+STEPS = (600, 20_000)  # with fewer steps the warm-up is too large a part of the run
 LARGEST_CROP = 384
-LARGE = 1024  # a side beyond which images are better made smaller first
+LARGE = 1024  # if a side is longer, the log recommends to make the images smaller
 
 
 def get_config(argument: str) -> Config:
-    """Returns the config for the set `folder` that is prepared in a directory.
+    """Returns the config for the data set `folder` in a data directory.
 
     Args:
-      argument: that directory; or, after a comma, also one with photos without labels.
+      argument: the data directory; optionally, after a comma, another one with unlabeled photos.
     """
     data_dir, _, unlabelled_dir = argument.partition(",")
     log = RunLogger("photos")
@@ -44,8 +44,8 @@ def get_config(argument: str) -> Config:
     splits, classes = photos.splits, len(photos.class_names)
     if photos.class_names == (UNLABELLED,):
         raise UserError(
-            f"photos.py: the images in {data_dir} have no labels; name it second, after those that "
-            f"have, as photos.py:DATA_DIR,{data_dir}"
+            f"photos.py: the images in {data_dir} have no labels; name it second, after a "
+            f"directory with labels: photos.py:DATA_DIR,{data_dir}"
         )
     if absent := {"train", "val"} - splits.keys():
         raise UserError(
@@ -70,13 +70,13 @@ def get_config(argument: str) -> Config:
         max(32, min(side, LARGEST_CROP) // 32 * 32) for side in (height, width)
     )
     log.info(
-        "unless --config.data.crop_size overrides it, crops of {1} x {0}: as much of an image as "
-        "multiples of 32 hold, {2} at most".format(*config.data.crop_size, LARGEST_CROP)
+        "unless --config.data.crop_size overrides it, crops of {1} x {0}: the image size in whole "
+        "multiples of 32, at most {2}".format(*config.data.crop_size, LARGEST_CROP)
     )
     if max(height, width) > LARGE:
         log.info(
-            f"these are large: where what is labelled can still be told in images of {LARGE} "
-            "pixels, make images and labels (these by nearest neighbour) smaller and prepare anew"
+            f"the images are large: if the labeled objects are still visible at {LARGE} pixels, "
+            "make images and labels smaller (labels by nearest neighbor) and prepare them again"
         )
 
     unlabelled = _add_unlabelled(config, unlabelled_dir, splits["train"], log)
@@ -92,7 +92,7 @@ def get_config(argument: str) -> Config:
         f"{config.compare.teacher_steps} steps"
     )
 
-    # Each shape is compiled once, which takes longer than evaluating hundreds of images.
+    # Compiling one shape takes longer than evaluating hundreds of images.
     evaluated = [
         size
         for split in splits.keys() - {"train"}
@@ -103,7 +103,7 @@ def get_config(argument: str) -> Config:
         config.data.eval_pad_to = -(-longest // 32) * 32
         log.info(
             "unless --config.data.eval_pad_to overrides it, whole images are padded to "
-            f"{config.data.eval_pad_to} pixels, since each of their {shapes} shapes would be "
+            f"{config.data.eval_pad_to} pixels, because each of their {shapes} shapes would be "
             "compiled"
         )
     log.info("networks: EfficientNet-Lite2 teaches Lite0, both with fpn_light and from ImageNet")
@@ -112,7 +112,7 @@ def get_config(argument: str) -> Config:
 
 
 def _add_unlabelled(config: Config, data_dir: str, labelled: int, log: RunLogger) -> int:
-    """Mixes the photos of a directory in, where one is named; returns how many these are."""
+    """Adds the unlabeled photos of a directory to the mixture, and returns their number."""
     if not data_dir:
         return 0
     more = sets.open_set("folder", data_dir, asked_by="the argument of photos.py")
@@ -121,9 +121,9 @@ def _add_unlabelled(config: Config, data_dir: str, labelled: int, log: RunLogger
     with config.unlocked():
         config.data.mixture.more = extra_set("folder", data_dir=data_dir, labelled=False)
     log.info(
-        f"{count} images more in {data_dir}, without labels: one in {config.data.weight + 1} of "
-        "what distilled students see, in proportion, but half at most, since cross-entropy needs "
-        "labels in every batch; the teacher and the plain student see labelled ones alone"
+        f"{count} unlabeled images in {data_dir} are one in {config.data.weight + 1} of the images "
+        "that distilled students see: in proportion, but at most half, because cross-entropy needs "
+        "labels in every batch; the teacher and the plain student see only labeled images"
     )
     return count
 

@@ -1,4 +1,4 @@
-"""Cityscapes, VOC 2012, ADE20K, Pascal Context and COCO-Stuff: `published.py:SET,PAIR,METHOD`.
+"""Cityscapes, VOC 2012, ADE20K, Pascal Context, and COCO-Stuff: `published.py:SET,PAIR,METHOD`.
 
     python -m kdjax train --workdir runs/cwd \\
         --config configs/published.py:cityscapes,pspnet_r101_r18,cwd
@@ -7,10 +7,10 @@
     python -m kdjax train --workdir teachers/voc2012_segformer_b4 \\
         --config configs/published.py:voc2012,segformer_b4_b0,teacher
 
-SET and PAIR, the schedules and where each teacher comes from: docs/recipes.md. METHOD is plain, any
-method of `kdjax.recipes.METHODS` or "package.module:attribute", or teacher, which trains the pair's
-teacher. mmrazor's model zoo, by the schedule and weight of the first command: teacher 79.76, plain
-74.87, CWD 75.54 mIoU.
+docs/recipes.md lists SET, PAIR, the schedules, and the source of each teacher. METHOD is `plain`, a
+method of `kdjax.recipes.METHODS`, "package.module:attribute", or `teacher`, which trains the pair's
+teacher. With the schedule and weight of the first command, mmrazor's model zoo lists 79.76 mIoU for
+the teacher, 74.87 for the plain student, and 75.54 for CWD.
 """
 
 from kdjax import recipes

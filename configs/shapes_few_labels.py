@@ -1,10 +1,11 @@
-"""Procedural shapes of which 40 have labels, and 800 teach: what images without labels are worth.
+"""Procedural shapes of which 40 of 800 have labels: measures the gain from unlabeled images.
 
     python -m kdjax compare --config configs/shapes_few_labels.py --workdir runs/few
     python -m kdjax compare --config configs/shapes_few_labels.py:labelled \\
         --workdir runs/few_alone --config.teacher.checkpoint=runs/few/teacher
 
-The second has the same teacher and the 40 alone. Results: docs/results/few_labels.md.
+The second command uses the same teacher and only the 40 images. Results:
+docs/results/few_labels.md.
 """
 
 from kdjax import recipes
@@ -15,7 +16,7 @@ LABELLED = 40
 
 
 def few(data_dir: str) -> Dataset:
-    """Shapes with the first few of their images to train on."""
+    """Returns `shapes` with only the first few of its training images."""
     shapes = sets.open_set("shapes", data_dir)
     splits = {
         split: list(shapes.records(split).decoded(range(LABELLED if split == "train" else count)))
@@ -25,7 +26,7 @@ def few(data_dir: str) -> Dataset:
 
 
 def get_config(images: str = "all") -> Config:
-    """Returns the config; "labelled" leaves out the images without labels."""
+    """Returns the config. "labelled" leaves out the unlabeled images."""
     config = recipes.shapes()
     config.steps, config.eval_every = 400, 400
     config.compare.teacher_steps = 600

@@ -1,9 +1,9 @@
-"""Procedural shapes, a student taught by CWD.
+"""Procedural shapes, a student distilled by CWD.
 
     python -m kdjax train --config configs/shapes_pspnet_r18_cwd.py --workdir runs/shapes_cwd
 
-Channel-wise distillation of the class scores (Shu et al. 2021). The teacher comes
-first: configs/shapes_pspnet_r18_teacher.py.
+Channel-wise distillation of the class scores (Shu et al. 2021). Train the
+teacher first: configs/shapes_pspnet_r18_teacher.py.
 """
 
 from kdjax import recipes

@@ -1,9 +1,9 @@
-"""Procedural shapes, a student taught by NFD.
+"""Procedural shapes, a student distilled by NFD.
 
     python -m kdjax train --config configs/shapes_pspnet_r18_nfd.py --workdir runs/shapes_nfd
 
-Normalized feature distillation (Liu et al. 2022, our reading). The teacher comes
-first: configs/shapes_pspnet_r18_teacher.py.
+Normalized feature distillation (Liu et al. 2022, our reading). Train the
+teacher first: configs/shapes_pspnet_r18_teacher.py.
 """
 
 from kdjax import recipes

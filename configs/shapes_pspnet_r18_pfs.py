@@ -1,9 +1,9 @@
-"""Procedural shapes, a student taught by PFS.
+"""Procedural shapes, a student distilled by PFS.
 
     python -m kdjax train --config configs/shapes_pspnet_r18_pfs.py --workdir runs/shapes_pfs
 
-Pixel-wise feature similarities and gap-weighted soft predictions (Shan 2019, our reading). The
-teacher comes first: configs/shapes_pspnet_r18_teacher.py.
+Pixel-wise feature similarities and gap-weighted soft predictions (Shan 2019, our reading).
+Train the teacher first: configs/shapes_pspnet_r18_teacher.py.
 """
 
 from kdjax import recipes

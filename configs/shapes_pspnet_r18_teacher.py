@@ -1,4 +1,4 @@
-"""Procedural shapes: the teacher of the recipes that begin with shapes_pspnet_r18.
+"""Procedural shapes: the teacher of the recipes whose names start with shapes_pspnet_r18.
 
 python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/shapes_teacher
 """

@@ -3,8 +3,8 @@
     python -m kdjax compare --config configs/shapes_pspnet_r18_tuned.py --parallel 2 \\
         --workdir runs/shapes_tuned
 
-The plain student's learning rate is picked first, then a factor of each method's weights, all on
-validation by runs with a seed of their own. Results: docs/results/shapes.md.
+The plain student's learning rate is picked first, then a factor of each method's weights, both on
+validation in runs with a separate seed. Results: docs/results/shapes.md.
 """
 
 from kdjax import recipes

@@ -1,13 +1,13 @@
-"""Several teachers as one, for any method: an object that brings its trained variables.
+"""Several teachers as one, for any method: an object that supplies its trained variables.
 
     python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
     python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher2 \\
         --config.seed=1
     python -m kdjax train --config examples/ensemble_of_teachers.py --workdir runs/from_two
 
-`config.teacher.checkpoint` names the function below in place of a path; so may `--checkpoint` of
-`kdjax.evaluate`, which says how good the ensemble is. A network of another framework comes in the
-same way, with `jax.pure_callback` in its `apply`.
+`config.teacher.checkpoint` names the function `ensemble` below instead of a path. To score the
+ensemble, pass the same name to `--checkpoint` of `kdjax evaluate`. A network of another framework
+works in the same way, with `jax.pure_callback` in its `apply`.
 """
 
 import os
@@ -19,7 +19,7 @@ from kdjax import recipes
 from kdjax.config import Config, term
 from kdjax.models import scores_of, serialization
 
-# Whoever runs this elsewhere says where theirs are.
+# The environment variable TEACHERS names other teachers.
 TEACHERS = os.environ.get("TEACHERS", "runs/teacher:runs/teacher2").split(":")
 
 
@@ -27,8 +27,8 @@ class Ensemble:
     """The mean of the class probabilities of several networks, as one network.
 
     Args:
-      paths: of network checkpoints, or workdirs of finished runs, for the same classes and with
-        the same preprocessing.
+      paths: network checkpoints, or workdirs of finished runs, with the same classes and the same
+        preprocessing.
     """
 
     def __init__(self, paths):
@@ -36,15 +36,15 @@ class Ensemble:
         self.preprocessing = infos[0].preprocessing
         self.class_names = infos[0].class_names
         if any(info.preprocessing != self.preprocessing for info in infos):
-            raise ValueError("the teachers' images are normalised differently")
+            raise ValueError("the teachers' images are normalized differently")
 
     def init(self, key, images):
-        """The variables that were trained, in place of random ones."""
+        """Returns the trained variables instead of random ones."""
         del key, images
         return {"params": {}, "state": list(self._variables)}
 
     def apply(self, variables, images, *, train, key):
-        """The logarithm of a mean of probabilities: a softmax gives that mean back."""
+        """Returns the logarithm of the mean probabilities, so that a softmax returns the mean."""
         del train, key
         logits = [
             scores_of(network.apply(own, images, train=False, key=None)[0])
@@ -55,12 +55,12 @@ class Ensemble:
 
 
 def ensemble():
-    """What `config.teacher.checkpoint` names."""
+    """Returns the teacher that `config.teacher.checkpoint` names."""
     return Ensemble(TEACHERS)
 
 
 def get_config() -> Config:
-    """The shapes of the quickstart, taught by both."""
+    """Returns the config: the quickstart's shapes, with both teachers."""
     config = recipes.shapes()
     config.teacher.checkpoint = "ensemble_of_teachers:ensemble"
     with config.unlocked():

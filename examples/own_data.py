@@ -1,9 +1,9 @@
-"""Data of your own, as a source: whatever has a length and gives a mapping for an index.
+"""Data of your own, as a source: an object with a length that returns a mapping for an index.
 
     python -m kdjax train --config examples/own_data.py --workdir runs/own_data
 
-The config names the function `discs` by this module, which is found because it lies beside the
-config: here it is the config itself. Elsewhere, set PYTHONPATH to its folder.
+The config names the function `discs` in this module. kdjax finds modules next to the config, and
+here the module is the config itself. Elsewhere, set PYTHONPATH to the module's folder.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ SIZE = 64
 
 
 class Discs:
-    """Photographs of nothing: a bright disc or square on a dark ground, in noise."""
+    """Generated images: a bright disc or square on a dark background, with noise."""
 
     def __init__(self, count, seed):
         self._count, self._seed = count, seed
@@ -25,20 +25,20 @@ class Discs:
         return self._count
 
     def __getitem__(self, index):
-        # An index always gives the same example; training augments it.
+        # An index always returns the same example. Training augments it.
         generator = np.random.default_rng([self._seed, index])
         radius, value = generator.integers(8, 20), generator.integers(1, 3)
         rows, columns = np.abs(np.indices((SIZE, SIZE)) - generator.integers(20, 44, (2, 1, 1)))
         distance = np.hypot(rows, columns) if value == 1 else np.maximum(rows, columns)
         mask = np.where(distance < radius, value, 0)
         pixels = 60 + 100 * (mask[..., None] > 0) + generator.normal(0, 20, (SIZE, SIZE, 3))
-        # The outline belongs to neither side: 9 stands for what is not labelled.
+        # The outline belongs to neither class: 9 stands for unlabeled pixels.
         mask[np.abs(distance - radius) < 1] = 9
         return {"photo": pixels.clip(0, 255).astype(np.uint8), "mask": mask, "file": f"{index}.jpg"}
 
 
 def discs(train=256, val=32):
-    """The data set; `config.data.options` are its arguments."""
+    """Returns the data set. `config.data.options` are the arguments."""
     return Dataset(
         {"train": Discs(train, seed=0), "val": Discs(val, seed=1)},
         ["ground", "disc", "square"],
@@ -51,7 +51,7 @@ def discs(train=256, val=32):
 
 
 def get_config() -> Config:
-    """A small student, which learns in seconds."""
+    """Returns the config of a small student, which learns in seconds."""
     config = configuration.default()
     config.data.name = "own_data:discs"
     with config.unlocked():

@@ -3,8 +3,8 @@
     python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
     python -m kdjax train --config examples/own_loss.py --workdir runs/own_loss
 
-The config names its losses by this module, which is found because it lies beside the config: here
-it is the config itself. Elsewhere, set PYTHONPATH to its folder.
+The config names the losses in this module. kdjax finds modules next to the config, and here the
+module is the config itself. Elsewhere, set PYTHONPATH to the module's folder.
 """
 
 import jax
@@ -15,15 +15,15 @@ from kdjax.config import Config, term
 
 
 def hint(student, teacher, *, power=2.0):
-    """How far features are apart: the plain mean of what is returned is the term."""
+    """Returns the distance of the features. Its plain mean is the term."""
     return jnp.abs(student - teacher) ** power
 
 
 class MGD(distillation.Loss):
     """Masked generative distillation (Yang et al. 2022), our reading of the authors' code.
 
-    A generator makes the teacher's features from those of the student, of which a share of the
-    pixels is masked. The authors' weight of 2e-5 on a sum is 168 on this mean at their size.
+    A generator produces the teacher's features from the student's, with a share of the pixels
+    masked. The authors' weight of 2e-5 on a sum is 168 on this mean at their size.
     """
 
     student: str | tuple[str, ...] = "stage4"
@@ -32,7 +32,7 @@ class MGD(distillation.Loss):
     masked: float = 0.75
 
     def init_params(self, key, student, teacher):
-        """Two 3x3 convolutions of the teacher's channels, drawn after He et al. 2015."""
+        """Returns two 3x3 kernels of the teacher's channels, initialized as in He et al. 2015."""
         del student
         shape = (3, 3, teacher.channels, teacher.channels)
         initialize = jax.nn.initializers.he_normal()
@@ -40,7 +40,7 @@ class MGD(distillation.Loss):
         return {"first": first, "second": second}
 
     def __call__(self, inputs, params, state):
-        """The mean squared error of the generated features; logs the share that was kept."""
+        """Returns the mean squared error of the generated features, and a metric to log."""
         del state
         kept = jax.random.bernoulli(inputs.key, 1 - self.masked, inputs.student.shape[:3])
         x = inputs.student * kept[..., None]
@@ -54,11 +54,11 @@ def _convolve(x, kernel):
 
 
 def get_config() -> Config:
-    """The shapes of the quickstart, with both as terms."""
+    """Returns the config: the quickstart's shapes, with both losses as terms."""
     config = recipes.shapes()
     config.teacher.checkpoint = "runs/teacher"
     with config.unlocked():
-        # By name, so that every process and every later command finds them.
+        # By name, so that every process and later command finds them.
         config.terms.hint = term("own_loss:hint", student="head", teacher="head", weight=0.1)
         config.terms.mgd = term("own_loss:MGD", weight=1.0)
     return config

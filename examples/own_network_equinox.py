@@ -4,8 +4,8 @@
     python -m kdjax train --config configs/shapes_pspnet_r18_teacher.py --workdir runs/teacher
     python -m kdjax train --config examples/own_network_equinox.py --workdir runs/own_equinox
 
-Nothing here is known to kdjax but the two methods. A library without modules, as plain functions
-of nested dicts, is said in the same way.
+kdjax uses only the two methods `init` and `apply`. A library without modules, for example plain
+functions of nested dicts, works in the same way.
 """
 
 import equinox as eqx
@@ -17,7 +17,7 @@ from kdjax.config import Config, network, term
 
 
 class Stack(eqx.Module):
-    """Convolutions with group norm, of an image [3, H, W], as Equinox has them."""
+    """Convolutions with group norm for one image in Equinox's layout, [3, H, W]."""
 
     layers: list
     norms: list
@@ -31,18 +31,18 @@ class Stack(eqx.Module):
         self.classifier = eqx.nn.Conv2d(channels[-1], num_classes, 1, key=keys[-1])
 
     def __call__(self, image):
-        """Returns the class scores and the features behind them."""
+        """Returns the class scores and the features that the classifier reads."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             image = jax.nn.relu(norm(layer(image)))
         return self.classifier(image), image
 
 
 class Network:
-    """What kdjax asks for: variables, and a pure function of them.
+    """The interface that kdjax needs: variables, and a pure function of them.
 
     Args:
-      num_classes: given by kdjax.
-      channels: of the layers, from `config.student.options`.
+      num_classes: passed by kdjax.
+      channels: the channels of the layers, from `config.student.options`.
     """
 
     def __init__(self, *, num_classes, channels=(16, 32, 64)):
@@ -51,12 +51,12 @@ class Network:
         self._static = eqx.filter(abstract, _is_array, inverse=True)
 
     def init(self, key, images):
-        """The arrays of the module are what is trained; it keeps no state."""
+        """Returns the arrays of the module as the parameters. The network has no state."""
         del images
         return {"params": eqx.filter(self._make(key), eqx.is_array), "state": {}}
 
     def apply(self, variables, images, *, train, key):
-        """Channels are the last axis in kdjax and the first in Equinox."""
+        """Converts between channels last, as in kdjax, and channels first, as in Equinox."""
         del train, key
         module = eqx.combine(variables["params"], self._static)
         maps = jax.vmap(module)(jnp.moveaxis(images, -1, 1))
@@ -69,7 +69,7 @@ def _is_array(leaf):
 
 
 def get_config() -> Config:
-    """The shapes of the quickstart; the student learns from the teacher's scores."""
+    """Returns the config: the quickstart's shapes, distilled from the teacher's scores."""
     config = recipes.shapes()
     config.teacher.checkpoint = "runs/teacher"
     with config.unlocked():

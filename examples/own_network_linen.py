@@ -5,8 +5,8 @@
     PYTHONPATH=examples python -m kdjax export --source runs/own_linen --output exported \\
         --format stablehlo
 
-The config names the class by this module. A checkpoint holds the name and not the code, so that
-later commands must find the module too.
+The config names the class in this module. A checkpoint contains the name and not the code, so later
+commands must find the module too.
 """
 
 import jax
@@ -17,11 +17,11 @@ from kdjax.config import Config, network, term
 
 
 class UNet(nn.Module):
-    """Two scales and a bridge between them.
+    """A network of two scales with a skip connection.
 
     Attributes:
-      num_classes: given by kdjax.
-      channels: of the finer scale, from `config.student.options`.
+      num_classes: passed by kdjax.
+      channels: the channels of the finer scale, from `config.student.options`.
     """
 
     num_classes: int
@@ -29,7 +29,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train):
-        """Returns maps by name; "logits" are the class scores, the others are for losses."""
+        """Returns maps by name: "logits" are the class scores, and losses may read the others."""
 
         def block(x, channels, stride):
             x = nn.Conv(channels, (3, 3), (stride, stride), use_bias=False)(x)
@@ -45,7 +45,7 @@ class UNet(nn.Module):
 
 
 def get_config() -> Config:
-    """The shapes of the quickstart; the student learns from the teacher's scores and features."""
+    """Returns the config: the quickstart's shapes, distilled from scores and features."""
     config = recipes.shapes()
     config.teacher.checkpoint = "runs/teacher"
     with config.unlocked():

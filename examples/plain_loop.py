@@ -2,9 +2,9 @@
 
     python examples/plain_loop.py
 
-A network of eight times the channels learns to label coloured rectangles, then teaches a small one
-by CWD on the scores and NFD on the features. Networks, data and optimizer are a few lines each, so
-that nothing is left to guess; any others would do.
+A network with eight times the channels learns to label colored rectangles, and then teaches a small
+one by CWD on the scores and NFD on the features. Networks, data, and optimizer are a few lines
+each, and you can replace them with any others.
 """
 
 import functools
@@ -24,7 +24,7 @@ Arrays = dict[str, Any]
 
 
 def batches(seed: int) -> Iterator[Arrays]:
-    """Images [B, H, W, 3] of rectangles whose colour tells their class, in noise, and labels."""
+    """Yields labels, and images [B, H, W, 3] of rectangles in noise whose color is their class."""
     generator = np.random.default_rng(seed)
     while True:
         labels = np.zeros((BATCH, SIZE, SIZE), np.int32)
@@ -33,13 +33,13 @@ def batches(seed: int) -> Iterator[Arrays]:
                 top, left = generator.integers(0, SIZE - 8, 2)
                 height, width = generator.integers(6, 16, 2)
                 label[top : top + height, left : left + width] = generator.integers(1, CLASSES)
-        colours = np.eye(CLASSES, 3, k=-1)[labels]
+        colors = np.eye(CLASSES, 3, k=-1)[labels]
         noise = generator.normal(0, 0.8, (*labels.shape, 3))
-        yield {"image": (colours + noise).astype(np.float32), "label": labels}
+        yield {"image": (colors + noise).astype(np.float32), "label": labels}
 
 
 def init_network(key: jax.Array, channels: int) -> Arrays:
-    """Three 3x3 convolutions, of which the first halves the size, and a 1x1 classifier."""
+    """Returns three 3x3 kernels, of which the first halves the size, and a 1x1 classifier."""
     widths, sizes = (3, channels, channels, channels, CLASSES), (3, 3, 3, 1)
     draw = jax.nn.initializers.he_normal()
     return {
@@ -49,7 +49,7 @@ def init_network(key: jax.Array, channels: int) -> Arrays:
 
 
 def network(params: Arrays, images: jax.Array) -> Arrays:
-    """The maps by name, at half the images' size: "features" and "logits"."""
+    """Returns the maps by name, at half the images' size: "features" and "logits"."""
     x = images
     for i in range(3):
         x = jax.nn.relu(_convolve(x, params[f"conv{i}"], stride=2 if i == 0 else 1))
@@ -69,7 +69,7 @@ def train(
     distiller: distillation.Distiller | None = None,
     teacher: Arrays | None = None,
 ) -> Arrays:
-    """Trains a network by SGD with momentum, with a teacher's terms or without."""
+    """Trains a network by SGD with momentum, with or without a teacher's terms."""
     key = jax.random.key(seed)
     learned, carried = distiller.init(key) if distiller else ({}, {})
     trained = {"network": params, "terms": learned}
@@ -77,7 +77,7 @@ def train(
 
     @jax.jit
     def step(trained, velocity, carried, batch, number):
-        # Outside the differentiated function: nothing of the teacher is kept for the gradient.
+        # Outside the differentiated function, so that the gradient stores nothing of the teacher.
         theirs = network(teacher, batch["image"]) if teacher else None
 
         def objective(trained):
@@ -101,12 +101,12 @@ def train(
         trained, velocity, carried, metrics = step(trained, velocity, carried, batch, number)
         if (number + 1) % max(1, steps // 4) == 0:
             print(f"  step {number + 1}:", ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-    # What the terms learned is left out of what is deployed.
+    # The parameters of the terms are not deployed.
     return trained["network"]
 
 
 def accuracy(params: Arrays) -> float:
-    """The share of right pixels on images that no network was trained on."""
+    """Returns the share of correct pixels on images that no network was trained on."""
 
     @functools.partial(jax.jit, static_argnums=2)
     def right(params, batch, size):
@@ -118,7 +118,7 @@ def accuracy(params: Arrays) -> float:
 
 
 def main(steps: int = 200) -> None:
-    """Trains a teacher, a plain student and a distilled one."""
+    """Trains a teacher, a plain student, and a distilled one."""
     print("teacher")
     teacher = train(init_network(jax.random.key(0), 32), steps, seed=0)
     student = init_network(jax.random.key(1), 4)
@@ -126,7 +126,7 @@ def main(steps: int = 200) -> None:
     distiller = distillation.Distiller(
         {
             "scores": distillation.term("cwd", weight=0.3),
-            # 4 channels of the student and 32 of the teacher: an adapter is learned beside.
+            # The student has 4 channels and the teacher 32, so the term learns an adapter.
             "maps": distillation.term("nfd", student="features", teacher="features", weight=0.3),
         },
         student=jax.eval_shape(network, student, images),

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Trains on Kubernetes: renders a JobSet for TPUs or GPUs and hands it to kubectl.
+"""Trains on Kubernetes: renders a JobSet for TPUs or GPUs and passes it to kubectl.
 
 launch/kubernetes.py tpu --name kdjax --image IMAGE --processes 4 --chips 4 \
     --accelerator tpu-v5-lite-podslice --topology 4x4 -- --config configs/X.py --workdir gs://B/RUN
 launch/kubernetes.py gpu --name kdjax --image IMAGE --processes 2 --chips 8 -- --config ...
 
 `--dry-run` prints the manifest. The cluster needs JobSet 0.6 or newer, https://jobset.sigs.k8s.io.
-Standard library only, so that it runs wherever kubectl does.
+This script uses only the standard library, so it runs wherever kubectl does.
 """
 
 import argparse
@@ -34,18 +34,18 @@ def _positive(text: str) -> int:
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Reads this script's options, and after `--` those of kdjax train."""
+    """Parses this script's options, and returns the words after `--` for kdjax train."""
     own, train = argv, []
     if "--" in argv:
         own, train = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     parser = argparse.ArgumentParser(description="Trains on Kubernetes.")
     parser.add_argument("kind", choices=("tpu", "gpu"))
-    parser.add_argument("--name", required=True, help="of the JobSet")
-    parser.add_argument("--image", required=True, help="built from launch/Dockerfile.*")
-    parser.add_argument("--processes", type=_positive, required=True, help="pods, one a node")
-    parser.add_argument("--chips", type=_positive, required=True, help="accelerators a pod")
-    parser.add_argument("--accelerator", help="GKE's name of the TPU, as tpu-v5-lite-podslice")
-    parser.add_argument("--topology", help="of the slice of TPUs, as 4x4")
+    parser.add_argument("--name", required=True, help="name of the JobSet")
+    parser.add_argument("--image", required=True, help="image, built from launch/Dockerfile.*")
+    parser.add_argument("--processes", type=_positive, required=True, help="pods, one per node")
+    parser.add_argument("--chips", type=_positive, required=True, help="accelerators per pod")
+    parser.add_argument("--accelerator", help="GKE's name of the TPU: tpu-v5-lite-podslice")
+    parser.add_argument("--topology", help="topology of the TPU slice, such as 4x4")
     parser.add_argument("--restarts", type=_natural, default=100, help="after preemptions, at most")
     parser.add_argument("--dry-run", action="store_true", help="print the manifest")
     options = parser.parse_args(own)
@@ -59,14 +59,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def render(options: argparse.Namespace, train: list[str]) -> str:
-    """The manifest."""
+    """Returns the manifest."""
     if options.kind == "gpu":
-        # The first pod of the first job, by the name that JobSet gives it.
+        # The first pod of the first job, with the name that JobSet gives it.
         coordinator = f"{options.name}-workers-0-0.{options.name}:{COORDINATOR_PORT}"
         train = [*train, "--coordinator", coordinator]
         train += ["--num_processes", str(options.processes), "--process_id", "$(PROCESS_ID)"]
     template = string.Template((HERE / f"jobset_{options.kind}.yaml").read_text())
-    # JSON is YAML, and quotes what needs it.
+    # JSON is valid YAML, and quotes values if necessary.
     quoted = {key: json.dumps(value) for key, value in vars(options).items()}
     return template.safe_substitute(quoted, arguments=json.dumps(train))
 

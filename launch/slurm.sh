@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains on Slurm, one process a task, and requeues itself when it is preempted or killed.
+# Trains on Slurm, with one process per task, and requeues itself if it is preempted or killed.
 #
 #   sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-task 1 --time 24:00:00 \
 #       launch/slurm.sh --config configs/X.py --workdir DIR
 #
-# `launch/slurm.sh --dry-run --config ...` prints what the job would do. Options of sbatch stand
-# before the script. PYTHON names the interpreter, KDJAX_RESTARTS how often a job may be requeued.
+# `launch/slurm.sh --dry-run --config ...` prints what the job would do. Options of sbatch go before
+# the script. PYTHON names the interpreter, and KDJAX_RESTARTS limits how often a job is requeued.
 #
 #SBATCH --job-name=kdjax
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Two minutes before the time limit, to this shell alone.
+# Slurm sends SIGTERM two minutes before the time limit, only to this shell.
 #SBATCH --signal=B:TERM@120
 set -euo pipefail
 
@@ -29,7 +29,7 @@ if [[ ! $restarts =~ ^[0-9]{1,9}$ ]]; then
   echo "launch/slurm.sh: KDJAX_RESTARTS is '$restarts'; give a whole number, 0 or more" >&2
   exit 2
 fi
-# One failing task ends the others, so that none waits for it.
+# If a task fails, srun ends the others, so that none waits for it.
 command=(srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m kdjax train "$@")
 
 if [[ $dry_run ]]; then
@@ -40,21 +40,21 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-# Not waited for: where Slurm itself preempts, the tasks have the signal already, and scancel tries
-# for a minute to send it to a job that cannot be altered just then.
+# scancel runs in the background: if Slurm itself preempts the job, the tasks already have the
+# signal, and scancel retries for a minute because the job cannot be changed at that moment.
 scancel=''
 trap 'scancel --signal=TERM "$SLURM_JOB_ID" & scancel=$!' TERM
 "${command[@]}" &
 step=$!
 
-# A trapped signal ends `wait`; the tasks are then still saving.
+# A trapped signal ends `wait` while the tasks are still saving.
 ended() {
   status=0
   wait "$step" || status=$?
   ! kill -0 "$step" 2>/dev/null
 }
 until ended; do :; done
-# What it would still reach is the job's next start.
+# A scancel that still runs would signal the requeued job.
 [[ -z $scancel ]] || kill "$scancel" 2>/dev/null || true
 
 if ((status == 75 || status > 128)) && ((${SLURM_RESTART_COUNT:-0} < 10#$restarts)); then

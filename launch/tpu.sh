@@ -6,13 +6,13 @@
 #       [--runtime v2-alpha-tpuv5-lite] [--setup COMMAND] \
 #       -- --config configs/X.py --workdir gs://BUCKET/RUN
 #
-# --setup runs on every worker before the training, as to copy the prepared data to its disk:
-# --setup 'gcloud storage rsync -r gs://BUCKET/data data'. --delete gives the slice back at the end.
-# Needs gcloud, logged in with a project that has quota. KDJAX_POLL: seconds between two looks.
-# An example: it has run with a pretended gcloud, never in the cloud.
+# --setup runs on every worker before the training, for example to copy the prepared data to its
+# disk: --setup 'gcloud storage rsync -r gs://BUCKET/data data'. --delete deletes the slice at the
+# end. The script needs gcloud, logged in with a project that has quota. KDJAX_POLL is the number of
+# seconds between two checks. It was tested with a stand-in for gcloud, never in the cloud.
 set -euo pipefail
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 wrong() { echo "launch/tpu.sh: $1" >&2; exit 2; }
 
 name='' zone='' type='' runtime='' setup=true spot=() delete='' dry_run=''
@@ -65,7 +65,7 @@ state() {
   fi
 }
 
-# Returns when the slice is there; one that was preempted is asked for again.
+# Waits until the slice is ready, and requests it again if it was preempted.
 acquire() {
   while :; do
     case $(state) in
@@ -81,7 +81,7 @@ acquire() {
   done
 }
 
-# The checkout as it is committed, in an environment of its own: the image's Python is too old.
+# Installs the committed checkout in a new environment, because the image's Python is too old.
 install() {
   run git archive --format tar.gz --output "$archive" HEAD &&
     run gcloud compute tpus tpu-vm scp "$archive" "$name:kdjax.tar.gz" --zone "$zone" --worker all &&
@@ -94,14 +94,14 @@ install() {
 
 running() { [[ -z $dry_run ]] && on_workers 0 "kill -0 \$(cat kdjax/pid)" 2>/dev/null; }
 
-# Starts the training on every worker, where it outlives the connection.
+# Starts the training on every worker, so that it continues after the connection closes.
 start() {
   on_workers all "cd kdjax; while kill -0 \$(cat pid) 2>/dev/null; do sleep 1; done; rm -f status
     nohup sh -c '.venv/bin/python -m kdjax train \"\$@\"; echo \$? >status' - $arguments \
       >>log 2>&1 </dev/null & echo \$! >pid"
 }
 
-# Shows the log of the first worker until the training has ended there.
+# Shows the log of the first worker until its training has ended.
 follow() {
   on_workers 0 "cd kdjax; tail -n 20 -F log & while kill -0 \$(cat pid) 2>/dev/null; do sleep 5; done
     kill \$!"
@@ -115,13 +115,13 @@ while :; do
   acquire
   if running || { install && start; }; then
     follow || true
-    # What gcloud itself returns says nothing certain about the training.
+    # The status of gcloud itself does not reliably show how the training ended.
     status=$(on_workers 0 "cat kdjax/status") || status=''
     if [[ $dry_run ]]; then
       printf '%s\n' "$status" "# again on status 75, on a signal, and when the slice was preempted"
       status=0
     fi
-    # Without a status the connection broke, or the slice is gone: look again.
+    # Without a status, the connection broke or the slice is gone. Check again.
     if [[ $status ]] && ((status != 75 && status <= 128)); then break; fi
   elif [[ $(state) == ACTIVE ]]; then
     echo "launch/tpu.sh: the installation failed" >&2
