@@ -191,15 +191,14 @@ def test_multiply_adds_are_those_of_a_convolution_and_a_product():
 
 
 def test_a_way_of_training_on_differs_from_the_recipe_in_what_it_names(tmp_path):
-    runs = {way: fine_tuning.job(tmp_path, way, 7).config for way in fine_tuning.WAYS}
+    runs = {way: fine_tuning.job(tmp_path, way, 7).options for way in fine_tuning.WAYS}
     recipe = runs["as the recipe"]
     for way, config in runs.items():
-        configuration.read(config)
         changed = {
             f"{section}.{name}": value
             for section in ("optimizer", "student", "data", "teacher")
-            for name, value in config[section].items()
-            if value != recipe[section][name]
+            for name, value in vars(getattr(config, section)).items()
+            if value != getattr(getattr(recipe, section), name)
         }
         assert changed == fine_tuning.WAYS[way]
         assert (config.seed, config.data.test_split, dict(config.terms)) == (7, "", {})

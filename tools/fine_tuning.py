@@ -54,7 +54,7 @@ def job(workdir: pathlib.Path, way: str, seed: int) -> scheduler.Job:
         config.data.test_split = config.teacher.checkpoint = ""
         config.update_from_flattened_dict(WAYS[way])
     files = Workdir(str(workdir / way / f"seed{seed}"))
-    return scheduler.Job(read(config), files, f"{way}, seed {seed}", way, "plain")
+    return scheduler.Job(read(config, tuning=True), files, f"{way}, seed {seed}", way, "plain")
 
 
 def main(workdir: pathlib.Path, seeds: Sequence[int], parallel: int, csv: pathlib.Path) -> None:
