@@ -8,7 +8,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from kdjax.data._tensorflow import tf
-from kdjax.data.loading.records import Records
+from kdjax.data.loading.records import FileRecords
 from kdjax.data.preparing.image_io import encode_png, read_photo, read_values
 
 # Height, width and file type of the images.
@@ -44,7 +44,7 @@ def write(directory: pathlib.Path, kind: str, count: int) -> list[Pair]:
 
 def as_records(
     paths: list[Pair], file: pathlib.Path, repeats: int = 1, *, tiled: bool = False
-) -> Records:
+) -> FileRecords:
     """Writes the files into a record file as `kdjax prepare` does, all of them `repeats` times."""
 
     def converted(image: pathlib.Path, label: pathlib.Path) -> bytes:
@@ -67,4 +67,4 @@ def as_records(
     for record in records:
         writer.write(record)
     writer.close()
-    return Records([str(file)], len(records), "train")
+    return FileRecords([str(file)], len(records), "train")

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from kdjax.data._tensorflow import tf
-from kdjax.data.loading.records import Records
+from kdjax.data.loading.records import FileRecords
 from kdjax.data.preparing.builder import (
     SegmentationBuilder,
     check_example,
@@ -230,7 +230,7 @@ def _build(
     return builder, []
 
 
-def _check_examples(records: Mapping[str, Records], num_classes: int) -> None:
+def _check_examples(records: Mapping[str, FileRecords], num_classes: int) -> None:
     for split in records.values():
         for index in range(len(split)):
             feature = tf.train.Example.FromString(*split.read_serialized([index])).features.feature

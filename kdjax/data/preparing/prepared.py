@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from jaxtyping import UInt8
 
 from kdjax.data._tensorflow import reason, tf
-from kdjax.data.loading.records import Records, damaged
+from kdjax.data.loading.records import FileRecords, damaged
 from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
@@ -42,7 +42,7 @@ class PreparedSet:
     palette: UInt8[np.ndarray, "K 3"]
     fingerprint: str
     skipped: tuple[str, ...]
-    _records: Mapping[str, Records] = dataclasses.field(repr=False)
+    _records: Mapping[str, FileRecords] = dataclasses.field(repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -54,7 +54,7 @@ class PreparedSet:
         """The number of examples of each split."""
         return {split: len(records) for split, records in self._records.items()}
 
-    def records(self, split: str) -> Records:
+    def records(self, split: str) -> FileRecords:
         """Returns the records of `split`.
 
         Raises:
@@ -94,10 +94,10 @@ def open_directory(directory: pathlib.Path) -> PreparedSet:
         raise damaged(directory, f"{', '.join(_DESCRIPTIONS)}: {reason(error)}") from error
 
 
-def open_records(builder: tfds.core.DatasetBuilder) -> dict[str, Records]:
+def open_records(builder: tfds.core.DatasetBuilder) -> dict[str, FileRecords]:
     """Returns the records of each split that a builder wrote."""
     return {
-        split: Records([os.fspath(path) for path in info.filepaths], info.num_examples, split)
+        split: FileRecords([os.fspath(path) for path in info.filepaths], info.num_examples, split)
         for split, info in builder.info.splits.items()
     }
 
@@ -126,7 +126,7 @@ def _read_json(directory: pathlib.Path, name: str) -> dict[str, Any]:
     return content
 
 
-def fingerprint(records: Mapping[str, Records]) -> str:
+def fingerprint(records: Mapping[str, FileRecords]) -> str:
     """Returns 16 hexadecimal digits of all examples in their order. Reads all of them.
 
     Raises:
