@@ -45,9 +45,9 @@ def decide_cache(
     on_device = int(num_examples * pixels.max(0).prod() * BYTES_PER_PIXEL)
     images = f"the {num_examples} training images"
     lines: dict[CachePlace, str] = {
-        "device": f"Keeps {images} on every device, padded to one size, about {_size(on_device)}",
-        "host": f"Keeps {images} decoded in memory, about {_size(on_host)}",
-        "none": f"Reads and decodes {images} in every epoch",
+        "device": f"Keeping {images} on every device, padded to one size, about {_size(on_device)}",
+        "host": f"Keeping {images} decoded in memory, about {_size(on_host)}",
+        "none": f"Reading and decoding {images} in every epoch",
     }
     if wanted != "auto":
         return CacheDecision(wanted, f"{lines[wanted]}, as set by config.data.cache")

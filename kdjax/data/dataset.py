@@ -110,11 +110,14 @@ class Dataset:
         self._version = version
         self._features = {"image": image, "label": label, "example_name": example_name}
         self._label_ids = {IGNORE_LABEL: IGNORE_LABEL} | ids
+        self._allowed = f"0..{count - 1} and {IGNORE_LABEL}"
+        if label_ids is not None:
+            self._allowed = f"those of label_ids ({', '.join(map(str, sorted(self._label_ids)))})"
 
     def _error(self, what: str) -> UserError:
         return UserError(f"data set {self.name}: {what}")
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the description, the lengths, and some examples of each split.
 
@@ -123,6 +126,10 @@ class Dataset:
         Raises:
           UserError: if one of these examples is invalid.
         """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
 
         def add(value: Any) -> None:
@@ -153,12 +160,7 @@ class Dataset:
 
     @functools.cached_property
     def _readers(self) -> "dict[str, _Reader]":
-        return {
-            split: _Reader(
-                source, self._features, self._label_ids, f"split {split!r} of data set {self.name}"
-            )
-            for split, source in self.splits.items()
-        }
+        return {split: _Reader(self, split, source) for split, source in self.splits.items()}
 
     @functools.cached_property
     def _records(self) -> "dict[str, Records]":
@@ -170,19 +172,13 @@ class Dataset:
 class _Reader:
     """Reads and checks the examples of a split."""
 
-    def __init__(
-        self,
-        source: RandomAccess,
-        features: Mapping[str, str],
-        label_ids: Mapping[int, int],
-        where: str,
-    ):
+    def __init__(self, dataset: Dataset, split: str, source: RandomAccess):
         self._source = source
-        self._features = features
-        self._ids = LabelTable(label_ids)
-        self._allowed = ", ".join(map(str, sorted(label_ids)))
-        self.where = where
-        self.has_names = bool(features["example_name"])
+        self._features = dataset._features
+        self._ids = LabelTable(dataset._label_ids)
+        self._allowed = dataset._allowed
+        self.where = f"split {split!r} of data set {dataset.name}"
+        self.has_names = bool(self._features["example_name"])
 
     def __len__(self) -> int:
         return len(self._source)
@@ -212,8 +208,8 @@ class _Reader:
         if (unknown := ids < 0).any():
             raise self._error(
                 index,
-                f"has a label that holds the value {label[unknown][0]}; allowed are "
-                f"{self._allowed}; Dataset(label_ids=...) maps others",
+                f"has a label that holds the value {label[unknown][0]}; "
+                f"allowed are {self._allowed}",
             )
         return {
             "image": image.astype(np.uint8),

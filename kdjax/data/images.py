@@ -223,10 +223,8 @@ class Images:
         """Returns the smallest and the largest padded size of the images to evaluate on."""
         options = self._options
         splits = filter(None, (options.val_split, options.test_split))
-        sizes = {
-            padded(size, options.eval_pad_to) for split in splits for size in self.sizes(split)
-        }
-        ordered = sorted(sorted(sizes), key=math.prod)
+        sizes = {size for split in splits for size in self.sizes(split)}
+        ordered = sorted({padded(size, options.eval_pad_to) for size in sizes}, key=math.prod)
         return [*dict.fromkeys(ordered[:1] + ordered[-1:])]
 
     def slow_evaluation(self, split: str) -> str | None:

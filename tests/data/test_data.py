@@ -9,6 +9,7 @@ from PIL import Image
 from kdjax.data import sets
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline
+from kdjax.data.loading.records import Records
 from kdjax.data.loading.sampling import IMAGE_PADDING, AugmentOptions, example_indices
 from kdjax.data.preparing.builder import find_builder
 from kdjax.utils.errors import UserError
@@ -36,20 +37,22 @@ SETTINGS = {"batch_size": 4, "seed": 5, "options": FULL}
 STEPS = 60
 
 
-class CountingRecords:
-    """Records that count how many of them are fetched."""
+class CountingRecords(Records):
+    """Records that count how many of them are read."""
 
     def __init__(self, records):
+        super().__init__()
         self._records, self.fetched = records, 0
-        self.lengths, self.weights, self.decode = records.lengths, (1,), records.decode
 
-    def fetch(self, indices):
-        def count(indices):
-            self.fetched += len(indices)
-            return indices
+    def __len__(self):
+        return len(self._records)
 
-        counted = tf.numpy_function(count, [indices], tf.int64)
-        return self._records.fetch(tf.ensure_shape(counted, indices.shape))
+    def error(self, what):
+        return self._records.error(what)
+
+    def read_serialized(self, indices):
+        self.fetched += len(indices)
+        return self._records.read_serialized(indices)
 
 
 def batches(dataset, num_steps, **changes):
@@ -205,7 +208,7 @@ def test_processes_share_the_evaluation(dataset, count):
 
 
 def test_examples_have_names(dataset):
-    assert pipeline.example_names(dataset, "val") == [str(i) for i in range(7)]
+    assert dataset.records("val").names() == [str(i) for i in range(7)]
 
 
 def test_an_unknown_split_or_example_is_named_at_once(dataset):

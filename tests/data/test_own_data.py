@@ -154,8 +154,8 @@ def test_features_and_labels_may_mean_something_else(arrays):
     for split, expected in arrays.items():
         found = pipeline.load_examples(dataset, split, range(len(expected)))
         same([{key: one[key] for key in ("image", "label")} for one in found], expected)
-    assert pipeline.example_names(dataset, "val") == ["000.jpg", "001.jpg", "002.jpg"]
-    assert pipeline.example_names(own(arrays), "val") == ["0", "1", "2"]
+    assert dataset.records("val").names() == ["000.jpg", "001.jpg", "002.jpg"]
+    assert own(arrays).records("val").names() == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("kind", ["list", "int32", "int64", "uint16"])
@@ -207,17 +207,20 @@ UNFIT = [
     (
         {"image": IMAGE / 255},
         r"example 1 of split 'train' of data set mine has an image that is float64 of shape "
-        r"\(4, 6, 3\) from 0 to 0; it has to hold whole numbers 0..255 of shape \(H, W, 3\)",
+        r"\(4, 6, 3\) from 0 to 0; it must hold integers 0..255 of shape \(H, W, 3\)",
     ),
     ({"image": IMAGE.transpose(2, 0, 1)}, r"\(3, 4, 6\) .*\(H, W, 3\); channels come last"),
     ({"image": IMAGE[..., 0]}, r"an image that is uint8 of shape \(4, 6\)"),
     ({"image": IMAGE.astype(int) - 1}, "an image that is int64 .* from -1 to -1"),
     ({"image": Image.new("F", (6, 4))}, "has 32 bits a channel, and images have 8"),
-    ({"label": LABEL[:2]}, "an image of 6 x 4 pixels and a label of 6 x 2; they have to be of"),
-    ({"label": LABEL / 1}, r"a label that is float64 .*whole numbers of shape \(H, W\)"),
+    ({"label": LABEL[:2]}, "an image of 6 x 4 pixels and a label of 6 x 2; they must have"),
+    ({"label": LABEL / 1}, r"a label that is float64 .*integers of shape \(H, W\)"),
     ({"label": IMAGE}, r"a label that is uint8 of shape \(4, 6, 3\)"),
-    ({"label": Image.new("RGB", (6, 4))}, "a label that is a PIL image of mode RGB"),
-    ({"label": LABEL + 4}, r"a label that holds the value 4; allowed are 0\.\.3 and 255"),
+    ({"label": Image.new("RGB", (6, 4))}, r"a label that is uint8 of shape \(4, 6, 3\)"),
+    (
+        {"label": LABEL + 4},
+        r"a label that holds the value 4; allowed are 0\.\.3 and 255",
+    ),
     ({"label": LABEL.astype(int) - 1}, "a label that holds the value -1; allowed"),
 ]
 
@@ -255,16 +258,16 @@ class Broken:
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([(IMAGE, LABEL)], {}, 'is a tuple; it has to be a mapping, as {"image": ...'),
+        ([(IMAGE, LABEL)], {}, 'is a tuple; it must be a mapping, as {"image": ...'),
         (
             [{"image": IMAGE, "mask": LABEL}],
             {},
-            r"example 0 .* has no 'label'; it has image, mask: say which by Dataset\(label=...\)",
+            r"example 0 .* has no 'label'; it has image, mask: choose one by Dataset\(label=...\)",
         ),
         (
             [{"image": IMAGE, "label": LABEL}],
             {"example_name": "file"},
-            r"has no 'file'; it has image, label: say which by Dataset\(example_name=...\)",
+            r"has no 'file'; it has image, label: choose one by Dataset\(example_name=...\)",
         ),
         (Broken(), {}, "example 0 of .* cannot be read: OSError: the disk is gone"),
         (
@@ -282,9 +285,9 @@ def test_a_source_that_does_not_fit_is_told_what_it_should_be(rows, options, mes
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (({}, NAMES), {}, "data set own has no split"),
+        (({}, NAMES), {}, "data set own: no split"),
         (({"train": []}, NAMES), {}, "split 'train' is empty"),
-        (({"train": iter([1])}, NAMES), {}, "is a list_iterator without __len__; examples are"),
+        (({"train": iter([1])}, NAMES), {}, "is a list_iterator without a length or"),
         (({"train": [1]}, "road"), {}, "class_names is 'road'; give 1 to 255 names"),
         (({"train": [1]}, []), {}, "class_names is .*; give 1 to 255 names"),
         (({"train": [1]}, NAMES), {"palette": [[1, 2, 3]]}, r"palette is int64 of shape \(1, 3\)"),

@@ -361,25 +361,12 @@ def test_a_byte_order_mark_is_no_part_of_a_class(source, tmp_path):
     assert prepare(source, tmp_path).class_names == tuple(names)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("", "is empty"),
-        ("x" * 300, "File name too long"),
-        ("nul\0l", "null byte"),
-        (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
-    ],
-)
-def test_folders_that_cannot_be_are_named(source, tmp_path, name, said):
-    with pytest.raises(UserError, match=f"--source .*{said}"):
-        sets.prepare("folder", tmp_path / "data", source=name)
-    with pytest.raises(UserError, match=f"--source .*{said}"):
-        sets.prepare("camvid", tmp_path / "data", source=name)
+def test_an_empty_path_is_refused(source, tmp_path):
+    with pytest.raises(UserError, match="--source is empty"):
+        sets.prepare("folder", tmp_path / "data", source="")
     for function in (sets.is_prepared, sets.open_set, sets.verify):
-        with pytest.raises(UserError, match=f"data_dir .*{said}"):
-            function("folder", name)
-    with pytest.raises(UserError, match=f"data_dir .*{said}"):
-        sets.prepare("folder", name, source=source)
+        with pytest.raises(UserError, match="data_dir is empty"):
+            function("folder", "")
 
 
 def test_a_tilde_is_the_home_folder(source, tmp_path, monkeypatch):
@@ -409,7 +396,7 @@ def test_an_interrupted_preparation_leaves_nothing(source, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path)
     assert not (tmp_path / "data").exists()
-    with pytest.raises(UserError, match=r"python -m kdjax\.prepare folder --source DIR"):
+    with pytest.raises(UserError, match=r"python -m kdjax prepare folder --source DIR"):
         sets.open_set("folder", tmp_path / "data")
     monkeypatch.undo()
     assert prepare(source, tmp_path).splits["train"] == 3
@@ -592,7 +579,7 @@ def test_without_shares_a_fifth_is_to_validate_on(tmp_path):
         "val": VAL,
     }
     (line,) = said
-    assert "no folders train/ and val/: 10 of its 48 images, drawn by their names" in line
+    assert "no folders train/ and val/: 10 of its 48 images, chosen by their names" in line
     given = sets.prepare("folder", tmp_path, source=tmp_path / "source", val_share=0.2)
     assert given.fingerprint == dataset.fingerprint
 
@@ -675,7 +662,7 @@ def test_datasets_is_not_a_package():
     assert not list((ROOT / "datasets").glob("*/__init__.py"))
 
 
-def test_importing_the_room_imports_no_tensorflow():
+def test_importing_the_package_imports_no_tensorflow():
     code = "import sys, kdjax.data; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

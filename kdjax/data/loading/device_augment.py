@@ -41,7 +41,7 @@ class PaddedExamples(TypedDict):
 class _Crop(NamedTuple):
     """A crop: the index and size of its example, the scaled size, and the corner in it."""
 
-    index: Int[Array, ""]
+    example: Int[Array, ""]
     size: Int[Array, "2"]
     scaled: Int[Array, "2"]
     corner: Int[Array, "2"]
@@ -191,7 +191,7 @@ def _sample_label(
 ) -> UInt8[Array, "h w"]:
     """Returns a crop of a scaled label, 255 outside."""
     rows, columns = (_centers(crop, axis, crop_size)[0] for axis in (0, 1))
-    return jnp.where(_inside(crop, crop_size), labels[crop.index, rows][:, columns], IGNORE_LABEL)
+    return jnp.where(_inside(crop, crop_size), labels[crop.example, rows][:, columns], IGNORE_LABEL)
 
 
 def _sample_image(
@@ -215,7 +215,7 @@ def _sample_image(
 
     top, bottom, down = neighbors(0)
     left, right, across = neighbors(1)
-    rows = blend(images[crop.index, top], images[crop.index, bottom], down[:, None, None])
+    rows = blend(images[crop.example, top], images[crop.example, bottom], down[:, None, None])
     pixels = blend(rows[:, left], rows[:, right], across[:, None])
     half = 1 << (2 * WEIGHT_BITS - 1)
     return ((pixels + half) >> (2 * WEIGHT_BITS)).astype(jnp.uint8)

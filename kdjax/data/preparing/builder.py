@@ -3,16 +3,13 @@
 import abc
 import functools
 import importlib.util
-import io
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
-from PIL import Image
 from tensorflow_datasets.core import registered
 
 from kdjax.data.preparing.classes import builder_folder
@@ -82,73 +79,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 }
             ),
             disable_shuffling=True,  # The pipeline shuffles when it reads.
-            metadata=metadata_of(self.class_names, self.palette),
-        )
-
-
-def metadata_of(
-    class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
-) -> tfds.core.MetadataDict:
-    """Returns what a prepared set stores about its classes."""
-    return tfds.core.MetadataDict(
-        class_names=list(class_names), palette=palette.tolist(), ignore_label=IGNORE_LABEL
-    )
-
-
-def check_features(builder: tfds.core.GeneratorBasedBuilder) -> list[str]:
-    """Checks that the features of any TFDS builder are those of `SegmentationBuilder`.
-
-    Returns:
-      The class names: `class_names` of its metadata, or those of its label.
-
-    Raises:
-      UserError: if the features differ, or nothing names the classes.
-    """
-    who = f"the builder {type(builder).__name__}"
-    metadata: Any = builder.info.metadata or {}
-    features: Any = builder.info.features
-    found = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    for key, channels in (("image", 3), ("label", 1)):
-        feature = found.get(key)
-        info = feature.get_tensor_info() if isinstance(feature, tfds.features.Image) else None
-        if info is None or info.shape[2:] != (channels,) or info.np_dtype != np.uint8:
-            raise UserError(
-                f"{who} needs a feature {key!r}, a tfds.features.Image of uint8 and of shape "
-                f"(None, None, {channels}); it has {feature or 'none'} (for other features, use a "
-                "kdjax.data.Dataset)"
-            )
-    if not isinstance(found.get("name"), tfds.features.Text):
-        raise UserError(f"{who} needs a feature 'name', a tfds.features.Text with an id")
-    names = metadata.get("class_names") or getattr(found["label"], "names", None)
-    if not names:
-        raise UserError(
-            f"{who} names no classes: make the label a tfds.features.LabeledImage, or give its "
-            "info metadata with a list class_names"
-        )
-    return list(names)
-
-
-def check_example(example: Mapping[str, bytes], num_classes: int) -> None:
-    """Checks that image and label of an encoded example fit.
-
-    Raises:
-      UserError: if their sizes differ, or the label holds something other than class ids.
-    """
-    who = f"example {example['name'].decode()!r} has"
-    with (
-        Image.open(io.BytesIO(example["image"])) as image,
-        Image.open(io.BytesIO(example["label"])) as label,
-    ):
-        if image.size != label.size:
-            raise UserError(
-                f"{who} an image of {image.width} x {image.height} pixels and a label of "
-                f"{label.width} x {label.height}; they must have the same size"
-            )
-        values = np.unique(np.asarray(label))
-    if (wrong := values[(values >= num_classes) & (values != IGNORE_LABEL)]).size:
-        raise UserError(
-            f"{who} a label that holds the value {wrong[0]}; allowed are 0..{num_classes - 1} "
-            f"and {IGNORE_LABEL}"
+            metadata=tfds.core.MetadataDict(
+                class_names=self.class_names,
+                palette=self.palette.tolist(),
+                ignore_label=IGNORE_LABEL,
+            ),
         )
 
 
@@ -172,15 +107,8 @@ def find_builder(
         raise WrongValue(
             asked_by,
             f'names the data set "{name}", which is no builder class: derive it from '
-            "kdjax.data.preparing.builder.SegmentationBuilder or tensorflow_datasets' "
-            "GeneratorBasedBuilder (a kdjax.data.Dataset, or a function that returns one, needs no "
-            "preparing: set config.data.name to it)",
-        )
-    if found.BUILDER_CONFIGS:
-        raise WrongValue(
-            asked_by,
-            f'names the data set "{name}", which has several BUILDER_CONFIGS: name a subclass for '
-            "one of them, with empty BUILDER_CONFIGS",
+            "kdjax.data.preparing.builder.SegmentationBuilder (a kdjax.data.Dataset, or a function "
+            "that returns one, needs no preparing: set config.data.name to it)",
         )
     return found
 

@@ -8,20 +8,12 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from kdjax.data._tensorflow import tf
-from kdjax.data.loading.records import FileRecords
-from kdjax.data.preparing.builder import (
-    SegmentationBuilder,
-    check_example,
-    check_features,
-    find_builder,
-    metadata_of,
-)
+from kdjax.data.preparing.builder import SegmentationBuilder, find_builder
 from kdjax.data.preparing.prepared import (
     RECEIPT,
     PreparedSet,
@@ -32,7 +24,6 @@ from kdjax.data.preparing.prepared import (
 )
 from kdjax.data.preparing.tree import state_of_source
 from kdjax.utils import imports
-from kdjax.utils.classes import distinct_colors
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote
 from kdjax.utils.lock import Lock
@@ -100,8 +91,7 @@ def prepare(
     Args:
       name: the data set, as `find_builder` takes it.
       data_dir: the folder of prepared sets.
-      source: a folder or archive with the original files; None for a set that is generated. For a
-        TFDS builder with MANUAL_DOWNLOAD_INSTRUCTIONS, its `dl_manager.manual_dir`.
+      source: a folder or archive with the original files; None for a set that is generated.
       skip_damaged: whether files that cannot be read are skipped. By default, they are an error.
       report: called with each line on what was found, before the conversion starts.
       **options: options of the builder, such as `ignore` of `folder`. Every builder with a source
@@ -112,9 +102,14 @@ def prepare(
         is full, or it holds the set already, made from another source or with other options.
     """
     builder_class = find_builder(name)
-    native = issubclass(builder_class, SegmentationBuilder)
-    from_files = needs_source(builder_class)
-    allowed = [*builder_class.OPTIONS, *(["tiles"] if from_files else [])] if native else []
+    if not issubclass(builder_class, SegmentationBuilder):
+        raise UserError(
+            f"data set {name} is a TFDS builder that kdjax does not prepare: make a "
+            "kdjax.data.Dataset of its data sources, or derive it from "
+            "kdjax.data.preparing.builder.SegmentationBuilder"
+        )
+    from_files = builder_class.NEEDS_SOURCE
+    allowed = [*builder_class.OPTIONS, *(["tiles"] if from_files else [])]
     if unknown := sorted(options.keys() - set(allowed)):
         raise UserError(
             f"data set {name} takes no option {unknown[0]!r}; it takes: "
@@ -127,7 +122,7 @@ def prepare(
             raise UserError(f"data set {name} is generated: leave --source out")
         options["source"] = os.path.realpath(_expanded(source, "--source"))
     made_from = json.loads(json.dumps(options))
-    if native and from_files:
+    if from_files:
         options["skip_damaged"] = skip_damaged
     directory = directory_of(name, builder_class, data_dir)
     with _lock(directory.parent):
@@ -166,7 +161,7 @@ def _source_state(directory: pathlib.Path, made_from: dict[str, Any]) -> str | N
 
 
 def _write(
-    builder_class: _Builder,
+    builder_class: type[SegmentationBuilder],
     options: dict[str, Any],
     directory: pathlib.Path,
     made_from: dict[str, Any],
@@ -180,12 +175,16 @@ def _write(
     tfds.disable_progress_bar()
     source_state = _source_state(directory, made_from)
     try:
-        builder, skipped = _build(builder_class, options, staging, report)
+        builder = builder_class(data_dir=staging, file_format="array_record", **options)
+        for line in builder.findings:
+            report(line)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the temporary folder.
+            builder.download_and_prepare()
         receipt = {
             "made_from": made_from,
             "source_state": source_state,
             "fingerprint": fingerprint(open_records(builder)),
-            "skipped": skipped,
+            "skipped": builder.skipped,
         }
         written = pathlib.Path(builder.data_path)
         (written / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
@@ -202,47 +201,9 @@ def _write(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _build(
-    builder_class: _Builder,
-    options: dict[str, Any],
-    staging: pathlib.Path,
-    report: Callable[[str], None],
-) -> tuple[tfds.core.GeneratorBasedBuilder, list[str]]:
-    """Writes the records of a builder below `staging`. Returns the builder and what it skipped."""
-    place: dict[str, Any] = {"data_dir": staging, "file_format": "array_record"}
-    # TFDS prints the temporary folder.
-    silence = contextlib.redirect_stdout(io.StringIO())
-    if issubclass(builder_class, SegmentationBuilder):
-        builder = builder_class(**place, **options)
-        for line in builder.findings:
-            report(line)
-        with silence:
-            builder.download_and_prepare()
-        return builder, builder.skipped
-    builder = builder_class(**place)
-    class_names = check_features(builder)
-    config = tfds.download.DownloadConfig(manual_dir=options.get("source"))
-    with silence:
-        builder.download_and_prepare(download_config=config)
-    _check_examples(open_records(builder), len(class_names))
-    palette = distinct_colors(len(class_names))
-    metadata_of(class_names, palette).save_metadata(builder.data_path)
-    return builder, []
-
-
-def _check_examples(records: Mapping[str, FileRecords], num_classes: int) -> None:
-    for split in records.values():
-        for index in range(len(split)):
-            feature = tf.train.Example.FromString(*split.read_serialized([index])).features.feature
-            example = {key: feature[key].bytes_list.value[0] for key in ("image", "label", "name")}
-            check_example(example, num_classes)
-
-
 def needs_source(builder_class: _Builder) -> bool:
     """Returns True if a builder converts files of the user."""
-    if issubclass(builder_class, SegmentationBuilder):
-        return builder_class.NEEDS_SOURCE
-    return builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
+    return getattr(builder_class, "NEEDS_SOURCE", True)
 
 
 def not_prepared(name: str, builder_class: _Builder, data_dir: str | os.PathLike[str]) -> UserError:
@@ -281,21 +242,11 @@ def _expanded(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     """Returns the path with the home folder for `~`.
 
     Raises:
-      UserError: if no file can have this path. The message calls it `what`.
+      UserError: if the path is empty. The message calls it `what`.
     """
-    expanded = os.path.expanduser(os.fspath(path))
-    if not expanded:
+    if not os.fspath(path):
         raise UserError(f"{what} is empty; name a folder")
-    try:
-        expanded.encode()
-        os.stat(expanded)
-    except UnicodeEncodeError as error:
-        raise UserError(f"{what} {expanded!a} is not UTF-8; rename it") from error
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a null byte
-        raise UserError(f"{what} {expanded!a}: {getattr(error, 'strerror', error)}") from error
-    return pathlib.Path(expanded)
+    return pathlib.Path(path).expanduser()
 
 
 @contextlib.contextmanager

@@ -11,10 +11,13 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from kdjax.utils.errors import UserError
 
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+# A link to a missing file raises a KeyError.
+_DAMAGED = (zipfile.BadZipFile, shutil.ReadError, tarfile.TarError, EOFError, zlib.error, KeyError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +170,14 @@ def _unpack(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """Unpacks an archive into a folder of its name in `folder`, and returns `folder`."""
     suffix = next(suffix for suffix in _ARCHIVE_SUFFIXES if archive.name.endswith(suffix))
     # A tar must not write outside of the folder. shutil makes sure of that for zip alone.
-    options = {} if suffix == ".zip" else {"filter": "data"}
+    options: dict[str, Any] = {} if suffix == ".zip" else {"filter": "data"}
     try:
         shutil.unpack_archive(archive, folder / archive.name.removesuffix(suffix), **options)
     except tarfile.FilterError as error:
         raise UserError(
             f"archive {archive}: {error}; unpack it, and name the folder by --source"
         ) from error
-    except (zipfile.BadZipFile, shutil.ReadError, tarfile.TarError, EOFError, zlib.error) as error:
+    except _DAMAGED as error:
         raise UserError(
             f"archive {archive} is damaged or incomplete ({error}); get it again"
         ) from error
