@@ -219,7 +219,7 @@ def _find_unlabelled(source: pathlib.Path) -> dict[str, list[Pair]]:
     _check_source(source)
     if (source / "labels").is_dir():
         raise UserError(
-            f"{source} has a folder labels/, which --unlabelled ignores: leave --unlabelled out, or "
+            f"{source} has a folder labels/, which --unlabelled ignores: leave that out, or "
             f"name the images alone, as --source {source / 'images'}"
         )
     root = source / "images" if (source / "images").is_dir() else source
