@@ -27,7 +27,7 @@ from kdjax.data.loading import pipeline
 from kdjax.data.loading.augment import augment, distort
 from kdjax.data.loading.records import Records, decode_example, open_example, whole_window
 from kdjax.data.loading.sampling import AugmentOptions, Draws, draw
-from kdjax.data.loading.sources import InMemoryExamples, Source
+from kdjax.data.loading.sources import InMemoryExamples
 
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads of kdjax, and workers of the DataLoader.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", 1)
@@ -66,11 +66,11 @@ def main(argv: list[str]) -> None:
 def compare(
     kind: str,
     paths: list[made_up.Pair],
-    sources: Mapping[str, Source | Records],
+    sources: Mapping[str, InMemoryExamples | Records],
     options: AugmentOptions,
 ) -> None:
     """Prints the rates, and their ratios to PyTorch's of the same round."""
-    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0, "num_steps": 10**9}
+    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0, "steps": range(10**9)}
     settings |= {"options": options, "num_threads": WORKERS.value}
     theirs = iter(input_torch.loader(paths, options.crop_size, BATCH_SIZE, WORKERS.value))
     workers = [worker.pid for worker in theirs._workers]  # type: ignore[attr-defined]

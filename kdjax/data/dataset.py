@@ -159,8 +159,8 @@ class Dataset:
         return self._records[split]
 
     @functools.cached_property
-    def _readers(self) -> "dict[str, _Reader]":
-        return {split: _Reader(self, split, source) for split, source in self.splits.items()}
+    def _readers(self) -> "dict[str, ExampleReader]":
+        return {split: ExampleReader(self, split, source) for split, source in self.splits.items()}
 
     @functools.cached_property
     def _records(self) -> "dict[str, Records]":
@@ -169,8 +169,8 @@ class Dataset:
         return {split: SourceRecords(reader) for split, reader in self._readers.items()}
 
 
-class _Reader:
-    """Reads and checks the examples of a split."""
+class ExampleReader:
+    """Reads and checks the examples of a split. Several threads may call it at once."""
 
     def __init__(self, dataset: Dataset, split: str, source: RandomAccess):
         self._source = source
@@ -184,85 +184,78 @@ class _Reader:
         return len(self._source)
 
     def __call__(self, index: int) -> dict[str, Any]:
+        """Returns an example as `Records.decoded` does, or raises a `UserError`."""
+        who = f"example {index} of {self.where}"
         try:
             example = self._source[index]
         except UserError:
             raise
         except Exception as error:  # A source may raise anything.
-            what = f"cannot be read: {type(error).__name__}: {error}"
-            raise self._error(index, what) from error
+            raise UserError(f"{who} cannot be read: {type(error).__name__}: {error}") from error
+        try:
+            return self._checked(index, example)
+        except (ValueError, UserError) as error:
+            raise UserError(f"{who} {error}") from error
+
+    def _checked(self, index: int, example: Any) -> dict[str, Any]:
         if not isinstance(example, Mapping):
-            raise self._error(
-                index,
-                f"is a {type(example).__name__}; it must be a mapping, as "
-                '{"image": ..., "label": ...}',
+            raise ValueError(
+                f'is a {type(example).__name__}; it must be a mapping, as {{"image": ...}}'
             )
-        image, label = self._image(index, example), self._label(index, example)
+        features: dict[str, Any] = {"example_name": str(index)}
+        for role, key in self._features.items():
+            if key and key not in example:
+                found = ", ".join(map(str, example))
+                raise ValueError(
+                    f"has no {key!r}; it has {found}: choose one by Dataset({role}=...)"
+                )
+            features |= {role: example[key]} if key else {}
+        image, label = _image_of(features["image"]), _label_of(features["label"])
         if image.shape[:2] != label.shape:
-            raise self._error(
-                index,
-                f"has an image of {_size_of(image)} pixels and a label of {_size_of(label)}; they "
-                "must have the same size",
+            sizes = [f"{array.shape[1]} x {array.shape[0]}" for array in (image, label)]
+            raise ValueError(
+                f"has an image of {sizes[0]} pixels and a label of {sizes[1]}; they must have the "
+                "same size"
             )
         ids = self._ids(label)
         if (unknown := ids < 0).any():
-            raise self._error(
-                index,
-                f"has a label that holds the value {label[unknown][0]}; "
-                f"allowed are {self._allowed}",
+            value = label[unknown][0]
+            raise ValueError(
+                f"has a label that holds the value {value}; allowed are {self._allowed}"
             )
+        name = features["example_name"]
         return {
             "image": image.astype(np.uint8),
             "label": ids.astype(np.uint8),
-            "name": self._name(index, example).encode(),
+            "name": name if isinstance(name, bytes) else str(name).encode(),
         }
 
-    def _feature(self, index: int, example: Mapping[str, Any], role: str) -> Any:
-        key = self._features[role]
-        if key not in example:
-            found = ", ".join(map(str, example))
-            raise self._error(
-                index, f"has no {key!r}; it has {found}: choose one by Dataset({role}=...)"
-            )
-        return example[key]
 
-    def _image(self, index: int, example: Mapping[str, Any]) -> np.ndarray:
-        value = self._feature(index, example, "image")
-        if hasattr(value, "getexif"):  # a PIL image
-            from kdjax.data.preparing.image_io import as_rgb
+def _image_of(value: Any) -> np.ndarray:
+    if hasattr(value, "getexif"):  # a PIL image
+        from kdjax.data.preparing.image_io import as_rgb
 
-            return np.asarray(as_rgb(value, f"example {index} of {self.where}"))
-        pixels = np.asarray(value)
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or not _are_bytes(pixels):
-            hint = "; channels come last" if pixels.ndim == 3 and len(pixels) == 3 else ""
-            raise self._error(
-                index,
-                f"has an image that is {_form(pixels)}; it must hold integers 0..255 of shape "
-                f"(H, W, 3){hint}",
-            )
-        return pixels
+        return np.asarray(as_rgb(value, "has an image that"))
+    pixels = np.asarray(value)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not _are_bytes(pixels):
+        hint = "; channels come last" if pixels.ndim == 3 and len(pixels) == 3 else ""
+        raise ValueError(
+            f"has an image that is {_form(pixels)}; it must hold integers 0..255 of shape "
+            f"(H, W, 3){hint}"
+        )
+    return pixels
 
-    def _label(self, index: int, example: Mapping[str, Any]) -> np.ndarray:
-        # Of a palette image, these are the indices.
-        label = np.asarray(self._feature(index, example, "label"))
-        if label.ndim == 3 and label.shape[2] == 1:
-            label = label[..., 0]
-        if label.ndim != 2 or label.dtype.kind not in "biu":
-            raise self._error(
-                index,
-                f"has a label that is {_form(label)}; it must hold integers of shape (H, W), a "
-                "class id per pixel",
-            )
-        return label
 
-    def _name(self, index: int, example: Mapping[str, Any]) -> str:
-        if not self.has_names:
-            return str(index)
-        name = self._feature(index, example, "example_name")
-        return name.decode() if isinstance(name, bytes) else str(name)
-
-    def _error(self, index: int, what: str) -> UserError:
-        return UserError(f"example {index} of {self.where} {what}")
+def _label_of(value: Any) -> np.ndarray:
+    label = np.asarray(value)  # of a palette image, the indices
+    if label.ndim == 3 and label.shape[2] == 1:
+        label = label[..., 0]
+    if label.ndim != 2 or label.dtype.kind not in "biu":
+        raise ValueError(
+            f"has a label that is {_form(label)}; it must hold integers of shape (H, W), a class "
+            "id per pixel"
+        )
+    return label
 
 
 def _are_bytes(values: np.ndarray) -> bool:
@@ -276,7 +269,3 @@ def _form(array: np.ndarray) -> str:
     numbers = array.dtype.kind in "iuf" and array.size > 0
     span = f" from {array.min():.4g} to {array.max():.4g}" if numbers else ""
     return f"{array.dtype} of shape {array.shape}{span}"
-
-
-def _size_of(array: np.ndarray) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"

@@ -154,8 +154,7 @@ class Images:
         return {
             "batch_size": self._options.batch_size,
             "seed": seed,
-            "start_step": first_step,
-            "num_steps": steps,
+            "steps": range(first_step, steps),
             "options": self.augment_options(**views),
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),

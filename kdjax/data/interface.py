@@ -1,41 +1,10 @@
-"""What training and evaluation need of a data set."""
+"""The type of an open data set."""
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-from jaxtyping import UInt8
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 if TYPE_CHECKING:
-    from kdjax.data.loading.records import Records
+    from kdjax.data.dataset import Dataset
+    from kdjax.data.preparing.prepared import PreparedSet
 
-
-class SegmentationSet(Protocol):
-    """An open data set: a `PreparedSet` or a `Dataset`.
-
-    Attributes:
-      name: the name of the set.
-      class_names: the names of the K classes.
-      palette: the RGB color of each class.
-      fingerprint: 16 hexadecimal digits that depend on the content.
-      splits: the names of the splits.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def palette(self) -> UInt8[np.ndarray, "K 3"]: ...  # noqa: D102
-
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
-
-    @property
-    def splits(self) -> Collection[str]: ...  # noqa: D102
-
-    def records(self, split: str) -> "Records":
-        """Returns the examples of a split, or raises a `UserError` if there is no such split."""
-        ...
+# Both have `name`, `class_names`, `palette`, `fingerprint`, `splits`, and `records(split)`.
+SegmentationSet: TypeAlias = Union["Dataset", "PreparedSet"]

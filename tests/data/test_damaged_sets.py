@@ -58,7 +58,7 @@ def remove(path):
 
 
 def train(records, **changes):
-    settings = {"batch_size": 2, "seed": 0, "num_steps": 4, "options": AugmentOptions((4, 4))}
+    settings = {"batch_size": 2, "seed": 0, "steps": range(4), "options": AugmentOptions((4, 4))}
     return list(pipeline.train_batches(records, **{**settings, **changes}))
 
 
@@ -201,7 +201,7 @@ def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     assert named in refused(lambda: list(records.decoded(range(4))))
     # Batches before it are as they were.
     steps = pipeline.train_batches(
-        records, batch_size=1, seed=0, num_steps=4, options=AugmentOptions((4, 4))
+        records, batch_size=1, seed=0, steps=range(4), options=AugmentOptions((4, 4))
     )
     order = [int(i) for i in pipeline.example_indices(np.arange(4), 0, [4])]
     for _ in range(order.index(2)):

@@ -131,7 +131,7 @@ def test_colours_are_those_of_the_stream_within_a_level(held):
 
 
 def test_batches_from_the_device_are_those_of_the_pipeline(held):
-    settings = {"batch_size": 8, "seed": 3, "num_steps": 30, "options": FULL, "start_step": 7}
+    settings = {"batch_size": 8, "seed": 3, "steps": range(7, 30), "options": FULL}
     streamed = list(pipeline.train_batches(held, **settings))
     placement = Placement()
     arrays = placement.replicate(held.padded())
@@ -153,7 +153,7 @@ def test_no_image_travels_between_devices(held):
     placement = Placement()
     arrays = placement.replicate(held.padded())
     (batch,) = index_batches(
-        held.lengths, held.weights, batch_size=8, seed=0, num_steps=1, options=FULL
+        held.lengths, held.weights, batch_size=8, seed=0, steps=range(1), options=FULL
     )
     batch = placement.put_batch(batch)
     compiled = on_device(FULL).lower(arrays, batch["indices"], batch["draws"]).compile()
@@ -165,7 +165,7 @@ def test_no_image_travels_between_devices(held):
 
 
 def test_processes_share_what_travels(held):
-    settings = {"batch_size": 8, "seed": 3, "num_steps": 3, "options": FULL}
+    settings = {"batch_size": 8, "seed": 3, "steps": range(3), "options": FULL}
     whole = list(index_batches(held.lengths, (1,), **settings))
     shares = [
         list(index_batches(held.lengths, (1,), process_index=i, process_count=2, **settings))

@@ -113,7 +113,7 @@ def test_it_is_evaluated_as_a_prepared_set(config, arrays):
 
 
 def test_the_rows_of_all_processes_are_the_batch_of_one(arrays):
-    settings = {"batch_size": 4, "seed": 5, "options": AugmentOptions((16, 24)), "num_steps": 20}
+    settings = {"batch_size": 4, "seed": 5, "options": AugmentOptions((16, 24)), "steps": range(20)}
     records = own(arrays).records("train")
     whole = list(pipeline.train_batches(records, **settings))
     shares = [
@@ -242,7 +242,7 @@ def test_an_example_that_does_not_fit_is_named_where_tensorflow_reads_it(changes
     with pytest.raises(UserError, match=message):
         list(
             pipeline.train_batches(
-                unfit(changes), batch_size=2, seed=0, num_steps=1, options=options
+                unfit(changes), batch_size=2, seed=0, steps=range(1), options=options
             )
         )
 

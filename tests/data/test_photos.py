@@ -44,9 +44,7 @@ def test_photos_are_turned_as_their_camera_noted(tmp_path):
 
 def test_a_label_of_the_photo_as_stored_is_refused(tmp_path):
     write_photo(tmp_path / "source", "a", np.eye(20, 32, dtype=np.uint8), 6)
-    message = (
-        r"a\.png is 32 x 20 pixels, but .*a\.jpg is 20 x 32, upright; .*by its EXIF"
-    )
+    message = r"a\.png is 32 x 20 pixels, but .*a\.jpg is 20 x 32, upright; .*by its EXIF"
     refuses("folder", tmp_path / "source", tmp_path, message)
 
 

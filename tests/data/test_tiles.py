@@ -68,7 +68,7 @@ def source(tmp_path):
 def test_a_set_in_tiles_is_the_same_set(source, tmp_path):
     files = sets.prepare("folder", tmp_path / "files", source=source)
     tiled = sets.prepare("folder", tmp_path / "tiles", source=source, tiles=True)
-    settings = {"batch_size": 5, "seed": 0, "num_steps": 4, "options": AugmentOptions((16, 24))}
+    settings = {"batch_size": 5, "seed": 0, "steps": range(4), "options": AugmentOptions((16, 24))}
     for whole, part in zip(
         pipeline.train_batches(files.records("train"), **settings),
         pipeline.train_batches(tiled.records("train"), **settings),

@@ -24,24 +24,22 @@ from kdjax.data.loading.sampling import (
     example_indices,
     rows_of_process,
 )
-from kdjax.data.loading.sources import Mixture, Part, Source
+from kdjax.data.loading.sources import InMemoryExamples, Mixture, Part
 from kdjax.utils.classes import IGNORE_LABEL
-from kdjax.utils.errors import UserError
 
 
 def train_batches(
-    source: Source | Records,
+    source: Mixture | InMemoryExamples | Records,
     *,
     batch_size: int,
     seed: int,
-    num_steps: int,
+    steps: range,
     options: AugmentOptions,
-    start_step: int = 0,
     num_threads: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns the batches of steps `start_step` to `num_steps - 1`, in order.
+    """Returns the batches of some steps, in order.
 
     Every epoch visits each example once, in its own order. An epoch may begin within a batch.
 
@@ -49,9 +47,8 @@ def train_batches(
       source: the examples, such as `records(split)` of a set.
       batch_size: examples in a batch of all processes together, B.
       seed: a non-negative number that determines the order of examples and the augmentation.
-      num_steps: the step before which to stop, counted from 0 and not from `start_step`.
+      steps: the steps, counted from 0: `range(first, last + 1)`.
       options: the augmentations. Their crop size is the size of the images.
-      start_step: the first step.
       num_threads: threads that decode and augment; None to let tf.data choose.
       process_index: the index of this process, which reads its own rows alone. The rows of all
         processes, in order, are the batch of a single process.
@@ -95,7 +92,7 @@ def train_batches(
     if num_threads:
         settings.threading.private_threadpool_size = num_threads
     batches = (
-        tf.data.Dataset.range(start_step, num_steps)
+        tf.data.Dataset.range(steps.start, steps.stop)
         .map(fetch)
         .prefetch(2)
         .unbatch()
@@ -106,7 +103,7 @@ def train_batches(
     )
 
     def check(number: int) -> None:
-        positions = (start_step + number) * batch_size + np.array(rows)
+        positions = (steps.start + number) * batch_size + np.array(rows)
         examples.check(locate(positions)[0].tolist())
 
     return explained(cast(Iterator[dict[str, np.ndarray]], batches.as_numpy_iterator()), check)
@@ -189,12 +186,7 @@ def load_examples(
       For each `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, str.
 
     Raises:
-      UserError: if the set has no such split, or the split no such index.
+      UserError: if the set has no such split.
     """
-    records = dataset.records(split)
-    if wrong := [index for index in indices if not 0 <= index < len(records)]:
-        raise UserError(
-            f"split {split!r} of {dataset.name} has no example {wrong[0]}; "
-            f"its {len(records)} count from 0"
-        )
-    return [{**example, "name": example["name"].decode()} for example in records.decoded(indices)]
+    examples = dataset.records(split).decoded(indices)
+    return [{**example, "name": example["name"].decode()} for example in examples]

@@ -6,9 +6,9 @@ import itertools
 import pathlib
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -17,6 +17,9 @@ from PIL import Image
 
 from kdjax.data._tensorflow import reason, tf, traced_as_written
 from kdjax.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from kdjax.data.dataset import ExampleReader
 
 # Height and width. Smaller tiles decode fewer pixels outside a crop, but cost calls and bytes.
 TILE = (64, 256)
@@ -174,9 +177,6 @@ class Records(abc.ABC):
 
         Yields:
           `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, bytes.
-
-        Raises:
-          UserError: if an example cannot be read.
         """
 
         def read(indices: tf.Tensor) -> tf.Tensor:
@@ -211,11 +211,7 @@ class FileRecords(Records):
     """
 
     def __init__(self, files: Sequence[str], length: int, split: str):
-        """Opens the `files` of `split`, which together hold `length` records.
-
-        Raises:
-          UserError: if a file is missing or damaged.
-        """
+        """Opens the `files` of `split`, which together hold `length` records."""
         super().__init__()
         self.directory = pathlib.Path(files[0]).parent
         self._split = split
@@ -244,28 +240,10 @@ class FileRecords(Records):
             raise self.error(reason(error)) from error
 
 
-class ExampleReader(Protocol):
-    """Reads the examples of a user's source. Several threads may call it at once.
-
-    Attributes:
-      where: a description of the source, for messages.
-      has_names: whether the examples have names of their own.
-    """
-
-    where: str
-    has_names: bool
-
-    def __len__(self) -> int: ...
-
-    def __call__(self, index: int) -> Mapping[str, Any]:
-        """Returns an example as `Records.decoded` does, or raises a `UserError`."""
-        ...
-
-
 class SourceRecords(Records):
     """Records of plain pixels, made from the examples of a user's source when they are read."""
 
-    def __init__(self, reader: ExampleReader):
+    def __init__(self, reader: "ExampleReader"):
         super().__init__()
         self._reader = reader
 

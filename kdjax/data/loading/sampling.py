@@ -223,9 +223,8 @@ def index_batches(
     *,
     batch_size: int,
     seed: int,
-    num_steps: int,
+    steps: range,
     options: AugmentOptions,
-    start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
@@ -236,9 +235,8 @@ def index_batches(
       weights: how many of the examples in a row come from each set.
       batch_size: examples in a batch of all processes together, B.
       seed: a non-negative number that determines the order of examples and the augmentation.
-      num_steps: the step before which to stop, counted from 0.
+      steps: the steps, counted from 0.
       options: the augmentations.
-      start_step: the first step.
       process_index: the index of this process.
       process_count: the number n of processes that share a batch.
 
@@ -249,7 +247,7 @@ def index_batches(
       UserError: if the processes cannot share a batch evenly.
     """
     rows = np.array(rows_of_process(batch_size, process_index, process_count))
-    for step in range(start_step, num_steps):
+    for step in steps:
         positions = step * batch_size + rows
         indices = example_indices(positions, seed, lengths, weights)
         yield {"indices": indices.astype(np.int32), "draws": draw(options, seed, positions)}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,28 +13,6 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from kdjax.data.loading.records import Records, WindowReader
-
-
-class Source(Protocol):
-    """Examples that training reads by index: a mixture of splits, or examples in memory.
-
-    Attributes:
-      lengths: the number of examples of each set. Indices count through all sets.
-      weights: how many of the examples in a row come from each set.
-    """
-
-    lengths: tuple[int, ...]
-    weights: tuple[int, ...]
-
-    def fetch(self, indices: "tf.Tensor") -> Any:
-        """Reads examples, int64 `[B]`, in a graph. Returns tensors with an axis `[B]`."""
-
-    def decode(self, fetched: Any) -> "tuple[tf.Tensor, WindowReader]":
-        """Returns the label, uint8 `[H, W]`, and the image reader of one fetched example."""
-        ...
-
-    def check(self, indices: Sequence[int]) -> None:
-        """Reads examples one by one, and raises a `UserError` for the first that is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +38,12 @@ class _Fetched(NamedTuple):
 
 
 class Mixture:
-    """A `Source` of several parts. The examples of a part follow those of the part before."""
+    """The examples of several parts, one part after the other.
+
+    Attributes:
+      lengths: the number of examples of each part.
+      weights: how many of the examples in a row come from each part.
+    """
 
     def __init__(self, parts: Sequence[Part]):
         self._parts = tuple(parts)
@@ -77,7 +60,7 @@ class Mixture:
         return members, indices - np.array([0, *self._ends])[members]
 
     def fetch(self, indices: "tf.Tensor") -> _Fetched:
-        """Reads the serialized examples."""
+        """Reads examples, int64 `[B]`, in a graph."""
         from kdjax.data._tensorflow import tf
 
         def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +77,7 @@ class Mixture:
         return _Fetched(*(tf.ensure_shape(tensor, [None]) for tensor in found))
 
     def decode(self, fetched: _Fetched) -> "tuple[tf.Tensor, WindowReader]":
-        """Decodes the label, and the image on demand."""
+        """Returns the label, uint8 `[H, W]`, of one fetched example, and its image reader."""
         from kdjax.data._tensorflow import tf
         from kdjax.data.loading import records
 
@@ -127,7 +110,7 @@ class Mixture:
 
 
 class InMemoryExamples:
-    """A `Source` of NumPy arrays, for the pipeline or the device cache.
+    """Examples in NumPy arrays, in place of a `Mixture` in the pipeline, or for the devices.
 
     Only the pipeline needs TensorFlow.
     """

@@ -42,12 +42,7 @@ class LabelReader:
     ignores: bool
 
     def __call__(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
-        """Returns the class ids 0..K-1, and 255 for ignored pixels, of the label in a file.
-
-        Raises:
-          DamagedFile: if the file cannot be decoded completely.
-          UserError: if it holds unknown values or colors, or is a JPEG.
-        """
+        """Returns the class ids 0..K-1, and 255 for ignored pixels, of the label in a file."""
         label = read_label(path)
         if self.colors and (self.all_colored or label.mode not in _GRAY_MODES):
             return self.colors(np.asarray(as_rgb(label, str(path))), path)

@@ -25,9 +25,6 @@ def builder_folders() -> list[pathlib.Path]:
 
     Searches the folders in the environment variable KDJAX_DATASETS, separated as in PATH, and then
     the data sets of kdjax.
-
-    Raises:
-      UserError: if one of those folders does not exist.
     """
     own, roots = files.shipped_folder("datasets"), []
     for named in filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
@@ -50,11 +47,7 @@ def builder_folders() -> list[pathlib.Path]:
 
 
 def builder_folder(name: str) -> pathlib.Path:
-    """Returns the folder of one data set.
-
-    Raises:
-      UserError: if there is no such data set, or there are several.
-    """
+    """Returns the folder of one data set."""
     folders = builder_folders()
     found = [folder for folder in folders if folder.name == name]
     # Records are stored under the name of their set, so two sets would share records.
@@ -113,11 +106,7 @@ def color_of(row: Mapping[str, str]) -> Color:
 
 
 def original_labels(name: str) -> list[int]:
-    """Returns the value of each class of a data set in its original labels.
-
-    Raises:
-      UserError: if there is no such set, or its labels already hold class ids.
-    """
+    """Returns the value of each class of a data set in its original labels."""
     known = [path.name for path in builder_folders() if (path / _TABLE).is_file()]
     if name not in known:
         raise UserError(f"{name!r} has no original ids; data sets that do: {', '.join(known)}")
@@ -128,9 +117,6 @@ def known_classes(name: str) -> int:
     """Returns the number of classes that a data set has by default, from its table.
 
     A row with a value in the column `optional` is a class that only an option of the builder adds.
-
-    Raises:
-      UserError: if there is no such set, or its classes depend on its files.
     """
     table = None if SEPARATOR in name else builder_folder(name) / _TABLE
     if table is None or not table.is_file():
@@ -149,11 +135,7 @@ class LabelMap:
     def __call__(
         self, values: Integer[np.ndarray, "H W"], path: pathlib.Path
     ) -> UInt8[np.ndarray, "H W"]:
-        """Returns the class ids of `values`, which were read from `path`.
-
-        Raises:
-          UserError: if a value is unknown.
-        """
+        """Returns the class ids of `values`, which were read from `path`."""
         ids = self._ids(values)
         if (unknown := ids < 0).any():
             value = values[unknown][0]
@@ -191,11 +173,7 @@ class ColorMap:
     def __call__(
         self, colors: UInt8[np.ndarray, "H W 3"], path: pathlib.Path
     ) -> UInt8[np.ndarray, "H W"]:
-        """Returns the class ids of `colors`, which were read from `path`.
-
-        Raises:
-          UserError: if a color is unknown.
-        """
+        """Returns the class ids of `colors`, which were read from `path`."""
         ids = self._ids(colors.astype(np.int32) @ _BASE)
         if (unknown := ids < 0).any():
             if not self._ignore_unknown:

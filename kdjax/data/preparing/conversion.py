@@ -61,9 +61,6 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
           tiles: whether records hold images other than JPEGs as PNG tiles, which crops decode in
             part.
           **kwargs: for TFDS.
-
-        Raises:
-          UserError: if files are missing or unexpected.
         """
         self._skip_damaged, self._tiles = skip_damaged, tiles
         self._skipped: set[str] = set()  # splits may share files
@@ -99,11 +96,7 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         yield from enumerate(self.require_some(examples, split))
 
     def require_some(self, readable: Iterable[_Result], split: str) -> Iterator[_Result]:
-        """Yields `readable`.
-
-        Raises:
-          UserError: if it is empty because all images of the split are damaged.
-        """
+        """Yields `readable`."""
         empty = True
         for item in readable:
             empty = False
@@ -208,11 +201,7 @@ class PublishedBuilder(ConversionBuilder, skip_registration=True):
 
 
 def pair_up(images: Listing, labels: Listing) -> list[Pair]:
-    """Pairs all images and labels by name.
-
-    Raises:
-      UserError: if one has no partner.
-    """
+    """Pairs all images and labels by name."""
     for name in sorted(images.files.keys() ^ labels.files.keys()):
         there, missing = (images, labels) if name in images.files else (labels, images)
         kind = "label" if there is images else "image"
@@ -226,11 +215,7 @@ def pair_up(images: Listing, labels: Listing) -> list[Pair]:
 def pair_listed(
     names: Iterable[str], images: Listing, labels: Listing, named_by: pathlib.Path
 ) -> list[Pair]:
-    """Returns the pairs of `names`, in that order.
-
-    Raises:
-      UserError: if a file is missing. The message says that `named_by` lists it.
-    """
+    """Returns the pairs of `names`, in that order."""
     pairs = []
     for name in names:
         for kind, listing in (("image", images), ("label", labels)):
@@ -244,11 +229,7 @@ def pair_listed(
 
 
 def read_split(lists: Listing, split: str) -> list[str]:
-    """Returns the names in the list of `split`, a file among `lists`.
-
-    Raises:
-      UserError: if there is no such list, or it is empty or not UTF-8.
-    """
+    """Returns the names in the list of `split`, a file among `lists`."""
     if split not in lists.files:
         raise UserError(f"there is no {split}{lists.suffix} in {lists.folder}; it lists the images")
     names = read_text(lists.files[split]).split()

@@ -69,10 +69,6 @@ def read_photo(path: pathlib.Path, *, upright: bool = False, for_training: bool 
       path: the file.
       upright: whether to apply the orientation in the EXIF data. Training ignores it.
       for_training: whether to check that TensorFlow can decode the file too, as training does.
-
-    Raises:
-      DamagedFile: if the file cannot be decoded completely.
-      UserError: if a channel has more than 8 bits, or a TIFF has other channels than gray or RGB.
     """
     data, image = _decode(path, for_training=for_training)
     _check_channels(path, data, image)
@@ -84,11 +80,7 @@ def read_photo(path: pathlib.Path, *, upright: bool = False, for_training: bool 
 
 
 def as_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Returns an image of any mode in 8-bit RGB.
-
-    Raises:
-      UserError: if its channels have more than 8 bits. The message calls the image `name`.
-    """
+    """Returns an image of any mode in 8-bit RGB."""
     if image.mode in _WIDE_MODES:
         raise _too_wide(name, _WIDE_MODES[image.mode])
     return image.convert("RGB")
@@ -117,12 +109,7 @@ def _check_channels(path: pathlib.Path, data: bytes, image: Image.Image) -> None
 
 
 def read_label(path: pathlib.Path) -> Image.Image:
-    """Decodes a label image.
-
-    Raises:
-      DamagedFile: if the file cannot be decoded completely.
-      UserError: if it is a JPEG.
-    """
+    """Decodes a label image."""
     _, label = _decode(path, for_training=True)
     if label.format == "JPEG":
         raise UserError(
@@ -141,9 +128,6 @@ def values_of(
       label: the result of `read_label`.
       path: its file, for messages.
       advice: what to do if the label holds colors, for messages.
-
-    Raises:
-      UserError: if it holds colors, or values above 255.
     """
     if label.mode in ("1", "LA"):
         label = label.convert("L")
@@ -171,11 +155,7 @@ def read_values(path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
 
 
 def read_text(path: pathlib.Path) -> str:
-    """Returns the text of a file without a byte order mark.
-
-    Raises:
-      UserError: if the file is not UTF-8.
-    """
+    """Returns the text of a file without a byte order mark."""
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     wrong = data.find(b"\0")  # as in UTF-16
     try:
@@ -195,10 +175,6 @@ def read_matlab(path: pathlib.Path, variable: str, *fields: str) -> UInt16[np.nd
       path: the file.
       variable: the variable that holds the matrix.
       fields: the fields that lead to the matrix if the variable is a structure.
-
-    Raises:
-      DamagedFile: if the file cannot be read.
-      UserError: if it holds no such matrix.
     """
     try:
         value: Any = scipy.io.loadmat(path, variable_names=[variable], appendmat=False)
@@ -216,11 +192,7 @@ def read_matlab(path: pathlib.Path, variable: str, *fields: str) -> UInt16[np.nd
 
 
 def upright_size(path: pathlib.Path) -> tuple[int, int]:
-    """Returns height and width of an image after applying its EXIF orientation, from its header.
-
-    Raises:
-      UserError: if the file is not an image.
-    """
+    """Returns height and width of an image after applying its EXIF orientation, from its header."""
     try:
         with Image.open(path) as image:
             width, height = image.size

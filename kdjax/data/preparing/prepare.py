@@ -33,11 +33,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str]) -> bool:
-    """Returns True if `data_dir` holds the complete set `name` in its current version.
-
-    Raises:
-      UserError: if there is no such data set.
-    """
+    """Returns True if `data_dir` holds the complete set `name` in its current version."""
     return (directory_of(name, find_builder(name), data_dir) / RECEIPT).is_file()
 
 
@@ -223,11 +219,7 @@ def not_prepared(name: str, builder_class: _Builder, data_dir: str | os.PathLike
 def directory_of(
     name: str, builder_class: _Builder, data_dir: str | os.PathLike[str]
 ) -> pathlib.Path:
-    """Returns the folder for the records of a set.
-
-    Raises:
-      UserError: if `data_dir` cannot be a local folder.
-    """
+    """Returns the folder for the records of a set."""
     if is_remote(data_dir):
         raise UserError(
             f"data_dir {data_dir} is not a local folder: records are read by random access, "
@@ -239,11 +231,7 @@ def directory_of(
 
 
 def _expanded(path: str | os.PathLike[str], what: str) -> pathlib.Path:
-    """Returns the path with the home folder for `~`.
-
-    Raises:
-      UserError: if the path is empty. The message calls it `what`.
-    """
+    """Returns the path with the home folder for `~`."""
     if not os.fspath(path):
         raise UserError(f"{what} is empty; name a folder")
     return pathlib.Path(path).expanduser()
@@ -251,11 +239,7 @@ def _expanded(path: str | os.PathLike[str], what: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _lock(directory: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time work in `directory`. Removes the folder if it stays empty.
-
-    Raises:
-      UserError: if the directory cannot be written to.
-    """
+    """Lets one process at a time work in `directory`. Removes the folder if it stays empty."""
     lock = Lock(directory / ".lock", f"data_dir {directory}", "stop it, or wait for its end")
     try:
         lock.acquire(patience=math.inf)

@@ -55,11 +55,7 @@ class PreparedSet:
         return {split: len(records) for split, records in self._records.items()}
 
     def records(self, split: str) -> FileRecords:
-        """Returns the records of `split`.
-
-        Raises:
-          UserError: if the set has no such split.
-        """
+        """Returns the records of `split`."""
         if split not in self._records:
             raise UserError(
                 f"data set {self.name} has no split {split!r}; it has {', '.join(self._records)}"
@@ -68,11 +64,7 @@ class PreparedSet:
 
 
 def open_directory(directory: pathlib.Path) -> PreparedSet:
-    """Opens the complete set in a folder.
-
-    Raises:
-      UserError: if one of its files is missing or damaged.
-    """
+    """Opens the complete set in a folder."""
     receipt = read_receipt(directory)
     for name in _DESCRIPTIONS:
         _read_json(directory, name)
@@ -103,11 +95,7 @@ def open_records(builder: tfds.core.DatasetBuilder) -> dict[str, FileRecords]:
 
 
 def read_receipt(directory: pathlib.Path) -> dict[str, Any]:
-    """Returns what a set was made from, its fingerprint, and what was skipped.
-
-    Raises:
-      UserError: if the file is damaged.
-    """
+    """Returns what a set was made from, its fingerprint, and what was skipped."""
     receipt = _read_json(directory, RECEIPT)
     if missing := {"made_from", "fingerprint"} - receipt.keys():
         raise damaged(directory, f"{RECEIPT} has no {min(missing)}")
@@ -127,11 +115,7 @@ def _read_json(directory: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def fingerprint(records: Mapping[str, FileRecords]) -> str:
-    """Returns 16 hexadecimal digits of all examples in their order. Reads all of them.
-
-    Raises:
-      UserError: if an example is damaged.
-    """
+    """Returns 16 hexadecimal digits of all examples in their order. Reads all of them."""
     digest = hashlib.sha256()
     for split in sorted(records):
         digest.update(f"{split} {len(records[split])}\n".encode())
@@ -172,11 +156,7 @@ class SplitStatistics:
 
 
 def measure_split(dataset: PreparedSet, split: str) -> SplitStatistics:
-    """Measures a split. Reads and decodes all of it.
-
-    Raises:
-      UserError: if the set has no such split, or a label holds an unknown value.
-    """
+    """Measures a split. Reads and decodes all of it."""
     records = dataset.records(split)
     sizes: set[tuple[int, int]] = set()
     labels = np.zeros(256, np.int64)

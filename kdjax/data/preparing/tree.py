@@ -50,9 +50,6 @@ class Tree:
           source: a folder or an archive.
           expected: a few words on what `source` should be, for messages.
           scratch: the folder to unpack archives in.
-
-        Raises:
-          UserError: if `source` is neither a folder nor an archive.
         """
         self._source, self._expected, self._scratch = source, expected, scratch
         if source.is_dir():
@@ -66,9 +63,6 @@ class Tree:
         """Returns the files ending in `suffix` under the folder whose path ends in `folders[0]`.
 
         Tries the other `folders` in turn if there are none. Returns None if all fail.
-
-        Raises:
-          UserError: if several folders match, a file name is not UTF-8, or an archive is damaged.
         """
         for folder in folders:
             for place in self._places:
@@ -88,11 +82,7 @@ class Tree:
         return None
 
     def files(self, *folders: str, suffix: str) -> Listing:
-        """Returns what `find` returns.
-
-        Raises:
-          UserError: if there are no such files, or as `find` does.
-        """
+        """Returns what `find` returns."""
         if listing := self.find(*folders, suffix=suffix):
             return listing
         raise UserError(
@@ -127,11 +117,7 @@ def state_of_source(source: pathlib.Path, *, excluded: pathlib.Path) -> str:
 
 
 def check_name(path: str) -> None:
-    """Checks that a file name is UTF-8, so that records can hold it.
-
-    Raises:
-      UserError: if it is not.
-    """
+    """Checks that a file name is UTF-8, so that records can hold it."""
     try:
         path.encode()
     except UnicodeEncodeError as error:
