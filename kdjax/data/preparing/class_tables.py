@@ -79,27 +79,31 @@ def label_reader(
     tables = [read_class_table(path) for path in paths]
     by_value = tables[0] if own else []
     by_color = tables[-1] if colors else [row for row in by_value if row.color]
-    ignored = _parse_ignored(ignore, {row.name for table in tables for row in table})
-    if colors and ignored.values:
+    rows = [row for table in tables for row in table]
+    ignored = _parse_ignored(ignore, {row.name for row in rows})
+    ignored_values = [entry for entry in ignored if isinstance(entry, int)]
+    if colors and ignored_values:
         raise UserError(
-            f"--ignore {min(ignored.values)}: with --colors labels hold colors and no values; "
+            f"--ignore {min(ignored_values)}: with --colors labels hold colors and no values; "
             "name a class of the table, or a color, as --ignore '#000000'"
         )
+    # A row without a name describes ignored pixels.
+    out = {row for row in rows if not row.name or not ignored.isdisjoint(row)}
     if lacking := [row.name for row in by_color if not row.color]:
         raise UserError(f"{colors} has no color for {lacking[0]}; give one, as name,r,g,b")
-    names = list(dict.fromkeys(row.name for row in by_value or by_color if row not in ignored))
+    names = list(dict.fromkeys(row.name for row in by_value or by_color if row not in out))
     if tables and not 1 <= len(names) <= IGNORE_LABEL:
         raise UserError(
             f"{paths[0]} names {len(names)} classes; it has to name 1 to {IGNORE_LABEL}"
         )
 
     def id_of(row: TableRow) -> int:
-        if row not in ignored and row.name not in names:
+        if row not in out and row.name not in names:
             raise UserError(
                 f"{colors} names {row.name!r}, which is no class of {own[0]}; name it there, or "
                 f"leave it out by --ignore '{row.name}'"
             )
-        return IGNORE_LABEL if row in ignored else names.index(row.name)
+        return IGNORE_LABEL if row in out else names.index(row.name)
 
     values = {row.label: id_of(row) for row in by_value} or {i: i for i in range(IGNORE_LABEL)}
     colored = {row.color: id_of(row) for row in by_color if row.color}
@@ -112,12 +116,12 @@ def label_reader(
         values=LabelMap(
             dict.fromkeys(range(256) if ignore_unknown else [IGNORE_LABEL], IGNORE_LABEL)
             | {value: number for value, number in values.items() if 0 <= value <= 255}
-            | dict.fromkeys(ignored.values, IGNORE_LABEL),
+            | dict.fromkeys(ignored_values, IGNORE_LABEL),
             f"{allowed}, {IGNORE_LABEL} and the values of --ignore; --ignore_unknown ignores all "
             "others",
         ),
         colors=ColorMap(
-            colored | dict.fromkeys(ignored.colors, IGNORE_LABEL),
+            colored | {entry: IGNORE_LABEL for entry in ignored if isinstance(entry, tuple)},
             names,
             f"those of {paths[-1].name}; --ignore '#rrggbb' ignores another one, --ignore_unknown "
             "all others",
@@ -126,7 +130,7 @@ def label_reader(
         if colored
         else None,
         all_colored=colors is not None,
-        ignores=bool(ignore) or ignore_unknown or any(row in ignored for t in tables for row in t),
+        ignores=bool(ignore or ignore_unknown or out),
     )
 
 
@@ -144,34 +148,19 @@ class TableRow(NamedTuple):
     color: Color | None
 
 
-class _Ignored(NamedTuple):
-    values: set[int]
-    names: set[str]
-    colors: set[Color]
-
-    def __contains__(self, row: object) -> bool:
-        assert isinstance(row, TableRow)
-        return (
-            not row.name
-            or row.name in self.names
-            or row.label in self.values
-            or row.color in self.colors
-        )
-
-
-def _parse_ignored(ignore: Sequence[int | str], names: set[str]) -> _Ignored:
-    """Sorts the entries of `ignore` into values, colors, and the `names` in the tables."""
-    ignored = _Ignored(set(), set(), set())
+def _parse_ignored(ignore: Sequence[int | str], names: set[str]) -> set[int | str | Color]:
+    """Returns the label values, the class names among `names`, and the colors in `ignore`."""
+    ignored: set[int | str | Color] = set()
     for entry in ignore:
         if isinstance(entry, int):
             if not 0 <= entry <= 255:
                 raise UserError(f"--ignore {entry} is no label value: those are 0..255")
-            ignored.values.add(entry)
+            ignored.add(entry)
         elif entry in names:
-            ignored.names.add(entry)
+            ignored.add(entry)
         elif entry.startswith("#"):
             try:
-                ignored.colors.add(_parse_color(entry))
+                ignored.add(_parse_color(entry))
             except ValueError as error:
                 raise UserError(f"--ignore {entry}: {error}") from error
         else:

@@ -58,15 +58,11 @@ def builder_folder(name: str) -> pathlib.Path:
         )
     if found:
         return found[0]
-    by_root: dict[pathlib.Path, list[str]] = {}
-    for folder in folders:
-        by_root.setdefault(folder.parent, []).append(folder.name)
     near = closest_match(name, [folder.name for folder in folders])
     hint = f'did you mean "{near}"? ' if near else ""
-    known = "; ".join(f"{', '.join(names)} (in {root})" for root, names in by_root.items())
     raise UserError(
-        f"unknown data set {name!r}: {hint}there are: {known}; a builder of your own may be named "
-        '"package.module:attribute"'
+        f"unknown data set {name!r}: {hint}there are: {', '.join(path.name for path in folders)}; "
+        'a builder of your own may be named "package.module:attribute"'
     )
 
 
