@@ -43,7 +43,7 @@ class Camvid(PublishedBuilder):
     )
 
     def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
-        """Pairs by name, or the original by the lists beside this file."""
+        """Pairs by name, or the original by the lists in this folder."""
         labels = tree.find("LabeledApproved_full", suffix=_COLOR_SUFFIX)
         if labels is None:
             return {

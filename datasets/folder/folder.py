@@ -86,7 +86,7 @@ class Folder(ConversionBuilder):
 
     @property
     def findings(self) -> list[str]:
-        """Which images have no labels, and how many were chosen to validate on by default."""
+        """Remarks on images without labels, and on the default choice of validation images."""
         return self._findings
 
     @property

@@ -17,7 +17,7 @@ BYTES_PER_PIXEL = 4  # RGB and label
 
 
 class CacheDecision(NamedTuple):
-    """Where examples are kept, and a log line with the reason."""
+    """The place of decoded examples, and a log line with the reason."""
 
     place: CachePlace
     reason: str

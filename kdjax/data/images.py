@@ -97,7 +97,7 @@ class Images:
 
     @functools.cached_property
     def cache(self) -> CacheDecision:
-        """Where decoded training examples are kept. Every process has to ask."""
+        """The place of decoded training examples. Every process must read this property."""
         device_bytes, host_bytes = least_memory()
         return decide_cache(
             self._options.cache,

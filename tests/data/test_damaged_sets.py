@@ -1,4 +1,4 @@
-"""Prepared sets whose files were damaged since, and originals that only training could not read."""
+"""Damaged prepared sets, and original files that only TensorFlow refuses."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def write_source(root, count=4):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The source of a set, and the folder in which the set is prepared."""
+    """A folder with the source of a set, and the prepared set in `data`."""
     root = tmp_path_factory.mktemp("whole")
     sets.prepare("folder", root / "data", source=write_source(root / "source"))
     return root
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def data(whole, tmp_path):
-    """A copy of it to damage."""
+    """A copy of the prepared set to damage."""
     shutil.copytree(whole / "data", tmp_path / "data")
     return tmp_path / "data"
 
@@ -188,7 +188,7 @@ def test_a_split_of_damaged_files_alone_is_named(tmp_path, kind):
 
 
 def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
-    # As in sets from before files were read with the decoder of training.
+    # Old sets were prepared without reading files by TensorFlow.
     monkeypatch.setattr(image_io, "_check_for_training", lambda *arguments: None)
     source = write_source(tmp_path / "source")
     path = source / "images/train/2.png"
@@ -199,7 +199,7 @@ def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     for source in (records, sources.Mixture([sources.Part(records)])):
         assert named in refused(train, source)
     assert named in refused(lambda: list(records.decoded(range(4))))
-    # Batches before it are as they were.
+    # The batches before it do not change.
     steps = pipeline.train_batches(
         records, batch_size=1, seed=0, steps=range(4), options=AugmentOptions((4, 4))
     )
@@ -212,7 +212,7 @@ def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
 def test_a_source_that_changed_since_is_remarked(tmp_path):
     source = write_source(tmp_path / "source")
     lines = []
-    # Among its files, what was prepared does not count.
+    # The prepared files in the source do not count.
     data = source / "data"
     first = sets.prepare("folder", data, source=source, report=lines.append)
     sets.prepare("folder", data, source=source, report=lines.append)

@@ -1,4 +1,4 @@
-"""Batches: seed and step alone decide them, and evaluation sees each image once."""
+"""Batches: they depend on seed and step alone, and evaluation sees each image once."""
 
 import numpy as np
 import pytest
@@ -171,7 +171,7 @@ def test_evaluation_sees_each_image_once_whole(dataset, batch_size, pad_to):
 
 
 def assert_holds_val(dataset, found, pad_to):
-    """Each of the seven validation images once, in its upper left corner, and blank otherwise."""
+    """Checks that each of the seven validation images occurs once, and the rest is blank."""
     examples = pipeline.load_examples(dataset, "val", range(7))
     seen = []
     for batch in found:

@@ -1,4 +1,4 @@
-"""Sources that are not as they should be, damaged files, full disks and stale sets."""
+"""Wrong sources, damaged files, full disks, and outdated sets."""
 
 import errno
 
@@ -155,7 +155,7 @@ def test_a_damaged_archive(tmp_path):
 
 
 def damage(path, data):
-    """Overwrites the first place of `data` in an archive."""
+    """Overwrites the first occurrence of `data` in an archive."""
     content = path.read_bytes()
     assert data in content
     path.write_bytes(content.replace(data, bytes(len(data)), 1))

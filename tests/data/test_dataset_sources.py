@@ -1,4 +1,4 @@
-"""Folders, links and archives as sources of a set, and builder classes of a user's own."""
+"""Folders, links, and archives as sources of a set, and builders of a user."""
 
 import os
 import tarfile
@@ -36,7 +36,7 @@ def test_archives_and_folders_give_the_same_records(tmp_path):
     write_tar(tmp_path / "b" / "VOCtrainval_11-May-2012.tar", part(files, "VOC"))
     write_tar(tmp_path / "b" / "benchmark.tgz", part(files, "bench"))
     prints.append(prepare("voc2012", tmp_path / "b", tmp_path / "2").fingerprint)
-    # Some unpacked, some not; what is unpacked counts.
+    # Unpacked files take precedence over an archive.
     write_tree(tmp_path / "c", part(files, "VOC"))
     write_tar(tmp_path / "c" / "SBD.tar.gz", part(files, "bench"))
     write_zip(tmp_path / "c" / "VOCtrainval.zip", {"VOC2012/JPEGImages/none.jpg": b""})

@@ -43,7 +43,7 @@ def on_device(options):
 
 @functools.cache
 def in_stream(held, options):
-    """What tf.data does to one example, traced once for all sizes."""
+    """Returns the tf.data augmentation of one example, traced once for all sizes."""
     draws = [tf.TensorSpec(value.shape[1:], value.dtype) for value in draw(options, 0, [0])]
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.int64), Draws(*draws)])
@@ -55,7 +55,7 @@ def in_stream(held, options):
 
 
 def both(held, options, seed, count=8):
-    """The batch of `count` examples by tf.data, and by the device."""
+    """Returns the batch of `count` examples by tf.data, and by the device."""
     arrays = held.padded()
     draws = draw(options, seed, range(count))
     indices = np.arange(count, dtype=np.int32) % len(held)
@@ -117,7 +117,7 @@ def test_sides_that_the_device_cannot_place_are_named(changes):
 
 
 @pytest.mark.thorough
-def test_colours_are_those_of_the_stream_within_a_level(held):
+def test_colors_are_those_of_the_stream_within_a_level(held):
     differing = []
     for seed in range(20):
         streamed, found = both(held, FULL, seed)

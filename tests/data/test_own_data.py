@@ -1,4 +1,4 @@
-"""Data sets of a user's own: they train as prepared ones do, and say what is wrong with them."""
+"""A user's own data sets: they train like prepared ones, and their mistakes are named."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def prepared(arrays, tmp_path_factory):
-    """The folder of a prepared set that holds the same."""
+    """The folder of a prepared set with the same examples."""
     root = tmp_path_factory.mktemp("set")
     (root / "classes.txt").write_text("\n".join(NAMES))
     for split, members in arrays.items():
@@ -128,7 +128,7 @@ def test_the_rows_of_all_processes_are_the_batch_of_one(arrays):
 
 
 class Rows:
-    """As a HuggingFace data set: PIL images under names of its own, and labels that begin at 1."""
+    """A source like a HuggingFace data set: PIL images, other names, and labels from 1."""
 
     def __init__(self, members):
         self._members = members
@@ -194,7 +194,7 @@ def test_the_fingerprint_says_what_it_is(arrays):
         own(arrays, version="2"),
     ]
     assert len({known, *(other.fingerprint for other in others)}) == 6
-    # What it is called and how it is shown is not what it is.
+    # Name and palette are not part of the fingerprint.
     alike = own(arrays, name="else", palette=np.zeros((4, 3), int))
     assert alike.fingerprint == known
 

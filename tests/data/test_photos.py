@@ -1,4 +1,4 @@
-"""Photos of users, as cameras store them, and the command that prepares them."""
+"""Photos as cameras store them, and the command that prepares them."""
 
 import pathlib
 
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def write_photo(source, name, label, orientation):
-    """A photo that a camera has stored lying, and a label of it as it is looked at."""
+    """Writes a photo with an EXIF orientation, and a label of the upright photo."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = image_like(np.zeros((20, 32)))
@@ -61,7 +61,7 @@ MODES = {"grey.PNG": "L", "palette.png": "P", "alpha.png": "RGBA", "CMYK.jpg": "
 
 
 def write_photos(source, classes):
-    """A flat folder as people have it, with labels in colours."""
+    """Writes a flat folder of photos, with labels in colors."""
     colors = distinct_colors(classes)
     table = [f"class {number},{r},{g},{b}" for number, (r, g, b) in enumerate(colors.tolist())]
     (source / "images").mkdir(parents=True)
@@ -86,7 +86,7 @@ def test_photos_of_all_sizes_train_and_are_scored_and_labelled(tmp_path):
     assert dataset.num_classes == 200
     for split, count in dataset.splits.items():
         for example in pipeline.load_examples(dataset, split, range(count)):
-            # The image has the colours of its label, less what JPEG and a palette do.
+            # The image has the colors of its label, up to JPEG and palette errors.
             shown = dataset.palette[example["label"]].astype(int)
             if example["name"] != "grey":
                 assert np.abs(example["image"] - shown).mean() < 20

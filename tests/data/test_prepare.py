@@ -1,4 +1,4 @@
-"""Preparing data sets: what is converted, what is refused, and what is left behind (nothing)."""
+"""Preparing data sets: conversion, refused sources, and no leftovers."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def pixels_of(path):
 
 
 def write_pair(source, split, name, label, image=None):
-    """Writes a label of the given values, and an image of its size in its own colours."""
+    """Writes a label of the given values, and an image of its size."""
     label = np.asarray(label, np.uint8)
     if image is None:
         image = np.repeat(label[..., None] * 20, 3, axis=2)
@@ -497,7 +497,7 @@ def test_a_search_path_adds_data_sets(tmp_path, monkeypatch):
     write_builder(first, "mine")
     write_builder(second, "theirs")
     own = ROOT / "datasets"
-    # The built-in ones may be named too, as it was once needed; empty parts mean nothing.
+    # The folder of the built-in sets may be listed too. Empty parts are ignored.
     path = os.pathsep.join([str(first), "", str(second), str(own)])
     monkeypatch.setenv("KDJAX_DATASETS", path)
     assert find_builder("mine").OPTIONS == ("option",)
@@ -593,12 +593,12 @@ def test_shares_split_by_name_and_adding_images_moves_none(tmp_path):
     found = names_by_split(before)
     assert set.union(*found.values()) == set(NAMES)
     assert sum(before.splits.values()) == len(NAMES)
-    # By the hash, for good: another one would move images of sets that people have.
+    # Another hash would move images between the splits of existing sets.
     assert sorted(found["val"]) == VAL
     write_images(tmp_path / "source", [f"more/{number}" for number in range(8)])
     more = names_by_split(sets.prepare("folder", tmp_path, source=tmp_path / "source", **shares))
     assert all(found[split] == more[split] & set(NAMES) for split in found)
-    # Nor does another share of one split touch the other.
+    # Changing the share of one split moves no image of the other.
     one = sets.prepare("folder", tmp_path / "one", source=tmp_path / "source", val_share=0.2)
     assert names_by_split(one) == {"train": more["train"] | more["test"], "val": more["val"]}
 
@@ -657,7 +657,7 @@ def test_statistics_are_those_of_the_pixels(source, tmp_path):
 
 
 def test_datasets_is_not_a_package():
-    # With an __init__.py it would hide the well-known `datasets` from every library.
+    # With an __init__.py it would hide the well-known `datasets` library.
     assert not (ROOT / "datasets" / "__init__.py").exists()
     assert not list((ROOT / "datasets").glob("*/__init__.py"))
 

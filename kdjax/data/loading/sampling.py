@@ -26,7 +26,7 @@ WEIGHT_BITS = 11
 
 @dataclasses.dataclass(frozen=True)
 class AugmentOptions(CropOptions):
-    """What training does to an example, and what it returns in addition.
+    """The augmentations of an example, and additional results.
 
     Attributes:
       clean_view: also return the crop before its colors are distorted.

@@ -1,4 +1,4 @@
-"""Reads a user's labels by the class and color tables that lie beside them."""
+"""Reads a user's labels by the class and color tables in the same folder."""
 
 import csv
 import dataclasses
@@ -17,7 +17,7 @@ from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 from kdjax.utils.imports import did_you_mean
 
-CLASS_FILES = ("classes.txt", "classes.csv", "classes.json")  # beside the images
+CLASS_FILES = ("classes.txt", "classes.csv", "classes.json")  # in the source folder
 _GRAY_MODES = ("L", "LA", "1", "I", "I;16")
 
 
