@@ -105,8 +105,6 @@ class Dataset:
                     f"label_ids maps {value} to {number}; class ids are 0..{count - 1}, and "
                     f"{IGNORE_LABEL} is ignored"
                 )
-        if not ids:
-            raise self._error("label_ids is empty; leave it out if labels are class ids")
         self._version = version
         self._features = {"image": image, "label": label, "example_name": example_name}
         self._label_ids = {IGNORE_LABEL: IGNORE_LABEL} | ids

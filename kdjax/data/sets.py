@@ -86,14 +86,8 @@ def _call(
         return WrongValue(asked_by, f'names the data set "{name}", {why}')
 
     try:
-        signature = inspect.signature(function)
-        if "data_dir" in signature.parameters:
+        if "data_dir" in inspect.signature(function).parameters:
             options = {"data_dir": data_dir, **options}
-        signature.bind(**options)
-    except (TypeError, ValueError) as error:
-        options_key = f"{asked_by.rpartition('.')[0]}.options"
-        raise wrong(f"which cannot be called: {error} (see {options_key})") from error
-    try:
         made = function(**options)
     except UserError:
         raise

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.message import DecodeError
 from jaxtyping import UInt8
 
 from kdjax.data._tensorflow import reason, tf
@@ -66,8 +65,6 @@ class PreparedSet:
 def open_directory(directory: pathlib.Path) -> PreparedSet:
     """Opens the complete set in a folder."""
     receipt = read_receipt(directory)
-    for name in _DESCRIPTIONS:
-        _read_json(directory, name)
     try:
         builder = tfds.builder_from_directory(directory)
         metadata: Any = builder.info.metadata or {}
@@ -96,22 +93,11 @@ def open_records(builder: tfds.core.DatasetBuilder) -> dict[str, FileRecords]:
 
 def read_receipt(directory: pathlib.Path) -> dict[str, Any]:
     """Returns what a set was made from, its fingerprint, and what was skipped."""
-    receipt = _read_json(directory, RECEIPT)
-    if missing := {"made_from", "fingerprint"} - receipt.keys():
-        raise damaged(directory, f"{RECEIPT} has no {min(missing)}")
-    return receipt
-
-
-def _read_json(directory: pathlib.Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads((directory / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise damaged(directory, f"{name} is missing") from error
-    except ValueError as error:
-        raise damaged(directory, f"{name} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise damaged(directory, f"{name} holds no object")
-    return content
+        receipt = json.loads((directory / RECEIPT).read_text(encoding="utf-8"))
+        return {key: receipt[key] for key in ("made_from", "fingerprint")} | receipt
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise damaged(directory, f"{RECEIPT}: {error!r}") from error
 
 
 def fingerprint(records: Mapping[str, FileRecords]) -> str:
@@ -120,11 +106,8 @@ def fingerprint(records: Mapping[str, FileRecords]) -> str:
     for split in sorted(records):
         digest.update(f"{split} {len(records[split])}\n".encode())
         for index in range(len(records[split])):
-            try:
-                example = tf.train.Example.FromString(*records[split].read_serialized([index]))
-            except DecodeError as error:
-                what = f"record {index} of split {split} is no example"
-                raise damaged(records[split].directory, what) from error
+            (record,) = records[split].read_serialized([index])
+            example = tf.train.Example.FromString(record)
             # By field, because a serialized example has no fixed order of fields.
             for key in ("name", "image", "label"):
                 for value in example.features.feature[key].bytes_list.value:
