@@ -155,7 +155,7 @@ def run(config: Config, train: Examples, teacher: Trained | None) -> Trained:
         (1,),
         batch_size=data.batch_size,
         seed=options.seed,
-        num_steps=options.steps,
+        steps=range(options.steps),
         options=crops,
     )
     started = time.perf_counter()

@@ -87,7 +87,7 @@ def _made_up(size: tuple[int, int]) -> Iterator[dict[str, np.ndarray]]:
 
 def _tensorflow(examples: InMemoryExamples, options: AugmentOptions) -> Iterator[dict[str, Any]]:
     batches = pipeline.train_batches(
-        examples, batch_size=BATCH_SIZE, seed=0, num_steps=10**9, options=options
+        examples, batch_size=BATCH_SIZE, seed=0, steps=range(10**9), options=options
     )
     return ({key: batch[key] for key in ("image", "label")} for batch in batches)
 
@@ -102,7 +102,7 @@ def _jax(examples: InMemoryExamples, options: AugmentOptions) -> Iterator[dict[s
         examples.weights,
         batch_size=BATCH_SIZE,
         seed=0,
-        num_steps=10**9,
+        steps=range(10**9),
         options=options,
     ):
         found = crops(arrays, batch["indices"], batch["draws"])

@@ -23,10 +23,9 @@ from absl import app, flags
 
 from benchmarks import input_torch, made_up
 from kdjax.data._tensorflow import tf
-from kdjax.data.interface import Source
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.augment import augment, distort
-from kdjax.data.loading.records import Records, decode_example, whole_window
+from kdjax.data.loading.records import Records, decode_example, open_example, whole_window
 from kdjax.data.loading.sampling import AugmentOptions, Draws, draw
 from kdjax.data.loading.sources import InMemoryExamples
 
@@ -65,10 +64,13 @@ def main(argv: list[str]) -> None:
 
 
 def compare(
-    kind: str, paths: list[made_up.Pair], sources: Mapping[str, Source], options: AugmentOptions
+    kind: str,
+    paths: list[made_up.Pair],
+    sources: Mapping[str, InMemoryExamples | Records],
+    options: AugmentOptions,
 ) -> None:
     """Prints the rates, and their ratios to PyTorch's of the same round."""
-    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0, "num_steps": 10**9}
+    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0, "steps": range(10**9)}
     settings |= {"options": options, "num_threads": WORKERS.value}
     theirs = iter(input_torch.loader(paths, options.crop_size, BATCH_SIZE, WORKERS.value))
     workers = [worker.pid for worker in theirs._workers]  # type: ignore[attr-defined]
@@ -134,7 +136,7 @@ def stages(records: Records, options: AugmentOptions) -> dict[str, float]:
 
     @tf.function(reduce_retracing=True)
     def decoded_crop(record: Any, draws: Draws) -> Any:
-        label, read_window = records.decode(record)
+        _, label, read_window = open_example(record)
         return augment(read_window, label, draws, plain)
 
     serialized, reading = timed(lambda row: tf.constant(records.read_serialized([row])[0]), indices)

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         (1,),
         batch_size=BATCH_SIZE.value,
         seed=0,
-        num_steps=10**9,
+        steps=range(10**9),
         options=options,
     )
     network = models.create(NETWORK.value, num_classes=21, dtype=DTYPE.value, rngs=nnx.Rngs(0))

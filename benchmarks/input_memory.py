@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
             records,
             batch_size=4,
             seed=0,
-            num_steps=BATCHES.value,
+            steps=range(BATCHES.value),
             options=AugmentOptions((512, 1024)),
             num_threads=2,
         )

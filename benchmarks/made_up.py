@@ -1,16 +1,15 @@
 """Made-up examples of the sizes of well-known data sets, as files and as records."""
 
-import itertools
+import os
 import pathlib
 
 import cv2  # pyright: ignore[reportMissingImports]
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 
-from kdjax.data.loading.records import Records
-from kdjax.data.preparing.builder import encode_png
-from kdjax.data.preparing.image_io import read_photo, read_values
-from kdjax.data.preparing.prepared import write_shard
-from kdjax.data.preparing.tree import File
+from kdjax.data._tensorflow import tf
+from kdjax.data.loading.records import FileRecords
+from kdjax.data.preparing.image_io import encode_png, read_photo, read_values
 
 # Height, width and file type of the images.
 SIZES = {"cityscapes": (1024, 2048, ".png"), "ade20k": (512, 683, ".jpg")}
@@ -45,17 +44,27 @@ def write(directory: pathlib.Path, kind: str, count: int) -> list[Pair]:
 
 def as_records(
     paths: list[Pair], file: pathlib.Path, repeats: int = 1, *, tiled: bool = False
-) -> Records:
+) -> FileRecords:
     """Writes the files into a record file as `kdjax prepare` does, all of them `repeats` times."""
 
-    def converted(image: pathlib.Path, label: pathlib.Path) -> dict[str, bytes | list[bytes]]:
-        photo = read_photo(File.on_disk(image))
-        return {
-            "image": photo.encode_tiles() if tiled else photo.encode(),
-            "label": encode_png(read_values(File.on_disk(label))),
-            "name": image.stem.encode(),
+    def converted(image: pathlib.Path, label: pathlib.Path) -> bytes:
+        photo = read_photo(image)
+        example = {
+            "image": photo.encode_tiles() if tiled else [photo.encode()],
+            "label": [encode_png(read_values(label))],
+            "name": [image.stem.encode()],
         }
+        features = {
+            key: tf.train.Feature(bytes_list=tf.train.BytesList(value=value))
+            for key, value in example.items()
+        }
+        message = tf.train.Example(features=tf.train.Features(feature=features))
+        return message.SerializeToString()
 
-    examples = [converted(*pair) for pair in paths]
-    count, _ = write_shard(file, itertools.chain.from_iterable([examples] * repeats))
-    return Records([str(file)], count, "train")
+    records = [converted(*pair) for pair in paths] * repeats
+    # Each record alone, as TFDS writes them: PNG and JPEG are compressed already.
+    writer = ArrayRecordWriter(os.fspath(file), "group_size:1,uncompressed")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return FileRecords([str(file)], len(records), "train")

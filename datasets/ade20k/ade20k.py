@@ -10,10 +10,10 @@ from jaxtyping import UInt8
 from kdjax.data.preparing.classes import ClassTable, LabelMap
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_up
 from kdjax.data.preparing.image_io import read_values
-from kdjax.data.preparing.tree import File, Tree
+from kdjax.data.preparing.tree import Tree
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
-# 0 is everything else, which the benchmark ignores.
+# The benchmark ignores 0, which is everything else.
 _IDS = LabelMap(_TABLE.ids(ignored=[0]), "0..150")
 
 
@@ -25,7 +25,7 @@ class Ade20k(PublishedBuilder):
     SOURCE = "the folder ADEChallengeData2016 or its archive"
 
     def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
-        """By name; `training` and `validation` become `train` and `val`."""
+        """Pairs by name. `training` and `validation` become `train` and `val`."""
         return {
             split: pair_up(
                 tree.files(f"images/{folder}", suffix=".jpg"),
@@ -34,6 +34,6 @@ class Ade20k(PublishedBuilder):
             for split, folder in (("train", "training"), ("val", "validation"))
         }
 
-    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """1..150 become 0..149."""
-        return _IDS(read_values(file), file)
+    def read_label(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
+        """Maps 1..150 to 0..149."""
+        return _IDS(read_values(path), path)

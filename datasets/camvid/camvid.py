@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from kdjax.data.preparing.classes import ClassTable, ColorMap, LabelMap, color_of
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, pair_up
 from kdjax.data.preparing.image_io import read_label, read_values
-from kdjax.data.preparing.tree import File, Tree
+from kdjax.data.preparing.tree import Tree
 from kdjax.utils.classes import IGNORE_LABEL, read_table
 
 _HERE = pathlib.Path(__file__).parent
@@ -21,7 +21,7 @@ _IDS = LabelMap(_TABLE.ids(ignored=[11, IGNORE_LABEL]), "0..11 and 255")
 def _ids_of_colors() -> ColorMap:
     ids = {name: number for number, name in enumerate(_TABLE.names)} | {"": IGNORE_LABEL}
     colors = {color_of(row): ids[row["class"]] for row in read_table(_HERE / "colors.csv")}
-    return ColorMap(colors, _TABLE.names, "the colours of datasets/camvid/colors.csv")
+    return ColorMap(colors, _TABLE.names, "the colors of datasets/camvid/colors.csv")
 
 
 _COLOR_IDS = _ids_of_colors()
@@ -31,8 +31,8 @@ _COLOR_SUFFIX = "_L.png"
 class Camvid(PublishedBuilder):
     """Frames of videos from a driving car with labels of 11 classes.
 
-    From the copy of the SegNet tutorial (480 x 360 pixels), or from the original (960 x 720), whose
-    32 colours are grouped into the same classes, and whose frames into the same splits.
+    From the copy of the SegNet tutorial (480 x 360 pixels), or from the original (960 x 720). The
+    32 colors of the original are grouped into the same classes, its frames into the same splits.
     """
 
     CLASSES = _TABLE
@@ -43,7 +43,7 @@ class Camvid(PublishedBuilder):
     )
 
     def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
-        """By name; the original's by the lists beside this file."""
+        """Pairs by name, or the original by the lists in this folder."""
         labels = tree.find("LabeledApproved_full", suffix=_COLOR_SUFFIX)
         if labels is None:
             return {
@@ -57,11 +57,11 @@ class Camvid(PublishedBuilder):
         pairs = {}
         for split in self.PUBLISHED:
             path = _HERE / f"{split}.txt"
-            pairs[split] = pair_listed(path.read_text().split(), images, labels, str(path))
+            pairs[split] = pair_listed(path.read_text().split(), images, labels, path)
         return pairs
 
-    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """From one channel of class numbers, or from the original's colours."""
-        if file.where.endswith(_COLOR_SUFFIX):
-            return _COLOR_IDS(np.asarray(read_label(file).convert("RGB")), file)
-        return _IDS(read_values(file), file)
+    def read_label(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
+        """Reads one channel of class ids, or the colors of the original."""
+        if path.name.endswith(_COLOR_SUFFIX):
+            return _COLOR_IDS(np.asarray(read_label(path).convert("RGB")), path)
+        return _IDS(read_values(path), path)

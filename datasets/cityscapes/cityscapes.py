@@ -10,12 +10,11 @@ from jaxtyping import UInt8
 from kdjax.data.preparing.classes import ClassTable, LabelMap
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_up
 from kdjax.data.preparing.image_io import read_values
-from kdjax.data.preparing.tree import File, Tree
+from kdjax.data.preparing.tree import Tree
 from kdjax.utils.classes import IGNORE_LABEL
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
-# Labels that are no class of the benchmark are ignored. That of the licence plate is -1, which is
-# 255 in a file of 8 bits.
+# Labels that are no class of the benchmark are ignored. The license plate's -1 is 255 in 8 bits.
 _IDS = LabelMap(_TABLE.ids(ignored=(*range(34), IGNORE_LABEL)), "0..33 and 255")
 _TRAIN_IDS = LabelMap({**{i: i for i in range(19)}, IGNORE_LABEL: IGNORE_LABEL}, "0..18 and 255")
 _ID_SUFFIX, _TRAIN_ID_SUFFIX = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
@@ -24,8 +23,8 @@ _ID_SUFFIX, _TRAIN_ID_SUFFIX = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.pn
 class Cityscapes(PublishedBuilder):
     """Street scenes of 2048 x 1024 pixels with fine labels of 19 classes.
 
-    From `labelIds` or, where there are none, `labelTrainIds`. The labels of the test split are not
-    public, so it is left out.
+    From `labelIds`, or from `labelTrainIds` if there are none. The test split is left out because
+    its labels are not public.
     """
 
     CLASSES = _TABLE
@@ -33,7 +32,7 @@ class Cityscapes(PublishedBuilder):
     SOURCE = "the folder that holds leftImg8bit/ and gtFine/, or their archives"
 
     def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
-        """By city and name."""
+        """Pairs by city and name."""
         pairs = {}
         for split in self.PUBLISHED:
             images = tree.files(f"leftImg8bit/{split}", suffix="_leftImg8bit.png")
@@ -46,7 +45,7 @@ class Cityscapes(PublishedBuilder):
             pairs[split] = pair_up(images, labels)
         return pairs
 
-    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """From either kind of ids."""
-        ids = _TRAIN_IDS if file.where.endswith(_TRAIN_ID_SUFFIX) else _IDS
-        return ids(read_values(file), file)
+    def read_label(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
+        """Reads either kind of ids."""
+        ids = _TRAIN_IDS if path.name.endswith(_TRAIN_ID_SUFFIX) else _IDS
+        return ids(read_values(path), path)

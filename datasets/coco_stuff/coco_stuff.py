@@ -11,16 +11,16 @@ from jaxtyping import UInt8
 from kdjax.data.preparing.classes import ClassTable, LabelMap
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_up
 from kdjax.data.preparing.image_io import read_values
-from kdjax.data.preparing.tree import File, Tree
+from kdjax.data.preparing.tree import Tree
 from kdjax.utils.classes import IGNORE_LABEL
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
-# 11 of the 182 labels that COCO once planned are used nowhere, and refused.
+# 11 of the 182 labels that COCO once planned are unused, and refused.
 _IDS = LabelMap(
     _TABLE.ids(ignored=[IGNORE_LABEL]),
     "255 and the labels of datasets/coco_stuff/classes.csv, from 0 to 181",
 )
-# Beside the labels, mmsegmentation writes others under these names.
+# mmsegmentation writes other labels with these names into the same folder.
 _DERIVED = "_labelTrainIds"
 
 
@@ -32,7 +32,7 @@ class CocoStuff(PublishedBuilder):
     SOURCE = "the folder that holds train2017, val2017 and the stuffthingmaps, or their archives"
 
     def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
-        """By name; images and labels both lie in folders `train2017` and `val2017`."""
+        """Pairs by name. Images and labels both lie in folders `train2017` and `val2017`."""
         pairs = {}
         for split in self.PUBLISHED:
             labels = tree.files(f"{split}2017", suffix=".png")
@@ -42,6 +42,6 @@ class CocoStuff(PublishedBuilder):
             )
         return pairs
 
-    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """From the values of the stuffthingmaps."""
-        return _IDS(read_values(file), file)
+    def read_label(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
+        """Reads the values of the stuffthingmaps."""
+        return _IDS(read_values(path), path)

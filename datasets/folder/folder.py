@@ -1,4 +1,4 @@
-"""Builder of `folder`: anybody's images and labels, in two trees of the same shape."""
+"""Builder of `folder`: a user's images and labels, in two trees of the same shape."""
 
 import hashlib
 import pathlib
@@ -9,37 +9,37 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
+from kdjax.data.preparing.class_tables import label_reader
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
 from kdjax.data.preparing.image_io import SUFFIXES
-from kdjax.data.preparing.legend import read_legend
-from kdjax.data.preparing.tree import File, check_name
+from kdjax.data.preparing.tree import check_name
 from kdjax.utils.classes import IGNORE_LABEL, UNLABELLED, distinct_colors
 from kdjax.utils.errors import UserError
 
-# What tools add to the name of an image for that of its label.
+# What tools append to the name of an image to name its label.
 _LABEL_ENDINGS = (
     *("_mask", "_label", "_labels", "_gt", "_seg", "_L", "_labelIds", "_labelTrainIds"),
     *SUFFIXES,
 )
-_VAL_SHARE = 0.2  # of a tree without splits, where nothing says how to share it out
+_VAL_SHARE = 0.2  # of a tree without splits, if no option gives a share
 
-_USUAL_SPLITS = ("train", "val", "test")  # others follow, by name
-# Folders that hold splits for certain: images are not shared out across them.
+_USUAL_SPLITS = ("train", "val", "test")  # before others in the order of splits
+# Folders that are splits. If there is one, images are not split by shares.
 _SPLIT_LIKE = re.compile("train|training|val|valid|validation|test|testing", re.IGNORECASE)
 
 
 class Folder(ConversionBuilder):
     """Images under `images/<split>`, labels of the same names under `labels/<split>`.
 
-    Or under `images` and `labels` alone: then `val_share` and `test_share` say which parts of the
-    images become splits of their own, by a hash of their names; without them a fifth is `val`.
+    Or under `images` and `labels` alone. Then `val_share` and `test_share` are the shares of images
+    to validate and test on, chosen by a hash of their names. Without shares, a fifth is `val`.
 
-    Everything is checked before anything is written. Labels hold class ids, or values or colours
-    whose classes a table names (`kdjax.data.preparing.legend`). Without one there are as many
-    classes as the largest id says.
+    Everything is checked before anything is written. Labels hold class ids, or values or colors
+    that a table names (`kdjax.data.preparing.class_tables`). Without a table, the largest id gives
+    the number of classes.
 
-    Or, `unlabelled`, images alone, anywhere under the source or its `images`, all of them `train`
-    unless there are folders of splits. All of their pixels are ignored.
+    With `unlabelled`, the source or its folder `images` holds images alone. All are `train` unless
+    there are folders of splits, and all of their pixels are ignored.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
@@ -61,16 +61,16 @@ class Folder(ConversionBuilder):
         """Checks the tree.
 
         Args:
-          ignore: what becomes 255: values of labels, names of classes, colours as "#000000".
-          ignore_unknown: whether values and colours that stand for no class become 255 too.
-          colors: a table of the classes that the colours of labels stand for.
-          val_share: share of a tree without splits, above 0 and, with `test_share`, below 1.
-          test_share: likewise.
-          unlabelled: whether there are images alone; no other option goes with that.
-          **kwargs: of `ConversionBuilder`.
+          ignore: what becomes 255: label values, class names, and colors such as "#000000".
+          ignore_unknown: whether unknown values and colors become 255 too.
+          colors: a table of class colors.
+          val_share: the share of images to validate on, in a tree without splits.
+          test_share: the share of images to test on, in a tree without splits.
+          unlabelled: whether there are images alone. Excludes the other options.
+          **kwargs: options of `ConversionBuilder`.
 
         Raises:
-          UserError: files are missing or not as they should be, or an option makes no sense.
+          UserError: if files are missing or wrong, or an option is invalid.
         """
         self._shares = _checked_shares({"val": val_share, "test": test_share})
         self._options = {"ignore": ignore, "ignore_unknown": ignore_unknown, "colors": colors}
@@ -86,42 +86,42 @@ class Folder(ConversionBuilder):
 
     @property
     def findings(self) -> list[str]:
-        """What has no labels, and how a tree without splits is shared out, if no option says it."""
+        """Remarks on images without labels, and on the default choice of validation images."""
         return self._findings
 
     @property
     def class_names(self) -> list[str]:
-        """As a table has them, or `class_0` and so on."""
+        """The names in a table, or `class_0` and so on."""
         return self._class_names
 
     @property
     def palette(self) -> UInt8[np.ndarray, "K 3"]:
-        """The colours of a table, and others for classes that have none there."""
+        """The colors in a table, and distinct colors for the other classes."""
         palette = distinct_colors(len(self.class_names))
         for number, name in enumerate(self.class_names):
             palette[number] = self._colors.get(name, palette[number])
         return palette
 
     def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
-        """The pairs of each split, sorted by name; each was read once to find out the classes."""
+        """Returns the pairs of each split, sorted by name, after reading each once."""
         if self._unlabelled:
             pairs = _find_unlabelled(source)
             self._class_names, self._colors = [UNLABELLED], {}
             self._find_ids(pairs)
             counts = ", ".join(f"{len(found)} of {split}" for split, found in pairs.items())
             self._findings.append(
-                f"{source}: images without labels, {counts}; config.data.mixture takes them, with "
-                "labelled=False"
+                f"{source}: images without labels, {counts}; train on them by config.data.mixture "
+                "with labelled=False"
             )
             return pairs
         pairs = self._find_splits(source)
-        self._legend = read_legend(source, **self._options)
-        self.tables, self._colors = self._legend.files, self._legend.palette
+        self._reader = label_reader(source, **self._options)
+        self._colors = self._reader.palette
         found = self._find_ids(pairs)
         highest = max(found - {IGNORE_LABEL}, default=-1)
-        names = self._legend.names
+        names = self._reader.names
         absent = [name for number, name in enumerate(names) if number not in found]
-        if absent and IGNORE_LABEL in found and not self._legend.ignores:
+        if absent and IGNORE_LABEL in found and not self._reader.ignores:
             raise UserError(
                 f"the labels under {source} hold the value {IGNORE_LABEL} and nothing of the class "
                 f"{absent[0]!r}: if {IGNORE_LABEL} is a class, name the values in a classes.csv "
@@ -130,28 +130,28 @@ class Folder(ConversionBuilder):
         if highest < 1 and not names:
             raise UserError(
                 f"the labels under {source} hold no class but 0, and {IGNORE_LABEL} means "
-                "ignored; save them with class ids 0, 1, 2, ... as values, or say in a classes.csv "
-                "with columns value,name what their values stand for"
+                "ignored; save them with class ids 0, 1, 2, ... as values, or name their values in "
+                "a classes.csv with columns value,name"
             )
         self._class_names = names or [f"class_{i}" for i in range(highest + 1)]
         return pairs
 
     def _find_ids(self, pairs: dict[str, list[Pair]]) -> set[int]:
-        """Returns the class ids, and 255, in all labels; takes out pairs of files to be skipped."""
+        """Returns the class ids, and 255, in all labels. Removes pairs with damaged files."""
 
         def checked(pair: Pair) -> tuple[Pair, list[int]]:
             return pair, np.unique(self.read(pair)[1]).tolist()
 
         found: set[int] = set()
         for split in pairs:
-            readable = list(self.each(checked, pairs[split], f"checking {split}"))
-            self.require_some(readable, split)
+            results = self.each(checked, pairs[split], f"checking {split}")
+            readable = list(self.require_some(results, split))
             pairs[split] = [pair for pair, _ in readable]
             found.update(*(ids for _, ids in readable))
         return found
 
     def _find_splits(self, source: pathlib.Path) -> dict[str, list[Pair]]:
-        """The pairs of each split: of the source's folders, or by shares where it has none."""
+        """Returns the pairs of each split, from folders of splits or by shares."""
         if splits := _find_splits(source, self._shares):
             return {split: _pair_up(source, split) for split in splits}
         pairs = _pair_up(source, "")
@@ -159,14 +159,14 @@ class Folder(ConversionBuilder):
         if not self._shares:
             self._findings.append(
                 f"{source} has no folders train/ and val/: {len(shared_out['val'])} of its "
-                f"{len(pairs)} images, drawn by their names, are to validate on, as by "
-                f"--val_share {_VAL_SHARE}; --val_share 0.1 --test_share 0.1 leaves some to test on"
+                f"{len(pairs)} images, chosen by their names, are the split val, as with "
+                f"--val_share {_VAL_SHARE}; --val_share 0.1 --test_share 0.1 gives a test split too"
             )
         return shared_out
 
-    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """Class ids, by what the values or colours of the label stand for."""
-        return self._legend(file)
+    def read_label(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
+        """Returns class ids from the values or colors of the label."""
+        return self._reader(path)
 
 
 def _checked_shares(shares: Mapping[str, float | None]) -> dict[str, float]:
@@ -187,14 +187,14 @@ def _flags(shares: Mapping[str, float]) -> str:
 
 
 def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]:
-    """The splits that have folders; none of a tree without splits, which may have `shares`."""
+    """Returns the splits that have folders, or none for a tree without splits."""
     _check_source(source)
     trees = {}
     for kind in ("images", "labels"):
         if not (source / kind).is_dir():
             raise UserError(
                 f"{source} has no folder {kind}/; it needs images/ and labels/, or --unlabelled "
-                "where there are images alone"
+                "if there are images alone"
             )
         trees[kind] = {path.name for path in (source / kind).iterdir() if _is_split(path)}
     there = sorted(filter(_SPLIT_LIKE.fullmatch, trees["images"] | trees["labels"]))
@@ -202,7 +202,7 @@ def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]
         return []
     if shares:
         raise UserError(
-            f"{source} has splits already, as the folder {there[0]}/ says: leave {_flags(shares)} "
+            f"{source} has splits already, such as the folder {there[0]}/: leave {_flags(shares)} "
             "out"
         )
     splits = sorted(trees["images"] | trees["labels"] | {"train"}, key=_split_order)
@@ -215,11 +215,11 @@ def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]
 
 
 def _find_unlabelled(source: pathlib.Path) -> dict[str, list[Pair]]:
-    """Images alone: those of each folder where one is `train`, or else all of them as that."""
+    """Returns images alone: by folder if there is a folder `train`, else all as `train`."""
     _check_source(source)
     if (source / "labels").is_dir():
         raise UserError(
-            f"{source} has a folder labels/, which --unlabelled would not read: leave that out, or "
+            f"{source} has a folder labels/, which --unlabelled ignores: leave that out, or "
             f"name the images alone, as --source {source / 'images'}"
         )
     root = source / "images" if (source / "images").is_dir() else source
@@ -233,7 +233,7 @@ def _find_unlabelled(source: pathlib.Path) -> dict[str, list[Pair]]:
         images = _by_name(folders[split])
         if not images:
             raise _no_images(folders[split])
-        found[split] = [Pair(name, _file(images[name]), None) for name in sorted(images)]
+        found[split] = [Pair(name, images[name], None) for name in sorted(images)]
     return found
 
 
@@ -252,7 +252,7 @@ def _no_images(folder: pathlib.Path) -> UserError:
 
 
 def _share_out(pairs: Sequence[Pair], shares: Mapping[str, float]) -> dict[str, list[Pair]]:
-    """Each split's share of the pairs, and the rest to train on."""
+    """Returns the pairs of each split. Those in no share are `train`."""
     found: dict[str, list[Pair]] = {split: [] for split in _USUAL_SPLITS if split in shares}
     found = {"train": [], **found}
     for pair in pairs:
@@ -268,9 +268,9 @@ def _share_out(pairs: Sequence[Pair], shares: Mapping[str, float]) -> dict[str, 
 
 
 def _split_of(name: str, shares: Mapping[str, float]) -> str:
-    """The split of an image: of its name and the shares alone, whatever other images there are."""
-    # Up to 1, in steps that a float can tell apart. From the two ends, so that another share of
-    # one split moves no image of the other.
+    """Returns the split of an image, which depends on its name and the shares alone."""
+    # 48 bits fit a float. The splits start from both ends, so that changing the share of one moves
+    # no image of the other.
     place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
     if place < shares.get("val", 0):
         return "val"
@@ -287,7 +287,7 @@ def _is_split(path: pathlib.Path) -> bool:
 
 
 def _pair_up(source: pathlib.Path, split: str) -> list[Pair]:
-    """All pairs below the folders of a split, or of a tree without splits where that is ""."""
+    """Returns all pairs of a split, or of a tree without splits if `split` is ""."""
     images = _by_name(source / "images" / split)
     labels: dict[str, pathlib.Path] = {}
     for named, path in _by_name(source / "labels" / split).items():
@@ -302,22 +302,18 @@ def _pair_up(source: pathlib.Path, split: str) -> list[Pair]:
         if name in images:
             wanted = source / "labels" / split / f"{name}.png"
             raise UserError(
-                f"image {images[name]} has no label; expected {wanted} (images without labels make "
-                "a set of their own, prepared with --unlabelled)"
+                f"image {images[name]} has no label; expected {wanted} (prepare images without "
+                "labels as another set, with --unlabelled)"
             )
         wanted = source / "images" / split / name
         raise UserError(
             f"label {labels[name]} has no image; expected {wanted}.png, .jpg or the like"
         )
-    return [Pair(name, _file(images[name]), _file(labels[name])) for name in sorted(images)]
-
-
-def _file(path: pathlib.Path) -> File:
-    return File.on_disk(path)
+    return [Pair(name, images[name], labels[name]) for name in sorted(images)]
 
 
 def _by_name(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Files anywhere under `root`, by their path from there without the suffix."""
+    """Returns the images under `root` by their path below it, without the suffix."""
     found: dict[str, pathlib.Path] = {}
     for path in sorted(root.rglob("*")):
         below = path.relative_to(root)

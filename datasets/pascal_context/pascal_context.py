@@ -1,4 +1,4 @@
-"""Builder of `pascal_context`: VOC 2010's photos labelled as a whole, 59 or 60 classes."""
+"""Builder of `pascal_context`: VOC 2010's photos with every pixel labelled, 59 or 60 classes."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from jaxtyping import UInt8
 from kdjax.data.preparing.classes import ClassTable, LabelMap
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, read_split
 from kdjax.data.preparing.image_io import read_matlab, read_values
-from kdjax.data.preparing.tree import File, Tree
+from kdjax.data.preparing.tree import Tree
 from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
-_NUM_LABELS = 460  # of the MATLAB annotations, of which most are too rare to be a class
+_NUM_LABELS = 460  # in the MATLAB annotations; most are too rare to be a class
 
 
 class PascalContext(PublishedBuilder):
@@ -33,7 +33,7 @@ class PascalContext(PublishedBuilder):
     )
 
     def __init__(self, *, classes: int = 59, **kwargs):
-        """Finds the files; `classes` is 59 or 60."""
+        """Finds the files. `classes` is 59 or 60."""
         if classes not in (59, 60):
             raise UserError(f"pascal_context has 59 or 60 classes, not {classes}")
         self._first = 60 - classes  # the line of the table that becomes id 0
@@ -44,7 +44,7 @@ class PascalContext(PublishedBuilder):
         super().__init__(**kwargs)
 
     def _shifted(self, lines: dict[int, int]) -> dict[int, int]:
-        """Class ids of label values that stand for these lines of the table."""
+        """Returns the class ids of label values, given their lines in the table."""
         return {
             value: line - self._first if line >= self._first else IGNORE_LABEL
             for value, line in lines.items()
@@ -52,12 +52,12 @@ class PascalContext(PublishedBuilder):
 
     @property
     def classes(self) -> ClassTable:
-        """With background or without."""
+        """The classes, with or without background."""
         first = self._first
         return ClassTable(_TABLE.names[first:], _TABLE.palette[first:], _TABLE.labels[first:])
 
     def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
-        """By the lists that belong to the converted labels, or else by those of VOC 2010."""
+        """Pairs by the lists of the converted labels, or else by those of VOC 2010."""
         images = tree.files("VOC2010/JPEGImages", "JPEGImages", suffix=".jpg")
         folder = "SegmentationClassContext"
         if labels := tree.find(f"VOC2010/{folder}", folder, suffix=".png"):
@@ -70,8 +70,8 @@ class PascalContext(PublishedBuilder):
             for split in self.PUBLISHED
         }
 
-    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """From a converted PNG or a MATLAB file."""
-        if file.where.endswith(".png"):
-            return self._png_ids(read_values(file), file)
-        return self._matlab_ids(read_matlab(file, "LabelMap"), file)
+    def read_label(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
+        """Reads a converted PNG or a MATLAB file."""
+        if path.suffix == ".png":
+            return self._png_ids(read_values(path), path)
+        return self._matlab_ids(read_matlab(path, "LabelMap"), path)

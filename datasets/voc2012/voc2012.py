@@ -1,4 +1,4 @@
-"""Builder of `voc2012`: the 21 classes of Pascal VOC 2012, with SBD's further labels."""
+"""Builder of `voc2012`: the 21 classes of Pascal VOC 2012, with the additional labels of SBD."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from jaxtyping import UInt8
 from kdjax.data.preparing.classes import ClassTable, LabelMap
 from kdjax.data.preparing.conversion import Pair, PublishedBuilder, pair_listed, read_split
 from kdjax.data.preparing.image_io import read_matlab, read_values
-from kdjax.data.preparing.tree import File, Tree
+from kdjax.data.preparing.tree import Tree
 from kdjax.utils.classes import IGNORE_LABEL
 
 _TABLE = ClassTable.read(pathlib.Path(__file__).parent / "classes.csv")
-# 255 is the border around objects, and what is too hard to tell.
+# 255 marks the borders of objects, and objects that are hard to recognize.
 _IDS = LabelMap(_TABLE.ids(ignored=[IGNORE_LABEL]), "0..20 and 255")
 
 
@@ -30,7 +30,7 @@ class Voc2012(PublishedBuilder):
     SOURCE = "the folder that holds VOCdevkit/VOC2012 and, for train_aug, SBD; or their archives"
 
     def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
-        """By the lists of VOC; `train_aug` only where there are labels for it."""
+        """Pairs by the lists of VOC. `train_aug` exists only if there are labels for it."""
         images = tree.files("VOC2012/JPEGImages", "JPEGImages", suffix=".jpg")
         labels = tree.files("VOC2012/SegmentationClass", "SegmentationClass", suffix=".png")
         folder = "ImageSets/Segmentation"
@@ -45,13 +45,13 @@ class Voc2012(PublishedBuilder):
         if more:
             added = sorted(more.files.keys() - {*names["train"], *names["val"]})
             pairs["train_aug"] = sorted(
-                [*pairs["train"], *pair_listed(added, images, more, more.where)],
+                [*pairs["train"], *pair_listed(added, images, more, more.folder)],
                 key=lambda pair: pair.name,
             )
         return {split: pairs[split] for split in self.PUBLISHED if split in pairs}
 
-    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """From a palette image of VOC or a MATLAB file of SBD."""
-        if file.where.endswith(".png"):
-            return _IDS(read_values(file), file)
-        return _IDS(read_matlab(file, "GTcls", "Segmentation"), file)
+    def read_label(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
+        """Reads a palette image of VOC or a MATLAB file of SBD."""
+        if path.suffix == ".png":
+            return _IDS(read_values(path), path)
+        return _IDS(read_matlab(path, "GTcls", "Segmentation"), path)

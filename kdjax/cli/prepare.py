@@ -1,9 +1,9 @@
-"""Converts a data set's original files to records, once, and prints what came of it.
+"""Converts the original files of a data set to records, and prints a summary.
 
 python -m kdjax prepare folder --source DIR --data_dir data/mine --colors colors.csv --ignore Void
 python -m kdjax prepare cityscapes --source DIR --data_dir data
 
-`folder` stands for images of your own, `shapes` for scenes that are generated, without a source.
+`folder` converts images of your own. `shapes` generates scenes and needs no source.
 """
 
 import os
@@ -26,15 +26,15 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of prepared sets.")
 _IGNORE = flags.DEFINE_multi_string(
     "ignore",
     [],
-    "folder: labels to ignore: values, class names, colours as #000000; with commas.",
+    "folder: labels to ignore: values, class names, colors as #000000; separated by commas.",
 )
 _IGNORE_UNKNOWN = flags.DEFINE_bool(
-    "ignore_unknown", False, "folder: ignore label values and colours that stand for no class."
+    "ignore_unknown", False, "folder: ignore label values and colors of no class."
 )
 _COLORS = flags.DEFINE_string(
     "colors",
     None,
-    "folder: which colour is which class: CSV (name,r,g,b), JSON, CamVid's or CVAT's.",
+    "folder: a table of class colors: CSV (name,r,g,b), JSON, or the format of CamVid or CVAT.",
 )
 _CLASSES = flags.DEFINE_integer(
     "classes", None, "pascal_context: 59 classes, or 60 with background."
@@ -42,24 +42,24 @@ _CLASSES = flags.DEFINE_integer(
 _VAL_SHARE = flags.DEFINE_float(
     "val_share",
     None,
-    "folder without splits: share to validate on (0.2 if neither share is given).",
+    "folder without splits: the share to validate on (0.2 if neither share is given).",
 )
-_TEST_SHARE = flags.DEFINE_float("test_share", None, "folder without splits: share to test on.")
+_TEST_SHARE = flags.DEFINE_float("test_share", None, "folder without splits: the share to test on.")
 _UNLABELLED = flags.DEFINE_bool(
     "unlabelled",
     False,
-    "folder: images alone, anywhere under the source, for a student to be taught on.",
+    "folder: images without labels, anywhere under the source, for distillation.",
 )
 _TILES = flags.DEFINE_bool(
     "tiles",
     False,
-    "Hold images that are no JPEG as PNG tiles, of which a crop decodes a part.",
+    "Store images other than JPEGs as PNG tiles, of which a crop decodes a part.",
 )
 _SKIP_DAMAGED = flags.DEFINE_bool(
-    "skip_damaged", False, "Leave damaged files out and list them; else the first ends it."
+    "skip_damaged", False, "Skip damaged files and list them. By default, the first is an error."
 )
 flags.DEFINE_alias("skip-damaged", "skip_damaged")
-_VERIFY = flags.DEFINE_bool("verify", False, "Only check a set that was prepared before.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Only check a prepared set.")
 
 _SAMPLES = 4  # in the picture
 
@@ -70,22 +70,24 @@ def main(argv: list[str]) -> None:
         raise UserError("name one data set: python -m kdjax prepare NAME --source DIR")
     began = time.monotonic()
     if _VERIFY.value:
-        done, dataset = "is as it was written", sets.verify(argv[1], _DATA_DIR.value, **_options())
+        done, dataset = "has not changed", sets.verify(argv[1], _DATA_DIR.value, **_options())
     else:
-        done = "was there already" if sets.is_prepared(argv[1], _DATA_DIR.value) else "is prepared"
+        done = (
+            "was prepared before" if sets.is_prepared(argv[1], _DATA_DIR.value) else "is prepared"
+        )
         dataset = _prepare(argv[1])
     seconds = time.monotonic() - began
     print(f"{dataset.name} {done}, in {dataset.directory} ({seconds:.1f} s)\n")
     print(_summary(dataset))
     print(f"\nfingerprint {dataset.fingerprint}")
-    if not _VERIFY.value:  # which only reads
+    if not _VERIFY.value:
         print(f"samples in {_draw_samples(dataset)}")
     if dataset.skipped:
-        print(f"\nleft out, {len(dataset.skipped)} damaged:", *dataset.skipped, sep="\n")
+        print(f"\nskipped {len(dataset.skipped)} damaged images:", *dataset.skipped, sep="\n")
 
 
 def _options() -> dict[str, Any]:
-    # Only named where given: few data sets take them.
+    # Few data sets take these options, so only those given are passed on.
     options: dict[str, Any] = {}
     if _IGNORE.value:
         options["ignore"] = _ignored(_IGNORE.value)
@@ -149,7 +151,7 @@ def _summary(dataset: PreparedSet) -> str:
 
 
 def _draw_samples(dataset: PreparedSet) -> pathlib.Path:
-    """Draws examples from all over the first split, beside the records."""
+    """Draws evenly spread examples of the first split to a file in the folder of the set."""
     records = dataset.records(next(iter(dataset.splits)))
     indices = np.linspace(0, len(records) - 1, min(_SAMPLES, len(records))).round().astype(int)
     examples = list(records.decoded(indices.tolist()))

@@ -1,11 +1,9 @@
-"""Examples to batches: prepared sets and one's own, stateless augmentation and input pipelines.
+"""Data sets: prepared ones and a user's own, augmented and read in batches.
 
-`sets` finds and prepares data sets, whose builders share `conversion`; a `Dataset` is one of a
-user's own; `pipeline` turns either into batches of NumPy arrays. The submodules import TensorFlow;
-importing `kdjax.data` itself does not.
+`sets` prepares and opens data sets. `Dataset` describes a user's own. `images` turns either into
+batches. Importing `kdjax.data` itself does not import TensorFlow.
 """
 
-from kdjax.data.dataset import Dataset
-from kdjax.data.random_access import RandomAccess
+from kdjax.data.dataset import Dataset, RandomAccess
 
 __all__ = ["Dataset", "RandomAccess"]

@@ -1,4 +1,4 @@
-"""TensorFlow as this room uses it: quiet, and without the accelerators that JAX needs."""
+"""Imports TensorFlow without its log lines and without the accelerators that JAX needs."""
 
 import os
 import re
@@ -16,8 +16,8 @@ tf.config.set_visible_devices([], "TPU")
 def _take_no_flags() -> None:
     """Compiles something while XLA_FLAGS is not set.
 
-    TensorFlow has an XLA of its own, which reads that variable once, at its first compilation, and
-    ends the process at a flag that only JAX's knows.
+    TensorFlow's copy of XLA reads this variable once, at its first compilation, and ends the
+    process at a flag that only JAX's copy knows.
     """
     flags = os.environ.pop("XLA_FLAGS", None)
     if flags is None:
@@ -30,16 +30,16 @@ def _take_no_flags() -> None:
 
 _take_no_flags()
 
-# For what tf.data maps: AutoGraph would rewrite all that is called, in vain, in more time than
-# tracing takes.
+# A decorator for functions that tf.data maps. AutoGraph would rewrite all functions they call,
+# needlessly, and take longer than tracing.
 traced_as_written = tf.autograph.experimental.do_not_convert
 
-# What TensorFlow writes around the words of an error: the node and the operation, on one device.
+# The node and the operation that TensorFlow adds to the text of an error.
 _PLACE = re.compile(r"\{\{.*?\}\} ?| \[Op:.*")
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line: of TensorFlow, without where in a graph it happened."""
+    """Returns the first line of an error, without TensorFlow's place in a graph."""
     text = _PLACE.sub("", str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
 

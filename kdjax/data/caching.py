@@ -1,4 +1,4 @@
-"""Where decoded training examples are kept: on the devices, on the host, or nowhere."""
+"""Decides where decoded training examples are kept: on the devices, on the host, or nowhere."""
 
 import os
 import pathlib
@@ -10,14 +10,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 CachePlace = Literal["none", "host", "device"]
-# What "auto" gives to examples; the networks and their activations need the rest.
+# The share of memory that "auto" uses. Networks and activations need the rest.
 DEVICE_SHARE = 0.25
 HOST_SHARE = 0.125
 BYTES_PER_PIXEL = 4  # RGB and label
 
 
 class CacheDecision(NamedTuple):
-    """Where examples are kept, and a line that says so and why."""
+    """The place of decoded examples, and a log line with the reason."""
 
     place: CachePlace
     reason: str
@@ -31,64 +31,63 @@ def decide_cache(
     device_bytes: int | None,
     host_bytes: int,
 ) -> CacheDecision:
-    """Decides where decoded examples are cached: as `wanted`, or by memory for "auto".
+    """Decides where decoded examples are kept: as `wanted`, or by memory for "auto".
 
     Args:
       wanted: `config.data.cache`.
-      num_examples: of all sets that training reads.
+      num_examples: the number of training examples in all sets.
       sizes: height and width of some of them.
-      device_bytes: memory of a device; None where it has none of its own.
-      host_bytes: memory of the machine.
+      device_bytes: the memory of a device; None if it has no memory of its own.
+      host_bytes: the memory of the machine.
     """
     pixels = np.array(sizes, np.int64)
     on_host = int(num_examples * pixels.prod(1).mean() * BYTES_PER_PIXEL)
     on_device = int(num_examples * pixels.max(0).prod() * BYTES_PER_PIXEL)
     images = f"the {num_examples} training images"
-    host = f"keeps {images} decoded in memory, about {_size(on_host)}"
-    device = f"keeps {images} on every device, padded to one size, about {_size(on_device)}"
-    none = f"reads and decodes {images} anew each time"
+    lines: dict[CachePlace, str] = {
+        "device": f"Keeping {images} on every device, padded to one size, about {_size(on_device)}",
+        "host": f"Keeping {images} decoded in memory, about {_size(on_host)}",
+        "none": f"Reading and decoding {images} in every epoch",
+    }
     if wanted != "auto":
-        said = {"device": device, "host": host, "none": none}[wanted]
-        return CacheDecision(wanted, f"{said}, as config.data.cache asks")
+        return CacheDecision(wanted, f"{lines[wanted]}, as set by config.data.cache")
     if device_bytes is not None and on_device <= DEVICE_SHARE * device_bytes:
-        return CacheDecision(
-            "device", f"{device}, less than {DEVICE_SHARE:.0%} of its {_size(device_bytes)}"
-        )
+        why = f", less than {DEVICE_SHARE:.0%} of its {_size(device_bytes)}"
+        return CacheDecision("device", lines["device"] + why)
     if on_host <= HOST_SHARE * host_bytes:
-        return CacheDecision("host", f"{host}, less than {HOST_SHARE:.1%} of {_size(host_bytes)}")
-    return CacheDecision(
-        "none",
-        f"{none}, since in memory they take about {_size(on_host)}, more than {HOST_SHARE:.1%} of "
-        f"{_size(host_bytes)}",
+        why = f", less than {HOST_SHARE:.1%} of {_size(host_bytes)}"
+        return CacheDecision("host", lines["host"] + why)
+    why = (
+        f", because in memory they take about {_size(on_host)}, more than {HOST_SHARE:.1%} of "
+        f"{_size(host_bytes)}"
     )
+    return CacheDecision("none", lines["none"] + why)
 
 
 def least_memory() -> tuple[int | None, int]:
-    """Returns the memory of a device and of the host: the least that any process of the run has.
+    """Returns the least memory of a device and of a host in the run. Every process must call it.
 
-    Processes whose memory differs would cache in different places, and wait for each other for
-    ever. Every process of the run has to call this function.
+    Otherwise, processes with different memory would cache in different places and deadlock.
 
     Returns:
-      Bytes of a device, None if a process has devices without memory of their own; bytes of a host.
+      Bytes of a device, None if some devices have no memory of their own; bytes of a host.
     """
     own = _device_bytes(), _host_bytes()
     if jax.process_count() == 1:
         return own
-    # In float32, since JAX would cut integers off at 32 bits.
+    # In float32, because JAX would truncate integers to 32 bits.
     numbers = np.array([-1 if number is None else number for number in own], np.float32)
     device, host = multihost_utils.process_allgather(numbers).min(0).tolist()
     return None if device < 0 else int(device), int(host)
 
 
 def _device_bytes() -> int | None:
-    """Memory of one of the devices, or None if they have none of their own."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit")
 
 
 def _host_bytes() -> int:
-    """Memory for each of JAX's processes if all of them share this machine."""
+    """Returns the memory per process, if all processes share this machine."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(physical, *control_group_limits()) // jax.process_count()
 
@@ -97,13 +96,13 @@ def control_group_limits(
     mounted: pathlib.Path = pathlib.Path("/sys/fs/cgroup"),
     membership: pathlib.Path = pathlib.Path("/proc/self/cgroup"),
 ) -> list[int]:
-    """Returns the limits of memory, in bytes, of the control groups that this process is in.
+    """Returns the memory limits, in bytes, of the control groups of this process.
 
-    Containers and batch systems give a process less memory by them than the machine has.
+    Containers and batch systems limit the memory of a process by control groups.
 
     Args:
-      mounted: where the system shows its control groups, of version 1, 2, or both.
-      membership: the file that lists those of a process.
+      mounted: where the system mounts control groups of version 1 or 2.
+      membership: the file that lists the groups of a process.
     """
     limits = []
     for line in membership.read_text().splitlines() if membership.is_file() else ():
@@ -111,9 +110,9 @@ def control_group_limits(
         if controllers and "memory" not in controllers.split(","):
             continue
         root, name = mounted, "memory.max"
-        if controllers:
+        if controllers:  # version 1
             root, name = mounted / "memory", "memory.limit_in_bytes"
-        # A group is bound by those above it, too. In a container its own path may not be shown.
+        # The limits of parent groups hold too. A container may not show its own path.
         path = root / group.lstrip("/")
         for folder in (path, *path.parents):
             limit = folder / name

@@ -1,4 +1,4 @@
-"""The images of a run: its data set, in the batches that training and evaluation take."""
+"""The images of a run: its data set in the batches that training and evaluation take."""
 
 import dataclasses
 import functools
@@ -13,31 +13,30 @@ import numpy as np
 from kdjax.data.caching import CacheDecision, decide_cache, least_memory
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.loading import sampling
-from kdjax.data.loading.sampling import AugmentOptions, count_shapes, padded
+from kdjax.data.loading.sampling import AugmentOptions, padded
 from kdjax.data.options import CropOptions, DataOptions, ExtraSet
 from kdjax.utils.classes import UNLABELLED, differing_class
 from kdjax.utils.errors import UserError
 
-# Examples whose size is looked at to know what all of them take.
-SIZE_SAMPLE = 64
+SIZE_SAMPLE = 64  # examples whose sizes stand for those of all
 PANEL_EXAMPLES = 4
-# From so many shapes of whole images on, compiling may take longer than evaluating.
+# With this many shapes of whole images, compiling may take longer than evaluating.
 MANY_SHAPES = 16
-PAD_TO = 64  # what is recommended then
+PAD_TO = 64  # the recommended padding in that case
 
 HostBatch = Mapping[str, np.ndarray]
 
 
 class Images:
-    """An open data set as a config describes it.
+    """The open data set that a config describes.
 
     Args:
       options: the section `config.data`.
       data: the set itself, as a `kdjax.data.Dataset`; None for the one that the config names.
-      where: what holds `options`, for messages.
+      where: where `options` come from, for messages.
 
     Raises:
-      UserError: when the set is not prepared, has no labels, or has no such split.
+      UserError: if the set is not prepared, has no labels, or lacks a split.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Images:
         *,
         where: str = "config.data",
     ):
-        # Here and not above: reading data needs TensorFlow, which the rest can do without.
+        # Imported here because only reading data needs TensorFlow.
         from kdjax.data import sets
 
         self._options = options
@@ -55,14 +54,14 @@ class Images:
             options.name, options.data_dir, options.options, asked_by=f"{where}.name"
         )
         self.class_names = self._set.class_names
+        self.palette = self._set.palette
+        self.fingerprint = self._set.fingerprint
         if tuple(self.class_names) == (UNLABELLED,):
             raise UserError(
                 f"{where}: {self._set.name} in {options.data_dir} has no labels to learn from or "
-                "to score by; name a labelled set there, and this one as config.data.mixture.more "
-                "= extra_set(..., labelled=False)"
+                "to evaluate on; name a labelled set there, and this one as "
+                "config.data.mixture.more = extra_set(..., labelled=False)"
             )
-        self.palette = self._set.palette
-        self.fingerprint = self._set.fingerprint
         for key in ("train_split", "val_split", "test_split"):
             split = getattr(options, key)
             if split and split not in self._set.splits:
@@ -79,12 +78,12 @@ class Images:
 
     @property
     def unlabelled(self) -> list[str]:
-        """Keys of the sets in `config.data.mixture` of which training sees images alone."""
+        """The keys of the sets in `config.data.mixture` whose labels are not used."""
         return [key for key, extra in self._options.mixture.items() if not extra.labelled]
 
     @functools.cached_property
     def _source(self) -> Any:
-        """The training examples of all sets, labels of the others checked against the main one."""
+        """The training examples of all sets, as a `Mixture`."""
         from kdjax.data.loading import sources
 
         options = self._options
@@ -98,7 +97,7 @@ class Images:
 
     @functools.cached_property
     def cache(self) -> CacheDecision:
-        """Where the decoded training examples are kept; every process has to ask."""
+        """The place of decoded training examples. Every process must read this property."""
         device_bytes, host_bytes = least_memory()
         return decide_cache(
             self._options.cache,
@@ -110,14 +109,14 @@ class Images:
 
     @functools.cached_property
     def in_memory(self) -> Any:
-        """The training examples in host memory, decoded once, as `InMemoryExamples`."""
+        """The training examples decoded in host memory, as `InMemoryExamples`."""
         from kdjax.data.loading import sources
 
         source = self._source
         return sources.InMemoryExamples(source.decoded(), source.lengths, source.weights)
 
     def augment_options(self, *, clean_view: bool = False, place: bool = False) -> AugmentOptions:
-        """What the config does to a training example."""
+        """Returns the augmentations in the config."""
         chosen = {
             field.name: getattr(self._options, field.name)
             for field in dataclasses.fields(CropOptions)
@@ -127,40 +126,35 @@ class Images:
     def train_batches(
         self, *, first_step: int, steps: int, seed: int, **views: bool
     ) -> Iterator[HostBatch]:
-        """This process's rows of the batches of the steps from `first_step` on.
+        """Returns this process's rows of the batches from `first_step` on.
 
         Args:
           first_step: counted from 0.
           steps: the step before which to stop.
-          seed: of the run.
-          **views: as `augment_options` takes them.
+          seed: the seed of the run.
+          **views: options of `augment_options`.
         """
         from kdjax.data.loading import pipeline
 
         return pipeline.train_batches(
             self._source if self.cache.place == "none" else self.in_memory,
-            **self._batches_of(first_step, steps, seed, views),
+            **self._batches(first_step, steps, seed, views),
         )
 
     def index_batches(
         self, *, first_step: int, steps: int, seed: int, **views: bool
     ) -> Iterator[Mapping[str, Any]]:
-        """As `train_batches`, for examples that lie on the devices: their indices and draws."""
-        return sampling.index_batches(
-            self._source.lengths,
-            self._source.weights,
-            **self._batches_of(first_step, steps, seed, views),
-        )
+        """Returns the indices and draws of `train_batches`, for examples on the devices."""
+        batches = self._batches(first_step, steps, seed, views)
+        return sampling.index_batches(self._source.lengths, self._source.weights, **batches)
 
-    def _batches_of(
+    def _batches(
         self, first_step: int, steps: int, seed: int, views: Mapping[str, bool]
     ) -> dict[str, Any]:
-        """Which batches these are, in the words of `kdjax.data.loading`."""
         return {
             "batch_size": self._options.batch_size,
             "seed": seed,
-            "start_step": first_step,
-            "num_steps": steps,
+            "steps": range(first_step, steps),
             "options": self.augment_options(**views),
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
@@ -173,12 +167,12 @@ class Images:
         pad_to: int | None = None,
         exact_below: tuple[int, int] = (0, 0),
     ) -> Iterator[HostBatch]:
-        """Every image of a split.
+        """Returns every image of a split, shared by all processes.
 
         Args:
-          split: which split.
-          pad_to: as `kdjax.data.loading.pipeline.eval_batches` takes it; None for `eval_pad_to`.
-          exact_below: likewise.
+          split: the split.
+          pad_to: an argument of `kdjax.data.loading.pipeline.eval_batches`; None for `eval_pad_to`.
+          exact_below: another argument of it.
         """
         from kdjax.data.loading import pipeline
 
@@ -192,11 +186,17 @@ class Images:
             process_count=jax.process_count(),
         )
 
+    def whole_images(self, split: str) -> Iterator[HostBatch]:
+        """Returns every image of a split at its own size, all of them on this process."""
+        from kdjax.data.loading import pipeline
+
+        return pipeline.eval_batches(self._set, split, batch_size=self._options.eval_batch_size)
+
     def test_groups(self) -> dict[str, list[int]]:
-        """The images of each of `config.data.test_groups`, by their indices in the test split.
+        """Returns the indices in the test split of each of `config.data.test_groups`.
 
         Raises:
-          UserError: where an expression finds no name.
+          UserError: if an expression matches no name.
         """
         options, found = self._options, {}
         names = self.names(options.test_split) if options.test_groups else []
@@ -209,23 +209,17 @@ class Images:
                 )
         return found
 
-    def whole_images(self, split: str) -> Iterator[HostBatch]:
-        """Every image of a split at its own size, all of them on this process."""
-        from kdjax.data.loading import pipeline
-
-        return pipeline.eval_batches(self._set, split, batch_size=self._options.eval_batch_size)
-
     def names(self, split: str) -> list[str]:
-        """The names of all examples of a split, by index."""
+        """Returns the names of all examples of a split."""
         return self._set.records(split).names()
 
     def sizes(self, split: str) -> list[tuple[int, int]]:
-        """Height and width of every image of a split."""
+        """Returns height and width of every image of a split."""
         examples = self._set.records(split)
         return examples.sizes(range(len(examples)))
 
     def evaluated_sizes(self) -> list[tuple[int, int]]:
-        """Returns the smallest and the largest size, as padded, of the images to evaluate on."""
+        """Returns the smallest and the largest padded size of the images to evaluate on."""
         options = self._options
         splits = filter(None, (options.val_split, options.test_split))
         sizes = {size for split in splits for size in self.sizes(split)}
@@ -233,29 +227,31 @@ class Images:
         return [*dict.fromkeys(ordered[:1] + ordered[-1:])]
 
     def slow_evaluation(self, split: str) -> str | None:
-        """A line where a split has so many sizes of images that compiling for each takes long."""
+        """Returns a warning if compiling for each size of image in a split takes long."""
         sizes = self.sizes(split)
-        shapes = count_shapes(sizes, self._options.eval_pad_to)
+        shapes, fewer = (
+            len({padded(size, multiple) for size in sizes})
+            for multiple in (self._options.eval_pad_to, PAD_TO)
+        )
         if shapes <= MANY_SHAPES:
             return None
         line = (
             f"the {len(sizes)} images of {split} have {shapes} sizes, and the first evaluation "
             "compiles the network for each of them"
         )
-        fewer = count_shapes(sizes, PAD_TO)
         if fewer >= shapes:
             return line
         return (
-            f"{line}; config.data.eval_pad_to={PAD_TO} would make them {fewer}, at scores that are "
-            "not those of exact sizes"
+            f"{line}; config.data.eval_pad_to={PAD_TO} reduces them to {fewer}, but changes the "
+            "scores"
         )
 
     def panel_examples(self) -> list[dict[str, Any]]:
-        """A few examples spread over the validation split, for pictures."""
+        """Returns a few examples of the validation split, for pictures."""
         return self.spread_examples(self._options.val_split, PANEL_EXAMPLES)
 
     def spread_examples(self, split: str, count: int) -> list[dict[str, Any]]:
-        """Examples spread evenly over a split, `count` of them or all."""
+        """Returns `count` evenly spread examples of a split, or all if there are fewer."""
         from kdjax.data.loading import pipeline
 
         last = len(self._set.records(split)) - 1
@@ -264,15 +260,15 @@ class Images:
 
 
 def open_mixed(key: str, options: ExtraSet, class_names: Sequence[str]) -> SegmentationSet:
-    """Opens a further set of a mixture.
+    """Opens an additional set of a mixture.
 
     Args:
       key: its key in `config.data.mixture`.
-      options: what it is, and how it is used.
-      class_names: those of the main set.
+      options: its entry there.
+      class_names: the classes of the main set.
 
     Raises:
-      UserError: when it is not prepared, has no such split, or labels other classes.
+      UserError: if it is not prepared, lacks the split, or has labels of other classes.
     """
     from kdjax.data import sets
 

@@ -1,4 +1,4 @@
-"""The section of a config on data: `config.data`."""
+"""The section `config.data` of a config."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,36 +11,35 @@ from kdjax.utils.schema import Section
 
 @dataclasses.dataclass(frozen=True)
 class ExtraSet(Section):
-    """A further set to train on, an entry of `config.data.mixture`."""
+    """An additional set to train on, an entry of `config.data.mixture`."""
 
     name: str = ""
-    data_dir: str = "data"  # where it is prepared
+    data_dir: str = "data"  # the folder of prepared sets
     split: str = "train"
-    # How many of its examples come for every `config.data.weight` of the main set.
+    # The number of its examples for every `config.data.weight` examples of the main set.
     weight: Annotated[int, schema.COUNT] = 1
-    labelled: bool = True  # False to leave its labels out of account; its classes may be others
+    labelled: bool = True  # False to ignore its labels, whose classes may then differ
 
 
 @dataclasses.dataclass(frozen=True)
 class CropOptions(Section):
-    """What training makes of an image, of `config.data`."""
+    """The augmentations in `config.data`."""
 
-    # Height and width in pixels. Where the scaled image is smaller, it is padded below and on the
-    # right.
+    # Height and width in pixels. A smaller scaled image is padded below and on the right.
     crop_size: Annotated[tuple[int, int], schema.PIXELS] = (96, 96)
-    # Bounds of the random factor by which the image is scaled first.
+    # The range of the random factor by which the image is scaled first.
     scale_range: Annotated[tuple[float, float], schema.POSITIVE] = (0.5, 2.0)
-    # What the factor is of: the long and the short side of a box that the image is made as large as
-    # fits into, as mmsegmentation's RandomResize(scale=(2048, 512)); () for each image's own size.
+    # The long and the short side of the box into which the image is fitted before scaling, as in
+    # mmsegmentation's RandomResize(scale=(2048, 512)); () to keep the size of the image.
     base_size: Annotated[tuple[int, int] | tuple[()], schema.COUNT] = ()
-    # A crop is drawn again while one class covers at least this share of its labelled pixels, ten
-    # times at most; 1.0 takes the first.
+    # A crop is drawn again, up to ten times, while one class covers at least this share of its
+    # labelled pixels. 1.0 takes the first crop.
     max_class_share: Annotated[float, schema.SHARE_ABOVE_ZERO] = 0.75
     flip: bool = True  # mirror each crop left to right with probability 0.5
     photometric: bool = True  # change brightness, contrast, saturation and hue
 
     def __post_init__(self) -> None:
-        """Checks also what pairs of numbers must be."""
+        """Checks the pairs of numbers too."""
         super().__post_init__()
         for key in ("crop_size", "scale_range", "base_size"):
             if len(value := getattr(self, key)) != 2 and not (key == "base_size" and not value):
@@ -54,30 +53,30 @@ class CropOptions(Section):
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions(CropOptions):
-    """`config.data`: the examples, and what is done to them."""
+    """`config.data`: the examples and their augmentation."""
 
-    # A prepared set, or "package.module:attribute" of a TFDS builder class, of a kdjax.data.Dataset
-    # or of a function that returns one.
+    # A prepared set, or "package.module:attribute" of a TFDS builder class, a kdjax.data.Dataset,
+    # or a function that returns one.
     name: str = "shapes"
-    # Further arguments of such a function.
+    # Arguments of such a function.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data_dir: str = "data"
     train_split: str = "train"
     val_split: str = "val"
-    test_split: str = ""  # evaluated once, at the end, where named
-    # By name, a regular expression on the examples' names.
+    test_split: str = ""  # evaluated once, at the end; empty for none
+    # Groups of test images: a regular expression on their names for each group.
     test_groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     batch_size: Annotated[int, schema.COUNT] = 16  # of all devices together
     eval_batch_size: Annotated[int, schema.COUNT] = 16
     cache: Literal["none", "host", "device", "auto"] = "auto"  # memory for decoded examples
-    # Pads whole images to a multiple of this; 1 leaves them exact.
+    # Pads whole images to a multiple of this; 1 pads nothing.
     eval_pad_to: Annotated[int, schema.PIXELS] = 1
     weight: Annotated[int, schema.COUNT] = 1  # of this set in a mixture
-    # By label, what is trained on beside this set: kdjax.config.extra_set(...).
+    # Additional sets to train on, by any key: kdjax.config.extra_set(...).
     mixture: Mapping[str, ExtraSet] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks also the regular expressions."""
+        """Checks the regular expressions too."""
         super().__post_init__()
         for name, expression in self.test_groups.items():
             schema.check_expression(f"test_groups.{name}", expression)

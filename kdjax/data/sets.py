@@ -1,4 +1,4 @@
-"""The front door of data sets: what a config names, found and opened, and prepared if need be."""
+"""Finds, opens, and prepares the data sets that a config or a command names."""
 
 import inspect
 import os
@@ -9,17 +9,12 @@ import tensorflow_datasets as tfds
 
 from kdjax.data.dataset import Dataset
 from kdjax.data.interface import SegmentationSet
-from kdjax.data.preparing.builder import (
-    find_builder,
-)
+from kdjax.data.preparing.builder import find_builder
 from kdjax.data.preparing.prepare import directory_of, needs_source, not_prepared
 from kdjax.data.preparing.prepare import is_prepared as is_prepared
 from kdjax.data.preparing.prepare import prepare as prepare
 from kdjax.data.preparing.prepare import verify as verify
-from kdjax.data.preparing.prepared import (
-    PreparedSet,
-    open_directory,
-)
+from kdjax.data.preparing.prepared import PreparedSet, open_directory
 from kdjax.utils import imports
 from kdjax.utils.errors import RAISED_BY_USERS, UserError, WrongValue
 from kdjax.utils.log import logger
@@ -28,23 +23,23 @@ from kdjax.utils.log import logger
 def open_set(
     name: str, data_dir: str | os.PathLike[str], *, asked_by: str = "the argument"
 ) -> PreparedSet:
-    """Opens the prepared set `name` in `data_dir`; one that needs no source is made there first.
+    """Opens the prepared set `name` in `data_dir`. Prepares a set that needs no source.
 
     Args:
-      name: which data set, as `find_builder` takes it.
-      data_dir: where prepared sets are kept.
-      asked_by: what holds the name, for messages, as "config.data.name".
+      name: the data set, as `find_builder` takes it.
+      data_dir: the folder of prepared sets.
+      asked_by: where the name comes from, for messages, such as "config.data.name".
 
     Raises:
-      UserError: there is no such data set, or it has not been prepared.
+      UserError: if there is no such data set, or it has not been prepared.
     """
     builder_class = find_builder(name, asked_by=asked_by)
-    if not is_prepared(name, data_dir):
-        if not needs_source(builder_class):
-            logger.info(f"prepares the data set {name} in {data_dir}, once")
-            return prepare(name, data_dir, report=logger.info)
+    if is_prepared(name, data_dir):
+        return open_directory(directory_of(name, builder_class, data_dir))
+    if needs_source(builder_class):
         raise not_prepared(name, builder_class, data_dir)
-    return open_directory(directory_of(name, builder_class, data_dir))
+    logger.info(f"Preparing the data set {name} in {data_dir}, once")
+    return prepare(name, data_dir, report=logger.info)
 
 
 def open_named(
@@ -54,24 +49,24 @@ def open_named(
     *,
     asked_by: str = "the argument",
 ) -> SegmentationSet:
-    """Opens whatever data set a config may name.
+    """Opens any data set that a config may name.
 
     Args:
-      name: of a prepared set, as `open_set` takes it; or "package.module:attribute" of a
+      name: a prepared set, as `open_set` takes it; or "package.module:attribute" of a
         `kdjax.data.Dataset`, or of a function that returns one.
-      data_dir: where prepared sets are kept; a function gets it if it takes it.
+      data_dir: the folder of prepared sets. A function gets it if it has such an argument.
       options: further arguments of a function.
-      asked_by: what holds the name, for messages, as "config.data.name".
+      asked_by: where the name comes from, for messages, such as "config.data.name".
 
     Raises:
-      UserError: there is no such data set, it has not been prepared, or it cannot be made.
+      UserError: if there is no such data set, it is not prepared, or the function fails.
     """
     found: Any = None
     if imports.SEPARATOR in name:
         found = imports.resolve("data set", name, {}, asked_by=asked_by)
     is_builder = isinstance(found, type) and issubclass(found, tfds.core.DatasetBuilder)
     if callable(found) and not is_builder:
-        return _made(name, found, os.fspath(data_dir), dict(options), asked_by)
+        return _call(name, found, os.fspath(data_dir), dict(options), asked_by)
     if options:
         raise WrongValue(
             asked_by,
@@ -81,23 +76,17 @@ def open_named(
     return found if isinstance(found, Dataset) else open_set(name, data_dir, asked_by=asked_by)
 
 
-def _made(
+def _call(
     name: str, function: Callable[..., Any], data_dir: str, options: dict[str, Any], asked_by: str
 ) -> Dataset:
-    """What a user's function returns for its options, and for `data_dir` if it takes that."""
+    """Returns the data set that a user's function returns."""
 
     def wrong(why: str) -> WrongValue:
         return WrongValue(asked_by, f'names the data set "{name}", {why}')
 
     try:
-        signature = inspect.signature(function)
-        if "data_dir" in signature.parameters:
+        if "data_dir" in inspect.signature(function).parameters:
             options = {"data_dir": data_dir, **options}
-        signature.bind(**options)
-    except (TypeError, ValueError) as error:
-        options_key = f"{asked_by.rpartition('.')[0]}.options"
-        raise wrong(f"which cannot be called: {error} (see {options_key})") from error
-    try:
         made = function(**options)
     except UserError:
         raise

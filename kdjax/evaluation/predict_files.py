@@ -13,7 +13,6 @@ import numpy as np
 
 from kdjax.data.loading.sampling import IMAGE_PADDING, BatchIndices, batch_by_size
 from kdjax.data.preparing.image_io import SUFFIXES, read_photo, upright_size
-from kdjax.data.preparing.tree import File
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.reporting.figures import full_palette
 from kdjax.reporting.panels import label_png, legend_png, overlay_png
@@ -348,7 +347,7 @@ def _read(files: Sequence[Files], batch: BatchIndices) -> DecodedBatch:
         if index < 0:
             continue
         try:
-            photo = read_photo(File.on_disk(files[index].image), upright=True)
+            photo = read_photo(files[index].image, upright=True)
         except UserError as error:
             damaged.append(error)
             continue

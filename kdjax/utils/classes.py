@@ -1,4 +1,4 @@
-"""Class names, colours and numbers, as every room means them."""
+"""Class names, colors, and ids."""
 
 import colorsys
 import csv
@@ -11,17 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
-# Of pixels that no loss and no metric counts; classes are 0..K-1, and K is at most this.
+# The label of pixels that losses and metrics ignore. Classes are 0..K-1, and K is at most this.
 IGNORE_LABEL = 255
-# The one class of a set of images without labels.
+# The only class of a set of images without labels.
 UNLABELLED = "unlabelled"
 
 
 def distinct_colors(count: int) -> UInt8[np.ndarray, "K 3"]:
-    """`count` RGB colours that tell neighbouring ids apart, the same on every call.
+    """Returns `count` distinct RGB colors, the same on every call.
 
-    Hues advance by the golden ratio, which never comes back close to a recent one; brightness and
-    saturation take turns so that ids with similar hues still differ.
+    Hues advance by the golden ratio, so that neighboring ids differ. Brightness and saturation
+    alternate, so that ids with similar hues differ too.
     """
     colors = [
         colorsys.hsv_to_rgb(
@@ -33,12 +33,12 @@ def distinct_colors(count: int) -> UInt8[np.ndarray, "K 3"]:
 
 
 def hexadecimal(color: Iterable[int]) -> str:
-    """RGB as `#804080`."""
+    """Returns an RGB color as `#804080`."""
     return f"#{bytes(color).hex()}"
 
 
 def numbered_names(count: int) -> tuple[str, ...]:
-    """Names of classes that have none."""
+    """Returns names for classes that have none."""
     return tuple(f"class {index}" for index in range(count))
 
 
@@ -46,21 +46,21 @@ def of_one_class(iou: Iterable[float]) -> str:
     """Returns a remark for a mean IoU that is the IoU of one class alone, or "" for other means.
 
     Args:
-      iou: of all K classes; NaN for one that neither labels nor predictions hold.
+      iou: the IoU of all K classes; NaN for a class in neither labels nor predictions.
     """
     occurs = [not math.isnan(value) for value in iou]
     return f" (only 1 of {len(occurs)} classes occurs)" if sum(occurs) == 1 < len(occurs) else ""
 
 
 class LabelTable:
-    """Class ids of the values of labels, by looking them up.
+    """Maps label values to class ids.
 
     Args:
-      ids: class id of each known value.
+      ids: the class id of each known value.
     """
 
     def __init__(self, ids: Mapping[int, int]):
-        # With an entry at each end for everything beyond.
+        # The first and the last entry stand for all values beyond.
         self._low = min(ids) - 1
         self._ids = np.full(max(ids) + 2 - self._low, -1, np.int16)
         for value, number in ids.items():
@@ -68,23 +68,23 @@ class LabelTable:
         self._of_bytes = self._look_up(np.arange(256))
 
     def __call__(self, values: Integer[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
-        """Class ids, int16, and -1 where a value is not known."""
+        """Returns class ids, int16, and -1 for unknown values."""
         return self._of_bytes[values] if values.dtype == np.uint8 else self._look_up(values)
 
     def _look_up(self, values: Integer[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        # Unsigned numbers beyond 2^63 - 1 become negative, and those are no class either.
+        # Unsigned numbers above 2^63 - 1 become negative, and are unknown too.
         return self._ids.take(values.astype(np.int64) - self._low, mode="clip")
 
 
 def differing_class(
     names: Sequence[str], other_names: Sequence[str], *, here: str = "the data"
 ) -> str | None:
-    """Says which class is the first whose name differs in another list; None where none does.
+    """Describes the first class whose name differs between two lists, or returns None.
 
     Args:
-      names: of the classes, by id.
-      other_names: likewise, in the other list.
-      here: what the message calls the first list.
+      names: class names by id.
+      other_names: the class names in the other list.
+      here: the first list, for messages.
     """
     for index, (name, other) in enumerate(
         itertools.zip_longest(names, other_names, fillvalue="none")
@@ -98,19 +98,19 @@ _NUMBERED = re.compile(r"class[ _]?\d+")
 
 
 def class_order(names: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
-    """Returns where the classes of a data set stand among the classes of a network.
+    """Returns the order of a data set's classes among the classes of a network.
 
-    Names such as "class_0" count as no names: lists of these fit any list.
+    Generated names such as "class_0" match any list.
 
     Args:
-      names: of the network's classes, by id.
-      wanted: of the data set's classes, by id.
+      names: the network's class names by id.
+      wanted: the data set's class names by id.
 
     Returns:
       The network's id of each class of the data set; None if the ids are the same.
 
     Raises:
-      ValueError: if neither list is a permutation of the other; it says what differs first.
+      ValueError: if the lists are not permutations of each other, with the first difference.
     """
     if any(all(map(_NUMBERED.fullmatch, listed)) for listed in (names, wanted)):
         return None
@@ -123,9 +123,9 @@ def class_order(names: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] 
 
 
 def read_table(path: pathlib.Path) -> list[dict[str, str]]:
-    """Rows of comma-separated values with a heading, by column; lines that begin with # are none.
+    """Returns the rows of a CSV file with a heading. Lines that begin with # are comments.
 
-    Such a file, with the columns label, name, red, green and blue, is beside a data set's builder.
+    The builder of a data set has such a file with the columns label, name, red, green, and blue.
     """
     lines = [
         line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")

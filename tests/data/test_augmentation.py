@@ -1,4 +1,4 @@
-"""Augmentation: crops, scales and colours against plain NumPy, and the labels with them."""
+"""Augmentation: crops, scales, colors, and labels, compared with plain NumPy."""
 
 import colorsys
 import functools
@@ -23,7 +23,7 @@ def options(**changes):
 
 
 def checkerboard(height, width, cell):
-    """An image whose colour tells the label: class 3 is pure blue, 6 pure orange."""
+    """Returns an image whose color gives the label: class 3 is pure blue, 6 pure orange."""
     y, x = np.mgrid[:height, :width]
     odd = (y // cell + x // cell) % 2 == 1
     image = np.where(odd[..., None], [230, 140, 20], [20, 40, 200]).astype(np.uint8)
@@ -31,7 +31,7 @@ def checkerboard(height, width, cell):
 
 
 def numbers(chosen, position):
-    """The draws of one example."""
+    """Returns the draws of one example."""
     return Draws(*(value[0] for value in draw(chosen, 0, [position])))
 
 
@@ -43,7 +43,7 @@ def run(image, label, seed, chosen):
 
 @functools.cache
 def compiled(chosen):
-    """A graph, as in the pipeline, for examples of any size."""
+    """Returns a graph, as in the pipeline, for examples of any size."""
     signature = [
         tf.TensorSpec([None, None, 3], tf.uint8),
         tf.TensorSpec([None, None], tf.uint8),
@@ -57,20 +57,20 @@ def compiled(chosen):
 
 
 def find_crop(whole, crop):
-    """All corners at which `crop` occurs in `whole`."""
+    """Returns all corners at which `crop` occurs in `whole`."""
     windows = np.lib.stride_tricks.sliding_window_view(whole, crop.shape)
     return np.argwhere((windows == crop).all(axis=(-2, -1)))
 
 
 def numpy_nearest(label, height, width):
-    """Label scaled by the rule that a pixel takes the value under its centre."""
+    """Scales a label so that a pixel takes the value under its center."""
     rows = np.floor((np.arange(height) + 0.5) * label.shape[0] / height).astype(int)
     columns = np.floor((np.arange(width) + 0.5) * label.shape[1] / width).astype(int)
     return label[rows][:, columns]
 
 
 def numpy_bilinear(image, height, width):
-    """Image scaled with half-pixel centres, one axis after the other, in float64."""
+    """Scales an image with half-pixel centers, one axis after the other, in float64."""
     result = image.astype(np.float64)
     for axis, target in ((0, height), (1, width)):
         size = result.shape[axis]
@@ -121,7 +121,7 @@ def test_a_scaled_crop_is_a_window_of_the_scaled_example(scale, shape):
 
 
 def mmcv_size(height, width, base_size, ratio):
-    """How mmcv's RandomResize computes the new height and width, keeping the ratio."""
+    """Returns height and width as mmcv's RandomResize computes them."""
     long, short = (int(side * ratio) for side in base_size)
     factor = min(long / max(height, width), short / min(height, width))
     return int(height * factor + 0.5), int(width * factor + 0.5)
@@ -177,7 +177,7 @@ def test_what_an_image_does_not_cover_is_padded():
     assert (crop_label[:10] != 255).all()
 
 
-def test_padding_keeps_its_colour_under_distortion():
+def test_padding_keeps_its_color_under_distortion():
     image, label = noise(10, 30)
     for seed in range(8):
         crop, _ = run(image, label, seed, options(photometric=True))
@@ -215,7 +215,7 @@ def test_image_and_label_stay_aligned(changes):
         inside = crop_label != 255
         assert set(np.unique(crop_label[inside])) <= {3, 6}
         # Red exceeds blue in every distorted orange, and blue red in every distorted blue; where
-        # the image blends two cells, the half that is nearer decides both colour and label.
+        # the image blends two cells, the nearer half decides both color and label.
         signed = crop[..., 0].astype(int) - crop[..., 2]
         blended = np.abs(signed) < 60
         right = (signed > 0) == (crop_label == 6)
@@ -223,13 +223,13 @@ def test_image_and_label_stay_aligned(changes):
         assert (inside & ~blended).sum() > 0.5 * inside.sum()
 
 
-def test_distortion_changes_colours_within_its_bounds():
+def test_distortion_changes_colors_within_its_bounds():
     gray = np.full((16, 24, 3), 100, np.uint8)
     label = np.zeros((16, 24), np.uint8)
     levels = set()
     for seed in range(100):
         crop, _ = run(gray, label, seed, options(photometric=True))
-        assert np.ptp(crop) == 0  # grey stays grey
+        assert np.ptp(crop) == 0  # gray stays gray
         levels.add(int(crop[0, 0, 0]))
     assert 100 in levels
     # Brightness by 32 at most and contrast by a half at most, in the order of brightness first.

@@ -1,4 +1,4 @@
-"""Prepared sets whose files were damaged since, and originals that only training could not read."""
+"""Damaged prepared sets, and original files that only TensorFlow refuses."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def write_source(root, count=4):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The source of a set, and the folder in which the set is prepared."""
+    """A folder with the source of a set, and the prepared set in `data`."""
     root = tmp_path_factory.mktemp("whole")
     sets.prepare("folder", root / "data", source=write_source(root / "source"))
     return root
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def data(whole, tmp_path):
-    """A copy of it to damage."""
+    """A copy of the prepared set to damage."""
     shutil.copytree(whole / "data", tmp_path / "data")
     return tmp_path / "data"
 
@@ -58,7 +58,7 @@ def remove(path):
 
 
 def train(records, **changes):
-    settings = {"batch_size": 2, "seed": 0, "num_steps": 4, "options": AugmentOptions((4, 4))}
+    settings = {"batch_size": 2, "seed": 0, "steps": range(4), "options": AugmentOptions((4, 4))}
     return list(pipeline.train_batches(records, **{**settings, **changes}))
 
 
@@ -110,7 +110,7 @@ def test_a_record_that_changed_is_named_by_whatever_reads_it(data):
     for function, arguments in (
         (train, [records]),
         (train, [sources.Mixture([sources.Part(records)])]),
-        (pipeline.example_names, [dataset, "train"]),
+        (records.names, []),
         (lambda: list(pipeline.eval_batches(dataset, "train", batch_size=2)), []),
         (lambda: list(records.decoded(range(4))), []),
         (prepared.measure_split, [dataset, "train"]),
@@ -157,7 +157,7 @@ def test_what_training_could_not_read_is_not_prepared(tmp_path, damage, kind, ti
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_jpeg_whose_data_end_early_is_not_prepared(tmp_path, mode, capfd):
+def test_a_jpeg_that_is_cut_is_not_prepared(tmp_path, mode):
     source = write_source(tmp_path / "source")
     place = source / "images/train/2.png"
     with Image.open(place) as image:
@@ -171,14 +171,11 @@ def test_a_jpeg_whose_data_end_early_is_not_prepared(tmp_path, mode, capfd):
     path.write_bytes(whole[:-2] + bytes(9) + whole[-2:])
     sets.prepare("folder", tmp_path / "whole", source=source)
     begin = whole.index(b"\xff\xda")
-    path.write_bytes(whole[: begin + (len(whole) - begin) // 2] + b"\xff\xd9")
-    with Image.open(path) as image:
-        image.load()
+    path.write_bytes(whole[: begin + (len(whole) - begin) // 2])
     message = refused(sets.prepare, "folder", tmp_path / "data", source=source)
-    assert f"{path} cannot be read as an image: Corrupt JPEG data: premature end" in message
+    assert f"{path} cannot be read as an image: " in message
     dataset = sets.prepare("folder", tmp_path / "data", source=source, skip_damaged=True)
     assert dataset.splits == {"train": 3}
-    assert "premature end" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
@@ -191,20 +188,20 @@ def test_a_split_of_damaged_files_alone_is_named(tmp_path, kind):
 
 
 def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
-    # As in sets from before files were read with the decoder of training.
+    # Old sets were prepared without reading files by TensorFlow.
     monkeypatch.setattr(image_io, "_check_for_training", lambda *arguments: None)
     source = write_source(tmp_path / "source")
     path = source / "images/train/2.png"
     path.write_bytes(without_end(path.read_bytes()))
     dataset = sets.prepare("folder", tmp_path / "data", source=source)
     records = dataset.records("train")
-    named = f'{dataset.directory} is damaged (example "2" of train cannot be decoded: Invalid PNG'
+    named = f'{dataset.directory} is damaged (split train: example "2" cannot be decoded: Invalid'
     for source in (records, sources.Mixture([sources.Part(records)])):
         assert named in refused(train, source)
     assert named in refused(lambda: list(records.decoded(range(4))))
-    # Batches before it are as they were.
+    # The batches before it do not change.
     steps = pipeline.train_batches(
-        records, batch_size=1, seed=0, num_steps=4, options=AugmentOptions((4, 4))
+        records, batch_size=1, seed=0, steps=range(4), options=AugmentOptions((4, 4))
     )
     order = [int(i) for i in pipeline.example_indices(np.arange(4), 0, [4])]
     for _ in range(order.index(2)):
@@ -212,38 +209,10 @@ def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     assert named in refused(next, steps)
 
 
-def test_an_interrupted_preparation_with_damaged_notes_begins_them_anew(tmp_path, monkeypatch):
-    source = write_source(tmp_path / "source")
-    monkeypatch.setattr(prepared, "SHARD_SIZE", 1)
-    builder = sets.find_builder("folder")
-    convert = builder._convert
-
-    def stops(self, pair):
-        if pair.name == "3":
-            raise KeyboardInterrupt
-        return convert(self, pair)
-
-    staging = tmp_path / "data" / "folder" / ".incomplete"
-    for damaged in (
-        "kdjax.json",
-        "shards/folder-train.array_record-00001-of-00004.json",
-        "folder/1.0.0/dataset_info.json",
-        "folder/1.0.0/metadata.json",
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(builder, "_convert", stops)
-            with pytest.raises(KeyboardInterrupt):
-                sets.prepare("folder", tmp_path / "data", source=source)
-        (staging / damaged).write_text("")
-        dataset = sets.prepare("folder", tmp_path / "data", source=source)
-        assert dataset.splits == {"train": 4}
-        shutil.rmtree(tmp_path / "data")
-
-
 def test_a_source_that_changed_since_is_remarked(tmp_path):
     source = write_source(tmp_path / "source")
     lines = []
-    # Among its files, what was prepared does not count.
+    # The prepared files in the source do not count.
     data = source / "data"
     first = sets.prepare("folder", data, source=source, report=lines.append)
     sets.prepare("folder", data, source=source, report=lines.append)
@@ -252,8 +221,8 @@ def test_a_source_that_changed_since_is_remarked(tmp_path):
     again = sets.prepare("folder", data, source=source, report=lines.append)
     assert again.fingerprint == first.fingerprint
     assert lines == [
-        f"{source} has changed since {first.directory} was made from it; remove that to prepare "
-        "the set anew"
+        f"{source} has changed since {first.directory} was made from it; remove "
+        f"{first.directory} to prepare the set again"
     ]
     receipt = first.directory / "kdjax.json"
     older = {

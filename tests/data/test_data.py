@@ -1,4 +1,4 @@
-"""Batches: seed and step alone decide them, and evaluation sees each image once."""
+"""Batches: they depend on seed and step alone, and evaluation sees each image once."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from PIL import Image
 from kdjax.data import sets
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline
+from kdjax.data.loading.records import Records
 from kdjax.data.loading.sampling import IMAGE_PADDING, AugmentOptions, example_indices
 from kdjax.data.preparing.builder import find_builder
 from kdjax.utils.errors import UserError
@@ -36,25 +37,27 @@ SETTINGS = {"batch_size": 4, "seed": 5, "options": FULL}
 STEPS = 60
 
 
-class CountingRecords:
-    """Records that count how many of them are fetched."""
+class CountingRecords(Records):
+    """Records that count how many of them are read."""
 
     def __init__(self, records):
+        super().__init__()
         self._records, self.fetched = records, 0
-        self.lengths, self.weights, self.decode = records.lengths, (1,), records.decode
 
-    def fetch(self, indices):
-        def count(indices):
-            self.fetched += len(indices)
-            return indices
+    def __len__(self):
+        return len(self._records)
 
-        counted = tf.numpy_function(count, [indices], tf.int64)
-        return self._records.fetch(tf.ensure_shape(counted, indices.shape))
+    def error(self, what):
+        return self._records.error(what)
+
+    def read_serialized(self, indices):
+        self.fetched += len(indices)
+        return self._records.read_serialized(indices)
 
 
-def batches(dataset, num_steps, **changes):
+def batches(dataset, count, **changes):
     settings = {**SETTINGS, **changes}
-    return list(pipeline.train_batches(dataset.records("train"), num_steps=num_steps, **settings))
+    return list(pipeline.train_batches(dataset.records("train"), steps=range(count), **settings))
 
 
 def assert_same(first, second):
@@ -88,7 +91,7 @@ def test_the_rows_of_all_processes_are_the_batch_of_one(dataset, first_batches, 
     for process in range(count):
         records = CountingRecords(dataset.records("train"))
         shares = pipeline.train_batches(
-            records, **SETTINGS, num_steps=STEPS, process_index=process, process_count=count
+            records, **SETTINGS, steps=range(STEPS), process_index=process, process_count=count
         )
         read.append(list(shares))
         assert records.fetched == STEPS * 4 // count
@@ -101,7 +104,7 @@ def test_the_rows_of_all_processes_are_the_batch_of_one(dataset, first_batches, 
 
 def test_a_run_continues_with_the_batch_it_would_have_seen(dataset, first_batches):
     records = CountingRecords(dataset.records("train"))
-    resumed = list(pipeline.train_batches(records, **SETTINGS, num_steps=STEPS, start_step=43))
+    resumed = list(pipeline.train_batches(records, **SETTINGS, steps=range(43, STEPS)))
     assert_same(resumed, first_batches[43:])
     assert records.fetched == (STEPS - 43) * 4
 
@@ -168,7 +171,7 @@ def test_evaluation_sees_each_image_once_whole(dataset, batch_size, pad_to):
 
 
 def assert_holds_val(dataset, found, pad_to):
-    """Each of the seven validation images once, in its upper left corner, and blank otherwise."""
+    """Checks that each of the seven validation images occurs once, and the rest is blank."""
     examples = pipeline.load_examples(dataset, "val", range(7))
     seen = []
     for batch in found:
@@ -205,16 +208,14 @@ def test_processes_share_the_evaluation(dataset, count):
 
 
 def test_examples_have_names(dataset):
-    assert pipeline.example_names(dataset, "val") == [str(i) for i in range(7)]
+    assert dataset.records("val").names() == [str(i) for i in range(7)]
 
 
-def test_an_unknown_split_or_example_is_named_at_once(dataset):
+def test_an_unknown_split_is_named_at_once(dataset):
     with pytest.raises(UserError, match="no split 'test'; it has train, val"):
         dataset.records("test")
     with pytest.raises(UserError, match="no split 'test'"):
         pipeline.eval_batches(dataset, "test", batch_size=1)
-    with pytest.raises(UserError, match="has no example 7; its 7 count from 0"):
-        pipeline.load_examples(dataset, "val", [0, 7])
 
 
 @pytest.fixture(scope="module")

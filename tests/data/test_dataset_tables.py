@@ -1,4 +1,4 @@
-"""Classes, label values and splits of the published sets, against tables of facts."""
+"""Classes, label values, and splits of the published sets, compared with tables of facts."""
 
 import gzip
 import json
@@ -53,7 +53,7 @@ def test_label_values_are_those_of_the_published_tables():
 def test_pascal_context_of_59_classes_leaves_background_out():
     assert committed("pascal_context")[1][1:] == shared("pascal_context59")["classes"]
     assert committed("pascal_context")[2][1:] == shared("pascal_context59")["palette"]
-    # The 459 labels are in the order of the alphabet, so that their classes are too.
+    # The 459 labels are in alphabetical order, and so are their classes.
     values = list(committed("pascal_context")[0])
     assert values == sorted(values)
     assert len(values) == 60
@@ -76,7 +76,7 @@ def test_splits_of_cityscapes_are_those_of_the_published_lists(tmp_path):
 
 def test_train_aug_of_voc_is_the_published_list(tmp_path):
     aug, val = shared("voc_train_aug_ids")["ids"], shared("voc_val_ids")["ids"]
-    # Which of them VOC itself labels does not matter to the union.
+    # The union does not depend on which images VOC itself labels.
     train = sorted(aug)[: published("voc2012")["train"]]
     root = "VOCdevkit/VOC2012"
     files = {f"{root}/JPEGImages/{name}.jpg": b"" for name in (*aug, *val)}

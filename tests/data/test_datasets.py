@@ -1,4 +1,4 @@
-"""The published sets: each from a made-up tree of the original form, every label value."""
+"""The published sets: every label value, from made-up trees of the original form."""
 
 import numpy as np
 import pytest
@@ -41,13 +41,13 @@ def test_a_tree_of_the_original_form_is_converted(name, tmp_path):
     assert list(dataset.class_names) == names
     assert dataset.palette.tolist() == palette
     for split in dataset.splits:
-        # Raises where a label holds what is no class.
+        # Raises an error if a label holds an unknown value.
         assert prepared.measure_split(dataset, split).num_examples == dataset.splits[split]
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
 def test_cityscapes_by_either_kind_of_ids(kind, tmp_path):
-    # 255 is the licence plate's -1 in eight bits.
+    # 255 is the license plate's -1 in eight bits.
     values = (*range(34), 255) if kind == "labelIds" else (*range(19), 255)
     ids = committed("cityscapes")[0] if kind == "labelIds" else {i: i for i in range(19)}
     source = write_tree(tmp_path / "source", cityscapes(values, kind))
@@ -123,7 +123,7 @@ def test_pascal_context_of_either_form_and_count(form, classes, tmp_path):
     ids = {value: lines.get(value, 0) - (60 - classes) for value in values}
     assert_labels(dataset, values, {value: i for value, i in ids.items() if i >= 0})
     (label,) = labels(dataset, "val").values()
-    # Aeroplane, and what is no class.
+    # An airplane, and a pixel of no class.
     assert label[0, 2 if form == "mat" else 1] == classes - 59
     assert label[0, 0] == (0 if classes == 60 else 255)
 
@@ -158,13 +158,13 @@ def test_camvid_of_segnet(tmp_path):
     assert_labels(dataset, range(12), {i: i for i in range(11)})
 
 
-def test_camvid_of_32_colours_in_its_archives(tmp_path):
+def test_camvid_of_32_colors_in_its_archives(tmp_path):
     rows = rows_of("camvid", "colors")
     assert len(rows) == 32
     files = camvid_original([row[2:] for row in rows])
     source = tmp_path / "source"
     write_zip(source / "701_StillsRaw_full.zip", part(files, "701"))
-    # This archive has no folder within.
+    # This archive has no folder inside.
     flat = {path.partition("/")[2]: data for path, data in part(files, "Lab").items()}
     write_zip(source / "LabeledApproved_full.zip", flat)
     dataset = prepare("camvid", source, tmp_path)
@@ -179,7 +179,7 @@ def test_camvid_of_32_colours_in_its_archives(tmp_path):
         *("Sidewalk", "ParkingBlock", "RoadShoulder")
     }
     assert {original for original, name in grouped.items() if name == "ignored"} == {"Void"}
-    # Where a class has kept its name it has kept its colour.
+    # A class that keeps its name keeps its color.
     for number, name in enumerate(dataset.class_names):
         assert grouped.get(name, name) == name
         if name not in ("Pole", "Pavement"):

@@ -43,7 +43,7 @@ def on_device(options):
 
 @functools.cache
 def in_stream(held, options):
-    """What tf.data does to one example, traced once for all sizes."""
+    """Returns the tf.data augmentation of one example, traced once for all sizes."""
     draws = [tf.TensorSpec(value.shape[1:], value.dtype) for value in draw(options, 0, [0])]
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.int64), Draws(*draws)])
@@ -55,7 +55,7 @@ def in_stream(held, options):
 
 
 def both(held, options, seed, count=8):
-    """The batch of `count` examples by tf.data, and by the device."""
+    """Returns the batch of `count` examples by tf.data, and by the device."""
     arrays = held.padded()
     draws = draw(options, seed, range(count))
     indices = np.arange(count, dtype=np.int32) % len(held)
@@ -117,7 +117,7 @@ def test_sides_that_the_device_cannot_place_are_named(changes):
 
 
 @pytest.mark.thorough
-def test_colours_are_those_of_the_stream_within_a_level(held):
+def test_colors_are_those_of_the_stream_within_a_level(held):
     differing = []
     for seed in range(20):
         streamed, found = both(held, FULL, seed)
@@ -131,7 +131,7 @@ def test_colours_are_those_of_the_stream_within_a_level(held):
 
 
 def test_batches_from_the_device_are_those_of_the_pipeline(held):
-    settings = {"batch_size": 8, "seed": 3, "num_steps": 30, "options": FULL, "start_step": 7}
+    settings = {"batch_size": 8, "seed": 3, "steps": range(7, 30), "options": FULL}
     streamed = list(pipeline.train_batches(held, **settings))
     placement = Placement()
     arrays = placement.replicate(held.padded())
@@ -153,7 +153,7 @@ def test_no_image_travels_between_devices(held):
     placement = Placement()
     arrays = placement.replicate(held.padded())
     (batch,) = index_batches(
-        held.lengths, held.weights, batch_size=8, seed=0, num_steps=1, options=FULL
+        held.lengths, held.weights, batch_size=8, seed=0, steps=range(1), options=FULL
     )
     batch = placement.put_batch(batch)
     compiled = on_device(FULL).lower(arrays, batch["indices"], batch["draws"]).compile()
@@ -165,7 +165,7 @@ def test_no_image_travels_between_devices(held):
 
 
 def test_processes_share_what_travels(held):
-    settings = {"batch_size": 8, "seed": 3, "num_steps": 3, "options": FULL}
+    settings = {"batch_size": 8, "seed": 3, "steps": range(3), "options": FULL}
     whole = list(index_batches(held.lengths, (1,), **settings))
     shares = [
         list(index_batches(held.lengths, (1,), process_index=i, process_count=2, **settings))

@@ -1,4 +1,4 @@
-"""Photos of users, as cameras store them, and the command that prepares them."""
+"""Photos as cameras store them, and the command that prepares them."""
 
 import pathlib
 
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def write_photo(source, name, label, orientation):
-    """A photo that a camera has stored lying, and a label of it as it is looked at."""
+    """Writes a photo with an EXIF orientation, and a label of the upright photo."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = image_like(np.zeros((20, 32)))
@@ -44,7 +44,7 @@ def test_photos_are_turned_as_their_camera_noted(tmp_path):
 
 def test_a_label_of_the_photo_as_stored_is_refused(tmp_path):
     write_photo(tmp_path / "source", "a", np.eye(20, 32, dtype=np.uint8), 6)
-    message = r"a\.png is 32 x 20 pixels, but .*a\.jpg is 20 x 32, upright; .*by its EXIF note"
+    message = r"a\.png is 32 x 20 pixels, but .*a\.jpg is 20 x 32, upright; .*by its EXIF"
     refuses("folder", tmp_path / "source", tmp_path, message)
 
 
@@ -61,7 +61,7 @@ MODES = {"grey.PNG": "L", "palette.png": "P", "alpha.png": "RGBA", "CMYK.jpg": "
 
 
 def write_photos(source, classes):
-    """A flat folder as people have it, with labels in colours."""
+    """Writes a flat folder of photos, with labels in colors."""
     colors = distinct_colors(classes)
     table = [f"class {number},{r},{g},{b}" for number, (r, g, b) in enumerate(colors.tolist())]
     (source / "images").mkdir(parents=True)
@@ -86,7 +86,7 @@ def test_photos_of_all_sizes_train_and_are_scored_and_labelled(tmp_path):
     assert dataset.num_classes == 200
     for split, count in dataset.splits.items():
         for example in pipeline.load_examples(dataset, split, range(count)):
-            # The image has the colours of its label, less what JPEG and a palette do.
+            # The image has the colors of its label, up to JPEG and palette errors.
             shown = dataset.palette[example["label"]].astype(int)
             if example["name"] != "grey":
                 assert np.abs(example["image"] - shown).mean() < 20
@@ -144,7 +144,7 @@ def test_a_tree_without_labels_may_have_splits_and_nothing_that_would_not_be_rea
     refuses("folder", source, tmp_path, r"--source \S+/source/images$", unlabelled=True)
     refuses("folder", source, tmp_path, "leave --val_share out", unlabelled=True, val_share=0.1)
     (source / "labels").rename(tmp_path / "labels")
-    refuses("folder", source, tmp_path, "or --unlabelled where there are images alone")
+    refuses("folder", source, tmp_path, "or --unlabelled if there are images alone")
     assert prepare("folder", source, tmp_path, unlabelled=True).splits == {"train": 1, "later": 1}
 
 
@@ -159,13 +159,13 @@ def test_the_command_skips_and_verifies(tmp_path):
     (source / "images" / "train" / "1.jpg").write_bytes(b"")
     done = run("folder", "--source", source, "--data_dir", tmp_path, "--skip-damaged")
     assert done.returncode == 0, done.stderr
-    assert "left out, 1 damaged:" in done.stdout
+    assert "skipped 1 damaged images:" in done.stdout
     assert "images/train/1.jpg cannot be read" in done.stdout
     with Image.open(tmp_path / "folder" / "1.0.0" / "samples.png") as picture:
         assert picture.width > 600
     checked = run("folder", "--data_dir", tmp_path, "--verify")
     assert checked.returncode == 0, checked.stderr
-    assert checked.stdout.startswith("folder is as it was written")
+    assert checked.stdout.startswith("folder has not changed")
     written = done.stdout.splitlines()
     written.remove(f"samples in {tmp_path / 'folder' / '1.0.0' / 'samples.png'}")
     assert checked.stdout.splitlines()[1:] == written[1:]

@@ -1,4 +1,4 @@
-"""Preparing data sets: what is converted, what is refused, and what is left behind (nothing)."""
+"""Preparing data sets: conversion, refused sources, and no leftovers."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def pixels_of(path):
 
 
 def write_pair(source, split, name, label, image=None):
-    """Writes a label of the given values, and an image of its size in its own colours."""
+    """Writes a label of the given values, and an image of its size."""
     label = np.asarray(label, np.uint8)
     if image is None:
         image = np.repeat(label[..., None] * 20, 3, axis=2)
@@ -361,25 +361,12 @@ def test_a_byte_order_mark_is_no_part_of_a_class(source, tmp_path):
     assert prepare(source, tmp_path).class_names == tuple(names)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("", "is empty"),
-        ("x" * 300, "File name too long"),
-        ("nul\0l", "null byte"),
-        (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
-    ],
-)
-def test_folders_that_cannot_be_are_named(source, tmp_path, name, said):
-    with pytest.raises(UserError, match=f"--source .*{said}"):
-        sets.prepare("folder", tmp_path / "data", source=name)
-    with pytest.raises(UserError, match=f"--source .*{said}"):
-        sets.prepare("camvid", tmp_path / "data", source=name)
+def test_an_empty_path_is_refused(source, tmp_path):
+    with pytest.raises(UserError, match="--source is empty"):
+        sets.prepare("folder", tmp_path / "data", source="")
     for function in (sets.is_prepared, sets.open_set, sets.verify):
-        with pytest.raises(UserError, match=f"data_dir .*{said}"):
-            function("folder", name)
-    with pytest.raises(UserError, match=f"data_dir .*{said}"):
-        sets.prepare("folder", name, source=source)
+        with pytest.raises(UserError, match="data_dir is empty"):
+            function("folder", "")
 
 
 def test_a_tilde_is_the_home_folder(source, tmp_path, monkeypatch):
@@ -409,7 +396,7 @@ def test_an_interrupted_preparation_leaves_nothing(source, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path)
     assert not (tmp_path / "data").exists()
-    with pytest.raises(UserError, match=r"python -m kdjax\.prepare folder --source DIR"):
+    with pytest.raises(UserError, match=r"python -m kdjax prepare folder --source DIR"):
         sets.open_set("folder", tmp_path / "data")
     monkeypatch.undo()
     assert prepare(source, tmp_path).splits["train"] == 3
@@ -510,7 +497,7 @@ def test_a_search_path_adds_data_sets(tmp_path, monkeypatch):
     write_builder(first, "mine")
     write_builder(second, "theirs")
     own = ROOT / "datasets"
-    # The built-in ones may be named too, as it was once needed; empty parts mean nothing.
+    # The folder of the built-in sets may be listed too. Empty parts are ignored.
     path = os.pathsep.join([str(first), "", str(second), str(own)])
     monkeypatch.setenv("KDJAX_DATASETS", path)
     assert find_builder("mine").OPTIONS == ("option",)
@@ -520,7 +507,7 @@ def test_a_search_path_adds_data_sets(tmp_path, monkeypatch):
     assert original_labels("mine") == [7, 9]
     with pytest.raises(UserError, match='did you mean "theirs"') as refused:
         find_builder("theirss")
-    for listed in (f"mine (in {first})", f"theirs (in {second})", f"voc2012 (in {own})"):
+    for listed in ("mine", "theirs", "voc2012"):
         assert listed in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -592,7 +579,7 @@ def test_without_shares_a_fifth_is_to_validate_on(tmp_path):
         "val": VAL,
     }
     (line,) = said
-    assert "no folders train/ and val/: 10 of its 48 images, drawn by their names" in line
+    assert "no folders train/ and val/: 10 of its 48 images, chosen by their names" in line
     given = sets.prepare("folder", tmp_path, source=tmp_path / "source", val_share=0.2)
     assert given.fingerprint == dataset.fingerprint
 
@@ -606,12 +593,12 @@ def test_shares_split_by_name_and_adding_images_moves_none(tmp_path):
     found = names_by_split(before)
     assert set.union(*found.values()) == set(NAMES)
     assert sum(before.splits.values()) == len(NAMES)
-    # By the hash, for good: another one would move images of sets that people have.
+    # Another hash would move images between the splits of existing sets.
     assert sorted(found["val"]) == VAL
     write_images(tmp_path / "source", [f"more/{number}" for number in range(8)])
     more = names_by_split(sets.prepare("folder", tmp_path, source=tmp_path / "source", **shares))
     assert all(found[split] == more[split] & set(NAMES) for split in found)
-    # Nor does another share of one split touch the other.
+    # Changing the share of one split moves no image of the other.
     one = sets.prepare("folder", tmp_path / "one", source=tmp_path / "source", val_share=0.2)
     assert names_by_split(one) == {"train": more["train"] | more["test"], "val": more["val"]}
 
@@ -670,12 +657,12 @@ def test_statistics_are_those_of_the_pixels(source, tmp_path):
 
 
 def test_datasets_is_not_a_package():
-    # With an __init__.py it would hide the well-known `datasets` from every library.
+    # With an __init__.py it would hide the well-known `datasets` library.
     assert not (ROOT / "datasets" / "__init__.py").exists()
     assert not list((ROOT / "datasets").glob("*/__init__.py"))
 
 
-def test_importing_the_room_imports_no_tensorflow():
+def test_importing_the_package_imports_no_tensorflow():
     code = "import sys, kdjax.data; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -1,4 +1,4 @@
-"""What may be wrong or unusual with the files of a published set, tried on every one of them."""
+"""Wrong and unusual files, in every published set."""
 
 import io
 
@@ -28,7 +28,7 @@ MODES = ("L", "P", "LA", "RGBA", "CMYK")
 
 
 def paths_of(name, files):
-    """Paths of images to train on, and of labels."""
+    """Returns the paths of images to train on, and of their labels."""
     kinds = ("_labelIds.png", ".mat", ".jpg", ".png")
     found = [
         sorted(path for path in files if path.startswith(start) and path.endswith(kinds))
@@ -52,11 +52,11 @@ def saved(image, kind="png", **options):
 
 
 def of_mode(mode, size):
-    """A file with a grey ramp in an image of `mode`, and its values in 8 bits."""
+    """Returns a file with a gray ramp in an image of `mode`, and its values in 8 bits."""
     gray = np.tile(np.linspace(0, 255, size[0]).astype(np.uint8), (size[1], 1))
     image = Image.fromarray(gray)
     if mode == "CMYK":
-        # What PNG does not have; JPEG would change the values.
+        # PNG has no CMYK, and JPEG would change the values.
         return saved(image.convert("RGB").convert(mode), "tiff"), gray
     image = image.convert(mode)
     if mode in ("LA", "RGBA"):

@@ -1,4 +1,4 @@
-"""Images in tiles: a crop decodes the tiles it shows, and is the same as that of a whole image."""
+"""Images in tiles: a crop decodes its own tiles, and equals the crop of a whole image."""
 
 import json
 
@@ -18,7 +18,7 @@ SIZES = [(20, 30), (16, 48), (8, 16), (41, 17)]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr(records, "TILE", (8, 16))
-    # Traced here, with these, and not once for all.
+    # Trace with this tile size, instead of reusing an earlier trace.
     monkeypatch.setattr(records, "_decode_example", records.decode_example)
 
 
@@ -39,7 +39,7 @@ def test_a_window_is_decoded_from_the_tiles_it_touches(shape):
             for row in range(top // 8, bottom // 8 + 1)
             for column in range(left // 16, right // 16 + 1)
         }
-        # What must not be decoded cannot be.
+        # Tiles that must not be decoded are unreadable.
         readable = [tile if n in touched else b"no image" for n, tile in enumerate(encoded)]
         ends = tf.constant([[top, left], [bottom + 1, right + 1]], tf.int32)
         window = records.decode_window(tf.constant(readable), tf.constant(shape), *ends)
@@ -68,7 +68,7 @@ def source(tmp_path):
 def test_a_set_in_tiles_is_the_same_set(source, tmp_path):
     files = sets.prepare("folder", tmp_path / "files", source=source)
     tiled = sets.prepare("folder", tmp_path / "tiles", source=source, tiles=True)
-    settings = {"batch_size": 5, "seed": 0, "num_steps": 4, "options": AugmentOptions((16, 24))}
+    settings = {"batch_size": 5, "seed": 0, "steps": range(4), "options": AugmentOptions((16, 24))}
     for whole, part in zip(
         pipeline.train_batches(files.records("train"), **settings),
         pipeline.train_batches(tiled.records("train"), **settings),

@@ -158,8 +158,7 @@ def test_an_evaluation_of_many_sizes_is_said_to_be_slow(config, monkeypatch):
         "of them"
     )
     assert images.slow_evaluation("val") == (
-        f"{line}; config.data.eval_pad_to=64 would make them 1, at scores that are not those of "
-        "exact sizes"
+        f"{line}; config.data.eval_pad_to=64 reduces them to 1, but changes the scores"
     )
     monkeypatch.setattr("kdjax.data.images.PAD_TO", 1)
     assert images.slow_evaluation("val") == line
@@ -193,10 +192,10 @@ MIB, GIB = 2**20, 2**30
         ),
         ("auto", 15 * MIB, 8 * GIB, "host", "in memory, about 3.0 MiB, less than 12.5% of 8.0"),
         ("auto", None, 24 * MIB, "host", "less than 12.5% of 24.0 MiB"),
-        ("auto", None, 23 * MIB, "none", "anew .* about 3.0 MiB, more than 12.5% of 23.0"),
-        ("device", None, 1, "device", "every device.* about 4.0 MiB, as config"),
-        ("host", None, 1, "host", "as config.data.cache asks"),
-        ("none", 64 * GIB, 64 * GIB, "none", "as config.data.cache asks"),
+        ("auto", None, 23 * MIB, "none", "every epoch.* about 3.0 MiB, more than 12.5% of 23.0"),
+        ("device", None, 1, "device", "every device.* about 4.0 MiB, as set by config"),
+        ("host", None, 1, "host", "as set by config.data.cache"),
+        ("none", 64 * GIB, 64 * GIB, "none", "as set by config.data.cache"),
     ],
 )
 def test_what_auto_chooses_and_says(wanted, device, host, place, reason):

@@ -1,1 +1,1 @@
-"""From examples on disk or in memory to batches of the same numbers on every machine."""
+"""Turns examples on disk or in memory into batches, the same on every machine."""

@@ -1,13 +1,14 @@
-"""The field's training augmentations of one example in tf.data, as pure functions of its draws.
+"""Augments one example in tf.data, as a pure function of its random numbers.
 
-Pixels are computed by XLA, which does in one pass what would be ten in TensorFlow's operations. It
-compiles for each shape: crops are of one shape, and what they are taken from is filled up to few.
+XLA computes the pixels: it does in one pass what TensorFlow does in ten. It compiles for each
+shape. Crops have one shape, and the examples are padded to few shapes.
 """
 
 import functools
+from typing import NamedTuple
 
 from kdjax.data._tensorflow import tf
-from kdjax.data.interface import Window, WindowReader
+from kdjax.data.loading.records import Window, WindowReader
 from kdjax.data.loading.sampling import (
     CROP_TRIES,
     IMAGE_PADDING,
@@ -20,60 +21,77 @@ from kdjax.utils.classes import IGNORE_LABEL
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 
+class _Crop(NamedTuple):
+    """A crop of a scaled example.
+
+    Attributes:
+      size: height and width of the example, int32 `[2]`.
+      scaled: height and width after scaling.
+      corner: row and column of the crop in the scaled example.
+      mirrored: whether the crop is mirrored left to right.
+    """
+
+    size: tf.Tensor
+    scaled: tf.Tensor
+    corner: tf.Tensor
+    mirrored: tf.Tensor
+
+
 def augment(
     read_window: WindowReader, label: tf.Tensor, draws: Draws, options: AugmentOptions
 ) -> dict[str, tf.Tensor]:
-    """Scales, crops, flips and distorts one example; for use inside a `tf.function`.
+    """Scales, crops, flips and distorts one example, inside a `tf.function`.
 
-    The result is that of scaling the whole image bilinearly and the whole label to the nearest
-    pixel, and cropping after that; but only pixels of the crop are ever computed, and of an image
-    in tiles only those of the crop are decoded.
+    The result is the same as scaling the whole image bilinearly and the whole label to the nearest
+    pixel, and then cropping. But only the pixels of the crop are computed, and only the tiles that
+    the crop touches are decoded.
 
     Args:
-      read_window: decodes a window of the image; called once.
+      read_window: decodes a window of the image. Called once.
       label: uint8 `[H, W]`.
-      draws: the example's numbers, without an axis `[B]`.
-      options: what to do.
+      draws: the random numbers of the example, without an axis `[B]`.
+      options: the augmentations.
 
     Returns:
       `image`, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; `label`, uint8 `[h, w]`, padded
-      with 255; with `options.clean_view` also `clean`, the image in its own colours; with
-      `options.place` also `place`, int32 `[5]`: height and width of the scaled image, row and
-      column of the crop's corner in it, and whether the crop was mirrored, 0 or 1.
+      with 255. With `options.clean_view` also `clean`, the image before its colors are distorted.
+      With `options.place` also `place`, int32 `[5]`: height and width of the scaled image, row and
+      column of the crop's corner in it, and 1 if the crop is mirrored, else 0.
     """
     size = tf.shape(label)
     scaled = _scaled_size(size, draws.scale, options)
     room = tf.maximum(scaled - options.crop_size, 0) + 1
     corners = tf.minimum(
         tf.cast(draws.corners * tf.cast(room, tf.float32), tf.int32),
-        room - 1,  # a number just below 1 may round to it
+        room - 1,  # a number just below 1 may be rounded to it
     )
-    corner, crop_label = _first_varied(label, scaled, corners, draws.mirrored, options)
-    ends = tf.stack([corner, tf.minimum(corner + options.crop_size, scaled) - 1])
-    low, high, _ = _neighbours(size, scaled, ends)
+    crop, crop_label = _first_varied(label, scaled, corners, draws.mirrored, options)
+    ends = tf.stack([crop.corner, tf.minimum(crop.corner + options.crop_size, scaled) - 1])
+    low, high, _ = _neighbors(size, scaled, ends)
     window = read_window(low[0], high[1] + 1)
-    image = _sample_image(window, size, scaled, corner, draws.mirrored, options.crop_size)
-    crop = {"image": distort(image, draws) if options.photometric else image}
+    clean = _sample_image(window, crop, options.crop_size)
+    images = {"image": distort(clean, draws) if options.photometric else clean}
     if options.clean_view:
-        crop["clean"] = image
-    covered = scaled - corner
-    crop = tf.cond(
+        images["clean"] = clean
+    covered = scaled - crop.corner
+    images = tf.cond(
         tf.reduce_any(covered < options.crop_size),
-        lambda: {key: _padded(value, covered, options.crop_size) for key, value in crop.items()},
-        lambda: crop,
+        lambda: {key: _padded(image, covered, options.crop_size) for key, image in images.items()},
+        lambda: images,
     )
-    crop["label"] = crop_label
+    result = {**images, "label": crop_label}
     if options.place:
-        crop["place"] = tf.concat([scaled, corner, tf.cast(draws.mirrored, tf.int32)[None]], 0)
-    return crop
+        mirrored = tf.cast(draws.mirrored, tf.int32)[None]
+        result["place"] = tf.concat([scaled, crop.corner, mirrored], 0)
+    return result
 
 
 def _scaled_size(size: tf.Tensor, scale: tf.Tensor, options: AugmentOptions) -> tf.Tensor:
-    """Height and width after scaling, in integers where sizes are divided."""
+    """Returns height and width after scaling. Divides sizes in integers."""
     if not options.base_size:
         scaled = tf.cast(tf.round(tf.cast(size, tf.float32) * scale), tf.int32)
         return tf.maximum(scaled, 1)
-    size = tf.cast(size, tf.int64)  # of very wide images, products of sides need it
+    size = tf.cast(size, tf.int64)  # for the products of the sides of very wide images
     long, short = tf.reduce_max(size), tf.reduce_min(size)
     to_long, to_short = (
         tf.maximum(tf.cast(side * scale, tf.int64), 1) for side in options.base_size
@@ -89,90 +107,76 @@ def _first_varied(
     corners: tf.Tensor,
     mirrored: tf.Tensor,
     options: AugmentOptions,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The first corner whose crop no class fills, or the last corner; and the crop of the label."""
+) -> tuple[_Crop, tf.Tensor]:
+    """Returns the first crop that no class fills, or else the last, and its label."""
     pixels = _filled_up(label)
 
-    def crop_at(index: tf.Tensor) -> tf.Tensor:
-        return _sample_label(
-            pixels, tf.shape(label), scaled, corners[index], mirrored, options.crop_size
-        )
+    def crop_at(index: tf.Tensor) -> _Crop:
+        return _Crop(tf.shape(label), scaled, corners[index], mirrored)
 
-    first = tf.constant(0)
-    if options.max_class_share >= 1:
-        return corners[first], crop_at(first)
+    def label_at(index: tf.Tensor) -> tf.Tensor:
+        return _sample_label(pixels, crop_at(index), options.crop_size)
 
-    def filled(crop: tf.Tensor) -> tf.Tensor:
-        # Labels that are ignored are beyond the bins, and not counted.
+    def filled(crop_label: tf.Tensor) -> tf.Tensor:
+        # Ignored pixels are beyond the bins, so they are not counted.
         counts = tf.raw_ops.DenseBincount(
-            input=tf.cast(tf.reshape(crop, [-1]), tf.int32),
+            input=tf.cast(tf.reshape(crop_label, [-1]), tf.int32),
             size=IGNORE_LABEL,
             weights=tf.constant([], tf.float32),
         )
         return tf.reduce_max(counts) >= options.max_class_share * tf.reduce_sum(counts)
 
-    index, crop = tf.while_loop(
-        lambda index, crop: (index < CROP_TRIES) & filled(crop),
-        lambda index, crop: (index + 1, crop_at(index + 1)),
-        (first, crop_at(first)),
+    first = tf.constant(0)
+    if options.max_class_share >= 1:
+        return crop_at(first), label_at(first)
+    index, crop_label = tf.while_loop(
+        lambda index, crop_label: (index < CROP_TRIES) & filled(crop_label),
+        lambda index, crop_label: (index + 1, label_at(index + 1)),
+        (first, label_at(first)),
     )
-    return corners[index], crop
+    return crop_at(index), crop_label
 
 
 def _filled_up(pixels: tf.Tensor) -> tf.Tensor:
-    """The values in one dimension, and zeros up to a power of two, so that few lengths occur."""
+    """Flattens an array and appends zeros up to a power of two, so that few lengths occur."""
     size = tf.size(pixels)
     lengths = tf.constant([1 << bits for bits in range(31)])
     missing = lengths[tf.searchsorted(lengths, size[None])[0]] - size
     return tf.concat([tf.reshape(pixels, [-1]), tf.zeros([missing], pixels.dtype)], 0)
 
 
-def _targets(
-    scaled: tf.Tensor, corner: tf.Tensor, mirrored: tf.Tensor, crop_size: tuple[int, int]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The rows and columns of the scaled example that a crop shows; a mirrored one from the right.
+def _targets(crop: _Crop, crop_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the rows and columns of the scaled example that a crop shows.
 
-    Those beyond the example are its last. Taking columns in that order costs nothing, unlike
-    turning the pixels around.
+    Those beyond the example are its last. A mirrored crop takes its columns from the right, which
+    costs nothing, unlike reversing the pixels.
     """
-    last = tf.minimum(corner + crop_size, scaled) - 1
-    rows, columns = (tf.minimum(corner[a] + tf.range(crop_size[a]), last[a]) for a in (0, 1))
-    return rows, tf.where(mirrored, last[1] + corner[1] - columns, columns)
+    last = tf.minimum(crop.corner + crop_size, crop.scaled) - 1
+    rows, columns = (tf.minimum(crop.corner[a] + tf.range(crop_size[a]), last[a]) for a in (0, 1))
+    return rows, tf.where(crop.mirrored, last[1] + crop.corner[1] - columns, columns)
 
 
-def _sample_label(
-    pixels: tf.Tensor,
-    size: tf.Tensor,
-    scaled: tf.Tensor,
-    corner: tf.Tensor,
-    mirrored: tf.Tensor,
-    crop_size: tuple[int, int],
-) -> tf.Tensor:
-    """The crop at `corner` of the label scaled to `scaled`, padded with 255.
+def _sample_label(pixels: tf.Tensor, crop: _Crop, crop_size: tuple[int, int]) -> tf.Tensor:
+    """Returns a crop of the scaled label, padded with 255.
 
-    A pixel takes the label in which its centre falls: floor((i + 1/2) * source / scaled), here in
-    integers. This is the nearest neighbour of the point that `_sample_image` interpolates at.
+    Each pixel takes the label under its center: floor((i + 1/2) * source / scaled), computed in
+    integers. This is the nearest neighbor of the point where `_sample_image` interpolates.
     """
-    rows, columns = _label_places(size, scaled, corner, mirrored, crop_size)
-    return _gather_label(pixels, rows, columns, scaled - corner, crop_size)
+    rows, columns = _label_places(crop, crop_size)
+    return _gather_label(pixels, rows, columns, crop.scaled - crop.corner, crop_size)
 
 
-# Places are compiled apart from what is done with them: together, XLA would compute them, and their
-# divisions, for each pixel anew.
+# Places are compiled apart from the gathering. In one program, XLA would repeat the divisions for
+# each pixel.
 @_compiled
-def _label_places(
-    size: tf.Tensor,
-    scaled: tf.Tensor,
-    corner: tf.Tensor,
-    mirrored: tf.Tensor,
-    crop_size: tuple[int, int],
-) -> tuple[tf.Tensor, tf.Tensor]:
-    targets = _targets(scaled, corner, mirrored, crop_size)
+def _label_places(crop: _Crop, crop_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
     rows, columns = (
-        tf.cast(_centre(target, size[axis]) // tf.cast(2 * scaled[axis], tf.int64), tf.int32)
-        for axis, target in enumerate(targets)
+        tf.cast(
+            _center(target, crop.size[axis]) // tf.cast(2 * crop.scaled[axis], tf.int64), tf.int32
+        )
+        for axis, target in enumerate(_targets(crop, crop_size))
     )
-    return rows * size[1], columns
+    return rows * crop.size[1], columns
 
 
 @_compiled
@@ -187,38 +191,24 @@ def _gather_label(
     return tf.where(_inside(covered, crop_size), crop, tf.constant(IGNORE_LABEL, tf.uint8))
 
 
-def _sample_image(
-    window: Window,
-    size: tf.Tensor,
-    scaled: tf.Tensor,
-    corner: tf.Tensor,
-    mirrored: tf.Tensor,
-    crop_size: tuple[int, int],
-) -> tf.Tensor:
-    """The crop at `corner` of the image scaled bilinearly to `scaled`, in integers.
+def _sample_image(window: Window, crop: _Crop, crop_size: tuple[int, int]) -> tf.Tensor:
+    """Returns a crop of the bilinearly scaled image, computed in integers.
 
     Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing.
     """
-    tile = tf.shape(window.tiles)[1:3]
-    layout = tile, window.per_row, window.corner
-    places = _image_places(layout, size, scaled, corner, mirrored, crop_size)
-    return _interpolate(_filled_up(window.tiles), *places)
+    layout = tf.shape(window.tiles)[1:3], window.per_row, window.corner
+    return _interpolate(_filled_up(window.tiles), *_image_places(layout, crop, crop_size))
 
 
 @_compiled
 def _image_places(
-    layout: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
-    size: tf.Tensor,
-    scaled: tf.Tensor,
-    corner: tf.Tensor,
-    mirrored: tf.Tensor,
-    crop_size: tuple[int, int],
+    layout: tuple[tf.Tensor, tf.Tensor, tf.Tensor], crop: _Crop, crop_size: tuple[int, int]
 ) -> tuple[tf.Tensor, ...]:
-    """For both axes: where the two neighbours of each target lie in a window, and their weight."""
+    """Returns, for both axes, the offsets of two neighbors of each target, and their weight."""
     tile, per_row, window_corner = layout
-    rows, columns = _targets(scaled, corner, mirrored, crop_size)
-    top, bottom, down = _neighbours(size[0], scaled[0], rows)
-    left, right, across = _neighbours(size[1], scaled[1], columns)
+    rows, columns = _targets(crop, crop_size)
+    top, bottom, down = _neighbors(crop.size[0], crop.scaled[0], rows)
+    left, right, across = _neighbors(crop.size[1], crop.scaled[1], columns)
     tile_size = tile[0] * tile[1] * 3
 
     def down_to(row: tf.Tensor) -> tf.Tensor:
@@ -246,21 +236,24 @@ def _interpolate(
         places = row[:, None, None] + (column[:, None] + tf.range(3))
         return tf.cast(tf.gather(pixels, places), tf.int32)
 
-    blended = _blend(
-        _blend(at(top, left), at(bottom, left), down[:, None, None]),
-        _blend(at(top, right), at(bottom, right), down[:, None, None]),
+    def blend(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        return low * (1 << WEIGHT_BITS) + (high - low) * weight
+
+    blended = blend(
+        blend(at(top, left), at(bottom, left), down[:, None, None]),
+        blend(at(top, right), at(bottom, right), down[:, None, None]),
         across[:, None],
     )
     half = 1 << (2 * WEIGHT_BITS - 1)
     return tf.cast(tf.bitwise.right_shift(blended + half, 2 * WEIGHT_BITS), tf.uint8)
 
 
-def _neighbours(
+def _neighbors(
     size: tf.Tensor, scaled: tf.Tensor, target: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Of the scaled pixels `target` along an axis: the two that each lies between, and where."""
+    """Returns the two source pixels around each scaled pixel `target`, and the weight of one."""
     wide = tf.cast(scaled, tf.int64)
-    place = _centre(target, size) - wide  # in parts of 2 * scaled
+    place = _center(target, size) - wide  # in units of 1 / (2 * scaled)
     low = place // (2 * wide)
     part = place - low * 2 * wide
     weight = tf.cast((part * (1 << WEIGHT_BITS) + wide) // (2 * wide), tf.int32)
@@ -268,20 +261,16 @@ def _neighbours(
     return tf.maximum(low, 0), tf.minimum(low + 1, size - 1), weight
 
 
-def _centre(target: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Where the middle of a scaled pixel lies along an axis of `size`, in parts of 2 * scaled.
+def _center(target: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Returns the center of a scaled pixel on an axis of `size`, in units of 1 / (2 * scaled).
 
-    In 64 bits: beyond 32 from sides of 23,170 pixels on, at a scale of 2.
+    In 64 bits, because sides of 23,170 pixels exceed 32 bits at a scale of 2.
     """
     return (2 * tf.cast(target, tf.int64) + 1) * tf.cast(size, tf.int64)
 
 
-def _blend(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    return low * (1 << WEIGHT_BITS) + (high - low) * weight
-
-
 def _inside(covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
-    """Where the crop shows the example, which covers so many of its rows and columns."""
+    """Returns True for the rows and columns of a crop that the example covers."""
     rows, columns = (tf.range(crop_size[axis]) < covered[axis] for axis in (0, 1))
     return rows[:, None] & columns
 
@@ -293,7 +282,7 @@ def _padded(image: tf.Tensor, covered: tf.Tensor, crop_size: tuple[int, int]) ->
 
 
 def distort(image: tf.Tensor, draws: Draws) -> tf.Tensor:
-    """Photometric distortion as mmsegmentation's, rounded once at the end: uint8 `[h, w, 3]`."""
+    """Distorts colors as mmsegmentation does, but rounds once at the end: uint8 `[h, w, 3]`."""
     tinted = tf.not_equal(draws.saturation, 1) | tf.not_equal(draws.hue, 0)
     shaded = tf.not_equal(draws.contrast, 1) | tf.not_equal(draws.brightness, 0)
     return tf.switch_case(
@@ -306,7 +295,7 @@ def distort(image: tf.Tensor, draws: Draws) -> tf.Tensor:
     )
 
 
-@tf.function(jit_compile=True, autograph=False)
+@_compiled
 def _distort(image: tf.Tensor, draws: Draws, tinted: bool) -> tf.Tensor:
     def contrast(planes: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
         return tf.where(wanted, tf.clip_by_value(planes * draws.contrast, 0, 255), planes)
@@ -322,11 +311,11 @@ def _distort(image: tf.Tensor, draws: Draws, tinted: bool) -> tf.Tensor:
 
 
 def _tint(planes: tf.Tensor, draws: Draws) -> tf.Tensor:
-    """Turns the hue of HSV, and scales its saturation, at most to 1; the value stays.
+    """Turns the hue of HSV, and scales its saturation, at most to 1. The value stays.
 
-    A plane is `value - chroma * clip(min(k, 4 - k), 0, 1)` with `k = (n + hue) mod 6`, the hue in
-    sixths of its circle and n = 5, 3, 1 for red, green, blue. Here all is multiplied by the chroma,
-    which may be 0.
+    A plane is `value - chroma * clip(min(k, 4 - k), 0, 1)` with `k = (n + hue) mod 6`, with the hue
+    in sixths of its circle and n = 5, 3, 1 for red, green, blue. Everything here is multiplied by
+    the chroma, which may be 0.
     """
     red, green, blue = tf.unstack(planes)
     value = tf.maximum(tf.maximum(red, green), blue)

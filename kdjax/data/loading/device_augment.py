@@ -1,11 +1,11 @@
-"""The augmentations of `augment` in JAX, for examples that lie in the memory of the device.
+"""Augments examples in the memory of the device: the augmentations of `augment` in JAX.
 
-Corners, labels and scaled pixels are computed in the same integers, so that without photometric
-distortion the crops are those of `augment`, bit for bit. Colours are computed in float32 in another
-order, so that a level may be rounded to its neighbour.
+Corners, labels, and scaled pixels are computed in the same integers, so that without photometric
+distortion the crops are equal bit for bit. Colors are computed in float32 in another order, so that
+a level may differ by one.
 """
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from kdjax.data.loading.sampling import (
 from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
-# Sides up to this, before and after scaling, can be placed in integers of 32 bits.
+# Longer sides, before or after scaling, exceed integers of 32 bits.
 MAX_SIDE = 1 << 18
 _DIGIT_BITS = 11
 
@@ -29,8 +29,8 @@ _DIGIT_BITS = 11
 class PaddedExamples(TypedDict):
     """Examples on the device, padded below and on the right to a common size.
 
-    `image` [N, H, W, 3] and `label` [N, H, W], both uint8; `size` [N, 2] int32, the height and
-    width that each example has without its padding.
+    `image` [N, H, W, 3] and `label` [N, H, W] are uint8. `size` [N, 2] int32 holds height and width
+    of each example without its padding.
     """
 
     image: UInt8[Array, "N H W 3"]
@@ -38,40 +38,44 @@ class PaddedExamples(TypedDict):
     size: Int[Array, "N 2"]
 
 
+class _Crop(NamedTuple):
+    """A crop: the index and size of its example, the scaled size, and the corner in it."""
+
+    example: Int[Array, ""]
+    size: Int[Array, "2"]
+    scaled: Int[Array, "2"]
+    corner: Int[Array, "2"]
+
+
 def augment_batch(
     examples: PaddedExamples, indices: Int[Array, "B"], draws: Draws, options: AugmentOptions
 ) -> dict[str, Array]:
-    """Scales, crops, flips and distorts examples; for use under `jax.jit`.
+    """Scales, crops, flips and distorts examples, under `jax.jit`.
 
     Args:
       examples: the examples, on every device.
-      indices: which of them.
-      draws: their numbers, with an axis `[B]`.
-      options: what to do.
+      indices: the examples of the batch.
+      draws: their random numbers, with an axis `[B]`.
+      options: the augmentations.
 
     Returns:
-      `image` [B, h, w, 3], `label` [B, h, w] and, with `options.clean_view`, `clean`: as
-      `kdjax.data.loading.augment.augment` returns them. With `options.place`, `place` [B, 5]
-      likewise, and `index` [B], the indices.
+      What `kdjax.data.loading.augment.augment` returns, with an axis `[B]`. With `options.place`
+      also `index` [B], the indices.
 
     Raises:
-      UserError: sides may be longer than `MAX_SIDE`, before or after scaling.
+      UserError: if sides may be longer than `MAX_SIDE`, before or after scaling.
     """
-    _check_sides(examples["image"].shape[1:3], options)
-    crops = jax.vmap(lambda index, numbers: _augment(examples, index, numbers, options))(
-        indices, draws
-    )
-    return {**crops, "index": indices} if options.place else crops
-
-
-def _check_sides(sides: tuple[int, ...], options: AugmentOptions) -> None:
-    scale = max(options.scale_range)
+    sides, scale = examples["image"].shape[1:3], max(options.scale_range)
     if max(*sides, scale * max(options.base_size or sides)) > MAX_SIDE:
         raise UserError(
             f"images of {sides[0]:,} x {sides[1]:,} pixels (height and width), scaled by up to "
             f"{scale:g}, have sides of more than {MAX_SIDE:,} on the device; set "
             'config.data.cache to "host"'
         )
+    crops = jax.vmap(lambda index, numbers: _augment(examples, index, numbers, options))(
+        indices, draws
+    )
+    return {**crops, "index": indices} if options.place else crops
 
 
 def _augment(
@@ -83,39 +87,38 @@ def _augment(
     corners = jnp.minimum((draws.corners * room.astype(jnp.float32)).astype(jnp.int32), room - 1)
 
     def label_at(corner: Int[Array, "2"]) -> UInt8[Array, "h w"]:
-        return _sample_label(examples["label"], index, size, scaled, corner, options.crop_size)
+        crop = _Crop(index, size, scaled, corner)
+        return _sample_label(examples["label"], crop, options.crop_size)
 
     corner = corners[_first_varied(label_at, corners, options)]
-    inside = _inside(scaled, corner, options.crop_size)
-    crop = {
-        "image": _sample_image(examples["image"], index, size, scaled, corner, options.crop_size),
-        "label": label_at(corner),
-    }
+    crop = _Crop(index, size, scaled, corner)
+    clean = _sample_image(examples["image"], crop, options.crop_size)
+    result = {"image": distort(clean, draws) if options.photometric else clean}
+    result["label"] = label_at(corner)
     if options.clean_view:
-        crop["clean"] = crop["image"]
-    if options.photometric:
-        crop["image"] = distort(crop["image"], draws)
+        result["clean"] = clean
     if options.flip:
-        # What an example does not cover stays on the right, so that it is moved and not reversed.
+        # The padding stays on the right, so its columns move and are not mirrored.
         width = jnp.minimum(scaled[1] - corner[1], options.crop_size[1])
         columns = jnp.arange(options.crop_size[1])
         columns = jnp.where(draws.mirrored, (width - 1 - columns) % options.crop_size[1], columns)
-        crop = {key: value[:, columns] for key, value in crop.items()}
-    crop = {
+        result = {key: value[:, columns] for key, value in result.items()}
+    inside = _inside(crop, options.crop_size)
+    result = {
         key: jnp.where(inside, value, IGNORE_LABEL)
         if key == "label"
         else jnp.where(inside[..., None], value, jnp.array(IMAGE_PADDING, jnp.uint8))
-        for key, value in crop.items()
+        for key, value in result.items()
     }
     if options.place:
-        crop["place"] = jnp.append(jnp.append(scaled, corner), draws.mirrored.astype(jnp.int32))
-    return crop
+        result["place"] = jnp.append(jnp.append(scaled, corner), draws.mirrored.astype(jnp.int32))
+    return result
 
 
 def _scaled_size(
     size: Int[Array, "2"], scale: Float[Array, ""], options: AugmentOptions
 ) -> Int[Array, "2"]:
-    """Height and width after scaling, in integers where sizes are divided."""
+    """Returns height and width after scaling. Divides sizes in integers."""
     if not options.base_size:
         return jnp.maximum(jnp.round(size.astype(jnp.float32) * scale).astype(jnp.int32), 1)
     long, short = jnp.max(size), jnp.min(size)
@@ -131,14 +134,14 @@ def _scaled_size(
 def _multiply_divide(
     a: Int[Array, "*n"], b: Int[Array, "*n"], divisor: Int[Array, "*n"]
 ) -> tuple[Int[Array, "*n"], Int[Array, "*n"]]:
-    """Quotient and remainder of `a * b` by `divisor`, in 32 bits where the product needs 64.
+    """Returns quotient and remainder of `a * b` by `divisor` in 32 bits, if the product needs 64.
 
-    By long division in two digits: `a` is below 2^22, the sum of `b` and `divisor` at most 2^20,
-    and none is negative.
+    Long division in two digits. `a` is below 2^22, `b + divisor` is at most 2^20, and none is
+    negative.
     """
     high = (a >> _DIGIT_BITS) * b
     divisor = jnp.broadcast_to(divisor, high.shape)
-    # Unlike `//`, which looks at the signs; XLA repeats the division for each pixel of a crop.
+    # `//` checks the signs, and XLA repeats the division for each pixel of a crop.
     first = jax.lax.div(high, divisor)
     low = ((high - first * divisor) << _DIGIT_BITS) + (a & ((1 << _DIGIT_BITS) - 1)) * b
     second = jax.lax.div(low, divisor)
@@ -146,12 +149,12 @@ def _multiply_divide(
 
 
 def _first_varied(label_at, corners: Int[Array, "T 2"], options: AugmentOptions) -> Int[Array, ""]:
-    """Index of the first corner whose crop no class fills, or of the last corner."""
+    """Returns the index of the first corner whose crop no class fills, or else of the last."""
     if options.max_class_share >= 1:
         return jnp.zeros((), jnp.int32)
 
     def filled(index: Int[Array, ""]) -> Bool[Array, ""]:
-        # Compared and added up rather than scattered into bins: devices do that faster by far.
+        # On devices, comparing and adding is much faster than scattering into bins.
         crop = label_at(corners[index])[..., None]
         counts = jnp.sum(crop == jnp.arange(IGNORE_LABEL, dtype=jnp.uint8), (0, 1), jnp.float32)
         return jnp.max(counts) >= options.max_class_share * jnp.sum(counts)
@@ -163,75 +166,63 @@ def _first_varied(label_at, corners: Int[Array, "T 2"], options: AugmentOptions)
     )
 
 
-def _inside(
-    scaled: Int[Array, "2"], corner: Int[Array, "2"], crop_size: tuple[int, int]
-) -> Bool[Array, "h w"]:
-    rows, columns = (jnp.arange(crop_size[axis]) + corner[axis] < scaled[axis] for axis in (0, 1))
+def _inside(crop: _Crop, crop_size: tuple[int, int]) -> Bool[Array, "h w"]:
+    """Returns True for the pixels of a crop that the example covers."""
+    rows, columns = (
+        jnp.arange(crop_size[axis]) + crop.corner[axis] < crop.scaled[axis] for axis in (0, 1)
+    )
     return rows[:, None] & columns
 
 
-def _centre(
-    axis: int,
-    size: Int[Array, "2"],
-    scaled: Int[Array, "2"],
-    corner: Int[Array, "2"],
-    crop_size: tuple[int, int],
+def _centers(
+    crop: _Crop, axis: int, crop_size: tuple[int, int]
 ) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
-    """Where the middles of a crop's pixels lie: in which pixel, and how many 2 * scaled-ths in it.
+    """Returns the source pixel of each center of a crop's pixels, and the 2 * scaled-ths in it.
 
-    Beyond the example they are its last.
+    Those beyond the example are its last.
     """
-    target = jnp.minimum(jnp.arange(crop_size[axis]) + corner[axis], scaled[axis] - 1)
-    return _multiply_divide(2 * target + 1, size[axis], 2 * scaled[axis])
+    scaled = crop.scaled[axis]
+    target = jnp.minimum(jnp.arange(crop_size[axis]) + crop.corner[axis], scaled - 1)
+    return _multiply_divide(2 * target + 1, crop.size[axis], 2 * scaled)
 
 
 def _sample_label(
-    labels: UInt8[Array, "N H W"],
-    index: Int[Array, ""],
-    size: Int[Array, "2"],
-    scaled: Int[Array, "2"],
-    corner: Int[Array, "2"],
-    crop_size: tuple[int, int],
+    labels: UInt8[Array, "N H W"], crop: _Crop, crop_size: tuple[int, int]
 ) -> UInt8[Array, "h w"]:
-    """The crop at `corner` of a label scaled to `scaled`, 255 outside."""
-    rows, columns = (_centre(axis, size, scaled, corner, crop_size)[0] for axis in (0, 1))
-    inside = _inside(scaled, corner, crop_size)
-    return jnp.where(inside, labels[index, rows][:, columns], IGNORE_LABEL)
+    """Returns a crop of a scaled label, 255 outside."""
+    rows, columns = (_centers(crop, axis, crop_size)[0] for axis in (0, 1))
+    return jnp.where(_inside(crop, crop_size), labels[crop.example, rows][:, columns], IGNORE_LABEL)
 
 
 def _sample_image(
-    images: UInt8[Array, "N H W 3"],
-    index: Int[Array, ""],
-    size: Int[Array, "2"],
-    scaled: Int[Array, "2"],
-    corner: Int[Array, "2"],
-    crop_size: tuple[int, int],
+    images: UInt8[Array, "N H W 3"], crop: _Crop, crop_size: tuple[int, int]
 ) -> UInt8[Array, "h w 3"]:
-    """The crop at `corner` of an image scaled bilinearly to `scaled`; anything outside."""
+    """Returns a crop of a bilinearly scaled image, with arbitrary pixels outside."""
 
-    def neighbours(axis: int) -> tuple[Array, Array, Array]:
-        whole, part = _centre(axis, size, scaled, corner, crop_size)
-        # Half a pixel back: between the middles of pixels, and not between their edges.
-        before = part < scaled[axis]
+    def neighbors(axis: int) -> tuple[Array, Array, Array]:
+        scaled = crop.scaled[axis]
+        whole, part = _centers(crop, axis, crop_size)
+        # Half a pixel back, to interpolate between the centers of pixels.
+        before = part < scaled
         low = whole - before
-        part = jnp.where(before, part + scaled[axis], part - scaled[axis])
-        weight = (part * (1 << WEIGHT_BITS) + scaled[axis]) // (2 * scaled[axis])
-        return jnp.maximum(low, 0), jnp.minimum(low + 1, size[axis] - 1), weight
+        part = jnp.where(before, part + scaled, part - scaled)
+        weight = (part * (1 << WEIGHT_BITS) + scaled) // (2 * scaled)
+        return jnp.maximum(low, 0), jnp.minimum(low + 1, crop.size[axis] - 1), weight
 
     def blend(low: Array, high: Array, weight: Array) -> Int[Array, "..."]:
         low, high = low.astype(jnp.int32), high.astype(jnp.int32)
         return low * (1 << WEIGHT_BITS) + (high - low) * weight
 
-    top, bottom, down = neighbours(0)
-    left, right, across = neighbours(1)
-    rows = blend(images[index, top], images[index, bottom], down[:, None, None])
+    top, bottom, down = neighbors(0)
+    left, right, across = neighbors(1)
+    rows = blend(images[crop.example, top], images[crop.example, bottom], down[:, None, None])
     pixels = blend(rows[:, left], rows[:, right], across[:, None])
     half = 1 << (2 * WEIGHT_BITS - 1)
     return ((pixels + half) >> (2 * WEIGHT_BITS)).astype(jnp.uint8)
 
 
 def distort(image: UInt8[Array, "h w 3"], draws: Draws) -> UInt8[Array, "h w 3"]:
-    """Photometric distortion as mmsegmentation's, rounded once at the end."""
+    """Distorts colors as mmsegmentation does, but rounds once at the end."""
 
     def contrast(image: Float[Array, "h w 3"], wanted: Bool[Array, ""]) -> Float[Array, "h w 3"]:
         return jnp.where(wanted, jnp.clip(image * draws.contrast, 0, 255), image)
@@ -245,7 +236,7 @@ def distort(image: UInt8[Array, "h w 3"], draws: Draws) -> UInt8[Array, "h w 3"]
 
 
 def _saturate(image: Float[Array, "h w 3"], factor: Float[Array, ""]) -> Float[Array, "h w 3"]:
-    """Scales the saturation of HSV, at most to 1, which leaves hue and value as they are."""
+    """Scales the saturation of HSV, at most to 1. Hue and value stay."""
     value = jnp.max(image, -1, keepdims=True)
     chroma = value - jnp.min(image, -1, keepdims=True)
     factor = jnp.minimum(factor, jnp.where(chroma > 0, value / jnp.maximum(chroma, 1e-6), 0))
@@ -253,7 +244,7 @@ def _saturate(image: Float[Array, "h w 3"], factor: Float[Array, ""]) -> Float[A
 
 
 def _turn_hue(image: Float[Array, "h w 3"], turns: Float[Array, ""]) -> Float[Array, "h w 3"]:
-    """Moves the hue of HSV around its circle and leaves saturation and value as they are."""
+    """Moves the hue of HSV around its circle. Saturation and value stay."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value, least = jnp.max(image, -1), jnp.min(image, -1)
     chroma = value - least

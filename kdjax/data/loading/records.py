@@ -1,12 +1,14 @@
-"""Examples in files of records: found by index, their images whole or in tiles."""
+"""The examples of a split as records: read by index, with images in one file or in tiles."""
 
+import abc
 import io
 import itertools
 import pathlib
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -14,24 +16,51 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kdjax.data._tensorflow import reason, tf, traced_as_written
-from kdjax.data.interface import Opened, Window, WindowReader
 from kdjax.utils.errors import UserError
 
-# Height and width. Smaller tiles decode less beside the window, but cost more calls and more bytes.
+if TYPE_CHECKING:
+    from kdjax.data.dataset import ExampleReader
+
+# Height and width. Smaller tiles decode fewer pixels outside a crop, but cost calls and bytes.
 TILE = (64, 256)
+_SCHEMA = {
+    "image": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),  # a file or tiles
+    "label": tf.io.FixedLenFeature([], tf.string),
+    "name": tf.io.FixedLenFeature([], tf.string),
+    # Height and width, if image and label hold plain pixels.
+    "size": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+}
+_THREADS = 8  # read the examples of a user's source
+_READ_SIZE = 32  # records per call when many are read in a row
+# What array_record raises for files that are missing, cut, or changed.
+_UNREADABLE = (OSError, RuntimeError, ValueError, IndexError)
 
 
-def whole_window(image: tf.Tensor) -> Window:
-    """An image `[H, W, 3]` in one tile."""
-    return Window(image[None], tf.constant(1), tf.zeros(2, tf.int32))
+class Window(NamedTuple):
+    """A part of an image, in adjacent tiles.
+
+    Attributes:
+      tiles: uint8 `[n, h, w, 3]`, row by row.
+      per_row: the number of tiles in a row, int32.
+      corner: row and column of the image where the first tile begins, int32 `[2]`.
+    """
+
+    tiles: tf.Tensor
+    per_row: tf.Tensor
+    corner: tf.Tensor
+
+
+# Decodes a part of an image that covers the rows and columns from `begin` to before `end`, each
+# int32 `[2]`.
+WindowReader = Callable[[tf.Tensor, tf.Tensor], Window]
 
 
 def encode_tiles(pixels: UInt8[np.ndarray, "H W 3"]) -> list[bytes]:
-    """PNG tiles, row by row, all of one size: the last ones go on beyond the edge of the image."""
-    rows, columns = (-(-size // tile) for size, tile in zip(pixels.shape, TILE, strict=False))
+    """Returns PNG tiles of one size, row by row. The last ones extend beyond the image."""
+    (height, width), (h, w) = pixels.shape[:2], TILE
+    rows, columns = -(-height // h), -(-width // w)
     if rows * columns == 1:
         return [_encode_tile(pixels)]
-    (height, width), (h, w) = pixels.shape[:2], TILE
     pixels = np.pad(pixels, ((0, rows * h - height), (0, columns * w - width), (0, 0)), "edge")
     return [
         _encode_tile(pixels[row * h : (row + 1) * h, column * w : (column + 1) * w])
@@ -42,32 +71,15 @@ def encode_tiles(pixels: UInt8[np.ndarray, "H W 3"]) -> list[bytes]:
 
 def _encode_tile(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     buffer = io.BytesIO()
-    # Photographs hold no long repetitions but runs. Not looking for them is six times as fast, and
-    # the files are no larger, and decode faster, than those of zlib's lower levels.
+    # Photos hold runs but no long repetitions. Run-length encoding is six times as fast as zlib's
+    # lower levels, and the files are no larger and decode faster.
     Image.fromarray(pixels).save(buffer, "png", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
-def window_reader(opened: Opened) -> WindowReader:
-    """What decodes a window of the image of an example."""
-
-    def decoded(begin: tf.Tensor, end: tf.Tensor) -> Window:
-        del begin, end
-        return whole_window(opened.pixels)
-
-    def encoded(begin: tf.Tensor, end: tf.Tensor) -> Window:
-        return decode_window(opened.encoded, tf.shape(opened.label), begin, end)
-
-    def either(begin: tf.Tensor, end: tf.Tensor) -> Window:
-        is_encoded = tf.size(opened.encoded) > 0
-        ends = begin, end
-        window = tf.cond(is_encoded, lambda: encoded(*ends), lambda: decoded(*ends))
-        return window._replace(tiles=tf.ensure_shape(window.tiles, [None, None, None, 3]))
-
-    # Only in a mixture of both is it not known beforehand.
-    if opened.encoded.shape[0] == 0:
-        return decoded
-    return encoded if opened.pixels.shape[0] == 0 else either
+def whole_window(image: tf.Tensor) -> Window:
+    """Returns an image `[H, W, 3]` as one tile."""
+    return Window(image[None], tf.constant(1), tf.zeros(2, tf.int32))
 
 
 def decode_window(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> Window:
@@ -76,7 +88,7 @@ def decode_window(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf
     Args:
       encoded: one PNG or JPEG file, or the tiles of `encode_tiles`: strings `[n]`.
       size: height and width of the image, int32 `[2]`.
-      begin: the window's first row and column, int32 `[2]`.
+      begin: the first row and column of the window, int32 `[2]`.
       end: the row and the column after its last.
     """
 
@@ -84,26 +96,23 @@ def decode_window(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf
         image = tf.io.decode_image(encoded[0], channels=3, expand_animations=False)
         return whole_window(tf.ensure_shape(image, [None, None, 3]))
 
-    window = tf.cond(
-        tf.size(encoded) > 1, lambda: _from_tiles(encoded, size, begin, end), from_file
-    )
+    def from_tiles() -> Window:
+        first, last = begin // TILE, (end - 1) // TILE
+        rows, columns = tf.range(first[0], last[0] + 1), tf.range(first[1], last[1] + 1)
+        numbers = rows[:, None] * -(-size[1] // TILE[1]) + columns
+        decoded = tf.map_fn(
+            lambda tile: tf.ensure_shape(tf.io.decode_png(tile, channels=3), [*TILE, 3]),
+            tf.gather(encoded, tf.reshape(numbers, [-1])),
+            fn_output_signature=tf.TensorSpec([*TILE, 3], tf.uint8),
+        )
+        return Window(decoded, tf.size(columns), first * TILE)
+
+    window = tf.cond(tf.size(encoded) > 1, from_tiles, from_file)
     return window._replace(tiles=tf.ensure_shape(window.tiles, [None, None, None, 3]))
 
 
-def _from_tiles(tiles: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> Window:
-    first, last = begin // TILE, (end - 1) // TILE
-    rows, columns = tf.range(first[0], last[0] + 1), tf.range(first[1], last[1] + 1)
-    numbers = rows[:, None] * -(-size[1] // TILE[1]) + columns
-    decoded = tf.map_fn(
-        lambda tile: tf.ensure_shape(tf.io.decode_png(tile, channels=3), [*TILE, 3]),
-        tf.gather(tiles, tf.reshape(numbers, [-1])),
-        fn_output_signature=tf.TensorSpec([*TILE, 3], tf.uint8),
-    )
-    return Window(decoded, tf.size(columns), first * TILE)
-
-
 def pixels(window: Window, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    """What lies from `begin` to before `end`, as decoded: uint8 `[h, w, 3]`."""
+    """Returns the pixels from `begin` to before `end` of a window, uint8 `[h, w, 3]`."""
     count, height, width, _ = tf.unstack(tf.shape(window.tiles))
     grid = [count // window.per_row, window.per_row, height, width * 3]
     joined = tf.transpose(tf.reshape(window.tiles, grid), [0, 2, 1, 3])
@@ -112,32 +121,100 @@ def pixels(window: Window, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
     return image[begin[0] : end[0], begin[1] : end[1]]
 
 
-_SCHEMA = {
-    "image": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),  # tiles, or a file
-    "label": tf.io.FixedLenFeature([], tf.string),
-    "name": tf.io.FixedLenFeature([], tf.string),
-}
-_READ_SIZE = 32  # records fetched by one call when many are read in a row
-# What array_record raises for files that are missing, cut or changed.
-_UNREADABLE = (OSError, RuntimeError, ValueError, IndexError)
+class Records(abc.ABC):
+    """The examples of one split by index. Several threads may read them at once."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, tuple[int, int]] = {}
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    @abc.abstractmethod
+    def read_serialized(self, indices: Sequence[int]) -> list[bytes]:
+        """Returns the records at `indices`, or raises a `UserError` if one cannot be read."""
+
+    @abc.abstractmethod
+    def error(self, what: str) -> UserError:
+        """Returns the error for records that cannot be read."""
+
+    def names(self) -> list[str]:
+        """Returns the names of all examples without decoding their images."""
+        names = [self._fields(chunk, "name")["name"] for chunk in _chunks(range(len(self)))]
+        return [name.decode() for name in itertools.chain.from_iterable(names)]
+
+    def sizes(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """Returns height and width of examples without decoding them."""
+        unknown = sorted(set(indices) - self._sizes.keys())
+        for chunk in _chunks(unknown):
+            fields = self._fields(chunk, "label", "size")
+            for index, png, size in zip(chunk, fields["label"], fields["size"], strict=True):
+                width, height = size[::-1] if len(size) else struct.unpack(">II", png[16:24])
+                self._sizes[index] = int(height), int(width)
+        return [self._sizes[index] for index in indices]
+
+    def _fields(self, indices: Sequence[int], *keys: str) -> dict[str, np.ndarray]:
+        records = self.read_serialized(indices)
+        try:
+            examples = tf.io.parse_example(records, {key: _SCHEMA[key] for key in keys})
+        except tf.errors.OpError as error:
+            raise self.error(reason(error)) from error
+        return {key: value.numpy() for key, value in examples.items()}
+
+    def check(self, index: int) -> None:
+        """Decodes an example, and raises a `UserError` if it is damaged."""
+        (record,) = self.read_serialized([index])
+        try:
+            decode_example(tf.constant(record))
+        except tf.errors.OpError as error:
+            (name,) = self._fields([index], "name")["name"]
+            what = f'example "{name.decode()}" cannot be decoded: {reason(error)}'
+            raise self.error(what) from error
+
+    def decoded(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yields examples in the order of `indices`, decoded in parallel, as NumPy.
+
+        Yields:
+          `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, bytes.
+        """
+
+        def read(indices: tf.Tensor) -> tf.Tensor:
+            records = tf.numpy_function(
+                lambda indices: np.array(self.read_serialized(indices.tolist()), object),
+                [indices],
+                tf.string,
+            )
+            return tf.ensure_shape(records, [None])
+
+        def check(number: int) -> None:
+            # All records that are read in one call fail at the first of them.
+            for index in indices[number : number + _READ_SIZE]:
+                self.check(index)
+
+        examples = (
+            tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+            .batch(_READ_SIZE)
+            .map(traced_as_written(read))
+            .unbatch()
+            .map(_decode_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(4)
+        )
+        return explained(cast(Iterator[dict[str, Any]], examples.as_numpy_iterator()), check)
 
 
-class Records:
-    """Serialized examples of one split, by index. Safe to read from several threads at once.
+class FileRecords(Records):
+    """The records in array_record files.
 
     Attributes:
-      directory: that holds the set.
+      directory: the folder of the set.
     """
 
     def __init__(self, files: Sequence[str], length: int, split: str):
-        """Looks into array_record `files` of `split`, which hold `length` records together.
-
-        Raises:
-          UserError: a file is missing or damaged.
-        """
+        """Opens the `files` of `split`, which together hold `length` records."""
+        super().__init__()
         self.directory = pathlib.Path(files[0]).parent
         self._split = split
-        self._sizes: dict[int, tuple[int, int]] = {}
         try:
             self._source = ArrayRecordDataSource(list(files))
             found = len(self._source)
@@ -146,116 +223,66 @@ class Records:
             what = f": {reason(error)}" if path.is_file() else " is missing"
             raise damaged(self.directory, f"{path.name}{what}") from error
         if found != length:
-            raise damaged(
-                self.directory, f"split {split} holds {found} records instead of {length}"
-            )
+            raise self.error(f"it holds {found} records instead of {length}")
+
+    def error(self, what: str) -> UserError:
+        """Returns the error for a damaged set."""
+        return damaged(self.directory, f"split {self._split}: {what}")
 
     def __len__(self) -> int:
         return len(self._source)
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """As `Source` has it."""
-        return (len(self),)
-
-    @property
-    def weights(self) -> tuple[int, ...]:
-        """As `Source` has it."""
-        return (1,)
-
     def read_serialized(self, indices: Sequence[int]) -> list[bytes]:
-        """The records at `indices`, in that order.
-
-        Raises:
-          UserError: one of them is damaged.
-        """
+        """Returns the records at `indices`, or raises a `UserError` if one is damaged."""
         try:
             return list(self._source.__getitems__(indices))
         except _UNREADABLE as error:
-            raise damaged(self.directory, f"split {self._split}: {reason(error)}") from error
+            raise self.error(reason(error)) from error
 
-    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
-        """As `read_serialized`, from within a graph: int64 `[B]` to strings `[B]`."""
 
-        def read(indices: np.ndarray) -> np.ndarray:
-            return np.array(self.read_serialized(indices.tolist()), object)
+class SourceRecords(Records):
+    """Records of plain pixels, made from the examples of a user's source when they are read."""
 
-        return tf.ensure_shape(tf.numpy_function(read, [indices], tf.string), [None])
+    def __init__(self, reader: "ExampleReader"):
+        super().__init__()
+        self._reader = reader
 
-    def decode(self, fetched: tf.Tensor) -> tuple[tf.Tensor, WindowReader]:
-        """As `Source` has it."""
-        _, opened = _opened(fetched)
-        return opened.label, window_reader(opened)
+    def error(self, what: str) -> UserError:
+        """Returns the error for an example."""
+        return UserError(f"{self._reader.where}: {what}")
 
-    def open(self, record: tf.Tensor, index: tf.Tensor) -> Opened:
-        """As `Split` has it; decodes the label."""
-        del index
-        return _opened(record)[1]
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def read_serialized(self, indices: Sequence[int]) -> list[bytes]:
+        """Reads the examples at `indices` in parallel."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self._read, indices))
+
+    def _read(self, index: int) -> bytes:
+        example = self._reader(index)
+        values = {key: _bytes(np.asarray(example[key]).tobytes()) for key in ("image", "label")}
+        size = tf.train.Int64List(value=example["label"].shape)
+        values |= {"name": _bytes(example["name"]), "size": tf.train.Feature(int64_list=size)}
+        return tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString()
 
     def names(self) -> list[str]:
-        """The names of all examples, without decoding their images."""
-        names = [self._field("name", chunk) for chunk in _chunks(range(len(self)))]
-        return [name.decode() for name in itertools.chain.from_iterable(names)]
+        """Returns the names of all examples. Reads all of them if they have names."""
+        return super().names() if self._reader.has_names else [str(i) for i in range(len(self))]
 
-    def sizes(self, indices: Sequence[int]) -> list[tuple[int, int]]:
-        """Height and width of examples, from the headers of their labels; read once each."""
-        unknown = sorted(set(indices) - self._sizes.keys())
-        for chunk in _chunks(unknown):
-            labels = self._field("label", chunk)
-            self._sizes |= {i: _png_size(png) for i, png in zip(chunk, labels, strict=True)}
-        return [self._sizes[index] for index in indices]
 
-    def _field(self, key: str, indices: Sequence[int]) -> list[bytes]:
-        try:
-            return list(
-                tf.io.parse_example(self.read_serialized(indices), {key: _SCHEMA[key]})[key].numpy()
-            )
-        except tf.errors.OpError as error:
-            raise damaged(self.directory, f"split {self._split}: {reason(error)}") from error
-
-    def check(self, indices: Sequence[int]) -> None:
-        """As `Source` has it."""
-        for index in indices:
-            (record,) = self.read_serialized([index])
-            try:
-                decode_example(tf.constant(record))
-            except tf.errors.OpError as error:
-                (name,) = self._field("name", [index])
-                raise damaged(
-                    self.directory,
-                    f'example "{name.decode()}" of {self._split} cannot be decoded: '
-                    f"{reason(error)}",
-                ) from error
-
-    def decoded(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Examples at `indices`, in that order, decoded in parallel: `decode_example`'s, as NumPy.
-
-        Raises:
-          UserError: from the iterator, where an example is damaged.
-        """
-        examples = (
-            tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
-            .batch(_READ_SIZE)
-            .map(traced_as_written(self.fetch))
-            .unbatch()
-            .map(_decode_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .prefetch(4)
-        )
-        return explained(
-            cast(Iterator[dict[str, Any]], examples.as_numpy_iterator()),
-            # Those that are read at once fail at the first of them.
-            lambda number: self.check(indices[number : number + _READ_SIZE]),
-        )
+def _bytes(value: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
 
 def explained(
     items: Iterator[dict[str, Any]], check: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
-    """The items of a tf.data pipeline, whose errors do not say which example they are about.
+    """Yields the items of a tf.data pipeline, whose errors do not name the example.
 
     Args:
-      items: of the pipeline, in a fixed order.
-      check: called with the number of an item that could not be had; raises what is to be said.
+      items: the items, in a fixed order.
+      check: takes the number of the item that failed, and raises an error that names the example.
     """
     for number in itertools.count():
         try:
@@ -269,7 +296,7 @@ def explained(
 
 
 def damaged(directory: pathlib.Path, what: str) -> UserError:
-    """The error about a prepared set of which something is missing, cut or changed."""
+    """Returns the error for a prepared set in which something is missing, cut, or changed."""
     return UserError(f"{directory} is damaged ({what}); remove {directory} and prepare it again")
 
 
@@ -286,29 +313,41 @@ def _chunks(indices: Sequence[int]) -> Iterator[Sequence[int]]:
         yield indices[start : start + _READ_SIZE]
 
 
-def _png_size(png: bytes) -> tuple[int, int]:
-    """Height and width: the first chunk of a PNG file begins with both, after 16 bytes."""
-    width, height = struct.unpack(">II", png[16:24])
-    return height, width
-
-
 @traced_as_written
 def decode_example(record: tf.Tensor) -> dict[str, tf.Tensor]:
     """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
-    name, opened = _opened(record)
-    everything = tf.zeros(2, tf.int32), tf.shape(opened.label)
-    image = pixels(window_reader(opened)(*everything), *everything)
-    return {"image": image, "label": opened.label, "name": name}
+    name, label, read_window = open_example(record)
+    ends = tf.zeros(2, tf.int32), tf.shape(label)
+    return {"image": pixels(read_window(*ends), *ends), "label": label, "name": name}
 
 
-# Traced once, not by every pipeline: a run reads its validation split many times.
+def open_example(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, WindowReader]:
+    """Returns name and label of a serialized example, and a reader of windows of its image."""
+    example = tf.io.parse_single_example(record, _SCHEMA)
+    plain = tf.size(example["size"]) > 0
+    size = tf.cast(example["size"], tf.int32)
+    label = tf.cond(
+        plain,
+        lambda: tf.reshape(tf.io.decode_raw(example["label"], tf.uint8), size),
+        lambda: tf.io.decode_png(example["label"], channels=1)[..., 0],
+    )
+    label = tf.ensure_shape(label, [None, None])
+
+    def read_window(begin: tf.Tensor, end: tf.Tensor) -> Window:
+        def from_pixels() -> Window:
+            image = tf.io.decode_raw(example["image"][0], tf.uint8)
+            return whole_window(tf.reshape(image, tf.concat([size, [3]], 0)))
+
+        def encoded() -> Window:
+            return decode_window(example["image"], tf.shape(label), begin, end)
+
+        window = tf.cond(plain, from_pixels, encoded)
+        return window._replace(tiles=tf.ensure_shape(window.tiles, [None, None, None, 3]))
+
+    return example["name"], label, read_window
+
+
+# Traced once and not by every pipeline, because a run reads its validation split many times.
 _decode_example = tf.function(
     decode_example, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
 )
-
-
-def _opened(record: tf.Tensor) -> tuple[tf.Tensor, Opened]:
-    """The name of a serialized example, and the rest of it."""
-    example = tf.io.parse_single_example(record, _SCHEMA)
-    label = tf.io.decode_png(example["label"], channels=1)[..., 0]
-    return example["name"], Opened(label, example["image"], tf.zeros([0, 0, 3], tf.uint8))

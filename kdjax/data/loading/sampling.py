@@ -1,9 +1,7 @@
-"""Which example comes at a place of a run, and the random numbers it is augmented with, in NumPy.
+"""The order of examples in a run, and the random numbers of their augmentation, in NumPy.
 
-Both follow from the seed and the position alone, on the host; in evaluation, examples come by size.
-What is done with the numbers is written twice, for tf.data (`augment`) and for the device
-(`device_augment`): both are pure functions of the example and its draws, so they can be held
-against each other.
+Both depend on the seed and the position alone. `augment` (tf.data) and `device_augment` (JAX) turn
+the numbers into pixels.
 """
 
 import dataclasses
@@ -17,22 +15,22 @@ from jaxtyping import Int64
 from kdjax.data.options import CropOptions
 from kdjax.utils.errors import UserError
 
-# The rounded ImageNet mean: what normalisation on the device turns into (almost) 0.
+# The rounded ImageNet mean, which normalization on the device turns into (almost) 0.
 IMAGE_PADDING = (124, 116, 104)
-# How many crops are tried for one that no class fills; the next one is taken as it is.
+# Crops that are tried for one that no class fills, before the next one is taken as it is.
 CROP_TRIES = 10
-# A place between two pixels is known to 1/2048, as in OpenCV: the sum of four 8-bit pixels with
-# weights of 11 bits in each direction still fits 32 bits, so that all who compute it agree.
+# A place between two pixels is rounded to 1/2048, as in OpenCV. The sum of four 8-bit pixels with
+# weights of 11 bits in each direction fits 32 bits, so that TensorFlow and JAX agree.
 WEIGHT_BITS = 11
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentOptions(CropOptions):
-    """What training does to an example, and what is asked of it beside.
+    """The augmentations of an example, and additional results.
 
     Attributes:
-      clean_view: give the crop also as it was before its colours changed.
-      place: say also which example was cropped, and where.
+      clean_view: also return the crop before its colors are distorted.
+      place: also return which example was cropped, and where.
     """
 
     clean_view: bool = False
@@ -40,18 +38,18 @@ class AugmentOptions(CropOptions):
 
 
 class Draws(NamedTuple):
-    """The random numbers of examples, with a leading axis `[B]` or of a single one without.
+    """The random numbers of examples, with a leading axis `[B]`, or of one example without it.
 
-    All are final: a factor of 1 and an amount of 0 mean that nothing is done.
+    A factor of 1 and an amount of 0 mean no change.
 
     Attributes:
       scale: float32, the factor by which height and width, or the base size, are scaled.
-      corners: float32 `[..., 11, 2]` in 0..1, places of the crop in the room that there is, in
-        the order in which they are tried.
+      corners: float32 `[..., 11, 2]` in 0..1, relative corners of the crop in the order in which
+        they are tried.
       mirrored: bool.
-      brightness: float32, what is added to every channel, in -32..32 of 255.
+      brightness: float32, added to every channel, in -32..32 of 255.
       contrast: float32, factor of every channel, in 0.5..1.5.
-      contrast_first: bool, whether contrast comes before saturation and hue rather than after.
+      contrast_first: bool, whether contrast comes before saturation and hue or after.
       saturation: float32, factor in 0.5..1.5.
       hue: float32, in turns of the circle, in -0.1..0.1 (18 of OpenCV's 180 steps).
     """
@@ -67,12 +65,12 @@ class Draws(NamedTuple):
 
 
 def draw(options: AugmentOptions, seed: int, positions: Sequence[int] | np.ndarray) -> Draws:
-    """The numbers of the examples at `positions` of a run's endless sequence, with an axis `[B]`.
+    """Returns the random numbers of the examples at `positions` of a run, with an axis `[B]`.
 
     Args:
-      options: what they are for.
-      seed: not negative.
-      positions: of the examples, `[B]`, not negative.
+      options: the augmentations.
+      seed: a non-negative number.
+      positions: places in the endless sequence of examples, `[B]`.
     """
     rows = np.stack([_uniform(seed, int(position)) for position in positions])
     scale, mirrored, *others = rows.T[: 2 + 9]
@@ -103,13 +101,11 @@ def _uniform(seed: int, position: int) -> np.ndarray:
 
 
 def rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
-    """The rows of a batch that process `process_index` of `process_count` reads.
+    """Returns the rows of a batch that process `process_index` of `process_count` reads.
 
     Raises:
-      UserError: the batch cannot be shared evenly.
+      UserError: if the processes cannot share the batch evenly.
     """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process {process_index} of {process_count}: count from 0")
     size, rest = divmod(batch_size, process_count)
     if rest:
         raise UserError(f"a batch of {batch_size} cannot be shared by {process_count} processes")
@@ -122,17 +118,17 @@ def example_indices(
     lengths: Sequence[int],
     weights: Sequence[int] = (1,),
 ) -> Int64[np.ndarray, "B"]:
-    """Which examples stand at `positions`, numbered through all sets in turn.
+    """Returns the examples at `positions` of a run. Indices count through all sets.
 
-    The sequence is cut into periods of `sum(weights)` positions, in each of which set k has exactly
-    `weights[k]`, in a shuffled order. Each set goes through epochs of its own: every one of its
-    examples comes once before any comes again, in a new order each time.
+    The sequence consists of periods of `sum(weights)` positions. In each, set k has exactly
+    `weights[k]` positions, in a shuffled order. Each set has its own epochs: every example comes
+    once before any comes again, in a new order each time.
 
     Args:
-      positions: not negative.
-      seed: not negative.
-      lengths: number of examples of each set.
-      weights: positive, one for each set.
+      positions: non-negative numbers.
+      seed: a non-negative number.
+      lengths: the number of examples of each set.
+      weights: a positive number for each set.
     """
     offsets = np.cumsum([0, *lengths])
     periods, places = np.divmod(positions, sum(weights))
@@ -147,7 +143,7 @@ def example_indices(
 
 @functools.lru_cache(maxsize=64)
 def _period(weights: tuple[int, ...], seed: int, period: int) -> tuple[list[int], list[int]]:
-    """By place of a period: which set, and how many of its examples stand before in the period."""
+    """Returns for each place of a period the set, and the number of its examples before."""
     members = np.repeat(np.arange(len(weights)), weights)
     members = np.random.default_rng([seed, period, len(weights)]).permutation(members)
     counts = [np.cumsum(members == member) for member in range(len(weights))]
@@ -162,11 +158,11 @@ def _epoch(length: int, seed: int, epoch: int, member: int) -> Int64[np.ndarray,
 
 @dataclasses.dataclass(frozen=True)
 class BatchIndices:
-    """Which whole images make a batch.
+    """The whole images of a batch.
 
     Attributes:
-      size: height and width that its images are padded to, in pixels.
-      indices: the images in its rows, `[B]`; -1 where a blank one only fills up.
+      size: the height and width to which its images are padded, in pixels.
+      indices: the images in its rows, `[B]`; -1 for a blank image.
     """
 
     size: tuple[int, int]
@@ -184,18 +180,18 @@ def batch_by_size(
 ) -> list[BatchIndices]:
     """Puts each image once into a batch of its padded size, and fills up each size's last batch.
 
-    Every process gets as many batches, of the same sizes in the same order: its rows of each.
+    Every process gets the same number of batches, of the same sizes in the same order.
 
     Args:
-      images: index, and height and width, of every image of all processes.
+      images: the index, and height and width, of every image of all processes.
       batch_size: images in a batch of all processes together, B.
-      pad_to: height and width are padded up to a multiple of this; 1 leaves them.
-      exact_below: a height and a width below these are left in any case.
-      process_index: which process this is.
-      process_count: how many share the batches.
+      pad_to: pad height and width to a multiple of this; 1 pads nothing.
+      exact_below: do not pad a height and a width below these.
+      process_index: the index of this process.
+      process_count: the number of processes.
 
     Raises:
-      UserError: the processes cannot share a batch evenly.
+      UserError: if the processes cannot share a batch evenly.
     """
     rows = rows_of_process(batch_size, process_index, process_count)
     groups: dict[tuple[int, int], list[int]] = {}
@@ -210,15 +206,10 @@ def batch_by_size(
     return batches
 
 
-def count_shapes(sizes: Iterable[tuple[int, int]], pad_to: int) -> int:
-    """How many sizes are left of these when they are padded as `batch_by_size` does."""
-    return len({padded(size, pad_to) for size in sizes})
-
-
 def padded(
     size: tuple[int, int], pad_to: int, exact_below: tuple[int, int] = (0, 0)
 ) -> tuple[int, int]:
-    """Returns the size to which `batch_by_size` pads an image of this size."""
+    """Returns the size to which `batch_by_size` pads an image."""
     height, width = (
         side if side < least else -(-side // pad_to) * pad_to
         for side, least in zip(size, exact_below, strict=True)
@@ -232,33 +223,31 @@ def index_batches(
     *,
     batch_size: int,
     seed: int,
-    num_steps: int,
+    steps: range,
     options: AugmentOptions,
-    start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """What `kdjax.data.loading.device_augment.augment_batch` takes to make the same batches.
+    """Yields the input of `kdjax.data.loading.device_augment.augment_batch` for each step.
 
     Args:
-      lengths: number of examples of each set.
+      lengths: the number of examples of each set.
       weights: how many of the examples in a row come from each set.
       batch_size: examples in a batch of all processes together, B.
-      seed: not negative; chooses the order of the examples and what augmentation does to them.
-      num_steps: the step before which to stop, counted from 0.
+      seed: a non-negative number that determines the order of examples and the augmentation.
+      steps: the steps, counted from 0.
       options: the augmentations.
-      start_step: the first step.
-      process_index: which process this is.
-      process_count: n, how many processes share a batch.
+      process_index: the index of this process.
+      process_count: the number n of processes that share a batch.
 
     Yields:
       `indices`, int32 `[B / n]`, and `draws`, with an axis `[B / n]`.
 
     Raises:
-      UserError: the processes cannot share a batch evenly.
+      UserError: if the processes cannot share a batch evenly.
     """
     rows = np.array(rows_of_process(batch_size, process_index, process_count))
-    for step in range(start_step, num_steps):
+    for step in steps:
         positions = step * batch_size + rows
         indices = example_indices(positions, seed, lengths, weights)
         yield {"indices": indices.astype(np.int32), "draws": draw(options, seed, positions)}

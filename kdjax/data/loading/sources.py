@@ -1,15 +1,18 @@
-"""What training reads: several splits as one, each with its part, or examples in memory."""
+"""Examples that training reads: splits mixed by weight, or arrays in memory."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdjax.data.interface import Split, WindowReader
 from kdjax.data.loading.sampling import IMAGE_PADDING
 from kdjax.utils.classes import IGNORE_LABEL
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from kdjax.data.loading.records import Records, WindowReader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,26 +22,28 @@ class Part:
     Attributes:
       records: its examples.
       weight: how many of every `sum of weights` examples in a row come from it.
-      labelled: False where its labels are not used: they become 255 throughout, so that only
-        losses that read no label learn from its images.
+      labelled: False to replace its labels by 255, so that only losses without labels use it.
     """
 
-    records: Split
+    records: "Records"
     weight: int = 1
     labelled: bool = True
 
 
 class _Fetched(NamedTuple):
-    """Examples of a mixture, `[B]`: in which part, where in it, and what was read of them."""
+    """Serialized examples, `[B]`, and whether their labels are used."""
 
     record: "tf.Tensor"
-    member: "tf.Tensor"
-    place: "tf.Tensor"
     labelled: "tf.Tensor"
 
 
 class Mixture:
-    """A `Source` over the examples of several parts, one part after the other."""
+    """The examples of several parts, one part after the other.
+
+    Attributes:
+      lengths: the number of examples of each part.
+      weights: how many of the examples in a row come from each part.
+    """
 
     def __init__(self, parts: Sequence[Part]):
         self._parts = tuple(parts)
@@ -49,53 +54,44 @@ class Mixture:
     def __len__(self) -> int:
         return sum(self.lengths)
 
+    def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the part of each example, and its place there."""
+        members = np.searchsorted(self._ends, indices, "right")
+        return members, indices - np.array([0, *self._ends])[members]
+
     def fetch(self, indices: "tf.Tensor") -> _Fetched:
-        """As `Source` has it: reads what the parts have serialized."""
+        """Reads examples, int64 `[B]`, in a graph."""
         from kdjax.data._tensorflow import tf
 
-        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-            members = np.searchsorted(self._ends, indices, "right")
-            places = indices - np.array([0, *self._ends])[members]
+        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            members, places = self._locate(indices)
             records = np.empty(len(indices), object)
             for member in np.unique(members):
-                part, rows = self._parts[member], np.flatnonzero(members == member)
+                rows = np.flatnonzero(members == member)
+                part = self._parts[member]
                 records[rows] = part.records.read_serialized(places[rows].tolist())
             labelled = np.array([self._parts[member].labelled for member in members])
-            return records, members.astype(np.int32), places, labelled
+            return records, labelled
 
-        types = [tf.string, tf.int32, tf.int64, tf.bool]
-        found = tf.numpy_function(read, [indices], types)
+        found = tf.numpy_function(read, [indices], [tf.string, tf.bool])
         return _Fetched(*(tf.ensure_shape(tensor, [None]) for tensor in found))
 
     def decode(self, fetched: _Fetched) -> "tuple[tf.Tensor, WindowReader]":
-        """As `Source` has it."""
+        """Returns the label, uint8 `[H, W]`, of one fetched example, and its image reader."""
         from kdjax.data._tensorflow import tf
         from kdjax.data.loading import records
 
-        # Records all open alike, so that nothing has to be chosen among them.
-        alike = all(isinstance(part.records, records.Records) for part in self._parts)
-        if alike or len(self._parts) == 1:
-            opened = self._parts[0].records.open(fetched.record, fetched.place)
-        else:
-            opened = tf.switch_case(
-                fetched.member,
-                [
-                    functools.partial(part.records.open, fetched.record, fetched.place)
-                    for part in self._parts
-                ],
-            )
-        label = tf.where(fetched.labelled, opened.label, tf.constant(IGNORE_LABEL, tf.uint8))
-        return label, records.window_reader(opened)
+        _, label, read_window = records.open_example(fetched.record)
+        label = tf.where(fetched.labelled, label, tf.constant(IGNORE_LABEL, tf.uint8))
+        return label, read_window
 
     def check(self, indices: Sequence[int]) -> None:
-        """As `Source` has it."""
-        for index in indices:
-            member = int(np.searchsorted(self._ends, index, "right"))
-            begin = self._ends[member] - self.lengths[member]
-            self._parts[member].records.check([int(index - begin)])
+        """Reads examples one by one, and raises a `UserError` for the first that is damaged."""
+        for member, place in zip(*self._locate(np.array(indices, int)), strict=True):
+            self._parts[member].records.check(int(place))
 
     def decoded(self) -> Iterator[dict[str, Any]]:
-        """All examples in the order of their indices, decoded in parallel, as NumPy."""
+        """Yields the images and labels of all examples, decoded in parallel, as NumPy."""
         for part in self._parts:
             for example in part.records.decoded(range(len(part.records))):
                 label = example["label"]
@@ -104,7 +100,7 @@ class Mixture:
                 yield {"image": example["image"], "label": label}
 
     def sample_sizes(self, count: int) -> list[tuple[int, int]]:
-        """Height and width of up to about `count` examples, spread over each part in turn."""
+        """Returns height and width of about `count` examples, evenly spread over each part."""
         sizes = []
         for part in self._parts:
             share = max(count * len(part.records) // len(self), 1)
@@ -113,14 +109,10 @@ class Mixture:
         return sizes
 
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-
 class InMemoryExamples:
-    """Examples as NumPy arrays, by index; a `Source` of the pipeline, and of the device's cache.
+    """Examples in NumPy arrays, in place of a `Mixture` in the pipeline, or for the devices.
 
-    Needs no TensorFlow, except to be read by the pipeline.
+    Only the pipeline needs TensorFlow.
     """
 
     def __init__(
@@ -129,15 +121,15 @@ class InMemoryExamples:
         lengths: Sequence[int] | None = None,
         weights: Sequence[int] = (1,),
     ):
-        """Takes `image`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`, of every example.
+        """Stores `image`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`, of every example.
 
         Args:
-          examples: of all sets, one set after the other.
-          lengths: number of examples of each set; None where there is one set.
+          examples: the examples of all sets, one set after the other.
+          lengths: the number of examples of each set; None for one set.
           weights: how many of the examples in a row come from each set.
 
         Raises:
-          ValueError: an example has another form.
+          ValueError: if an example has another form.
         """
         self._images: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
@@ -157,31 +149,29 @@ class InMemoryExamples:
         return len(self._images)
 
     def fetch(self, indices: "tf.Tensor") -> "tf.Tensor":
-        """The indices: there is nothing to read."""
+        """Returns the indices: there is nothing to read."""
         return indices
 
     def decode(self, fetched: "tf.Tensor") -> "tuple[tf.Tensor, WindowReader]":
-        """As `Source` has it: TensorFlow copies the label, and of the image only the window."""
+        """Copies the label to TensorFlow, and the window of the image on demand."""
         from kdjax.data._tensorflow import tf
-        from kdjax.data.loading import records
+        from kdjax.data.loading.records import Window
 
         def cut(index: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
             return self._images[index][begin[0] : end[0], begin[1] : end[1]]
 
-        def read_window(begin: tf.Tensor, end: tf.Tensor) -> records.Window:
+        def read_window(begin: "tf.Tensor", end: "tf.Tensor") -> Window:
             image = tf.numpy_function(cut, [fetched, begin, end], tf.uint8)
-            return records.whole_window(tf.ensure_shape(image, [None, None, 3]))._replace(
-                corner=begin
-            )
+            return Window(tf.ensure_shape(image, [None, None, 3])[None], tf.constant(1), begin)
 
         label = tf.numpy_function(lambda index: self._labels[index], [fetched], tf.uint8)
         return tf.ensure_shape(label, [None, None]), read_window
 
     def check(self, indices: Sequence[int]) -> None:
-        """Nothing: what is an array here has been decoded."""
+        """Does nothing: the examples are already decoded."""
 
     def padded(self) -> dict[str, Any]:
-        """All examples in three arrays, as `kdjax.data.loading.device_augment` describes them."""
+        """Returns all examples as `kdjax.data.loading.device_augment.PaddedExamples`."""
         sizes = np.array([label.shape for label in self._labels], np.int32)
         height, width = sizes.max(0)
         images = np.empty((len(self), height, width, 3), np.uint8)

@@ -1,1 +1,4 @@
-"""From the files that a data set is published as to records with an index, once."""
+"""Converts the original files of a data set to records.
+
+All functions raise a `UserError` that names the file if something is wrong with it.
+"""

@@ -1,72 +1,80 @@
-"""Builders that convert original files: images and labels are paired, checked and encoded."""
+"""Base classes of builders that convert pairs of an image and a label."""
 
 import abc
 import concurrent.futures
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from kdjax.data.preparing import prepared
-from kdjax.data.preparing.builder import SegmentationBuilder, encode_png
+from kdjax.data.preparing.builder import SegmentationBuilder
 from kdjax.data.preparing.classes import ClassTable
-from kdjax.data.preparing.image_io import DamagedFile, Photo, read_photo, read_text
-from kdjax.data.preparing.tree import File, Listing, Tree
+from kdjax.data.preparing.image_io import DamagedFile, Photo, encode_png, read_photo, read_text
+from kdjax.data.preparing.tree import Listing, Tree
 from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
-_PORTION = 64  # images; of Cityscapes, 150 MB
+_PORTION = 64  # images; 150 MB of Cityscapes
 
 _Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-    """An image and its label, if it has one: `name` tells them from others of their split."""
+    """An image and its label, if it has one. The `name` is unique in its split."""
 
     name: str
-    image: File
-    label: File | None
+    image: pathlib.Path
+    label: pathlib.Path | None
 
 
 class ConversionBuilder(SegmentationBuilder, skip_registration=True):
     """A builder whose records come from pairs of files.
 
-    A subclass finds the pairs, before anything is written, and says what the values of a label
-    mean; the pairs are converted on all cores.
+    A subclass finds the pairs and reads the labels. The pairs are converted on all cores.
     """
 
-    # Whether images are turned as their camera noted (EXIF). Labels of a user's photos are drawn on
-    # what viewers show; those of published sets belong to the pixels as they are stored.
+    # Whether images are turned by their EXIF orientation. Users draw labels on what viewers show;
+    # the labels of published sets belong to the pixels as stored.
     UPRIGHT: ClassVar[bool] = False
-    # Files that say what the values of labels mean: another state of them means other records.
-    tables: Sequence[File] = ()
 
-    def __init__(self, *, source: str, skip_damaged: bool = False, tiles: bool = False, **kwargs):
+    def __init__(
+        self,
+        *,
+        source: str,
+        data_dir: Any,
+        skip_damaged: bool = False,
+        tiles: bool = False,
+        **kwargs,
+    ):
         """Finds the pairs under `source`, a folder or an archive.
 
-        With `tiles`, records hold images that are no JPEG as PNG tiles, which crops decode in part.
-
-        Raises:
-          UserError: files are missing, or there are others than expected.
+        Args:
+          source: where the original files are.
+          data_dir: the folder to write to.
+          skip_damaged: whether files that cannot be read are skipped.
+          tiles: whether records hold images other than JPEGs as PNG tiles, which crops decode in
+            part.
+          **kwargs: for TFDS.
         """
         self._skip_damaged, self._tiles = skip_damaged, tiles
         self._skipped: set[str] = set()  # splits may share files
+        self._scratch = pathlib.Path(data_dir) / "unpacked"
         self._pairs = self.find_pairs(pathlib.Path(source))
-        super().__init__(**kwargs)
+        super().__init__(data_dir=data_dir, **kwargs)
 
     @abc.abstractmethod
     def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
-        """The pairs of each split, in the order of their records."""
+        """Returns the pairs of each split in the order of their records."""
 
     @abc.abstractmethod
-    def read_label(self, file: File) -> UInt8[np.ndarray, "H W"]:
-        """Class ids 0..K-1, and 255 where ignored."""
+    def read_label(self, path: pathlib.Path) -> UInt8[np.ndarray, "H W"]:
+        """Returns class ids 0..K-1, and 255 for ignored pixels."""
 
     @property
     def image_feature(self) -> tfds.features.FeatureConnector:
@@ -76,86 +84,55 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
 
     @property
     def skipped(self) -> list[str]:
-        """What was left out so far, and why, a line each."""
+        """A line for each file that was skipped."""
         return sorted(self._skipped)
 
-    def download_and_prepare(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, **kwargs
-    ) -> None:
-        """Writes all records; shards that an interrupted call has finished are kept."""
-        del kwargs
-        self.data_path.mkdir(parents=True, exist_ok=True)
-        described = {split: self._write_split(split) for split in self._pairs}
-        prepared.write_description(self, described)
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._pairs}
 
-    def _write_split(self, split: str) -> list[prepared.Note]:
-        pairs, size = self._pairs[split], prepared.SHARD_SIZE
-        template = prepared.file_template(self, split)
-        count = -(-len(pairs) // size)
-        written = []
-        for number in range(count):
-            path = pathlib.Path(template.sharded_filepath(shard_index=number, num_shards=count))
-            part = f"writing {split}, {number + 1} of {count}"
-            written.append(self._write_shard(path, pairs[number * size :][:size], part))
-        self.require_some([note for note in written if note.examples], split)
-        return written
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        examples = self.each(self._convert, self._pairs[split], f"writing {split}")
+        yield from enumerate(self.require_some(examples, split))
 
-    def require_some(self, readable: Sequence[object], split: str) -> None:
-        """Raises a `UserError` if all images of a split were skipped as damaged."""
-        if not readable:
+    def require_some(self, readable: Iterable[_Result], split: str) -> Iterator[_Result]:
+        """Yields `readable`."""
+        empty = True
+        for item in readable:
+            empty = False
+            yield item
+        if empty:
             raise UserError(f"no image of split {split} can be read: {self.skipped[0]}")
 
-    def _write_shard(self, path: pathlib.Path, pairs: Sequence[Pair], what: str) -> prepared.Note:
-        notes = pathlib.Path(self.data_path).parents[1] / prepared.NOTES
-        files = [file for pair in pairs for file in (pair.image, pair.label) if file]
-        made_from = prepared.state_of([*files, *self.tables])
-        note = prepared.read_note(notes, path.name)
-        usable = note and note.made_from == made_from and path.is_file()
-        if note and usable and (self._skip_damaged or not note.skipped):
-            self._skipped |= set(note.skipped)
-            return note
-        before, self._skipped = self._skipped, set()
-        examples, num_bytes = prepared.write_shard(path, self.each(self._convert, pairs, what))
-        note = prepared.Note(made_from, examples, num_bytes, self.skipped)
-        self._skipped |= before
-        prepared.write_note(notes, path.name, note)
-        return note
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        raise NotImplementedError("download_and_prepare writes the records")
-
-    def _generate_examples(self, *args, **kwargs):
-        raise NotImplementedError("download_and_prepare writes the records")
-
-    def _convert(self, pair: Pair) -> dict[str, bytes | list[bytes]]:
+    def _convert(self, pair: Pair) -> dict[str, Any]:
         photo, label = self.read(pair)
         image = photo.encode_tiles() if self._tiles else photo.encode()
-        return {"image": image, "label": encode_png(label), "name": pair.name.encode()}
+        return {"image": image, "label": encode_png(label), "name": pair.name}
 
     def read(self, pair: Pair) -> tuple[Photo, UInt8[np.ndarray, "H W"]]:
-        """Decodes both files; without a label, all pixels are ignored.
+        """Decodes an image and its label. Without a label, all pixels are ignored.
 
         Raises:
-          UserError: one of them cannot be read or used, or their sizes differ.
+          UserError: if a file cannot be read or used, or their sizes differ.
         """
         photo = read_photo(pair.image, upright=self.UPRIGHT, for_training=True)
         if pair.label is None:
             return photo, np.full(photo.shape, IGNORE_LABEL, np.uint8)
         label = self.read_label(pair.label)
         if label.shape != photo.shape:
-            lying = self.UPRIGHT and label.shape == photo.shape[::-1]
-            wanted = "a label has to lie as viewers show the photo, turned by its EXIF note"
+            turned = self.UPRIGHT and label.shape == photo.shape[::-1]
+            wanted = "a label has to match the photo turned by its EXIF orientation"
             raise UserError(
                 f"{pair.label} is {label.shape[1]} x {label.shape[0]} pixels, but {pair.image} "
                 f"is {photo.shape[1]} x {photo.shape[0]}{', upright' if self.UPRIGHT else ''}; "
-                f"{wanted if lying else 'they have to be of one size'}"
+                f"{wanted if turned else 'they must have the same size'}"
             )
         return photo, label
 
     def each(
         self, function: Callable[[Pair], _Result], pairs: Sequence[Pair], what: str
     ) -> Iterator[_Result]:
-        """Results in the order of `pairs`, less those of damaged files where these are skipped."""
+        """Yields the results in the order of `pairs`, except for skipped damaged files."""
 
         def attempt(pair: Pair) -> _Result | None:
             try:
@@ -166,14 +143,13 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
                 self._skipped.add(str(error))
 
         with (
-            # Pillow decodes and encodes without holding Python's lock.
+            # Pillow releases Python's lock while it decodes and encodes.
             concurrent.futures.ThreadPoolExecutor() as pool,
-            # Shown in a terminal only, and gone when done.
             tqdm(
                 total=len(pairs), desc=what, unit=" images", leave=False, disable=None
             ) as progress,
         ):
-            # In portions: results wait in memory, and a mistake should stop the work soon.
+            # In portions, because results wait in memory, and a mistake should stop the work soon.
             for start in range(0, len(pairs), _PORTION):
                 for result in pool.map(attempt, pairs[start : start + _PORTION]):
                     progress.update()
@@ -182,10 +158,10 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
 
 
 class PublishedBuilder(ConversionBuilder, skip_registration=True):
-    """A builder of a well-known set, whose tree, classes and counts are fixed."""
+    """A builder of a well-known set, with a fixed tree, classes, and counts."""
 
     CLASSES: ClassVar[ClassTable]
-    # Images by split, to tell an incomplete copy by.
+    # The published number of images by split, to recognize an incomplete copy.
     PUBLISHED: ClassVar[Mapping[str, int]]
     # What --source should be, for messages.
     SOURCE: ClassVar[str]
@@ -197,17 +173,17 @@ class PublishedBuilder(ConversionBuilder, skip_registration=True):
 
     @property
     def class_names(self) -> list[str]:
-        """As the table of classes has them."""
+        """The names in the class table."""
         return self.classes.names
 
     @property
     def palette(self) -> UInt8[np.ndarray, "K 3"]:
-        """The colours that the set's authors or its users have agreed on."""
+        """The colors in the class table."""
         return self.classes.palette
 
     @property
     def findings(self) -> list[str]:
-        """How many images each split has, beside the number that was published."""
+        """The number of images of each split, compared with the published one."""
         lines = []
         for split, published in self.PUBLISHED.items():
             found = len(self._pairs.get(split, ()))
@@ -216,58 +192,46 @@ class PublishedBuilder(ConversionBuilder, skip_registration=True):
         return lines
 
     def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
-        """The pairs of each split, from a folder or from archives."""
-        return self.pairs_in(Tree(source, self.SOURCE))
+        """Returns the pairs of each split, from a folder or from archives."""
+        return self.pairs_in(Tree(source, self.SOURCE, self._scratch))
 
     @abc.abstractmethod
     def pairs_in(self, tree: Tree) -> dict[str, list[Pair]]:
-        """The pairs of each split, in the order of their records."""
+        """Returns the pairs of each split in the order of their records."""
 
 
 def pair_up(images: Listing, labels: Listing) -> list[Pair]:
-    """Images and labels of the same names, all of them.
-
-    Raises:
-      UserError: one has no partner.
-    """
+    """Pairs all images and labels by name."""
     for name in sorted(images.files.keys() ^ labels.files.keys()):
         there, missing = (images, labels) if name in images.files else (labels, images)
         kind = "label" if there is images else "image"
         raise UserError(
             f"{there.files[name]} has no {kind}: there is no {name}{missing.suffix} "
-            f"in {missing.where}"
+            f"in {missing.folder}"
         )
     return [Pair(name, images.files[name], labels.files[name]) for name in images.files]
 
 
 def pair_listed(
-    names: Iterable[str], images: Listing, labels: Listing, named_by: File | str
+    names: Iterable[str], images: Listing, labels: Listing, named_by: pathlib.Path
 ) -> list[Pair]:
-    """The pairs of `names`, in that order.
-
-    Raises:
-      UserError: a file is missing.
-    """
+    """Returns the pairs of `names`, in that order."""
     pairs = []
     for name in names:
         for kind, listing in (("image", images), ("label", labels)):
             if name not in listing.files:
                 raise UserError(
                     f"{kind} {name}{listing.suffix}, which {named_by} names, is not in "
-                    f"{listing.where}"
+                    f"{listing.folder}"
                 )
         pairs.append(Pair(name, images.files[name], labels.files[name]))
     return pairs
 
 
 def read_split(lists: Listing, split: str) -> list[str]:
-    """The names in the list of `split`, which is a file among `lists`.
-
-    Raises:
-      UserError: there is no such list, it is empty, or not UTF-8.
-    """
+    """Returns the names in the list of `split`, a file among `lists`."""
     if split not in lists.files:
-        raise UserError(f"there is no {split}{lists.suffix} in {lists.where}; it lists the images")
+        raise UserError(f"there is no {split}{lists.suffix} in {lists.folder}; it lists the images")
     names = read_text(lists.files[split]).split()
     if not names:
         raise UserError(f"{lists.files[split]} is empty; it should list the images of {split}")

@@ -1,4 +1,4 @@
-"""What labels of users hold and how: tables of classes, colours, and files that tools write."""
+"""Labels of users: class tables, color tables, and the files of common tools."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from original_trees import labels, prepare, refuses
 from PIL import Image
 
-from kdjax.data.preparing.legend import Row, read_table
+from kdjax.data.preparing.class_tables import TableRow, read_class_table
 
 ROAD, SKY, VOID = (128, 64, 128), (70, 130, 180), (0, 0, 0)
 IDS = np.array([[0, 1, 1], [255, 0, 1]], np.uint8)  # of road and sky
@@ -16,7 +16,7 @@ CSV = "name,r,g,b\nroad,128,64,128\nsky,70,130,180\nVoid,0,0,0\n"
 
 
 def palette_image(order):
-    """The colours as a palette image, whose indices follow `order` and mean nothing."""
+    """Returns the colors as a palette image with indices in `order`."""
     indices = [[order.index(tuple(color)) for color in row] for row in COLORS.tolist()]
     image = Image.fromarray(np.array(indices, np.uint8))
     image.putpalette([channel for color in order for channel in color])
@@ -24,7 +24,7 @@ def palette_image(order):
 
 
 def write(source, file, label):
-    """A label of this name, pixels or a PIL image, and an image of its own name."""
+    """Writes a label of this name, pixels or a PIL image, and an image."""
     label = Image.fromarray(label) if isinstance(label, np.ndarray) else label
     image = Image.new("RGB", label.size)
     for kind, picture, name in (("images", image, f"{file[0]}.png"), ("labels", label, file)):
@@ -34,7 +34,7 @@ def write(source, file, label):
 
 @pytest.fixture
 def source(tmp_path):
-    """One image whose label holds colours."""
+    """One image whose label holds colors."""
     write(tmp_path / "source", "a.png", COLORS)
     return tmp_path / "source"
 
@@ -66,14 +66,17 @@ TABLES = {
 def test_tables_as_people_have_them(name, tmp_path):
     text = TABLES[name] if isinstance(TABLES[name], str) else json.dumps(TABLES[name])
     (tmp_path / name).write_text(text)
-    found = [row for row in read_table(tmp_path / name) if row.name != "Void"]
+    found = [row for row in read_class_table(tmp_path / name) if row.name != "Void"]
     assert [row.name for row in found] == ["road", "sky"]
     assert [row.label for row in found] == ([7, 8] if "7" in text.split("128")[0] else [0, 1])
     if "128" in text or "#" in text:
         assert found[0].color == ROAD
         assert found[1].color == (None if name == "by_id.json" else SKY)
     else:
-        assert found == [Row("road", found[0].label, None), Row("sky", found[1].label, None)]
+        assert found == [
+            TableRow("road", found[0].label, None),
+            TableRow("sky", found[1].label, None),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -86,19 +89,27 @@ def test_tables_as_people_have_them(name, tmp_path):
             "it is '0, background'",
         ),
         ("classes.csv", f"name\n{'x' * 140_000}\n", "classes.csv cannot be read as a table"),
-        ("classes.json", "[" * 100_000, "classes.json is nested too deeply for a table"),
+        (
+            "classes.json",
+            "[" * 100_000,
+            "classes.json cannot be read as a table of classes",
+        ),
         ("classes.csv", "value,name\n1,road\n1,sky\n", "entry 2 of .* repeats the value 1"),
-        ("classes.csv", "value,name\n1,road\n,sky\n", "entry 2 of .* has no value, as others"),
+        (
+            "classes.csv",
+            "value,name\n1,road\n,sky\n",
+            "entry 2 .*: either every row has a value",
+        ),
         ("classes.csv", "value,name\none,road\n", "entry 1 of .*'one'"),
-        ("classes.csv", "name,r,g,b\na,1,2,3\nb,1,2,3\n", "repeats the colour"),
-        ("classes.csv", "name,r,g,b\na,1,2,256\n", "entry 1 of .*is no colour: give three"),
+        ("classes.csv", "name,r,g,b\na,1,2,3\nb,1,2,3\n", "repeats the color"),
+        ("classes.csv", "name,r,g,b\na,1,2,256\n", "entry 1 of .*is no color: give three"),
         ("classes.csv", "", "classes.csv names 0 classes"),
         ("classes.json", "[", "classes.json cannot be read as a table of classes"),
         ("classes.json", "3", "classes.json cannot be read as a table of classes"),
         ("classes.json", "[[1, 2]]", r"entry 1 of .*\[1, 2\] is no name"),
         ("classes.json", '["a", "a"]', "entry 2 of .* repeats the name a"),
-        ("classes.json", '[{"name": "a", "color": "red"}]', "'red' is no colour"),
-        ("classes.json", '[{"name": "a", "color": 5}]', "entry 1 of .*5 is no colour: give three"),
+        ("classes.json", '[{"name": "a", "color": "red"}]', "'red' is no color"),
+        ("classes.json", '[{"name": "a", "color": 5}]', "entry 1 of .*5 is no color: give three"),
         *(
             ("classes.json", f'[{{"name": "a", "id": {value}}}]', f"entry 1 of .*value {shown} is")
             for value, shown in (("Infinity", "inf"), ("0.9", "0.9"), ("true", "True"))
@@ -106,11 +117,15 @@ def test_tables_as_people_have_them(name, tmp_path):
         (
             "classes.json",
             '[{"name": "a", "color": [10.7, 0, 0]}]',
-            "entry 1 of .*: the colour channel 10.7 is not a whole number",
+            "entry 1 of .*: the color channel 10.7 is not a whole number",
         ),
-        ("classes.csv", "name,color\na,10.7 3 2\n", "the colour channel '10.7' is not a whole"),
+        ("classes.csv", "name,color\na,10.7 3 2\n", "the color channel '10.7' is not a whole"),
         *(
-            ("classes.json", f'["road", "a{character}b"]', "entry 2 of .*: the name 'a.*use print")
+            (
+                "classes.json",
+                f'["road", "a{character}b"]',
+                "the name 'a.*' holds a line break",
+            )
             for character in (r"\n", r"\u001b[31m", r"\ud800", r"\u2028")
         ),
         ("classes.txt", "road\na\x1b[31mb\n", r"line 2 of .*: the name 'a\\x1b\[31mb' holds"),
@@ -128,7 +143,7 @@ def test_two_tables_are_not_guessed_between(source, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["option", "classes.csv"])
-def test_colours_of_a_table_become_ids(source, tmp_path, place):
+def test_colors_of_a_table_become_ids(source, tmp_path, place):
     write(source, "b.png", palette_image([SKY, VOID, ROAD]))
     write(source, "c.png", palette_image([VOID, (9, 9, 9), ROAD, SKY]))
     write(source, "d.png", Image.fromarray(COLORS).convert("RGBA"))
@@ -145,7 +160,7 @@ def test_colours_of_a_table_become_ids(source, tmp_path, place):
         np.testing.assert_array_equal(label, IDS)
 
 
-def test_grey_labels_hold_values_beside_a_table_with_colours(source, tmp_path):
+def test_gray_labels_hold_values_beside_a_table_with_colors(source, tmp_path):
     write(source, "b.png", np.array([[7, 8, 8], [255, 7, 8]], np.uint8))
     text = "value,name,r,g,b\n7,road,128,64,128\n8,sky,70,130,180\n0,Void,0,0,0\n"
     (source / "classes.csv").write_text(text)
@@ -183,7 +198,7 @@ def test_masks_whose_255_may_be_a_class_are_asked_about(tmp_path):
     assert prepare("folder", tmp_path / "source", tmp_path / "2").class_names[1] == "leaf"
 
 
-def test_several_colours_and_values_may_be_one_class(source, tmp_path):
+def test_several_colors_and_values_may_be_one_class(source, tmp_path):
     (source / "classes.txt").write_text("ground\nsky\nnever seen\n")
     (tmp_path / "colors.csv").write_text(
         "original,class,r,g,b\nRoad,ground,128,64,128\nGrass,ground,0,128,0\n"
@@ -200,18 +215,18 @@ def test_several_colours_and_values_may_be_one_class(source, tmp_path):
     refuses("folder", source, tmp_path / "2", message, colors=colors)
 
 
-def test_colours_without_a_table_are_told_what_to_give(source, tmp_path):
-    message = r"a\.png holds colours, as #804080, and no class ids; say .*--colors FILE"
+def test_colors_without_a_table_are_told_what_to_give(source, tmp_path):
+    message = r"a\.png holds colors, as #804080, and no class ids; name .*--colors FILE"
     refuses("folder", source, tmp_path, message)
 
 
-def test_an_unknown_colour_is_named_with_its_nearest(source, tmp_path):
+def test_an_unknown_color_is_named_with_its_nearest(source, tmp_path):
     strange = COLORS.copy()
     strange[0, 1:], strange[1, 2] = (72, 131, 180), (1, 1, 1)
     write(source, "b.png", strange)
     (source / "classes.csv").write_text(CSV)
     message = (
-        r"b\.png holds the colour #4883b4 \(2 pixels\) and 1 more that are not known; the nearest "
+        r"b\.png holds the color #4883b4 \(2 pixels\) and 1 more unknown colors; the nearest "
         r"is #4682b4 \(sky\), allowed are those of classes\.csv; --ignore '#rrggbb' ignores"
     )
     refuses("folder", source, tmp_path, message)
@@ -242,9 +257,9 @@ def test_an_ignored_class_is_no_class(tmp_path):
 @pytest.mark.parametrize(
     ("ignore", "message"),
     [
-        (["Viod"], 'ignore Viod is no label value, no colour and no class: did you mean "Void"'),
+        (["Viod"], 'ignore Viod is no label value, no color and no class: did you mean "Void"'),
         (["#12"], "ignore #12: .*give three numbers"),
-        ([3], "ignore 3: with --colors labels hold colours"),
+        ([3], "ignore 3: with --colors labels hold colors"),
         (["road", "sky", "Void"], r"colors\.csv names 0 classes"),
     ],
 )
@@ -256,9 +271,9 @@ def test_what_cannot_be_ignored(source, tmp_path, ignore, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, r"no file .*colors\.csv; --colors"), ("name\nroad\nsky\n", "no colour for road")],
+    [(None, r"no file .*colors\.csv; --colors"), ("name\nroad\nsky\n", "no color for road")],
 )
-def test_a_file_without_colours_is_no_table_of_them(source, tmp_path, text, message):
+def test_a_file_without_colors_is_no_table_of_them(source, tmp_path, text, message):
     if text:
         (tmp_path / "colors.csv").write_text(text)
     refuses("folder", source, tmp_path, message, colors=str(tmp_path / "colors.csv"))
@@ -267,9 +282,7 @@ def test_a_file_without_colours_is_no_table_of_them(source, tmp_path, text, mess
 def test_smoothed_labels_are_seen_to_be_so(source, tmp_path):
     (source / "classes.csv").write_text(CSV)
     write(source, "b.png", Image.fromarray(COLORS).resize((24, 16), Image.Resampling.BILINEAR))
-    message = (
-        r"b\.png holds the colour .* more that are not known, as smoothing or JPEG makes them;"
-    )
+    message = r"b\.png holds the color .* more unknown colors, as smoothing or JPEG produces them;"
     refuses("folder", source, tmp_path, message)
 
 
