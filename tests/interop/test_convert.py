@@ -41,7 +41,7 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     )
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
-    start = f"kdjax convert: error: {file}: the weights are not this network's; missing: "
+    start = f"kdjax convert: error: {file}: the weights do not fit this network; missing: "
     assert run.stderr.startswith(start)
     assert "decode_head.aspp_modules." in run.stderr
     assert "; unexpected: decode_head.psp_modules." in run.stderr
@@ -66,7 +66,7 @@ def test_convert_records_what_the_images_were(tmp_path):
     np.testing.assert_array_equal(interop.to_mmseg(net)["backbone.conv1.weight"], first[:, ::-1])
     run = convert(*arguments, "--std=1,2")
     assert run.returncode == 2
-    assert "--std is '1,2'; it takes three numbers, red first" in run.stderr
+    assert "--std is '1,2'; give three numbers, red first" in run.stderr
 
 
 def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
@@ -111,16 +111,16 @@ MISTAKES = [
     ({"class_names": "a,b"}, "--class_names a,b: 2 names, but --num_classes is 3"),
     ({"class_names": "a,b,a"}, "--class_names a,b,a: a name is empty or occurs twice"),
     ({"class_names": "names"}, "--class_names names: a name is empty or occurs twice"),
-    ({"mean": "nan,1,2"}, "--mean is 'nan,1,2'; it takes means of pixels, 0 to 255"),
-    ({"mean": "300,1,2"}, "--mean is '300,1,2'; it takes means of pixels"),
-    ({"mean": "1,2"}, "--mean is '1,2'; it takes three numbers"),
-    ({"std": "1,0,1"}, "--std is '1,0,1'; it takes positive numbers"),
-    ({"std": "1,-1,1"}, "--std is '1,-1,1'; it takes positive numbers"),
-    ({"std": "1,inf,1"}, "--std is '1,inf,1'; it takes positive numbers"),
-    ({"std": "nan,1,1"}, "--std is 'nan,1,1'; it takes positive numbers"),
-    ({"std": ""}, "--std is ''; it takes three numbers"),
+    ({"mean": "nan,1,2"}, "--mean is 'nan,1,2'; give means of pixels, 0 to 255"),
+    ({"mean": "300,1,2"}, "--mean is '300,1,2'; give means of pixels"),
+    ({"mean": "1,2"}, "--mean is '1,2'; give three numbers"),
+    ({"std": "1,0,1"}, "--std is '1,0,1'; give positive numbers"),
+    ({"std": "1,-1,1"}, "--std is '1,-1,1'; give positive numbers"),
+    ({"std": "1,inf,1"}, "--std is '1,inf,1'; give positive numbers"),
+    ({"std": "nan,1,1"}, "--std is 'nan,1,1'; give positive numbers"),
+    ({"std": ""}, "--std is ''; give three numbers"),
     ({"output": "file/net"}, "cannot write file/net: file is a file"),
-    ({"output": "mine"}, "mine/parameters is there and is not that of a network checkpoint"),
+    ({"output": "mine"}, "mine/parameters exists and is not part of a network checkpoint"),
 ]
 NO_CLASSES = [
     {"CLASSES": 2, "PALETTE": "x"},

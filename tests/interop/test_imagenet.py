@@ -7,8 +7,9 @@ import re
 import pytest
 
 from kdjax.interop import imagenet
+from kdjax.models.architectures import BACKBONES
 from kdjax.models.options import StudentOptions
-from kdjax.models.registry import BACKBONES, NETWORKS
+from kdjax.models.registry import NETWORKS
 from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def test_what_is_not_here_is_one_line_that_says_how_it_comes_here(places):
 def test_a_file_that_is_another_is_refused(places):
     (places[1] / NAME).write_bytes(b"damaged")
     digits = hashlib.sha256(b"damaged").hexdigest()[:8]
-    line = f"{places[1] / NAME}: refused: its SHA-256 begins with {digits}, .*{SHA256[:8]}; get it"
+    line = f"{places[1] / NAME}: refused: its SHA-256 begins with {digits} .*{SHA256[:8]}; get it"
     with pytest.raises(UserError, match=line):
         find()
 
@@ -79,13 +80,13 @@ def test_a_file_that_is_another_is_refused(places):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "upernet_swin_t"}, "no ImageNet weights are known for upernet_swin_t; they are"),
+        ({"name": "upernet_swin_t"}, "no ImageNet weights are known for upernet_swin_t, only for"),
         ({"name": "pspnet_r18@cirkd"}, "no ImageNet weights are known for pspnet_r18@cirkd"),
         (
             {"name": "mine:unet"},
-            "for mine:unet; they are for .* path of a network checkpoint",
+            "for mine:unet, only for .* path of a network checkpoint",
         ),
-        ({"width": 8}, "and config.student.width is 8; ImageNet weights are of width 64"),
+        ({"width": 8}, "and config.student.width is 8; ImageNet weights have width 64"),
     ],
 )
 def test_what_has_none_is_one_line(settings, message):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.models import layers, mix_transformer, swin
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 from kdjax.utils.errors import UserError
 
 FLOAT32 = jnp.dtype("float32")
@@ -314,9 +314,13 @@ def test_huggingface_weights_find_their_place(monkeypatch):
 
 def test_wrong_huggingface_weights_are_one_clear_line():
     weights = huggingface_weights(2, 16, 5)
-    with pytest.raises(UserError, match=r'"vit.layer.weight", which is no part of Hugging'):
-        interop.segformer_to_mmseg(weights | {"vit.layer.weight": np.zeros(1)})
+    net = nnx.eval_shape(
+        lambda: models.create("segformer_linear_b0", num_classes=5, width=4, rngs=traced_rngs(0))
+    )
+    message = r'"vit.layer.weight", which is no part of the networks of HuggingFace'
+    with pytest.raises(UserError, match=message):
+        interop.load_weights(net, weights | {"vit.layer.weight": np.zeros(1)})
     key = "segformer.encoder.block.0.0.attention.self.key.bias"
     del weights[key]
     with pytest.raises(UserError, match=f"lack {key}"):
-        interop.segformer_to_mmseg(weights)
+        interop.load_weights(net, weights)

@@ -10,7 +10,7 @@ from made_up_weights import segformer_weights
 
 from kdjax import interop, models
 from kdjax.models import mix_transformer
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
 from kdjax.utils.errors import UserError
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.models import FeatureSpec, hrnet
+from kdjax.models.adapters import traced_rngs
 from kdjax.models.efficientnet_lite import EfficientNetLite
-from kdjax.models.network import traced_rngs
 
 FLOAT32 = jnp.dtype("float32")
 IMAGE = (65, 97)
@@ -202,7 +202,7 @@ def test_torchvisions_networks(name):
             "aux_logits": theirs.aux_classifier(stages["aux"]),
         }
     net = abstract(name, width=64)
-    interop.from_torchvision(net, theirs.state_dict())
+    interop.load_weights(net, theirs.state_dict())
     found = compute(net, images)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value.permute(0, 2, 3, 1), atol=1e-4, err_msg=key)
