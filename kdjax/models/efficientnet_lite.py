@@ -12,10 +12,10 @@ from typing import Unpack
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from kdjax.models.batch_norm import BatchNorm
-from kdjax.models.layers import Common, ConvNorm, scaled
+from kdjax.models.layers import Common, ConvNorm, Features, Rngs, scaled
 from kdjax.models.mobilenet import Layer, build_layers, run_layers
 
 # The layers of Lite0.
@@ -92,8 +92,6 @@ class EfficientNetLite(nnx.Module):
             **common,
         )
 
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> dict[str, Float[Array, "B h w C"]]:
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features:
         """Returns the last maps of strides 4, 8, 16 and 32 as "stage1" to "stage4"."""
         return run_layers(self.blocks, self.conv_stem(images, train=train), train=train, rngs=rngs)

@@ -14,13 +14,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.distillation import Classification
-from kdjax.models.layers import Common, Conv, ConvNorm, SeparableConvNorm, normal, resize
+from kdjax.models.layers import (
+    Common,
+    Conv,
+    ConvNorm,
+    Features,
+    Rngs,
+    SeparableConvNorm,
+    normal,
+    resize,
+)
 from kdjax.models.outputs import STAGES, FeatureSpec
 from kdjax.models.pyramids import AtrousPyramid, PyramidPooling
 
 Specs = dict[str, FeatureSpec]
-Features = dict[str, Array]
-Rngs = nnx.Rngs | None
 conv3x3 = partial(ConvNorm, size=3)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Unpack
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Common, ConvNorm, resize, scaled
+from kdjax.models.layers import Common, ConvNorm, Features, Rngs, resize, scaled
 from kdjax.models.outputs import stage_specs
 from kdjax.models.resnet import BasicBlock, Bottleneck
 
@@ -125,9 +125,7 @@ class HRNet(nnx.Module):
                 nnx.List([Exchange(branches[: index + 2], blocks, **common) for _ in range(count)])
             )
 
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> dict[str, Float[Array, "B h w C"]]:
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs = None) -> Features:
         """Returns the four branches after the last exchange, finest first."""
         x = self.conv2(self.conv1(images, train=train), train=train)
         for block in self.layer1:

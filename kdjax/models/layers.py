@@ -16,6 +16,9 @@ from kdjax.losses import resize as resize
 from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.depthwise import depthwise_convolution
 
+Features = dict[str, Float[Array, "B h w C"]]
+Rngs = nnx.Rngs | None  # random streams, which layers need only in training
+
 
 class Common(TypedDict):
     """The arguments of every layer.
@@ -305,9 +308,7 @@ class TransformerBlock(nnx.Module):
     ffn: Callable[[Array], Array]
     drop_path: DropPath
 
-    def __call__(
-        self, x: Float[Array, "B H W C"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Array, *, train: bool, rngs: Rngs) -> Float[Array, "B H W C"]:
         """Adds both branches. `train` drops each branch for some of the images."""
         drop_path = partial(self.drop_path, deterministic=not train, rngs=rngs)
         x = x + drop_path(self.attention(self.norm1(x)))

@@ -17,9 +17,11 @@ from kdjax.models.layers import (
     Conv,
     DepthwiseConv,
     DropPath,
+    Features,
     LayerNorm,
     Linear,
     PatchEmbedding,
+    Rngs,
     TransformerBlock,
     attend,
     drop_path_rates,
@@ -185,7 +187,7 @@ class MixStage(nnx.Module):
         self.norm = LayerNorm(channels, epsilon=epsilons["epsilon"], **common)
 
     def __call__(
-        self, x: Float[Array, "B H W C"], *, train: bool, rngs: nnx.Rngs | None
+        self, x: Float[Array, "B H W C"], *, train: bool, rngs: Rngs
     ) -> Float[Array, "B h w D"]:
         """Runs the stage."""
         x = self.embedding(x)
@@ -231,9 +233,7 @@ class MixTransformer(nnx.Module):
                 MixStage(in_channels, channels[stage], stage, epsilons, rates, **common)
             )
 
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> dict[str, Float[Array, "B h w C"]]:
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features:
         """Returns the normalized outputs of the four stages as "stage1" to "stage4".
 
         Raises:

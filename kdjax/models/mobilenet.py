@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Common, ConvNorm, DropPath, dilate, scaled
+from kdjax.models.layers import Common, ConvNorm, DropPath, Features, Rngs, dilate, scaled
 from kdjax.models.outputs import FeatureSpec
 
 
@@ -80,7 +80,7 @@ class InvertedResidual(nnx.Module):
         self.drop_path = DropPath(drop_path)
 
     def __call__(
-        self, x: Float[Array, "B H W C"], *, train: bool, rngs: nnx.Rngs | None
+        self, x: Float[Array, "B H W C"], *, train: bool, rngs: Rngs
     ) -> Float[Array, "B h w D"]:
         """Applies the convolutions, and adds the input if size and channels are the same."""
         shortcut = x
@@ -148,9 +148,7 @@ def build_layers(
     return built, specs
 
 
-def run_layers(
-    layers: nnx.List, x: Array, *, train: bool, rngs: nnx.Rngs | None
-) -> dict[str, Array]:
+def run_layers(layers: nnx.List, x: Array, *, train: bool, rngs: Rngs) -> Features:
     """Returns the outputs of the layers that end a stage, "stage1" to "stage4"."""
     features = {}
     for index, blocks in enumerate(layers):
@@ -190,8 +188,6 @@ class MobileNetV2(nnx.Module):
             **common,
         )
 
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> dict[str, Float[Array, "B h w C"]]:
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs = None) -> Features:
         """Returns the outputs of layers 2, 3, 5 and 7 as "stage1" to "stage4"."""
         return run_layers(self.layers, self.entry(images, train=train), train=train, rngs=rngs)

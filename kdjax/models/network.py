@@ -25,6 +25,8 @@ Variables = dict[str, PyTree]
 statistics and the random state of modules that have their own."""
 
 Images = Float[Array, "B H W 3"] | Float[np.ndarray, "B H W 3"]
+Key = PRNGKeyArray | None
+Applied = tuple[Any, Variables]  # the output of a network, and the variables after a step
 SCORES = "logits"
 
 
@@ -49,14 +51,7 @@ class Network(Protocol):
         """
         ...
 
-    def apply(
-        self,
-        variables: Variables,
-        images: Float[Array, "B H W 3"],
-        *,
-        train: bool,
-        key: PRNGKeyArray | None,
-    ) -> tuple[Any, Variables]:
+    def apply(self, variables: Variables, images: Images, *, train: bool, key: Key) -> Applied:
         """Returns the output, and the variables with the state after a training step.
 
         Args:
@@ -117,14 +112,7 @@ class ReorderedClasses:
         """Returns the variables of the network."""
         return self.network.init(key, images)
 
-    def apply(
-        self,
-        variables: Variables,
-        images: Float[Array, "B H W 3"],
-        *,
-        train: bool,
-        key: PRNGKeyArray | None,
-    ) -> tuple[Any, Variables]:
+    def apply(self, variables: Variables, images: Images, *, train: bool, key: Key) -> Applied:
         """Returns a dict of maps, and the variables."""
         output, variables = self.network.apply(variables, images, train=train, key=key)
         maps = maps_of(output).items()

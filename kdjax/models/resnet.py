@@ -10,7 +10,7 @@ from typing import Literal, Unpack
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import Common, ConvNorm, dilate, max_pool
+from kdjax.models.layers import Common, ConvNorm, Features, Rngs, dilate, max_pool
 from kdjax.models.outputs import FeatureSpec
 
 
@@ -154,9 +154,7 @@ class ResNet(nnx.Module):
             total_stride *= strides[index]
             self.feature_specs[f"stage{index + 1}"] = FeatureSpec(in_channels, total_stride)
 
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> dict[str, Float[Array, "B h w C"]]:
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs = None) -> Features:
         """Returns the outputs of the four stages as "stage1" to "stage4"."""
         x = images
         for conv in self.stem if self.deep_stem else (self.conv1,):

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.heads import FCNHead, Head
-from kdjax.models.layers import Common
+from kdjax.models.layers import Common, Features, Rngs
 from kdjax.models.outputs import FeatureSpec, SegmentationOutput
 
 
@@ -19,9 +19,7 @@ class Backbone(Protocol):
     @property
     def feature_specs(self) -> dict[str, FeatureSpec]: ...  # noqa: D102
 
-    def __call__(  # noqa: D102
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> dict[str, Float[Array, "B h w C"]]: ...
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features: ...  # noqa: D102
 
 
 class Segmenter(nnx.Module):
@@ -57,11 +55,7 @@ class Segmenter(nnx.Module):
         return specs
 
     def __call__(
-        self,
-        images: Float[Array, "B H W 3"],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
+        self, images: Float[Array, "B H W 3"], *, train: bool = False, rngs: Rngs = None
     ) -> SegmentationOutput:
         """Runs the network.
 

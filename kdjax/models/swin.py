@@ -10,9 +10,11 @@ from jaxtyping import Array, Float, Int
 from kdjax.models.layers import (
     Common,
     DropPath,
+    Features,
     LayerNorm,
     Linear,
     PatchEmbedding,
+    Rngs,
     TransformerBlock,
     attend,
     drop_path_rates,
@@ -191,9 +193,7 @@ class SwinTransformer(nnx.Module):
         self.mergings = nnx.List([PatchMerging(c, **common) for c in channels[:-1]])
         self.norms = nnx.List([LayerNorm(c, epsilon=EPSILON, **common) for c in channels])
 
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> dict[str, Float[Array, "B h w C"]]:
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features:
         """Returns the normalized outputs of the four stages as "stage1" to "stage4"."""
         x, features = self.embedding(pad_to_multiple(images, PATCH_SIZE)), {}
         for index, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):

@@ -1,4 +1,4 @@
-"""The command that makes network checkpoints of weights from elsewhere."""
+"""The command `convert`."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_convert_records_what_the_images_were(tmp_path):
 
 
 def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
-    """Files may not grow beyond a size: writing fails as on a full disk."""
+    """A limit of the file size makes writing fail like a full disk."""
     file = tmp_path / "net.safetensors"
     safetensors.numpy.save_file(
         random_weights(abstract("segformer_b0", width=64, auxiliary=False)), file
@@ -129,13 +129,13 @@ NO_CLASSES = [
     {"classes": ["a", 7], "palette": [[1, 2, 3]] * 2},
     {"dataset_meta": 3},
 ]
-# As checkpoints may hold them: names without colors.
+# Some checkpoints have names without colors.
 ONLY_NAMES = {"classes": ["a", "b"]}
 CLASSES = {"dataset_meta": {"classes": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]]}}
 
 
 def test_what_convert_cannot_do_is_said_before_anything_is_read(tmp_path):
-    """All in one process of its own: its flags have the names of other commands' flags."""
+    """Runs in a separate process, because flags of other commands have the same names."""
     (tmp_path / "file").touch()
     (tmp_path / "names").write_text("a\n\nb\n")
     (tmp_path / "mine" / "parameters").mkdir(parents=True)
@@ -175,7 +175,7 @@ print(json.dumps([said, classes]))
     assert {path.name for path in tmp_path.iterdir()} == {"file", "mine", "names"}
     assert (names, len(colors)) == (["a", "b"], 2)
     assert classes == [["a", "b"], [[1, 2, 3], [4, 5, 6]]]
-    # A checkpoint may say anything; what is no name and no colour is not taken for one.
+    # Invalid names and colors in a checkpoint are ignored.
     assert [names for names, _ in numbered] == [["class 0", "class 1"]] * len(NO_CLASSES)
 
 

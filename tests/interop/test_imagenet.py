@@ -1,4 +1,4 @@
-"""ImageNet weights by name: where they are found, and what is said where they are not."""
+"""Finding ImageNet weights by name, and the messages if they are missing."""
 
 import hashlib
 import pathlib
@@ -21,7 +21,7 @@ URL = f"https://example.org/{NAME}"
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-    """A package, kdjax's folder and torch.hub's, all without the only file that is known."""
+    """Makes a package, kdjax's directory and torch.hub's, all without the known file."""
     package, own = tmp_path / "packages", tmp_path / "cache" / "kdjax" / "weights"
     hub = tmp_path / "cache" / "torch" / "hub" / "checkpoints"
     for folder in (package / "a_package" / "models", package / "a_package-1.0.dist-info", own, hub):
@@ -44,7 +44,7 @@ def find(name="pspnet_r18b", **settings):
 
 
 def test_a_package_is_looked_into_first_and_then_the_folders(places, monkeypatch, tmp_path):
-    # The last is of a second file, which is taken where the first is nowhere.
+    # The last is the second known file, which counts if the first is missing everywhere.
     elsewhere = tmp_path / "mine"
     elsewhere.mkdir()
     order = [*(place / NAME for place in places), places[2] / f"b-{NAME}"]

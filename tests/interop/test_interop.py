@@ -1,4 +1,4 @@
-"""Weights from and to PyTorch projects: names, layouts, and everything that can be wrong."""
+"""Weights from and to PyTorch projects: names, layouts, files, and mistakes."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def test_loading_makes_no_second_copy_of_the_weights():
     interop.load_weights(net, weights)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # One array at a time is laid out anew, before JAX takes it over.
+    # JAX gets a copy of one array at a time.
     assert peak < 2 * largest + 2e6 < size
 
 
@@ -392,7 +392,7 @@ def test_a_pickle_that_asks_for_more_is_refused_with_the_reason(tmp_path, monkey
 
 
 def torchvision_names(weights):
-    """A DeepLabV3 as torchvision names it, with its pyramid's order of branches."""
+    """Renames a DeepLabV3 like torchvision, which also orders the pyramid in another way."""
     places = {
         **{f"aspp_modules.{i}": f"0.convs.{i}" for i in range(4)},
         **{"image_pool.1": "0.convs.4", "bottleneck": "0.project"},
@@ -480,7 +480,7 @@ def test_a_mobilenet_that_classifies_becomes_the_backbone(kind):
 
 
 def package_names(name):
-    """What efficientnet-lite-pytorch calls a weight of timm's `tf_efficientnet_lite0`."""
+    """Returns the name in efficientnet-lite-pytorch of a weight of `tf_efficientnet_lite0`."""
     entry = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
     block = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv"}
     block |= {"bn2": "_bn1", "conv_pwl": "_project_conv", "bn3": "_bn2"}
@@ -495,7 +495,7 @@ def package_names(name):
 
 @pytest.mark.parametrize("kind", ["timm", "package"])
 def test_an_efficientnet_lite_that_classifies_becomes_the_backbone(kind):
-    # So wide that all layers have channels of their own, by which the package's blocks are told.
+    # At this width, all layers have different channels, which tell them apart.
     net = models.create("lraspp_efficientnet_lite0", num_classes=5, width=8, rngs=nnx.Rngs(0))
     before, weights = interop.to_mmseg(net), random_weights(net)
     wanted = {name: value for name, value in weights.items() if name.startswith("backbone.")}
@@ -537,7 +537,7 @@ def test_the_weights_of_efficientnet_lite_give_the_features_that_they_give_in_py
     )
     path = files.EfficientnetLite0ModelFile.get_model_file_path()
     weights = interop.read_weights(path).weights
-    # Its own size pads as multiples of 32 are padded.
+    # Multiples of 32 have the padding of its own size.
     theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     net = models.create("lraspp_efficientnet_lite0", num_classes=5, rngs=nnx.Rngs(0))
     backbone = EfficientNetLite(

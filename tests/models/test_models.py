@@ -1,4 +1,4 @@
-"""Networks: shapes, declared features, the layers that parity hangs on, checkpoints."""
+"""Networks: settings, layers that parity depends on, and checkpoints."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from kdjax.models.adapters import traced_rngs
 from kdjax.models.serialization import NetworkInfo
 from kdjax.utils.errors import UserError
 
-# No test here asks for depth.
+# No test here depends on depth.
 pytestmark = pytest.mark.usefixtures("shallow")
 
 
@@ -117,7 +117,7 @@ INFO = NetworkInfo(
 
 
 def test_the_slice_of_a_strided_projection_stays_out_of_its_product():
-    # XLA's compiler for GPUs ends with a failed check where it fuses the two.
+    # XLA for GPUs crashes if it fuses the two.
     conv = layers.Conv(4, 6, 1, stride=2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     graph, state = nnx.split(conv)
 
@@ -248,7 +248,7 @@ def test_traced_rngs_have_the_keys_of_flax():
 
 @pytest.mark.parametrize("name", ["pspnet_mbv2", "segformer_b0"])
 def test_tracing_a_network_gathers_no_errors(name, monkeypatch):
-    """JAX looks through all operations so far for each; deep networks then took minutes."""
+    """For each error, JAX searches all previous operations; deep networks took minutes."""
     errors = []
     monkeypatch.setattr(partial_eval.DynamicJaxprTracer, "_origin_msg", errors.append)
 
