@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
@@ -146,13 +146,14 @@ _DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Everything that a pickle may name.
+# Everything that a pickle may name. No Python class is among them, because a pickle can set the
+# attributes of a class.
 _NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "Counter"): Counter,  # in the state of some learning rate schedules
+    ("collections", "Counter"): lambda *items: dict(*items),  # of some learning rate schedules
     ("torch", "Size"): tuple,
     ("torch", "device"): lambda *arguments: arguments,
-    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *parts: _Tensor(*parts),
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     **{("torch", name): np.dtype(dtype) for name, dtype in _DTYPES.items()},
 }

@@ -166,7 +166,6 @@ RULES: Rules = [
 PARAMETERS = {
     "kernel": "weight",
     "scale": "weight",
-    "embedding": "weight",
     "mean": "running_mean",
     "var": "running_var",
 }

@@ -8,7 +8,6 @@ To replace a checkpoint, `save` writes the folder that is not in use, and then `
 names the folder. If the process is killed, the old or the new checkpoint remains.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -44,6 +43,7 @@ from kdjax.utils.files import (
     absolute,
     check_folder,
     is_remote,
+    read_json,
     reachable,
     remove_all,
     sync_tree,
@@ -182,10 +182,10 @@ def _is_ours(directory: epath.Path) -> bool:
     """Returns True if `save` wrote the files, also if the process was killed before the end."""
     description = directory / DESCRIPTION
     if description.exists():
-        with contextlib.suppress(ValueError):
-            values = json.loads(description.read_text())
-            return isinstance(values, dict) and "fingerprint" in values
-        return False
+        try:
+            return "fingerprint" in read_json(description)
+        except UserError:
+            return False
     return all(_has_mark(directory / name) for name in FOLDERS if (directory / name).exists())
 
 
@@ -225,7 +225,7 @@ def _folder_in_use(directory: epath.Path) -> str | None:
     description = directory / DESCRIPTION
     if not description.exists():
         return None
-    name = json.loads(description.read_text()).get("parameters", FOLDERS[0])
+    name = read_json(description).get("parameters", FOLDERS[0])
     if name not in FOLDERS:
         raise UserError(f"{description}: damaged: parameters is {name!r}")
     return name
@@ -362,7 +362,7 @@ def is_complete(directory: epath.Path) -> bool:
     """Returns True if a directory holds a description and the folder that the description names."""
     try:
         name = _folder_in_use(directory)
-    except (UserError, ValueError, AttributeError):
+    except UserError:
         return False
     return name is not None and (directory / name).exists()
 
@@ -388,8 +388,8 @@ def local_checkpointer() -> ocp.StandardCheckpointer:
 
 
 def _read_info(path: epath.Path) -> NetworkInfo:
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text())
         values.pop("parameters", None)
         if values.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of kdjax")
