@@ -24,7 +24,7 @@ from flax import nnx
 from kdjax import models
 from kdjax.cli import convert
 from kdjax.interop import mmseg
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 
 BAR = 3
 CLASSES = 19

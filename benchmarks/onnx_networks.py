@@ -23,10 +23,10 @@ from kdjax import models
 from kdjax.deployment import formats
 from kdjax.deployment.rewriting import plain, plain_convolutions
 from kdjax.models import NNXNetwork
+from kdjax.models.architectures import FAMILIES
 from kdjax.models.layers import resize
 from kdjax.models.network import scores_of
 from kdjax.models.outputs import IMAGENET
-from kdjax.models.registry import FAMILIES
 
 BAR = 1e-4
 CLASSES = 19

@@ -30,7 +30,7 @@ import numpy as np
 from flax import nnx
 
 from kdjax import interop, models
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 
 BAR = 1e-4
 D8 = "80k_cityscapes-512x1024.py"

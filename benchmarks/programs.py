@@ -42,7 +42,8 @@ from kdjax import losses, models
 from kdjax.distillation import Distiller, term
 from kdjax.distillation.methods import LOSSES
 from kdjax.models import NNXNetwork
-from kdjax.models.network import trace_maps, traced_rngs
+from kdjax.models.adapters import traced_rngs
+from kdjax.models.network import trace_maps
 from kdjax.planning.collectives import parse
 from kdjax.training.profiling import count_flops
 from tools.hlo import float32_arrays, reads

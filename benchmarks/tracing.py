@@ -5,7 +5,7 @@
 
 Nothing is compiled or run. Flax compares the shardings of the old and the new value at every key
 that is drawn (making the parameters) and at every running statistic (the gradient of a training
-step), which for traced arrays is quadratic in their number: `kdjax.models.network`,
+step), which for traced arrays is quadratic in their number: `kdjax.models.adapters`,
 `kdjax.models.batch_norm`. Both sides take turns; a row holds median seconds and the median and the
 quartiles of the ratio of one round. The programs of the gradients must be the same.
 """
@@ -23,7 +23,7 @@ from flax import nnx
 from benchmarks.rounds import machine
 from kdjax import models
 from kdjax.models import batch_norm
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 
 NETWORK = flags.DEFINE_multi_string(
     "network", ["pspnet_r18", "pspnet_r101", "pspnet_mbv2", "segformer_b0"], "Which networks."

@@ -87,10 +87,9 @@ def shallow(monkeypatch):
         monkeypatch.setitem(resnet.DEPTHS, depth, (block, (1, 1, 1, 1)))
     for size, (divisor, _) in list(mix_transformer.SIZES.items()):
         monkeypatch.setitem(mix_transformer.SIZES, size, (divisor, (1, 1, 1, 1)))
-    layers = tuple((expansion, channels, 1) for expansion, channels, _ in mobilenet.LAYERS)
-    monkeypatch.setattr(mobilenet, "LAYERS", layers)
-    short = tuple(layer._replace(blocks=1) for layer in efficientnet_lite.LAYERS)
-    monkeypatch.setattr(efficientnet_lite, "LAYERS", short)
+    for module in (mobilenet, efficientnet_lite):
+        short = tuple(layer._replace(blocks=1) for layer in module.LAYERS)
+        monkeypatch.setattr(module, "LAYERS", short)
     for size, (wider, _) in list(efficientnet_lite.SIZES.items()):
         monkeypatch.setitem(efficientnet_lite.SIZES, size, (wider, 1.0))
     for name, variant in list(hrnet.VARIANTS.items()):

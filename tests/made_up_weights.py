@@ -7,7 +7,7 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.interop import mmseg
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 
 
 def abstract(name, **settings):

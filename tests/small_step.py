@@ -9,7 +9,8 @@ from flax import nnx
 from kdjax import config as configuration
 from kdjax import models
 from kdjax.distillation import Distiller
-from kdjax.models.network import NNXNetwork, trace_maps
+from kdjax.models.adapters import NNXNetwork
+from kdjax.models.network import trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import OptimizerOptions, learning_rate_schedule, make_optimizer
 from kdjax.training.step import Objective, PreprocessedNetwork, create_state, make_train_step

@@ -1,7 +1,7 @@
 """CIRKD's and TorchDistiller's networks written in PyTorch, with their names, narrow.
 
 From their definitions: github.com/winycg/CIRKD (models/) and github.com/irfanICMLL/TorchDistiller
-(SemSeg-distill/networks/pspnet.py). They say once more what `kdjax.models.segmenter` says.
+(SemSeg-distill/networks/pspnet.py). They say once more what `kdjax.models.architectures` says.
 """
 
 import torch

@@ -22,8 +22,8 @@ from jax.extend.core import jaxprs_in_params
 
 from kdjax import models
 from kdjax.models import layers
-from kdjax.models.network import traced_rngs
-from kdjax.models.registry import FIXED
+from kdjax.models.adapters import traced_rngs
+from kdjax.models.architectures import FIXED
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "networks.md"
 SIZE = (512, 1024)
@@ -44,7 +44,7 @@ that of MobileNetV3; `deeplabv3plus_light` is DeepLabV3+ as its paper has it, at
 and with a 1x1 bottleneck, at 96 channels where the paper has 256; `fpn_light` is the way down of a
 feature pyramid, of 96 channels too, at output stride 32, whose finest map is classified. A new
 backbone is one file that maps images to `stage1` to `stage4`, and one line in
-`kdjax/models/registry.py`; so is a new head.
+`kdjax/models/architectures.py`; so is a new head.
 
 Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with the heads'
 channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), TorchDistiller's, and

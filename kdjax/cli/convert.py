@@ -4,10 +4,10 @@ python -m kdjax convert --source FILE --model pspnet_r101 --num_classes 19 --out
 
 FILE is a `.pth` or a `.safetensors` file of mmsegmentation, torchvision (`deeplabv3_resnet101`),
 HuggingFace's SegFormer or its authors' (`segformer_linear_b0`, `segformer_b0@nvlabs`), CIRKD or
-TorchDistiller (`deeplabv3_r18@cirkd`); or a classifier of images, which becomes the backbone under
-fresh heads (`pspnet_r18b`). FILE may be a folder that HuggingFace's `save_pretrained` wrote.
-`config.teacher.checkpoint`, `config.student.checkpoint`, and `config.student.backbone` take it.
-If the network was not trained with its project's normalization, give --mean and --std, or --bgr.
+TorchDistiller (`deeplabv3_r18@cirkd`); or an image classifier, whose backbone gets fresh heads
+(`pspnet_r18b`). FILE may be a directory that HuggingFace's `save_pretrained` wrote. Use the result
+as `config.teacher.checkpoint`, `config.student.checkpoint`, or `config.student.backbone`. If the
+network was not trained with its project's normalization, give --mean and --std, or --bgr.
 """
 
 import math
@@ -21,39 +21,40 @@ from absl import flags
 from flax import nnx
 
 from kdjax import interop
+from kdjax.interop import origins
 from kdjax.models import NETWORKS, NNXNetwork, Segmenter, create, serialization
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 from kdjax.utils.classes import distinct_colors, numbered_names
 from kdjax.utils.errors import UserError
 
 _SOURCE = flags.DEFINE_string(
-    "source", None, "The checkpoint file, or a folder of save_pretrained.", required=True
+    "source", None, "The checkpoint file, or a directory of save_pretrained.", required=True
 )
-_MODEL = flags.DEFINE_string("model", None, "The network, as pspnet_r101.", required=True)
+_MODEL = flags.DEFINE_string("model", None, "The network, for example pspnet_r101.", required=True)
 _NUM_CLASSES = flags.DEFINE_integer(
     "num_classes",
     None,
-    "How many classes the network scores; by default as many as the source names.",
+    "Number of classes; by default as many as the source names.",
     lower_bound=1,
     upper_bound=2**16,
 )
 _CLASS_NAMES = flags.DEFINE_list(
-    "class_names", None, "Their names in order, as road,sky, or a file with one in each line."
+    "class_names", None, "Class names in order (road,sky), or a file with one name per line."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Where the checkpoint is written.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory of the checkpoint.", required=True)
 _NEW_CLASSIFIER = flags.DEFINE_bool(
-    "new_classifier", False, "Start classifiers anew where their number of classes differs."
+    "new_classifier", False, "Initialize the classifiers if their number of classes differs."
 )
-_MEAN = flags.DEFINE_list("mean", None, "Three numbers, as 123.675,116.28,103.53.")
-_STD = flags.DEFINE_list("std", None, "Three numbers, as 58.395,57.12,57.375.")
+_MEAN = flags.DEFINE_list("mean", None, "Three numbers, for example 123.675,116.28,103.53.")
+_STD = flags.DEFINE_list("std", None, "Three numbers, for example 58.395,57.12,57.375.")
 _BGR = flags.DEFINE_bool("bgr", False, "The file's network reads images with blue first.")
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Seeds what starts anew.", lower_bound=0, upper_bound=2**31 - 1
+    "seed", 0, "Seed of the initial values.", lower_bound=0, upper_bound=2**31 - 1
 )
 
 
 def main(argv: list[str]) -> None:
-    """Writes the checkpoint and says what is in it."""
+    """Writes the checkpoint and prints what it holds."""
     del argv
     serialization.check_output(_OUTPUT.value)
     given = _given_names(_CLASS_NAMES.value, _NUM_CLASSES.value)
@@ -63,9 +64,9 @@ def main(argv: list[str]) -> None:
         class_names, palette = _classes(meta, _NUM_CLASSES.value, given)
         count = len(class_names)
         origin = interop.origin(weights)
-        if _BGR.value and origin in interop.BLUE_FIRST:
-            raise UserError(f"--bgr: weights of {origin} are always turned to red first")
-        turned = ", blue first there" if _BGR.value or origin in interop.BLUE_FIRST else ""
+        if _BGR.value and origin in origins.BLUE_FIRST:
+            raise UserError(f"--bgr: weights of {origin} are always converted to red first")
+        reversed_ = ", blue first there" if _BGR.value or origin in origins.BLUE_FIRST else ""
         info = serialization.NetworkInfo(
             name=_MODEL.value,
             num_classes=count,
@@ -74,65 +75,51 @@ def main(argv: list[str]) -> None:
             class_names=class_names,
             palette=palette,
             preprocessing=interop.preprocessing(origin)._replace(**preprocessing),
-            source=f"{origin}, {os.path.basename(os.path.normpath(_SOURCE.value))}{turned}",
+            source=f"{origin}, {os.path.basename(os.path.normpath(_SOURCE.value))}{reversed_}",
         )
 
-        def make(name: str = info.name) -> Segmenter:
-            return create(
-                name,
-                num_classes=count,
-                auxiliary=info.auxiliary,
-                rngs=traced_rngs(_SEED.value),
-            )
+        def make(name: str) -> Segmenter:
+            rngs = traced_rngs(_SEED.value)
+            return create(name, num_classes=count, auxiliary=info.auxiliary, rngs=rngs)
 
-        # Only what keeps some of its initial values needs them; they take as much as the file.
-        keeps = _NEW_CLASSIFIER.value or origin in interop.CLASSIFIERS
-        net = make() if keeps else nnx.eval_shape(make)
-        _load(net, weights, origin, info.name, make)
+        # Initial values take as much memory as the file, and are needed only if some remain.
+        if _NEW_CLASSIFIER.value or origin in origins.CLASSIFIERS:
+            net = make(info.name)
+        else:
+            net = nnx.eval_shape(lambda: make(info.name))
+        _load(net, weights, info.name, make)
         del weights
         if _BGR.value:
             interop.red_first(net)
     except UserError as error:
         raise UserError(f"{_SOURCE.value}: {error}") from error
-    _, variables = NNXNetwork.of(net)
-    info = serialization.save(_OUTPUT.value, info, variables)
+    info = serialization.save(_OUTPUT.value, info, NNXNetwork.of(net)[1])
     print(f"{info.name} with {count} classes is in {_OUTPUT.value} (weights {info.fingerprint})")
 
 
 # The SegFormers of each origin, by size.
 _SEGFORMERS = {
-    interop.MMSEG: "segformer_{}",
-    interop.HUGGINGFACE: "segformer_linear_{}",
-    interop.NVLABS: "segformer_{}@nvlabs",
-    interop.CIRKD: "segformer_{}@cirkd",
+    origins.MMSEG: "segformer_{}",
+    origins.HUGGINGFACE: "segformer_linear_{}",
+    origins.NVLABS: "segformer_{}@nvlabs",
+    origins.CIRKD: "segformer_{}@cirkd",
 }
 
 
 def _load(
-    net: Segmenter,
-    weights: Mapping[str, Any],
-    origin: str,
-    name: str,
-    make: Callable[[str], Segmenter],
+    net: Segmenter, weights: Mapping[str, Any], name: str, make: Callable[[str], Segmenter]
 ) -> None:
-    """Sets a network to weights.
-
-    Args:
-      net: the network.
-      weights: arrays by name.
-      origin: of the weights.
-      name: of the network.
-      make: makes a network by its name.
+    """Sets the network `name` to weights.
 
     Raises:
-      UserError: when they are not this network's; it names the SegFormer whose weights they are.
+      UserError: if the weights do not fit. The message names the SegFormer that they fit.
     """
     new_classifier = _NEW_CLASSIFIER.value
     try:
         interop.load_weights(net, weights, new_classifier=new_classifier)
     except UserError as error:
         size = re.fullmatch(r"segformer_(?:linear_)?(b\d)(?:@\w+)?", name)
-        other = _SEGFORMERS[origin].format(size[1]) if size and origin in _SEGFORMERS else name
+        other = _SEGFORMERS.get(interop.origin(weights), name).format(size[1]) if size else name
         if other == name or other not in NETWORKS:
             raise
         try:
@@ -149,7 +136,7 @@ def _given_names(given: list[str] | None, count: int | None) -> list[str] | None
     """Returns the names of `--class_names`.
 
     Raises:
-      UserError: when a name is empty or repeated, or they are not as many as `--num_classes`.
+      UserError: if a name is empty or repeated, or their number is not `--num_classes`.
     """
     if given is None:
         return None
@@ -159,7 +146,7 @@ def _given_names(given: list[str] | None, count: int | None) -> list[str] | None
             with open(given[0], encoding="utf-8-sig") as file:
                 given = file.read().splitlines()
         except (OSError, ValueError) as error:
-            raise UserError(f"--class_names {shown} cannot be read: {error}") from error
+            raise UserError(f"cannot read --class_names {shown}: {error}") from error
     names = [name.strip() for name in given]
     if not all(names) or len(set(names)) < len(names):
         raise UserError(f"--class_names {shown}: a name is empty or occurs twice")
@@ -169,22 +156,19 @@ def _given_names(given: list[str] | None, count: int | None) -> list[str] | None
 
 
 def _three(flag: flags.FlagHolder[list[str] | None]) -> tuple[float, float, float]:
-    """The numbers of `--mean`, which are those of pixels, or of `--std`, which divides them."""
+    """Returns the numbers of `--mean` or `--std`, in units of pixel values."""
     given = flag.value or []
     try:
         red, green, blue = map(float, given)
         numbers = np.array([red, green, blue], np.float32)
     except ValueError as error:
         raise UserError(
-            f"--{flag.name} is {','.join(given)!r}; it takes three numbers, red first"
+            f"--{flag.name} is {','.join(given)!r}; give three numbers, red first"
         ) from error
     if flag.name == "mean" and not (numbers.min() >= 0 and numbers.max() <= 255):
-        raise UserError(f"--mean is {','.join(given)!r}; it takes means of pixels, 0 to 255")
+        raise UserError(f"--mean is {','.join(given)!r}; give means of pixels, 0 to 255")
     if flag.name == "std" and not (numbers.min() > 0 and numbers.max() < math.inf):
-        raise UserError(
-            f"--std is {','.join(given)!r}; it takes positive numbers, since images are divided by "
-            "them"
-        )
+        raise UserError(f"--std is {','.join(given)!r}; give positive numbers")
     return red, green, blue
 
 
@@ -193,15 +177,15 @@ def _classes(
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     """Returns names and colors of the classes.
 
-    A checkpoint may say anything there; what is no name and no color is not taken for one.
+    Invalid names and colors in a checkpoint are ignored.
 
     Args:
-      meta: what the checkpoint says.
+      meta: the checkpoint's other information.
       count: the number of classes; None for as many as are named.
-      given: names that are taken in place of the checkpoint's.
+      given: names that replace the checkpoint's.
 
     Raises:
-      UserError: when neither their number nor their names are known.
+      UserError: if neither the number of classes nor their names are known.
     """
     names, colors = given, None
     described = meta.get("dataset_meta", meta)
@@ -218,14 +202,14 @@ def _classes(
 
 
 def _are_names(found: Any, count: int | None) -> TypeGuard[Sequence[str]]:
-    """Returns True if a checkpoint's value is a name for each class, of which there may be any."""
+    """Returns True if a checkpoint's value is a list of `count` names, or of one or more."""
     if not isinstance(found, (list, tuple)) or len(found) != (count or max(1, len(found))):
         return False
     return all(isinstance(name, str) for name in found)
 
 
 def _are_colors(found: Any, count: int) -> TypeGuard[Sequence[Sequence[int]]]:
-    """Whether a checkpoint's value is a colour for each class."""
+    """Returns True if a checkpoint's value is a list of `count` colors."""
     if not isinstance(found, (list, tuple)) or len(found) != count:
         return False
     return all(

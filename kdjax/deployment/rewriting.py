@@ -12,8 +12,8 @@ from jax.extend import core
 from jaxtyping import Array
 
 from kdjax.models import Network
+from kdjax.models.adapters import NNXNetwork
 from kdjax.models.layers import Conv
-from kdjax.models.network import NNXNetwork
 
 
 def plain_convolutions(network: Network) -> Network:

@@ -1,13 +1,16 @@
-"""Reads files of weights, and gives what is in them other names."""
+"""Reads the weights in a PyTorch or safetensors file, without PyTorch.
+
+A PyTorch file is a pickle, and a pickle can run any code. The reader here gives a pickle access to
+arrays and plain values only, and refuses the file if the pickle asks for anything else.
+"""
 
 import io
 import json
 import os
 import pickle
-import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
@@ -16,70 +19,16 @@ import numpy as np
 from kdjax.utils.classes import numbered_names
 from kdjax.utils.errors import UserError
 
-# PyTorch's data-parallel wrapper.
-PARALLEL = "module."
-# What distillers call the student that stands beside its teacher, connectors and losses in one
-# file: mmrazor before 1.0, mmrazor, and mmsegmentation-distiller.
-STUDENTS = ("architecture.model.", "architecture.", "student.")
-
-
-def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Returns each weight's own name by its name in the file; of a distiller, its student's."""
-    own = {name: name.removeprefix(PARALLEL) for name in names}
-    for prefix in STUDENTS:
-        found = {
-            name: rest.removeprefix(prefix) for name, rest in own.items() if rest.startswith(prefix)
-        }
-        if found:
-            return found
-    return own
-
-
-def renamed(name: str, rules: Sequence[tuple[str, str]], project: str) -> str:
-    """Renames by the first rule whose pattern the name begins with.
-
-    Raises:
-      UserError: where there is none, naming the weight and the project.
-    """
-    for pattern, replacement in rules:
-        found, count = re.subn(rf"^{pattern}", replacement, name)
-        if count:
-            return found
-    raise UserError(f'the weights hold "{name}", which is no part of {project}')
-
-
-def pooled_image_first(kernel: np.ndarray) -> np.ndarray:
-    """Reorders the inputs of a pyramid's last kernel [O, 5C, h, w] that has the pooled image last.
-
-    mmsegmentation's atrous pyramid begins with it.
-    """
-    return np.roll(kernel, kernel.shape[1] // 5, axis=1)
-
-
-def reversed_stages(kernel: np.ndarray) -> np.ndarray:
-    """Turns around the inputs of a kernel [O, 4C, h, w] that reads the last stage first."""
-    return np.concatenate(np.array_split(kernel, 4, axis=1)[::-1], axis=1)
-
-
-def without_bias(weights: Mapping[str, np.ndarray], conv: str, norm: str) -> dict[str, np.ndarray]:
-    """Moves the bias of a convolution into the batch norm behind it.
-
-    There a constant does nothing in training, and otherwise it only shifts the running mean.
-    """
-    weights = dict(weights)
-    bias = weights.pop(f"{conv}.bias", None)
-    if bias is not None and f"{norm}.running_mean" in weights:
-        weights[f"{norm}.running_mean"] = weights[f"{norm}.running_mean"] - bias
-    return weights
+# The files of weights that HuggingFace's `save_pretrained` writes into a directory.
+PRETRAINED = ("model.safetensors", "pytorch_model.bin")
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-      weights: arrays by name, as the file names them, dense; what has fewer bits than float32 and
-        a point becomes float32, quantized numbers what they stand for.
-      meta: what the file says beside them, as mmsegmentation's class names; often empty.
+      weights: arrays by their names in the file. Floating-point types below float32 become float32.
+      meta: other information in the file, such as mmsegmentation's class names; often empty.
     """
 
     weights: dict[str, np.ndarray]
@@ -89,16 +38,13 @@ class Checkpoint(NamedTuple):
 def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a `.safetensors`, `.pth`, or `.pt` file.
 
-    PyTorch is needed only if a file holds more than plain arrays.
-
     Args:
-      path: the file, or a folder that HuggingFace's `save_pretrained` wrote. The class names are
-        those of the `config.json` in that folder.
+      path: the file, or a directory that HuggingFace's `save_pretrained` wrote. The class names are
+        those of the directory's `config.json`.
 
     Raises:
-      UserError: where there is no such file; where it is empty, cut, or of another kind; where its
-        pickle asks for more than arrays and plain values; where it holds no weights, or some of a
-        kind that is not read.
+      UserError: if the file is missing, damaged, of another kind, or without weights, or if its
+        pickle asks for more than arrays and plain values.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
@@ -113,26 +59,22 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
     if path.endswith(".safetensors"):
         found = Checkpoint(_read_safetensors(path), {})
     elif path.endswith((".pth", ".pt", ".pth.tar", PRETRAINED[1])):
-        found = _read_pickle(path)
+        found = _read_pytorch(path)
     else:
         raise UserError(f"{path}: not a .pth, .pt or .safetensors file")
     folder, name = os.path.split(path)
     return found._replace(meta=_pretrained_meta(folder)) if name in PRETRAINED else found
 
 
-# The files of weights that `save_pretrained` writes into a folder.
-PRETRAINED = ("model.safetensors", "pytorch_model.bin")
-
-
 def _pretrained_meta(folder: str) -> dict[str, Any]:
-    """Returns the class names of a `config.json`, or nothing if it names none."""
+    """Returns the class names in a `config.json`, or nothing if it names none."""
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             labels = json.load(file)["id2label"]
         names = [labels[str(index)] for index in range(len(labels))]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    # HuggingFace's default names say no more than the number of classes.
+    # HuggingFace's default names tell only the number of classes.
     if names == [f"LABEL_{index}" for index in range(len(names))]:
         names = [*numbered_names(len(names))]
     return {"classes": names}
@@ -144,76 +86,35 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     arrays = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  it is no mapping
+            for name in file.keys():  # noqa: SIM118  not a mapping
                 try:
-                    arrays[name] = _full_precision(file.get_tensor(name))
-                # NumPy has no such type.
+                    array = file.get_tensor(name)
                 except (AttributeError, TypeError) as error:
                     kind = file.get_slice(name).get_dtype()
                     raise UserError(
-                        f'{path}: "{name}" is of type {kind}, which is not read; save it as float32'
+                        f'{path}: NumPy cannot read "{name}" of type {kind}; save it as float32'
                     ) from error
+                # NumPy's bfloat16 is neither a floating-point type nor an integer.
+                half = array.dtype.itemsize == 2 and array.dtype.kind not in "iu"
+                arrays[name] = array.astype(np.float32) if half else array
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or no safetensors file: {error}") from error
     return arrays
 
 
-def _read_pickle(path: str) -> Checkpoint:
-    try:
-        content, tensor, to_array = _read_plain(path)
-    except _NotPlain as asked:
-        content, tensor, to_array = _read_by_torch(path, asked)
-    # A damaged file makes the reader raise whatever it meets.
-    except Exception as error:
-        raise UserError(f"{path}: damaged or no PyTorch file: {_first_line(error)}") from error
-    content = content if isinstance(content, Mapping) else {}
-    inner = content.get("state_dict", content.get("model", content))
-    tensors = {
-        name: value
-        for name, value in (inner.items() if isinstance(inner, Mapping) else ())
-        if isinstance(value, tensor)
-    }
-    if not tensors:
-        found = ", ".join(map(str, content)) or "nothing"
-        raise UserError(f"{path}: no network weights in it (it holds: {found})")
-    for name in tensors:
-        if not isinstance(name, str):
-            raise UserError(
-                f"{path}: an array in it is called {name!r}; the names of a network's weights are "
-                "text, as those of its state_dict()"
-            )
-    arrays = {}
-    for name, value in tensors.items():
-        try:
-            arrays[name] = to_array(value)
-        # Of another device, or of a part of its storage that is none.
-        except Exception as error:
-            raise UserError(f'{path}: "{name}" holds no numbers: {_first_line(error)}') from error
-    meta = content.get("meta", {})
-    return Checkpoint(arrays, meta if isinstance(meta, Mapping) else {})
-
-
-class _Opened(NamedTuple):
-    """What a PyTorch file holds, the type of the tensors in it, and what makes arrays of them."""
-
-    content: Any
-    tensor: type
-    to_array: Callable[[Any], np.ndarray]
-
-
-class _NotPlain(Exception):
-    """A file holds more than arrays and plain values: what it asks for."""
+class _Refused(Exception):
+    """A pickle asks for more than arrays and plain values; the message names the request."""
 
 
 class _Storage(NamedTuple):
-    """The elements that tensors are parts of, by their name in the file."""
+    """The elements that tensors are views of, by their key in the file."""
 
     key: str
     dtype: np.dtype
 
 
 class _Tensor(NamedTuple):
-    """A part of a storage; offset and strides are in elements."""
+    """A view of a storage; offset and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -221,6 +122,16 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
     requires_grad: bool
     hooks: Any
+
+    def array(self, stored: Mapping[str, bytes]) -> np.ndarray:
+        """Returns a copy of the values. NumPy checks that they lie within the storage."""
+        dtype = self.storage.dtype
+        strides = tuple(stride * dtype.itemsize for stride in self.strides)
+        offset = self.offset * dtype.itemsize
+        view = np.ndarray(self.shape, dtype, stored[self.storage.key], offset, strides)
+        kind = np.float32 if jnp.issubdtype(dtype, np.floating) else dtype
+        with np.errstate(over="ignore"):  # infinite values are reported where they are used
+            return np.array(view, kind, order="C")
 
 
 _DTYPES: dict[str, Any] = {
@@ -235,14 +146,18 @@ _DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# All that a pickle of plain arrays may name; nothing else of Python is within its reach.
+# Everything that a pickle may name. No Python class is among them, because a pickle can set the
+# attributes of a class.
 _NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("collections", "Counter"): lambda *items: dict(*items),  # of some learning rate schedules
+    ("torch", "Size"): tuple,
+    ("torch", "device"): lambda *arguments: arguments,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *parts: _Tensor(*parts),
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     **{("torch", name): np.dtype(dtype) for name, dtype in _DTYPES.items()},
 }
-# What files of PyTorch before 1.6 begin with, and the version of their form.
+# The first values in a file of PyTorch before 1.6.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
@@ -250,7 +165,7 @@ class _Unpickler(pickle.Unpickler):
     """Reads tensors and plain values.
 
     Raises:
-      _NotPlain: where the pickle names anything else.
+      _Refused: if the pickle names anything else.
     """
 
     def __init__(self, file: BinaryIO):
@@ -259,69 +174,73 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
-            raise _NotPlain(f"{module}.{name}")
+            raise _Refused(f"{module}.{name}")
         return _NAMES[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
+        if not isinstance(pid, tuple):
+            raise pickle.UnpicklingError("unknown header")
         _, dtype, key, _, _, *view = pid
         if any(view):
-            raise _NotPlain("a view of a storage")
+            raise _Refused("a view of a storage")
         self.dtypes[key] = dtype
         return _Storage(key, dtype)
 
 
-def _read_plain(path: str) -> _Opened:
-    """Reads a PyTorch file of arrays and plain values, as nearly all are, without PyTorch.
-
-    Raises:
-      _NotPlain: where it holds more.
-      Exception: of any kind, where it is damaged.
-    """
-    with open(path, "rb") as file:
-        read = _zipped if zipfile.is_zipfile(file) else _in_a_row
-        file.seek(0)
-        content, stored = read(file)
-
-    def to_array(tensor: _Tensor) -> np.ndarray:
-        dtype = tensor.storage.dtype
-        # NumPy checks that all of it lies within the storage.
-        view = np.ndarray(
-            tensor.shape,
-            dtype,
-            stored[tensor.storage.key],
-            tensor.offset * dtype.itemsize,
-            tuple(stride * dtype.itemsize for stride in tensor.strides),
+def _read_pytorch(path: str) -> Checkpoint:
+    try:
+        with open(path, "rb") as file:
+            read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
+            file.seek(0)
+            content, stored = read(file)
+        content = content if isinstance(content, Mapping) else {}
+        inner = content.get("state_dict", content.get("model", content))
+        items = inner.items() if isinstance(inner, Mapping) else ()
+        weights = {name: x.array(stored) for name, x in items if isinstance(x, _Tensor)}
+    except _Refused as asked:
+        raise UserError(
+            f"{path}: refused: its pickle asks for {asked}, and kdjax reads only dense arrays and "
+            "plain values, because a pickle can run code; if you trust the file, load it with "
+            'PyTorch and save its arrays: torch.save({"state_dict": ...}, path)'
+        ) from asked
+    # A damaged file can raise any error in the reader.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "it ends too early")
+        raise UserError(f"{path}: damaged or no PyTorch file: {reason}") from error
+    if not weights:
+        found = ", ".join(map(str, content)) or "nothing"
+        raise UserError(f"{path}: no network weights in it (it holds: {found})")
+    if unnamed := [name for name in weights if not isinstance(name, str)]:
+        raise UserError(
+            f"{path}: an array in it is called {unnamed[0]!r}; the names of weights must be text, "
+            "as in a state_dict()"
         )
-        kind = np.float32 if jnp.issubdtype(dtype, np.floating) else dtype
-        with np.errstate(over="ignore"):  # infinite then, which is found where it is used
-            return np.array(view, kind, order="C")
-
-    return _Opened(content, _Tensor, to_array)
+    meta = content.get("meta", {})
+    return Checkpoint(weights, meta if isinstance(meta, Mapping) else {})
 
 
-def _zipped(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
-    """The content of a file as PyTorch writes it since 1.6, and its storages by name."""
+def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
+    """Returns the content of a file of PyTorch 1.6 or later, and its storages by key."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-        pickled = next((name for name in names if name.endswith("/data.pkl")), "/data.pkl")
-        folder = pickled.removesuffix("data.pkl")
+        folder = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
         order = f"{folder}byteorder"
         if order in names and archive.read(order) != b"little":
-            raise _NotPlain("another order of bytes")
-        content = _Unpickler(io.BytesIO(archive.read(pickled))).load()
+            raise _Refused("big-endian numbers")
+        content = _Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl"))).load()
         start = f"{folder}data/"
         return content, {
             name.removeprefix(start): archive.read(name) for name in names if name.startswith(start)
         }
 
 
-def _in_a_row(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
-    """The content of a file as PyTorch wrote it before 1.6, and its storages by name."""
+def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
+    """Returns the content of a file of PyTorch before 1.6, and its storages by key."""
     magic, version, system = (_Unpickler(file).load() for _ in range(3))
     if (magic, version) != (_MAGIC, _VERSION):
-        raise ValueError("it begins with something else")
+        raise ValueError("unknown header")
     if not system["little_endian"]:
-        raise _NotPlain("another order of bytes")
+        raise _Refused("big-endian numbers")
     unpickler = _Unpickler(file)
     content, stored = unpickler.load(), {}
     for key in _Unpickler(file).load():
@@ -330,49 +249,3 @@ def _in_a_row(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
         if len(stored[key]) < size:
             raise EOFError("it ends too early")
     return content, stored
-
-
-def _read_by_torch(path: str, asked: _NotPlain) -> _Opened:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path}: its pickle asks for {asked}, and not for plain arrays alone; reading that "
-            "needs PyTorch: pip install torch"
-        ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None:
-            raise UserError(f"{path}: damaged or no PyTorch file") from error
-        raise UserError(
-            f"{path}: refused: its pickle asks for {found[1]}, and a pickle that asks for more "
-            "than arrays can run anything; where you trust it, save its arrays again by "
-            'torch.save({"state_dict": ...}, path)'
-        ) from error
-    # A damaged file makes the reader raise whatever it meets.
-    except Exception as error:
-        raise UserError(f"{path}: damaged or no PyTorch file: {_first_line(error)}") from error
-
-    def to_array(tensor: Any) -> np.ndarray:
-        # A parameter keeps what its gradient needs.
-        tensor = tensor.detach()
-        if tensor.is_quantized:
-            tensor = tensor.dequantize()
-        tensor = tensor.to_dense()
-        # NumPy has no bfloat16 of its own.
-        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-
-    return _Opened(content, torch.Tensor, to_array)
-
-
-def _full_precision(array: np.ndarray) -> np.ndarray:
-    # NumPy calls bfloat16 neither a floating-point type nor an integer.
-    half = array.dtype.itemsize == 2 and array.dtype.kind not in "iu"
-    return array.astype(np.float32) if half else array
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "it ends too early"

@@ -1,6 +1,6 @@
-"""ImageNet weights by the name of a backbone: the files that are known, and where they lie here.
+"""Finds the files of published ImageNet weights on this machine, by the name of a backbone.
 
-Nothing is downloaded. A file comes with an installed package, or somebody puts it into a folder.
+Nothing is downloaded. A file is part of an installed package, or a user put it into a directory.
 """
 
 import hashlib
@@ -10,23 +10,24 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kdjax.interop import load_weights, origin, preprocessing, read_weights
+from kdjax.interop.files import read_weights
+from kdjax.interop.origins import load_weights, origin, preprocessing
 from kdjax.models import NNXNetwork, Preprocessing, Segmenter, Variables
+from kdjax.models.architectures import BACKBONES
 from kdjax.models.options import IMAGENET_WEIGHTS, NetworkOptions
-from kdjax.models.registry import BACKBONES
 from kdjax.utils.environment import cache_folder
 from kdjax.utils.errors import UserError, WrongValue
 
-FOLDER = "KDJAX_WEIGHTS"  # variable of the environment
+FOLDER = "KDJAX_WEIGHTS"  # an environment variable
 
 
 class KnownFile(NamedTuple):
     """A published file.
 
     Attributes:
-      name: of the file; before its ending stand the first eight digits of its SHA-256.
+      name: of the file. Its stem ends with the first eight digits of its SHA-256.
       url: where it is published.
-      package: of PyPI, which brings it; empty where none does.
+      package: the PyPI package that contains it; empty if there is none.
     """
 
     name: str
@@ -37,6 +38,28 @@ class KnownFile(NamedTuple):
     def digits(self) -> str:
         """The first digits of its SHA-256."""
         return pathlib.PurePath(self.name).stem[-8:]
+
+    def places(self) -> Iterator[pathlib.Path]:
+        """Yields the paths where the file may be, first in its package, without an import."""
+        if self.package:
+            try:
+                installed = importlib.metadata.files(self.package) or ()
+            except importlib.metadata.PackageNotFoundError:
+                installed = ()
+            for file in installed:
+                if file.name == self.name:
+                    yield pathlib.Path(os.fspath(file.locate()))
+        for folder in folders():
+            yield folder / self.name
+
+    def instruction(self) -> str:
+        """Returns what a user does to install the file."""
+        if self.package:
+            return f"pip install {self.package}"
+        return (
+            f"put {self.name} from {self.url} (its SHA-256 begins with {self.digits}) into "
+            f"{folders()[0]}"
+        )
 
 
 def _at(url: str, *names: str) -> tuple[KnownFile, ...]:
@@ -54,8 +77,8 @@ _MIT = f"{_OPENMMLAB}/mmsegmentation/v0.5/pretrain/segformer/"
 _TORCHVISION = "https://download.pytorch.org/models/"
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/"
 
-# By backbone; the first file that is here counts. Of torchvision's two recipes, the first is what
-# mmsegmentation means by the names of these networks.
+# By backbone. The first file that is found counts. Of torchvision's two recipes, the first is the
+# one that mmsegmentation uses.
 FILES: dict[str, tuple[KnownFile, ...]] = {
     "efficientnet_lite0": (
         _lite(0, "efficientnet-lite0-57934424.pth"),
@@ -90,25 +113,20 @@ PUBLISHED_WIDTH = 64
 
 
 class ImageNetFile(NamedTuple):
-    """A known file that is here, and is what its name says.
-
-    Attributes:
-      path: of the file.
-      sha256: all digits.
-    """
+    """A known file on this machine, with the right checksum."""
 
     path: pathlib.Path
     sha256: str
 
     def load(self, network: NNXNetwork, variables: Variables) -> tuple[Variables, Preprocessing]:
-        """The variables of a network with this backbone, and how the file's images were prepared.
+        """Returns variables with this backbone, and the normalization of the file's images.
 
         Args:
-          network: of kdjax's own, on the backbone that the file was found for.
-          variables: of it; the heads stay.
+          network: a network of kdjax with the backbone of the file.
+          variables: its variables; the heads stay as they are.
 
         Raises:
-          UserError: where the file cannot be read, or holds something else.
+          UserError: if the file cannot be read, or holds something else.
         """
         weights = read_weights(self.path).weights
         module = network.module(variables)
@@ -121,78 +139,52 @@ class ImageNetFile(NamedTuple):
 
 
 def find(network: NetworkOptions, where: str) -> ImageNetFile:
-    """Finds the ImageNet weights that belong to the backbone of a network.
+    """Finds the ImageNet weights for the backbone of a network.
 
     Args:
-      network: the section of the config that names it.
-      where: that section, for messages, as "config.student".
+      network: the config section of the network.
+      where: the name of this section in messages, for example "config.student".
 
     Raises:
-      WrongValue: where none are known for it, or none are here, with what to install or to put
-        where.
-      UserError: for a file that is not what its name says.
+      WrongValue: if no weights are known for the network, or none are on this machine. The message
+        says how to install them.
+      UserError: if the checksum of a file is wrong.
     """
     key, asked = f"{where}.backbone", f'is "{IMAGENET_WEIGHTS}"'
     backbone = BACKBONES.get(network.name, "")
     if backbone not in FILES:
         raise WrongValue(
             key,
-            f"{asked}, and no ImageNet weights are known for {network.name}; they are for "
-            f"{', '.join(FILES)}, and others are named by the path of a network checkpoint",
+            f"{asked}, and no ImageNet weights are known for {network.name}, only for "
+            f"{', '.join(FILES)}; for other weights give the path of a network checkpoint",
         )
     if network.width != PUBLISHED_WIDTH:
         raise WrongValue(
             key,
-            f"{asked}, and {where}.width is {network.width}; ImageNet weights are of width "
+            f"{asked}, and {where}.width is {network.width}; ImageNet weights have width "
             f"{PUBLISHED_WIDTH}",
         )
     for known in FILES[backbone]:
-        for path in _places(known):
+        for path in known.places():
             if path.is_file():
-                return _checked(path, known)
-    raise WrongValue(
-        key,
-        f"{asked}, and the weights of {backbone} are not here: "
-        f"{', or '.join(_way(known) for known in FILES[backbone])}",
-    )
+                return ImageNetFile(path, _checked_sha256(path, known))
+    instructions = ", or ".join(known.instruction() for known in FILES[backbone])
+    raise WrongValue(key, f"{asked}, and the weights of {backbone} are not here: {instructions}")
 
 
 def folders() -> list[pathlib.Path]:
-    """Where files are looked for: kdjax's own folder, then that of torch.hub."""
+    """Returns the directories that are searched: kdjax's own, then torch.hub's."""
     own = os.environ.get(FOLDER) or cache_folder() / "kdjax" / "weights"
     torch = os.environ.get("TORCH_HOME") or cache_folder() / "torch"
     return [pathlib.Path(own).expanduser(), pathlib.Path(torch) / "hub" / "checkpoints"]
 
 
-def _places(known: KnownFile) -> Iterator[pathlib.Path]:
-    """Where a file may lie, first in the package that brings it, which is not imported."""
-    if known.package:
-        try:
-            installed = importlib.metadata.files(known.package) or ()
-        except importlib.metadata.PackageNotFoundError:
-            installed = ()
-        for file in installed:
-            if file.name == known.name:
-                yield pathlib.Path(os.fspath(file.locate()))
-    for folder in folders():
-        yield folder / known.name
-
-
-def _checked(path: pathlib.Path, known: KnownFile) -> ImageNetFile:
+def _checked_sha256(path: pathlib.Path, known: KnownFile) -> str:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not sha256.startswith(known.digits):
         raise UserError(
-            f"{path}: refused: its SHA-256 begins with {sha256[:8]}, and that of the file of this "
-            f"name with {known.digits}; get it again from {known.url}"
+            f"{path}: refused: its SHA-256 begins with {sha256[:8]} instead of {known.digits}; "
+            f"get it again from {known.url}"
         )
-    return ImageNetFile(path, sha256)
-
-
-def _way(known: KnownFile) -> str:
-    if known.package:
-        return f"pip install {known.package}"
-    return (
-        f"put {known.name} from {known.url} (its SHA-256 begins with {known.digits}) into "
-        f"{folders()[0]}"
-    )
+    return sha256

@@ -1,15 +1,8 @@
-"""Networks: kdjax's own in Flax NNX, and the neutral form in which anybody's come."""
+"""The networks of kdjax, in Flax NNX, and the `Network` protocol for any other network."""
 
+from kdjax.models.adapters import LinenNetwork, NNXNetwork, network_of
 from kdjax.models.batch_norm import BatchNorm
-from kdjax.models.network import (
-    LinenNetwork,
-    Network,
-    NNXNetwork,
-    Variables,
-    maps_of,
-    network_of,
-    scores_of,
-)
+from kdjax.models.network import Network, Variables, maps_of, scores_of
 from kdjax.models.options import DTYPES
 from kdjax.models.outputs import FeatureSpec, Preprocessing, SegmentationOutput
 from kdjax.models.registry import NETWORKS, create, make_network

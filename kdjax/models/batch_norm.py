@@ -1,4 +1,4 @@
-"""Batch norm as PyTorch's: over the whole batch, over each device's part of it, or frozen."""
+"""PyTorch's batch norm: over the whole batch, over each device's part of it, or frozen."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.network import Network, NNXNetwork
+from kdjax.models.adapters import NNXNetwork
+from kdjax.models.network import Network
 from kdjax.utils.errors import UserError
 
 
 class _Statistic(nnx.BatchStat):
-    """A running statistic, which is always assigned whole.
+    """A running statistic, which is always assigned as a whole.
 
-    Flax would compare the sharding of the old and the new value first. One that is traced has none,
-    and JAX gathers the text of an error that Flax drops from all operations so far (as in
-    `kdjax.models.network`): to trace the step of an HRNet-W18 took two minutes.
+    Flax first compares the sharding of the old and the new value. In a trace, this is slow: see
+    `kdjax.models.adapters.traced_rngs`. Tracing the step of an HRNet-W18 took two minutes.
     """
 
     def set_value(self, value: Array, **index: Any) -> None:
@@ -26,20 +26,21 @@ class _Statistic(nnx.BatchStat):
 class BatchNorm(nnx.BatchNorm):
     """Batch norm with PyTorch's constants and running statistics; its momentum of 0.1 is 0.9 here.
 
-    PyTorch normalises with the variance of the batch, n below the fraction line, and keeps the
-    unbiased one, n - 1 below it, as the running variance. Flax keeps the former, which is a seventh
-    less where eight images are pooled to one pixel each.
+    PyTorch normalizes with the biased variance of the batch and keeps the unbiased one as the
+    running variance. Flax keeps the biased one, which is a seventh smaller if eight images are
+    pooled to one pixel each.
 
-    The variance is the mean square of what is left when the mean is taken away, in two passes over
-    the batch as PyTorch's: the mean of the squares less the square of the mean, in one pass, loses
-    all digits where the mean is large beside the deviation.
+    The variance is the mean square of the centered values, in two passes over the batch as in
+    PyTorch. The mean square less the squared mean loses all digits if the mean is large compared
+    with the deviation.
 
-    Under jit with a sharded batch the statistics and n are those of the global batch, as SyncBN's.
-    With `groups`, the batch is that many consecutive parts, each with statistics of its own, as on
-    as many devices without SyncBN; the running ones then take the mean over the parts.
+    Under jit with a sharded batch, the statistics are those of the global batch, like SyncBN's.
 
-    With `frozen`, training too normalises with the running statistics, and leaves them as they are;
-    scale and bias learn (`norm_eval` of mmsegmentation).
+    Attributes:
+      groups: number of consecutive parts of the batch with their own statistics, like devices
+        without SyncBN. The running statistics take the mean over the parts.
+      frozen: also training normalizes with the running statistics, and does not change them. Scale
+        and bias are trained (mmsegmentation's `norm_eval`).
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class BatchNorm(nnx.BatchNorm):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "B H W C"], *, use_running_average: bool
     ) -> Float[Array, "B H W C"]:
-        """Normalises; with the statistics of the batch it also updates the running ones."""
+        """Normalizes. With the statistics of the batch, also updates the running ones."""
         if use_running_average or self.frozen:
             return super().__call__(x, use_running_average=True)
         if x.shape[0] % self.groups:
@@ -67,73 +68,73 @@ class BatchNorm(nnx.BatchNorm):
         grouped = x.reshape(self.groups, -1, *x.shape[1:]).astype(jnp.float32)
         axes = (1, 2, 3)
         mean = grouped.mean(axes, keepdims=True)
-        centred = grouped - mean
-        var = jnp.square(centred).mean(axes, keepdims=True)
+        centered = grouped - mean
+        var = jnp.square(centered).mean(axes, keepdims=True)
         count = grouped[0, ..., 0].size
-        # Of a single value there is no unbiased variance; PyTorch refuses to train on it.
+        # A single value has no unbiased variance. PyTorch refuses to train on it.
         for kept, new in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):
             average = new.mean(0).reshape(-1)
             kept[...] = self.momentum * kept[...] + (1 - self.momentum) * average
         assert self.scale is not None
         assert self.bias is not None
         multiplier = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        return (centred * multiplier + self.bias[...]).reshape(x.shape).astype(self.dtype)
+        return (centered * multiplier + self.bias[...]).reshape(x.shape).astype(self.dtype)
+
+
+def _batch_norms(net: Any) -> list[BatchNorm]:
+    modules = nnx.iter_modules(net) if isinstance(net, nnx.Module) else ()
+    return [module for _, module in modules if isinstance(module, BatchNorm)]
 
 
 def group_batch_norm(net: nnx.Module, groups: int) -> int:
-    """Gives each of `groups` parts of a training batch batch statistics of its own.
+    """Gives each of `groups` parts of a training batch its own batch statistics.
 
     Returns:
-      How many batch norms of this kind the network has.
+      The number of `BatchNorm`s in the network.
     """
-    found = [module for _, module in nnx.iter_modules(net) if isinstance(module, BatchNorm)]
+    found = _batch_norms(net)
     for module in found:
         module.groups = groups
     return len(found)
 
 
 def freeze_batch_norm(net: nnx.Module) -> int:
-    """Keeps the running statistics of a network's `backbone`.
+    """Freezes the running statistics of a network's `backbone`.
 
     Returns:
-      How many batch norms of this kind its backbone has.
+      The number of `BatchNorm`s in the backbone.
     """
-    backbone = getattr(net, "backbone", None)
-    modules = nnx.iter_modules(backbone) if isinstance(backbone, nnx.Module) else ()
-    found = [module for _, module in modules if isinstance(module, BatchNorm)]
+    found = _batch_norms(getattr(net, "backbone", None))
     for module in found:
         module.frozen = True
     return len(found)
 
 
 def with_batch_norm(network: Network, kind: str, parts: int) -> Network:
-    """The network with the batch norm that `config.student.batch_norm` asks for.
+    """Returns the network with the batch norm of `config.student.batch_norm`.
 
     Args:
-      network: whose module has kdjax's batch norms, unless they stay as they are.
-      kind: "global"; "per_device", with statistics of its own for each part of a batch; "frozen",
-        with the statistics that its backbone came with.
-      parts: devices that a batch is spread over.
+      network: must contain `BatchNorm`s unless `kind` is "global".
+      kind: "global"; "per_device", with separate statistics for each part of a batch; or "frozen",
+        with the stored statistics of the backbone.
+      parts: number of devices that share a batch.
 
     Raises:
-      UserError: where it has none of kdjax's batch norms, which alone can do so.
+      UserError: if the network has no `BatchNorm`.
     """
     if kind == "global":
         return network
-
-    def change(module: Any) -> None:
-        frozen = kind == "frozen"
-        if not (freeze_batch_norm(module) if frozen else group_batch_norm(module, parts)):
-            raise _no_batch_norm(kind)
-
-    if not isinstance(network, NNXNetwork):
-        raise _no_batch_norm(kind)
-    return network.changed(change)
-
-
-def _no_batch_norm(kind: str) -> UserError:
     where = ' in its "backbone"' if kind == "frozen" else ""
-    return UserError(
+    refused = UserError(
         f'config.student.batch_norm is "{kind}", which needs a network of Flax NNX with '
         f'kdjax.models.BatchNorm{where}; set it to "global"'
     )
+
+    def change(module: nnx.Module) -> None:
+        found = freeze_batch_norm(module) if kind == "frozen" else group_batch_norm(module, parts)
+        if not found:
+            raise refused
+
+    if not isinstance(network, NNXNetwork):
+        raise refused
+    return network.changed(change)

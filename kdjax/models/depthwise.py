@@ -1,6 +1,6 @@
-"""The depthwise convolution as a sum of shifted products, with its gradient written out.
+"""Depthwise convolution as a sum of shifted products, with a handwritten gradient.
 
-XLA's own grouped convolution took ten times longer and more on the CPU.
+On the CPU, XLA's grouped convolution takes more than ten times as long.
 """
 
 import functools
@@ -17,17 +17,17 @@ def depthwise_convolution(
 ) -> Float[Array, "B h w C"]:
     """Convolves each channel by itself: the sum over a window of shifted maps times the kernel.
 
-    XLA fuses the sum. Its gradient is written out, since what JAX derives takes four to ten times
-    as long on the CPU: a sum over all pixels for each place of the window, each by itself. There is
-    no forward-mode derivative.
+    XLA fuses the sum. JAX's own derivative computes a separate sum over all pixels for each place
+    of the window, which takes four to ten times as long on the CPU. There is no forward-mode
+    derivative.
 
     Args:
-      padded: the map, float32, with the padding that the window needs.
+      padded: the map, float32, with the padding for the window.
       kernel: of every channel, float32.
       stride: from one window to the next.
       dilation: between the places of a window.
     """
-    # Inside `shard_map`, where every device sees its own images, this sums the kernel's gradient.
+    # Inside `shard_map`, every device has its own images, and this sums the kernel's gradient.
     if unlike := _varying(padded) - _varying(kernel):
         kernel = jax.lax.pcast(kernel, tuple(unlike), to="varying")
     return _convolution(padded, kernel, stride, dilation)
@@ -61,7 +61,7 @@ def _backward(
     size = kernel.shape[0]
     span = dilation * (size - 1) + 1
 
-    # By the map: the same sum over the slope with zeros in between, the kernel turned around.
+    # The gradient by the map: the same sum over the slope, spread by zeros, with a flipped kernel.
     ends = [
         (span - 1, length - (short - 1) * stride - 1, stride - 1)
         for length, short in zip(padded.shape[1:3], slope.shape[1:3], strict=True)
@@ -73,7 +73,7 @@ def _backward(
         padded,
         slope,
         cpu=functools.partial(_by_kernel_in_rows, size, stride, dilation),
-        # Where a loop would leave the device idle.
+        # A loop would leave an accelerator idle.
         default=functools.partial(_by_kernel_at_once, size, stride, dilation),
     )
     return by_map, by_kernel
@@ -95,7 +95,7 @@ def _by_kernel_at_once(
 def _by_kernel_in_rows(
     size: int, stride: int, dilation: int, padded: Array, slope: Array
 ) -> Float[Array, "n n C"]:
-    """Row by row, each column of pixels for itself, and these summed at the end."""
+    """Adds up row by row, separately for each column of pixels, and sums the columns at the end."""
     span, width = dilation * (size - 1) + 1, (slope.shape[2] - 1) * stride + 1
     lefts = range(0, size * dilation, dilation)
 
@@ -107,9 +107,9 @@ def _by_kernel_in_rows(
             for left, total in zip(lefts, sums, strict=True)
         ), None
 
-    zeros = jnp.zeros_like(jnp.repeat(slope[:, :1], size, 1))  # spread over devices as it is
+    zeros = jnp.zeros_like(jnp.repeat(slope[:, :1], size, 1))  # sharded like slope
     sums, _ = jax.lax.scan(add_row, (zeros,) * size, jnp.arange(slope.shape[1]))
-    # Apart from the loop, into which XLA would draw the sum.
+    # Keeps XLA from moving the sum into the loop.
     columns = jax.lax.optimization_barrier(sums)
     return jnp.stack([column.sum((0, 2)) for column in columns], 1)
 

@@ -1,36 +1,24 @@
-"""EfficientNet-Lite (Liu and Tan, 2020): EfficientNet for phones and accelerators of integers.
+"""EfficientNet-Lite (Liu and Tan, 2020): EfficientNet for phones and integer accelerators.
 
-As TensorFlow's models/official/efficientnet/lite and, with the same weights, timm's
-`tf_efficientnet_lite0` to `4` and the package efficientnet-lite-pytorch: no squeeze-and-excitation,
-ReLU6, and a first and a last layer that are as deep in all sizes. The images that its weights know
-are (pixels - 127) / 128.
+Compared with EfficientNet, it has no squeeze-and-excitation, ReLU6 activations, and first and last
+layers of the same depth in all sizes. The layers are those of TensorFlow's
+models/official/efficientnet/lite. timm's `tf_efficientnet_lite0` to `4` and the package
+efficientnet-lite-pytorch have the same weights. Images are normalized as (pixels - 127) / 128.
 """
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from kdjax.models.batch_norm import BatchNorm
-from kdjax.models.layers import ConvNorm, dilate, scaled
-from kdjax.models.mobilenet import STAGE_ENDS, InvertedResidual
-from kdjax.models.outputs import FeatureSpec
+from kdjax.models.layers import Common, ConvNorm, Features, Rngs, scaled
+from kdjax.models.mobilenet import Layer, build_layers, run_layers
 
-
-class Layer(NamedTuple):
-    """Blocks in a row as Lite0 has them: the first one strides, kernels are of `size`."""
-
-    expansion: int
-    channels: int
-    blocks: int
-    size: int
-    stride: int
-
-
+# The layers of Lite0.
 LAYERS = (
     Layer(1, 16, 1, 3, 1),
     Layer(6, 24, 2, 3, 2),
@@ -52,7 +40,7 @@ SIZES = {
 
 
 def layers_of(size: str) -> list[Layer]:
-    """Returns the layers of "lite0" to "lite4": channels are multiples of 8."""
+    """Returns the layers of "lite0" to "lite4". Channels are multiples of 8."""
     wider, deeper = SIZES[size]
     layers = []
     for index, layer in enumerate(LAYERS):
@@ -66,19 +54,18 @@ def layers_of(size: str) -> list[Layer]:
 
 
 class EfficientNetLite(nnx.Module):
-    """EfficientNet-Lite without the convolution of 1280 channels before its classifier.
+    """EfficientNet-Lite without its classifier and the convolution of 1280 channels before it.
 
-    Convolutions are padded as TensorFlow's "SAME", and batch norm has its constants. At output
-    strides 16 and 8 the maps hold those of stride 32 at their last row and column of every 2 or 4,
-    where sides are multiples of 32.
+    Convolutions have the padding of TensorFlow's "SAME", and batch norm has TensorFlow's constants.
+    If sides are multiples of 32, the maps of output strides 16 and 8 contain those of stride 32,
+    at the last of every 2 or 4 rows and columns.
 
     Args:
       size: "lite0" to "lite4".
       width: 64 is the published network; all channels scale with it.
       output_stride: of the last stage: 8, 16 or 32.
-      drop_path: rate in training that the blocks' rates rise to from 0, linearly.
-      dtype: compute dtype; parameters are float32.
-      rngs: source of the initial parameters.
+      drop_path: in training, the drop rates of the blocks rise linearly from 0 towards this rate.
+      **common: see `Common`.
     """
 
     def __init__(
@@ -88,59 +75,23 @@ class EfficientNetLite(nnx.Module):
         width: int = 64,
         output_stride: int = 8,
         drop_path: float = 0.2,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
         norm = partial(BatchNorm, momentum=0.99, epsilon=1e-3)
         conv = partial(ConvNorm, same=True, norm=norm)
-        layers = layers_of(size)
-        strides, dilations = dilate([layer.stride for layer in layers], output_stride, entry=2)
-        channels, total_stride, before = scaled(ENTRY_CHANNELS, width), 2, 1
-        self.conv_stem = conv(
-            3, channels, 3, stride=2, activation=jax.nn.relu6, dtype=dtype, rngs=rngs
+        channels = scaled(ENTRY_CHANNELS, width)
+        self.conv_stem = conv(3, channels, 3, stride=2, activation=jax.nn.relu6, **common)
+        self.blocks, self.feature_specs = build_layers(
+            layers_of(size),
+            channels,
+            width=width,
+            output_stride=output_stride,
+            dilate_all=True,
+            conv=conv,
+            drop_path=drop_path,
+            **common,
         )
-        self.blocks = nnx.List([])
-        self.specs: dict[str, FeatureSpec] = {}
-        number, total = 0, sum(layer.blocks for layer in layers)
-        for index, layer in enumerate(layers):
-            blocks = nnx.List([])
-            for position in range(layer.blocks):
-                first = position == 0
-                blocks.append(
-                    InvertedResidual(
-                        channels,
-                        scaled(layer.channels, width),
-                        expansion=layer.expansion,
-                        size=layer.size,
-                        stride=strides[index] if first else 1,
-                        dilation=before if first else dilations[index],
-                        conv=conv,
-                        drop_path=drop_path * number / total,
-                        dtype=dtype,
-                        rngs=rngs,
-                    )
-                )
-                channels = scaled(layer.channels, width)
-                number += 1
-            self.blocks.append(blocks)
-            total_stride, before = total_stride * strides[index], dilations[index]
-            if index in STAGE_ENDS:
-                self.specs[STAGE_ENDS[index]] = FeatureSpec(channels, total_stride)
 
-    @property
-    def feature_specs(self) -> dict[str, FeatureSpec]:
-        """The maps that a call returns, by name."""
-        return dict(self.specs)
-
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> dict[str, Float[Array, "B h w C"]]:
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features:
         """Returns the last maps of strides 4, 8, 16 and 32 as "stage1" to "stage4"."""
-        x = self.conv_stem(images, train=train)
-        features = {}
-        for index, blocks in enumerate(self.blocks):
-            for block in blocks:
-                x = block(x, train=train, rngs=rngs)
-            if index in STAGE_ENDS:
-                features[STAGE_ENDS[index]] = x
-        return features
+        return run_layers(self.blocks, self.conv_stem(images, train=train), train=train, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Batch norm folded into convolutions: in exports, and in the teacher of a training step."""
+"""Folds batch norm into convolutions, for exports and for the teacher of a training step."""
 
 from typing import TypeGuard
 
@@ -7,21 +7,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kdjax.models.adapters import NNXNetwork
 from kdjax.models.layers import Conv, ConvNorm, Linear
-from kdjax.models.network import Network, NNXNetwork, Variables
+from kdjax.models.network import Network, Variables
 from kdjax.utils.errors import UserError
 
 
 class Folded(nnx.Module):
-    """What stands in a folded network where batch norm stood: nothing is left to do."""
+    """The identity, which replaces batch norm in a folded network."""
 
     def __call__(
         self, x: Float[Array, "B H W C"], *, use_running_average: bool
     ) -> Float[Array, "B H W C"]:
-        """Returns the map as it is.
+        """Returns the map.
 
         Raises:
-          ValueError: where batch statistics are asked for, as in training.
+          ValueError: in training.
         """
         if not use_running_average:
             raise ValueError("batch norm was folded: this network predicts and cannot be trained")
@@ -29,37 +30,37 @@ class Folded(nnx.Module):
 
 
 def fold_batch_norm(network: Network, variables: Variables) -> tuple[NNXNetwork, Variables]:
-    """Returns a network that predicts the same, up to rounding, without any batch norm.
+    """Returns a network without batch norm that predicts the same, up to rounding.
 
-    Every `ConvNorm` takes the scale of its norm into its kernel, and the rest becomes the bias of
-    its convolution; full and depthwise kernels both end with the output channels. In bfloat16
-    other products are rounded, so that predictions differ as much as they do from float32.
+    In every `ConvNorm`, the scale of the norm moves into the kernel, and the rest becomes the bias
+    of the convolution. In bfloat16 other products are rounded, so predictions differ as much as
+    they do from float32.
 
     Args:
-      network: one of Flax NNX, built of kdjax's `ConvNorm`s; one that is folded already stays so.
+      network: a network of Flax NNX with `ConvNorm`s; it may be folded already.
       variables: its arrays.
 
     Raises:
-      UserError: for another network, whose batch norms are not known here.
+      UserError: for any other network.
     """
     if not isinstance(network, NNXNetwork):
-        raise UserError("batch norm can be folded in networks of Flax NNX alone; leave it as it is")
+        raise UserError("only networks of Flax NNX can fold batch norm")
     module = network.module(variables)
     if not fold_where_possible(module):
-        raise UserError("there is no kdjax.models.layers.ConvNorm whose batch norm could be folded")
+        raise UserError("the network has no kdjax.models.layers.ConvNorm to fold")
     return NNXNetwork.of(module)
 
 
 class FrozenNetwork(NNXNetwork):
     """A network in bfloat16 that only predicts: the teacher of a training step.
 
-    Its batch norms are folded. On a GPU cuDNN adds the bias and rectifies while it convolves, where
-    a batch norm reads and writes the whole map once more. The kernels and biases that convolutions
-    and linear layers cast to bfloat16 whenever they are called are stored in bfloat16, which halves
-    their memory and changes no value. All other arrays stay as they are.
+    Its batch norms are folded. On a GPU, cuDNN adds the bias and applies ReLU while it convolves,
+    but a batch norm reads and writes the whole map once more. Convolutions and linear layers cast
+    their kernels and biases to bfloat16 in every call. Here these are stored in bfloat16, which
+    halves their memory and changes no value.
 
     Args:
-      network: the network, as `can_freeze` requires it; without kdjax's layers it stays the same.
+      network: accepted by `can_freeze`. Layers that are not kdjax's stay the same.
     """
 
     def __init__(self, network: NNXNetwork):
@@ -67,7 +68,7 @@ class FrozenNetwork(NNXNetwork):
         super().__init__(lambda rngs: _frozen(network.fresh(rngs)))
 
     def freeze(self, variables: Variables) -> Variables:
-        """Returns this network's variables from those of the network that it was made from."""
+        """Converts variables of the original network to variables of this network."""
 
         @jax.jit
         def frozen(variables: Variables) -> Variables:
@@ -77,9 +78,9 @@ class FrozenNetwork(NNXNetwork):
 
 
 def can_freeze(network: Network, dtype: str) -> TypeGuard[NNXNetwork]:
-    """Returns whether `FrozenNetwork` takes a network that computes in `dtype`.
+    """Returns True if `FrozenNetwork` accepts a network that computes in `dtype`.
 
-    In float32 folding would round otherwise, and change published results.
+    In float32, folding would change the rounding of published results.
     """
     return dtype == "bfloat16" and isinstance(network, NNXNetwork)
 
@@ -87,7 +88,7 @@ def can_freeze(network: Network, dtype: str) -> TypeGuard[NNXNetwork]:
 def _frozen(module: nnx.Module) -> nnx.Module:
     fold_where_possible(module)
     for _, part in nnx.iter_modules(module):
-        # Only these are known to read their arrays in `dtype` and in no other type.
+        # Only these surely read their arrays in no other type than `dtype`.
         if type(part) is Conv or type(part) is Linear:
             part.kernel = nnx.Param(part.kernel[...].astype(part.dtype))
             if part.bias is not None:
@@ -96,7 +97,7 @@ def _frozen(module: nnx.Module) -> nnx.Module:
 
 
 def fold_where_possible(module: nnx.Module) -> int:
-    """Folds a module in place; returns how many `ConvNorm`s it has, those folded before too."""
+    """Folds a module in place, and returns its number of `ConvNorm`s, folded before or now."""
     found = [part for _, part in nnx.iter_modules(module) if isinstance(part, ConvNorm)]
     for part in found:
         if isinstance(part.norm, nnx.BatchNorm):

@@ -1,13 +1,12 @@
 """HRNet (Wang et al., TPAMI 2020), as mmsegmentation's HRNet with all four branches as output."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import ConvNorm, resize, scaled
-from kdjax.models.outputs import FeatureSpec, stage_specs
+from kdjax.models.layers import Common, ConvNorm, Features, Rngs, resize, scaled
+from kdjax.models.outputs import stage_specs
 from kdjax.models.resnet import BasicBlock, Bottleneck
 
 
@@ -29,16 +28,14 @@ VARIANTS = {
 class Up(nnx.Module):
     """Brings a coarser branch to the channels and the size of a finer one."""
 
-    def __init__(
-        self, in_channels: int, channels: int, factor: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        self.project = ConvNorm(in_channels, channels, 1, activation=None, dtype=dtype, rngs=rngs)
+    def __init__(self, in_channels: int, channels: int, factor: int, **common: Unpack[Common]):
+        self.project = ConvNorm(in_channels, channels, 1, activation=None, **common)
         self.factor = factor
 
     def __call__(
         self, x: Float[Array, "B h w C"], size: tuple[int, ...], *, train: bool
     ) -> Float[Array, "B H W D"]:
-        """Resizes by the factor, and then once more where `size` is odd, as mmsegmentation does."""
+        """Resizes by the factor, and once more if `size` is odd, like mmsegmentation."""
         x = self.project(x, train=train)
         return resize(resize(x, (self.factor * x.shape[1], self.factor * x.shape[2])), size)
 
@@ -46,18 +43,11 @@ class Up(nnx.Module):
 class Down(nnx.Module):
     """Brings a finer branch to the channels and the size of a coarser one: 3x3 with stride 2."""
 
-    def __init__(
-        self, in_channels: int, channels: int, steps: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, in_channels: int, channels: int, steps: int, **common: Unpack[Common]):
         self.convs = nnx.List(
-            [
-                ConvNorm(in_channels, in_channels, 3, stride=2, dtype=dtype, rngs=rngs)
-                for _ in range(steps - 1)
-            ]
+            [ConvNorm(in_channels, in_channels, 3, stride=2, **common) for _ in range(steps - 1)]
         )
-        self.convs.append(
-            ConvNorm(in_channels, channels, 3, stride=2, activation=None, dtype=dtype, rngs=rngs)
-        )
+        self.convs.append(ConvNorm(in_channels, channels, 3, stride=2, activation=None, **common))
 
     def __call__(
         self, x: Float[Array, "B H W C"], size: tuple[int, ...], *, train: bool
@@ -72,26 +62,18 @@ class Down(nnx.Module):
 class Exchange(nnx.Module):
     """Residual blocks on every branch, then every branch receives the sum of all."""
 
-    def __init__(self, channels: tuple[int, ...], blocks: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: tuple[int, ...], blocks: int, **common: Unpack[Common]):
         self.branches = nnx.List(
-            [
-                nnx.List(
-                    [
-                        BasicBlock(c, c, stride=1, dilation=1, dtype=dtype, rngs=rngs)
-                        for _ in range(blocks)
-                    ]
-                )
-                for c in channels
-            ]
+            [nnx.List([BasicBlock(c, c, **common) for _ in range(blocks)]) for c in channels]
         )
         self.paths = nnx.List([])
         for to, wanted in enumerate(channels):
             row = nnx.List([])
             for source, given in enumerate(channels):
                 if source > to:
-                    row.append(Up(given, wanted, 2 ** (source - to), dtype=dtype, rngs=rngs))
+                    row.append(Up(given, wanted, 2 ** (source - to), **common))
                 elif source < to:
-                    row.append(Down(given, wanted, to - source, dtype=dtype, rngs=rngs))
+                    row.append(Down(given, wanted, to - source, **common))
                 else:
                     row.append(None)
             self.paths.append(row)
@@ -114,53 +96,37 @@ class Exchange(nnx.Module):
 
 
 class HRNet(nnx.Module):
-    """HRNet: four branches of 1, 2, 4 and 8 times the first one's channels.
+    """HRNet: four branches of 1, 2, 4, and 8 times the first one's channels.
 
     Args:
       variant: "18s" (W18-small), "18" or "48", a name of `VARIANTS`.
       width: 64 is the published network; all channels scale with it.
-      dtype: compute dtype; parameters are float32.
-      rngs: source of the initial parameters.
+      **common: see `Common`.
     """
 
-    def __init__(self, variant: str, *, width: int = 64, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, variant: str, *, width: int = 64, **common: Unpack[Common]):
         published, blocks, modules = VARIANTS[variant]
-        self.branch_channels = tuple(scaled(published * 2**i, width) for i in range(4))
-        self.conv1 = ConvNorm(3, width, 3, stride=2, dtype=dtype, rngs=rngs)
-        self.conv2 = ConvNorm(width, width, 3, stride=2, dtype=dtype, rngs=rngs)
+        branches = tuple(scaled(published * 2**i, width) for i in range(4))
+        self.feature_specs = stage_specs(branches)
+        self.conv1 = ConvNorm(3, width, 3, stride=2, **common)
+        self.conv2 = ConvNorm(width, width, 3, stride=2, **common)
         self.layer1, channels = nnx.List([]), width
         for _ in range(blocks):
-            self.layer1.append(
-                Bottleneck(channels, width, stride=1, dilation=1, dtype=dtype, rngs=rngs)
-            )
+            self.layer1.append(Bottleneck(channels, width, **common))
             channels = width * Bottleneck.expansion
-        self.first_branch = ConvNorm(channels, self.branch_channels[0], 3, dtype=dtype, rngs=rngs)
-        # Each stage opens one more branch from the coarsest map before it.
+        self.first_branch = ConvNorm(channels, branches[0], 3, **common)
+        # Each stage adds a branch, which starts from the coarsest map before the stage.
         self.new_branches, self.stages = nnx.List([]), nnx.List([])
         for index, count in enumerate(modules):
-            wanted = self.branch_channels[index + 1]
-            self.new_branches.append(
-                ConvNorm(channels, wanted, 3, stride=2, dtype=dtype, rngs=rngs)
-            )
+            wanted = branches[index + 1]
+            self.new_branches.append(ConvNorm(channels, wanted, 3, stride=2, **common))
             channels = wanted
             self.stages.append(
-                nnx.List(
-                    [
-                        Exchange(self.branch_channels[: index + 2], blocks, dtype=dtype, rngs=rngs)
-                        for _ in range(count)
-                    ]
-                )
+                nnx.List([Exchange(branches[: index + 2], blocks, **common) for _ in range(count)])
             )
 
-    @property
-    def feature_specs(self) -> dict[str, FeatureSpec]:
-        """The maps that a call returns, by name."""
-        return stage_specs(self.branch_channels)
-
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> dict[str, Float[Array, "B h w C"]]:
-        """Returns the four branches after the last exchange, finest first; draws nothing."""
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs = None) -> Features:
+        """Returns the four branches after the last exchange, finest first."""
         x = self.conv2(self.conv1(images, train=train), train=train)
         for block in self.layer1:
             x = block(x, train=train)

@@ -1,8 +1,9 @@
-"""The layers that networks share: convolution with batch norm, pooling; then the transformers'."""
+"""Layers that several networks share."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,42 +16,67 @@ from kdjax.losses import resize as resize
 from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.depthwise import depthwise_convolution
 
+Features = dict[str, Float[Array, "B h w C"]]
+Rngs = nnx.Rngs | None  # random streams, which layers need only in training
+
+
+class Common(TypedDict):
+    """The arguments of every layer.
+
+    Attributes:
+      dtype: the type in which it computes. Its parameters are float32.
+      rngs: the source of its initial parameters.
+    """
+
+    dtype: jnp.dtype
+    rngs: nnx.Rngs
+
+
+class ConvOptions(Common, total=False):
+    """The arguments of a convolution; see `Conv`."""
+
+    stride: int
+    dilation: int
+    same: bool
+
 
 def normal(key: Array, shape: Sequence[int], scale: float) -> Array:
-    """Draws a normal on the host: compiling a draw per layer took XLA 12 s for a ResNet-18."""
+    """Draws a normal on the host. XLA needed 12 s to compile the draws of a ResNet-18."""
 
     def draw(words: np.ndarray) -> np.ndarray:
         generator = np.random.default_rng(np.asarray(words))
         return generator.standard_normal(shape, np.float32) * np.float32(scale)
 
     words = jax.random.key_data(key)
-    # A callback by itself is compiled, too, and so is jnp.asarray.
+    # JAX also compiles a callback outside of a trace, and jnp.asarray.
     if not isinstance(words, Tracer):
         return jax.device_put(draw(np.asarray(words)))
     return jax.pure_callback(draw, jax.ShapeDtypeStruct(tuple(shape), jnp.float32), words)
 
 
 def scaled(channels: int, width: int) -> int:
-    """Returns published channels at another width (64 is as published), at least one."""
+    """Returns published channels at another width, at least one. 64 is the published width."""
     return max(1, round(channels * width / 64))
 
 
 def he_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
-    """Initialises a kernel [h, w, in, out] after He et al. 2015 with fan_out, as mmsegmentation."""
+    """Initializes a kernel [h, w, in, out] like He et al. 2015 with fan_out, as mmsegmentation."""
     height, width, _, channels = shape
     return normal(key, shape, math.sqrt(2.0 / (height * width * channels))).astype(dtype)
 
 
 class Conv(nnx.Conv):
-    """A square convolution padded as PyTorch pads it: `dilation * (size - 1) // 2` on every side.
+    """A square convolution with PyTorch's padding, `dilation * (size - 1) // 2` on every side.
 
-    `same` pads as TensorFlow's "SAME", for weights that were trained so: a strided convolution of
-    an even side has one pixel less in front.
+    `same` selects the padding of TensorFlow's "SAME", for weights trained with it: before an even
+    side, a strided convolution has one pixel less.
 
     Attributes:
-      plain: compute it as one convolution, whatever its kernel. False is for XLA, which has faster
-        ways of some; True for other runtimes, which are fast at what they know.
+      plain: True computes any kernel as one convolution, for runtimes other than XLA. XLA has
+        faster ways for some kernels.
     """
+
+    depthwise = False
 
     def __init__(
         self,
@@ -60,12 +86,10 @@ class Conv(nnx.Conv):
         *,
         stride: int = 1,
         dilation: int = 1,
-        groups: int = 1,
         bias: bool = False,
         same: bool = False,
         kernel_init: nnx.Initializer = he_normal,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
         reach = dilation * (size - 1) // 2
         super().__init__(
@@ -75,46 +99,40 @@ class Conv(nnx.Conv):
             strides=stride,
             kernel_dilation=dilation,
             padding="SAME" if same else ((reach, reach), (reach, reach)),
-            feature_group_count=groups,
+            feature_group_count=channels if self.depthwise else 1,
             use_bias=bias,
             kernel_init=kernel_init,
-            dtype=dtype,
-            rngs=rngs,
+            **common,
         )
         self.plain = False
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Convolves; a kernel of one pixel is a product of matrices.
-
-        That is a third faster on the CPU, forward and backward, and the same elsewhere.
-        """
-        if self.plain or self.kernel_size != (1, 1) or self.feature_group_count > 1:
+        """Convolves. A 1x1 kernel is a matrix product, which is a third faster on the CPU."""
+        if self.plain or self.kernel_size != (1, 1):
             return super().__call__(x)
         stride = self.strides
         assert isinstance(stride, int)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, self.kernel[0, 0], bias), dtype=self.dtype)
         if stride > 1:
-            # Fused into the product, the slice ends XLA's compiler for GPUs (openxla/xla#47381).
+            # If the slice is fused into the product, XLA for GPUs crashes (openxla/xla#47381).
             x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
         y = jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
         return y if bias is None else y + bias
 
 
 class DepthwiseConv(Conv):
-    """A square convolution of each channel by itself, as the sum of shifted products.
+    """A square convolution of each channel by itself, padded like `Conv`."""
 
-    Padded as `Conv`. XLA fuses the sum; its own grouped convolution took ten times longer and more
-    on the CPU.
-    """
+    depthwise = True
 
     def __init__(self, channels: int, size: int, **options: Any):
-        super().__init__(channels, channels, size, groups=channels, **options)
+        super().__init__(channels, channels, size, **options)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "B H W C"]
     ) -> Float[Array, "B h w C"]:
-        """Convolves; the products are summed in float32."""
+        """Convolves, with sums in float32."""
         if self.plain:
             return super().__call__(x)
         size, stride, dilation = self.kernel_size[0], self.strides, self.kernel_dilation
@@ -132,7 +150,7 @@ class DepthwiseConv(Conv):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, then batch norm, then the activation, if any."""
+    """Convolution without bias, batch norm, and the activation, if any."""
 
     def __init__(
         self,
@@ -140,61 +158,34 @@ class ConvNorm(nnx.Module):
         channels: int,
         size: int,
         *,
-        stride: int = 1,
-        dilation: int = 1,
-        same: bool = False,
         depthwise: bool = False,
         norm: Callable[..., BatchNorm] = BatchNorm,
         activation: Callable[[Array], Array] | None = nnx.relu,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
     ):
-        layout: dict[str, Any] = {
-            "stride": stride,
-            "dilation": dilation,
-            "same": same,
-            "dtype": dtype,
-            "rngs": rngs,
-        }
         if depthwise:
-            assert in_channels == channels
-            self.conv = DepthwiseConv(channels, size, **layout)
+            self.conv = DepthwiseConv(channels, size, **options)
         else:
-            self.conv = Conv(in_channels, channels, size, **layout)
-        self.norm = norm(channels, dtype=dtype, rngs=rngs)
+            self.conv = Conv(in_channels, channels, size, **options)
+        self.norm = norm(channels, dtype=options["dtype"], rngs=options["rngs"])
         self.activation = activation
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
-        """Applies the three; `train` uses batch statistics and updates the running ones."""
+        """Applies the three. `train` uses batch statistics and updates the running ones."""
         x = self.norm(self.conv(x), use_running_average=not train)
         return x if self.activation is None else self.activation(x)
 
 
 class SeparableConvNorm(nnx.Module):
-    """A 3x3 convolution of each channel by itself, then 1x1 across channels (mmcv's module).
-
-    Batch norm and a ReLU follow both.
-    """
+    """mmcv's separable convolution: 3x3 depthwise, then 1x1, each with batch norm and ReLU."""
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        dilation: int = 1,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, in_channels: int, channels: int, *, dilation: int = 1, **common: Unpack[Common]
     ):
         self.depthwise = ConvNorm(
-            in_channels,
-            in_channels,
-            3,
-            dilation=dilation,
-            depthwise=True,
-            dtype=dtype,
-            rngs=rngs,
+            in_channels, in_channels, 3, dilation=dilation, depthwise=True, **common
         )
-        self.pointwise = ConvNorm(in_channels, channels, 1, dtype=dtype, rngs=rngs)
+        self.pointwise = ConvNorm(in_channels, channels, 1, **common)
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W D"]:
         """Applies both; the map keeps its size."""
@@ -204,13 +195,13 @@ class SeparableConvNorm(nnx.Module):
 def dilate(
     strides: Sequence[int], output_stride: int, *, entry: int
 ) -> tuple[list[int], list[int]]:
-    """Trades strides for dilations (Chen et al., DeepLab): maps stay larger, weights mean the same.
+    """Replaces strides by dilations, so that maps stay larger (Chen et al., DeepLab).
 
     Args:
-      strides: of layers one behind the other.
-      output_stride: of all of them together, at most; what goes beyond dilates this and all later
-        layers instead.
-      entry: stride of what stands before them.
+      strides: of successive layers.
+      output_stride: the largest total stride. A layer that would exceed it dilates itself and all
+        later layers instead.
+      entry: total stride before these layers.
 
     Returns:
       Strides and dilations of the layers.
@@ -228,13 +219,13 @@ def dilate(
 def max_pool(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Array, "B h w C"]:
     """Max-pools 3x3 with stride 2 and padding 1, as the maximum of shifted strided slices.
 
-    The gradient of XLA's own window reduction is a select-and-scatter, which runs on one thread
-    on the CPU and took six times longer there.
+    The gradient of XLA's window reduction is a select-and-scatter, which runs on one thread and
+    takes six times longer on the CPU.
 
     Args:
       x: the map.
-      ceil: let the last window of an even side hang over (PyTorch's ceil_mode), so that 8 becomes
-        5 and not 4.
+      ceil: let the last window of an even side extend beyond the map (PyTorch's ceil_mode), so that
+        8 becomes 5 instead of 4.
     """
     for axis in (1, 2):
         length = x.shape[axis] // 2 + 1 if ceil else (x.shape[axis] - 1) // 2 + 1
@@ -250,7 +241,7 @@ def max_pool(x: Float[Array, "B H W C"], *, ceil: bool = False) -> Float[Array, 
 
 
 def linear_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
-    """Initialises a kernel with standard deviation 0.02, as mmsegmentation's transformers."""
+    """Initializes a kernel with standard deviation 0.02, as mmsegmentation's transformers."""
     return normal(key, shape, 0.02).astype(dtype)
 
 
@@ -258,28 +249,20 @@ class Linear(nnx.Linear):
     """A linear map over the channels."""
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        bias: bool = True,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, in_channels: int, channels: int, *, bias: bool = True, **common: Unpack[Common]
     ):
-        super().__init__(
-            in_channels, channels, use_bias=bias, kernel_init=linear_normal, dtype=dtype, rngs=rngs
-        )
+        super().__init__(in_channels, channels, use_bias=bias, kernel_init=linear_normal, **common)
 
 
 class LayerNorm(nnx.LayerNorm):
     """Layer norm over the channels.
 
-    The variance is that of the centred values: Flax's default, the mean of squares less the square
-    of the mean, loses digits where a channel's mean is large.
+    Flax's default variance, the mean square less the squared mean, loses digits if the mean of a
+    channel is large. This one is the variance of the centered values.
     """
 
-    def __init__(self, channels: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs):
-        super().__init__(channels, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    def __init__(self, channels: int, *, epsilon: float, **common: Unpack[Common]):
+        super().__init__(channels, epsilon=epsilon, use_fast_variance=False, **common)
 
 
 class DropPath(nnx.Dropout):
@@ -289,9 +272,47 @@ class DropPath(nnx.Dropout):
         super().__init__(rate, broadcast_dims=(1, 2, 3))
 
 
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Returns the rates of every stage's blocks, rising from 0 to `rate` over all blocks."""
+    total = sum(depths)
+    rates = iter([rate * i / (total - 1) for i in range(total)])
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
 def gelu(x: Array) -> Array:
-    """The exact GELU, by the error function as in PyTorch; JAX's default approximates it."""
+    """The exact GELU, as in PyTorch. JAX's default is an approximation."""
     return nnx.gelu(x, approximate=False)
+
+
+class PatchEmbedding(nnx.Module):
+    """A strided convolution, then layer norm."""
+
+    def __init__(self, projection: nnx.Conv, *, epsilon: float, **common: Unpack[Common]):
+        self.projection = projection
+        self.norm = LayerNorm(projection.out_features, epsilon=epsilon, **common)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Embeds the patches."""
+        return self.norm(self.projection(x))
+
+
+class TransformerBlock(nnx.Module):
+    """Attention and a feed-forward network, each after a layer norm and inside a shortcut.
+
+    A subclass sets the parts.
+    """
+
+    norm1: LayerNorm
+    attention: Callable[[Array], Array]
+    norm2: LayerNorm
+    ffn: Callable[[Array], Array]
+    drop_path: DropPath
+
+    def __call__(self, x: Array, *, train: bool, rngs: Rngs) -> Float[Array, "B H W C"]:
+        """Adds both branches. `train` drops each branch for some of the images."""
+        drop_path = partial(self.drop_path, deterministic=not train, rngs=rngs)
+        x = x + drop_path(self.attention(self.norm1(x)))
+        return x + drop_path(self.ffn(self.norm2(x)))
 
 
 def split_heads(x: Float[Array, "... T C"], heads: int) -> Float[Array, "... T N D"]:
@@ -305,13 +326,13 @@ def attend(
     value: Float[Array, "... S N D"],
     bias: Float[Array, "... N T S"] | None = None,
 ) -> Float[Array, "... T C"]:
-    """Multi-head scaled dot-product attention; the softmax is taken in float32.
+    """Multi-head scaled dot-product attention, with a softmax in float32.
 
     Args:
       query: queries of the N heads.
       key: keys.
       value: values.
-      bias: what is added to the scores before the softmax.
+      bias: added to the scores before the softmax.
 
     Returns:
       The attended values with the heads' channels joined, C = N * D.
@@ -325,10 +346,3 @@ def attend(
     weights = jax.nn.softmax(scores).astype(value.dtype)
     attended = jnp.einsum("...nts,...snd->...tnd", weights, value)
     return attended.reshape(*attended.shape[:-2], -1)
-
-
-def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Returns the rates of every stage's blocks, rising from 0 to `rate` over all blocks."""
-    total = sum(depths)
-    rates = iter([rate * i / (total - 1) for i in range(total)])
-    return [[next(rates) for _ in range(depth)] for depth in depths]

@@ -1,23 +1,28 @@
 """The Mix Transformers B0 to B5, backbones of SegFormer (Xie et al., NeurIPS 2021).
 
-The source of every layer is mmsegmentation's MixVisionTransformer; maps stay [B, H, W, C] where
-that one keeps sequences.
+The layers are those of mmsegmentation's MixVisionTransformer, on maps [B, H, W, C] instead of
+sequences.
 """
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from typing import TypedDict, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from kdjax.models.layers import (
+    Common,
     Conv,
     DepthwiseConv,
     DropPath,
+    Features,
     LayerNorm,
     Linear,
+    PatchEmbedding,
+    Rngs,
+    TransformerBlock,
     attend,
     drop_path_rates,
     gelu,
@@ -25,7 +30,7 @@ from kdjax.models.layers import (
     normal,
     split_heads,
 )
-from kdjax.models.outputs import FeatureSpec, stage_specs
+from kdjax.models.outputs import stage_specs
 from kdjax.utils.errors import UserError
 
 STRIDES = (4, 2, 2, 2)
@@ -34,7 +39,7 @@ HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 EXPANSION = 4
 
-# What the width is divided by for the channels of one attention head, and blocks per stage.
+# One attention head has the width divided by this number as channels; blocks per stage.
 SIZES: dict[str, tuple[int, tuple[int, int, int, int]]] = {
     "b0": (2, (2, 2, 2, 2)),
     "b1": (1, (2, 2, 2, 2)),
@@ -45,40 +50,23 @@ SIZES: dict[str, tuple[int, tuple[int, int, int, int]]] = {
 }
 
 
+class Epsilons(TypedDict):
+    """The epsilons of the layer norms: in general, and right behind a convolution."""
+
+    epsilon: float
+    conv_epsilon: float
+
+
 def depthwise_normal(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
-    """Initialises a depthwise kernel [h, w, 1, C] as `he_normal`: its fan_out is h * w."""
+    """Initializes a depthwise kernel [h, w, 1, C] like `he_normal`; its fan_out is h * w."""
     return normal(key, shape, math.sqrt(2.0 / (shape[0] * shape[1]))).astype(dtype)
-
-
-class PatchEmbedding(nnx.Module):
-    """A strided convolution whose windows overlap, then layer norm."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        size: int,
-        stride: int,
-        *,
-        epsilon: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.projection = Conv(
-            in_channels, channels, size, stride=stride, bias=True, dtype=dtype, rngs=rngs
-        )
-        self.norm = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Embeds the patches."""
-        return self.norm(self.projection(x))
 
 
 class FusedProjection(Linear):
     """One kernel [C, 3C] for queries, keys and values, as in PyTorch's MultiheadAttention."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        super().__init__(channels, 3 * channels, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, **common: Unpack[Common]):
+        super().__init__(channels, 3 * channels, **common)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "B T C"], source: Float[Array, "B S C"]
@@ -93,12 +81,10 @@ class FusedProjection(Linear):
 
 
 class Reduction(nnx.Module):
-    """A convolution whose windows of `size` do not overlap, then layer norm."""
+    """A convolution with windows of `size` that do not overlap, then layer norm."""
 
-    def __init__(
-        self, channels: int, size: int, *, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        # Unpadded as in PyTorch, so that the last rows and columns may stay unread.
+    def __init__(self, channels: int, size: int, *, epsilon: float, **common: Unpack[Common]):
+        # Unpadded as in PyTorch, which may leave out the last rows and columns.
         self.conv = nnx.Conv(
             channels,
             channels,
@@ -106,10 +92,9 @@ class Reduction(nnx.Module):
             strides=size,
             padding="VALID",
             kernel_init=he_normal,
-            dtype=dtype,
-            rngs=rngs,
+            **common,
         )
-        self.norm = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(channels, epsilon=epsilon, **common)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         """Reduces the map, which must have at least `size` rows and columns."""
@@ -126,16 +111,13 @@ class EfficientAttention(nnx.Module):
         reduction: int,
         *,
         epsilon: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
         self.heads = heads
-        self.in_projection = FusedProjection(channels, dtype=dtype, rngs=rngs)
-        self.out_projection = Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.in_projection = FusedProjection(channels, **common)
+        self.out_projection = Linear(channels, channels, **common)
         self.reduction = (
-            Reduction(channels, reduction, epsilon=epsilon, dtype=dtype, rngs=rngs)
-            if reduction > 1
-            else None
+            Reduction(channels, reduction, epsilon=epsilon, **common) if reduction > 1 else None
         )
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -150,96 +132,62 @@ class EfficientAttention(nnx.Module):
 
 
 class MixFFN(nnx.Module):
-    """Expands the channels, mixes 3x3 neighbours depthwise, GELU, contracts."""
+    """Expands the channels, convolves 3x3 depthwise, applies GELU, and contracts the channels."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, **common: Unpack[Common]):
         hidden = EXPANSION * channels
-        self.expand = Conv(channels, hidden, 1, bias=True, dtype=dtype, rngs=rngs)
-        self.depthwise = DepthwiseConv(
-            hidden, 3, bias=True, kernel_init=depthwise_normal, dtype=dtype, rngs=rngs
-        )
-        self.contract = Conv(hidden, channels, 1, bias=True, dtype=dtype, rngs=rngs)
+        self.expand = Conv(channels, hidden, 1, bias=True, **common)
+        self.depthwise = DepthwiseConv(hidden, 3, bias=True, kernel_init=depthwise_normal, **common)
+        self.contract = Conv(hidden, channels, 1, bias=True, **common)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Applies the four."""
         return self.contract(gelu(self.depthwise(self.expand(x))))
 
 
-class MixBlock(nnx.Module):
-    """Attention and Mix-FFN, each behind a layer norm and inside a shortcut."""
+class MixBlock(TransformerBlock):
+    """Efficient attention and Mix-FFN."""
 
     def __init__(
         self,
         channels: int,
-        heads: int,
-        reduction: int,
-        *,
-        epsilon: float,
-        conv_epsilon: float,
+        stage: int,
+        epsilons: Epsilons,
         drop_path: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
-        self.norm1 = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        epsilon, conv_epsilon = epsilons["epsilon"], epsilons["conv_epsilon"]
+        self.norm1 = LayerNorm(channels, epsilon=epsilon, **common)
         self.attention = EfficientAttention(
-            channels, heads, reduction, epsilon=conv_epsilon, dtype=dtype, rngs=rngs
+            channels, HEADS[stage], REDUCTIONS[stage], epsilon=conv_epsilon, **common
         )
-        self.norm2 = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.ffn = MixFFN(channels, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(channels, epsilon=epsilon, **common)
+        self.ffn = MixFFN(channels, **common)
         self.drop_path = DropPath(drop_path)
-
-    def __call__(
-        self, x: Float[Array, "B H W C"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> Float[Array, "B H W C"]:
-        """Adds both branches; `train` drops each for some of the images."""
-        drop_path = partial(self.drop_path, deterministic=not train, rngs=rngs)
-        x = x + drop_path(self.attention(self.norm1(x)))
-        return x + drop_path(self.ffn(self.norm2(x)))
 
 
 class MixStage(nnx.Module):
-    """A patch embedding, its blocks, and the layer norm of what they return."""
+    """A patch embedding, blocks, and a layer norm."""
 
     def __init__(
         self,
         in_channels: int,
         channels: int,
-        index: int,
-        *,
-        epsilon: float,
-        conv_epsilon: float,
+        stage: int,
+        epsilons: Epsilons,
         drop_paths: Sequence[float],
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
-        self.embedding = PatchEmbedding(
-            in_channels,
-            channels,
-            PATCH_SIZES[index],
-            STRIDES[index],
-            epsilon=conv_epsilon,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        size, stride = PATCH_SIZES[stage], STRIDES[stage]
+        projection = Conv(in_channels, channels, size, stride=stride, bias=True, **common)
+        self.embedding = PatchEmbedding(projection, epsilon=epsilons["conv_epsilon"], **common)
         self.blocks = nnx.List(
-            [
-                MixBlock(
-                    channels,
-                    HEADS[index],
-                    REDUCTIONS[index],
-                    epsilon=epsilon,
-                    conv_epsilon=conv_epsilon,
-                    drop_path=rate,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for rate in drop_paths
-            ]
+            [MixBlock(channels, stage, epsilons, rate, **common) for rate in drop_paths]
         )
-        self.norm = LayerNorm(channels, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(channels, epsilon=epsilons["epsilon"], **common)
 
     def __call__(
-        self, x: Float[Array, "B H W C"], *, train: bool, rngs: nnx.Rngs | None
+        self, x: Float[Array, "B H W C"], *, train: bool, rngs: Rngs
     ) -> Float[Array, "B h w D"]:
         """Runs the stage."""
         x = self.embedding(x)
@@ -249,20 +197,19 @@ class MixStage(nnx.Module):
 
 
 class MixTransformer(nnx.Module):
-    """The hierarchical backbone of SegFormer; mmsegmentation's MixVisionTransformer.
+    """The hierarchical backbone of SegFormer, mmsegmentation's MixVisionTransformer.
 
     Args:
       size: "b0" to "b5".
-      width: 64 is the published network. A head has `width` channels (half of that in B0), and
-        the stages have 1, 2, 5 and 8 heads, so that every even width divides.
+      width: an even number; 64 is the published network. An attention head has `width` channels,
+        half of that in B0, and the stages have 1, 2, 5, and 8 heads.
       epsilon: of the layer norms.
-      conv_epsilon: of those right behind a convolution, where it differs.
-      drop_path: rate of the last block in training; it rises linearly from 0 in the first.
-      dtype: compute dtype; parameters are float32.
-      rngs: source of the initial parameters.
+      conv_epsilon: of the layer norms right behind a convolution.
+      drop_path: drop rate of the last block in training. The rate rises linearly from 0.
+      **common: see `Common`.
     """
 
-    # Smaller images leave a reduced map without a row.
+    # On smaller images, a reduced map has no rows.
     smallest = 29
 
     def __init__(
@@ -271,40 +218,23 @@ class MixTransformer(nnx.Module):
         *,
         width: int = 64,
         epsilon: float = 1e-6,
-        conv_epsilon: float | None = None,
+        conv_epsilon: float = 1e-6,
         drop_path: float = 0.1,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
         divisor, depths = SIZES[size]
-        self.stage_channels = tuple(width // divisor * heads for heads in HEADS)
+        channels = [width // divisor * heads for heads in HEADS]
+        self.feature_specs = stage_specs(channels)
+        epsilons = Epsilons(epsilon=epsilon, conv_epsilon=conv_epsilon)
         self.stages = nnx.List([])
-        in_channels = 3
-        rates = drop_path_rates(drop_path, depths)
-        for index, channels in enumerate(self.stage_channels):
+        for stage, rates in enumerate(drop_path_rates(drop_path, depths)):
+            in_channels = channels[stage - 1] if stage else 3
             self.stages.append(
-                MixStage(
-                    in_channels,
-                    channels,
-                    index,
-                    epsilon=epsilon,
-                    conv_epsilon=epsilon if conv_epsilon is None else conv_epsilon,
-                    drop_paths=rates[index],
-                    dtype=dtype,
-                    rngs=rngs,
-                )
+                MixStage(in_channels, channels[stage], stage, epsilons, rates, **common)
             )
-            in_channels = channels
 
-    @property
-    def feature_specs(self) -> dict[str, FeatureSpec]:
-        """The maps that a call returns, by name."""
-        return stage_specs(self.stage_channels)
-
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> dict[str, Float[Array, "B h w C"]]:
-        """Returns the normalised outputs of the four stages as "stage1" to "stage4".
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features:
+        """Returns the normalized outputs of the four stages as "stage1" to "stage4".
 
         Raises:
           UserError: for images with a side below 29.

@@ -1,4 +1,4 @@
-"""The sections `student` and `teacher` of a config."""
+"""The config sections `student` and `teacher`."""
 
 import dataclasses
 from collections.abc import Mapping

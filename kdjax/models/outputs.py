@@ -1,4 +1,4 @@
-"""What goes into a network and what comes out: pixels as its input, named maps and their specs."""
+"""The output of a network, the specs of its maps, and the normalization of its input."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +21,7 @@ STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 def stage_specs(channels: Sequence[int]) -> dict[str, FeatureSpec]:
-    """Declares four stages of these channels, with strides 4, 8, 16 and 32."""
+    """Returns the specs of four stages with these channels and strides 4, 8, 16 and 32."""
     strides = (4, 8, 16, 32)
     return {name: FeatureSpec(*spec) for name, *spec in zip(STAGES, channels, strides, strict=True)}
 
@@ -32,9 +32,9 @@ class SegmentationOutput:
 
     Attributes:
       logits: class scores [B, h, w, K] at the network's own stride.
-      aux_logits: class scores of the auxiliary head, or None where there is none.
-      features: feature maps [B, h, w, C] by name; jit drops those that nobody reads.
-      classifiers: how "logits" and, where there are any, "aux_logits" were made.
+      aux_logits: class scores of the auxiliary head, if there is one.
+      features: feature maps [B, h, w, C] by name. jit drops unused ones.
+      classifiers: inputs and weights of the classifiers of "logits" and "aux_logits".
     """
 
     logits: Float[Array, "B h w K"]
@@ -44,7 +44,7 @@ class SegmentationOutput:
 
     @property
     def maps(self) -> Maps:
-        """All maps by name, as distillation takes them: scores with the classifier behind them."""
+        """All maps by name, for distillation. Scores come with their classifier."""
         scores = {"logits": self.logits}
         if self.aux_logits is not None:
             scores["aux_logits"] = self.aux_logits
@@ -58,12 +58,11 @@ class Preprocessing(NamedTuple):
     std: tuple[float, float, float]
 
     def __call__(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
-        """Normalises 8-bit RGB images."""
+        """Normalizes 8-bit RGB images."""
         return (images.astype(jnp.float32) - jnp.array(self.mean)) / jnp.array(self.std)
 
 
 IMAGENET = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
-# What projects in the tradition of Caffe use, as CIRKD and TorchDistiller.
+# Of projects in the tradition of Caffe, such as CIRKD and TorchDistiller.
 MEAN_ONLY = Preprocessing(mean=(122.67891434, 116.66876762, 104.00698793), std=(1.0, 1.0, 1.0))
-# What EfficientNet-Lite was trained with.
 EFFICIENTNET_LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))

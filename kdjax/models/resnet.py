@@ -1,22 +1,21 @@
 """ResNet with one of three stems (He et al. 2016; deep stem: He et al. 2019).
 
-By default as mmsegmentation's ResNetV1c. At output stride 8, stages 3 and 4 keep the resolution of
-stage 2 and dilate by 2 and 4 instead, the first block of each with half that dilation ("contract
+The default is mmsegmentation's ResNetV1c. At output stride 8, stages 3 and 4 have the resolution of
+stage 2 and dilations of 2 and 4. The first block of each has half the dilation ("contract
 dilation").
 """
 
-from typing import Literal
+from typing import Literal, Unpack
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kdjax.models.layers import ConvNorm, dilate, max_pool
+from kdjax.models.layers import Common, ConvNorm, Features, Rngs, dilate, max_pool
 from kdjax.models.outputs import FeatureSpec
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions; the first strides and dilates, the second may dilate."""
+    """Two 3x3 convolutions. The first has the stride and the dilation; the second may dilate."""
 
     expansion = 1
 
@@ -25,34 +24,28 @@ class BasicBlock(nnx.Module):
         in_channels: int,
         channels: int,
         *,
-        stride: int,
-        dilation: int,
+        stride: int = 1,
+        dilation: int = 1,
         second_dilation: int = 1,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
-        self.conv1 = ConvNorm(
-            in_channels, channels, 3, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
-        )
+        self.conv1 = ConvNorm(in_channels, channels, 3, stride=stride, dilation=dilation, **common)
         self.conv2 = ConvNorm(
-            channels,
-            channels,
-            3,
-            dilation=second_dilation,
-            activation=None,
-            dtype=dtype,
-            rngs=rngs,
+            channels, channels, 3, dilation=second_dilation, activation=None, **common
         )
-        self.downsample = _downsample(in_channels, channels, stride, dtype, rngs)
+        self.downsample = _downsample(in_channels, channels, stride, **common)
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
-        """Adds the block's output to its shortcut, then rectifies."""
+        """Adds the block's output to its shortcut, then applies ReLU."""
         shortcut = x if self.downsample is None else self.downsample(x, train=train)
         return nnx.relu(shortcut + self.conv2(self.conv1(x, train=train), train=train))
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 with four times the channels at the end; the 3x3 strides and dilates."""
+    """1x1, 3x3, and 1x1 convolutions. The 3x3 has the stride and the dilation.
+
+    The last one has four times the channels.
+    """
 
     expansion = 4
 
@@ -61,34 +54,29 @@ class Bottleneck(nnx.Module):
         in_channels: int,
         channels: int,
         *,
-        stride: int,
-        dilation: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        stride: int = 1,
+        dilation: int = 1,
+        **common: Unpack[Common],
     ):
         out_channels = channels * self.expansion
-        self.conv1 = ConvNorm(in_channels, channels, 1, dtype=dtype, rngs=rngs)
-        self.conv2 = ConvNorm(
-            channels, channels, 3, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
-        )
-        self.conv3 = ConvNorm(channels, out_channels, 1, activation=None, dtype=dtype, rngs=rngs)
-        self.downsample = _downsample(in_channels, out_channels, stride, dtype, rngs)
+        self.conv1 = ConvNorm(in_channels, channels, 1, **common)
+        self.conv2 = ConvNorm(channels, channels, 3, stride=stride, dilation=dilation, **common)
+        self.conv3 = ConvNorm(channels, out_channels, 1, activation=None, **common)
+        self.downsample = _downsample(in_channels, out_channels, stride, **common)
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
-        """Adds the block's output to its shortcut, then rectifies."""
+        """Adds the block's output to its shortcut, then applies ReLU."""
         shortcut = x if self.downsample is None else self.downsample(x, train=train)
         x = self.conv2(self.conv1(x, train=train), train=train)
         return nnx.relu(shortcut + self.conv3(x, train=train))
 
 
 def _downsample(
-    in_channels: int, channels: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    in_channels: int, channels: int, stride: int, **common: Unpack[Common]
 ) -> ConvNorm | None:
     if stride == 1 and in_channels == channels:
         return None
-    return ConvNorm(
-        in_channels, channels, 1, stride=stride, activation=None, dtype=dtype, rngs=rngs
-    )
+    return ConvNorm(in_channels, channels, 1, stride=stride, activation=None, **common)
 
 
 DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
@@ -108,11 +96,10 @@ class ResNet(nnx.Module):
       stem: "deep" begins with three 3x3 convolutions (v1c), "wide" with three of which the last
         has twice the channels (v1s), "plain" with one of 7x7 (torchvision).
       output_stride: of the last stage: 8, 16 or 32.
-      contract: whether the first block of a dilated stage has half the dilation.
-      dilate_second: whether the second convolution of a `BasicBlock` dilates as its stage.
-      ceil_pool: whether the max-pooling is in ceil mode.
-      dtype: compute dtype; parameters are float32.
-      rngs: source of the initial parameters.
+      contract: the first block of a dilated stage has half the dilation.
+      dilate_second: the second convolution of a `BasicBlock` has the dilation of its stage.
+      ceil_pool: the max-pooling is in ceil mode.
+      **common: see `Common`.
     """
 
     def __init__(
@@ -125,29 +112,28 @@ class ResNet(nnx.Module):
         contract: bool = True,
         dilate_second: bool = False,
         ceil_pool: bool = False,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
         block, counts = DEPTHS[depth]
-        channels = 2 * width if stem == "wide" else width
+        in_channels = 2 * width if stem == "wide" else width
         if stem == "plain":
-            self.conv1 = ConvNorm(3, channels, 7, stride=2, dtype=dtype, rngs=rngs)
+            self.conv1 = ConvNorm(3, in_channels, 7, stride=2, **common)
         else:
-            half = channels // 2
+            half = in_channels // 2
             self.stem = nnx.List(
                 [
-                    ConvNorm(3, half, 3, stride=2, dtype=dtype, rngs=rngs),
-                    ConvNorm(half, half, 3, dtype=dtype, rngs=rngs),
-                    ConvNorm(half, channels, 3, dtype=dtype, rngs=rngs),
+                    ConvNorm(3, half, 3, stride=2, **common),
+                    ConvNorm(half, half, 3, **common),
+                    ConvNorm(half, in_channels, 3, **common),
                 ]
             )
         self.deep_stem, self.ceil_pool = stem != "plain", ceil_pool
         strides, dilations = dilate((1, 2, 2, 2), output_stride, entry=4)
         self.stages = nnx.List([])
-        self.specs: dict[str, FeatureSpec] = {}
+        self.feature_specs: dict[str, FeatureSpec] = {}
         total_stride = 4
         for index, count in enumerate(counts):
-            blocks, dilation = nnx.List([]), dilations[index]
+            blocks, dilation, channels = nnx.List([]), dilations[index], width * 2**index
             second = {}
             if dilate_second and block is BasicBlock:
                 second = {"second_dilation": dilation}
@@ -155,29 +141,21 @@ class ResNet(nnx.Module):
                 first = position == 0
                 blocks.append(
                     block(
+                        in_channels,
                         channels,
-                        width * 2**index,
                         stride=strides[index] if first else 1,
                         dilation=max(1, dilation // 2) if first and contract else dilation,
-                        dtype=dtype,
-                        rngs=rngs,
                         **second,
+                        **common,
                     )
                 )
-                channels = width * 2**index * block.expansion
+                in_channels = channels * block.expansion
             self.stages.append(blocks)
             total_stride *= strides[index]
-            self.specs[f"stage{index + 1}"] = FeatureSpec(channels, total_stride)
+            self.feature_specs[f"stage{index + 1}"] = FeatureSpec(in_channels, total_stride)
 
-    @property
-    def feature_specs(self) -> dict[str, FeatureSpec]:
-        """The maps that a call returns, by name."""
-        return dict(self.specs)
-
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> dict[str, Float[Array, "B h w C"]]:
-        """Returns the outputs of the four stages as "stage1" to "stage4"; draws nothing."""
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs = None) -> Features:
+        """Returns the outputs of the four stages as "stage1" to "stage4"."""
         x = images
         for conv in self.stem if self.deep_stem else (self.conv1,):
             x = conv(x, train=train)

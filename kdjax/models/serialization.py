@@ -1,14 +1,13 @@
-"""Network checkpoints: one network with all that is needed to run it, and nothing of its training.
+"""Network checkpoints: a network with everything that is needed to run it.
 
-DIR/network.json         name, classes, preprocessing, source, and which of the folders is in use
-DIR/parameters/          parameters and running statistics by their paths, by Orbax
-DIR/second_parameters/   the same, for a checkpoint that replaced another one
+DIR/network.json         name, classes, preprocessing, source, and the folder in use
+DIR/parameters/          parameters and running statistics by their paths, written by Orbax
+DIR/second_parameters/   the same, if the checkpoint replaced another one
 
-A checkpoint is replaced by writing the folder that is not in use, then `network.json`, which names
-it. A process that is killed in between leaves the old checkpoint or the new one.
+To replace a checkpoint, `save` writes the folder that is not in use, and then `network.json`, which
+names the folder. If the process is killed, the old or the new checkpoint remains.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,15 +23,14 @@ from etils import epath
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax.distillation.feature_maps import array_of
+from kdjax.models.adapters import is_network, network_of
 from kdjax.models.network import (
     SCORES,
     Network,
     Variables,
     arrays_by_path,
-    is_made,
     is_random_key,
     maps_of,
-    network_of,
     preprocessing_of,
     trace_maps,
 )
@@ -46,6 +44,7 @@ from kdjax.utils.files import (
     check_folder,
     is_remote,
     reachable,
+    read_json,
     remove_all,
     sync_tree,
     undo_unfinished,
@@ -55,33 +54,33 @@ from kdjax.utils.files import (
 from kdjax.utils.log import logger
 from kdjax.utils.schema import with_tuples
 
-FORMAT = 3  # of network.json and of how parameters are named
+FORMAT = 3  # of network.json and of the names of parameters
 CHANNEL_ORDER = "RGB"
 MAX_REASON = 160  # characters
-FOLDERS = ("parameters", "second_parameters")  # neither name begins with the other
+FOLDERS = ("parameters", "second_parameters")  # neither is a prefix of the other
 DESCRIPTION = "network.json"
-_MARK = {"kdjax": "network"}  # tells our folders of parameters from other people's
+_MARK = {"kdjax": "network"}  # metadata of the folders that kdjax wrote
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkInfo:
-    """What describes a network beside its weights.
+    """The description of a network, without its weights.
 
     Attributes:
-      name: of the network or its factory, as `kdjax.models.make_network` takes it.
+      name: of the network or its factory, for `kdjax.models.make_network`.
       num_classes: number of class scores per pixel.
       width: channels of the first stage.
-      auxiliary: whether it has its auxiliary head.
+      auxiliary: True if it has its auxiliary head.
       class_names: a name per class.
-      palette: an RGB colour per class.
+      palette: an RGB color per class.
       preprocessing: how pixels become its input.
-      channel_order: of the images that it reads and of `preprocessing`: "RGB", for all of kdjax.
+      channel_order: of images and `preprocessing`, always "RGB".
       source: where the weights come from, in words.
-      fingerprint: hash of the weights; set when they are saved.
+      fingerprint: hash of the weights, which `save` sets.
       options: further keyword arguments of the factory.
-      image_size: height and width that its parameters were made for, where they depend on it.
-      initial_weights: what training began with: "path" and "fingerprint" of a network checkpoint,
-        "file" and "sha256" of ImageNet weights, or nothing.
+      image_size: height and width that its parameters were made for, if they depend on them.
+      initial_weights: the weights at the start of training: "path" and "fingerprint" of a network
+        checkpoint, "file" and "sha256" of ImageNet weights, or nothing.
     """
 
     name: str
@@ -99,7 +98,7 @@ class NetworkInfo:
     initial_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def make(self, *, dtype: str, where: str = "network") -> Network:
-        """Makes the network, without variables; `where` is what holds its name, for messages."""
+        """Makes the network, without variables. `where` holds its name, for messages."""
         return make_network(
             self.name,
             num_classes=self.num_classes,
@@ -111,17 +110,17 @@ class NetworkInfo:
         )
 
     def blank_image(self) -> np.ndarray:
-        """What `Network.init` is given [1, H, W, 3]."""
+        """Returns images [1, H, W, 3] for `Network.init`."""
         return np.zeros((1, *self.image_size, 3), np.float32)
 
 
 def fingerprint(variables: Variables) -> str:
-    """Returns a hash of all arrays of a network but its random keys."""
+    """Returns a hash of all arrays of a network except its random keys."""
     return _hash(_kept(variables))
 
 
 def _kept(variables: Variables) -> dict[str, Any]:
-    """What a checkpoint holds, by path: no random keys, which only training draws from."""
+    """Returns the arrays of a checkpoint by path. Random keys, only for training, are left out."""
     arrays = arrays_by_path(variables)
     return {path: leaf for path, leaf in arrays.items() if not is_random_key(leaf)}
 
@@ -136,8 +135,8 @@ def _hash(arrays: Mapping[str, Any]) -> str:
 def save(path: epath.PathLike, info: NetworkInfo, variables: Variables) -> NetworkInfo:
     """Writes a network checkpoint and returns its info with the fingerprint.
 
-    Replaces a checkpoint that exists, which is kept until the new one is complete. Among several
-    processes, only one calls this, with arrays that it holds completely.
+    An existing checkpoint is kept until the new one is complete. Among several processes, only one
+    calls this, with complete arrays.
 
     Args:
       path: the directory.
@@ -145,14 +144,14 @@ def save(path: epath.PathLike, info: NetworkInfo, variables: Variables) -> Netwo
       variables: of the network. Random keys, which only training needs, are left out.
 
     Raises:
-      UserError: if the checkpoint cannot be written, or would replace files that are not ours.
+      UserError: if the checkpoint cannot be written, or would replace other files.
     """
     directory = check_output(path)
     arrays = jax.device_get(_kept(variables))
     info = dataclasses.replace(info, fingerprint=_hash(arrays))
     try:
         _write(directory, arrays, {"format": FORMAT, **dataclasses.asdict(info)})
-    # Every client of an object store has its own errors; TensorStore raises ValueError.
+    # Each client of an object store has its own errors. TensorStore raises ValueError.
     except Exception as error:
         if not is_remote(directory) and not isinstance(error, (OSError, ValueError)):
             raise
@@ -164,8 +163,8 @@ def check_output(path: epath.PathLike) -> epath.Path:
     """Returns a directory that `save` may write to.
 
     Raises:
-      UserError: if the directory holds files of those names that `save` did not write, if it is a
-        file, or if its store does not answer.
+      UserError: if `save` would replace files that it did not write, if the directory is a file, or
+        if its store does not answer.
     """
     directory = reachable(path)
     if not is_remote(directory):
@@ -173,20 +172,20 @@ def check_output(path: epath.PathLike) -> epath.Path:
     for name in (DESCRIPTION, *FOLDERS):
         if (directory / name).exists() and not _is_ours(directory):
             raise UserError(
-                f"{directory / name} is there and is not that of a network checkpoint; choose "
-                "another folder"
+                f"{directory / name} exists and is not part of a network checkpoint; choose "
+                "another directory"
             )
     return directory
 
 
 def _is_ours(directory: epath.Path) -> bool:
-    """Returns True if `save` wrote the files, also if it was killed before it was done."""
+    """Returns True if `save` wrote the files, also if the process was killed before the end."""
     description = directory / DESCRIPTION
     if description.exists():
-        with contextlib.suppress(ValueError):
-            values = json.loads(description.read_text())
-            return isinstance(values, dict) and "fingerprint" in values
-        return False
+        try:
+            return "fingerprint" in read_json(description)
+        except UserError:
+            return False
     return all(_has_mark(directory / name) for name in FOLDERS if (directory / name).exists())
 
 
@@ -194,7 +193,7 @@ def _has_mark(folder: epath.Path) -> bool:
     try:
         with local_checkpointer() as checkpointer:
             metadata = checkpointer.metadata(absolute(folder))
-    # Orbax raises many kinds of errors for a folder that is no checkpoint.
+    # For other folders, Orbax raises many kinds of errors.
     except Exception:
         return False
     return _MARK.items() <= (metadata.custom_metadata or {}).items()
@@ -226,7 +225,7 @@ def _folder_in_use(directory: epath.Path) -> str | None:
     description = directory / DESCRIPTION
     if not description.exists():
         return None
-    name = json.loads(description.read_text()).get("parameters", FOLDERS[0])
+    name = read_json(description).get("parameters", FOLDERS[0])
     if name not in FOLDERS:
         raise UserError(f"{description}: damaged: parameters is {name!r}")
     return name
@@ -235,25 +234,25 @@ def _folder_in_use(directory: epath.Path) -> str | None:
 def load(
     path: epath.PathLike, *, dtype: str = "float32", seed: int = 0
 ) -> tuple[Network, Variables, NetworkInfo]:
-    """Reads a network checkpoint, or the student of a finished run when given its workdir.
+    """Reads a network checkpoint, or the student of a finished run.
 
     Args:
-      path: a network checkpoint, or a workdir that holds one as `student/`. Or the name of a
-        network of one's own, "package.module:attribute", or of a function without arguments that
-        returns one: its `init` brings the trained variables. It may have `class_names`.
-      dtype: compute dtype of the network.
-      seed: of the random state of modules that have their own, as `nnx.Dropout(0.1, rngs=rngs)`.
+      path: a network checkpoint, or the workdir of a run, which holds one as `student/`. Or
+        "package.module:attribute" of a user's trained network, or of a function without arguments
+        that returns one. Its `init` returns the trained variables. It may have `class_names`.
+      dtype: the type in which the network computes.
+      seed: of the random state of modules that have their own, such as `nnx.Dropout`.
 
     Raises:
-      UserError: when there is none, it is damaged, its store does not answer, or the network that
-        it names cannot be made.
+      UserError: if there is no checkpoint, it is damaged, its store does not answer, or its network
+        cannot be made.
     """
     if not imports.is_path(os.fspath(path)):
-        return _of_ones_own(os.fspath(path), dtype, seed)
+        return _load_by_name(os.fspath(path), dtype, seed)
     directory = _find(path)
     if directory is None:
         raise UserError(
-            f"{path}: no network checkpoint here (expected network.json, or the student/ of a "
+            f"{path}: no network checkpoint here (it needs a network.json, or the student/ of a "
             "finished run)"
         )
     description = directory / DESCRIPTION
@@ -270,7 +269,7 @@ def load(
         reason = textwrap.shorten(str(error).partition("\n")[0], MAX_REASON, placeholder=" ...")
         raise UserError(f"{directory}: the network checkpoint is damaged: {reason}") from error
     if _hash(arrays) != info.fingerprint:
-        raise UserError(f"{directory}: the weights are not those that network.json describes")
+        raise UserError(f"{directory}: the weights do not match the fingerprint in network.json")
     arrays = jax.device_put(arrays)
     paths = list(arrays_by_path(abstract))
     if len(paths) > len(arrays):
@@ -284,17 +283,17 @@ def load(
     return network, jax.tree.unflatten(jax.tree.structure(abstract), leaves), info
 
 
-def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, NetworkInfo]:
-    """Loads a network that brings its trained variables.
+def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables, NetworkInfo]:
+    """Loads a user's network, whose `init` returns the trained variables.
 
     Raises:
-      UserError: there is no such network, it fails, or it is to compute in another dtype.
+      UserError: if there is no such network, it fails, or it should compute in another dtype.
     """
     if dtype != "float32":
-        raise UserError(f"{name} computes in a dtype of its own; {dtype} cannot be asked of it")
-    found = imports.resolve("network", name, {}, asked_by="what a network is loaded from")
+        raise UserError(f"{name} sets its dtype by itself; kdjax cannot change it to {dtype}")
+    found = imports.resolve("network", name, {}, asked_by="the path of a network")
     try:
-        network = network_of(found if is_made(found) else found())
+        network = network_of(found if is_network(found) else found())
     except RAISED_BY_USERS as error:
         raise UserError(f"{name}: {type(error).__name__}: {error}") from error
     info = NetworkInfo(name, 1, 64, False, (), (), source=name)
@@ -316,45 +315,45 @@ def _of_ones_own(name: str, dtype: str, seed: int) -> tuple[Network, Variables, 
 
 
 def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -> str:
-    """Hashes what a network without arrays of its own says of a fixed batch.
+    """Returns a hash of the scores on a fixed batch, for a network without arrays.
 
-    Such a network runs in another framework, which holds its weights. Of its scores the mean of
-    each class counts, to three digits, so that another number of threads gives the same hash. All
-    networks that fail on such a batch have one hash, which is logged.
+    Another framework holds the weights of such a network. The hash uses the mean score of each
+    class, to three digits, so that it does not depend on the number of threads. All networks that
+    fail on the batch have the same hash, and a warning is logged.
     """
     shape = (2, *info.image_size, 3)
     images = jax.device_put(np.random.default_rng(0).standard_normal(shape, np.float32))
     try:
         output, _ = network.apply(variables, images, train=False, key=None)
         scores = np.asarray(array_of(maps_of(output)[SCORES]), np.float64)
-    # What the user's own code raises, through a callback.
+    # A user's code in a callback can raise any error.
     except Exception as error:
-        # A callback puts its own traceback before the words of its error.
+        # A callback puts a traceback before the message of its error.
         last = (str(error).strip().splitlines() or [""])[-1]
         reason = textwrap.shorten(last, MAX_REASON, placeholder=" ...")
         logger.warning(
             f"{info.name} fails on images of {info.image_size} ({type(error).__name__}: {reason}); "
-            "a change of its weights will not be noticed"
+            "kdjax will not notice a change of its weights"
         )
         return _hash({})
     means = scores.mean((0, 1, 2))
     scale = max(np.abs(means).max(), np.finfo(np.float32).tiny)
-    # Adding 0 makes one zero of both.
+    # Adding 0 turns -0 into 0.
     return _hash({"means": np.round(means / scale, 3) + 0.0, "scale": np.array(f"{scale:.2e}")})
 
 
 def info_in(path: epath.PathLike) -> NetworkInfo | None:
-    """What describes the network that `load` would read, None where there is none.
+    """Returns the description of the network that `load` would read, or None if there is none.
 
     Raises:
-      UserError: when its description is damaged, or its store does not answer.
+      UserError: if the description is damaged, or its store does not answer.
     """
     directory = _find(path)
     return None if directory is None else _read_info(directory / DESCRIPTION)
 
 
 def fingerprint_in(path: epath.PathLike) -> str | None:
-    """The fingerprint of the network that `load` would read, as `info_in` finds it."""
+    """Returns the fingerprint of the network that `load` would read, or None if there is none."""
     info = info_in(path)
     return info and info.fingerprint
 
@@ -363,13 +362,13 @@ def is_complete(directory: epath.Path) -> bool:
     """Returns True if a directory holds a description and the folder that the description names."""
     try:
         name = _folder_in_use(directory)
-    except (UserError, ValueError, AttributeError):
+    except UserError:
         return False
     return name is not None and (directory / name).exists()
 
 
 def _find(path: epath.PathLike) -> epath.Path | None:
-    """The directory of the network checkpoint in `path`, or of the student in a workdir."""
+    """Returns the directory of the network checkpoint in `path`, or in its `student/`."""
     directory = reachable(path)
     for place in (directory, directory / "student"):
         if (place / DESCRIPTION).exists():
@@ -378,7 +377,7 @@ def _find(path: epath.PathLike) -> epath.Path | None:
 
 
 def local_checkpointer() -> ocp.StandardCheckpointer:
-    """Returns a checkpointer that waits for no other process."""
+    """Returns a checkpointer that does not wait for other processes."""
     process = jax.process_index()
     alone = MultiprocessingOptions(
         primary_host=process,
@@ -389,15 +388,13 @@ def local_checkpointer() -> ocp.StandardCheckpointer:
 
 
 def _read_info(path: epath.Path) -> NetworkInfo:
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text())
         values.pop("parameters", None)
         if values.pop("format") != FORMAT:
             raise UserError(f"{path}: written by another version of kdjax")
         if values.get("channel_order", CHANNEL_ORDER) != CHANNEL_ORDER:
-            raise UserError(
-                f"{path}: channel_order is not {CHANNEL_ORDER}, which all networks read"
-            )
+            raise UserError(f"{path}: channel_order must be {CHANNEL_ORDER}")
         values["preprocessing"] = Preprocessing(*map(tuple, values["preprocessing"]))
         values["class_names"] = tuple(values["class_names"])
         values["palette"] = tuple(map(tuple, values["palette"]))

@@ -1,7 +1,6 @@
 """Swin Transformer, as mmsegmentation's SwinTransformer builds it (Liu et al., ICCV 2021)."""
 
-from collections.abc import Sequence
-from functools import partial
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +8,21 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kdjax.models.layers import (
+    Common,
     DropPath,
+    Features,
     LayerNorm,
     Linear,
+    PatchEmbedding,
+    Rngs,
+    TransformerBlock,
     attend,
     drop_path_rates,
     gelu,
     linear_normal,
     split_heads,
 )
-from kdjax.models.outputs import FeatureSpec, stage_specs
+from kdjax.models.outputs import stage_specs
 
 WINDOW = 7
 SHIFT = WINDOW // 2
@@ -27,7 +31,7 @@ DEPTHS = (2, 2, 6, 2)
 HEADS = (3, 6, 12, 24)
 EXPANSION = 4
 EPSILON = 1e-5
-# What is added to the scores of positions that only the shift made neighbours.
+# Added to the attention scores of positions that are neighbors only because of the shift.
 MASKED = -100.0
 
 
@@ -41,9 +45,9 @@ def relative_position_index() -> Int[np.ndarray, "T T"]:
 
 
 def shifted_mask(height: int, width: int) -> Float[np.ndarray, "windows 1 T T"]:
-    """Returns what separates, in the windows of a shifted map, parts that are no neighbours.
+    """Returns the mask that keeps positions of a window apart if they are no neighbors.
 
-    A cyclic shift brings the first rows and columns beside the last ones.
+    A cyclic shift brings the first rows and columns next to the last ones.
 
     Args:
       height: rows of the padded map, a multiple of the window.
@@ -61,7 +65,7 @@ def shifted_mask(height: int, width: int) -> Float[np.ndarray, "windows 1 T T"]:
 
 
 def pad_to_multiple(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B h w C"]:
-    """Adds rows and columns of zeros at the end."""
+    """Adds rows and columns of zeros at the end, up to multiples of `size`."""
     height, width = x.shape[1:3]
     return jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)))
 
@@ -76,7 +80,7 @@ def to_windows(x):
 def from_windows(
     x: Float[Array, "B windows T C"], height: int, width: int
 ) -> Float[Array, "B H W C"]:
-    """Puts the windows of a map of that size back in place."""
+    """Joins windows to a map; the inverse of `to_windows`."""
     batch, _, _, channels = x.shape
     x = x.reshape(batch, height // WINDOW, width // WINDOW, WINDOW, WINDOW, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
@@ -85,19 +89,17 @@ def from_windows(
 class WindowAttention(nnx.Module):
     """Attention inside windows of 7 x 7, which a shifted block moves by 3 rows and columns."""
 
-    def __init__(
-        self, channels: int, heads: int, *, shifted: bool, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, channels: int, heads: int, *, shifted: bool, **common: Unpack[Common]):
         self.heads, self.shifted = heads, shifted
         table = ((2 * WINDOW - 1) ** 2, heads)
         self.relative_position_bias_table = nnx.Param(
-            linear_normal(rngs.params(), table, jnp.dtype("float32"))
+            linear_normal(common["rngs"].params(), table, jnp.dtype("float32"))
         )
-        self.in_projection = Linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
-        self.out_projection = Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.in_projection = Linear(channels, 3 * channels, **common)
+        self.out_projection = Linear(channels, channels, **common)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Attends; what pads the map to whole windows is attended too, as in mmsegmentation."""
+        """Attends, also to the padding of the last windows, as in mmsegmentation."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, WINDOW)
         padded_height, padded_width = x.shape[1:3]
@@ -115,8 +117,8 @@ class WindowAttention(nnx.Module):
         return x[:, :height, :width]
 
 
-class SwinBlock(nnx.Module):
-    """Window attention and a two-layer perceptron, each behind a norm and inside a shortcut."""
+class SwinBlock(TransformerBlock):
+    """Window attention and a two-layer perceptron."""
 
     def __init__(
         self,
@@ -125,56 +127,31 @@ class SwinBlock(nnx.Module):
         *,
         shifted: bool,
         drop_path: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        **common: Unpack[Common],
     ):
         hidden = EXPANSION * channels
-        self.norm1 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.attention = WindowAttention(channels, heads, shifted=shifted, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.expand = Linear(channels, hidden, dtype=dtype, rngs=rngs)
-        self.contract = Linear(hidden, channels, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(channels, epsilon=EPSILON, **common)
+        self.attention = WindowAttention(channels, heads, shifted=shifted, **common)
+        self.norm2 = LayerNorm(channels, epsilon=EPSILON, **common)
+        self.expand = Linear(channels, hidden, **common)
+        self.contract = Linear(hidden, channels, **common)
         self.drop_path = DropPath(drop_path)
 
-    def __call__(
-        self, x: Float[Array, "B H W C"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> Float[Array, "B H W C"]:
-        """Adds both branches; `train` drops each for some of the images."""
-        drop_path = partial(self.drop_path, deterministic=not train, rngs=rngs)
-        x = x + drop_path(self.attention(self.norm1(x)))
-        return x + drop_path(self.contract(gelu(self.expand(self.norm2(x)))))
-
-
-class PatchEmbedding(nnx.Module):
-    """Patches of 4 x 4 to channels, then layer norm; the image is padded to whole patches."""
-
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.projection = nnx.Conv(
-            3,
-            channels,
-            (PATCH_SIZE, PATCH_SIZE),
-            strides=PATCH_SIZE,
-            padding="VALID",
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.norm = LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        """Embeds the patches."""
-        return self.norm(self.projection(pad_to_multiple(images, PATCH_SIZE)))
+    def ffn(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies the perceptron."""
+        return self.contract(gelu(self.expand(x)))
 
 
 class PatchMerging(nnx.Module):
-    """Halves a map: concatenates 2 x 2 neighbours, layer norm, a linear map to twice the channels.
+    """Halves a map: concatenates 2 x 2 neighbors, layer norm, a linear map to twice the channels.
 
-    The four values of one channel stand together, the order of PyTorch's Unfold. The authors' code
-    keeps the channels of one neighbour together; mmsegmentation reorders its weights.
+    The four values of one channel are next to each other, the order of PyTorch's Unfold. The
+    authors' code keeps the channels of one neighbor together; mmsegmentation reorders its weights.
     """
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm = LayerNorm(4 * channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.reduction = Linear(4 * channels, 2 * channels, bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, **common: Unpack[Common]):
+        self.norm = LayerNorm(4 * channels, epsilon=EPSILON, **common)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False, **common)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """Merges; an odd map is padded with a row or column of zeros at the end."""
@@ -186,53 +163,39 @@ class PatchMerging(nnx.Module):
 
 
 class SwinTransformer(nnx.Module):
-    """Swin-T: windows of 7 x 7, two, two, six and two blocks, every second one shifted.
+    """Swin-T: windows of 7 x 7; two, two, six, and two blocks, every second one shifted.
 
     Args:
-      width: 64 is the published network. A head has half of it as channels, and the stages have 3,
-        6, 12 and 24 heads, so that every even width divides.
-      drop_path: rate of the last block in training; it rises linearly from 0 in the first.
-      dtype: compute dtype; parameters are float32.
-      rngs: source of the initial parameters.
+      width: an even number; 64 is the published network. An attention head has half of it as
+        channels, and the stages have 3, 6, 12, and 24 heads.
+      drop_path: drop rate of the last block in training. The rate rises linearly from 0.
+      **common: see `Common`.
     """
 
-    def __init__(
-        self, *, width: int = 64, drop_path: float = 0.3, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        self.stage_channels = tuple(width // 2 * heads for heads in HEADS)
-        self.embedding = PatchEmbedding(self.stage_channels[0], dtype=dtype, rngs=rngs)
-        rates = drop_path_rates(drop_path, DEPTHS)
-        self.stages = nnx.List(
-            [
-                _stage(channels, heads, drop_paths, dtype, rngs)
-                for channels, heads, drop_paths in zip(
-                    self.stage_channels, HEADS, rates, strict=True
+    def __init__(self, *, width: int = 64, drop_path: float = 0.3, **common: Unpack[Common]):
+        channels = [width // 2 * heads for heads in HEADS]
+        self.feature_specs = stage_specs(channels)
+        patch = (PATCH_SIZE, PATCH_SIZE)
+        projection = nnx.Conv(3, channels[0], patch, strides=patch, padding="VALID", **common)
+        self.embedding = PatchEmbedding(projection, epsilon=EPSILON, **common)
+        self.stages = nnx.List([])
+        for c, heads, rates in zip(
+            channels, HEADS, drop_path_rates(drop_path, DEPTHS), strict=True
+        ):
+            self.stages.append(
+                nnx.List(
+                    [
+                        SwinBlock(c, heads, shifted=i % 2 == 1, drop_path=rate, **common)
+                        for i, rate in enumerate(rates)
+                    ]
                 )
-            ]
-        )
-        self.mergings = nnx.List(
-            [
-                PatchMerging(channels, dtype=dtype, rngs=rngs)
-                for channels in self.stage_channels[:-1]
-            ]
-        )
-        self.norms = nnx.List(
-            [
-                LayerNorm(channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-                for channels in self.stage_channels
-            ]
-        )
+            )
+        self.mergings = nnx.List([PatchMerging(c, **common) for c in channels[:-1]])
+        self.norms = nnx.List([LayerNorm(c, epsilon=EPSILON, **common) for c in channels])
 
-    @property
-    def feature_specs(self) -> dict[str, FeatureSpec]:
-        """The maps that a call returns, by name."""
-        return stage_specs(self.stage_channels)
-
-    def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool, rngs: nnx.Rngs | None
-    ) -> dict[str, Float[Array, "B h w C"]]:
-        """Returns the normalised outputs of the four stages as "stage1" to "stage4"."""
-        x, features = self.embedding(images), {}
+    def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features:
+        """Returns the normalized outputs of the four stages as "stage1" to "stage4"."""
+        x, features = self.embedding(pad_to_multiple(images, PATCH_SIZE)), {}
         for index, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
             if index > 0:
                 x = self.mergings[index - 1](x)
@@ -240,14 +203,3 @@ class SwinTransformer(nnx.Module):
                 x = block(x, train=train, rngs=rngs)
             features[f"stage{index + 1}"] = norm(x)
         return features
-
-
-def _stage(
-    channels: int, heads: int, drop_paths: Sequence[float], dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.List:
-    return nnx.List(
-        [
-            SwinBlock(channels, heads, shifted=i % 2 == 1, drop_path=rate, dtype=dtype, rngs=rngs)
-            for i, rate in enumerate(drop_paths)
-        ]
-    )

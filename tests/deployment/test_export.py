@@ -29,7 +29,7 @@ from kdjax.evaluation.evaluator import Predictor
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import NNXNetwork, serialization
 from kdjax.models.layers import ConvNorm, resize
-from kdjax.models.pyramid_heads import adaptive_average_pools
+from kdjax.models.pyramids import adaptive_average_pools
 from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -136,7 +136,7 @@ def test_imagenet_weights_are_found_by_name(config, tmp_path, monkeypatch):
     file = file._replace(name=f"lite0-{hashlib.sha256(content).hexdigest()[:8]}.safetensors")
     (tmp_path / file.name).write_bytes(content)
     monkeypatch.setitem(imagenet.FILES, "efficientnet_lite0", (file,))
-    with pytest.raises(UserError, match=f"{file.name}: weights named layer1 and so on are not"):
+    with pytest.raises(UserError, match=f"{file.name}: weights named layer1 and so on are unknown"):
         made(config, IMAGES)
 
 

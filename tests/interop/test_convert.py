@@ -1,4 +1,4 @@
-"""The command that makes network checkpoints of weights from elsewhere."""
+"""The command `convert`."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     )
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
-    start = f"kdjax convert: error: {file}: the weights are not this network's; missing: "
+    start = f"kdjax convert: error: {file}: the weights do not fit this network; missing: "
     assert run.stderr.startswith(start)
     assert "decode_head.aspp_modules." in run.stderr
     assert "; unexpected: decode_head.psp_modules." in run.stderr
@@ -66,11 +66,11 @@ def test_convert_records_what_the_images_were(tmp_path):
     np.testing.assert_array_equal(interop.to_mmseg(net)["backbone.conv1.weight"], first[:, ::-1])
     run = convert(*arguments, "--std=1,2")
     assert run.returncode == 2
-    assert "--std is '1,2'; it takes three numbers, red first" in run.stderr
+    assert "--std is '1,2'; give three numbers, red first" in run.stderr
 
 
 def test_convert_on_a_full_disk_leaves_nothing_and_says_so(tmp_path):
-    """Files may not grow beyond a size: writing fails as on a full disk."""
+    """A limit of the file size makes writing fail like a full disk."""
     file = tmp_path / "net.safetensors"
     safetensors.numpy.save_file(
         random_weights(abstract("segformer_b0", width=64, auxiliary=False)), file
@@ -111,16 +111,16 @@ MISTAKES = [
     ({"class_names": "a,b"}, "--class_names a,b: 2 names, but --num_classes is 3"),
     ({"class_names": "a,b,a"}, "--class_names a,b,a: a name is empty or occurs twice"),
     ({"class_names": "names"}, "--class_names names: a name is empty or occurs twice"),
-    ({"mean": "nan,1,2"}, "--mean is 'nan,1,2'; it takes means of pixels, 0 to 255"),
-    ({"mean": "300,1,2"}, "--mean is '300,1,2'; it takes means of pixels"),
-    ({"mean": "1,2"}, "--mean is '1,2'; it takes three numbers"),
-    ({"std": "1,0,1"}, "--std is '1,0,1'; it takes positive numbers"),
-    ({"std": "1,-1,1"}, "--std is '1,-1,1'; it takes positive numbers"),
-    ({"std": "1,inf,1"}, "--std is '1,inf,1'; it takes positive numbers"),
-    ({"std": "nan,1,1"}, "--std is 'nan,1,1'; it takes positive numbers"),
-    ({"std": ""}, "--std is ''; it takes three numbers"),
+    ({"mean": "nan,1,2"}, "--mean is 'nan,1,2'; give means of pixels, 0 to 255"),
+    ({"mean": "300,1,2"}, "--mean is '300,1,2'; give means of pixels"),
+    ({"mean": "1,2"}, "--mean is '1,2'; give three numbers"),
+    ({"std": "1,0,1"}, "--std is '1,0,1'; give positive numbers"),
+    ({"std": "1,-1,1"}, "--std is '1,-1,1'; give positive numbers"),
+    ({"std": "1,inf,1"}, "--std is '1,inf,1'; give positive numbers"),
+    ({"std": "nan,1,1"}, "--std is 'nan,1,1'; give positive numbers"),
+    ({"std": ""}, "--std is ''; give three numbers"),
     ({"output": "file/net"}, "cannot write file/net: file is a file"),
-    ({"output": "mine"}, "mine/parameters is there and is not that of a network checkpoint"),
+    ({"output": "mine"}, "mine/parameters exists and is not part of a network checkpoint"),
 ]
 NO_CLASSES = [
     {"CLASSES": 2, "PALETTE": "x"},
@@ -129,13 +129,13 @@ NO_CLASSES = [
     {"classes": ["a", 7], "palette": [[1, 2, 3]] * 2},
     {"dataset_meta": 3},
 ]
-# As checkpoints may hold them: names without colors.
+# Some checkpoints have names without colors.
 ONLY_NAMES = {"classes": ["a", "b"]}
 CLASSES = {"dataset_meta": {"classes": ["a", "b"], "palette": [[1, 2, 3], [4, 5, 6]]}}
 
 
 def test_what_convert_cannot_do_is_said_before_anything_is_read(tmp_path):
-    """All in one process of its own: its flags have the names of other commands' flags."""
+    """Runs in a separate process, because flags of other commands have the same names."""
     (tmp_path / "file").touch()
     (tmp_path / "names").write_text("a\n\nb\n")
     (tmp_path / "mine" / "parameters").mkdir(parents=True)
@@ -175,7 +175,7 @@ print(json.dumps([said, classes]))
     assert {path.name for path in tmp_path.iterdir()} == {"file", "mine", "names"}
     assert (names, len(colors)) == (["a", "b"], 2)
     assert classes == [["a", "b"], [[1, 2, 3], [4, 5, 6]]]
-    # A checkpoint may say anything; what is no name and no colour is not taken for one.
+    # Invalid names and colors in a checkpoint are ignored.
     assert [names for names, _ in numbered] == [["class 0", "class 1"]] * len(NO_CLASSES)
 
 

@@ -1,4 +1,4 @@
-"""ImageNet weights by name: where they are found, and what is said where they are not."""
+"""Finding ImageNet weights by name, and the messages if they are missing."""
 
 import hashlib
 import pathlib
@@ -7,8 +7,9 @@ import re
 import pytest
 
 from kdjax.interop import imagenet
+from kdjax.models.architectures import BACKBONES
 from kdjax.models.options import StudentOptions
-from kdjax.models.registry import BACKBONES, NETWORKS
+from kdjax.models.registry import NETWORKS
 from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -20,7 +21,7 @@ URL = f"https://example.org/{NAME}"
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-    """A package, kdjax's folder and torch.hub's, all without the only file that is known."""
+    """Makes a package, kdjax's directory and torch.hub's, all without the known file."""
     package, own = tmp_path / "packages", tmp_path / "cache" / "kdjax" / "weights"
     hub = tmp_path / "cache" / "torch" / "hub" / "checkpoints"
     for folder in (package / "a_package" / "models", package / "a_package-1.0.dist-info", own, hub):
@@ -43,7 +44,7 @@ def find(name="pspnet_r18b", **settings):
 
 
 def test_a_package_is_looked_into_first_and_then_the_folders(places, monkeypatch, tmp_path):
-    # The last is of a second file, which is taken where the first is nowhere.
+    # The last is the second known file, which counts if the first is missing everywhere.
     elsewhere = tmp_path / "mine"
     elsewhere.mkdir()
     order = [*(place / NAME for place in places), places[2] / f"b-{NAME}"]
@@ -71,7 +72,7 @@ def test_what_is_not_here_is_one_line_that_says_how_it_comes_here(places):
 def test_a_file_that_is_another_is_refused(places):
     (places[1] / NAME).write_bytes(b"damaged")
     digits = hashlib.sha256(b"damaged").hexdigest()[:8]
-    line = f"{places[1] / NAME}: refused: its SHA-256 begins with {digits}, .*{SHA256[:8]}; get it"
+    line = f"{places[1] / NAME}: refused: its SHA-256 begins with {digits} .*{SHA256[:8]}; get it"
     with pytest.raises(UserError, match=line):
         find()
 
@@ -79,13 +80,13 @@ def test_a_file_that_is_another_is_refused(places):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "upernet_swin_t"}, "no ImageNet weights are known for upernet_swin_t; they are"),
+        ({"name": "upernet_swin_t"}, "no ImageNet weights are known for upernet_swin_t, only for"),
         ({"name": "pspnet_r18@cirkd"}, "no ImageNet weights are known for pspnet_r18@cirkd"),
         (
             {"name": "mine:unet"},
-            "for mine:unet; they are for .* path of a network checkpoint",
+            "for mine:unet, only for .* path of a network checkpoint",
         ),
-        ({"width": 8}, "and config.student.width is 8; ImageNet weights are of width 64"),
+        ({"width": 8}, "and config.student.width is 8; ImageNet weights have width 64"),
     ],
 )
 def test_what_has_none_is_one_line(settings, message):

@@ -12,14 +12,14 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.models import layers, mix_transformer, swin
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 from kdjax.utils.errors import UserError
 
 FLOAT32 = jnp.dtype("float32")
 
 
 class SwinAlone(nnx.Module):
-    """The backbone where a network has it, for its names."""
+    """A network with this backbone alone, for the names of its weights."""
 
     def __init__(self, width):
         self.backbone = swin.SwinTransformer(width=width, dtype=FLOAT32, rngs=nnx.Rngs(0))
@@ -97,7 +97,7 @@ def test_epsilons_of_the_layer_norms():
 
 
 def test_layer_norm_survives_a_large_mean():
-    # The mean of squares less the square of the mean has no digit left here.
+    # The mean square less the squared mean has no correct digit here.
     x = 1e4 + jnp.array([[-1.0, 1.0, -1.0, 1.0]])
     norm = layers.LayerNorm(4, epsilon=1e-6, dtype=FLOAT32, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(norm(x), [[-1, 1, -1, 1]], rtol=1e-5)
@@ -124,7 +124,7 @@ def parameters(net):
 
 
 def traced(name):
-    """A network of published size, and what it returns, in shapes alone: traced once."""
+    """Returns an abstract network of published size, and its output."""
     nets = []
 
     def run(images):
@@ -239,7 +239,7 @@ def test_too_small_images_are_refused():
 
 
 def huggingface_weights(head_channels, channels, num_classes):
-    """Random weights with the names of transformers 4.57, one block in each stage."""
+    """Returns random weights with the names of transformers 4.57, one block in each stage."""
     rng = np.random.default_rng(0)
     weights = {}
 
@@ -292,7 +292,7 @@ def test_huggingface_weights_find_their_place(monkeypatch):
     for name, kernel in {"query": queries, "key": keys, "value": values}.items():
         np.testing.assert_array_equal(kernel.T, weights[f"{block}.attention.self.{name}.weight"])
 
-    # The head by hand: linear maps, concatenated from the last stage to the first.
+    # The head in NumPy: linear maps, concatenated from the last stage to the first.
     rng = np.random.default_rng(1)
     stages = [rng.standard_normal((1, 2, 3, channels), np.float32) for channels in (2, 4, 10, 16)]
 
@@ -314,9 +314,13 @@ def test_huggingface_weights_find_their_place(monkeypatch):
 
 def test_wrong_huggingface_weights_are_one_clear_line():
     weights = huggingface_weights(2, 16, 5)
-    with pytest.raises(UserError, match=r'"vit.layer.weight", which is no part of Hugging'):
-        interop.segformer_to_mmseg(weights | {"vit.layer.weight": np.zeros(1)})
+    net = nnx.eval_shape(
+        lambda: models.create("segformer_linear_b0", num_classes=5, width=4, rngs=traced_rngs(0))
+    )
+    message = r'"vit.layer.weight", which is no part of the networks of HuggingFace'
+    with pytest.raises(UserError, match=message):
+        interop.load_weights(net, weights | {"vit.layer.weight": np.zeros(1)})
     key = "segformer.encoder.block.0.0.attention.self.key.bias"
     del weights[key]
     with pytest.raises(UserError, match=f"lack {key}"):
-        interop.segformer_to_mmseg(weights)
+        interop.load_weights(net, weights)

@@ -1,4 +1,4 @@
-"""Batch norm's statistics, in float32 as exact as PyTorch's."""
+"""The statistics of batch norm are as exact as PyTorch's."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def test_a_mean_that_is_large_beside_the_deviation_costs_no_digits(groups):
     parts = x.astype(np.float64).reshape(groups, -1, 3)
     var = parts.var(1, keepdims=True)
     expected = (parts - parts.mean(1, keepdims=True)) / np.sqrt(var + 1e-5)
-    # A value near 1000 is stored to 6e-5, and a mean of them no better.
+    # float32 stores a value near 1000, and a mean of such values, to 6e-5.
     np.testing.assert_allclose(out, expected.reshape(x.shape), atol=1e-3)
     unbiased = parts.var(1, ddof=1).mean(0)
     np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * unbiased, rtol=1e-6)
@@ -53,7 +53,7 @@ def test_values_statistics_and_gradients_are_pytorchs(mean, deviation):
             theirs = theirs.transpose(0, 2, 3, 1)
         np.testing.assert_allclose(mine, theirs, atol=tolerance * np.abs(theirs).max())
 
-    # What the mean of float32 values is rounded to, in deviations.
+    # The rounding of a mean of float32 values, in deviations.
     tolerance = 2e-6 + 2 * np.finfo(np.float32).eps * mean / deviation
     close(out, wanted, tolerance)
     close(kept_mean, theirs.running_mean, 1e-6)

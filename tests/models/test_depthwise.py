@@ -1,4 +1,4 @@
-"""The depthwise convolution and its gradient beside XLA's grouped one."""
+"""The depthwise convolution and its gradient, compared with XLA's grouped convolution."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def test_values_and_gradients_are_those_of_a_grouped_convolution(
     for found, expected in zip(*both(*arguments), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
 
-    # What the devices compute that are not here.
+    # The computation on accelerators.
     slope = jnp.cos(grouped(*arguments))
     by_kernel = depthwise._by_kernel_at_once(size, stride, dilation, arguments[0], slope)
     np.testing.assert_allclose(by_kernel, both(*arguments)[1][2], rtol=1e-5, atol=2e-5)
@@ -61,7 +61,7 @@ def test_values_and_gradients_are_those_of_a_grouped_convolution(
 
 @pytest.mark.parametrize("kind", AxisType.__members__)
 def test_a_batch_over_devices_has_the_gradient_of_one_device(kind):
-    """Of the axis types that a mesh has; Manual is `shard_map`."""
+    """Tests all axis types of a mesh. Manual is `shard_map`."""
     images = jax.random.normal(jax.random.key(0), (8, 9, 8, 3))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 3))
 

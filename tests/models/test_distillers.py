@@ -1,4 +1,4 @@
-"""CIRKD's and TorchDistiller's networks: maps next to PyTorch's, weights, refusals."""
+"""The networks of CIRKD and TorchDistiller: maps compared with PyTorch, weights, refusals."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from made_up_weights import segformer_weights
 
 from kdjax import interop, models
 from kdjax.models import mix_transformer
-from kdjax.models.network import traced_rngs
+from kdjax.models.adapters import traced_rngs
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
 from kdjax.utils.errors import UserError
 
@@ -58,13 +58,13 @@ def scores(net, images, train):
 def test_maps_are_pytorchs(name):
     torch, built = references()
     theirs = built[name]()
-    # An even size, where ceil mode counts.
+    # With an even size, ceil mode makes a difference.
     images = torch.randn(1, 3, 64, 98)
     with torch.no_grad():
         expected = theirs(images)
     net = abstract(name, width=16 if "mbv2" in name else WIDTH, auxiliary="mbv2" not in name)
     interop.load_weights(net, weights_of(theirs))
-    # What reads blue first there reads red first here.
+    # Their network reads blue first, ours reads red first.
     found = scores(net, images.flip(1).permute(0, 2, 3, 1).numpy(), train=False)
     for key, value in expected.items():
         scale = float(value.abs().max())
@@ -111,7 +111,7 @@ def test_heads_have_their_channels():
 
 
 def authors_names(weights):
-    """As the authors' mmsegmentation names them, with the classifier that it never uses."""
+    """Renames weights like the authors' mmsegmentation, and adds its unused classifier."""
     heads = {"linear_fuse.0": "linear_fuse.conv", "linear_fuse.1": "linear_fuse.bn"}
     named = {"decode_head.conv_seg.weight": np.zeros((CLASSES, 128, 1, 1))}
     for name, value in weights.items():
@@ -179,7 +179,7 @@ def test_segformer_finds_its_place(monkeypatch):
     norms = (block.norm1, block.attention.reduction.norm, net.backbone.stages[0].embedding.norm)
     assert [norm.epsilon for norm in norms] == [1e-6, 1e-5, 1e-5]
 
-    # The head by hand: linear maps, concatenated from the last stage to the first.
+    # The head in NumPy: linear maps, concatenated from the last stage to the first.
     rng = np.random.default_rng(1)
     stages = [rng.standard_normal((1, 2, 3, c), np.float32) for c in (2, 4, 10, 16)]
     maps = [
@@ -199,7 +199,7 @@ def test_segformer_finds_its_place(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        # UPerNet and a MobileNetV3 of CIRKD's.
+        # CIRKD's UPerNet and MobileNetV3.
         (["pretrained.conv1.weight", "head.ppm_conv.0.0.weight"], '"head.ppm_conv.0.0.weight"'),
         (["head.classifier.weight", "pretrained.blocks.0.a.weight"], '"pretrained.blocks.0.a'),
         (["pspmodule.stages.0.1.weight", "head.weight", "esp.weight"], '"esp.weight"'),

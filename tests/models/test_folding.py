@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolutions: the same maps without it."""
+"""Folding batch norm into convolutions keeps the maps."""
 
 import functools
 
@@ -15,7 +15,7 @@ from kdjax.models import NNXNetwork, maps_of, scores_of
 from kdjax.models.folding import FrozenNetwork, fold_batch_norm
 from kdjax.models.layers import ConvNorm
 
-# Every head and every kind of backbone; depthwise convolutions in two of them.
+# Every head and every kind of backbone. Two have depthwise convolutions.
 NAMES = ["tiny", "pspnet_r18"]
 NAMES += [
     pytest.param(name, marks=pytest.mark.thorough)
@@ -24,7 +24,7 @@ NAMES += [
 
 
 def randomised(name):
-    """A network whose norms have statistics, scales and biases as after training."""
+    """Returns a network whose norms look as after training."""
     net = models.create(name, num_classes=5, width=4, auxiliary=True, rngs=nnx.Rngs(0))
     generator = np.random.default_rng(0)
     for _, module in nnx.iter_modules(net):
@@ -53,7 +53,7 @@ def test_a_folded_network_gives_the_same_scores_and_has_no_batch_norm(name):
 
     @jax.jit
     def scores(variables, images):
-        """Of both networks, and what is left of statistics: one program."""
+        """Returns the scores and the remaining statistics of both networks, from one program."""
         outputs, statistics = [], []
         for module in (network.module(variables), fold(network.module(variables))):
             output = module(images)
@@ -67,7 +67,7 @@ def test_a_folded_network_gives_the_same_scores_and_has_no_batch_norm(name):
         error = np.abs(found - expected).max() / np.abs(expected).max()
         assert error < 1e-5
     assert [bool(jax.tree.leaves(state)) for state in statistics] == [True, False]
-    # The network that was given is as it was.
+    # The original network is unchanged.
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(net)), before)
 
 
@@ -104,7 +104,7 @@ def test_a_frozen_network_predicts_as_the_one_that_it_was_made_from():
             array_of(found[name]).astype(np.float32) for found in (expected, unfolded, folded)
         )
         errors = [np.abs(other - true).max() / np.abs(true).max() for other in others]
-        # As near as the network with its batch norms.
+        # Folding adds no error to that of bfloat16.
         assert errors[1] < max(1e-5, 2 * errors[0])
     with pytest.raises(ValueError, match="cannot be trained"):
         frozen.apply(arrays, images, train=True, key=jax.random.key(0))
@@ -113,7 +113,7 @@ def test_a_frozen_network_predicts_as_the_one_that_it_was_made_from():
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", thorough.after(1, ["tiny", "segformer_b0", "lraspp_mbv2"]))
 def test_what_is_stored_in_bfloat16_changes_no_value(name):
-    """Batch norm, layer norm, attention, and depthwise convolutions, all in bfloat16."""
+    """Tests batch norm, layer norm, attention, and depthwise convolutions in bfloat16."""
     variables = NNXNetwork.of(randomised(name))[1]
     network = models.make_network(name, num_classes=5, width=4, dtype="bfloat16")
     frozen, (folded, arrays) = FrozenNetwork(network), fold_batch_norm(network, variables)

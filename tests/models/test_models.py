@@ -1,4 +1,4 @@
-"""Networks: shapes, declared features, the layers that parity hangs on, checkpoints."""
+"""Networks: settings, layers that parity depends on, and checkpoints."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ from flax import nnx
 from jax._src.interpreters import partial_eval
 
 from kdjax import models
-from kdjax.models import NNXNetwork, layers, pyramid_heads, serialization
-from kdjax.models.network import traced_rngs
+from kdjax.models import NNXNetwork, layers, pyramids, serialization
+from kdjax.models.adapters import traced_rngs
 from kdjax.models.serialization import NetworkInfo
 from kdjax.utils.errors import UserError
 
-# No test here asks for depth.
+# No test here depends on depth.
 pytestmark = pytest.mark.usefixtures("shallow")
 
 
@@ -89,7 +89,7 @@ def test_pooling_resizing_and_strided_convolution_are_pytorchs():
     x = np.random.default_rng(0).standard_normal((2, 13, 17, 4)).astype(np.float32)
     theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
-    pools = pyramid_heads.adaptive_average_pools(jnp.asarray(x), (1, 2, 3, 6))
+    pools = pyramids.adaptive_average_pools(jnp.asarray(x), (1, 2, 3, 6))
     for n, pooled in zip((1, 2, 3, 6), pools, strict=True):
         expected = torch.nn.functional.adaptive_avg_pool2d(theirs, n)
         np.testing.assert_allclose(pooled, expected.permute(0, 2, 3, 1), atol=1e-6)
@@ -117,7 +117,7 @@ INFO = NetworkInfo(
 
 
 def test_the_slice_of_a_strided_projection_stays_out_of_its_product():
-    # XLA's compiler for GPUs ends with a failed check where it fuses the two.
+    # XLA for GPUs crashes if it fuses the two.
     conv = layers.Conv(4, 6, 1, stride=2, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     graph, state = nnx.split(conv)
 
@@ -147,7 +147,7 @@ def test_damaged_or_missing_network_is_one_clear_line(tmp_path):
     description = tmp_path / "net" / "network.json"
     text = description.read_text()
     description.write_text(json.dumps(json.loads(text) | {"fingerprint": "0" * 16}))
-    with pytest.raises(UserError, match="not those that network"):
+    with pytest.raises(UserError, match="do not match the fingerprint"):
         serialization.load(tmp_path / "net")
     description.write_text(text)
     for path in (tmp_path / "net" / "parameters").rglob("*"):
@@ -168,7 +168,7 @@ def test_what_something_else_wrote_is_not_replaced(tmp_path, foreign):
     file = tmp_path / "net" / foreign
     file.parent.mkdir(parents=True)
     file.write_text("[1]")
-    with pytest.raises(UserError, match=r"net/(parameters|network.json) is there and is not that"):
+    with pytest.raises(UserError, match=r"net/(parameters|network.json) exists and is not part"):
         serialization.save(tmp_path / "net", INFO, NNXNetwork.of(tiny())[1])
     assert file.read_text() == "[1]"
 
@@ -248,7 +248,7 @@ def test_traced_rngs_have_the_keys_of_flax():
 
 @pytest.mark.parametrize("name", ["pspnet_mbv2", "segformer_b0"])
 def test_tracing_a_network_gathers_no_errors(name, monkeypatch):
-    """JAX looks through all operations so far for each; deep networks then took minutes."""
+    """For each error, JAX searches all previous operations; deep networks took minutes."""
     errors = []
     monkeypatch.setattr(partial_eval.DynamicJaxprTracer, "_origin_msg", errors.append)
 

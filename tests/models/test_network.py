@@ -1,4 +1,4 @@
-"""Networks of any framework in the neutral form, through the steps, files and predictions."""
+"""Networks of any framework: training, checkpoints, and predictions."""
 
 import functools
 
@@ -78,13 +78,12 @@ def test_a_network_of_ones_own_learns_from_a_teacher(kind, tmp_path):
     )
     after, metrics = step(state, teacher_network[1], make_batch())
     assert np.isfinite(float(metrics["cwd"]))
-    # Some of what it keeps moved (running statistics, the count of draws, the count of steps), and
-    # all that it learns.
+    # All parameters changed, and some of the state: running statistics, counts of draws and steps.
     for part, enough in (("model_state", any), ("params", all)):
         old, new = (jax.tree.leaves(jax.device_get(getattr(s, part))) for s in (state, after))
         assert enough([not np.array_equal(*pair) for pair in zip(old, new, strict=True)]), part
 
-    # It comes back from its file alone, and predicts as before.
+    # The checkpoint alone restores it, and it predicts as before.
     info = serialization.NetworkInfo(
         f"own_networks:{kind}", 3, 64, True, tuple("abc"), ((0, 0, 0),) * 3, options={"channels": 4}
     )
@@ -133,7 +132,7 @@ def test_what_trains_draws_and_what_predicts_does_not(kind):
     drawn = [scores_of(forward(network, variables, train=True, seed=seed)[0]) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], scores_of(first))
-    # NNX draws from the random state that the module keeps, the others from the step's key.
+    # NNX draws from the random state of the module, the others from the key of the step.
     assert np.array_equal(drawn[0], drawn[2]) == (kind == "InNNX")
 
 
@@ -162,9 +161,9 @@ def test_training_leaves_a_users_own_arrays_alone(name):
         steps=10,
         ema_decay=0.5,
     )
-    # Nothing is fetched before: on a CPU, JAX keeps the buffers of arrays that NumPy looks at.
+    # On a CPU, JAX keeps the buffers of arrays that NumPy reads, so nothing is fetched before.
     placement = Placement(devices=jax.devices()[:1])
-    # As in `kdjax.training.loop.fit`, with the same arrays as teacher.
+    # Like `kdjax.training.loop.fit`, with the same arrays for the teacher.
     step = jax.jit(step, donate_argnums=0)
     step(placement.put_state(state), placement.put_state(variables), make_batch())
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(variables))
@@ -210,7 +209,9 @@ def test_an_ensemble_brings_its_variables_and_its_classes():
     assert info.num_classes == len(info.palette) == 3
     assert info.fingerprint == serialization.fingerprint(variables)
     assert forward(network, variables, train=False)[0].shape == (2, 8, 8, 3)
-    with pytest.raises(UserError, match="computes in a dtype of its own; bfloat16 cannot be"):
+    with pytest.raises(
+        UserError, match="sets its dtype by itself; kdjax cannot change it to bfloat16"
+    ):
         serialization.load("own_networks:trained", dtype="bfloat16")
     with pytest.raises(UserError, match='has no "trainde"; did you mean "trained"'):
         serialization.load("own_networks:trainde")
@@ -270,7 +271,7 @@ def test_a_checkpoint_calls_nothing_but_factories_of_networks(options, tmp_path)
 FAULTS = {
     "raises in evaluation": r"fails in evaluation on images .*: RuntimeError: no predictions$",
     "evaluates two images": r"logits are \[2, 4, 4, 3\] for 4 images; they must be \[4, h, w, K\]",
-    "no rows": r"logits are \[4, 0, 4, 3\] for 4 images; .* none of them 0",
+    "no rows": r"logits are \[4, 0, 4, 3\] for 4 images; .* without empty axes",
     "integer": "logits are int32; they must be floating-point",
     "complex": 'its map "logits" is complex64; maps must be real',
     "complex map": 'its map "phase" is complex64; maps must be real',
@@ -297,7 +298,10 @@ def test_mistakes_in_ones_own_network_are_one_line():
 
     refused("exits", r"config\.student\.name names .*own_networks:exits.*SystemExit: 0")
     refused("broken", r"config\.student\.name names .*own_networks:broken.*no such weights")
-    refused("of_two_axes", r"its logits are \[2, 192\]; they must be \[B, h, w, K\], channels last")
+    refused(
+        "of_two_axes",
+        r"its logits are \[2, 192\] for 2 images; they must be \[2, h, w, K\], channels last",
+    )
     refused(
         "without_logits", 'config.student: its output must be .* with "logits"; it is maps scor'
     )

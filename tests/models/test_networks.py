@@ -1,4 +1,4 @@
-"""Every network by name: its features, and its maps next to PyTorch's."""
+"""Networks by name: their features, and their maps compared with PyTorch's."""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,17 @@ from flax import nnx
 
 from kdjax import interop, models
 from kdjax.models import FeatureSpec, hrnet
+from kdjax.models.adapters import traced_rngs
 from kdjax.models.efficientnet_lite import EfficientNetLite
-from kdjax.models.network import traced_rngs
 
 FLOAT32 = jnp.dtype("float32")
 IMAGE = (65, 97)
-# Every head and every kind of backbone at least once; a user has the first five.
+# Every head and every kind of backbone at least once. The first five always run.
 NAMES = [
     *("pspnet_r18", "deeplabv3_r18", "deeplabv3plus_r18", "upernet_r18", "pspnet_mbv2"),
     *("pspnet_efficientnet_lite0", "lraspp_r18", "fpn_light_r18"),
     *("pspnet_r34", "fcn_r50b", "upernet_mbv2", "fcn_hr18s", "deeplabv3plus_light_mbv2"),
-    # No project has these: a backbone goes with every head.
+    # No project has these combinations, but any backbone works with any head.
     *("pspnet_swin_t", "upernet_mit_b0", "deeplabv3plus_swin_t", "upernet_hr18s"),
 ]
 COMPARED = [
@@ -103,7 +103,7 @@ def test_blocks_of_efficientnet_lite_are_dropped_as_often_as_tensorflow_drops_th
 @pytest.mark.thorough
 @pytest.mark.usefixtures("shallow")
 def test_a_dilated_efficientnet_lite_keeps_what_its_weights_mean():
-    """Its places stand at the end of every 2 or 4, since it pads the end of even sides."""
+    """The positions match at the last of every 2 or 4, because even sides are padded at the end."""
 
     @jax.jit
     def run(images):
@@ -138,7 +138,7 @@ def outputs(net, images):
 
 
 def compute(net, images):
-    """Compiled: for 14 networks XLA takes half the time of all their operations one by one."""
+    """Runs a compiled network, which takes half the time of single operations."""
     return jax.device_get(outputs(net, images.permute(0, 2, 3, 1).numpy()))
 
 
@@ -170,7 +170,7 @@ def test_all_maps_are_pytorchs(name):
 
 @pytest.mark.torch
 def test_all_maps_of_a_short_hrnet_are_pytorchs(monkeypatch):
-    # One block and one module where the small one has two or three: a third of its time.
+    # One block and one module instead of two or three take a third of the time.
     monkeypatch.setitem(hrnet.VARIANTS, "18s", hrnet.Variant(18, 1, (1, 1, 1)))
     compare_with_pytorch("fcn_hr18s")
 
@@ -178,7 +178,7 @@ def test_all_maps_of_a_short_hrnet_are_pytorchs(monkeypatch):
 @pytest.mark.torch
 @pytest.mark.usefixtures("shallow")
 def test_all_maps_of_a_short_efficientnet_lite_are_pytorchs():
-    # Even and odd sides are padded in other ways.
+    # Even and odd sides have different padding.
     compare_with_pytorch("deeplabv3plus_light_efficientnet_lite0", (64, 81))
 
 
@@ -202,7 +202,7 @@ def test_torchvisions_networks(name):
             "aux_logits": theirs.aux_classifier(stages["aux"]),
         }
     net = abstract(name, width=64)
-    interop.from_torchvision(net, theirs.state_dict())
+    interop.load_weights(net, theirs.state_dict())
     found = compute(net, images)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value.permute(0, 2, 3, 1), atol=1e-4, err_msg=key)

@@ -18,8 +18,9 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.distillation import Distiller
+from kdjax.models.adapters import NNXNetwork, traced_rngs
 from kdjax.models.batch_norm import BatchNorm, group_batch_norm
-from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
+from kdjax.models.network import trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.planning.program import make_program
 from kdjax.recipes import METHODS

@@ -15,9 +15,10 @@ from flax import nnx
 from kdjax import config as configuration
 from kdjax import interop, models
 from kdjax.distillation import Distiller
-from kdjax.models import heads, hrnet, layers, pyramid_heads, swin
+from kdjax.models import heads, hrnet, layers, pyramids, swin
+from kdjax.models.adapters import NNXNetwork, traced_rngs
 from kdjax.models.batch_norm import BatchNorm
-from kdjax.models.network import NNXNetwork, trace_maps, traced_rngs
+from kdjax.models.network import trace_maps
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.optimizer import OptimizerOptions, learning_rate_schedule, make_optimizer
 from kdjax.training.sharding import Placement
@@ -318,7 +319,7 @@ def test_max_pooling_in_ceil_mode(size):
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])
 def test_adaptive_pooling_where_the_bins_do_not_divide_the_map_or_outnumber_it(bins):
     compare_layer(
-        lambda x: pyramid_heads.adaptive_average_pools(x, (4, bins))[1],
+        lambda x: pyramids.adaptive_average_pools(x, (4, bins))[1],
         partial(functional.adaptive_avg_pool2d, output_size=bins),
         layer_input(2, 5, 13, 3),
         atol=1e-6,
