@@ -12,7 +12,8 @@ from statistics import fmean
 
 from kdjax.recipes import BUILDS_ON
 from kdjax.reporting import figures
-from kdjax.reporting.intervals import gain, gap_closed, interval_dots, paired_gains
+from kdjax.reporting.figures import interval_dots
+from kdjax.reporting.intervals import gain, gap_closed, paired_gains
 from kdjax.reporting.results import MethodResult, RunSummary, plain_student, read_runs, teacher_of
 from kdjax.reporting.tables import estimate_text, miou_text
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kdjax.data.images import Images
-from kdjax.reporting.figures import colorize
+from kdjax.reporting.pictures import colorize
 
 MAGNITUDE, SIGNED = "viridis", "RdBu_r"
 

@@ -15,8 +15,7 @@ from kdjax.data.loading.sampling import IMAGE_PADDING, BatchIndices, batch_by_si
 from kdjax.data.preparing.image_io import SUFFIXES, read_photo, upright_size
 from kdjax.data.preparing.tree import File
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.reporting.figures import full_palette
-from kdjax.reporting.panels import label_png, legend_png, overlay_png
+from kdjax.reporting.pictures import full_palette, label_png, legend_png, overlay_png
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote, why_unwritable, write_atomically

@@ -68,8 +68,8 @@ def method(role, *mious):
 def test_what_cannot_be_told_is_not_told():
     plain, distilled = method("plain", 0.4, 0.42), method("distilled", 0.5, 0.5)
     worse, diverged = method("teacher", 0.3), method("distilled", 0.5, float("nan"))
-    assert intervals.gain(distilled, None) == intervals.NOTHING
-    assert intervals.gap_closed(distilled, plain, worse) == intervals.NOTHING
+    assert intervals.gain(distilled, None) == intervals.UNKNOWN
+    assert intervals.gap_closed(distilled, plain, worse) == intervals.UNKNOWN
     assert np.isnan(intervals.gain(diverged, plain).value)
     assert intervals.gain(method("distilled", 0.5), plain)[1:] == (None, None)
     assert intervals.gain(worse, plain) == (pytest.approx(-0.11), None, None)
