@@ -10,7 +10,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from kdjax.comparison import scheduler
+from kdjax.comparison.parallel import PlannedRun, train_all
 from kdjax.config import Config, read, without_terms
 from kdjax.data.images import Images
 from kdjax.experiment.workdir import Workdir
@@ -46,7 +46,7 @@ WAYS: dict[str, dict[str, object]] = {
 }
 
 
-def job(workdir: pathlib.Path, way: str, seed: int) -> scheduler.Job:
+def job(workdir: pathlib.Path, way: str, seed: int) -> PlannedRun:
     """A run that never sees the test split."""
     config: Config = without_terms(config_file.read(CONFIG))
     with config.unlocked():
@@ -54,7 +54,7 @@ def job(workdir: pathlib.Path, way: str, seed: int) -> scheduler.Job:
         config.data.test_split = config.teacher.checkpoint = ""
         config.update_from_flattened_dict(WAYS[way])
     files = Workdir(str(workdir / way / f"seed{seed}"))
-    return scheduler.Job(config, files, f"{way}, seed {seed}", way, "plain")
+    return PlannedRun(config, files, f"{way}, seed {seed}", way, "plain")
 
 
 def main(workdir: pathlib.Path, seeds: Sequence[int], parallel: int, csv: pathlib.Path) -> None:
@@ -62,7 +62,7 @@ def main(workdir: pathlib.Path, seeds: Sequence[int], parallel: int, csv: pathli
     environment.set_up_jax()
     # By seed, so that what is there after a while says something of all.
     jobs = [job(workdir, way, seed) for seed in seeds for way in WAYS]
-    scheduler.run(jobs, parallel)
+    train_all(jobs, parallel)
     jobs.sort(key=lambda job: list(WAYS).index(job.method))
     names = Images(read(jobs[0].config).data).class_names
     write_runs(csv, {"val": [job.files.summary("val") for job in jobs]}, names)

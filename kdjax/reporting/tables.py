@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +16,14 @@ from kdjax.reporting.intervals import (
     gap_closed,
     without_outliers,
 )
-from kdjax.reporting.results import MethodResult, Report, plain_student, teacher_of
+from kdjax.reporting.results import Report, plain_student, teacher_of
 from kdjax.utils.files import to_csv
 
+_ENDS = ("", "_low", "_high")
+_MEANS = (
+    *("pixel_accuracy", "agreement", "parameters"),
+    *("step_flops", "step_bytes", "images_per_second", "seconds"),
+)
 _STEP_COSTS = ("FLOP/step", "Memory")
 _GAIN, _LOSS = "42 127 196", "213 94 0"  # blue and vermilion
 _STRONGEST = 0.7  # opacity of a color behind text, which stays legible on white and on black
@@ -57,43 +62,62 @@ class Table(NamedTuple):
         return [[cell.text for cell in row] for row in self.rows]
 
 
-def method_table(report: Report, *, by_seed: bool = False) -> Table:
-    """Makes a row per method, or per run: mean and deviation, gain with its interval, costs."""
+def method_rows(report: Report, *, by_seed: bool = False) -> list[dict[str, Any]]:
+    """Returns a row per method, or per run, with means over the seeds, gains, and costs.
+
+    Fractions and seconds are not rounded. A number is None if it is unknown.
+    """
     methods = report.methods()
     plain, teacher = plain_student(methods), teacher_of(methods)
+    rows = []
+    for method in methods:
+        base = report.base(method)
+        parts = [dataclasses.replace(method, runs=[run]) for run in method.runs]
+        for result in parts if by_seed else [method]:
+            numbers = {"miou": result.miou, "miou_deviation": result.miou_deviation}
+            for name, estimate in (
+                ("vs_plain", gain(result, None if method is plain else plain)),
+                ("own_effect", gain(result, base)),
+                ("gap_closed", gap_closed(result, plain, teacher)),
+            ):
+                numbers |= {f"{name}{end}": x for end, x in zip(_ENDS, estimate, strict=True)}
+            numbers |= {field: result.mean(field) for field in _MEANS}
+            name = f"{method.method}, seed {result.runs[0].seed}" if by_seed else method.method
+            row = {"method": name, "role": method.role, "seeds": len(result.runs)}
+            for key, number in numbers.items():
+                row[key] = None if number is None or math.isnan(number) else float(number)
+            rows.append(row)
+    return rows
 
-    def cells(name: str, result: MethodResult, whole: MethodResult) -> dict[str, Cell]:
-        base = report.base(whole)
-        own = _estimate(gain(result, base), "+.2f")
-        return {
-            "Method": Cell(name, name),
-            "mIoU %": _percent(result.miou)._replace(text=miou_text(result)),
-            "vs plain": _estimate(gain(result, None if whole is plain else plain), "+.2f"),
-            "Own effect": own._replace(text=f"{own.text} on {base.method}") if base else own,
-            "Gap closed %": _estimate(gap_closed(result, plain, teacher), ".0f"),
-            "Pixel acc. %": _percent(result.mean("pixel_accuracy")),
-            "Agreement %": _percent(result.mean("agreement")),
-            "Seeds": _number(len(result.runs), str),
-            "Parameters": _number(result.mean("parameters"), _count),
-            "FLOP/step": _number(result.mean("step_flops"), _count),
-            "Memory": _number(result.mean("step_bytes"), _memory),
-            "Images/s": _number(result.mean("images_per_second"), "{:,.1f}".format),
-            "Time": _number(result.mean("seconds"), _duration),
-        }
 
-    rows, roles = [], []
-    for whole in methods:
-        parts = {whole.method: whole}
-        if by_seed:
-            parts = {
-                f"{run.method}, seed {run.seed}": dataclasses.replace(whole, runs=[run])
-                for run in whole.runs
-            }
-        rows += [cells(name, result, whole) for name, result in parts.items()]
-        roles += [whole.role] * len(parts)
-    # Without the columns in which nothing is known.
+def method_table(report: Report, *, by_seed: bool = False) -> Table:
+    """Makes the table of `method_rows`, without the columns in which nothing is known."""
+    numbers = method_rows(report, by_seed=by_seed)
+    rows = [_cells(row, report.builds_on.get(row["method"])) for row in numbers]
     header = [name for name in rows[0] if any(row[name].text != _UNKNOWN.text for row in rows)]
-    return Table(header, [[row[name] for name in header] for row in rows], roles)
+    cells = [[row[name] for name in header] for row in rows]
+    return Table(header, cells, [row["role"] for row in numbers])
+
+
+def _cells(row: Mapping[str, Any], base: str | None) -> dict[str, Cell]:
+    own = estimate_text(row, "own_effect", "+.2f")
+    return {
+        "Method": Cell(row["method"], row["method"]),
+        "mIoU %": _number(row["miou"], lambda _: miou_text(row)),
+        "vs plain": _number(row["vs_plain"], lambda _: estimate_text(row, "vs_plain", "+.2f")),
+        "Own effect": _number(row["own_effect"], lambda _: f"{own} on {base}" if base else own),
+        "Gap closed %": _number(
+            row["gap_closed"], lambda _: estimate_text(row, "gap_closed", ".0f")
+        ),
+        "Pixel acc. %": _number(row["pixel_accuracy"], _percent),
+        "Agreement %": _number(row["agreement"], _percent),
+        "Seeds": _number(row["seeds"], str),
+        "Parameters": _number(row["parameters"], _count),
+        "FLOP/step": _number(row["step_flops"], _count),
+        "Memory": _number(row["step_bytes"], _memory),
+        "Images/s": _number(row["images_per_second"], "{:,.1f}".format),
+        "Time": _number(row["seconds"], _duration),
+    }
 
 
 def class_table(report: Report) -> tuple[Table, float | None]:
@@ -110,7 +134,7 @@ def class_table(report: Report) -> tuple[Table, float | None]:
     kinds = ["class"] * len(report.class_names)
     names = [Cell(name, name) for name in report.class_names]
     if plain is None or not any(result.role == "distilled" for result in methods):
-        columns = [[_percent(iou) for iou in result.class_iou] for result in methods]
+        columns = [[_number(iou, _percent) for iou in result.class_iou] for result in methods]
         header = ["Class", *(f"{result.method}, IoU %" for result in methods)]
         return Table(header, [*zip(names, *columns, strict=True)], kinds), None
     gains = {r.method: class_gains(r, plain) for r in methods if r is not plain}
@@ -126,35 +150,34 @@ def class_table(report: Report) -> tuple[Table, float | None]:
 
 def note(report: Report) -> str:
     """Explains the table of methods in sentences; empty for a single row."""
-    methods = report.methods()
-    if len(methods) < 2:
+    rows = method_rows(report)
+    if len(rows) < 2:
         return ""
-    plain, teacher = plain_student(methods), teacher_of(methods)
-    several = any(len(result.runs) > 1 for result in methods)
+    plain, teacher = (
+        next((row["miou"] for row in rows if row["role"] == role), None)
+        for role in ("plain", "teacher")
+    )
     sentences = [
         "Means over the seeds; ± is the standard deviation between them."
-        if several
+        if any(row["seeds"] > 1 for row in rows)
         else "One seed each: a difference may be chance."
     ]
-    if plain and teacher and teacher.miou < plain.miou:
+    if plain and teacher and teacher < plain:
         sentences.append(
-            f"The teacher's mIoU ({100 * teacher.miou:.2f} %) is below that of the plain student "
-            f"({100 * plain.miou:.2f} %): train the teacher longer, or choose a better one."
+            f"The teacher's mIoU ({_percent(teacher)} %) is below that of the plain student "
+            f"({_percent(plain)} %): train the teacher longer, or choose a better one."
         )
-    if plain:
-        sentences.append("“vs plain” is the gain in points of mIoU.")
-    if any(report.base(result) for result in methods):
-        sentences.append("“Own effect” is the gain over the method that a method builds on.")
-    if any(gain(result, plain).low is not None for result in methods):
-        sentences.append(
-            f"Brackets contain the {LEVEL:.0%} confidence interval of its mean (Student's t on the "
-            "differences by seed)."
-        )
-    if any(gap_closed(result, plain, teacher).low is not None for result in methods):
-        sentences.append(
-            "“Gap closed” is the fraction of the gap between the plain student and this teacher, "
-            "with Fieller's interval; there is no interval if the gap may be zero."
-        )
+    explanations = {
+        "vs_plain": "“vs plain” is the gain in points of mIoU.",
+        "own_effect": "“Own effect” is the gain over the method that a method builds on.",
+        "vs_plain_low": f"Brackets contain the {LEVEL:.0%} confidence interval of its mean "
+        "(Student's t on the differences by seed).",
+        "gap_closed_low": "“Gap closed” is the fraction of the gap between the plain student and "
+        "this teacher, with Fieller's interval; there is no interval if the gap may be zero.",
+    }
+    for column, explanation in explanations.items():
+        if any(row[column] is not None for row in rows):
+            sentences.append(explanation)
     return " ".join(sentences)
 
 
@@ -185,53 +208,27 @@ def markdown_lines(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *others)]
 
 
-def method_rows(report: Report) -> list[dict[str, Any]]:
-    """Returns the table of methods with unrounded fractions and seconds; None if unknown."""
-    methods = report.methods()
-    plain, teacher = plain_student(methods), teacher_of(methods)
-    rows = []
-    for result in methods:
-        numbers = {"miou": result.miou, "miou_deviation": result.miou_deviation}
-        for name, estimate in (
-            ("vs_plain", gain(result, plain)),
-            ("own_effect", gain(result, report.base(result))),
-            ("gap_closed", gap_closed(result, plain, teacher)),
-        ):
-            numbers |= {f"{name}{end}": x for end, x in zip(_ENDS, estimate, strict=True)}
-        numbers |= {field: result.mean(field) for field in _MEANS}
-        known = {k: None if x is None or math.isnan(x) else float(x) for k, x in numbers.items()}
-        head = {"method": result.method, "role": result.role, "seeds": len(result.runs)}
-        rows.append(head | known)
-    return rows
-
-
-_ENDS = ("", "_low", "_high")
-_MEANS = (
-    *("pixel_accuracy", "agreement", "parameters"),
-    *("step_flops", "step_bytes", "images_per_second", "seconds"),
-)
-
-
 def csv_table(report: Report) -> str:
     """Formats `method_rows` as CSV; a cell is empty if its value is unknown."""
     rows = method_rows(report)
     return to_csv([[*rows[0]], *([*row.values()] for row in rows)])
 
 
-def miou_text(result: MethodResult) -> str:
-    """Returns `52.30 ± 1.10` in percent; without the deviation for a single seed."""
-    text, deviation = _percent(result.miou).text, result.miou_deviation
-    if deviation is None or math.isnan(deviation):
-        return text
-    return f"{text} ± {100 * deviation:.2f}"
-
-
-def estimate_text(estimate: Estimate, form: str) -> str:
-    """Returns `+9.00 [+7.10, +10.90]` in percent or points; a dash if the value is unknown."""
-    if math.isnan(estimate.value):
+def miou_text(row: Mapping[str, Any]) -> str:
+    """Returns `52.30 ± 1.10` in percent of a row; without the deviation for a single seed."""
+    if row["miou"] is None:
         return _UNKNOWN.text
-    value, *ends = (f"{100 * number:{form}}" for number in estimate if number is not None)
-    return f"{value} [{', '.join(ends)}]" if ends else value
+    deviation = row["miou_deviation"]
+    return _percent(row["miou"]) + ("" if deviation is None else f" ± {_percent(deviation)}")
+
+
+def estimate_text(row: Mapping[str, Any], name: str, form: str) -> str:
+    """Returns `+9.00 [+7.10, +10.90]` of a row, in percent or points; a dash if unknown."""
+    numbers = [row[f"{name}{end}"] for end in _ENDS]
+    texts = [f"{100 * number:{form}}" for number in numbers if number is not None]
+    if not texts:
+        return _UNKNOWN.text
+    return f"{texts[0]} [{', '.join(texts[1:])}]" if texts[1:] else texts[0]
 
 
 def _number(number: float | None, text: Callable[[Any], str]) -> Cell:
@@ -240,12 +237,8 @@ def _number(number: float | None, text: Callable[[Any], str]) -> Cell:
     return Cell(text(number), number)
 
 
-def _percent(fraction: float | None) -> Cell:
-    return _number(fraction, lambda number: f"{100 * number:.2f}")
-
-
-def _estimate(estimate: Estimate, form: str) -> Cell:
-    return _number(estimate.value, lambda _: estimate_text(estimate, form))
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
 
 
 def _gain_cell(estimate: Estimate, full: float) -> Cell:
