@@ -24,12 +24,7 @@ ROLES = ("teacher", "plain", "distilled")
 
 
 def rows_by_method(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
-    """Returns the rows of the table: teacher, plain students, and the others by their mIoU.
-
-    A method with cached teacher scores is compared with the same method without the cache.
-    """
-    bases = {run.method: run.method.removesuffix(", cached") for run in runs}
-    builds_on = {name: base for name, base in bases.items() if name != base} | BUILDS_ON
+    """Returns the rows of the table: teacher, plain students, and the others by their mIoU."""
     report = Report(
         title="",
         subtitle="",
@@ -37,11 +32,18 @@ def rows_by_method(runs: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
         runs=runs,
         class_names=(),
         palette=np.zeros((0, 3), np.uint8),
-        builds_on=builds_on,
+        builds_on={run.method: base_of(run.method) for run in runs},
     )
-    rows = [row | {"base": builds_on.get(row["method"])} for row in method_rows(report)]
-    rows.sort(key=lambda r: (ROLES.index(r["role"]), -r["miou"] if r["role"] == ROLES[-1] else 0))
-    return {row["method"]: row for row in rows}
+
+    def place(row: Mapping[str, Any]) -> tuple[int, float]:
+        return ROLES.index(row["role"]), -row["miou"] if row["role"] == "distilled" else 0
+
+    return {row["method"]: row for row in sorted(method_rows(report), key=place)}
+
+
+def base_of(method: str) -> str:
+    """Returns the method that another one builds on: without the cache, if it has one."""
+    return BUILDS_ON.get(method) or method.removesuffix(", cached")
 
 
 def table(path: str) -> list[str]:
@@ -63,7 +65,7 @@ def table(path: str) -> list[str]:
     lines = [header]
     for name, row in by_split[main].items():
         own = estimate_text(row, "own_effect", "+.2f")
-        own = f"{own} on {row['base']}" if row["base"] in methods else own
+        own = own if own == "–" else f"{own} on {base_of(name)}"
         cells = [name, miou_text(row), _gain(row), own, estimate_text(row, "gap_closed", ".0f")]
         for group in groups:
             there = by_split[group][name]

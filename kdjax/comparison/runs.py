@@ -71,8 +71,8 @@ def run_comparison(
       Preempted: If the process was asked to stop. The progress is saved.
       Transient: If every run that failed may succeed at the next try.
     """
-    _check_methods(config)
     _check_seeds(config, seeds)
+    _check_methods(config)
     _check_parallel(config, parallel, data)
     root = Workdir(workdir)
     with root.hold():

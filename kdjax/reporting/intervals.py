@@ -83,7 +83,7 @@ def gain(result: MethodResult, over: MethodResult | None) -> Estimate:
 
     A single seed has no interval. Neither has a teacher, which shares no seed with a student.
     """
-    if over is None or result is over:
+    if over is None or result.method == over.method:
         return UNKNOWN
     values, baseline = _paired(result, over)
     if result.role == "teacher" or not len(values):

@@ -76,7 +76,7 @@ def method_rows(report: Report, *, by_seed: bool = False) -> list[dict[str, Any]
         for result in parts if by_seed else [method]:
             numbers = {"miou": result.miou, "miou_deviation": result.miou_deviation}
             for name, estimate in (
-                ("vs_plain", gain(result, None if method is plain else plain)),
+                ("vs_plain", gain(result, plain)),
                 ("own_effect", gain(result, base)),
                 ("gap_closed", gap_closed(result, plain, teacher)),
             ):
