@@ -90,7 +90,7 @@ class _Runner:
     data: SegmentationSet | None
 
     def run(self) -> Comparison:
-        """Trains everything, in the order in which runs need each other."""
+        """Trains the teacher, tunes the methods, and trains every method over the seeds."""
         config, given = self.config, Workdir(self.root.path / TEACHER)
         _check_teacher(config, given)
         # Check the groups now, since only the runs after tuning read the test split.
@@ -268,7 +268,7 @@ def _remove_cache(config: Config) -> None:
 
 
 def _outlook(config: Config, seeds: Sequence[int], *, trains_teacher: bool) -> str:
-    """Returns a line on the runs of a comparison, for those who wait for it."""
+    """Returns a line on the number and length of the runs."""
     methods, factors = config.compare.methods, config.compare.weight_factors
     plain_settings = tuning.plain_settings(config)
     tried = [len(factors if terms else plain_settings) for terms in methods.values()]

@@ -240,8 +240,8 @@ def samples(
             shown = thinned if title == "image" else colors[thinned]
             axes.imshow(shown, aspect=ratio * width / height)
             axes.set_axis_off()
-            if line is grid[0]:
-                axes.set_title(title, fontsize="small", fontweight="normal", loc="center")
+    for axes, title in zip(grid[0], rows[0], strict=True):
+        axes.set_title(title, fontsize="small", fontweight="normal", loc="center")
     maps = [pixels for row in rows for title, pixels in row.items() if title != "image"]
     present = np.unique(np.concatenate([labels.ravel() for labels in maps])).tolist()
     named = {name: css_color(colors[i]) for i, name in enumerate(class_names) if i in present}

@@ -30,12 +30,12 @@ class RunSummary:
       class_iou: `[K]`; NaN if neither labels nor predictions contain the class.
       parameters: Of the network without adapters.
       seconds: Wall time of the training, over all starts of the run.
-      step_seconds: Of a step: the median of what was logged, without the first step of a start.
+      step_seconds: The median of the logged times of a step, without the first step of a start.
       step_processor_seconds: Processor time of a step in all threads of the first process.
-      images_per_second: The median of what was logged.
+      images_per_second: The median of the logged values.
       step_flops: Operations of a step on all devices; None if unknown.
       step_bytes: Memory of a device during a step; None if unknown.
-      config_fingerprint: Of what was trained, without the paths of its files.
+      config_fingerprint: The fingerprint of the config, without the paths of its files.
       agreement: Fraction of the labeled pixels on which student and teacher agree; None without
         a teacher.
       history: The lines of metrics.jsonl.

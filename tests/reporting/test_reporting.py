@@ -74,6 +74,7 @@ class TestFigures:
         figure = figures.samples([{"image": image, "label": label}] * 2, names, PALETTE)
         (legend,) = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == ["road", "a tree"]
+        assert [axes.get_title() for axes in figure.axes] == ["image", "label", "", ""]
         shown = np.asarray(figure.axes[3].images[0].get_array())
         np.testing.assert_array_equal(shown[0, ::10], [PALETTE[0], [255] * 3, *[PALETTE[2]] * 2])
 
