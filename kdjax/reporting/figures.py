@@ -230,7 +230,7 @@ def samples(
     ]
     sizes = [e["label"].shape for e in examples]
     ratios = [min(max(height / width, 1 / _MAX_RATIO), _MAX_RATIO) for height, width in sizes]
-    size = WIDTH / 2 * len(rows[0]), WIDTH / 2 * sum(ratios)
+    size = WIDTH / 2 * len(rows[0]), WIDTH / 2 * sum(ratios) + 0.25  # for the titles
     figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, height_ratios=ratios)
     for line, row, ratio, (height, width) in zip(grid, rows, ratios, sizes, strict=True):
