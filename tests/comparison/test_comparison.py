@@ -34,7 +34,7 @@ RATES = [Setting(rate, 5e-4) for rate in (0.1, 0.2, 0.4)]
 
 
 class Trained:
-    """Stands for training: notes every run, and finishes it with a score of its settings."""
+    """Replaces training: records every run, and finishes it with a score of its settings."""
 
     def __init__(self, score):
         self.score, self.configs = score, {}
@@ -64,7 +64,7 @@ class Trained:
 
 
 def described(fingerprint):
-    """What `network.json` holds of a network."""
+    """Returns the text of a `network.json`."""
     info = serialization.NetworkInfo(
         "tiny", 1, 4, False, ("a",), ((0, 0, 0),), source="a test", fingerprint=fingerprint
     )
@@ -90,7 +90,7 @@ def config():
 
 
 def score(config):
-    """Best at a rate of 0.2 without decay, and with the halved weight of CWD."""
+    """Is highest at a rate of 0.2 without decay, and with half the weight of CWD."""
     far = abs(math.log2(config.optimizer.learning_rate / 0.2)) + config.optimizer.weight_decay
     if "cwd" in config.terms:
         far += abs(config.terms.cwd.weight - 1.5)
@@ -168,7 +168,7 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     assert not (tmp_path / "tuning.json").exists()
 
 
-def test_images_without_labels_are_for_what_is_taught_alone(config, tmp_path, monkeypatch):
+def test_only_distilled_students_train_on_images_without_labels(config, tmp_path, monkeypatch):
     for key in ("learning_rates", "weight_decays", "weight_factors"):
         config.compare[key] = ()
     more = {"drawn": configuration.extra_set("shapes", split="val")}
@@ -245,9 +245,7 @@ def test_scores_of_a_split_without_labels_are_null(tmp_path):
     assert math.isnan(summary.pixel_accuracy)
 
 
-def test_a_plain_student_of_equal_time_is_left_out_where_it_is_not_asked_for(
-    config, tmp_path, monkeypatch
-):
+def test_the_plain_student_of_equal_time_is_optional(config, tmp_path, monkeypatch):
     config.compare.equal_time = False
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
@@ -272,7 +270,7 @@ def test_a_costlier_method_that_joins_makes_the_plain_student_train_longer(
     del cheap.compare.methods["cwd"]
 
     def steps(asked, seeds):
-        """The steps of the longer plain students in the table, by the new runs' number."""
+        """Returns the steps of the longer plain students, and the number of new runs."""
         before = len(train.configs)
         train.configs = {f"{name}, earlier": run for name, run in train.configs.items()}
         runs = run_comparison(asked, str(tmp_path), seeds).runs
@@ -288,7 +286,7 @@ def test_a_costlier_method_that_joins_makes_the_plain_student_train_longer(
     assert kept == {"plain student": 0.2, "cwd": 0.5, "nfd": 0.36}
 
 
-def test_why_no_plain_student_of_equal_time_is_trained_is_said(
+def test_a_line_explains_why_no_plain_student_of_equal_time_is_trained(
     config, tmp_path, monkeypatch, capsys
 ):
     del untuned(config).compare.methods["cwd"]
@@ -371,7 +369,7 @@ def test_a_wrong_group_is_found_before_anything_is_trained(config, tmp_path, mon
         ((0,), {"builds_on": {"cwd": "nfb"}}, 'builds_on names "nfb", .* did you mean "nfd"'),
     ],
 )
-def test_what_would_flatter_a_comparison_or_mix_it_up(config, tmp_path, seeds, changes, message):
+def test_unfair_or_ambiguous_comparisons_are_refused(config, tmp_path, seeds, changes, message):
     with config.unlocked():
         config.compare.update(ConfigDict(changes))
     with pytest.raises(UserError, match=message):
@@ -379,7 +377,7 @@ def test_what_would_flatter_a_comparison_or_mix_it_up(config, tmp_path, seeds, c
     assert not list(tmp_path.iterdir())
 
 
-def test_a_seed_that_picks_nothing_may_be_reported(config, tmp_path, monkeypatch):
+def test_without_tuning_a_tuning_seed_may_be_reported(config, tmp_path, monkeypatch):
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
     monkeypatch.setattr(parallel, "train", Trained(score))
@@ -476,7 +474,7 @@ def test_the_choice_is_the_highest_mean_of_settings_that_hold(scores, best):
     assert found == (None if best is None else RATES[best])
 
 
-def test_a_choice_at_the_end_of_what_was_tried_says_so():
+def test_a_choice_at_the_edge_of_the_tried_values_says_so():
     assert TuningResult("plain", RATES, [[0.1], [0.2], [0.1]]).edges() == []
     assert TuningResult("plain", RATES, [[0.3], [0.2], [0.1]]).edges() == ["learning_rate"]
     assert tuning.setting_name(RATES[1], RATES) == "lr0.2"
@@ -499,7 +497,7 @@ def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):
     assert shares[0]["TPU_PROCESS_BOUNDS"] == "1,1,1"
 
 
-def test_a_run_survives_the_way_to_another_process(config):
+def test_a_planned_run_can_be_pickled(config):
     run = parallel.PlannedRun(config, Workdir("/some/where"), "cwd, seed 3", "cwd", "distilled")
     again = pickle.loads(pickle.dumps(run))
     assert configuration.to_json(again.config) == configuration.to_json(config)
@@ -507,8 +505,8 @@ def test_a_run_survives_the_way_to_another_process(config):
     assert (again.name, again.method, again.role) == (run.name, run.method, run.role)
 
 
-def pretender(tmp_path, monkeypatch, script):
-    """A program in the place of Python that notes each start, with its cores, and runs `script`."""
+def fake_python(tmp_path, monkeypatch, script):
+    """Replaces Python by a program that records each start with its cores and runs `script`."""
     path, notes = tmp_path / "python", tmp_path / "notes"
     path.write_text(f'#!/bin/sh\ncat > /dev/null\necho "${parallel.CORES}" >> {notes}\n{script}\n')
     path.chmod(0o755)
@@ -517,7 +515,7 @@ def pretender(tmp_path, monkeypatch, script):
     return notes
 
 
-def four_jobs(config, tmp_path):
+def four_runs(config, tmp_path):
     return [
         parallel.PlannedRun(config, Workdir(tmp_path / name), name, name, "plain")
         for name in ("one", "two", "three", "four")
@@ -525,9 +523,9 @@ def four_jobs(config, tmp_path):
 
 
 def test_runs_at_once_that_fail_are_named(config, tmp_path, monkeypatch):
-    notes = pretender(tmp_path, monkeypatch, "exit 2")
+    notes = fake_python(tmp_path, monkeypatch, "exit 2")
     with pytest.raises(UserError, match=r"4 of 4 runs failed: one, two, three, four"):
-        parallel.train_all(four_jobs(config, tmp_path), parallel=2)
+        parallel.train_all(four_runs(config, tmp_path), parallel=2)
     assert set(notes.read_text().split()) == {"4", "5"}
 
 
@@ -535,9 +533,9 @@ def test_runs_at_once_that_fail_are_named(config, tmp_path, monkeypatch):
 def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(
     config, tmp_path, monkeypatch, number
 ):
-    """Ctrl-C too is handed on, as what asks them to save and stop."""
+    """Ctrl-C is passed on as SIGTERM, which asks the runs to save and stop."""
     trap = f"trap 'echo asked >> {tmp_path}/asked; exit 75' TERM; trap 'exit 130' INT"
-    notes = pretender(tmp_path, monkeypatch, f"{trap}\nwhile :; do sleep 0.1; done")
+    notes = fake_python(tmp_path, monkeypatch, f"{trap}\nwhile :; do sleep 0.1; done")
 
     def stop():
         while not notes.exists() or len(notes.read_text().split()) < 2:
@@ -547,15 +545,15 @@ def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(
 
     threading.Thread(target=stop).start()
     with pytest.raises(Preempted, match="have saved"):
-        parallel.train_all(four_jobs(config, tmp_path), parallel=2)
+        parallel.train_all(four_runs(config, tmp_path), parallel=2)
     assert len(notes.read_text().split()) == 2
     assert (tmp_path / "asked").read_text().split() == ["asked"] * 2
 
 
-def test_what_may_be_tried_again_is_no_mistake(config, tmp_path, monkeypatch):
-    pretender(tmp_path, monkeypatch, "exit 75")
+def test_a_failure_that_may_pass_is_transient(config, tmp_path, monkeypatch):
+    fake_python(tmp_path, monkeypatch, "exit 75")
     with pytest.raises(Transient, match=r"4 of 4 runs failed: one, two, three, four"):
-        parallel.train_all(four_jobs(config, tmp_path), parallel=2)
+        parallel.train_all(four_runs(config, tmp_path), parallel=2)
 
 
 RUN = """

@@ -18,7 +18,7 @@ NAN = float("nan")
 
 
 def students(distilled, plain=((0.5, 0.2, 0.3), (0.4, 0.4, 0.5)), method="cwd"):
-    """Two seeds of a plain and of a distilled student, with their IoU of each class."""
+    """Returns two seeds of a plain and of a distilled student, with their IoU by class."""
     return [
         *(run("plain", "plain", seed, 0.4, class_iou=iou) for seed, iou in enumerate(plain)),
         *(run(method, "distilled", seed, 0.5, class_iou=iou) for seed, iou in enumerate(distilled)),

@@ -1,4 +1,4 @@
-"""Figures, tables and the HTML report."""
+"""Figures, tables, and the HTML report."""
 
 import csv
 import dataclasses
@@ -41,7 +41,7 @@ def comparison():
 
 @pytest.fixture(scope="module")
 def page(comparison, tmp_path_factory):
-    """The comparison's report, made once."""
+    """The HTML report of the comparison."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, comparison)
     assert list(path.parent.iterdir()) == [path]
