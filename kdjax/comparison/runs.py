@@ -57,19 +57,7 @@ def run_comparison(
     `equal_time/seed<N>/`, each a workdir of `kdjax.train`. The choices are kept in `tuning.json`
     and `equal_time.json`. Students differ only in their terms, the weights of these, and their
     seed. The teacher and plain students train on labeled images only. Only runs with a chosen
-    setting see the test split.
-
-    Args:
-      config: As for `kdjax.compare`.
-      workdir: The directory of the comparison.
-      seeds: The seeds of the runs that are reported.
-      parallel: The number of runs at once.
-      data: As for `kdjax.compare`.
-
-    Raises:
-      UserError: For a mistake in the config, or a workdir with another comparison.
-      Preempted: If the process was asked to stop. The progress is saved.
-      Transient: If every run that failed may succeed at the next try.
+    setting see the test split. The arguments and errors are those of `kdjax.compare`.
     """
     _check_seeds(config, seeds)
     _check_methods(config)
