@@ -6,7 +6,6 @@ import html
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -76,26 +75,17 @@ def make_report(
     )
 
 
-def predict_panels(
-    config: Config,
-    images: Images,
-    panels: Mapping[str, str],
-    predicted: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({}),
-) -> list[Example]:
+def predict_panels(config: Config, images: Images, panels: Mapping[str, str]) -> list[Example]:
     """A few labelled examples with the predictions of networks.
 
     Args:
       config: what was asked for.
       images: the data set.
       panels: column title -> network checkpoint. Networks that score other classes are left out.
-      predicted: column title -> label maps [H, W], of networks that need not be asked again.
     """
     examples, options = images.panel_examples(), configuration.read(config)
     predictions: dict[str, Sequence[np.ndarray]] = {}
     for name, path in panels.items():
-        if name in predicted:
-            predictions[name] = predicted[name]
-            continue
         network = ordered_teacher(TrainedNetwork.load(path), options.teacher, images.class_names)
         if network.info.num_classes == images.num_classes:
             predictions[name] = predict_examples(
