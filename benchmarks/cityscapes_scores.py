@@ -28,8 +28,7 @@ from PIL import Image
 
 from kdjax.data.preparing.classes import builder_folder
 from kdjax.evaluation.evaluator import Scores, evaluate
-from kdjax.reporting.figures import full_palette
-from kdjax.reporting.panels import label_png
+from kdjax.reporting.pictures import full_palette, label_png
 from kdjax.utils.classes import read_table
 
 BAR = 1e-6

@@ -22,7 +22,7 @@ from benchmarks import rounds
 from kdjax import models
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
-from kdjax.comparison.sweep import in_order
+from kdjax.comparison.runs import in_order
 from kdjax.config import RunOptions
 from kdjax.data.images import Images
 from kdjax.distillation import need_teacher

@@ -191,7 +191,7 @@ def test_multiply_adds_are_those_of_a_convolution_and_a_product():
 
 
 def test_a_way_of_training_on_differs_from_the_recipe_in_what_it_names(tmp_path):
-    runs = {way: fine_tuning.job(tmp_path, way, 7).options for way in fine_tuning.WAYS}
+    runs = {way: fine_tuning.plan(tmp_path, way, 7).options for way in fine_tuning.WAYS}
     recipe = runs["as the recipe"]
     for way, config in runs.items():
         changed = {

@@ -1,6 +1,6 @@
-"""Writes what each loss costs into the table of docs/methods, from the raw results beside it.
+"""Writes the cost of each loss into the table of docs/methods, from docs/methods/costs.csv.
 
-python -m benchmarks.programs --terms docs/methods/costs.csv    measures, for some minutes
+python -m benchmarks.programs --terms docs/methods/costs.csv    measures for a few minutes
 python -m tools.costs                                           writes the column
 """
 
@@ -13,7 +13,7 @@ PAGE, RAW = METHODS / "README.md", METHODS / "costs.csv"
 
 
 def cells() -> dict[str, str]:
-    """The column by the name of the loss; time in times of the cross-entropy's."""
+    """Returns the cells of the column by loss. Time is a multiple of that of cross-entropy."""
     with RAW.open() as file:
         rows = {row["loss"]: row for row in csv.DictReader(file)}
     unit = float(rows["cross_entropy"]["processor_seconds"])
@@ -29,7 +29,7 @@ def cells() -> dict[str, str]:
 
 
 def written(page: str) -> str:
-    """The page with the column in it."""
+    """Returns the page with the column."""
     found, (before, mark, table) = cells(), page.partition("\n## All losses\n")
     table, end, after = table.partition("\n## ")
 

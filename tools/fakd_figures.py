@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from kdjax import losses
 from kdjax.data.images import Images
 from kdjax.reporting.figures import COLORS
-from tools.figure_panels import MAGNITUDE, colored, show_image, show_map
+from tools.figure_parts import MAGNITUDE, colored, show_image, show_map
 from tools.scenes import Scene, pixel
 
 STRENGTH = 7.5  # ISDA's for segmentation
 
 
 def fakd(scene: Scene, images: Images, statistics: losses.ClassStatistics) -> Figure:
-    """How far the noise of each class moves each score, and what the bound adds to a scene."""
+    """Draws how far the noise of each class moves each score, and what the bound adds."""
     kernel = np.asarray(scene.student.classifiers["logits"].kernel)
     variance = np.asarray(statistics.covariance)
     apart = kernel[:, None, :] - kernel[:, :, None]  # [A, y, j]
@@ -59,11 +59,11 @@ def fakd(scene: Scene, images: Images, statistics: losses.ClassStatistics) -> Fi
 
 
 def fakd_bounds(scene: Scene, images: Images, statistics: losses.ClassStatistics) -> Figure:
-    """How the bounds grow with the strength at three pixels, beside the true expectation."""
+    """Draws the bounds by strength at three pixels, with the true expectation."""
     strengths = np.linspace(0, STRENGTH, 16)
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
-    for axis, (kind, place) in zip(axes, telling_pixels(scene, statistics).items(), strict=True):
+    for axis, (kind, place) in zip(axes, example_pixels(scene, statistics).items(), strict=True):
         draws = np.stack([augmented(scene, statistics, place, s) for s in strengths])
         mean, error = draws.mean(1), 2 * draws.std(1) / np.sqrt(draws.shape[1])
         axis.fill_between(strengths, mean - error, mean + error, color="0.75", lw=0)
@@ -87,7 +87,7 @@ def fakd_bounds(scene: Scene, images: Images, statistics: losses.ClassStatistics
 
 @functools.partial(jax.jit, static_argnames="bound")
 def head_loss(output, teacher, labels, covariance, strength, bound: Any = "soft"):
-    """`fakd_kl` of an output's class scores."""
+    """Returns `fakd_kl` of the class scores of an output."""
     head = output.classifiers["logits"]
     return losses.fakd_kl(
         head.inputs, head.kernel, head.bias, teacher, labels, covariance,
@@ -96,14 +96,14 @@ def head_loss(output, teacher, labels, covariance, strength, bound: Any = "soft"
 
 
 def pixel_loss(scene: Scene, statistics: losses.ClassStatistics, strength: float, bound="soft"):
-    """A bound at every pixel of the scene."""
+    """Returns a bound at every pixel of the scene."""
     labels = jnp.asarray(scene.small[None])
     rest = (scene.teacher.logits, labels, statistics.covariance, strength)
     return head_loss(scene.student, *rest, bound=bound)
 
 
 def plugin(scene: Scene, statistics: losses.ClassStatistics, strength: float) -> jax.Array:
-    """What is no bound: the divergence of ISDA's augmented scores."""
+    """Returns the divergence of ISDA's augmented scores, which is no bound."""
     head = scene.student.classifiers["logits"]
     labels = jnp.asarray(scene.small[None])
     scores = losses.isda_logits(
@@ -113,7 +113,7 @@ def plugin(scene: Scene, statistics: losses.ClassStatistics, strength: float) ->
 
 
 def augmented(scene, statistics, pixel, strength, draws=4000) -> np.ndarray:
-    """The divergence of one pixel under drawn noise; the same draws for every strength."""
+    """Returns the divergence of one pixel under random noise, the same for every strength."""
     head = scene.student.classifiers["logits"]
     scale = np.sqrt(strength * statistics.covariance[scene.small[pixel]])
     noise = np.random.default_rng(0).standard_normal((draws, len(scale)))
@@ -123,8 +123,8 @@ def augmented(scene, statistics, pixel, strength, draws=4000) -> np.ndarray:
     return np.asarray(losses.pixelwise_kl(scores, teacher)).ravel()
 
 
-def telling_pixels(scene: Scene, statistics: losses.ClassStatistics) -> dict[str, tuple[int, int]]:
-    """Pixels of objects: both right, the student wrong, and the trap at its deepest."""
+def example_pixels(scene: Scene, statistics: losses.ClassStatistics) -> dict[str, tuple[int, int]]:
+    """Finds pixels of objects: both networks right, the student wrong, the teacher in doubt."""
     student, teacher = (np.asarray(jax.nn.softmax(x))[0] for x in scene.logits)
     truth = np.eye(student.shape[-1], dtype=bool)[scene.small]
     q, p = (x[truth].reshape(scene.small.shape) for x in (student, teacher))

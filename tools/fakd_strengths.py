@@ -1,9 +1,10 @@
-"""Prints how far FAKD's bounds lie above the expected loss: the table of docs/methods/fakd.md.
+"""Prints FAKD's bounds and the expected loss: the table of docs/methods/fakd.md.
 
     python -m kdjax compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
     python -m tools.fakd_strengths --workdir runs/shapes
 
-Means over the val split of `shapes`. The expectation is the mean of drawn augmentations.
+The numbers are means over the val split of `shapes`. The expectation is the mean over random
+augmentations.
 """
 
 import argparse
@@ -20,22 +21,22 @@ from tools.scenes import class_statistics, forward, load
 
 STRENGTHS = (0.5, 1.0, 2.0, 7.5)
 BOUNDS = ("student", "soft", "pairwise", "label", "none")
-DRAWS = 64  # of every pixel
+DRAWS = 64  # per pixel
 
 
 def main() -> None:
-    """Reads the networks, measures and prints."""
+    """Reads the networks, measures, and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workdir", type=Path, required=True, help="of a kdjax.compare on shapes")
-    parser.add_argument("--data_dir", help="by default where the networks were trained")
+    parser.add_argument("--data_dir", help="by default that of the training")
     flags = parser.parse_args()
     config, images, teacher, student = load(flags.workdir, flags.data_dir)
     statistics = class_statistics(student, images.eval_batches(config.train_split))
-    taught, teaching = forward(student), forward(teacher)
+    student_of, teacher_of = forward(student), forward(teacher)
 
     rows = {strength: [] for strength in STRENGTHS}
     for batch in images.eval_batches(config.val_split):
-        output, target = taught(batch["image"]), teaching(batch["image"]).logits
+        output, target = student_of(batch["image"]), teacher_of(batch["image"]).logits
         labels = resize_labels(jnp.asarray(batch["label"]), target.shape[1:3])
         for strength, row in rows.items():
             rest = (output, target, labels, statistics.covariance)
@@ -52,7 +53,7 @@ def main() -> None:
 
 @jax.jit
 def expectation(output, target, labels, covariance, strength) -> jax.Array:
-    """The mean divergence of features that are moved at random."""
+    """Returns the mean divergence of features with random noise."""
     head = output.classifiers["logits"]
 
     def draw(key):

@@ -1,25 +1,26 @@
-"""Holds ways of training on from ImageNet weights against each other, on validation.
+"""Compares ways of fine-tuning from ImageNet weights, on validation.
 
 python -m tools.fine_tuning --workdir runs/fine_tuning --parallel 2 docs/results/fine_tuning.csv
 
-Every run is the plain student of configs/camvid_lite.py:lite0 with one thing changed. The same
-command goes on where one was stopped; `python -m tools.comparison` prints the table of the CSV.
+Every run is the plain student of configs/camvid_lite.py:lite0 with one change. The same command
+continues what was stopped. `python -m tools.comparison` prints the table of the CSV.
 """
 
 import argparse
 import pathlib
 from collections.abc import Sequence
 
-from kdjax.comparison import scheduler
+from kdjax.comparison.parallel import train_all
 from kdjax.config import Config, read, without_terms
 from kdjax.data.images import Images
+from kdjax.experiment.run import Run
 from kdjax.experiment.workdir import Workdir
 from kdjax.reporting.results import write_runs
 from kdjax.utils import config_file, environment
 
 CONFIG = "configs/camvid_lite.py:lite0"
 
-# By name, what differs from the recipe.
+# By name, the changes to the recipe.
 WAYS: dict[str, dict[str, object]] = {
     "as the recipe": {},
     "rate 3e-4": {"optimizer.learning_rate": 3e-4},
@@ -46,26 +47,26 @@ WAYS: dict[str, dict[str, object]] = {
 }
 
 
-def job(workdir: pathlib.Path, way: str, seed: int) -> scheduler.Job:
-    """A run that never sees the test split."""
+def plan(workdir: pathlib.Path, way: str, seed: int) -> Run:
+    """Plans a run that never sees the test split."""
     config: Config = without_terms(config_file.read(CONFIG))
     with config.unlocked():
         config.seed, config.eval_every = seed, config.steps
         config.data.test_split = config.teacher.checkpoint = ""
         config.update_from_flattened_dict(WAYS[way])
     files = Workdir(str(workdir / way / f"seed{seed}"))
-    return scheduler.Job(read(config, tuning=True), files, f"{way}, seed {seed}", way, "plain")
+    return Run(read(config, tuning=True), files, f"{way}, seed {seed}", way, "plain")
 
 
 def main(workdir: pathlib.Path, seeds: Sequence[int], parallel: int, csv: pathlib.Path) -> None:
-    """Trains what is missing and writes the scores of all runs."""
+    """Trains the runs that are not finished, and writes the scores of all."""
     environment.set_up_jax()
-    # By seed, so that what is there after a while says something of all.
-    jobs = [job(workdir, way, seed) for seed in seeds for way in WAYS]
-    scheduler.run(jobs, parallel)
-    jobs.sort(key=lambda job: list(WAYS).index(job.method))
-    names = Images(jobs[0].options.data).class_names
-    write_runs(csv, {"val": [job.files.summary("val") for job in jobs]}, names)
+    # Ordered by seed, so that the first results compare all ways.
+    runs = [plan(workdir, way, seed) for seed in seeds for way in WAYS]
+    train_all(runs, parallel)
+    runs.sort(key=lambda run: list(WAYS).index(run.method))
+    names = Images(runs[0].options.data).class_names
+    write_runs(csv, {"val": [run.files.summary("val") for run in runs]}, names)
 
 
 if __name__ == "__main__":

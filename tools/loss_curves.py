@@ -1,4 +1,4 @@
-"""Draws the losses of `benchmarks.dtypes`, a panel each file, as docs/results/bfloat16.md has them.
+"""Draws the losses of `benchmarks.dtypes` for docs/results/bfloat16.md, one chart per file.
 
 python -m tools.loss_curves docs/results/bfloat16/shapes.csv docs/results/bfloat16/camvid.csv \
     --output docs/results/bfloat16/loss.png
@@ -13,19 +13,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 COLORS = {"float32": "tab:blue", "bfloat16": "tab:orange"}
-# Steps that a point is the mean of.
-WINDOW = 10
+WINDOW = 10  # steps that are averaged to a point
 
 
 def main() -> None:
-    """Draws what the command line names."""
+    """Draws the files of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="+")
     parser.add_argument("--output", required=True)
     asked = parser.parse_args()
     figure = Figure(figsize=(5 * len(asked.files), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(asked.files), squeeze=False)[0]
-    for axis, path in zip(panels, asked.files, strict=True):
+    charts = figure.subplots(1, len(asked.files), squeeze=False)[0]
+    for axis, path in zip(charts, asked.files, strict=True):
         losses = collections.defaultdict(list)
         with open(path) as file:
             for row in csv.DictReader(file):
@@ -38,8 +37,8 @@ def main() -> None:
             axis.semilogy(steps, means, color=COLORS[dtype], label=label, alpha=0.8)
         axis.set_title(pathlib.Path(path).stem)
         axis.set_xlabel(f"step (means of {WINDOW})")
-    panels[0].set_ylabel("weighted sum of the losses")
-    panels[0].legend()
+    charts[0].set_ylabel("weighted sum of the losses")
+    charts[0].legend()
     figure.savefig(asked.output, dpi=100)
 
 

@@ -1,11 +1,11 @@
-"""Writes docs/networks.md: parameters, operations and features of the named networks.
+"""Writes docs/networks.md: parameters, operations, and features of the named networks.
 
     python -m tools.networks            writes the page
-    python -m tools.networks --check    compares parameters and features with it (seconds a network)
+    python -m tools.networks --check    checks the page (seconds per network)
 
-Nothing is computed: networks are built and run on shapes alone. Multiply-adds are those of the
-convolutions and matrix products that tracing a prediction finds, on one image of 512 x 1024;
-normalisations, activations and resizing are not counted, and neither is the auxiliary head.
+Networks are traced with shapes only. Multiply-adds are those of the convolutions and matrix
+products of a prediction for one image of 512 x 1024. Normalization, activations, resizing, and
+the auxiliary head are not counted.
 """
 
 import argparse
@@ -31,22 +31,29 @@ CLASSES = 19
 COLUMNS = ("stage1", "stage2", "stage3", "stage4", "head", "aux_head")
 HEAD = f"""# Networks
 
-The networks by name, as `models.create(name, num_classes={CLASSES})` builds them. Parameters are in
-millions and include the auxiliary head; where mmsegmentation has the network, it has exactly as
-many ([next to mmsegmentation](results/parity.md)). Multiply-adds, in billions, are those of one
-prediction on {SIZE[0]} x {SIZE[1]}: of its convolutions and matrix products, without the auxiliary
-head. One multiply-add is two floating-point operations. Features are channels / stride; `logits`
-and `aux_logits` have the strides of `head` and `aux_head`.
+These are the networks that `models.create(name, num_classes={CLASSES})` builds by name.
 
-A backbone goes with every head: `pspnet_swin_t`, `upernet_mit_b0` and the like exist too, though no
-project has them and this table does not. Three heads are light, for backbones that are: `lraspp` is
-that of MobileNetV3; `deeplabv3plus_light` is DeepLabV3+ as its paper has it, at output stride 16
-and with a 1x1 bottleneck, at 96 channels where the paper has 256; `fpn_light` is the way down of a
-feature pyramid, of 96 channels too, at output stride 32, whose finest map is classified. A new
-backbone is one file that maps images to `stage1` to `stage4`, and one line in
-`kdjax/models/architectures.py`; so is a new head.
+- **Parameters** are in millions and include the auxiliary head. If mmsegmentation has the network,
+  its number is exactly the same ([parity](results/parity.md)).
+- **Multiply-adds** are in billions, for one prediction on 512 x 1024: convolutions and matrix
+  products, without the auxiliary head. One multiply-add is two floating-point operations.
+- **Features** are channels / stride. `logits` and `aux_logits` have the strides of `head` and
+  `aux_head`.
 
-Behind an "@" stand the networks of projects whose layers differ: CIRKD's, with the heads'
+Every backbone works with every head. Networks such as `pspnet_swin_t` and `upernet_mit_b0` exist
+too, but no other project has them, so the table omits them. Three heads are light, for light
+backbones:
+
+- `lraspp` is the head of MobileNetV3.
+- `deeplabv3plus_light` is DeepLabV3+ as in its paper, at output stride 16 and with a 1x1
+  bottleneck, but with 96 channels instead of 256.
+- `fpn_light` is the top-down path of a feature pyramid, also with 96 channels, at output stride 32.
+  Its finest map is classified.
+
+A new backbone is one file that maps images to `stage1` to `stage4`, and one line in
+`kdjax/models/architectures.py`. The same holds for a new head.
+
+A name with "@" is a network of another project, whose layers differ: CIRKD's, with the heads'
 channels of its first code (`@cirkd`) or of its code for CIRKDv2 (`@cirkdv2`), TorchDistiller's, and
 SegFormer as its authors published it (`@nvlabs`).
 
@@ -61,9 +68,10 @@ LIGHT = ("lraspp_", "deeplabv3plus_light_", "fpn_light_")
 
 
 def listed(name: str) -> bool:
-    """Whether the table has a network: what some project has, and light heads on light backbones.
+    """Returns True if the table has the network.
 
-    All heads are shown on EfficientNet-Lite0.
+    The table has the networks that other projects have, light heads on light backbones, and all
+    heads on EfficientNet-Lite0.
     """
     if name.endswith("efficientnet_lite0"):
         return True
@@ -79,12 +87,12 @@ LISTED = list(filter(listed, models.NETWORKS))
 
 
 def build(name: str) -> models.Segmenter:
-    """The network without any weights."""
+    """Returns the network without weights."""
     return nnx.eval_shape(lambda: models.create(name, num_classes=CLASSES, rngs=traced_rngs(0)))
 
 
 def described(net: models.Segmenter) -> tuple[str, list[str]]:
-    """Parameters in millions, and the cells of the features."""
+    """Returns the parameters in millions, and the cells of the features."""
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
     specs = net.feature_specs
     cells = [f"{specs[key].channels} / {specs[key].stride}" for key in COLUMNS if key in specs]
@@ -92,11 +100,11 @@ def described(net: models.Segmenter) -> tuple[str, list[str]]:
 
 
 def multiply_adds(net: models.Segmenter) -> int:
-    """Those of one prediction."""
+    """Returns the multiply-adds of one prediction."""
     net.auxiliary_head = None
     images = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
     graphdef, state = nnx.split(net)
-    # Depthwise convolutions are sums of products here, which no primitive tells from others.
+    # kdjax computes depthwise convolutions as sums of products, which cannot be counted.
     with mock.patch.object(layers.DepthwiseConv, "__call__", nnx.Conv.__call__):
         traced = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x).logits)(
             state, images
@@ -105,13 +113,13 @@ def multiply_adds(net: models.Segmenter) -> int:
 
 
 def counted(jaxpr: Any) -> int:
-    """Multiply-adds of the convolutions and matrix products in a program."""
+    """Returns the multiply-adds of the convolutions and matrix products in a program."""
     total = 0
     for equation in jaxpr.eqns:
         inputs = [variable.aval.shape for variable in equation.invars]
         size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
         if equation.primitive.name == "conv_general_dilated":
-            # Every output sums over a kernel [h, w, in, out].
+            # Every output is a sum over a kernel [h, w, in, out].
             total += size * math.prod(inputs[1][:-1])
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -122,7 +130,7 @@ def counted(jaxpr: Any) -> int:
 
 
 def row(name: str) -> str:
-    """A line of the table."""
+    """Returns a line of the table."""
     net = build(name)
     parameters, cells = described(net)
     billions = f"{multiply_adds(net) / 1e9:.1f}"
@@ -130,7 +138,7 @@ def row(name: str) -> str:
 
 
 def committed() -> dict[str, tuple[str, list[str]]]:
-    """Parameters and features of the page as it stands, by name."""
+    """Returns the parameters and features in the page, by name."""
     found = {}
     for line in PAGE.read_text().splitlines():
         if line.startswith("| `"):
@@ -147,7 +155,7 @@ def main() -> None:
         page = committed()
         wrong = [name for name in LISTED if page.get(name) != described(build(name))]
         if wrong or page.keys() != set(LISTED):
-            sys.exit(f"docs/networks.md is old: {', '.join(wrong) or 'other names'}")
+            sys.exit(f"docs/networks.md is outdated: {', '.join(wrong) or 'other names'}")
         return
     rows = []
     for name in LISTED:

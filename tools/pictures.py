@@ -1,10 +1,10 @@
-"""Draws the pictures of docs/methods: what each method looks at in one scene of `shapes`.
+"""Draws the pictures of docs/methods: what each method compares in one scene of `shapes`.
 
     python -m kdjax compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
     python -m tools.pictures --workdir runs/shapes
 
-The first command trains the networks; of its workdir only `teacher/` and `plain/seed0/` are read,
-so that the student that is drawn was taught by nobody. The second takes seconds.
+The first command trains the networks. The second reads the teacher and the plain student, and takes
+seconds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from kdjax.data.images import Images
 from kdjax.losses import resize_labels
 from kdjax.reporting.figures import COLORS
 from tools.fakd_figures import fakd, fakd_bounds
-from tools.figure_panels import (
+from tools.figure_parts import (
     colored,
     grid,
     mark,
@@ -59,8 +59,8 @@ def main() -> None:
     """Reads the networks and draws every picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workdir", type=Path, required=True, help="of a kdjax.compare on shapes")
-    parser.add_argument("--data_dir", help="by default where the networks were trained")
-    parser.add_argument("--scene", type=int, default=36, help="which one of the val split")
+    parser.add_argument("--data_dir", help="by default that of the training")
+    parser.add_argument("--scene", type=int, default=36, help="its number in the val split")
     flags = parser.parse_args()
 
     config, images, teacher, student = load(flags.workdir, flags.data_dir)
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def cwd(scene: Scene, images: Images) -> Figure:
-    """A channel's softmax over the pixels, at two temperatures."""
+    """Draws the softmax of a channel over the pixels, at two temperatures."""
     channel = main_class(scene)
     name = images.class_names[channel]
     figure, axes = grid(2, 4)
@@ -106,12 +106,12 @@ def cwd(scene: Scene, images: Images) -> Figure:
 
 
 def nfd(scene: Scene, images: Images) -> Figure:
-    """Two channels that agree but for their scale, before and after normalization."""
+    """Draws two channels that differ in scale, before and after normalization."""
     raw = [np.asarray(output.features["head"][0]) for output in (scene.student, scene.teacher)]
     normal = [(x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 1e-5) for x in raw]
     correlations = np.einsum("hws,hwt->st", *normal) / scene.small.size
-    # Without an adapter no channel of the student stands for one of the teacher's: take a pair
-    # that agrees in place and differs in scale.
+    # The networks do not order their channels alike. Take a pair that is correlated but differs
+    # in scale.
     student_scale, teacher_scale = (np.log(x.std((0, 1)) + 1e-3) for x in raw)
     unlike = np.abs(student_scale[:, None] - teacher_scale)
     pair = pixel(np.where(correlations > 0.8, unlike, -np.inf))
@@ -137,7 +137,7 @@ def nfd(scene: Scene, images: Images) -> Figure:
 
 
 def pfs(scene: Scene, images: Images) -> Figure:
-    """The rows of the tables of cosines that belong to three pixels."""
+    """Draws the cosines of three pixels with all others."""
     maps = [np.asarray(output.features["head"][0]) for output in (scene.teacher, scene.student)]
     units = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in maps]
     stride = len(scene.label) // len(scene.small)
@@ -158,7 +158,7 @@ def pfs(scene: Scene, images: Images) -> Figure:
 
 
 def gap(scene: Scene, images: Images) -> Figure:
-    """The divergence at every pixel, the gap between the networks, and their product."""
+    """Draws the divergence at every pixel, the gap between the networks, and their product."""
     student, teacher = scene.logits
     truth = np.eye(student.shape[-1], dtype=bool)[scene.small]
     p, q = (np.asarray(jax.nn.softmax(x))[0][truth] for x in (teacher, student))
@@ -182,7 +182,7 @@ def gap(scene: Scene, images: Images) -> Figure:
 
 
 def share(scores: jax.Array) -> jax.Array:
-    """Softmax over all entries."""
+    """Returns the softmax over all entries."""
     return jax.nn.softmax(scores, axis=(0, 1))
 
 

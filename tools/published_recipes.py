@@ -2,7 +2,7 @@
 
     python -m tools.published_recipes
 
-Its numbers are read from the configs, but for the classes that the teachers were trained on.
+The numbers come from the configs, except the number of classes.
 """
 
 import pathlib
@@ -24,8 +24,8 @@ TABLE = re.compile(rf"^{re.escape(HEAD)}(?:\|.*\n)*", re.MULTILINE)
 
 CLASSES = {"cityscapes": 19, "voc2012": 21, "ade20k": 150, "pascal_context": 59, "coco_stuff": 171}
 
-# The mmsegmentation configs whose checkpoints are the teachers; SegFormer-B4 is published for two
-# of the sets. Each begins with the network's part and ends with the set's.
+# The mmsegmentation configs whose checkpoints are the teachers, as network and data set.
+# SegFormer-B4 is published for two of the sets.
 _R101 = {
     "cityscapes": "r101-d8_4xb2-80k_cityscapes-512x1024",
     "voc2012": "r101-d8_4xb4-40k_voc12aug-512x512",
@@ -44,7 +44,7 @@ TEACHERS = {
 
 
 def row(data: str, pair: str) -> str:
-    """The line of the table for the recipes of a pair on a set."""
+    """Returns the line of the table for a pair of networks on a data set."""
     config = recipes.published(data, pair)
     teacher = config.teacher.checkpoint.removeprefix("teachers/")
     height, width = config.data.crop_size
@@ -61,14 +61,14 @@ def row(data: str, pair: str) -> str:
 
 
 def table() -> str:
-    """The table, as Markdown."""
+    """Returns the table as Markdown."""
     return HEAD + "".join(row(data, pair) for data in recipes.TRAININGS for pair in recipes.PAIRS)
 
 
 def main() -> None:
-    """Puts the table in the place of the page's."""
+    """Replaces the table in the page."""
     text, found = TABLE.subn(lambda _: table(), PAGE.read_text())
-    assert found == 1, f"{PAGE} has {found} tables that begin as this one"
+    assert found == 1, f"{PAGE} has {found} tables with this header"
     PAGE.write_text(text)
 
 

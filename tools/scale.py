@@ -1,4 +1,4 @@
-"""Prints the table of docs/scale.md from plans.
+"""Prints the table of docs/scale.md.
 
 python -m tools.scale plans/*.json
 

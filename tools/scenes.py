@@ -1,4 +1,4 @@
-"""A scene of `shapes` as two trained networks see it: what the pictures of docs/methods show."""
+"""A scene of `shapes` with the outputs of two networks, for the pictures of docs/methods."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from kdjax.models import SegmentationOutput
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One scene, and what both networks make of it.
+    """One scene with the outputs of both networks.
 
     Attributes:
       image: `[H, W, 3]` uint8.
       label: `[H, W]` uint8.
-      small: The labels `[h, w]` at the size of the networks' maps.
-      teacher: The teacher's output, a batch of this scene alone.
-      student: The student's.
+      small: The labels `[h, w]` at the resolution of the networks' maps.
+      teacher: The teacher's output, a batch of one.
+      student: The student's output.
     """
 
     image: np.ndarray
@@ -44,7 +44,7 @@ class Scene:
 def load(
     workdir: Path, data_dir: str | None
 ) -> tuple[DataOptions, Images, TrainedNetwork, TrainedNetwork]:
-    """The data that a comparison used (as its config names it), its teacher and its student."""
+    """Returns the data, the teacher, and the plain student of a comparison."""
     config = configuration.from_json((workdir / "teacher" / "config.json").read_text())
     options = configuration.read(config).data
     options = dataclasses.replace(options, data_dir=data_dir or options.data_dir)
@@ -55,7 +55,7 @@ def load(
 
 
 def forward(network: TrainedNetwork) -> Callable[[np.ndarray], SegmentationOutput]:
-    """A network as a compiled function from 8-bit images to its whole output."""
+    """Returns a compiled function from 8-bit images to the network's output."""
 
     @jax.jit
     def run(images: np.ndarray) -> SegmentationOutput:
@@ -66,7 +66,7 @@ def forward(network: TrainedNetwork) -> Callable[[np.ndarray], SegmentationOutpu
 
 
 def class_statistics(student: TrainedNetwork, batches) -> losses.ClassStatistics:
-    """Mean and variance of the student's last features in each class, over a split."""
+    """Returns mean and variance of the student's last features in each class, over a split."""
     run, statistics = forward(student), None
     for batch in batches:
         features = run(batch["image"]).classifiers["logits"].inputs
@@ -80,19 +80,19 @@ def class_statistics(student: TrainedNetwork, batches) -> losses.ClassStatistics
 
 
 def main_class(scene: Scene) -> int:
-    """The class that covers most of the scene, without the background."""
+    """Returns the largest class of the scene, without the background."""
     return int(np.bincount(scene.small.ravel())[1:].argmax()) + 1
 
 
 def marked_pixels(scene: Scene) -> list[tuple[int, int]]:
-    """One pixel of the largest object, one of the second largest and one of the background."""
+    """Returns pixels of the two largest objects and of the background."""
     sizes = np.bincount(scene.small.ravel(), minlength=3)
     largest = np.argsort(-sizes[1:])[:2] + 1
     return [middle(scene.small == kind) for kind in (*largest, 0)]
 
 
 def middle(region: np.ndarray) -> tuple[int, int]:
-    """A pixel of the region that is as far from its border as any."""
+    """Returns a pixel of the region that is farthest from its border."""
     inside = np.pad(region, 1)
     while True:
         around = np.lib.stride_tricks.sliding_window_view(np.pad(inside, 1), (3, 3))
@@ -104,6 +104,6 @@ def middle(region: np.ndarray) -> tuple[int, int]:
 
 
 def pixel(score: np.ndarray) -> tuple[int, int]:
-    """Where a score is highest."""
+    """Returns the pixel with the highest score."""
     row, column = np.unravel_index(score.argmax(), score.shape)
     return int(row), int(column)

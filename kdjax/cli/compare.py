@@ -2,8 +2,8 @@
 
 python -m kdjax compare --config configs/quickstart.py --workdir runs/quickstart [--seeds 0,1,2]
 
-It prints a table; the workdir then holds report.html and every student. The same command continues
-what was stopped, and adds methods and seeds.
+The command prints a table. The workdir then contains report.html and every student. The same
+command continues what was stopped, and adds methods and seeds.
 """
 
 from absl import flags
@@ -18,29 +18,25 @@ _CONFIG = ConfigFlag()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the runs, which is made; what is done there is not done again.",
+    "Directory of the runs, created if it does not exist. Finished runs in it are kept.",
     required=True,
 )
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds, as 0,1,2; by default those of the config.")
 _PARALLEL = flags.DEFINE_integer(
-    "parallel", 1, "Runs at once, each with its share of the accelerators or the cores.", 1
+    "parallel", 1, "Runs at once, which share the accelerators or the cores.", 1
 )
 _PROCESSES = processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing, prints the tables and writes the report."""
+    """Trains the runs that are not finished, prints the tables, and writes the report."""
     del argv
     config = _CONFIG.read()
-    seeds = None if _SEEDS.value is None else _integers(_SEEDS.value)
+    try:
+        seeds = None if _SEEDS.value is None else [int(value) for value in _SEEDS.value]
+    except ValueError:
+        given = ",".join(_SEEDS.value or ())
+        raise UserError(f"--seeds is {given}; give whole numbers, as 0,1,2") from None
     processes.join(_PROCESSES)
     environment.set_up_jax()
-    result = compare(config, _WORKDIR.value, parallel=_PARALLEL.value, seeds=seeds)
-    logger.info(result)
-
-
-def _integers(values: list[str]) -> tuple[int, ...]:
-    try:
-        return tuple(int(value) for value in values)
-    except ValueError:
-        raise UserError(f"--seeds is {','.join(values)}; give whole numbers, as 0,1,2") from None
+    logger.info(compare(config, _WORKDIR.value, parallel=_PARALLEL.value, seeds=seeds))

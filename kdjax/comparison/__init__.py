@@ -1,1 +1,1 @@
-"""Methods side by side: one teacher, the plain student and every method, over seeds."""
+"""Comparison of methods: one teacher, the plain student, and every method, over several seeds."""

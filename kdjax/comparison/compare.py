@@ -1,4 +1,4 @@
-"""`kdjax.compare` and what it returns."""
+"""`kdjax.compare` and its result."""
 
 import dataclasses
 import html
@@ -7,12 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from kdjax import config as configuration
-from kdjax.comparison import sweep
-from kdjax.comparison.sweep import TEACHER, Comparison
+from kdjax.comparison.runs import TEACHER, Comparison, run_comparison
 from kdjax.config import Config, RunOptions
 from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
@@ -31,13 +29,13 @@ from kdjax.utils.files import to_json
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonResult:
-    """What a comparison came to. In a notebook it shows its table, and printed all its tables.
+    """The result of a comparison. It prints as tables, and a notebook shows its main table.
 
     Attributes:
-      report: the HTML page; `results.md`, `results.csv` and `runs.csv` lie beside it.
-      students: the finished run of each method's first seed, by what tables call the method.
-      choices: what was tried on validation for each method and what was taken.
-      notes: lines on what was tried, and on runs that diverged.
+      report: The HTML page, in the same directory as `results.md`, `results.csv`, and `runs.csv`.
+      students: The finished run of each method's first seed, by the method's name in the tables.
+      choices: The settings that each method tried on validation, and the choice among them.
+      notes: Lines on these settings, on runs that diverged, and on the longer plain student.
     """
 
     report: epath.Path
@@ -51,18 +49,18 @@ class ComparisonResult:
     def table(self) -> list[dict[str, Any]]:
         """A row for each method: means over its seeds, gain over the plain student, costs.
 
-        Shares of one and seconds, not rounded; None where not known.
+        Fractions and seconds are not rounded, and None if unknown.
         `pandas.DataFrame(result.table)` makes a table of it.
         """
-        return method_rows(self._measured)
+        return method_rows(self._main)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON holds it: None stands for NaN.
+        """Returns the tables of all splits, choices, notes, and the path of the report.
 
-        The table, those of every split, the choices, the notes and where the report is.
+        Everything is as in JSON: None stands for NaN.
         """
         values = {
-            "split": self._measured.split,
+            "split": self._main.split,
             "table": self.table,
             "splits": {split: method_rows(report) for split, report in self._splits.items()},
             "choices": [*self.choices],
@@ -72,22 +70,20 @@ class ComparisonResult:
         return json.loads(to_json(values))
 
     @property
-    def _measured(self) -> Report:
+    def _main(self) -> Report:
         return next(iter(self._splits.values()))
 
     def __str__(self) -> str:
         tables = [f"\n{split}\n{text_table(report)}" for split, report in self._splits.items()]
-        said = [*tables, f"\n{note(self._measured)}"]
-        if self.notes:
-            said.append("\n" + "\n".join(self.notes))
-        beside = "with results.md, results.csv and runs.csv beside it"
-        return "\n".join([*said, f"\nreport: {self.report}, {beside}"])
+        notes = ["\n" + "\n".join(self.notes)] if self.notes else []
+        files = f"\nreport: {self.report}, with results.md, results.csv and runs.csv beside it"
+        return "\n".join([*tables, f"\n{note(self._main)}", *notes, files])
 
     def _repr_html_(self) -> str:
-        table = method_table(self._measured)
-        said = [note(self._measured), *self.notes, str(self.report)]
-        lines = "".join(f"<p>{html.escape(line)}</p>" for line in said if line)
-        return html_table(table.header, table.rows) + lines
+        table = method_table(self._main)
+        lines = [note(self._main), *self.notes, str(self.report)]
+        paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        return html_table(table.header, table.texts()) + paragraphs
 
 
 def compare(
@@ -100,112 +96,98 @@ def compare(
 ) -> ComparisonResult:
     """Compares methods: trains a teacher once, then the plain student and each method.
 
-    What is done in the workdir is not done again, so that the same call continues, and methods and
-    seeds may join later.
+    Finished runs in the workdir are kept, so that the same call continues a comparison, and methods
+    and seeds can be added later.
 
         result = kdjax.compare("quickstart.py", "runs/quickstart")
         print(result)
 
     Args:
-      config: as `kdjax.default_config` makes it, with `config.compare.methods`, or the path of a
-        config file.
-      workdir: where the runs, the tables and the report are written.
-      data: as `kdjax.train` takes it; with several runs at once, name it in the config instead.
-      parallel: runs at once, in processes that share the accelerators, or else the cores.
-      seeds: those of the runs that are reported; None for `config.compare.seeds`.
+      config: From `kdjax.default_config`, with `config.compare.methods`, or the path of a config
+        file.
+      workdir: The directory of the runs, the tables, and the report.
+      data: As for `kdjax.train`. With parallel runs, name it in the config instead.
+      parallel: The number of runs at once, in processes that share the accelerators or else the
+        cores.
+      seeds: The seeds of the runs that are reported; by default `config.compare.seeds`.
 
     Raises:
-      UserError: for a mistake in the config, or a workdir of another comparison; also while
-        another process is at work in the workdir.
-      Preempted: when the process was asked to stop; what was done is saved.
-      Transient: when what did not end well may be tried again.
+      UserError: For a mistake in the config, a workdir with another comparison, or a workdir that
+        another process uses.
+      Preempted: If the process was asked to stop. The progress is saved.
+      Transient: If every run that failed may succeed at the next try.
     """
     options = configuration.read(config, data)
-    asked = options.to_config()
     workdir = os.fspath(workdir)
     chosen = tuple(options.compare.seeds if seeds is None else seeds)
-    found = sweep.run_sweep(asked, workdir, chosen, parallel, data)
+    found = run_comparison(options.to_config(), workdir, chosen, parallel, data)
     images = Images(options.data, data)
     path = Workdir(workdir).report
     with Interruption() as interruption:
-        report = _report(options, images, found, path, len(chosen))
-        data_splits = (options.data.val_split, *_reported(options, report))
-        splits = {
-            split: dataclasses.replace(
-                report, split=split, runs=[run.summary(split) for run in found.runs]
-            )
-            for split in dict.fromkeys(filter(None, data_splits))
-        }
-        processes.lead(lambda: _write(options, images, found, report, splits, path))
+        reports = _reports(options, images, found, path, len(chosen))
+        processes.lead(lambda: _write(options, images, found, reports, path))
         interruption.check("the report is written")
+    # The main split is the test split, if there is one; its groups follow.
+    main = options.data.test_split or options.data.val_split
     return ComparisonResult(
         report=path,
         students={name: RunResult(files.path) for name, files in found.students.items()},
         choices=[choice.to_dict() for choice in found.choices if choice.scores],
         notes=found.notes,
-        _splits={split: splits[split] for split in _reported(options, report)},
+        _splits={
+            split: report for split, report in reports.items() if split.partition("/")[0] == main
+        },
     )
 
 
-def _report(
+def _reports(
     options: RunOptions, images: Images, found: Comparison, path: epath.Path, seeds: int
-) -> Report:
-    """The report without examples, which one process alone predicts."""
-    teacher = f"{_in_words(options.teacher)} teaches"
-    if options.teacher.logits:
-        teacher = "logits from elsewhere teach"
-    return make_report(
+) -> dict[str, Report]:
+    """Returns a report without examples for each split, and for each group of the test split."""
+    teacher = "precomputed logits" if options.teacher.logits else _in_words(options.teacher)
+    report = make_report(
         options,
         images,
         found.runs,
         [],
         title=f"Distillation on {options.data.name}",
         subtitle=(
-            f"{teacher} {_in_words(options.student)}; {options.steps} "
-            f"steps of {options.data.batch_size} images each, {seeds} "
-            f"seed{'s' if seeds > 1 else ''}"
+            f"Student {_in_words(options.student)}, teacher {teacher}; {options.steps} steps of "
+            f"{options.data.batch_size} images each, {seeds} seed{'s' if seeds > 1 else ''}"
         ),
         call=f'kdjax.compare(config, "{path.parent}")',
         remarks=found.notes,
     )
+    groups = [f"{report.split}/{group}" for group in options.data.test_groups]
+    return {
+        split: dataclasses.replace(
+            report, split=split, runs=[run.summary(split) for run in found.runs]
+        )
+        for split in dict.fromkeys((options.data.val_split, report.split, *groups))
+    }
 
 
 def _in_words(network: StudentOptions | TeacherOptions) -> str:
-    """A network of a config; those of a user's own have no width that kdjax knows of."""
+    """Returns the name of a network and its width, which the user's own networks lack."""
     name = network.name or network.checkpoint
     known = network.name and imports.SEPARATOR not in network.name
     return f"{name} of width {network.width}" if known else name
-
-
-def _reported(options: RunOptions, report: Report) -> list[str]:
-    """The split of the report, and its groups."""
-    return [report.split, *(f"{report.split}/{group}" for group in options.data.test_groups)]
-
-
-def _predicted(found: Comparison) -> dict[str, list[np.ndarray]]:
-    """Label maps of the examples by network, of those that this process trained or taught with."""
-    label_maps = {}
-    for name, examples in found.predicted.items():
-        label_maps[name] = [example.predictions["student"] for example in examples]
-        if "teacher" in examples[0].predictions:
-            label_maps[TEACHER] = [example.predictions["teacher"] for example in examples]
-    return label_maps
 
 
 def _write(
     options: RunOptions,
     images: Images,
     found: Comparison,
-    report: Report,
-    splits: Mapping[str, Report],
+    reports: Mapping[str, Report],
     path: epath.Path,
 ) -> None:
-    panels = {}
+    networks = {name: str(files.student) for name, files in found.students.items()}
     if not options.teacher.logits:
-        panels[TEACHER] = options.teacher.checkpoint or str(found.runs[0].student)
-    panels |= {name: str(files.student) for name, files in found.students.items()}
-    examples = predict_panels(options, images, panels, _predicted(found))
-    write_report(path, dataclasses.replace(report, examples=examples))
-    write_results(path.parent, report)
-    runs = {split: measured.runs for split, measured in splits.items()}
-    write_runs(path.parent / "runs.csv", runs, report.class_names)
+        teacher = options.teacher.checkpoint or str(found.runs[0].student)
+        networks = {TEACHER: teacher, **networks}
+    main = reports[options.data.test_split or options.data.val_split]
+    examples = predict_panels(options, images, networks)
+    write_report(path, dataclasses.replace(main, examples=examples))
+    write_results(path.parent, main)
+    runs = {split: report.runs for split, report in reports.items()}
+    write_runs(path.parent / "runs.csv", runs, main.class_names)

@@ -14,8 +14,7 @@ import numpy as np
 from kdjax.data.loading.sampling import IMAGE_PADDING, BatchIndices, batch_by_size
 from kdjax.data.preparing.image_io import SUFFIXES, read_photo, upright_size
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.reporting.figures import full_palette
-from kdjax.reporting.panels import label_png, legend_png, overlay_png
+from kdjax.reporting.pictures import full_palette, label_png, legend_png, overlay_png
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote, why_unwritable, write_atomically

@@ -3,7 +3,6 @@
 import functools
 import sys
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 
@@ -57,26 +56,17 @@ def make_report(
     )
 
 
-def predict_panels(
-    options: RunOptions,
-    images: Images,
-    panels: Mapping[str, str],
-    predicted: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({}),
-) -> list[Example]:
+def predict_panels(options: RunOptions, images: Images, panels: Mapping[str, str]) -> list[Example]:
     """Returns a few labelled examples with the predictions of networks.
 
     Args:
       options: the config.
       images: the data set.
       panels: the network checkpoint of each column. Networks of other classes are left out.
-      predicted: label maps [H, W] that are known already, by column.
     """
     examples = images.panel_examples()
     predictions: dict[str, Sequence[np.ndarray]] = {}
     for name, path in panels.items():
-        if name in predicted:
-            predictions[name] = predicted[name]
-            continue
         network = ordered_teacher(TrainedNetwork.load(path), options.teacher, images.class_names)
         if network.info.num_classes == images.num_classes:
             predictions[name] = predict_examples(

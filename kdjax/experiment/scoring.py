@@ -11,7 +11,7 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate, predict_examples
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import Variables
-from kdjax.reporting import figures
+from kdjax.reporting import pictures
 from kdjax.reporting.results import Example, Role
 from kdjax.teachers.loading import ordered_teacher
 from kdjax.training.loop import Interruption
@@ -119,7 +119,7 @@ class Scoring:
         """Returns image, label, teacher, and student of a few examples, side by side."""
         names = [f"val/{example['name']}" for example in self._examples]
         return {
-            name: figures.panel_image(
+            name: pictures.side_by_side(
                 example.image, example.label, example.predictions, self._images.palette
             )
             for name, example in zip(names, self.examples(predictor, variables), strict=True)

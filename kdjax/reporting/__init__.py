@@ -1,4 +1,4 @@
-"""Seeing a run: writers while it lasts, figures and one HTML report when it is over."""
+"""Reports of training: writers during a run; tables, charts, and an HTML page after it."""
 
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer
 

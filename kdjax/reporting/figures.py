@@ -1,8 +1,6 @@
-"""Figures of a training: curves, bars per class, label maps in colour.
+"""Charts: learning curves, IoU by class, and intervals; and pictures of labeled images.
 
-Charts are `matplotlib.figure.Figure`s about as wide as a phone, so that they are legible there and
-can stand side by side on a desk. Ink, rules and colours are readable on white; `svg` makes a chart
-follow the light or dark page that it stands in.
+Figures are about as wide as a phone screen, so that two or three fit side by side on a desktop.
 """
 
 import io
@@ -16,16 +14,20 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from kdjax.reporting.intervals import Estimate, without_outliers
+from kdjax.reporting.pictures import css_color, full_palette
+
 INK = "#1b1f24"
 RULE = "#d8dce1"
 
-# The first ones are told apart with any of the common colour-vision deficiencies; each has a
-# contrast above 3:1 on white as well as on near-black.
+# Each has a contrast above 3:1 on white and on near-black. The first ones can be distinguished with
+# any common color-vision deficiency.
 COLORS = (
     "#2a7fc4",  # blue
     "#d55e00",  # vermilion
@@ -37,13 +39,12 @@ COLORS = (
     "#97694b",  # brown
     "#6f8a1c",  # olive
 )
-TEACHER_COLOR = "#7d8590"  # grey: the reference, not one of the contestants
-GAIN, LOSS = COLORS[:2]  # better and worse than the plain student
 
-IGNORED_GREY = (128, 128, 128)
-_CURVE_POINTS = 100  # more would not be told apart at the width of a chart
+TEACHER_COLOR = "#7d8590"  # gray
+
 WIDTH = 4.6  # inches
-# Of samples: pixels of the longer side of an image, and the longer side by the shorter one.
+_CURVE_POINTS = 100
+# Of a labeled image: the longer side in pixels, and the ratio of its sides.
 _MAX_SIDE, _MAX_RATIO = 1024, 3
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -58,17 +59,20 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": INK,
     "axes.axisbelow": True,
     "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+    "axes.titleweight": "bold",
     "grid.color": RULE,
     "grid.linewidth": 0.8,
     "text.color": INK,
-    "text.parse_math": False,  # names are the user's: a dollar sign in one is a dollar sign
+    "text.parse_math": False,  # names may contain a dollar sign
     "xtick.color": INK,
     "ytick.color": INK,
     "font.size": 9.5,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: selectable, and in the page's own font
+    "svg.fonttype": "none",  # text can be selected, and has the font of the page
     "svg.hashsalt": "kdjax",  # the same chart gives the same bytes
 }
 
@@ -76,8 +80,7 @@ STYLE: dict[Any, Any] = {
 def method_colors(
     methods: Iterable[str], teacher: str | None = None, plain: str | None = None
 ) -> dict[str, str]:
-    """A colour for each method, the same in every chart; grey for the teacher, ink for the plain
-    student where others are compared with it."""
+    """Returns a color for each method: gray for the teacher, dark for the plain student."""
     palette = itertools.cycle(COLORS)
     references = {teacher: TEACHER_COLOR, plain: INK}
     return {method: references.get(method) or next(palette) for method in dict.fromkeys(methods)}
@@ -85,23 +88,17 @@ def method_colors(
 
 @matplotlib.rc_context(STYLE)
 def curves(
-    series: Mapping[str, Sequence[Curve]],
-    title: str,
-    colors: Mapping[str, str] | None = None,
-    limits: tuple[float, float] | None = None,
+    series: Mapping[str, Sequence[Curve]], title: str, colors: Mapping[str, str] | None = None
 ) -> Figure:
-    """Learning curves: each seed as a faint line, the mean of a method's seeds as a strong one.
+    """Draws learning curves: each seed as a faint line, the mean of a method as a strong one.
 
     Args:
-      series: For each method one curve per seed. A curve of more than 100 points is
-        averaged in equal stretches.
-      title: What the values are, with their unit.
+      series: For each method one curve per seed. Long curves are averaged over equal intervals.
+      title: The metric and its unit.
       colors: From `method_colors`.
-      limits: Of the values, where several charts are to be compared.
     """
     colors = colors or method_colors(series)
-    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _chart(2.7, title)
     for method, seeds in series.items():
         if len(seeds) > 1:
             for curve in seeds:
@@ -110,60 +107,94 @@ def curves(
         marker = "o" if len(steps) <= 25 else None
         axes.plot(steps, values, color=colors[method], marker=marker, markersize=3.5)
     axes.set_xlabel("step")
-    axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
     axes.set_xlim(left=0)
-    if limits:
-        axes.set_ylim(limits)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if len(series) > 1:
-        _legend(figure, {method: colors[method] for method in series}, "outside lower left")
+        _legend(figure, {method: colors[method] for method in series})
     return figure
 
 
 @matplotlib.rc_context(STYLE)
-def class_iou_bars(
-    iou: Mapping[str, ArrayLike],
-    class_names: Sequence[str],
-    colors: Mapping[str, str] | None = None,
-) -> Figure:
-    """Horizontal bars of each class's IoU in percent, one per method.
+def class_iou_bars(iou: ArrayLike, class_names: Sequence[str], title: str) -> Figure:
+    """Draws a bar for the IoU of each class.
 
     Args:
-      iou: For each method the IoU of the `K` classes, 0 to 1. NaN, a class that neither the
-        labels nor the predictions hold, is written as absent and not drawn as zero.
-      class_names: The `K` names.
-      colors: From `method_colors`.
+      iou: `[K]`, 0 to 1. NaN is labeled as absent and not drawn as zero.
+      class_names: `K` names.
+      title: Of the chart.
     """
-    colors = colors or method_colors(iou)
-    thickness = 0.8 / len(iou)  # of the room of one class
-    room = max(0.24, 0.11 * len(iou) + 0.08)  # inches per class
-    figure = Figure(figsize=(WIDTH, 0.6 + room * len(class_names)), layout="constrained")
-    axes = figure.add_subplot()
-    classes = np.arange(len(class_names))
-    for place, (method, values) in enumerate(iou.items()):
-        percent = 100 * np.asarray(values, float)
-        rows = classes + (place - (len(iou) - 1) / 2) * thickness
-        axes.barh(rows, np.nan_to_num(percent), 0.88 * thickness, color=colors[method])
-        for row in rows[np.isnan(percent)]:
-            axes.text(0.8, row, "absent", va="center", fontsize=6.5, style="italic")
-    axes.set(xlabel="IoU (%)", xlim=(0, 100), ylim=(len(class_names) - 0.5, -0.5))
-    axes.set_yticks(classes, class_names)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    if len(iou) > 1:
-        _legend(figure, {method: colors[method] for method in iou}, "outside upper left")
+    percent = 100 * np.asarray(iou, float)
+    figure, axes = _chart(0.6 + 0.24 * len(class_names), title)
+    axes.barh(range(len(percent)), np.nan_to_num(percent), 0.7, color=COLORS[0])
+    for row in np.flatnonzero(np.isnan(percent)).tolist():
+        axes.text(0.8, row, "absent", va="center", fontsize=6.5, style="italic")
+    axes.set_xlim(0, 100)
+    _name_rows(axes, class_names)
     return figure
+
+
+@matplotlib.rc_context(STYLE)
+def interval_dots(
+    estimates: Mapping[str, Estimate],
+    seeds: Mapping[str, Sequence[float]],
+    title: str,
+    colors: Mapping[str, str],
+    *,
+    line_at: float,
+) -> Figure:
+    """Draws a row per method: a dot at its value, a bar over its interval, and a mark per seed.
+
+    The axis leaves out outliers, so that one diverged run does not squeeze all others together. A
+    bar that extends further is cut. A dot further out becomes an arrow with the value.
+
+    Args:
+      estimates: Of each method, fractions, drawn in percent. A row without a value is empty.
+      seeds: The values whose mean each estimate is.
+      title: The metric and its unit.
+      colors: From `method_colors`.
+      line_at: The value of the plain student, drawn as a line through all rows.
+    """
+    figure, axes = _chart(0.75 + 0.26 * len(estimates), title)
+    values = [estimate.value for estimate in estimates.values()]
+    values += [line_at, *itertools.chain.from_iterable(seeds.values())]
+    inside = without_outliers(100 * np.array(values))
+    margin = max(0.08 * (inside.max() - inside.min()), 0.5)
+    low, high = float(inside.min() - margin), float(inside.max() + margin)
+    axes.axvline(100 * line_at, color=INK, lw=0.9, ls=(0, (4, 3)))
+    for row, (method, estimate) in enumerate(estimates.items()):
+        color, value = colors[method], 100 * estimate.value
+        if estimate.low is not None and estimate.high is not None:
+            ends = np.clip([100 * estimate.low, 100 * estimate.high], low, high)
+            axes.plot(ends, [row, row], color=color, lw=5, alpha=0.3, solid_capstyle="butt")
+        marks = 100 * np.array(seeds[method])
+        axes.plot(marks, [row] * len(marks), "|", color=color, markersize=8, markeredgewidth=1.1)
+        if low <= value <= high:
+            axes.plot(value, row, "o", color=color, markersize=6)
+        elif not np.isnan(value):
+            _arrow(axes, row, value, color, right=value > high)
+    axes.set_xlim(low, high)
+    _name_rows(axes, list(estimates))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    return figure
+
+
+def _arrow(axes: Axes, row: int, value: float, color: str, *, right: bool) -> None:
+    """Draws an arrow at the edge of the axis toward a value outside, with the value."""
+    edge, sign, side = (1, -1, "right") if right else (0, 1, "left")
+    transform = axes.get_yaxis_transform()  # x as a fraction of the axis, y in rows
+    axes.plot(edge + sign * 0.012, row, ">" if right else "<", color=color, transform=transform)
+    place = {"ha": side, "va": "center", "fontsize": "small", "transform": transform}
+    axes.text(edge + sign * 0.035, row, f"{value:.1f}", **place)
 
 
 @matplotlib.rc_context(STYLE)
 def svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element to put into an HTML page.
+    """Returns the figure as an `<svg>` element for an HTML page.
 
-    Ink becomes the page's text colour and rules its `--rule`, so that the chart follows light and
-    dark. The element names nothing outside itself.
+    Ink gets the text color of the page and rules its `--rule`, so that the chart adapts to light
+    and dark pages. The element refers to nothing outside itself.
     """
     text = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -178,132 +209,89 @@ def svg(figure: Figure) -> str:
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>f{zlib.crc32(element.encode()):x}-", element)
 
 
-def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Label map to colours.
-
-    Args:
-      label: `[H, W]` uint8, class numbers.
-      palette: `[K, 3]` uint8.
-
-    Returns:
-      `[H, W, 3]` uint8. What is not a class, such as the ignored 255, is grey.
-    """
-    return full_palette(palette)[label]
-
-
-def full_palette(palette: np.ndarray) -> np.ndarray:
-    """The palette `[K, 3]` with grey for all other values a pixel can have: `[256, 3]` uint8."""
-    full = np.full((256, 3), IGNORED_GREY, np.uint8)
-    full[: len(palette)] = palette
-    return full
-
-
-def panel_image(
-    image: np.ndarray,
-    label: np.ndarray,
-    predictions: Mapping[str, np.ndarray],
-    palette: np.ndarray,
-) -> np.ndarray:
-    """Image, label and predictions side by side, for TensorBoard.
-
-    Args:
-      image: `[H, W, 3]` uint8.
-      label: `[H, W]` uint8.
-      predictions: Of each network, in the order to show: `[H, W]` uint8.
-      palette: `[K, 3]` uint8.
-
-    Returns:
-      `[H, (2 + n) W + 4 (1 + n), 3]` uint8, with white gaps.
-    """
-    gap = np.full((image.shape[0], 4, 3), 255, np.uint8)
-    tiles = [image, *(colorize(labels, palette) for labels in (label, *predictions.values()))]
-    with_gaps = itertools.chain.from_iterable((gap, tile) for tile in tiles)
-    return np.concatenate(list(with_gaps)[1:], axis=1)
-
-
 @matplotlib.rc_context(STYLE)
 def samples(
     examples: Sequence[Mapping[str, Any]], class_names: Sequence[str], palette: np.ndarray
 ) -> Figure:
-    """Draws labelled images, a row each: the image, its label in colors, and the classes' names.
+    """Draws labeled images, one per row: the image, its label in colors, and predictions.
 
-    Large images are thinned, and very tall or very wide ones are squeezed, so that an image of any
-    size takes a picture of bounded size.
+    Large images are thinned, and very tall or very wide ones are squeezed, so that the figure has
+    a bounded size.
 
     Args:
-      examples: At least one, each of `image` `[H, W, 3]` and `label` `[H, W]`, both uint8;
-        further label maps by title, the same titles in each, as `predictions`.
-      class_names: The `K` names, of which those in the label maps are shown.
-      palette: `[K, 3]` uint8. What is ignored is white, since grey may be a class.
+      examples: At least one, each with `image` `[H, W, 3]` and `label` `[H, W]`, both uint8, and
+        perhaps with `predictions`: label maps by title, the same titles in each example.
+      class_names: `K` names. The legend shows those in the label maps.
+      palette: `[K, 3]` uint8. Ignored pixels are white, since gray may be the color of a class.
     """
-    colors = np.full((256, 3), 255, np.uint8)
-    colors[: len(palette)] = palette
-    titles = ["label", *examples[0].get("predictions", ())]
-    maps = [[e["label"], *e.get("predictions", {}).values()] for e in examples]
-    ratios = [len(e["label"]) / e["label"].shape[1] for e in examples]
-    heights = [WIDTH / 2 * min(max(ratio, 1 / _MAX_RATIO), _MAX_RATIO) for ratio in ratios]
-    size = WIDTH / 2 * (1 + len(titles)), sum(heights)
+    colors = full_palette(palette, other=255)
+    rows = [
+        {"image": e["image"], "label": e["label"], **e.get("predictions", {})} for e in examples
+    ]
+    sizes = [e["label"].shape for e in examples]
+    ratios = [min(max(height / width, 1 / _MAX_RATIO), _MAX_RATIO) for height, width in sizes]
+    size = WIDTH / 2 * len(rows[0]), WIDTH / 2 * sum(ratios) + 0.25  # for the titles
     figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
-    grid = figure.subplots(len(examples), 1 + len(titles), squeeze=False, height_ratios=heights)
-    for row, example, labels, ratio, height in zip(
-        grid, examples, maps, ratios, heights, strict=True
-    ):
-        step = 1 + max(example["label"].shape) // _MAX_SIDE
-        thinned = [pixels[::step, ::step] for pixels in (example["image"], *labels)]
-        for axes, pixels in zip(row, [thinned[0], *(colors[m] for m in thinned[1:])], strict=True):
-            axes.imshow(pixels, aspect=height / (WIDTH / 2 * ratio))
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, height_ratios=ratios)
+    for line, row, ratio, (height, width) in zip(grid, rows, ratios, sizes, strict=True):
+        step = 1 + max(height, width) // _MAX_SIDE
+        for axes, (title, pixels) in zip(line, row.items(), strict=True):
+            thinned = pixels[::step, ::step]
+            shown = thinned if title == "image" else colors[thinned]
+            axes.imshow(shown, aspect=ratio * width / height)
             axes.set_axis_off()
-    if len(titles) > 1:
-        for axes, title in zip(grid[0], ["image", *titles], strict=True):
-            axes.set_title(title, fontsize="small")
-    present = np.unique(np.concatenate([m.ravel() for labels in maps for m in labels])).tolist()
-    named = {
-        name: "#" + bytes(colors[i]).hex() for i, name in enumerate(class_names) if i in present
-    }
+    for axes, title in zip(grid[0], rows[0], strict=True):
+        axes.set_title(title, fontsize="small", fontweight="normal", loc="center")
+    maps = [pixels for row in rows for title, pixels in row.items() if title != "image"]
+    present = np.unique(np.concatenate([labels.ravel() for labels in maps])).tolist()
+    named = {name: css_color(colors[i]) for i, name in enumerate(class_names) if i in present}
     if named:
-        _legend(figure, named, "outside lower left")
+        _legend(figure, named)
     return figure
 
 
-def _legend(figure: Figure, colors: Mapping[str, str], place: str) -> None:
-    """Names beside the chart, in rows as long as its width allows."""
-    names = list(colors)
-    columns = next(
-        n for n in range(len(names), 0, -1) if n == 1 or _legend_width(names, n) <= WIDTH
-    )
-    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(names) / columns))
-    # Matplotlib fills a legend by columns; people read by rows.
-    names = [name for column in range(columns) for name in names[column::columns]]
+def _chart(height: float, title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    return figure, axes
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Makes the vertical axis one of named rows, from top to bottom."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+
+
+def _legend(figure: Figure, colors: Mapping[str, str]) -> None:
+    """Adds the names below the chart, in two columns."""
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(colors) / 2))
     figure.legend(
-        handles=[Patch(color=colors[name]) for name in names],
-        labels=names,
-        loc=place,
-        ncols=columns,
+        handles=[Patch(color=color) for color in colors.values()],
+        labels=list(colors),
+        loc="outside lower left",
+        ncols=2,
         handlelength=0.9,
         handleheight=0.7,
-        columnspacing=1.4,
         borderpad=0,
     )
 
 
-def _legend_width(names: Sequence[str], columns: int) -> float:
-    """About the inches that a legend of so many columns takes."""
-    longest = [max(map(len, names[column::columns])) for column in range(columns)]
-    return sum(0.4 + 0.08 * length for length in longest)
-
-
 def _condensed(curve: Curve) -> np.ndarray:
-    """`[2, n]`: at most `_CURVE_POINTS` points, each the mean of an equal stretch of the curve."""
+    """Returns `[2, n]`: at most `_CURVE_POINTS` points, each the mean of an equal interval."""
     points = np.stack(curve).astype(float)
     number = points.shape[1]
     if number <= _CURVE_POINTS:
         return points
-    stretches = np.array_split(points, number // math.ceil(number / _CURVE_POINTS), axis=1)
-    return np.stack([stretch.mean(axis=1) for stretch in stretches], axis=1)
+    parts = np.array_split(points, number // math.ceil(number / _CURVE_POINTS), axis=1)
+    return np.stack([part.mean(axis=1) for part in parts], axis=1)
 
 
 def _mean_curve(seeds: Sequence[Curve]) -> Curve:
-    """The mean over the seeds, at the steps that all of them have."""
+    """Returns the mean over the seeds, at the steps that all of them have."""
     by_step = [dict(zip(*curve, strict=True)) for curve in seeds]
     common = [step for step in by_step[0] if all(step in seed for seed in by_step)]
     return common, [float(np.mean([seed[step] for seed in by_step])) for step in common]

@@ -1,4 +1,4 @@
-"""The report of a run or of a comparison: one HTML file that needs nothing beside it."""
+"""The report of a run or of a comparison: one HTML file that refers to no other file."""
 
 import dataclasses
 import io
@@ -11,29 +11,24 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from kdjax.reporting import figures, intervals, tables
-from kdjax.reporting.intervals import heat_map, interval_dots
-from kdjax.reporting.panels import COLORS, NEITHER, ONLY_DISTILLED, ONLY_PLAIN, css_color, panels
-from kdjax.reporting.results import MethodResult, Report, RunSummary, plain_student, teacher_of
+from kdjax.reporting.pictures import IGNORED_GRAY, css_color, label_uri, photo_uri
+from kdjax.reporting.results import (
+    Example,
+    MethodResult,
+    Report,
+    RunSummary,
+    by_method,
+    plain_student,
+    teacher_of,
+)
 from kdjax.utils.files import write_atomically
 
-# What every training step logs beside its loss terms.
-_DIAGNOSTICS = (
-    "train/learning_rate",
-    "train/gradient_norm",
-    "train/images_per_second",
-    "train/input_wait",
-    "train/checkpoint_seconds",
-)
-# The tables have them, or a chart of what follows from them.
-_NOT_DRAWN = (
-    "train/step_seconds",
-    "train/step_processor_seconds",
-    "train/step_flops",
-    "train/step_bytes",
-)
-_MANY = 5  # curves in one chart, from which on they cannot be told apart
+_MIOU, _LOSS = "val/miou", "train/loss"
+# Costs, which are in the tables.
+_NOT_DRAWN = {f"train/step_{name}" for name in ("seconds", "processor_seconds", "flops", "bytes")}
+_MAX_CURVES = 5  # in one chart
 
-_TITLES = {"val/miou": "mIoU on val (%)", "train/images_per_second": "images/s"}
+_TITLES = {_MIOU: "mIoU on val (%)", "train/images_per_second": "images/s"}
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("kdjax.reporting", "."),
@@ -46,10 +41,6 @@ _TEMPLATES = jinja2.Environment(
 
 def write_report(path: epath.PathLike, report: Report) -> None:
     """Writes `report` as one self-contained HTML file."""
-    write_atomically(path, _render(report))
-
-
-def _render(report: Report) -> str:
     methods = report.methods()
     teacher, plain, best = teacher_of(methods), plain_student(methods), _best_distilled(methods)
     distilled = [result.method for result in methods if result.role == "distilled"]
@@ -58,41 +49,28 @@ def _render(report: Report) -> str:
         teacher and teacher.method,
         plain.method if plain and distilled else None,
     )
-    gains, many = heat_map(report), len(methods) > _MANY
-    terms = _charts(methods, _loss_terms(report.runs), colors)
-    return _TEMPLATES.get_template("report.html").render(
+    drawn = _with_curves(methods)
+    class_table, full_color = tables.class_table(report)
+    examples = [_pictures(example, report.palette) for example in report.examples]
+    text = _TEMPLATES.get_template("report.html").render(
         report=report,
         headline=_headline(report, methods),
-        key_results=_key_results(methods),
+        key_results=[result for result in (teacher, plain, best) if result],
         note=tables.note(report),
         method_table=tables.method_table(report),
-        run_table=tables.run_table(report),
+        run_table=tables.method_table(report, by_seed=True),
         interval_charts=_interval_charts(report, methods, colors),
-        curves=[*_learning_curves(methods, colors), *([] if many else terms)],
-        losses_folded=many,
-        diagnostics=[
-            *(terms if many else []),
-            *_charts(methods, [*_DIAGNOSTICS, *_term_diagnostics(report.runs)], colors),
-        ],
-        heat_map=gains,
-        class_charts=[] if gains else _class_charts(report.class_names, methods, colors),
+        curves=_charts(drawn, [_MIOU, _LOSS], colors),
+        best_drawn=len(drawn) - 1 if len(drawn) < len(methods) else 0,
+        other_curves=_charts(drawn, _logged(report.runs), colors),
+        class_table=class_table,
+        full_color=full_color,
+        has_intervals=any(cell.interval for row in class_table.rows for cell in row),
         legend=_legend(report),
-        disagreement_legend=[
-            ("only the distilled student is right", COLORS[ONLY_DISTILLED]),
-            ("only the plain student is right", COLORS[ONLY_PLAIN]),
-            ("neither is, in different ways", COLORS[NEITHER]),
-        ],
-        examples=[
-            panels(
-                example,
-                report.palette,
-                plain=plain and plain.method,
-                distilled=distilled,
-                best=best and best.method,
-            )
-            for example in report.examples
-        ],
+        examples=examples,
+        hidden={name for name in distilled if best and name != best.method},
     )
+    write_atomically(path, text)
 
 
 def write_results(directory: epath.PathLike, report: Report) -> None:
@@ -109,17 +87,15 @@ def write_results(directory: epath.PathLike, report: Report) -> None:
 
 
 def run_figures(run: RunSummary, class_names: Sequence[str]) -> dict[str, Figure]:
-    """The charts of a single run by title: mIoU on val, the loss and its terms, IoU by class."""
-    methods = [MethodResult(method=run.method, role=run.role, runs=[run])]
+    """Returns the charts of a run by title: mIoU on val, what training logs, IoU by class."""
     colors = figures.method_colors([run.method])
-    names = dict.fromkeys(("val/miou", "train/loss", *_loss_terms([run])))
-    drawn = dict(_curves(methods, list(names), colors))
-    bars = figures.class_iou_bars({run.method: run.class_iou}, class_names, colors)
-    return drawn | {"IoU by class (%)": bars}
+    drawn = _curves(by_method([run]), [_MIOU, _LOSS, *_logged([run])], colors)
+    title = "IoU by class (%)"
+    return drawn | {title: figures.class_iou_bars(run.class_iou, class_names, title)}
 
 
 def examples_png(report: Report) -> bytes:
-    """The examples of a report as a picture: image, label and predictions, a row each."""
+    """Draws the examples of a report: image, label, and predictions, one per row."""
     examples = [dataclasses.asdict(example) for example in report.examples]
     buffer = io.BytesIO()
     figures.samples(examples, report.class_names, report.palette).savefig(buffer, format="png")
@@ -127,67 +103,67 @@ def examples_png(report: Report) -> bytes:
 
 
 def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
-    """Returns the result in one sentence, no bolder than the seeds allow."""
+    """Returns the result in one sentence that claims no more than the seeds allow."""
     plain, best = plain_student(methods), _best_distilled(methods)
     if plain is None or best is None or math.isnan(plain.miou):
         result = best or plain or methods[0]
         return f"{result.method}: {100 * result.miou:.2f} % mIoU on {report.split}"
-    gain = 100 * (best.miou - plain.miou)
-    if gain > 0:
-        low = intervals.gain(best, plain).low
-        if low is None:
-            return (
-                f"{best.method} is {gain:.2f} points of mIoU above the plain student with one "
-                "seed, which may be chance"
-            )
-        doubt = "" if low > 0 else ", with an interval that covers zero"
-        return f"{best.method} gains {gain:.2f} points of mIoU over the plain student{doubt}"
-    return f"No method gains on the plain student: {best.method} is {-gain:.2f} points below it"
-
-
-def _key_results(methods: Sequence[MethodResult]) -> list[MethodResult]:
-    """The teacher, the plain student and the best distilled one, as far as they are there."""
-    results = (teacher_of(methods), plain_student(methods), _best_distilled(methods))
-    return [result for result in results if result is not None]
+    points = 100 * (best.miou - plain.miou)
+    if points <= 0:
+        return f"No method is above the plain student: {best.method} is {-points:.2f} points below"
+    low = intervals.gain(best, plain).low
+    if low is None:
+        return (
+            f"{best.method} is {points:.2f} points of mIoU above the plain student with one seed, "
+            "which may be chance"
+        )
+    doubt = "" if low > 0 else ", with an interval that covers zero"
+    return f"{best.method} gains {points:.2f} points of mIoU over the plain student{doubt}"
 
 
 def _best_distilled(methods: Sequence[MethodResult]) -> MethodResult | None:
-    """Of those that have a result: a run may have diverged."""
+    """Returns the distilled student with the highest mIoU, without those that diverged."""
     distilled = [r for r in methods if r.role == "distilled" and not math.isnan(r.miou)]
     return max(distilled, key=lambda result: result.miou, default=None)
 
 
+def _with_curves(methods: Sequence[MethodResult]) -> Sequence[MethodResult]:
+    """Returns all methods, or the plain student and the best others if there are too many."""
+    if len(methods) <= _MAX_CURVES:
+        return methods
+    plain = plain_student(methods)
+    others = [result for result in methods if result.role != "teacher" and result is not plain]
+    others.sort(key=lambda result: math.inf if math.isnan(result.miou) else -result.miou)
+    return [*([plain] if plain else []), *others][:_MAX_CURVES]
+
+
 def _legend(report: Report) -> list[tuple[str, str]]:
-    """Name and CSS colour of every class, and of what is ignored where a label has such pixels."""
+    """Returns name and color of every class, and of ignored pixels if a label has any."""
     colors = list(zip(report.class_names, map(css_color, report.palette), strict=True))
     classes = len(report.class_names)
     if any((example.label >= classes).any() for example in report.examples):
-        colors.append(("ignored", css_color(figures.IGNORED_GREY)))
+        colors.append(("ignored", css_color([IGNORED_GRAY] * 3)))
     return colors
 
 
-def _loss_terms(runs: Sequence[RunSummary]) -> list[str]:
-    """The loss and its terms."""
-    others = {*_DIAGNOSTICS, *_NOT_DRAWN}
-    return [n for n in _logged(runs) if n.count("/") == 1 and n not in others]
-
-
-def _term_diagnostics(runs: Sequence[RunSummary]) -> list[str]:
-    """What terms log beside their values, as `train/nfd/dead_teacher_channels`."""
-    return [name for name in _logged(runs) if name.count("/") > 1]
+def _pictures(example: Example, palette: np.ndarray) -> dict[str, str]:
+    """Returns data URIs by caption."""
+    maps = {"label": example.label, **example.predictions}
+    uris = {name: label_uri(labels, palette) for name, labels in maps.items()}
+    return {"image": photo_uri(example.image), **uris}
 
 
 def _logged(runs: Sequence[RunSummary]) -> list[str]:
-    """The names of what training steps log, in the order in which the runs do."""
+    """Returns the names that training steps log in addition to the loss, in order."""
     names = dict.fromkeys(name for run in runs for record in run.history for name in record)
-    return [name for name in names if name.startswith("train/")]
+    return [n for n in names if n.startswith("train/") and n != _LOSS and n not in _NOT_DRAWN]
 
 
 def _interval_charts(
     report: Report, methods: Sequence[MethodResult], colors: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """Title and `<svg>` of mIoU and of the gain in it, where there is something to compare."""
-    plain, teacher = plain_student(methods), teacher_of(methods)
+    """Returns title and `<svg>` of mIoU and of its gain, if there is something to compare."""
+    plain = plain_student(methods)
     if plain is None or len(methods) < 2 or math.isnan(plain.miou):
         return []
     others = [result for result in methods if result is not plain]
@@ -195,81 +171,41 @@ def _interval_charts(
     gain = {result.method: intervals.gain(result, plain) for result in others}
     seeds = {result.method: [run.miou for run in result.runs] for result in methods}
     pairs = {
-        result.method: [] if result is teacher else intervals.paired_gains(result, plain)
+        result.method: [] if result.role == "teacher" else intervals.paired_gains(result, plain)
         for result in others
     }
-    title = f"mIoU on {report.split} (%)"
-    gain_title = "Gain over the plain student (points)"
-    return [
-        (title, figures.svg(interval_dots(mean, seeds, title, colors, line_at=plain.miou))),
-        (gain_title, figures.svg(interval_dots(gain, pairs, gain_title, colors, line_at=0.0))),
-    ]
-
-
-def _learning_curves(
-    methods: Sequence[MethodResult], colors: Mapping[str, str]
-) -> list[tuple[str, str]]:
-    """MIoU during the training: in one chart, or of each distilled student beside the plain one."""
-    plain, name = plain_student(methods), "val/miou"
-    if plain is None or len(methods) <= _MANY:
-        return _charts(methods, [name], colors)
-    students = [result for result in methods if result.role != "teacher"]
-    values = [v for result in students for _, seed in result.series(name) for v in seed]
-    limits = 100 * np.nanmin(values, initial=1), 100 * np.nanmax(values, initial=0)
-    room = 0.05 * (limits[1] - limits[0])
     charts = []
-    for result in students[1:]:
-        ((title, chart),) = _charts(
-            [plain, result], [name], colors, limits=(limits[0] - room, limits[1] + room)
-        )
-        charts.append((f"{title}: {result.method}", chart))
+    for title, estimates, marks, line_at in (
+        (f"mIoU on {report.split} (%)", mean, seeds, plain.miou),
+        ("Gain over the plain student (points)", gain, pairs, 0.0),
+    ):
+        chart = figures.interval_dots(estimates, marks, title, colors, line_at=line_at)
+        charts.append((title, figures.svg(chart)))
     return charts
 
 
 def _charts(
-    methods: Sequence[MethodResult],
-    names: Sequence[str],
-    colors: Mapping[str, str],
-    limits: tuple[float, float] | None = None,
+    methods: Sequence[MethodResult], names: Sequence[str], colors: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """Title and `<svg>` of each metric that some run has logged."""
-    drawn = _curves(methods, names, colors, limits)
-    return [(title, figures.svg(figure)) for title, figure in drawn]
+    """Returns title and `<svg>` of each metric that a run logged."""
+    drawn = _curves(methods, names, colors)
+    return [(title, figures.svg(figure)) for title, figure in drawn.items()]
 
 
 def _curves(
-    methods: Sequence[MethodResult],
-    names: Sequence[str],
-    colors: Mapping[str, str],
-    limits: tuple[float, float] | None = None,
-) -> list[tuple[str, Figure]]:
-    """Title and figure of each metric that some run has logged."""
-    drawn = []
+    methods: Sequence[MethodResult], names: Sequence[str], colors: Mapping[str, str]
+) -> dict[str, Figure]:
+    """Returns by title a chart of each metric that a run logged."""
+    drawn = {}
     for name in names:
-        scale = 100 if name == "val/miou" else 1
+        scale = 100 if name == _MIOU else 1
         series = {
             result.method: [(steps, [scale * value for value in values]) for steps, values in seeds]
             for result in methods
             if (seeds := result.series(name))
         }
         if series:
-            title = _TITLES.get(
-                name, name.removeprefix("train/").replace("/", ": ").replace("_", " ")
-            )
-            drawn.append((title, figures.curves(series, title, colors, limits)))
+            words = name.removeprefix("train/").replace("/", ": ").replace("_", " ")
+            title = _TITLES.get(name, words)
+            drawn[title] = figures.curves(series, title, colors)
     return drawn
-
-
-def _class_charts(
-    class_names: Sequence[str], methods: Sequence[MethodResult], colors: Mapping[str, str]
-) -> list[tuple[str, str]]:
-    """Title and `<svg>` of the bars: one chart, or two side by side if the classes are many."""
-    charts = []
-    size = len(class_names) if len(class_names) <= 6 else -(-len(class_names) // 2)
-    for start in range(0, len(class_names), size):
-        part = slice(start, start + size)
-        names = class_names[part]
-        iou = {result.method: result.class_iou[part] for result in methods}
-        bars = figures.class_iou_bars(iou, names, colors)
-        charts.append((f"IoU of {', '.join(names)}", figures.svg(bars)))
-    return charts

@@ -1,11 +1,11 @@
-"""What finished runs hand to the tables and the report, and all of it as one CSV."""
+"""The results of finished runs, grouped by method, and their CSV file."""
 
 import csv
 import dataclasses
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,28 +14,30 @@ from etils import epath
 from kdjax.utils.files import csv_text, to_csv, write_atomically
 
 Role = Literal["teacher", "plain", "distilled"]
+_ROLES: tuple[Role, ...] = ("teacher", "plain", "distilled")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """One trained network. Metrics are shares of one, 0 to 1.
+    """One trained network. Metrics are fractions, 0 to 1.
 
     Attributes:
-      method: The row of the table that the run belongs to; runs of a method differ in `seed`.
-      role: A teacher, a student trained without one, or a distilled student.
-      steps: Training steps; None for a network that was given, as are the next and the times.
+      method: The row of the table that the run belongs to. Runs of a method differ in `seed`.
+      role: A teacher, a student trained without a teacher, or a distilled student.
+      steps: Training steps; None for a network that kdjax did not train. The learning rate and
+        the times are then None too.
       learning_rate: The highest of the schedule.
-      class_iou: `[K]`; NaN where neither labels nor predictions hold the class.
-      parameters: Of the network alone, without adapters.
+      class_iou: `[K]`; NaN if neither labels nor predictions contain the class.
+      parameters: Of the network without adapters.
       seconds: Wall time of the training, over all starts of the run.
-      step_seconds: Of a step, the median of what was logged. The first step of a start is left out.
-      step_processor_seconds: On the processor, of all threads of the first process; likewise.
-      images_per_second: Likewise.
-      step_flops: Multiplications and additions of a step on all devices; None where not known.
-      step_bytes: What a device holds during a step; likewise.
-      config_fingerprint: Of what was trained, wherever its files lay.
-      agreement: Share of the labelled pixels on which student and teacher agree; None without a
-        teacher.
+      step_seconds: The median of the logged times of a step, without the first step of a start.
+      step_processor_seconds: Processor time of a step in all threads of the first process.
+      images_per_second: The median of the logged values.
+      step_flops: Operations of a step on all devices; None if unknown.
+      step_bytes: Memory of a device during a step; None if unknown.
+      config_fingerprint: The fingerprint of the config, without the paths of its files.
+      agreement: Fraction of the labeled pixels on which student and teacher agree; None without
+        a teacher.
       history: The lines of metrics.jsonl.
     """
 
@@ -59,20 +61,76 @@ class RunSummary:
     history: Sequence[Mapping[str, Any]] = ()
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric; NaN where the file holds `null`."""
+        """Returns the steps and values of a logged metric; NaN if the file contains `null`."""
         records = [record for record in self.history if name in record]
         values = [math.nan if record[name] is None else record[name] for record in records]
         return [record["step"] for record in records], values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodResult:
+    """The runs of one method, which differ in their seed."""
+
+    method: str
+    role: Role
+    runs: Sequence[RunSummary]
+
+    @property
+    def miou(self) -> float:
+        """The mean over the seeds."""
+        return self.mean("miou")
+
+    @property
+    def miou_deviation(self) -> float | None:
+        """The sample standard deviation over the seeds; None for a single seed."""
+        mious = [run.miou for run in self.runs]
+        return statistics.stdev(mious) if len(mious) > 1 else None
+
+    @property
+    def class_iou(self) -> np.ndarray:
+        """`[K]`: the mean over the seeds that have the class; NaN if none has it."""
+        iou = np.ma.masked_invalid([run.class_iou for run in self.runs])
+        return iou.mean(axis=0).filled(np.nan)
+
+    def series(self, name: str) -> list[tuple[list[int], list[float]]]:
+        """Returns `RunSummary.series` of each seed that logged the metric."""
+        return [(steps, values) for steps, values in (r.series(name) for r in self.runs) if steps]
+
+    def mean(self, field: str) -> float:
+        """Returns the mean of a field over the seeds; NaN if a seed lacks it."""
+        values = [getattr(run, field) for run in self.runs]
+        return math.nan if None in values else statistics.fmean(values)
+
+
+def by_method(runs: Iterable[RunSummary]) -> list[MethodResult]:
+    """Groups runs by method: the teacher, then plain students, then distilled ones."""
+    grouped: dict[tuple[Role, str], list[RunSummary]] = {}
+    for run in runs:
+        grouped.setdefault((run.role, run.method), []).append(run)
+    return [
+        MethodResult(method=method, role=role, runs=runs)
+        for (role, method), runs in sorted(grouped.items(), key=lambda x: _ROLES.index(x[0][0]))
+    ]
+
+
+def teacher_of(methods: Sequence[MethodResult]) -> MethodResult | None:
+    """Returns the teacher if its own scores are known."""
+    return next((result for result in methods if result.role == "teacher"), None)
+
+
+def plain_student(methods: Sequence[MethodResult]) -> MethodResult | None:
+    """Returns the student that gains are measured against."""
+    return next((result for result in methods if result.role == "plain"), None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One picture for the prediction panels.
+    """An image with its label and predictions.
 
     Attributes:
       image: `[H, W, 3]` uint8.
       label: `[H, W]` uint8, 255 where ignored.
-      predictions: `[H, W]` uint8 for each network to show, in order.
+      predictions: `[H, W]` uint8 of each network to show, in order.
     """
 
     image: np.ndarray
@@ -82,21 +140,21 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that the report shows.
+    """The contents of a report.
 
     Attributes:
       title: What was compared or trained.
       subtitle: One sentence: data, networks, budget.
-      split: The split that the metrics of the runs are measured on.
-      runs: In the order of the table; a single one is a report about that run.
+      split: The split on which the metrics of the runs were measured.
+      runs: In the order of the table.
       class_names: `K` names.
       palette: `[K, 3]` uint8.
-      examples: For the prediction panels.
+      examples: With the predictions to show.
       config: The config as text.
       versions: Of the packages and the hardware, by name.
-      command: What to type to have this again.
+      command: The command or call that makes the same report again.
       remarks: Lines on how settings were chosen, and on runs that diverged.
-      builds_on: Of a method, the one that it is with something added.
+      builds_on: By method, the method that it extends.
     """
 
     title: str
@@ -112,80 +170,32 @@ class Report:
     remarks: Sequence[str] = ()
     builds_on: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def base(self, result: "MethodResult") -> "MethodResult | None":
-        """The results of the method that `result` builds on, where there are any."""
+    def methods(self) -> list[MethodResult]:
+        """Returns the runs grouped by method."""
+        return by_method(self.runs)
+
+    def base(self, result: MethodResult) -> MethodResult | None:
+        """Returns the results of the method that `result` builds on, if there are any."""
         base = self.builds_on.get(result.method)
         return next((other for other in self.methods() if other.method == base), None)
 
-    def methods(self) -> list["MethodResult"]:
-        """The runs by method: teachers, then plain students, then distilled ones."""
-        grouped: dict[tuple[Role, str], list[RunSummary]] = {}
-        for run in self.runs:
-            grouped.setdefault((run.role, run.method), []).append(run)
-        order: tuple[Role, ...] = ("teacher", "plain", "distilled")
-        return [
-            MethodResult(method=method, role=role, runs=runs)
-            for (role, method), runs in sorted(grouped.items(), key=lambda x: order.index(x[0][0]))
-        ]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MethodResult:
-    """The runs of one method, which differ in their seed."""
-
-    method: str
-    role: Role
-    runs: Sequence[RunSummary]
-
-    @property
-    def miou(self) -> float:
-        """Mean over the seeds."""
-        return self.mean("miou")
-
-    @property
-    def miou_deviation(self) -> float | None:
-        """Sample standard deviation over the seeds; None for a single one."""
-        mious = [run.miou for run in self.runs]
-        return statistics.stdev(mious) if len(mious) > 1 else None
-
-    @property
-    def class_iou(self) -> np.ndarray:
-        """`[K]`: mean over the seeds that have the class, NaN where none has it."""
-        iou = np.ma.masked_invalid([run.class_iou for run in self.runs])
-        return iou.mean(axis=0).filled(np.nan)
-
-    def series(self, name: str) -> list[tuple[list[int], list[float]]]:
-        """`RunSummary.series` of each seed that has logged the metric."""
-        return [(steps, values) for steps, values in (r.series(name) for r in self.runs) if steps]
-
-    def mean(self, field: str) -> float:
-        """Mean over the seeds of a number of `RunSummary`; NaN where a seed has none."""
-        values = [getattr(run, field) for run in self.runs]
-        return math.nan if None in values else statistics.fmean(values)
-
-
-def teacher_of(methods: Sequence[MethodResult]) -> MethodResult | None:
-    """The teacher, where its own scores are known."""
-    return next((result for result in methods if result.role == "teacher"), None)
-
-
-def plain_student(methods: Sequence[MethodResult]) -> MethodResult | None:
-    """The student that gains are counted from."""
-    return next((result for result in methods if result.role == "plain"), None)
-
-
-# What a run is, and what it was given; metrics are shares of one.
-_TEXTS = ("method", "role", "config_fingerprint")
-_COUNTS = ("seed", "steps", "parameters")
-_NUMBERS = (
-    "learning_rate",
-    "seconds",
-    "step_seconds",
-    "step_processor_seconds",
-    "images_per_second",
-    "step_flops",
-    "step_bytes",
-)
+# The columns of runs.csv that do not depend on a split, and their types.
+_COLUMNS: dict[str, type] = {
+    "method": str,
+    "role": str,
+    "seed": int,
+    "steps": int,
+    "config_fingerprint": str,
+    "parameters": int,
+    "learning_rate": float,
+    "seconds": float,
+    "step_seconds": float,
+    "step_processor_seconds": float,
+    "images_per_second": float,
+    "step_flops": float,
+    "step_bytes": float,
+}
 _SCORES = ("miou", "pixel_accuracy", "agreement")
 
 
@@ -195,31 +205,30 @@ def write_runs(
     """Writes runs as CSV.
 
     Args:
-      path: the file.
-      splits: by split, the same runs in the same order with their scores on it.
-      class_names: K names.
+      path: The file.
+      splits: By split, the same runs in the same order with their scores on the split.
+      class_names: `K` names.
     """
-    given = (*_TEXTS[:2], *_COUNTS[:2], *_TEXTS[2:], *_COUNTS[2:], *_NUMBERS)
     scores = [*_SCORES, *(f"iou {name}" for name in class_names)]
-    rows = [[*given, *(f"{split} {score}" for split in splits for score in scores)]]
+    rows = [[*_COLUMNS, *(f"{split} {score}" for split in splits for score in scores)]]
     for summaries in zip(*splits.values(), strict=True):
-        row = [getattr(summaries[0], field) for field in given]
+        row = [getattr(summaries[0], column) for column in _COLUMNS]
         for run in summaries:
-            row += [*(getattr(run, field) for field in _SCORES), *run.class_iou]
+            row += [*(getattr(run, score) for score in _SCORES), *run.class_iou]
         rows.append(row)
     write_atomically(path, to_csv(rows))
 
 
 def read_runs(path: epath.PathLike) -> dict[str, list[RunSummary]]:
-    """Reads what `write_runs` wrote: by split, the runs with their scores on it.
+    """Reads a file of `write_runs`: by split, the runs with their scores on the split.
 
-    Columns that a file lacks are not known of its runs.
+    A field is None if the file lacks its column.
     """
     rows = [
-        {csv_text(name): text for name, text in row.items()}
+        {csv_text(name): csv_text(text) for name, text in row.items()}
         for row in csv.DictReader(io.StringIO(epath.Path(path).read_text()))
     ]
-    # A class may be called as a score is.
+    # A class may have the name of a score.
     splits = [
         name.removesuffix(" miou")
         for name in rows[0]
@@ -229,19 +238,16 @@ def read_runs(path: epath.PathLike) -> dict[str, list[RunSummary]]:
 
 
 def _summary(row: Mapping[str, str], split: str) -> RunSummary:
-    values: dict[str, Any] = {field: csv_text(row.get(field, "")) or None for field in _TEXTS}
-    values |= {field: int(text) if (text := row.get(field)) else None for field in _COUNTS}
-    values |= {field: _number(row.get(field)) for field in _NUMBERS}
-    values |= {field: _number(row.get(f"{split} {field}")) for field in _SCORES}
-    for field in ("miou", "pixel_accuracy"):
-        values[field] = _or_nan(values[field])
-    iou = [_or_nan(_number(text)) for name, text in row.items() if name.startswith(f"{split} iou ")]
-    return RunSummary(**values, class_iou=iou)
+    fields: dict[str, Any] = {
+        column: kind(text) if (text := row.get(column)) else None
+        for column, kind in _COLUMNS.items()
+    }
+    scores: dict[str, Any] = {name: _score(row.get(f"{split} {name}")) for name in _SCORES}
+    if not row.get(f"{split} agreement"):
+        scores["agreement"] = None
+    iou = [_score(text) for name, text in row.items() if name.startswith(f"{split} iou ")]
+    return RunSummary(**fields, **scores, class_iou=iou)
 
 
-def _number(text: str | None) -> float | None:
-    return float(text) if text else None
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+def _score(text: str | None) -> float:
+    return float(text) if text else math.nan

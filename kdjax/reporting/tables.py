@@ -1,249 +1,275 @@
-"""The table of methods: for the terminal, Markdown, CSV, and as cells for the HTML report."""
+"""Tables of methods, runs, and classes: for the terminal, Markdown, CSV, and the HTML report."""
 
 import dataclasses
 import datetime
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from kdjax.reporting.intervals import LEVEL, Estimate, gain, gap_closed
-from kdjax.reporting.results import (
-    MethodResult,
-    Report,
-    RunSummary,
-    plain_student,
-    teacher_of,
+import numpy as np
+
+from kdjax.reporting.intervals import (
+    LEVEL,
+    Estimate,
+    class_gains,
+    gain,
+    gap_closed,
+    without_outliers,
 )
+from kdjax.reporting.results import Report, plain_student, teacher_of
 from kdjax.utils.files import to_csv
 
-_NONE = "–"
-_STEP_COSTS = ("FLOP/step", "Memory")
-
-Cell = tuple[str, float | str]
-"""What a reader sees, and what rows are sorted by."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Cells as text; `rows[i]` is about a network of role `roles[i]`, `keys` sort its rows."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    keys: Sequence[Sequence[float | str]]
-    roles: Sequence[str]
-
-
-def method_table(report: Report) -> Table:
-    """One row per method: mean over its seeds, standard deviation, gain with its interval."""
-    methods = report.methods()
-    plain, teacher = plain_student(methods), teacher_of(methods)
-
-    def cells(result: MethodResult) -> dict[str, Cell]:
-        above, closed = gain(result, plain), gap_closed(result, plain, teacher)
-        return {
-            "Method": (result.method, result.method),
-            "mIoU %": (miou_text(result), _percent(result.miou)[1]),
-            "vs plain": _estimate(above, "+.2f"),
-            "Own effect": _own_effect(result, report.base(result)),
-            "Gap closed %": _estimate(closed, ".0f"),
-            "Pixel acc. %": _percent(result.mean("pixel_accuracy")),
-            "Agreement %": _percent(result.mean("agreement")),
-            "Seeds": (str(len(result.runs)), len(result.runs)),
-            "Parameters": _count(result.mean("parameters")),
-            "FLOP/step": _count(result.mean("step_flops")),
-            "Memory": _memory(result.mean("step_bytes")),
-            "Images/s": _rate(result.mean("images_per_second")),
-            "Time": _duration(result.mean("seconds")),
-        }
-
-    return _table([cells(result) for result in methods], [result.role for result in methods])
-
-
-def note(report: Report) -> str:
-    """Explains the table of methods in sentences; empty for a single row."""
-    methods = report.methods()
-    if len(methods) < 2:
-        return ""
-    plain, teacher = plain_student(methods), teacher_of(methods)
-    said = []
-    if any(len(result.runs) > 1 for result in methods):
-        said.append("Means over the seeds; ± is the standard deviation between them.")
-    else:
-        said.append("One seed each: how much of a difference is chance cannot be told from this.")
-    if plain and teacher and teacher.miou < plain.miou:
-        said.append(
-            f"The teacher's mIoU ({100 * teacher.miou:.2f} %) is below that of the plain student "
-            f"({100 * plain.miou:.2f} %): train the teacher longer, or take a better one."
-        )
-    if plain:
-        said.append("“vs plain” counts points of mIoU.")
-    if any(report.base(result) for result in methods):
-        said.append("“Own effect” counts points over the method that a method builds on.")
-    if any(gain(result, plain).low is not None for result in methods):
-        said.append(
-            f"In brackets, the {LEVEL:.0%} confidence interval of its mean (Student's t on the "
-            "differences by seed)."
-        )
-    if any(gap_closed(result, plain, teacher).low is not None for result in methods):
-        said.append(
-            "“Gap closed” is the share of the way from the plain student to this teacher, with "
-            "Fieller's interval; none where the gap cannot be told from zero."
-        )
-    return " ".join(said)
-
-
-def run_table(report: Report) -> Table:
-    """One row per run, with what its training was given."""
-
-    def cells(run: RunSummary) -> dict[str, Cell]:
-        return {
-            "Method": (run.method, run.method),
-            "Seed": (str(run.seed), run.seed),
-            "Steps": _number(run.steps, ","),
-            "Learning rate": _number(run.learning_rate, "g"),
-            "mIoU %": _percent(run.miou),
-            "Pixel acc. %": _percent(run.pixel_accuracy),
-            "Agreement %": _percent(run.agreement),
-            "Images/s": _rate(run.images_per_second),
-            "Time": _duration(run.seconds),
-        }
-
-    runs = [run for result in report.methods() for run in result.runs]
-    return _table([cells(run) for run in runs], [run.role for run in runs])
-
-
-def text_table(report: Report) -> str:
-    """The table of methods in aligned columns, for the terminal: without what a step costs."""
-    table = method_table(report)
-    columns = [
-        column
-        for column in zip(table.header, *table.rows, strict=True)
-        if column[0] not in _STEP_COSTS
-    ]
-    header, *rows = zip(*columns, strict=True)
-    widths = [max(map(len, column)) for column in columns]
-
-    def line(cells: Sequence[str]) -> str:
-        numbers = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return "  ".join([cells[0].ljust(widths[0]), *numbers])
-
-    rule = "─" * len(line(header))
-    return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def markdown_table(report: Report) -> str:
-    """The table of methods in Markdown."""
-    table = method_table(report)
-    rule = ["---", *["---:"] * (len(table.header) - 1)]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (table.header, rule, *rows))
-
-
-def method_rows(report: Report) -> list[dict[str, Any]]:
-    """The table of methods with unrounded numbers: shares of one, seconds; None where unknown."""
-    methods = report.methods()
-    plain, teacher = plain_student(methods), teacher_of(methods)
-    rows = []
-    for result in methods:
-        numbers = [result.miou, result.miou_deviation]
-        numbers += [*gain(result, plain), *gain(result, report.base(result))]
-        numbers += gap_closed(result, plain, teacher)
-        numbers += [result.mean(field) for field in _MEANS]
-        known = [None if x is None or math.isnan(x) else float(x) for x in numbers]
-        cells = (result.method, result.role, len(result.runs), *known)
-        rows.append(dict(zip(_COLUMNS, cells, strict=True)))
-    return rows
-
-
-def csv_table(report: Report) -> str:
-    """`method_rows` under their header; empty where unknown."""
-    return to_csv([_COLUMNS, *([*row.values()] for row in method_rows(report))])
-
-
-def miou_text(result: MethodResult) -> str:
-    """In percent, `52.30 ± 1.10`; without a deviation where it has a single seed."""
-    text, deviation = _percent(result.miou)[0], result.miou_deviation
-    if deviation is None or math.isnan(deviation):
-        return text
-    return f"{text} ± {100 * deviation:.2f}"
-
-
-def estimate_text(estimate: Estimate, form: str) -> str:
-    """In percent or points, `+9.00 [+7.10, +10.90]`; a dash where there is none."""
-    value, *ends = estimate
-    if math.isnan(value):
-        return _NONE
-    texts = [f"{100 * number:{form}}" for number in (value, *ends) if number is not None]
-    return texts[0] + (f" [{texts[1]}, {texts[2]}]" if len(texts) > 1 else "")
-
-
+_ENDS = ("", "_low", "_high")
 _MEANS = (
     *("pixel_accuracy", "agreement", "parameters"),
     *("step_flops", "step_bytes", "images_per_second", "seconds"),
 )
-_ESTIMATES = [
-    f"{name}{end}"
-    for name in ("vs_plain", "own_effect", "gap_closed")
-    for end in ("", "_low", "_high")
-]
-_COLUMNS = ("method", "role", "seeds", "miou", "miou_deviation", *_ESTIMATES, *_MEANS)
+_STEP_COSTS = ("FLOP/step", "Memory")
+_GAIN, _LOSS = "42 127 196", "213 94 0"  # blue and vermilion
+_STRONGEST = 0.7  # opacity of a color behind text, which stays legible on white and on black
 
 
-def _table(rows: Sequence[dict[str, Cell]], roles: Sequence[str]) -> Table:
-    """Without the columns that nothing has been measured for."""
-    header = [name for name in rows[0] if any(row[name][0] != _NONE for row in rows)]
-    texts, keys = ([[row[name][part] for name in header] for row in rows] for part in (0, 1))
-    return Table(header, [[str(text) for text in row] for row in texts], keys, roles)
+class Cell(NamedTuple):
+    """A cell of a table.
+
+    Attributes:
+      text: The text of the cell.
+      key: The value by which rows are sorted; empty if unknown.
+      background: A CSS color; empty for none.
+      interval: The interval as text; empty for none.
+      bold: True if the interval excludes zero.
+    """
+
+    text: str
+    key: float | str = ""
+    background: str = ""
+    interval: str = ""
+    bold: bool = False
 
 
-def _percent(share: float | None) -> Cell:
-    if share is None or math.isnan(share):
-        return _NONE, ""
-    return f"{100 * share:.2f}", share
+_UNKNOWN = Cell("–")
 
 
-def _estimate(estimate: Estimate, form: str) -> Cell:
-    text = estimate_text(estimate, form)
-    return text, "" if text == _NONE else estimate.value
+class Table(NamedTuple):
+    """Rows of cells; the kind of a row is a role, or "class"."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    kinds: Sequence[str]
+
+    def texts(self) -> list[list[str]]:
+        """Returns the texts of the cells."""
+        return [[cell.text for cell in row] for row in self.rows]
 
 
-def _own_effect(result: MethodResult, base: MethodResult | None) -> Cell:
-    text, key = _estimate(gain(result, base), "+.2f")
-    return (f"{text} on {base.method}", key) if base else (text, key)
+def method_rows(report: Report, *, by_seed: bool = False) -> list[dict[str, Any]]:
+    """Returns a row per method, or per run, with means over the seeds, gains, and costs.
+
+    Fractions and seconds are not rounded. A number is None if it is unknown.
+    """
+    methods = report.methods()
+    plain, teacher = plain_student(methods), teacher_of(methods)
+    rows = []
+    for method in methods:
+        base = report.base(method)
+        parts = [dataclasses.replace(method, runs=[run]) for run in method.runs]
+        for result in parts if by_seed else [method]:
+            numbers = {"miou": result.miou, "miou_deviation": result.miou_deviation}
+            for name, estimate in (
+                ("vs_plain", gain(result, plain)),
+                ("own_effect", gain(result, base)),
+                ("gap_closed", gap_closed(result, plain, teacher)),
+            ):
+                numbers |= {f"{name}{end}": x for end, x in zip(_ENDS, estimate, strict=True)}
+            numbers |= {field: result.mean(field) for field in _MEANS}
+            name = f"{method.method}, seed {result.runs[0].seed}" if by_seed else method.method
+            row = {"method": name, "role": method.role, "seeds": len(result.runs)}
+            for key, number in numbers.items():
+                row[key] = None if number is None or math.isnan(number) else float(number)
+            rows.append(row)
+    return rows
 
 
-def _number(number: float | None, form: str) -> Cell:
-    return (_NONE, "") if number is None else (f"{number:{form}}", number)
+def method_table(report: Report, *, by_seed: bool = False) -> Table:
+    """Makes the table of `method_rows`, without the columns in which nothing is known."""
+    numbers = method_rows(report, by_seed=by_seed)
+    rows = [_cells(row, report.builds_on.get(row["method"])) for row in numbers]
+    header = [name for name in rows[0] if any(row[name].text != _UNKNOWN.text for row in rows)]
+    cells = [[row[name] for name in header] for row in rows]
+    return Table(header, cells, [row["role"] for row in numbers])
 
 
-def _rate(number: float | None) -> Cell:
+def _cells(row: Mapping[str, Any], base: str | None) -> dict[str, Cell]:
+    own = estimate_text(row, "own_effect", "+.2f")
+    return {
+        "Method": Cell(row["method"], row["method"]),
+        "mIoU %": _number(row["miou"], lambda _: miou_text(row)),
+        "vs plain": _number(row["vs_plain"], lambda _: estimate_text(row, "vs_plain", "+.2f")),
+        "Own effect": _number(row["own_effect"], lambda _: f"{own} on {base}" if base else own),
+        "Gap closed %": _number(
+            row["gap_closed"], lambda _: estimate_text(row, "gap_closed", ".0f")
+        ),
+        "Pixel acc. %": _number(row["pixel_accuracy"], _percent),
+        "Agreement %": _number(row["agreement"], _percent),
+        "Seeds": _number(row["seeds"], str),
+        "Parameters": _number(row["parameters"], _count),
+        "FLOP/step": _number(row["step_flops"], _count),
+        "Memory": _number(row["step_bytes"], _memory),
+        "Images/s": _number(row["images_per_second"], "{:,.1f}".format),
+        "Time": _number(row["seconds"], _duration),
+    }
+
+
+def class_table(report: Report) -> tuple[Table, float | None]:
+    """Makes a row per class: the plain student's IoU and the gains of the other methods.
+
+    The gains of the teacher have no color: they show how much there is to gain.
+
+    Returns:
+      The table, and the points of a gain from which its color is the strongest. Without a distilled
+      and a plain student to compare, the columns are the IoU of each method, and the points None.
+    """
+    methods = report.methods()
+    plain = plain_student(methods)
+    kinds = ["class"] * len(report.class_names)
+    names = [Cell(name, name) for name in report.class_names]
+    if plain is None or not any(result.role == "distilled" for result in methods):
+        columns = [[_number(iou, _percent) for iou in result.class_iou] for result in methods]
+        header = ["Class", *(f"{result.method}, IoU %" for result in methods)]
+        return Table(header, [*zip(names, *columns, strict=True)], kinds), None
+    gains = {r.method: class_gains(r, plain) for r in methods if r is not plain}
+    students = [r.method for r in methods if r is not plain and r.role != "teacher"]
+    colored = np.array([estimate.value for name in students for estimate in gains[name]])
+    full = 100 * float(np.max(np.abs(without_outliers(colored)), initial=0))
+    columns = [[_number(iou, lambda iou: f"{100 * iou:.1f}") for iou in plain.class_iou]]
+    for name, estimates in gains.items():
+        columns.append([_gain_cell(e, full if name in students else 0.0) for e in estimates])
+    header = ["Class", f"{plain.method}, IoU %", *gains]
+    return Table(header, [*zip(names, *columns, strict=True)], kinds), full
+
+
+def note(report: Report) -> str:
+    """Explains the table of methods in sentences; empty for a single row."""
+    rows = method_rows(report)
+    if len(rows) < 2:
+        return ""
+    plain, teacher = (
+        next((row["miou"] for row in rows if row["role"] == role), None)
+        for role in ("plain", "teacher")
+    )
+    sentences = [
+        "Means over the seeds; ± is the standard deviation between them."
+        if any(row["seeds"] > 1 for row in rows)
+        else "One seed each: a difference may be chance."
+    ]
+    if plain and teacher and teacher < plain:
+        sentences.append(
+            f"The teacher's mIoU ({_percent(teacher)} %) is below that of the plain student "
+            f"({_percent(plain)} %): train the teacher longer, or choose a better one."
+        )
+    explanations = {
+        "vs_plain": "“vs plain” is the gain in points of mIoU.",
+        "own_effect": "“Own effect” is the gain over the method that a method builds on.",
+        "vs_plain_low": f"Brackets contain the {LEVEL:.0%} confidence interval of its mean "
+        "(Student's t on the differences by seed).",
+        "gap_closed_low": "“Gap closed” is the fraction of the gap between the plain student and "
+        "this teacher, with Fieller's interval; there is no interval if the gap may be zero.",
+    }
+    for column, explanation in explanations.items():
+        if any(row[column] is not None for row in rows):
+            sentences.append(explanation)
+    return " ".join(sentences)
+
+
+def text_table(report: Report) -> str:
+    """Formats the table of methods for the terminal, without what a step costs."""
+    table = method_table(report)
+    rows = [table.header, *table.texts()]
+    columns = [column for column in zip(*rows, strict=True) if column[0] not in _STEP_COSTS]
+    aligned = []
+    for index, column in enumerate(columns):
+        width = max(map(len, column))
+        aligned.append([cell.rjust(width) if index else cell.ljust(width) for cell in column])
+    header, *lines = map("  ".join, zip(*aligned, strict=True))
+    return "\n".join([header, "─" * len(header), *lines])
+
+
+def markdown_table(report: Report) -> str:
+    """Formats the table of methods as Markdown."""
+    table = method_table(report)
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.texts()]
+    return "\n".join(markdown_lines([table.header, *rows]))
+
+
+def markdown_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table whose first row is the header."""
+    header, *others = rows
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *others)]
+
+
+def csv_table(report: Report) -> str:
+    """Formats `method_rows` as CSV; a cell is empty if its value is unknown."""
+    rows = method_rows(report)
+    return to_csv([[*rows[0]], *([*row.values()] for row in rows)])
+
+
+def miou_text(row: Mapping[str, Any]) -> str:
+    """Returns `52.30 ± 1.10` in percent of a row; without the deviation for a single seed."""
+    if row["miou"] is None:
+        return _UNKNOWN.text
+    deviation = row["miou_deviation"]
+    return _percent(row["miou"]) + ("" if deviation is None else f" ± {_percent(deviation)}")
+
+
+def estimate_text(row: Mapping[str, Any], name: str, form: str) -> str:
+    """Returns `+9.00 [+7.10, +10.90]` of a row, in percent or points; a dash if unknown."""
+    numbers = [row[f"{name}{end}"] for end in _ENDS]
+    texts = [f"{100 * number:{form}}" for number in numbers if number is not None]
+    if not texts:
+        return _UNKNOWN.text
+    return f"{texts[0]} [{', '.join(texts[1:])}]" if texts[1:] else texts[0]
+
+
+def _number(number: float | None, text: Callable[[Any], str]) -> Cell:
     if number is None or math.isnan(number):
-        return _NONE, ""
-    return f"{number:,.1f}", number
+        return _UNKNOWN
+    return Cell(text(number), number)
 
 
-def _count(number: float) -> Cell:
-    """A number of parameters or operations, to three digits."""
-    if math.isnan(number):
-        return _NONE, ""
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}", number
-    return f"{number:.0f}", number
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
 
 
-def _memory(number: float) -> Cell:
-    """Bytes, to three digits."""
-    if math.isnan(number):
-        return _NONE, ""
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}", number
-    return f"{number / 2**10:.3g} KiB", number
+def _gain_cell(estimate: Estimate, full: float) -> Cell:
+    """Makes the cell of a gain; its color is the strongest from `full` points on, none if 0."""
+    value, low, high = (None if x is None else 100 * x for x in estimate)
+    if value is None or math.isnan(value):
+        return _UNKNOWN
+    background = ""
+    if full:
+        opacity = _STRONGEST * min(abs(value) / full, 1)
+        background = f"rgb({_GAIN if value > 0 else _LOSS} / {opacity:.0%})"
+    text = f"{round(value, 1) + 0:+.1f}"  # not -0.0
+    if low is None or high is None:
+        return Cell(text, value, background)
+    return Cell(text, value, background, f"[{low:+.1f}, {high:+.1f}]", low > 0 or high < 0)
 
 
-def _duration(seconds: float | None) -> Cell:
-    """`h:mm:ss`."""
-    if seconds is None or math.isnan(seconds):
-        return _NONE, ""
-    return str(datetime.timedelta(seconds=round(seconds))), seconds
+def _count(number: float) -> str:
+    return _scaled(number, 1000, ("", " k", " M", " G", " T"))
+
+
+def _memory(number: float) -> str:
+    return _scaled(number, 1024, (" B", " KiB", " MiB", " GiB"))
+
+
+def _scaled(number: float, base: int, units: Sequence[str]) -> str:
+    """Returns a number to three digits, with its unit."""
+    power = min(int(math.log(max(number, 1), base)), len(units) - 1)
+    return f"{number / base**power:.3g}{units[power]}"
+
+
+def _duration(seconds: float) -> str:
+    """Returns `h:mm:ss`."""
+    return str(datetime.timedelta(seconds=round(seconds)))

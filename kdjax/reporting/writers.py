@@ -1,4 +1,4 @@
-"""Where the numbers and pictures of a running training go: a file, TensorBoard, the terminal."""
+"""Writers, which record the numbers and pictures of a running training."""
 
 import contextlib
 import io
@@ -18,19 +18,19 @@ from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote, to_json, write_atomically
 from kdjax.utils.log import logger
 
-# How often files are brought up to date that would be slow to write with every line: those in an
-# object store, which cannot append and is given the whole file, and TensorBoard's.
-_INTERVAL = 30.0  # seconds
+# Seconds between two uploads of a file to an object store, which cannot append, and between two
+# flushes of TensorBoard's file.
+_INTERVAL = 30.0
 
-# Metrics that are shares of one; people read them in percent.
-_SHARES = ("miou", "pixel_accuracy", "agreement")
+# Metrics that are fractions, shown in percent.
+_FRACTIONS = ("miou", "pixel_accuracy", "agreement")
 
 
 class Writer(Protocol):
-    """Something that takes the scalars and pictures of a step.
+    """The interface of a writer.
 
-    Scalars are named `group/name`. The group `train` is what a training step yields; any other
-    group, such as `val`, is the result of an evaluation. Whoever makes a writer also closes it.
+    Scalars are named `group/name`. The group `train` is what a training step logs. Any other
+    group, such as `val`, is the result of an evaluation. The code that creates a writer closes it.
     """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -43,22 +43,18 @@ class Writer(Protocol):
 
 
 def check_writers(writers: Sequence[Any]) -> None:
-    """Requires that each is a `Writer`.
-
-    Raises:
-      UserError: naming the first that is none, and the method that it lacks.
-    """
-    for place, writer in enumerate(writers):
+    """Checks that each object has the methods of a `Writer`."""
+    for index, writer in enumerate(writers):
         for method in ("scalars", "images"):
             if not callable(getattr(writer, method, None)):
                 raise UserError(
-                    f"writers[{place}] is a {type(writer).__name__} without the method {method}; a "
+                    f"writers[{index}] is a {type(writer).__name__} without the method {method}; a "
                     "writer has scalars(step, values) and images(step, images)"
                 )
 
 
 class Writers:
-    """Hands everything to each of several writers, in their order."""
+    """A writer that passes everything to several others, in order."""
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
@@ -75,17 +71,17 @@ class Writers:
 
 
 class JsonLines:
-    """A file with one JSON object a line: `{"step": 10, "train/loss": 1.25}`.
+    """A file with one JSON object per line: `{"step": 10, "train/loss": 1.25}`.
 
     A number that is not finite becomes `null`, so that every line is valid JSON. Pictures are
-    left to the other writers.
+    ignored.
 
     Args:
-      path: The file, local or in an object store (`gs://`). Locally every line is on disk when
-        `scalars` returns; in a store the file is brought up to date every half minute.
-      resume_step: The step of the checkpoint that the run continues from. A killed run may have
-        written past it; those lines, and a last line cut short, are dropped. None starts the
-        file anew.
+      path: The file, local or in an object store (`gs://`). A local file contains every line when
+        `scalars` returns; in a store it is updated every half minute.
+      resume_step: The step of the checkpoint that the run continues from. Later lines, which a
+        killed run may have written, and an incomplete last line are removed. None starts a new
+        file.
     """
 
     def __init__(self, path: epath.PathLike, resume_step: int | None = None):
@@ -99,7 +95,8 @@ class JsonLines:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line."""
-        line = _json_line(step, values)
+        numbers = {name: float(value) for name, value in values.items()}
+        line = to_json({"step": int(step), **numbers}, indent=None)
         if self._file:
             with _naming(self._path):
                 self._file.write(line)
@@ -110,7 +107,7 @@ class JsonLines:
             self._upload()
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Leaves pictures to the other writers."""
+        """Ignores pictures."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -126,7 +123,7 @@ class JsonLines:
 
 @contextlib.contextmanager
 def _naming(path: epath.Path) -> Iterator[None]:
-    """Adds the path to errors of writing to an open file, which have none."""
+    """Adds the path to errors of writing to an open file, which lack it."""
     try:
         yield
     except OSError as error:
@@ -135,8 +132,7 @@ def _naming(path: epath.Path) -> Iterator[None]:
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-    """Reads what `JsonLines` wrote, oldest line first; a last line cut short is left out."""
-    # Whatever follows the last line break was being written when the run was killed.
+    """Reads a file of `JsonLines`, without an incomplete last line."""
     lines = epath.Path(path).read_text().split("\n")[:-1]
     records = []
     for number, line in enumerate(lines, start=1):
@@ -144,40 +140,37 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{path}, line {number}: not a JSON object ({error.msg}); the file was changed by "
-                "something else than kdjax. Remove the line to go on."
+                f"{path}, line {number}: not a JSON object ({error.msg}). Another program changed "
+                "the file. Remove the line to continue."
             ) from None
     return records
 
 
 class TensorBoard:
-    """TensorBoard event files.
-
-    What was logged is in the file after every evaluation, and every half minute.
+    """TensorBoard event files, flushed after every evaluation and every half minute.
 
     Args:
-      directory: Where the event files go, local or in an object store (`gs://`).
-      resume_step: The step of the checkpoint that the run continues from; TensorBoard then
-        hides what an earlier process wrote after it. None hides everything written before.
+      directory: The directory of the event files, local or in an object store (`gs://`).
+      resume_step: The step of the checkpoint that the run continues from. TensorBoard then hides
+        what an earlier process wrote after it. None hides everything written before.
     """
 
     def __init__(self, directory: epath.PathLike, resume_step: int | None = None):
-        # Imports PyTorch where that is installed: a second that other commands need not wait.
+        # Imports PyTorch if it is installed, which takes a second that other commands save.
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
         self._directory, self._summary = epath.Path(directory), summary
-        # Its classes are made when it is imported; no checker of types knows them.
+        # Type checkers do not know the classes that it makes when it is imported.
         self._protos: Any = event_pb2
         self._directory.mkdir(parents=True, exist_ok=True)
-        # An object store gets copies of a local file: tensorboardX would need the store's own
-        # client for it.
+        # tensorboardX would need the client of the object store, so copies are uploaded instead.
         self._copied = (
             tempfile.TemporaryDirectory(prefix="kdjax-") if is_remote(directory) else None
         )
         local = epath.Path(self._copied.name) if self._copied else self._directory
-        # In this thread: the one of tensorboardX's `SummaryWriter` ends where a disk is full, and
-        # whoever fills its queue then waits for ever.
+        # Not tensorboardX's `SummaryWriter`: on a full disk its thread ends, and the thread that
+        # fills its queue waits forever.
         self._file = event_file_writer.EventsWriter(str(local / "events"))
         self._write(
             0 if resume_step is None else resume_step + 1,
@@ -207,9 +200,9 @@ class TensorBoard:
             if self._copied:
                 self._copied.cleanup()
 
-    def _write(self, step: int, **what: Any) -> None:
+    def _write(self, step: int, **content: Any) -> None:
         with _naming(self._directory):
-            self._file.write_event(self._protos.Event(wall_time=time.time(), step=step, **what))
+            self._file.write_event(self._protos.Event(wall_time=time.time(), step=step, **content))
 
     def _publish(self) -> None:
         with _naming(self._directory):
@@ -221,17 +214,16 @@ class TensorBoard:
 
 
 class Console:
-    """The training as a progress bar, and each evaluation as a line above it.
+    """A progress bar of the training, with each evaluation on a line above it.
 
     If the stream is neither a terminal nor a notebook (a log file, a batch system), every call
-    prints a plain line and no bar is drawn.
+    prints a plain line instead.
 
     Args:
       total_steps: The step at which the training ends.
-      start_step: The step that it starts or continues from.
-      description: What is being trained, in front of every line.
-      stream: Where to print; standard output by default, unless the level of the logger "kdjax" is
-        above INFO.
+      start_step: The step from which it starts or continues.
+      description: The beginning of every line.
+      stream: By default standard output, or nothing if the logger "kdjax" is quieter than INFO.
     """
 
     def __init__(
@@ -263,7 +255,8 @@ class Console:
         """Moves the bar if there are `train/` values, and prints the others as one line."""
         evaluation = {k: v for k, v in values.items() if not k.startswith("train/")}
         if evaluation:
-            self._print(f"{self._bar.desc}: step {step}, {_in_words(evaluation)}")
+            words = ", ".join(_in_words(name, value) for name, value in evaluation.items())
+            self._print(f"{self._bar.desc}: step {step}, {words}")
         if len(evaluation) == len(values):
             return
         shown = {"train/loss": "loss {:.4f}", "train/images_per_second": "{:.1f} images/s"}
@@ -274,14 +267,14 @@ class Console:
             self._print(str(self._bar))
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Leaves pictures to the other writers."""
+        """Ignores pictures."""
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leaves the bar on the screen."""
         self._bar.close()
 
     def _times(self, step: int) -> Iterator[str]:
-        """Time since the start, in a log, and time left at the mean rate since the first report."""
+        """Yields the time since the start, in a log, and the time left at the mean rate."""
         now = time.monotonic()
         if not self._drawn:
             yield f"{tqdm.format_interval(now - self._started)} elapsed"
@@ -289,12 +282,12 @@ class Console:
             self._first = step, now
         first_step, first_time = self._first
         if step > first_step:
-            # Evaluations are part of it.
+            # The rate includes evaluations.
             seconds = (now - first_time) / (step - first_step)
             yield f"{tqdm.format_interval(seconds * (self._bar.total - step))} left"
 
     def _print(self, line: str) -> None:
-        tqdm.write(line, file=self._stream)  # lifts the bar, prints, and draws it again
+        tqdm.write(line, file=self._stream)  # clears the bar, prints, and draws it again
         self._stream.flush()
 
 
@@ -305,22 +298,11 @@ def _in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
-def _json_line(step: int, values: Mapping[str, float]) -> str:
-    """One line of JSON from Python, NumPy or JAX scalars."""
-    numbers = {name: float(value) for name, value in values.items()}
-    return to_json({"step": int(step), **numbers}, indent=None)
-
-
-def _in_words(values: Mapping[str, float]) -> str:
-    """`val mIoU 54.21 %, val pixel accuracy 91.30 %`."""
-    words = []
-    for key, value in values.items():
-        group, _, metric = key.rpartition("/")
-        if metric == "seconds":
-            words.append(f"{group} took {value:.1f} s")
-            continue
-        share = metric in _SHARES
-        number = f"{100 * value:.2f} %" if share else f"{value:.4g}"
-        name = key.replace("/", " ").replace("_", " ").replace("miou", "mIoU")
-        words.append(f"{name} {number}")
-    return ", ".join(words)
+def _in_words(name: str, value: float) -> str:
+    """Returns `val mIoU 54.21 %`."""
+    group, _, metric = name.rpartition("/")
+    if metric == "seconds":
+        return f"{group} took {value:.1f} s"
+    number = f"{100 * value:.2f} %" if metric in _FRACTIONS else f"{value:.4g}"
+    words = name.replace("/", " ").replace("_", " ").replace("miou", "mIoU")
+    return f"{words} {number}"

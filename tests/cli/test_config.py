@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
-from kdjax.comparison.sweep import run_sweep
+from kdjax.comparison.compare import compare
 from kdjax.config import RunOptions
 from kdjax.experiment.train import train
 from kdjax.planning.program import make_program
@@ -217,7 +217,7 @@ def test_who_begins_the_work_asks_first(tmp_path):
     workdir = tmp_path / "run"
     begin = {
         "train": lambda: train(config, str(workdir)),
-        "compare": lambda: run_sweep(config, str(workdir), (0,)),
+        "compare": lambda: compare(config, workdir),
         "plan": lambda: make_program(config, jax.devices(), num_classes=3, batch_size=16),
     }
     for ask in begin.values():
@@ -225,7 +225,7 @@ def test_who_begins_the_work_asks_first(tmp_path):
             ask()
     config = configuration.default()
     with pytest.raises(UserError, match="--seeds is 4294967296; it must be at most"):
-        run_sweep(config, str(workdir), (0, 2**32))
+        compare(config, workdir, seeds=(0, 2**32))
     assert not workdir.exists()
 
 

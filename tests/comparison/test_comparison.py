@@ -17,10 +17,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
-from kdjax.comparison import scheduler, tuning
-from kdjax.comparison.sweep import run_sweep
+from kdjax.comparison import equal_time, parallel, tuning
+from kdjax.comparison.runs import run_comparison
 from kdjax.comparison.tuning import Setting, TuningResult
 from kdjax.evaluation.evaluator import Scores
+from kdjax.experiment.run import Run
 from kdjax.experiment.workdir import Workdir
 from kdjax.interop import imagenet
 from kdjax.models import serialization
@@ -33,7 +34,7 @@ RATES = [Setting(rate, 5e-4) for rate in (0.1, 0.2, 0.4)]
 
 
 class Trained:
-    """Stands for training: notes every run, and finishes it with a score of its settings."""
+    """Replaces training: records every run, and finishes it with a score of its settings."""
 
     def __init__(self, score):
         self.score, self.configs = score, {}
@@ -48,7 +49,7 @@ class Trained:
         splits = [name for name in (config.data.val_split, config.data.test_split) if name]
         miou = self.score(config)
         if math.isnan(miou):
-            raise scheduler.Diverged("the run diverged: loss is nan at step 3")
+            raise parallel.Diverged("the run diverged: loss is nan at step 3")
         files.student.mkdir(parents=True)
         (files.student / "network.json").write_text(described(fingerprint=name))
         teacher = config.teacher.checkpoint
@@ -63,7 +64,7 @@ class Trained:
 
 
 def described(fingerprint):
-    """What `network.json` holds of a network."""
+    """Returns the text of a `network.json`."""
     info = serialization.NetworkInfo(
         "tiny", 1, 4, False, ("a",), ((0, 0, 0),), source="a test", fingerprint=fingerprint
     )
@@ -89,7 +90,7 @@ def config():
 
 
 def score(config):
-    """Best at a rate of 0.2 without decay, and with the halved weight of CWD."""
+    """Is highest at a rate of 0.2 without decay, and with half the weight of CWD."""
     far = abs(math.log2(config.optimizer.learning_rate / 0.2)) + config.optimizer.weight_decay
     if "cwd" in config.terms:
         far += abs(config.terms["cwd"].weight - 1.5)
@@ -100,8 +101,8 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     config, tmp_path, monkeypatch
 ):
     train = Trained(score)
-    monkeypatch.setattr(scheduler, "train", train)
-    comparison = run_sweep(config, str(tmp_path), (0, 1))
+    monkeypatch.setattr(parallel, "train", train)
+    comparison = run_comparison(config, str(tmp_path), (0, 1))
     tuned = {label: run for label, run in train.configs.items() if run.seed in (7, 8)}
     assert len(tuned) == 2 * (3 * 2 + 3 + 3)
     assert not any(run.data.test_split for run in tuned.values())
@@ -125,7 +126,7 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     assert (cwd.terms["cwd"].weight, cwd.terms["cwd"].final_weight) == (1.5, 0.5)
     assert final["nfd, seed 0"].terms["nfd"].weight == 1.5  # of equal scores the first
     assert comparison.notes[0].endswith(
-        "taken: lr0.2_decay0 (at the end of what was tried of weight_decay)"
+        "chosen: lr0.2_decay0 (the smallest or largest weight_decay that was tried)"
     )
     # The plain student has as many steps as take as long as the costliest method's.
     longer, plain = final["equal_time, seed 1"], final["plain, seed 1"]
@@ -142,7 +143,7 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     assert [entry["method"] for entry in written] == ["plain", "cwd", "nfd"]
     assert written[0]["taken"]["learning_rate"] == 0.2
     # All is done: nothing runs again, and another seed adds its own runs alone.
-    run_sweep(config, str(tmp_path), (0, 1, 2))
+    run_comparison(config, str(tmp_path), (0, 1, 2))
     assert len(train.configs) == 1 + 24 + 3 * 4
 
 
@@ -151,8 +152,8 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
         config.compare[key] = ()
     config.teacher.update({"cache": "scores", "cache_classes": 3})
     train = Trained(score)
-    monkeypatch.setattr(scheduler, "train", train)
-    comparison = run_sweep(config, str(tmp_path), (0,))
+    monkeypatch.setattr(parallel, "train", train)
+    comparison = run_comparison(config, str(tmp_path), (0,))
     assert len(train.configs) == 5
     # What has no teacher does not change with its cache.
     caches = {
@@ -168,7 +169,7 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     assert not (tmp_path / "tuning.json").exists()
 
 
-def test_images_without_labels_are_for_what_is_taught_alone(config, tmp_path, monkeypatch):
+def test_only_distilled_students_train_on_images_without_labels(config, tmp_path, monkeypatch):
     for key in ("learning_rates", "weight_decays", "weight_factors"):
         config.compare[key] = ()
     more = {"drawn": configuration.extra_set("shapes", split="val")}
@@ -176,8 +177,8 @@ def test_images_without_labels_are_for_what_is_taught_alone(config, tmp_path, mo
     with config.unlocked():
         config.data.mixture.update(more)
     train = Trained(score)
-    monkeypatch.setattr(scheduler, "train", train)
-    run_sweep(config, str(tmp_path), (0,))
+    monkeypatch.setattr(parallel, "train", train)
+    run_comparison(config, str(tmp_path), (0,))
     assert {label: " ".join(run.data.mixture) for label, run in train.configs.items()} == {
         **dict.fromkeys(("teacher", "plain, seed 0", "equal_time, seed 0"), "drawn"),
         **dict.fromkeys(("cwd, seed 0", "nfd, seed 0"), "drawn more"),
@@ -192,23 +193,23 @@ def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
         config.compare[key] = ()
     monkeypatch.chdir(tmp_path)
     train = Trained(lambda run: NAN if "nfd" in run.terms else 0.5)
-    monkeypatch.setattr(scheduler, "train", train)
-    run_sweep(config, "runs/one", (0,))
+    monkeypatch.setattr(parallel, "train", train)
+    run_comparison(config, "runs/one", (0,))
     assert len(train.configs) == 5
-    run_sweep(config, str(tmp_path / "runs" / "one"), (0,))
+    run_comparison(config, str(tmp_path / "runs" / "one"), (0,))
     (tmp_path / "link").symlink_to("runs")
     config.data.data_dir = str(tmp_path / "data")
-    run_sweep(config, "link/../runs/one", (0,))
+    run_comparison(config, "link/../runs/one", (0,))
     (tmp_path / "runs" / "one").rename("two")
-    run_sweep(config, "two", (0,))
+    run_comparison(config, "two", (0,))
     assert len(train.configs) == 5
     # But not with other weights in the teacher's place, nor with other data.
     (tmp_path / "two" / "teacher" / "student" / "network.json").write_text(described("other"))
     with pytest.raises(UserError, match=r"cwd/seed0 holds a run of another config \(config.t"):
-        run_sweep(config, "two", (0,))
+        run_comparison(config, "two", (0,))
     config.data.data_dir = "elsewhere"
     with pytest.raises(UserError, match=r"data_dir 'data' there, 'elsewhere' now"):
-        run_sweep(config, "two", (0,))
+        run_comparison(config, "two", (0,))
 
 
 def test_what_the_stored_config_does_not_name_had_its_default(config, tmp_path):
@@ -245,14 +246,12 @@ def test_scores_of_a_split_without_labels_are_null(tmp_path):
     assert math.isnan(summary.pixel_accuracy)
 
 
-def test_a_plain_student_of_equal_time_is_left_out_where_it_is_not_asked_for(
-    config, tmp_path, monkeypatch
-):
+def test_the_plain_student_of_equal_time_is_optional(config, tmp_path, monkeypatch):
     config.compare.equal_time = False
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
-    monkeypatch.setattr(scheduler, "train", Trained(score))
-    comparison = run_sweep(config, str(tmp_path), (0,))
+    monkeypatch.setattr(parallel, "train", Trained(score))
+    comparison = run_comparison(config, str(tmp_path), (0,))
     assert list(comparison.students) == ["plain student", "cwd", "nfd"]
     assert not comparison.notes
 
@@ -267,15 +266,15 @@ def test_a_costlier_method_that_joins_makes_the_plain_student_train_longer(
     config, tmp_path, monkeypatch
 ):
     train = Trained(score)
-    monkeypatch.setattr(scheduler, "train", train)
+    monkeypatch.setattr(parallel, "train", train)
     cheap, whole = untuned(config).copy_and_resolve_references(), config
     del cheap.compare.methods["cwd"]
 
     def steps(asked, seeds):
-        """The steps of the longer plain students in the table, by the new runs' number."""
+        """Returns the steps of the longer plain students, and the number of new runs."""
         before = len(train.configs)
         train.configs = {f"{name}, earlier": run for name, run in train.configs.items()}
-        runs = run_sweep(asked, str(tmp_path), seeds).runs
+        runs = run_comparison(asked, str(tmp_path), seeds).runs
         longer = [files for files in runs if "equal_time" in str(files.path)]
         return [files.read_options().steps for files in longer], len(train.configs) - before
 
@@ -288,26 +287,26 @@ def test_a_costlier_method_that_joins_makes_the_plain_student_train_longer(
     assert kept == {"plain student": 0.2, "cwd": 0.5, "nfd": 0.36}
 
 
-def test_why_no_plain_student_of_equal_time_is_trained_is_said(
+def test_a_line_explains_why_no_plain_student_of_equal_time_is_trained(
     config, tmp_path, monkeypatch, capsys
 ):
     del untuned(config).compare.methods["cwd"]
-    monkeypatch.setattr(scheduler, "train", Trained(lambda run: 0.5))
+    monkeypatch.setattr(parallel, "train", Trained(lambda run: 0.5))
     measured = [("plain student", 0.4), ("nfd", 0.36), ("plain student", None)]
     results = [
         (method, {"platform": "gpu", "step_seconds": cost, "step_processor_seconds": 9.0})
         for method, cost in measured
     ]
-    real = tuning.step_costs
-    monkeypatch.setattr(tuning, "step_costs", lambda _: real(results))
+    real = equal_time.step_costs
+    monkeypatch.setattr(equal_time, "step_costs", lambda _: real(results))
     said = (
         "plain student, equal time: not trained, because no method takes longer than the plain "
-        "student (0.36 seconds a step at most; the plain student's take 0.4)"
+        "student (nfd: 0.36 seconds a step; the plain student's take 0.4)"
     )
-    assert run_sweep(config, str(tmp_path), (0,)).notes == [said]
+    assert run_comparison(config, str(tmp_path), (0,)).notes == [said]
     assert said in capsys.readouterr().out
     assert not (tmp_path / "equal_time").exists()
-    assert tuning.equal_time("step_seconds", {"nfd": 0.36}, 10) == (
+    assert equal_time.longer_steps("step_seconds", {"nfd": 0.36}, 10) == (
         None,
         "plain student, equal time: not trained, because the cost of a step is known only for nfd",
     )
@@ -315,10 +314,10 @@ def test_why_no_plain_student_of_equal_time_is_trained_is_said(
 
 def test_the_teacher_that_a_comparison_trained_may_be_named_in_it(config, tmp_path, monkeypatch):
     train = Trained(score)
-    monkeypatch.setattr(scheduler, "train", train)
-    run_sweep(untuned(config), str(tmp_path / "one"), (0,))
+    monkeypatch.setattr(parallel, "train", train)
+    run_comparison(untuned(config), str(tmp_path / "one"), (0,))
     config.teacher.checkpoint = str(tmp_path / "one" / "teacher")
-    runs = run_sweep(config, str(tmp_path / "one"), (0,)).runs
+    runs = run_comparison(config, str(tmp_path / "one"), (0,)).runs
     assert len(train.configs) == 5
     assert [files.path.parent.name for files in runs] == [
         "one",
@@ -331,13 +330,13 @@ def test_the_teacher_that_a_comparison_trained_may_be_named_in_it(config, tmp_pa
     config.teacher.checkpoint = str(tmp_path / "other")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "network.json").write_text(described("other"))
-    with pytest.raises(UserError, match=r"one/teacher holds another teacher, which was trained"):
-        run_sweep(config, str(tmp_path / "one"), (0,))
+    with pytest.raises(UserError, match=r"one/teacher contains another teacher that was trained"):
+        run_comparison(config, str(tmp_path / "one"), (0,))
 
 
 def test_a_wrong_group_is_found_before_anything_is_trained(config, tmp_path, monkeypatch):
     train = Trained(score)
-    monkeypatch.setattr(scheduler, "train", train)
+    monkeypatch.setattr(parallel, "train", train)
     names = SimpleNamespace(names=lambda: ["day_1", "day_2"])
     data = SimpleNamespace(
         name="one",
@@ -349,41 +348,41 @@ def test_a_wrong_group_is_found_before_anything_is_trained(config, tmp_path, mon
     )
     config.data.test_groups = ConfigDict({"night": "^nigth"})
     with pytest.raises(UserError, match=r'night "\^nigth" finds none of the 2 names in test'):
-        run_sweep(config, str(tmp_path), (0,), data=data)
+        run_comparison(config, str(tmp_path), (0,), data=data)
     assert not train.configs
     config.data.test_groups.night = "1$"
-    run_sweep(config, str(tmp_path), (0,), data=data)
+    run_comparison(config, str(tmp_path), (0,), data=data)
     assert train.configs
 
 
 @pytest.mark.parametrize(
     ("seeds", "changes", "message"),
     [
-        ((0, 1, 0), {}, "seed 0 stands twice in the seeds"),
-        ((0,), {"tuning_seeds": (7, 7)}, "seed 7 stands twice in the tuning seeds"),
-        ((0, 7), {}, "seed 7 is to be reported and stands in config.compare.tuning_seeds too"),
-        ((0,), {"methods": {"plain": {}, "tuning": {}}}, 'cannot be called "tuning"'),
+        ((0, 1, 0), {}, "--seeds contains 0 twice"),
+        ((0,), {"tuning_seeds": (7, 7)}, "config.compare.tuning_seeds contains 7 twice"),
+        ((0, 7), {}, "Seed 7 is in --seeds and in config.compare.tuning_seeds"),
+        ((0,), {"methods": {"plain": {}, "tuning": {}}}, 'cannot be named "tuning"'),
         (
             (0,),
             {"methods": {"plain": {}, "baseline": {}}},
-            'methods "baseline" and "plain" both have no terms: each is the plain student',
+            'methods "baseline" and "plain" both have no terms, so both are the plain student',
         ),
         ((0,), {"builds_on": {"cwd": "nfb"}}, 'builds_on names "nfb", .* did you mean "nfd"'),
     ],
 )
-def test_what_would_flatter_a_comparison_or_mix_it_up(config, tmp_path, seeds, changes, message):
+def test_unfair_or_ambiguous_comparisons_are_refused(config, tmp_path, seeds, changes, message):
     with config.unlocked():
         config.compare.update(ConfigDict(changes))
     with pytest.raises(UserError, match=message):
-        run_sweep(config, str(tmp_path), seeds)
+        run_comparison(config, str(tmp_path), seeds)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_seed_that_picks_nothing_may_be_reported(config, tmp_path, monkeypatch):
+def test_without_tuning_a_tuning_seed_may_be_reported(config, tmp_path, monkeypatch):
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
-    monkeypatch.setattr(scheduler, "train", Trained(score))
-    assert run_sweep(config, str(tmp_path), (7,)).runs
+    monkeypatch.setattr(parallel, "train", Trained(score))
+    assert run_comparison(config, str(tmp_path), (7,)).runs
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
@@ -391,22 +390,22 @@ def test_weights_that_are_not_here_are_missed_before_a_teacher_is_trained(
     config, tmp_path, monkeypatch, side
 ):
     train = Trained(score)
-    monkeypatch.setattr(scheduler, "train", train)
+    monkeypatch.setattr(parallel, "train", train)
     config[side].update(configuration.network("upernet_swin_t"))
     config[side].backbone = "imagenet"
     with pytest.raises(UserError, match=rf'config.{side}.backbone is "imagenet", and no ImageNet'):
-        run_sweep(config, str(tmp_path), (0,))
+        run_comparison(config, str(tmp_path), (0,))
     assert not train.configs
 
 
 def test_the_teacher_starts_from_what_its_section_says(config, tmp_path, monkeypatch):
     train = Trained(score)
-    monkeypatch.setattr(scheduler, "train", train)
+    monkeypatch.setattr(parallel, "train", train)
     monkeypatch.setattr(imagenet, "find", lambda options, where: None)
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
     config.teacher.backbone, config.student.backbone = "imagenet", "pretrained/r18"
-    run_sweep(config, str(tmp_path), (0,))
+    run_comparison(config, str(tmp_path), (0,))
     starts = {name: found.student.backbone for name, found in train.configs.items()}
     assert starts.pop("teacher") == "imagenet"
     assert set(starts.values()) == {"pretrained/r18"}
@@ -419,38 +418,38 @@ def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypa
         return NAN if nfd else score(run)
 
     train = Trained(breaks)
-    monkeypatch.setattr(scheduler, "train", train)
-    comparison = run_sweep(config, str(tmp_path), (0, 1))
+    monkeypatch.setattr(parallel, "train", train)
+    comparison = run_comparison(config, str(tmp_path), (0, 1))
     assert train.configs["nfd, seed 0"].terms["nfd"].weight == 3.0
     assert [run.path.name for run in comparison.runs if "nfd" in str(run.path)] == ["seed0"]
     assert comparison.notes[-2] == "nfd, seed 1: the run diverged: loss is nan at step 3"
     assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-3]
     before = len(train.configs)
-    assert run_sweep(config, str(tmp_path), (0, 1)).notes == comparison.notes
+    assert run_comparison(config, str(tmp_path), (0, 1)).notes == comparison.notes
     assert len(train.configs) == before
 
 
 def test_a_method_that_diverges_at_every_weight_is_left_out(config, tmp_path, monkeypatch):
     train = Trained(lambda run: NAN if "nfd" in run.terms else score(run))
-    monkeypatch.setattr(scheduler, "train", train)
-    comparison = run_sweep(config, str(tmp_path), (0,))
+    monkeypatch.setattr(parallel, "train", train)
+    comparison = run_comparison(config, str(tmp_path), (0,))
     assert list(comparison.students) == ["plain student", "cwd"]
     assert comparison.notes[-2].endswith("all diverged")
 
 
 def test_a_plain_student_that_always_diverges_ends_it(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler, "train", Trained(lambda run: NAN if run.seed > 1 else 0.1))
+    monkeypatch.setattr(parallel, "train", Trained(lambda run: NAN if run.seed > 1 else 0.1))
     with pytest.raises(UserError, match=r"all diverged; try lower config.compare.learning_rates"):
-        run_sweep(config, str(tmp_path), (0,))
+        run_comparison(config, str(tmp_path), (0,))
 
 
 @pytest.mark.parametrize("name", ["/cwd", "a/b", "", "two\nlines", 3])
 def test_a_method_has_the_name_of_a_folder(config, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(scheduler, "train", Trained(score))
+    monkeypatch.setattr(parallel, "train", Trained(score))
     with config.unlocked():
         config.compare.methods = ConfigDict({name: {}})
-    with pytest.raises(UserError, match=r"a method cannot be called .*, since a folder"):
-        run_sweep(config, str(tmp_path), (0,))
+    with pytest.raises(UserError, match=r"A method cannot be named .*, because its folder"):
+        run_comparison(config, str(tmp_path), (0,))
     assert not list(tmp_path.iterdir())
 
 
@@ -458,7 +457,7 @@ def test_a_grid_needs_the_plain_student(config, tmp_path):
     with config.unlocked():
         del config.compare.methods["plain"]
     with pytest.raises(UserError, match=r"'plain': \{\}"):
-        run_sweep(config, str(tmp_path), (0,))
+        run_comparison(config, str(tmp_path), (0,))
     assert not list(tmp_path.iterdir())
 
 
@@ -476,7 +475,7 @@ def test_the_choice_is_the_highest_mean_of_settings_that_hold(scores, best):
     assert found == (None if best is None else RATES[best])
 
 
-def test_a_choice_at_the_end_of_what_was_tried_says_so():
+def test_a_choice_at_the_edge_of_the_tried_values_says_so():
     assert TuningResult("plain", RATES, [[0.1], [0.2], [0.1]]).edges() == []
     assert TuningResult("plain", RATES, [[0.3], [0.2], [0.1]]).edges() == ["learning_rate"]
     assert tuning.setting_name(RATES[1], RATES) == "lr0.2"
@@ -485,51 +484,49 @@ def test_a_choice_at_the_end_of_what_was_tried_says_so():
 def test_each_of_several_runs_has_devices_of_its_own(monkeypatch):
     cores = os.sched_getaffinity(0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
-    shares = scheduler._slots(2)
+    shares = parallel._device_shares(2)
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4,5", "6,7"]
-    given = [set(share[scheduler.CORES].split(",")) for share in shares]
+    given = [set(share[parallel.CORES].split(",")) for share in shares]
     assert set.union(*given) == set(map(str, cores))
     assert len(cores) == 1 or not set.intersection(*given)
     with pytest.raises(UserError, match="--parallel is 6, but there are 5 GPUs"):
-        scheduler._slots(6)
+        parallel._device_shares(6)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(environment, "tpu_chips", lambda: ["0", "1"])
-    shares = scheduler._slots(2)
+    shares = parallel._device_shares(2)
     assert [share["TPU_VISIBLE_CHIPS"] for share in shares] == ["0", "1"]
     assert shares[0]["TPU_PROCESS_BOUNDS"] == "1,1,1"
 
 
 def test_a_run_survives_the_way_to_another_process(config):
-    run = scheduler.Job(
-        configuration.read(config), Workdir("/some/where"), "cwd, seed 3", "cwd", "distilled"
-    )
-    again = scheduler.Job.from_json(run.to_json())
+    run = Run(configuration.read(config), Workdir("/some/where"), "cwd, seed 3", "cwd", "distilled")
+    again = parallel.from_json(parallel.to_json(run))
     assert again.options == run.options
     assert again.files.path == run.files.path
     assert (again.name, again.method, again.role) == (run.name, run.method, run.role)
 
 
-def pretender(tmp_path, monkeypatch, script):
-    """A program in the place of Python that notes each start, with its cores, and runs `script`."""
+def fake_python(tmp_path, monkeypatch, script):
+    """Replaces Python by a program that records each start with its cores and runs `script`."""
     path, notes = tmp_path / "python", tmp_path / "notes"
-    path.write_text(f'#!/bin/sh\ncat > /dev/null\necho "${scheduler.CORES}" >> {notes}\n{script}\n')
+    path.write_text(f'#!/bin/sh\ncat > /dev/null\necho "${parallel.CORES}" >> {notes}\n{script}\n')
     path.chmod(0o755)
-    monkeypatch.setattr(scheduler.sys, "executable", str(path))
+    monkeypatch.setattr(parallel.sys, "executable", str(path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
     return notes
 
 
-def four_jobs(config, tmp_path):
+def four_runs(config, tmp_path):
     return [
-        scheduler.Job(configuration.read(config), Workdir(tmp_path / name), name, name, "plain")
+        Run(configuration.read(config), Workdir(tmp_path / name), name, name, "plain")
         for name in ("one", "two", "three", "four")
     ]
 
 
 def test_runs_at_once_that_fail_are_named(config, tmp_path, monkeypatch):
-    notes = pretender(tmp_path, monkeypatch, "exit 2")
-    with pytest.raises(UserError, match=r"4 of 4 runs did not end well: one, two, three, four"):
-        scheduler.run(four_jobs(config, tmp_path), parallel=2)
+    notes = fake_python(tmp_path, monkeypatch, "exit 2")
+    with pytest.raises(UserError, match=r"4 of 4 runs failed: one, two, three, four"):
+        parallel.train_all(four_runs(config, tmp_path), parallel=2)
     assert set(notes.read_text().split()) == {"4", "5"}
 
 
@@ -537,9 +534,9 @@ def test_runs_at_once_that_fail_are_named(config, tmp_path, monkeypatch):
 def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(
     config, tmp_path, monkeypatch, number
 ):
-    """Ctrl-C too is handed on, as what asks them to save and stop."""
+    """Ctrl-C is passed on as SIGTERM, which asks the runs to save and stop."""
     trap = f"trap 'echo asked >> {tmp_path}/asked; exit 75' TERM; trap 'exit 130' INT"
-    notes = pretender(tmp_path, monkeypatch, f"{trap}\nwhile :; do sleep 0.1; done")
+    notes = fake_python(tmp_path, monkeypatch, f"{trap}\nwhile :; do sleep 0.1; done")
 
     def stop():
         while not notes.exists() or len(notes.read_text().split()) < 2:
@@ -549,15 +546,15 @@ def test_a_signal_reaches_the_runs_under_way_and_no_other_begins(
 
     threading.Thread(target=stop).start()
     with pytest.raises(Preempted, match="have saved"):
-        scheduler.run(four_jobs(config, tmp_path), parallel=2)
+        parallel.train_all(four_runs(config, tmp_path), parallel=2)
     assert len(notes.read_text().split()) == 2
     assert (tmp_path / "asked").read_text().split() == ["asked"] * 2
 
 
-def test_what_may_be_tried_again_is_no_mistake(config, tmp_path, monkeypatch):
-    pretender(tmp_path, monkeypatch, "exit 75")
-    with pytest.raises(Transient, match=r"4 of 4 runs did not end well: one, two, three, four"):
-        scheduler.run(four_jobs(config, tmp_path), parallel=2)
+def test_a_failure_that_may_pass_is_transient(config, tmp_path, monkeypatch):
+    fake_python(tmp_path, monkeypatch, "exit 75")
+    with pytest.raises(Transient, match=r"4 of 4 runs failed: one, two, three, four"):
+        parallel.train_all(four_runs(config, tmp_path), parallel=2)
 
 
 RUN = """
@@ -574,14 +571,16 @@ time.sleep(100)
 COMPARISON = """
 import os, subprocess, sys
 from kdjax import config
-from kdjax.comparison import scheduler
+from kdjax.comparison import parallel
+from kdjax.experiment.run import Run
 from kdjax.experiment.workdir import Workdir
 start = subprocess.Popen
 def pretend(command, **options):
     return start([command[0], "-c", os.environ["RUN"]], **options)
 subprocess.Popen = pretend
 files = [Workdir(f"{sys.argv[1]}/{name}") for name in ("one", "two", "three")]
-scheduler.run([scheduler.Job(config.default(), run, "a run", "plain", "plain") for run in files], 2)
+plan = lambda run: Run(config.read(config.default()), run, "a run", "plain", "plain")
+parallel.train_all([*map(plan, files)], 2)
 """
 
 

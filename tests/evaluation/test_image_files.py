@@ -18,7 +18,7 @@ from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.evaluation.inference import Inference
 from kdjax.evaluation.predict_files import find_images, predict_files
 from kdjax.models import NNXNetwork, serialization
-from kdjax.reporting.panels import label_png, overlay_png
+from kdjax.reporting.pictures import label_png, overlay_png
 from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

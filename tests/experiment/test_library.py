@@ -297,7 +297,7 @@ def test_an_object_cannot_reach_other_processes(config, tmp_path):
         config.compare.methods = ConfigDict({"plain": {}})
     config.teacher.name = "tiny"
     data = types.SimpleNamespace(name="own")
-    with pytest.raises(UserError, match=r"data is an object, .* name it in config\.data\.name"):
+    with pytest.raises(UserError, match=r"data is an object, .* Name it in config\.data\.name"):
         kdjax.compare(config, tmp_path / "run", data=data, parallel=2)
     with pytest.raises(UserError, match="parallel is 0; it must be positive"):
         kdjax.compare(config, tmp_path / "run", parallel=0)
@@ -461,7 +461,7 @@ def test_a_network_of_a_notebooks_own(config, tmp_path, monkeypatch):
     with config.unlocked():
         config.compare.methods.plain = ConfigDict()
         config.teacher.name = "tiny"
-    with pytest.raises(UserError, match=r"a notebook or a script defines.* put it into a module"):
+    with pytest.raises(UserError, match=r"defined in a notebook or script.* Move it to a module"):
         kdjax.compare(config, tmp_path / "compared", parallel=2)
     assert not (tmp_path / "compared").exists()
     monkeypatch.delattr(main, "Cell")

@@ -28,7 +28,7 @@ from PIL import Image
 
 import kdjax
 from kdjax import config as configuration
-from kdjax.comparison.sweep import run_sweep
+from kdjax.comparison.runs import run_comparison
 from kdjax.data import sets
 from kdjax.data.images import Images
 from kdjax.deployment.formats import make_predict_fn
@@ -95,7 +95,7 @@ def compared(data_dir, tmp_path_factory):
     """A comparison: its workdir, its runs, and what was printed."""
     workdir, printed = tmp_path_factory.mktemp("comparison"), io.StringIO()
     with contextlib.redirect_stdout(printed):
-        runs = run_sweep(make_config(data_dir), str(workdir), (0,)).runs
+        runs = run_comparison(make_config(data_dir), str(workdir), (0,)).runs
     return workdir, runs, printed.getvalue()
 
 
@@ -112,7 +112,7 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, compared):
         "cwd/seed0",
     ]
     assert "cwd, seed 0: loss term cwd: CWD(logits, logits; temperature 4.0)" in out
-    assert "trains a teacher of " in out.splitlines()[0]
+    assert "Training a teacher of " in out.splitlines()[0]
     assert ", then 2 runs of " in out.splitlines()[0]
     assert f"trains tiny for 4 steps of 8 images, into {comparison / 'cwd' / 'seed0'}\n" in out
     assert "teacher tiny (width 6" in out
@@ -180,7 +180,7 @@ def test_what_is_done_is_not_done_again(config, comparison, capsys):
 
 
 def test_the_docs_have_a_row_for_each_method_of_a_comparison(config, comparison, tmp_path, capsys):
-    runs = run_sweep(config, str(comparison), (0,)).runs
+    runs = run_comparison(config, str(comparison), (0,)).runs
     splits = ("val", "test", "test/unseen")
     summaries = {split: [run.summary(split) for run in runs] for split in splits}
     write_runs(tmp_path / "runs.csv", summaries, ["a", "b", "c"])
@@ -199,7 +199,7 @@ def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
     config.teacher.checkpoint = str(comparison / "teacher")
     with config.unlocked():
         del config.compare.methods["cwd"]
-    runs = run_sweep(config, str(tmp_path), (0,)).runs
+    runs = run_comparison(config, str(tmp_path), (0,)).runs
     assert [run.path.name for run in runs] == ["teacher", "seed0"]
     given, trained = (run.summary("test") for run in (runs[0], Workdir(comparison / "teacher")))
     assert (given.miou, given.parameters) == (trained.miou, trained.parameters)
@@ -256,7 +256,7 @@ def run(config, workdir):
 def test_a_run_of_another_config_is_refused(config, comparison):
     config.optimizer.learning_rate = 0.5
     with pytest.raises(UserError, match=r"config.optimizer.learning_rate 0.01 there, 0.5 now"):
-        run_sweep(config, str(comparison), (0,))
+        run_comparison(config, str(comparison), (0,))
 
 
 def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
@@ -484,7 +484,9 @@ def test_a_path_that_cannot_be_written(config, tmp_path):
         run(config, tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("begin", [run, lambda config, path: run_sweep(config, str(path), (0,))])
+@pytest.mark.parametrize(
+    "begin", [run, lambda config, path: run_comparison(config, str(path), (0,))]
+)
 def test_a_workdir_where_another_run_is_at_work(config, tmp_path, begin):
     message = rf"--workdir {tmp_path} is in use: process {os.getpid()} of .* writes there since"
     with Workdir(tmp_path).hold():

@@ -1,22 +1,24 @@
-"""What a report shows of a comparison: intervals, gains per class, curves, disagreements."""
+"""The report of a comparison: intervals, gains per class, curves, pictures."""
 
 import re
 
 import numpy as np
 import pytest
 import thorough
-from made_up_results import PALETTE, report, run
+from made_up_results import report, run
 
-from kdjax.reporting import figures, intervals, panels
-from kdjax.reporting.intervals import Estimate, heat_map, interval_dots
+from kdjax.reporting import figures, intervals
+from kdjax.reporting.figures import interval_dots
+from kdjax.reporting.intervals import Estimate
 from kdjax.reporting.report import write_report
 from kdjax.reporting.results import Example
+from kdjax.reporting.tables import class_table
 
 NAN = float("nan")
 
 
 def students(distilled, plain=((0.5, 0.2, 0.3), (0.4, 0.4, 0.5)), method="cwd"):
-    """Two seeds of a plain and of a distilled student, with their IoU of each class."""
+    """Returns two seeds of a plain and of a distilled student, with their IoU by class."""
     return [
         *(run("plain", "plain", seed, 0.4, class_iou=iou) for seed, iou in enumerate(plain)),
         *(run(method, "distilled", seed, 0.5, class_iou=iou) for seed, iou in enumerate(distilled)),
@@ -43,11 +45,11 @@ class TestIntervals:
         plain, distilled = report(runs).methods()
         assert intervals.class_gains(distilled, plain)[2] == (pytest.approx(0.25), None, None)
 
-    def test_far_out(self):
+    def test_outliers(self):
         values = np.array([1.0, 2, 3, 4, 5, 11, 12, NAN, -6])
         # Quartiles of the eight known: 1.75 and 6.5, so that the fences are -12.5 and 20.75.
-        assert list(intervals.without_far_out(values)) == [1, 2, 3, 4, 5, 11, 12, -6]
-        assert list(intervals.without_far_out(np.append(values, -80))) == [
+        assert list(intervals.without_outliers(values)) == [1, 2, 3, 4, 5, 11, 12, -6]
+        assert list(intervals.without_outliers(np.append(values, -80))) == [
             1,
             2,
             3,
@@ -57,7 +59,7 @@ class TestIntervals:
             12,
             -6,
         ]
-        assert len(intervals.without_far_out(np.array([NAN]))) == 0
+        assert len(intervals.without_outliers(np.array([NAN]))) == 0
 
 
 class TestIntervalFigure:
@@ -94,92 +96,71 @@ class TestIntervalFigure:
         assert ("Gain over the plain student" in html) == np.isfinite(mious[0])
 
 
-class TestHeatMap:
-    def test_colours_say_how_much_and_bold_how_sure(self):
+class TestClassTable:
+    def test_colors_show_the_gain_and_bold_text_an_interval_without_zero(self):
         runs = students([(0.60, 0.2, 0.2), (0.502, 0.4, 0.4)])
         runs.append(run("teacher", "teacher", 0, 0.6, class_iou=[0.65, 0.2, 0.4]))
-        found = heat_map(report(runs))
+        found, full = class_table(report(runs))
         assert found.header == ["Class", "plain, IoU %", "teacher", "cwd"]
-        assert [[cell.text for cell in row] for row in found.rows] == [
+        assert [row[1:] for row in found.texts()] == [
             ["45.0", "+20.0", "+10.1"],
             ["30.0", "-10.0", "+0.0"],
             ["40.0", "+0.0", "-10.0"],
         ]
-        assert found.full == pytest.approx(10.1)
-        (_, teacher, first), (*_, second), (*_, third) = found.rows
+        assert full == pytest.approx(10.1)
+        (_, _, teacher, first), (*_, second), (*_, third) = found.rows
         assert not teacher.background
         assert first.background == "rgb(42 127 196 / 70%)"  # the blue of a gain
-        assert first.sure
+        assert first.bold
         assert first.interval == "[+8.8, +11.4]"
         assert second.background.endswith(" 0%)")
-        assert not second.sure
+        assert not second.bold
         assert third.background == "rgb(213 94 0 / 69%)"  # the vermilion of a loss
-        assert found.has_intervals
 
     def test_an_absent_class_has_no_number(self):
-        found = heat_map(report(students([(0.6, 0.3, NAN)] * 2, [(0.5, 0.2, NAN)] * 2)))
-        assert [(cell.text, cell.key) for cell in found.rows[2]] == [("–", "")] * 2
+        found, _ = class_table(report(students([(0.6, 0.3, NAN)] * 2, [(0.5, 0.2, NAN)] * 2)))
+        assert [(cell.text, cell.key) for cell in found.rows[2][1:]] == [("–", "")] * 2
 
-    def test_nothing_gained_anywhere(self):
+    def test_no_gain_in_any_class(self):
         same = [(0.5, 0.2, 0.3)] * 2
-        found = heat_map(report(students(same, same)))
+        found, _ = class_table(report(students(same, same)))
         assert {cell.background for row in found.rows for cell in row} == {""}
 
-    def test_without_a_comparison_there_are_bars(self, tmp_path):
-        assert heat_map(report([run("cwd", "distilled", 0, 0.5)])) is None
-        assert heat_map(report([run("plain", "plain", 0, 0.5)])) is None
-        assert "IoU per class" in page_of(tmp_path, [run("cwd", "distilled", 0, 0.5)])
+    @pytest.mark.parametrize("role", ["distilled", "plain"])
+    def test_without_a_comparison_the_columns_are_iou(self, tmp_path, role):
+        runs = [run("student", role, 0, 0.5, class_iou=(0.5, 0.25, NAN))]
+        found, full = class_table(report(runs))
+        assert full is None
+        assert found.header == ["Class", "student, IoU %"]
+        assert [row[1] for row in found.texts()] == ["50.00", "25.00", "–"]
+        assert "IoU per class" in page_of(tmp_path, runs)
         assert "Gain per class" in page_of(tmp_path, students([(0.6, 0.3, 0.1)]))
 
 
-class TestLearningCurves:
-    @pytest.mark.parametrize(("number", "charts"), thorough.after(1, [(5, 5), (4, 1)]))
-    def test_many_methods_have_a_chart_each(self, tmp_path, number, charts):
-        runs = [run("plain", "plain", 0, 0.4)]
-        runs += [run(f"m{index}", "distilled", 0, 0.5) for index in range(number)]
-        html = page_of(tmp_path, runs)
-        training = html[html.index("<h2>Training") : html.index("<h2>Gain per class")]
-        titles = re.findall(r'aria-label="(mIoU[^"]*)"', training)
-        assert len(titles) == charts
-        if charts > 1:
-            assert titles[1] == "mIoU on val (%): m1"
-        assert ('aria-label="loss"' in training) == (charts == 1)
-        assert 'aria-label="loss"' in html
+@pytest.mark.parametrize("number", thorough.after(1, [6, 3]))
+def test_curves_are_those_of_the_best_methods(tmp_path, number):
+    runs = [run("plain", "plain", 0, 0.4), run("diverged", "distilled", 0, NAN)]
+    runs += [run(f"m{index}", "distilled", 0, 0.5 + index / 100) for index in range(number)]
+    html = page_of(tmp_path, runs)
+    training = html[html.index("<h2>Training") : html.index("<h2>Gain per class")]
+    assert re.findall(r'aria-label="([^"]*)"', training) == ["mIoU on val (%)", "loss"]
+    chart, _, _ = training.partition("</figure>")
+    names = [method for method in dict.fromkeys(r.method for r in runs) if f">{method}<" in chart]
+    best = [f"m{index}" for index in range(number)][-4:]
+    assert names == (["plain", *best] if number > 3 else ["plain", "diverged", *best])
+    assert ("the 4 methods with the highest mIoU" in html) == (number > 3)
 
 
-class TestPanels:
-    def test_who_is_right_where_they_disagree(self):
-        label = np.array([[0, 0, 0, 0, 255]], np.uint8)
-        plain = np.array([[0, 1, 0, 1, 1]], np.uint8)
-        distilled = np.array([[0, 0, 1, 2, 2]], np.uint8)
-        expected = [[0, panels.ONLY_DISTILLED, panels.ONLY_PLAIN, panels.NEITHER, 0]]
-        np.testing.assert_array_equal(panels.disagreement(distilled, plain, label, 3), expected)
-
-    def test_the_best_method_is_shown_and_the_others_are_folded_away(self):
-        label = np.zeros((2, 2), np.uint8)
-        names = ("teacher", "plain", "nfd", "cwd")
-        example = Example(
-            image=np.zeros((2, 2, 3), np.uint8),
-            label=label,
-            predictions=dict.fromkeys(names, label),
-        )
-        found = panels.panels(example, PALETTE, plain="plain", distilled=["nfd", "cwd"], best="cwd")
-        assert list(found.shown) == ["image", "label", "teacher", "plain", "cwd", "cwd ≠ plain"]
-        assert list(found.folded) == ["nfd", "nfd ≠ plain"]
-        alone = panels.panels(example, PALETTE, plain=None, distilled=[], best=None)
-        assert list(alone.shown) == ["image", "label", *names]
-        assert not alone.folded
-        assert not alone.compared
-
-    def test_the_page_says_what_the_colours_mean(self, tmp_path):
-        label = np.zeros((2, 2), np.uint8)
-        example = Example(
-            image=np.zeros((2, 2, 3), np.uint8),
-            label=label,
-            predictions={"plain": label, "cwd": label + 1},
-        )
-        html = page_of(tmp_path, students([(0.6, 0.3, 0.1)]), examples=[example])
-        assert "cwd ≠ plain" in html
-        assert "only the distilled student is right" in html
-        html = page_of(tmp_path, [run("plain", "plain", 0, 0.4)], examples=[example])
-        assert "only the distilled student is right" not in html
+def test_the_pictures_of_all_methods_but_the_best_are_folded(tmp_path):
+    label = np.zeros((2, 2), np.uint8)
+    names = ("teacher", "plain", "nfd", "cwd")
+    image = np.zeros((2, 2, 3), np.uint8)
+    example = Example(image=image, label=label, predictions=dict.fromkeys(names, label))
+    runs = [run("plain", "plain", 0, 0.4), run("nfd", "distilled", 0, 0.5)]
+    html = page_of(tmp_path, [*runs, run("cwd", "distilled", 0, 0.6)], examples=[example])
+    shown, _, folded = html.partition("The other methods")
+    captions = r"<figcaption>(.*?)</figcaption>"
+    assert re.findall(captions, shown) == ["image", "label", "teacher", "plain", "cwd"]
+    assert re.findall(captions, folded) == ["nfd"]
+    html = page_of(tmp_path, runs[:1], examples=[example])
+    assert re.findall(captions, html) == ["image", "label", *names]

@@ -1,4 +1,4 @@
-"""Confidence intervals on made-up results whose answer is known."""
+"""Confidence intervals of simulated results with known means."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SLACK = 3 * (0.95 * 0.05 / DRAWS) ** 0.5
 
 
 def draws(effect, gap=0.2):
-    """Gains and gaps of made-up seeds, which share the luck of their plain student."""
+    """Returns simulated gains and gaps, which share the noise of their plain student."""
     rng = np.random.default_rng(0)
     luck = rng.normal(0, 0.01, (DRAWS, SEEDS))
     gains = effect + rng.normal(0, 0.01, (DRAWS, SEEDS)) - luck
@@ -65,11 +65,11 @@ def method(role, *mious):
     return MethodResult(method=role, role=role, runs=runs)
 
 
-def test_what_cannot_be_told_is_not_told():
+def test_unknown_gains():
     plain, distilled = method("plain", 0.4, 0.42), method("distilled", 0.5, 0.5)
     worse, diverged = method("teacher", 0.3), method("distilled", 0.5, float("nan"))
-    assert intervals.gain(distilled, None) == intervals.NOTHING
-    assert intervals.gap_closed(distilled, plain, worse) == intervals.NOTHING
+    assert intervals.gain(distilled, None) == intervals.UNKNOWN
+    assert intervals.gap_closed(distilled, plain, worse) == intervals.UNKNOWN
     assert np.isnan(intervals.gain(diverged, plain).value)
     assert intervals.gain(method("distilled", 0.5), plain)[1:] == (None, None)
     assert intervals.gain(worse, plain) == (pytest.approx(-0.11), None, None)

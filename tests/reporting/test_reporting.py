@@ -1,4 +1,4 @@
-"""Figures, tables and the HTML report."""
+"""Figures, tables, and the HTML report."""
 
 import csv
 import dataclasses
@@ -11,7 +11,7 @@ import pytest
 from made_up_results import PALETTE, report, run
 from PIL import Image
 
-from kdjax.reporting import figures
+from kdjax.reporting import figures, pictures
 from kdjax.reporting.report import write_report, write_results
 from kdjax.reporting.results import Example, read_runs, write_runs
 from kdjax.reporting.tables import csv_table, markdown_table, method_table, note, text_table
@@ -41,7 +41,7 @@ def comparison():
 
 @pytest.fixture(scope="module")
 def page(comparison, tmp_path_factory):
-    """The comparison's report, made once."""
+    """The HTML report of the comparison."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, comparison)
     assert list(path.parent.iterdir()) == [path]
@@ -51,19 +51,21 @@ def page(comparison, tmp_path_factory):
 class TestFigures:
     def test_colorize(self):
         label = np.array([[0, 1], [2, 255]], np.uint8)
-        colors = figures.colorize(label, PALETTE)
+        colors = pictures.colorize(label, PALETTE)
         assert colors.dtype == np.uint8
         np.testing.assert_array_equal(colors, [[[0, 0, 0], [255, 0, 0]], [[0, 255, 0], [128] * 3]])
 
-    def test_panel_image_puts_the_pictures_side_by_side(self):
+    def test_pictures_side_by_side(self):
         image = np.full((3, 5, 3), 9, np.uint8)
         label = np.ones((3, 5), np.uint8)
-        panel = figures.panel_image(image, label, {"teacher": label, "student": label * 2}, PALETTE)
-        assert panel.shape == (3, 4 * 5 + 3 * 4, 3)
-        np.testing.assert_array_equal(panel[:, :5], image)
-        assert (panel[:, 5:9] == 255).all()
-        assert (panel[:, 9:14] == PALETTE[1]).all()
-        assert (panel[:, -5:] == PALETTE[2]).all()
+        joined = pictures.side_by_side(
+            image, label, {"teacher": label, "student": label * 2}, PALETTE
+        )
+        assert joined.shape == (3, 4 * 5 + 3 * 4, 3)
+        np.testing.assert_array_equal(joined[:, :5], image)
+        assert (joined[:, 5:9] == 255).all()
+        assert (joined[:, 9:14] == PALETTE[1]).all()
+        assert (joined[:, -5:] == PALETTE[2]).all()
 
     def test_samples_name_the_classes_that_they_hold(self):
         image = np.full((30, 40, 3), 9, np.uint8)
@@ -72,6 +74,7 @@ class TestFigures:
         figure = figures.samples([{"image": image, "label": label}] * 2, names, PALETTE)
         (legend,) = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == ["road", "a tree"]
+        assert [axes.get_title() for axes in figure.axes] == ["image", "label", "", ""]
         shown = np.asarray(figure.axes[3].images[0].get_array())
         np.testing.assert_array_equal(shown[0, ::10], [PALETTE[0], [255] * 3, *[PALETTE[2]] * 2])
 
@@ -92,11 +95,10 @@ class TestFigures:
             pixels = np.asarray(drawn.convert("RGB"))
         assert (pixels == PALETTE[1]).all(-1).sum() > 10_000
 
-    def test_an_absent_class_is_said_to_be_absent(self):
-        iou = {"a": [0.0, np.nan], "b": [0.5, 0.25]}
-        (axes,) = figures.class_iou_bars(iou, ["zero", "absent in a"]).axes
+    def test_an_absent_class_is_labeled(self):
+        (axes,) = figures.class_iou_bars([0.0, np.nan], ["zero", "absent"], "IoU").axes
         assert [text.get_text() for text in axes.texts] == ["absent"]
-        assert axes.texts[0].get_position()[1] == pytest.approx(0.8)  # the upper bar of class 1
+        assert axes.texts[0].get_position()[1] == 1
 
     def test_curves_average_seeds_where_all_have_a_value(self):
         seeds = [([1, 2, 3], [1.0, 2.0, 3.0]), ([1, 2], [3.0, 4.0])]
@@ -125,8 +127,7 @@ class TestFigures:
 
     def test_a_legend_names_every_method(self):
         names = [f"method_{index}" for index in range(10)] + ["_hidden"]
-        iou = {name: [0.5] for name in names}
-        element = figures.svg(figures.class_iou_bars(iou, ["sky"]))
+        element = figures.svg(figures.curves({name: [([1], [1.0])] for name in names}, "loss"))
         assert all(f">{name}</text>" in element for name in names)
 
     def test_colors_stay_with_their_method(self):
@@ -179,14 +180,25 @@ class TestTables:
     def test_rows_are_sorted_by_numbers_and_not_by_their_text(self, comparison):
         table = method_table(comparison)
         parameters = table.header.index("Parameters")
-        assert [row[parameters] for row in table.keys] == [13_100_000, 812_345, 812_345]
-        assert table.keys[1][table.header.index("vs plain")] == ""
+        assert [row[parameters].key for row in table.rows] == [13_100_000, 812_345, 812_345]
+        assert table.rows[1][table.header.index("vs plain")].key == ""
+
+    def test_the_gain_of_every_run_is_counted_over_the_same_seed(self, comparison):
+        table = method_table(comparison, by_seed=True)
+        column = table.header.index("vs plain")
+        assert [(row[0], row[column]) for row in table.texts()] == [
+            ("teacher, seed 0", "+20.87"),
+            ("plain, seed 0", "–"),
+            ("plain, seed 1", "–"),
+            ("cwd, seed 0", "+10.00"),
+            ("cwd, seed 1", "+8.00"),
+        ]
 
     def test_a_single_seed_has_no_interval_and_says_so(self):
         runs = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.5)]
         assert "| cwd | 50.00 | +10.00 |" in markdown_table(report(runs))
         assert "One seed each" in note(report(runs))
-        assert "bracket" not in note(report(runs))
+        assert "Bracket" not in note(report(runs))
 
     def test_a_teacher_below_the_plain_student_is_remarked(self):
         students = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.5)]
@@ -207,7 +219,7 @@ class TestReport:
         assert "51.00 ± 1.41" in page
         assert "+20.87" in page
         assert "standard deviation" in page
-        assert "“vs plain” counts points of mIoU" in page
+        assert "“vs plain” is the gain in points of mIoU" in page
 
     def test_a_headline_of_one_seed_promises_no_gain(self, tmp_path):
         runs = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.4513)]
@@ -251,12 +263,12 @@ class TestReport:
         runs = [run("plain", "plain", 0, 0.4), run("cwd", "distilled", 0, 0.39)]
         write_report(tmp_path / "report.html", report(runs))
         html = (tmp_path / "report.html").read_text()
-        assert "cwd is 1.00 points below it" in html
+        assert "cwd is 1.00 points below" in html
         assert "One seed each" in html
 
     def test_names_are_escaped(self, page):
         assert page.count("<script") == 1  # ours
-        assert page.count(">&lt;script&gt;alert(1)&lt;/script&gt;</th>") == 1  # the heat map
+        assert page.count(">&lt;script&gt;alert(1)&lt;/script&gt;</th>") == 1  # the classes
         assert page.count("</i>&lt;script&gt;alert(1)&lt;/script&gt;") == 1  # the legend
         assert "<title>A &lt;title&gt;</title>" in page
         assert "weight: &lt;3&gt;" in page
@@ -277,9 +289,9 @@ class TestReport:
     def test_charts_of_every_term_that_was_logged(self, page):
         titles = re.findall(r'aria-label="([^"]*)"', page)
         assert titles[1].startswith("Gain over the plain student")
-        assert titles[2:6] == ["mIoU on val (%)", "loss", "cwd", "teacher"]
+        assert titles[2:] == ["mIoU on val (%)", "loss", "cwd", "teacher", "plain"]
 
-    def test_what_a_term_logs_beside_its_value_stands_with_the_diagnostics(self, tmp_path):
+    def test_what_a_term_logs_is_at_the_end(self, tmp_path):
         history = [
             {"step": s, "train/loss": 1.0, "train/nfd": 1.0, "train/nfd/dead_teacher_channels": 0.1}
             for s in (1, 2)
@@ -287,9 +299,9 @@ class TestReport:
         write_report(
             tmp_path / "r.html", report([run("nfd", "distilled", 0, 0.4, history=history)])
         )
-        training, _, diagnostics = (tmp_path / "r.html").read_text().partition("How this was made")
+        training, _, end = (tmp_path / "r.html").read_text().partition("How this was made")
         assert 'aria-label="nfd: dead teacher channels"' not in training
-        assert 'aria-label="nfd: dead teacher channels"' in diagnostics
+        assert 'aria-label="nfd: dead teacher channels"' in end
 
     def test_the_legend_only_has_what_the_labels_show(self, page, tmp_path):
         assert "</i>ignored" in page
@@ -333,10 +345,10 @@ def test_what_a_method_adds_to_the_one_that_it_builds_on():
     runs += [run("fakd_cwd", "distilled", seed, 0.51) for seed in (0, 1)]
     result = report(runs, builds_on={"fakd_cwd": "cwd"})
     table = method_table(result)
-    own = [row[table.header.index("Own effect")] for row in table.rows]
+    own = [row[table.header.index("Own effect")] for row in table.texts()]
     # +1.00 and -1.00 points, with Student's t of one degree of freedom, 12.7062.
     assert own == ["–", "–", "+0.00 [-12.71, +12.71] on cwd"]
-    assert "“Own effect” counts points over the method" in note(result)
+    assert "“Own effect” is the gain over the method" in note(result)
     rows = list(csv.DictReader(io.StringIO(csv_table(result))))
     assert float(rows[2]["own_effect_low"]) == pytest.approx(-0.127062, abs=1e-6)
     assert "Own effect" not in method_table(report(runs)).header
@@ -345,7 +357,7 @@ def test_what_a_method_adds_to_the_one_that_it_builds_on():
 def test_a_longer_plain_student_is_compared_with_the_plain_one():
     runs = [run("plain student", "plain", 0, 0.40), run("plain student, longer", "plain", 0, 0.43)]
     table = method_table(report([*runs, run("cwd", "distilled", 0, 0.45)]))
-    gains = [row[table.header.index("vs plain")] for row in table.rows]
+    gains = [row[table.header.index("vs plain")] for row in table.texts()]
     assert gains == ["–", "+3.00", "+5.00"]
 
 

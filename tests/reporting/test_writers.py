@@ -1,4 +1,4 @@
-"""Where numbers and pictures of a training go: files, TensorBoard, the terminal."""
+"""Writers: JSON lines, TensorBoard, and the console."""
 
 import io
 import json

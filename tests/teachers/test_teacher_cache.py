@@ -541,7 +541,7 @@ def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
     compared = compare(config, tmp_path / "compared")
     assert {row["method"] for row in compared.table} == {"plain student", "cwd"}
     assert not compared.students["plain student"].files.read_options().teacher.logits
-    assert "logits from elsewhere teach tiny" in compared.report.read_text()
+    assert "teacher precomputed logits" in compared.report.read_text()
 
 
 @pytest.mark.parametrize(

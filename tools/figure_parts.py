@@ -1,4 +1,4 @@
-"""Panels of the pictures of docs/methods: images, maps with their scale, marked pixels."""
+"""Parts of the pictures of docs/methods: images, maps with a color scale, marked pixels."""
 
 from typing import Any
 
@@ -8,44 +8,44 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kdjax.data.images import Images
-from kdjax.reporting.figures import colorize
+from kdjax.reporting.pictures import colorize
 
 MAGNITUDE, SIGNED = "viridis", "RdBu_r"
 
 
 def colored(label: np.ndarray, images: Images) -> np.ndarray:
-    """A label map in the colours of its classes."""
+    """Returns a label map in the colors of its classes."""
     return colorize(np.asarray(label, np.uint8), np.asarray(images.palette))
 
 
 def grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    """A figure of square panels."""
+    """Returns a figure with a grid of square axes."""
     figure = Figure(figsize=(8, 2.7 * rows), layout="constrained")
     return figure, figure.subplots(rows, columns)
 
 
 def mark(axis: Axes, place: tuple[float, ...], name: str) -> None:
-    """Writes a pixel's name where it lies."""
+    """Writes the name of a pixel at its place."""
     row, column = place
     box = {"boxstyle": "circle,pad=0.15", "fc": "white", "ec": "black", "lw": 1}
     axis.text(column, row, name, ha="center", va="center", fontsize=8, color="black", bbox=box)
 
 
 def show_image(axis: Axes, image: np.ndarray, title: str) -> None:
-    """Shows colours as they are."""
+    """Shows an image without a color scale."""
     bar = _show(axis, image, title)
-    # It keeps its room, so that images stand in line with maps.
+    # The hidden scale keeps its space, so that images and maps are aligned.
     bar.solids.set_visible(False)
     bar.ax.tick_params(colors="none")
 
 
 def show_map(axis: Axes, values: np.ndarray, title: str, low: float, high: float | None) -> None:
-    """Shows magnitudes, with their scale below."""
+    """Shows magnitudes, with a color scale below."""
     _show(axis, values, title, cmap=MAGNITUDE, vmin=low, vmax=high)
 
 
 def show_signed(axis: Axes, values: np.ndarray, title: str, limit: float | None = None) -> None:
-    """Shows signed values around white, with their scale below."""
+    """Shows signed values, zero in white, with a color scale below."""
     limit = limit or float(np.abs(values).max())
     _show(axis, values, title, cmap=SIGNED, vmin=-limit, vmax=limit)
 
