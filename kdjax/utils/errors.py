@@ -1,24 +1,24 @@
-"""The exceptions that are no faults of the program: mistakes, being stopped, bad luck."""
+"""The exceptions for mistakes of the user, stops on request, and failures that may pass."""
 
-# What code of the user's can raise. `sys.exit(0)` in a config or a factory is a mistake too: it
-# would end the command with status 0 and nothing done.
+# Errors that a user's code can raise. `sys.exit(0)` in a config or a factory would otherwise end
+# the command with status 0 and nothing done.
 RAISED_BY_USERS = (Exception, SystemExit)
 
 
 class UserError(Exception):
-    """A mistake in a config, a path or an input file.
+    """A mistake in a config, a path, or an input file.
 
-    Its message is one line that names what is wrong and what would be right. The commands print it
-    without a traceback and exit with status 2.
+    The message is one line that names the mistake and the remedy. The commands print it without a
+    traceback and exit with status 2.
     """
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and what it had done is saved; its message says where."""
+    """The run was asked to stop and has saved its work. The message says where."""
 
 
 class Transient(Exception):
-    """What may well work at the next try: a store that is away, a clock that jumped.
+    """A failure that may not happen again, such as a store that does not answer.
 
-    Its message is one line, as a `UserError`'s; the commands exit with status 75.
+    The message is one line. The commands print it without a traceback and exit with status 75.
     """

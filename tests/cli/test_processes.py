@@ -252,7 +252,7 @@ def test_what_the_leading_process_cannot_do_all_say():
 def test_a_process_says_that_it_waits_for_one_that_does_not_come():
     port = tiny_run.free_port()
     child = wait(port, 0, "--num_processes=2", "--process_id=1")
-    line = f"waits for the other processes of the run at localhost:{port}\n"
+    line = f"Waiting for the other processes of the run at localhost:{port}\n"
     started = time.monotonic()
     while line not in child.errors():
         assert time.monotonic() - started < 60
