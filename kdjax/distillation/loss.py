@@ -141,22 +141,15 @@ class Loss:
     def init_params(self, key: PRNGKeyArray, student: Any, teacher: Any) -> PyTree:
         """Returns the parameters that the loss learns besides its adapter. None by default.
 
-        Args:
-          key: A random key.
-          student: As in `check`.
-          teacher: As in `check`.
+        The specs are those of `check`.
         """
-        del key, student, teacher
         return {}
 
     def init_state(self, student: Any, teacher: Any) -> PyTree:
         """Returns the state that the loss keeps between steps. None by default.
 
-        Args:
-          student: As in `check`.
-          teacher: As in `check`.
+        The specs are those of `check`.
         """
-        del student, teacher
         return {}
 
     def update(self, state: PyTree, inputs: Inputs) -> PyTree:
@@ -165,7 +158,6 @@ class Loss:
         Parameters with an objective of their own, such as a discriminator's, belong to the state.
         This method trains them.
         """
-        del inputs
         return state
 
     def __call__(
@@ -285,7 +277,6 @@ def loss_class(
         raise ValueError(f"{name} has an option called {clash[0]}, which every term has; rename it")
 
     def value(self: Loss, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
-        del params, state
         given = {option.name: getattr(self, option.name) for option in options}
         if ignores:
             given["ignore_label"] = inputs.ignore_label

@@ -72,10 +72,6 @@ class ClassStatistics:
           ignore_label: The label of pixels that do not count.
           axis_name: Inside `shard_map`, the mesh axes over which the pixels are split. The
             statistics are then those of all pixels, and the same on every device.
-
-        Raises:
-          TypeError: If the features are not floating point or the labels not integers.
-          ValueError: If shapes do not fit.
         """
         check_map("features", features)
         if features.shape[-1] != self.mean.shape[-1]:
@@ -113,11 +109,7 @@ class ClassStatistics:
         return self.merge(ClassStatistics(count, mean, covariance))
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
-        """Returns the statistics of the pixels of both.
-
-        Raises:
-          ValueError: If the two do not have the same shapes.
-        """
+        """Returns the statistics of the pixels of both."""
         if self.covariance.shape != other.covariance.shape:
             raise ValueError(
                 "both statistics must have the same shape, got covariances "

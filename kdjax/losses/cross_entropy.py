@@ -30,10 +30,6 @@ def cross_entropy(
       `valid_mean(values, labels != ignore_label)` is the mean that PyTorch takes. The plain mean
       also divides by the ignored pixels, as mmsegmentation does by default.
 
-    Raises:
-      TypeError: If the logits are not floating point or the labels not integers.
-      ValueError: If the labels are not `[..., H, W]`.
-
     Examples:
       >>> logits = jnp.zeros((1, 2, 2, 4))
       >>> labels = jnp.array([[[0, 1], [2, 255]]])
@@ -75,10 +71,6 @@ def upsampled_cross_entropy(
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`; see `cross_entropy`.
-
-    Raises:
-      TypeError: If the logits are not floating point or the labels not integers.
-      ValueError: If batch dimensions differ or the labels are not `[..., H, W]`.
     """
     check_map("logits", logits)
     check_label_dtype(labels)
@@ -140,10 +132,6 @@ def valid_mean(values: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> 
     Args:
       values: Terms of a loss, any shape.
       valid: Which of them count, the same shape.
-
-    Raises:
-      TypeError: If `valid` is not boolean.
-      ValueError: If the shapes differ.
     """
     if valid.dtype != jnp.bool_:
         raise TypeError(f"valid must be boolean, got {valid.dtype} {shape_of(valid)}")

@@ -72,11 +72,6 @@ def fakd_kl(
       float32 `[..., H, W]`, 0 if the label is `ignore_label`. `valid_mean` over the other pixels is
       the loss; the plain mean is the same if no pixel is ignored.
 
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes do not fit, the strength is negative, the temperature not positive or
-        `bound` unknown.
-
     Source:
       Yuan et al., "FAKD: Feature augmented knowledge distillation for semantic segmentation"
       (2022). The abstract asks for an upper bound of the expected loss over infinitely many
@@ -157,24 +152,11 @@ def fakd_cwd(
     noise of the pixels. Pixels of a class with a large variance weigh more in the student's
     normalizer.
 
-    Args:
-      student_features: As in `fakd_kl`.
-      kernel: As in `fakd_kl`.
-      bias: As in `fakd_kl`; it does not change the loss.
-      teacher_logits: As in `fakd_kl`.
-      labels: As in `fakd_kl`.
-      covariance: As in `fakd_kl`.
-      strength: As in `fakd_kl`.
-      temperature: As in `cwd`.
-      ignore_label: The label of pixels that are not augmented. They still take part in the maps,
-        as in `cwd`.
+    The arguments are those of `fakd_kl`, with the temperature of `cwd`. The bias does not change
+    the loss. Pixels with the ignore label are not augmented, but take part in the maps as in `cwd`.
 
     Returns:
       float32 `[..., C]`; the plain mean is the loss.
-
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes do not fit, the strength is negative or the temperature not positive.
 
     Source:
       Yuan et al. (2022), see `fakd_kl`. The abstract says that FAKD combines with other losses;

@@ -45,10 +45,6 @@ def isda_logits(
     Returns:
       float32 `[..., H, W, C]`.
 
-    Raises:
-      TypeError: If the features are not floating point or the labels not integers.
-      ValueError: If shapes do not fit or the strength is negative.
-
     Source:
       Wang et al., "Implicit semantic data augmentation for deep networks" (NeurIPS 2019), the
       formula as in the authors' segmentation code, which uses the diagonal covariance.
@@ -79,23 +75,11 @@ def isda_cross_entropy(
     """Implicit semantic data augmentation: `cross_entropy` of `isda_logits`.
 
     An upper bound of the expected cross-entropy if every feature vector is augmented by noise of
-    `N(0, strength Sigma_y)`. At strength 0, it is the plain cross-entropy.
-
-    Args:
-      features: As in `isda_logits`.
-      kernel: As in `isda_logits`.
-      bias: As in `isda_logits`.
-      labels: As in `isda_logits`.
-      covariance: As in `isda_logits`.
-      strength: As in `isda_logits`.
-      ignore_label: The label of pixels that do not count.
+    `N(0, strength Sigma_y)`. At strength 0, it is the plain cross-entropy. The arguments are those
+    of `isda_logits`.
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`; see `cross_entropy`.
-
-    Raises:
-      TypeError: If the features are not floating point or the labels not integers.
-      ValueError: If shapes do not fit or the strength is negative.
     """
     check_map("features", features)
     check_labels(labels, features, "features")

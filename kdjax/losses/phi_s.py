@@ -24,9 +24,6 @@ def phi_s(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
     Returns:
       float32 `[D, D]`.
 
-    Raises:
-      ValueError: If the covariance is not square.
-
     Source:
       Ranzinger et al., "PHI-S: distribution balancing for label-free multi-teacher distillation"
       (2024), the authors' example: the principal axes, rotated by a Hadamard matrix so that each
