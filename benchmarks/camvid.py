@@ -1,4 +1,4 @@
-"""CamVid on one device, from files to mIoU: a teacher, a plain student, and one taught by CWD.
+"""Trains on CamVid on one device, from files to mIoU: a teacher, a plain and a CWD student.
 
     python -m benchmarks.camvid --source CAMVID
     python -m benchmarks.camvid --small               made-up images, to see that it runs
@@ -52,13 +52,13 @@ CLASSES = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car"),
     *("Pedestrian", "Bicyclist"),
 )
-# The only sequence of the test split of which no image was seen in training.
+# The only sequence of the test split without an image in the training split.
 UNSEEN = "Seq05VD"
 Examples = dict[str, dict[str, np.ndarray]]
 
 
 class Trained(NamedTuple):
-    """A network after its training, and how long a step took."""
+    """A trained network, and the seconds of a step."""
 
     network: Network
     variables: Variables
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_config() -> Config:
-    """The recipe of CamVid at twice its size."""
+    """Returns the config of CamVid at twice its size."""
     config = recipes.camvid()
     config.steps, config.compare.teacher_steps = STEPS.value, TEACHER_STEPS
     config.data.crop_size = (320, 416)
@@ -103,7 +103,7 @@ def make_config() -> Config:
 
 
 def read(split: str) -> Examples:
-    """The examples of a split by name."""
+    """Returns the examples of a split by name."""
     folder = pathlib.Path(SOURCE.value or "")
     paths = sorted((folder / "images" / split).glob("*.*"))
     if not paths:
@@ -118,7 +118,7 @@ def read(split: str) -> Examples:
 
 
 def made_up(count: int) -> Examples:
-    """Noise under labels of patches."""
+    """Returns images of noise, and labels of patches."""
     rng = np.random.default_rng(count)
     return {
         f"{UNSEEN if number % 2 else 'seen'}_{number}": {
@@ -175,7 +175,7 @@ def run(config: Config, train: Examples, teacher: Trained | None) -> Trained:
 
 
 def miou(trained: Trained, examples: Examples) -> float:
-    """Of whole images, one by one."""
+    """Evaluates a network on whole images, one at a time."""
     batches = (
         {
             "image": example["image"][None],

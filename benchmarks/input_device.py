@@ -1,4 +1,4 @@
-"""Speed of batches out of the device's memory, and their share of a training step.
+"""Measures batches from the device's memory, and their share of a training step.
 
     python -m benchmarks.input_device
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
 
 
 def made_up() -> InMemoryExamples:
-    """Noise under labels of patches."""
+    """Returns images of noise, and labels of patches."""
     rng = np.random.default_rng(0)
     examples = []
     for number in range(EXAMPLES.value):
@@ -103,7 +103,7 @@ def made_up() -> InMemoryExamples:
 
 
 def turn(call: Callable[[], Any]) -> float:
-    """Seconds of a call, over several that follow each other."""
+    """Returns the seconds of a call, from several calls in a row."""
     started = time.perf_counter()
     results = [call() for _ in range(STEPS)]
     jax.block_until_ready(results)

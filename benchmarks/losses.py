@@ -1,4 +1,4 @@
-"""Every loss next to the straightforward PyTorch version of its formula: time and peak memory.
+"""Compares every loss with a plain PyTorch version of its formula: time and peak memory.
 
     python -m benchmarks.losses                          all, about half an hour on one core
     python -m benchmarks.losses --quick                  one small size, to see that it runs
@@ -43,7 +43,7 @@ CHANNELS = 128  # of the features that FAKD moves
 SIZES = [(4, 65, 65, 21), (4, 64, 128, 19), (4, 64, 64, 150)]
 # One image of many pixels; its last size is that of a 2048 x 4096 image at stride 8.
 LARGE = [(1, 64, 128, 512), (1, 128, 256, 64), (1, 256, 512, 32)]
-# A PyTorch table of similarities beyond this is not tried.
+# Larger PyTorch tables of similarities are skipped.
 LARGEST_TABLE = 2**28
 
 
@@ -203,7 +203,7 @@ def cases(size, large=False):
 
 
 def prepare_jax(case, backward):
-    """A call, and the megabytes that it needs beside its arguments."""
+    """Returns a call, and the megabytes that it needs besides its arguments."""
 
     def mean(*arguments):
         return jnp.mean(case.ours(*arguments))
@@ -272,7 +272,7 @@ def measure(case, backward, rounds):
         once += seconds(theirs)
 
     times = [(once, math.nan)]
-    # Few rounds where one takes long; a call of more than 20 s is its own warm-up.
+    # Few rounds if one takes long. A call of more than 20 s is its own warm-up.
     if once < 20 or theirs:
         rounds = max(3, min(rounds, int(20 / once)))
         times = [(seconds(ours), seconds(theirs) if theirs else math.nan) for _ in range(rounds)]

@@ -1,4 +1,4 @@
-"""Which networks become ONNX, and how far their class scores are from the network's own.
+"""Exports networks to ONNX, and compares their class scores with the network's own.
 
     python -m benchmarks.onnx_networks --output docs/results/onnx/networks.csv
     python -m benchmarks.onnx_networks --table docs/results/onnx/networks.csv
@@ -50,7 +50,7 @@ TABLE = flags.DEFINE_string("table", None, "A CSV file to print as a table.")
 
 
 def scores_function(name):
-    """A network's class scores of 8-bit images, in plain operations."""
+    """Returns a function from 8-bit images to a network's class scores, in plain operations."""
     net = models.create(
         name, num_classes=CLASSES, width=WIDTH.value, auxiliary=False, rngs=nnx.Rngs(0)
     )
@@ -65,7 +65,7 @@ def scores_function(name):
 
 
 def compared(scores, size, shape):
-    """What converting says, or the largest difference of the scores."""
+    """Returns the largest difference of the scores, or the error of the conversion."""
     images = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     expected = np.asarray(jax.jit(scores)(images))
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def compared(scores, size, shape):
         try:
             formats.write_onnx(scores, size, path)
             found = formats.read_onnx(path)(images)
-        # Whatever ONNX Runtime raises: that it cannot be run is the result.
+        # Any error of ONNX Runtime is the result: the file cannot be run.
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return reason.removeprefix("onnx: ")
@@ -90,7 +90,7 @@ def row(name):
 
 
 def said(value):
-    """A cell of the table."""
+    """Returns a cell of the table."""
     try:
         return f"{float(value):.1e}" + ("" if float(value) <= BAR else ", more than the bar")
     except ValueError:

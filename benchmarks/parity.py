@@ -1,4 +1,4 @@
-"""Every network next to mmsegmentation's, with the same random weights and images.
+"""Compares every network with mmsegmentation's, on the same random weights and images.
 
     python -m benchmarks.parity --mmseg-python PATH                  all
     python -m benchmarks.parity --mmseg-python PATH --only pspnet_r18,fcn_hr18s
@@ -63,7 +63,7 @@ class Peer:
 
     def __init__(self, python):
         script = Path(__file__).with_name("parity_mmseg.py")
-        # A path of Python's own must not leak in from this environment.
+        # This environment's Python path must not reach the other one.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         self._process = subprocess.Popen(
             [python, str(script)],
@@ -90,7 +90,7 @@ class Peer:
 
 
 def outputs(net, images):
-    """All named maps of a network, op by op: compiling each network as a whole takes minutes."""
+    """Returns all maps of a network, op by op, because compiling a whole network takes minutes."""
     output = net(jnp.asarray(images))
     maps = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
     return {name: np.asarray(value) for name, value in maps.items() if value is not None}

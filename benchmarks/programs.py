@@ -1,4 +1,4 @@
-"""What the compiled losses look like: memory, float32 copies of the inputs, passes over them.
+"""Measures the compiled losses: memory, float32 copies of the inputs, passes over the inputs.
 
     python -m benchmarks.programs                        all, about two minutes on two cores
     python -m benchmarks.programs --only cwd,pfs         losses whose name contains one of these
@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
 
 def resized_cross_entropy(logits, labels):
-    """What `upsampled_cross_entropy` does, in two steps of JAX."""
+    """Computes `upsampled_cross_entropy` in two steps of JAX."""
     size = (*labels.shape, logits.shape[-1])
     resized = jax.image.resize(logits, size, "bilinear", antialias=False)
     return losses.cross_entropy(resized, labels)
@@ -150,7 +150,7 @@ def measure(case: Case) -> list[str]:
 
 
 class Side(NamedTuple):
-    """The maps of both networks, and labels, as they stand for arrays or are some."""
+    """The maps of both networks, and labels: arrays, or shapes and types of arrays."""
 
     student: dict[str, Any]
     teacher: dict[str, Any]
@@ -158,7 +158,7 @@ class Side(NamedTuple):
 
 
 def side(images: int, height: int, width: int, channels: int) -> Side:
-    """What stands for the maps of PSPNets of a width."""
+    """Returns shapes and types of the maps of PSPNets of a width."""
 
     def maps(name: str, train: bool) -> dict[str, Any]:
         network = nnx.eval_shape(
@@ -174,13 +174,13 @@ def side(images: int, height: int, width: int, channels: int) -> Side:
         )
 
     student, teacher = maps("pspnet_r18", True), maps("pspnet_r101", False)
-    # A teacher that is not trained has no auxiliary scores; as many as DSD would ask for.
+    # A frozen teacher has no auxiliary scores. DSD reads some.
     teacher.setdefault("aux_logits", student["aux_logits"])
     return Side(student, teacher, jax.ShapeDtypeStruct((images, height, width), jnp.int32))
 
 
 def program_of(name: str, maps: Side) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What makes the params and the state of a term, and its value with all gradients."""
+    """Returns functions for the parameters and state of a term, and its value and gradients."""
     if name == "cross_entropy":
 
         def of_labels(params, student, state, teacher, labels):
@@ -196,7 +196,7 @@ def program_of(name: str, maps: Side) -> tuple[Callable[..., Any], Callable[...,
     )
 
     def of_term(params, student, state, teacher, labels):
-        # In the middle of a run, when all that is fitted first is.
+        # In the middle of a run, after the terms that are fitted first.
         return distiller(
             params, state, student, teacher, labels, step=500, steps=1000, key=jax.random.key(0)
         )
@@ -205,7 +205,7 @@ def program_of(name: str, maps: Side) -> tuple[Callable[..., Any], Callable[...,
 
 
 def cost(name: str, large: Side, small: Side) -> list[Any]:
-    """A row of the table of terms."""
+    """Returns a row of the table of terms."""
     init, program = program_of(name, large)
     params, state = jax.eval_shape(init, jax.random.key(0))
     arguments = (params, large.student, state, large.teacher, large.labels)
@@ -228,12 +228,12 @@ def cost(name: str, large: Side, small: Side) -> list[Any]:
         started = time.process_time()
         jax.block_until_ready(run(params, student, state, teacher, labels))
         seconds.append(time.process_time() - started)
-    # The first compiled it.
+    # The first call compiled the program.
     return [name, f"{flops / 1e9:.3g}", f"{megabytes:.3g}", f"{min(seconds[1:]):.3g}"]
 
 
 def write_costs(path: str) -> None:
-    """Adds the rows that are not there yet."""
+    """Adds the missing rows."""
     header = ["loss", "gflop", "megabytes", "processor_seconds"]
     large, small = side(4, 512, 1024, 64), side(1, 512, 512, 16)
     with open(path, "a+", newline="") as file:

@@ -1,4 +1,4 @@
-"""What a teacher's cached scores take, and what a step costs with them.
+"""Measures the size of a teacher's cached scores, and the time of a step with the cache.
 
     python -m benchmarks.teacher_cache --config configs/camvid_pspnet_r18_cwd.py \\
         --config.teacher.checkpoint=DIR
@@ -86,7 +86,7 @@ def step_call(
     distiller: Distiller | None,
     scores: ScoreFiles | None = None,
 ) -> Callable[[], Any]:
-    """A call that runs one training step on a batch that stays on the device."""
+    """Returns a call that runs one training step on a batch that stays on the device."""
     placement = Placement(options.mesh)
     student, variables, info = make_student(options, images.class_names, images.palette)
     state = assemble_state(options, variables, distiller)
@@ -113,7 +113,7 @@ def step_call(
 
 
 def reading(options: RunOptions, images: Images, scores: ScoreFiles) -> float:
-    """Median seconds to read the scores of a batch, from files that memory holds by then."""
+    """Returns the median seconds to read the scores of a batch, from files in memory."""
     generator = np.random.default_rng(0)
     count, times = len(images.sizes(options.data.train_split)), []
     for _ in range(50):

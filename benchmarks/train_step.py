@@ -1,4 +1,4 @@
-"""The training step next to PyTorch's: speed, memory, time to the first step, price of a method.
+"""Compares the training step with PyTorch's: speed, memory, first step, price of a method.
 
     python benchmarks/train_step.py
     python -m benchmarks.train_step --methods nfd,cwd --student_width 64 --rounds 30
@@ -26,12 +26,12 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Run as a file, Python looks into this file's folder first, where a folder is called `torch` too.
+# If this file is run, Python looks into its folder first, which has a folder `torch`.
 sys.path[:] = [
     str(ROOT),
     *(path for path in sys.path if pathlib.Path(path).resolve() != ROOT / "benchmarks"),
 ]
-# On a GPU both libraries live in this process: JAX must not take most of its memory at the start.
+# On a GPU both libraries share this process, so that JAX must not reserve most of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # noqa: E402  reads the variable above
@@ -68,7 +68,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 20, "Turns of each, after the first, whi
 STEPS = flags.DEFINE_integer("steps_per_turn", None, "10 on a GPU, else 1, where not given.", 1)
 # How far a loss may be off, relative to itself, in the first steps: rounding grows with each.
 TOLERANCES = (1e-4, 1e-3, 1e-2)
-# A fresh classifier's scores are next to nothing; a teacher has something to say.
+# The scores of a new classifier are almost 0, unlike a teacher's.
 TEACHER_SCALE = 30
 STEPS_ALONE = 3
 PLAIN = "plain, teacher unread"
@@ -76,7 +76,7 @@ PLAIN = "plain, teacher unread"
 
 def main(argv: list[str]) -> None:
     del argv
-    # As kdjax's commands do; what it changes of the process, it changes for both sides.
+    # As kdjax's commands do. The changes to the process affect both sides.
     environment.set_up_jax()
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu != torch.cuda.is_available():
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
 
 
 def chosen_work(usual: Work) -> Work:
-    """The work of the device, changed by the flags."""
+    """Returns the device's work, changed by the flags."""
     given: dict[str, Any] = {
         name: flag.value for name, flag in WORK.items() if flag.value is not None
     }
@@ -122,14 +122,14 @@ def describe(work: Work) -> str:
 
 
 def check(work: Work) -> str:
-    """Holds the losses of the first steps in float32 against each other.
+    """Compares the losses of the first steps in float32.
 
     Raises:
       AssertionError: where one differs by more than its step's tolerance.
     """
     work = dataclasses.replace(work, dtype="float32")
     batches = [work.batch(seed) for seed in range(len(TOLERANCES))]
-    # GPUs would multiply in TF32.
+    # By default, GPUs multiply in TF32.
     torch.backends.cudnn.allow_tf32 = False
     precise = "float32" if jax.default_backend() == "gpu" else None
     with jax.default_matmul_precision(precise):
@@ -146,12 +146,12 @@ def check(work: Work) -> str:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
-    """Relative differences of the losses that PyTorch has."""
+    """Returns the relative differences to PyTorch's losses."""
     return {name: abs(float(found[name]) / float(value) - 1) for name, value in expected.items()}
 
 
 def same_weights(work: Work, batches: list[Any]) -> tuple[kdjax_side.Side, torch_side.Side]:
-    """Both sides with the weights that kdjax drew, and a teacher that knows the batches' scale."""
+    """Returns both sides with kdjax's weights, and a teacher with the batches' statistics."""
     ours = kdjax_side.Side(work)
     assert ours.teacher is not None
     theirs = torch_side.Side(work, Execution("cuda" if torch.cuda.is_available() else "cpu"))
@@ -182,7 +182,7 @@ def take_turns(works: dict[str, Work], on_gpu: bool) -> str:
             sides["PyTorch", name] = torch_side.Side(work)
     batch = works[PLAIN].batch(0)
     steps = STEPS.value or (10 if on_gpu else 1)
-    # Wall time, and processor time, which on the CPU a busy machine disturbs less.
+    # Wall time, and processor time, which other work on the CPU disturbs less.
     seconds: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in sides}
     for _ in range(ROUNDS.value + 1):
         for key, side in sides.items():
@@ -192,7 +192,7 @@ def take_turns(works: dict[str, Work], on_gpu: bool) -> str:
             side.wait()
             spent = time.perf_counter() - wall, time.process_time() - processor
             seconds[key].append(spent)
-    # [rounds, clocks], without the round that compiled.
+    # [rounds, clocks], without the round that compiles.
     times = {key: np.array(found[1:]) for key, found in seconds.items()}
     images = steps * works[PLAIN].batch_size
     clock = 0 if on_gpu else 1
@@ -200,7 +200,7 @@ def take_turns(works: dict[str, Work], on_gpu: bool) -> str:
 
 
 def table(works: dict[str, Work], times: dict[Any, Any], images: int, clock: int) -> str:
-    """Medians with quartiles; clock 0 is wall time, 1 is processor time."""
+    """Returns medians with quartiles. Clock 0 is wall time, 1 is processor time."""
     unit = ("second", "CPU second")[clock]
     lines = [
         f"| method | kdjax, images a {unit} | PyTorch | kdjax / PyTorch | price in kdjax "
@@ -230,13 +230,13 @@ def table(works: dict[str, Work], times: dict[Any, Any], images: int, clock: int
 
 
 def spread(values: Any, form: str) -> str:
-    """Median and quartiles."""
+    """Returns median and quartiles."""
     low, middle, high = (form.format(x) for x in np.percentile(values, [25, 50, 75]))
     return f"{middle} ({low} to {high})"
 
 
 def compare_alone(name: str, work: Work, on_gpu: bool) -> str:
-    """Memory and the time to the first step of each side in a process of its own, as a table."""
+    """Returns a table: memory and time to the first step, each side in its own process."""
     ours, theirs = (alone(side, work) for side in ("kdjax", "pytorch"))
     rows = {"time to the first step, s": [x["seconds"] for x in (ours, theirs)]}
     peak = "peak of arrays, MiB" if on_gpu else "peak of the process, MiB"
@@ -253,7 +253,7 @@ def alone(side: str, work: Work) -> dict[str, float]:
       CalledProcessError: where it fails; it has said why.
     """
     with tempfile.TemporaryDirectory() as cache:
-        # Whatever was compiled before is compiled again.
+        # Without the programs that were compiled before.
         places = ("TORCHINDUCTOR_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
         variables = {**os.environ, **dict.fromkeys(places, cache)}
         started = time.time()

@@ -130,6 +130,8 @@ def arguments(
 
 def _signature(factory: Callable[..., Any]) -> inspect.Signature:
     """Returns the signature of a factory, also if a metaclass hides it, as in Flax NNX."""
+    if not callable(factory):
+        raise TypeError(f"{factory!r} is not a function or a class")
     function, args, keywords = factory, (), {}
     if isinstance(factory, functools.partial):
         function, args, keywords = factory.func, factory.args, factory.keywords

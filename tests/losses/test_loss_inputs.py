@@ -1,4 +1,4 @@
-"""What is said about arguments that cannot be right; at trace time, so that nothing runs first."""
+"""Wrong arguments raise errors at trace time, before anything runs."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ IMITATION = [*IMITATION, losses.attention_transfer, losses.cirkd_minibatch]
 
 
 class Foreign:
-    """As an array of another library, whose dtype NumPy does not know."""
+    """An array like one of another library, whose dtype NumPy does not know."""
 
     shape, ndim, dtype = (2, 4, 5, 6), 4, object()
 

@@ -67,7 +67,7 @@ def test_one_process_has_it_at_a_time_and_a_dead_one_never(path, lock):
         pytest.raises(UserError, match=IN_USE.format(pid=process)),
     ):
         lock().acquire()
-    # As the dead process left it.
+    # The dead process has left its record.
     assert json.loads(path.read_text())["pid"] == process
     lock().acquire()
 
