@@ -328,10 +328,9 @@ class Distiller:
             jax.eval_shape(lambda: self._trace(name, loss))
         except UserError:
             raise
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: {error}") from error
         except RAISED_BY_USERS as error:
-            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+            kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+            raise UserError(f"{where}: {kind}{error}") from error
 
     def _trace(self, name: str, loss: Loss, steps: Float[Array, ""] | int = 1) -> Any:
         """Returns the weighted value of a term, its state, and its metrics on maps of zeros."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kdjax.losses._arrays import einsum
-from kdjax.losses._checks import check_label_dtype, check_labels, check_map, shape_of
+from kdjax.losses._checks import check_label_dtype, check_labels, check_map, check_shape, shape_of
 from kdjax.losses.resizing import resizing_weights
 
 
@@ -74,11 +74,7 @@ def upsampled_cross_entropy(
     """
     check_map("logits", logits)
     check_label_dtype(labels)
-    if labels.ndim != logits.ndim - 1 or labels.shape[:-2] != logits.shape[:-3]:
-        raise ValueError(
-            "labels must be [..., H, W] and logits [..., h, w, C] with the same batch dimensions, "
-            f"got labels {shape_of(labels)} and logits {shape_of(logits)}"
-        )
+    check_shape("labels", labels, (*logits.shape[:-3], *labels.shape[-2:]))
     *batch, height, width = labels.shape
     to_width = resizing_weights(logits.shape[-2], width, align_corners=align_corners)
     to_height = resizing_weights(logits.shape[-3], height, align_corners=align_corners)
@@ -135,11 +131,7 @@ def valid_mean(values: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> 
     """
     if valid.dtype != jnp.bool_:
         raise TypeError(f"valid must be boolean, got {valid.dtype} {shape_of(valid)}")
-    if values.shape != valid.shape:
-        raise ValueError(
-            "values and valid must have the same shape, got values "
-            f"{shape_of(values)} and valid {shape_of(valid)}"
-        )
+    check_shape("valid", valid, values.shape)
     total = jnp.sum(values, where=valid, dtype=jnp.float32)
     return total / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0)
 

@@ -139,7 +139,7 @@ def test_turned_features_are_as_far_apart_after_phi_s():
         y = centred @ np.float64(losses.phi_s(jnp.float32(centred.T @ centred / len(x))))
         apart.append(np.linalg.norm(y[:8, None] - y[None, :8], axis=-1))
     close(*apart, 1e-4)
-    with pytest.raises(ValueError, match=r"covariance must be \[D, D\], got \[3, 2\]"):
+    with pytest.raises(ValueError, match=r"covariance must be \[3, 3\], got \[3, 2\]"):
         losses.phi_s(jnp.zeros((3, 2)))
 
 
