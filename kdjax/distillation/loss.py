@@ -69,6 +69,13 @@ def read_labels(inputs: Inputs) -> tuple[Int[Array, "B h w"], Bool[Array, "B h w
     return inputs.labels, inputs.valid
 
 
+def one_or_all(values: Sequence[Any] | None, names: Names | None) -> Any:
+    """Returns one value for one name, a tuple for several names, and None for no name or value."""
+    if names is None or values is None:
+        return None
+    return values[0] if isinstance(names, str) else tuple(values)
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -206,10 +213,7 @@ class Loss:
                 place = {"stride": kept.stride, "size": kept.size}
                 students[index] = dataclasses.replace(students[index], **place)
                 teachers[index] = dataclasses.replace(other, **place)
-        read = students[0] if isinstance(self.student, str) else tuple(students)
-        if self.teacher is None:
-            return read, None
-        return read, teachers[0] if isinstance(self.teacher, str) else tuple(teachers)
+        return one_or_all(students, self.student), one_or_all(teachers, self.teacher)
 
     def describe(self) -> str:
         """Returns the loss, its maps, and its own options in one line."""
