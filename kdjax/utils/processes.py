@@ -102,7 +102,8 @@ def join(asked: Flags) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     # Otherwise JAX aborts the processes that outlive another one, before they can report why.
     jax.config.update("jax_enable_recoverability", True)
-    line = "Waiting for the other processes of the run" + (f" at {coordinator}" * all(given))
+    place = f" at {coordinator}" if coordinator else ""
+    line = f"Waiting for the other processes of the run{place}"
     notice = threading.Timer(PATIENCE_SECONDS, _say, [line])
     notice.daemon = True
     notice.start()
