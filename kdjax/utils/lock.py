@@ -76,7 +76,9 @@ class Lock:
             if time.monotonic() - started >= max(patience, 0 if here else LEASE_SECONDS):
                 raise UserError(f"{self._subject} is in use: {_describe(owner)}; {self._advice}")
             if not told:
-                logger.info(f"{self._subject} is in use: {_describe(owner)}; waiting for its end")
+                logger.info(
+                    f"{self._subject} is in use: {_describe(owner)}; this process waits for its end"
+                )
                 told = True
             time.sleep(0.5)
 

@@ -217,7 +217,7 @@ def test_a_killed_process_is_continued(source, tmp_path, capsys):
         assert time.monotonic() < deadline
         time.sleep(0.01)
         said += capsys.readouterr().out
-    assert re.search(f"data_dir {tmp_path}/data/folder is in use: .*; waiting for its end", said)
+    assert re.search(f"data_dir {tmp_path}/data/folder is in use: .*; this process waits", said)
     process.kill()
     second.join()
     assert lines[0] == "continues: 2 shards of an interrupted preparation are there"

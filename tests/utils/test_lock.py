@@ -109,7 +109,7 @@ def test_one_that_is_about_to_end_is_waited_for(path, lock, capsys):
     threading.Timer(1.0, held.release).start()
     lock().acquire(patience=20)
     assert re.fullmatch(
-        r"the run is in use: process .*; waiting for its end\n", capsys.readouterr().out
+        r"the run is in use: process .*; this process waits for its end\n", capsys.readouterr().out
     )
 
 
