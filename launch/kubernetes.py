@@ -34,19 +34,19 @@ def _positive(text: str) -> int:
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns this script's options, and the arguments of kdjax train after `--`."""
+    """Reads this script's options, and after `--` those of kdjax train."""
     own, train = argv, []
     if "--" in argv:
         own, train = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     parser = argparse.ArgumentParser(description="Trains on Kubernetes.")
     parser.add_argument("kind", choices=("tpu", "gpu"))
-    parser.add_argument("--name", required=True, help="name of the JobSet")
+    parser.add_argument("--name", required=True, help="of the JobSet")
     parser.add_argument("--image", required=True, help="built from launch/Dockerfile.*")
-    parser.add_argument("--processes", type=_positive, required=True, help="pods, one per node")
-    parser.add_argument("--chips", type=_positive, required=True, help="accelerators per pod")
+    parser.add_argument("--processes", type=_positive, required=True, help="pods, one a node")
+    parser.add_argument("--chips", type=_positive, required=True, help="accelerators a pod")
     parser.add_argument("--accelerator", help="GKE's name of the TPU, as tpu-v5-lite-podslice")
-    parser.add_argument("--topology", help="topology of the TPU slice, as 4x4")
-    parser.add_argument("--restarts", type=_natural, default=100, help="largest number of restarts")
+    parser.add_argument("--topology", help="of the slice of TPUs, as 4x4")
+    parser.add_argument("--restarts", type=_natural, default=100, help="after preemptions, at most")
     parser.add_argument("--dry-run", action="store_true", help="print the manifest")
     options = parser.parse_args(own)
     if not train:
@@ -59,14 +59,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def render(options: argparse.Namespace, train: list[str]) -> str:
-    """Returns the manifest."""
+    """The manifest."""
     if options.kind == "gpu":
-        # JobSet's name of the first pod of the first job.
+        # The first pod of the first job, by the name that JobSet gives it.
         coordinator = f"{options.name}-workers-0-0.{options.name}:{COORDINATOR_PORT}"
         train = [*train, "--coordinator", coordinator]
         train += ["--num_processes", str(options.processes), "--process_id", "$(PROCESS_ID)"]
     template = string.Template((HERE / f"jobset_{options.kind}.yaml").read_text())
-    # JSON is YAML, and quotes every text.
+    # JSON is YAML, and quotes what needs it.
     quoted = {key: json.dumps(value) for key, value in vars(options).items()}
     return template.safe_substitute(quoted, arguments=json.dumps(train))
 

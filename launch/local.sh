@@ -4,17 +4,17 @@
 #   launch/local.sh --processes 2 [--restarts 10] [--port 8476] [--dry-run] \
 #       -- --config configs/X.py --workdir DIR
 #
-# With --gpus, CUDA_VISIBLE_DEVICES is the number of each process, so that each has its own GPU.
-# Without --gpus, all processes see all devices.
+# For GPUs, give each process its own: CUDA_VISIBLE_DEVICES is set to the process's number where
+# --gpus is given. Without it, all processes see all devices, as CPUs do.
 set -euo pipefail
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 wrong() { echo "launch/local.sh: $1" >&2; exit 2; }
 
-# Sets the variable of an option's name to a whole number from `least` to `most` (0 for any).
+# Takes a whole number from `least` to `most` (0 for any) into the variable of an option's name.
 number() {
   local least=$1 most=$2 option=$3 value=${4-}
-  # At most nine digits, because arithmetic overflows. Base ten, even with leading zeros.
+  # Nine digits at most, which arithmetic takes; and in base ten, whatever they begin with.
   if [[ ! $value =~ ^[0-9]{1,9}$ ]] || ((10#$value < least || (most && 10#$value > most))); then
     wrong "$option is '$value'; give a whole number, $least or more$( ((!most)) || echo ", $most at most")"
   fi
@@ -36,7 +36,7 @@ while (($#)); do
 done
 (($#)) || usage
 
-# Prints or runs the command of a process.
+# Prints a process's command, or becomes it.
 process() {
   local id=$1 command
   shift
@@ -57,11 +57,11 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-# The seconds that the others have to end after one has failed.
+# Seconds that the others have once one has failed.
 grace=${KDJAX_GRACE:-60}
 [[ $grace =~ ^[0-9]{1,9}$ ]] || wrong "KDJAX_GRACE is '$grace'; give whole seconds"
-# The processes read from a pipe, which the system closes however this script ends. They then save
-# and stop.
+# A pipe that the processes read from, and that the system closes when this script ends, however it
+# does: they then save and stop, rather than go on by themselves.
 pipe=$(mktemp -u)
 mkfifo "$pipe"
 exec {held}<>"$pipe"
@@ -74,7 +74,7 @@ trap 'stopping=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 
 alive() { kill -0 "${children[@]}" 2>/dev/null; }
 
-# Runs all processes to their end. Returns the status of the first that failed.
+# Runs all processes to their end. The status is that of the first that failed.
 attempt() {
   local id status ended failed=0
   children=()
@@ -85,14 +85,14 @@ attempt() {
   while ((!failed)); do
     status=0 ended=''
     wait -n -p ended || status=$?
-    # A signal that was passed on also ends `wait`. The processes are then still saving.
+    # `wait` also ends by a signal that was passed on: the processes are then still saving.
     if [[ ${ended:-} ]]; then
       failed=$status
     elif ! alive; then
       break
     fi
   done
-  # The others end within a minute. A process that does not is killed.
+  # The others notice within a minute; one that does not is killed.
   for ((second = 0; second < grace; second++)); do
     alive || break
     sleep 1
@@ -102,7 +102,7 @@ attempt() {
   return "$failed"
 }
 
-# JAX would join another run at this port, or wait for minutes for any other program.
+# Another run there would be joined, and what is no run of kdjax be waited for for minutes.
 if (: </dev/tcp/localhost/"$port") 2>/dev/null; then
   wrong "port $port is taken by another run, or another program; choose another by --port"
 fi

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on Slurm, one process per task, and requeues the job when it is preempted or killed.
+# Trains on Slurm, one process a task, and requeues itself when it is preempted or killed.
 #
 #   sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-task 1 --time 24:00:00 \
 #       launch/slurm.sh --config configs/X.py --workdir DIR
 #
-# `launch/slurm.sh --dry-run --config ...` prints what the job would do. Options of sbatch
-# come before the script. PYTHON is the interpreter, KDJAX_RESTARTS the largest number of requeues.
+# `launch/slurm.sh --dry-run --config ...` prints what the job would do. Options of sbatch stand
+# before the script. PYTHON names the interpreter, KDJAX_RESTARTS how often a job may be requeued.
 #
 #SBATCH --job-name=kdjax
 #SBATCH --output=%x-%j.log
@@ -40,21 +40,21 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-# In the background: if Slurm itself preempts the job, the tasks already have the signal, and scancel
-# tries for a minute to change a job that is locked.
+# Not waited for: where Slurm itself preempts, the tasks have the signal already, and scancel tries
+# for a minute to send it to a job that cannot be altered just then.
 scancel=''
 trap 'scancel --signal=TERM "$SLURM_JOB_ID" & scancel=$!' TERM
 "${command[@]}" &
 step=$!
 
-# A trapped signal ends `wait`. The tasks are then still saving.
+# A trapped signal ends `wait`; the tasks are then still saving.
 ended() {
   status=0
   wait "$step" || status=$?
   ! kill -0 "$step" 2>/dev/null
 }
 until ended; do :; done
-# A late signal would reach the job's next start.
+# What it would still reach is the job's next start.
 [[ -z $scancel ]] || kill "$scancel" 2>/dev/null || true
 
 if ((status == 75 || status > 128)) && ((${SLURM_RESTART_COUNT:-0} < 10#$restarts)); then

@@ -6,10 +6,10 @@
 #       [--runtime v2-alpha-tpuv5-lite] [--setup COMMAND] \
 #       -- --config configs/X.py --workdir gs://BUCKET/RUN
 #
-# --setup runs on every worker before the training, for instance to copy data to its disk:
-# --setup 'gcloud storage rsync -r gs://BUCKET/data data'. --delete deletes the slice at the end.
-# Needs gcloud, logged in with a project that has quota. KDJAX_POLL: seconds between two checks.
-# An example that was tested with a fake gcloud, and never in the cloud.
+# --setup runs on every worker before the training, as to copy the prepared data to its disk:
+# --setup 'gcloud storage rsync -r gs://BUCKET/data data'. --delete gives the slice back at the end.
+# Needs gcloud, logged in with a project that has quota. KDJAX_POLL: seconds between two looks.
+# An example: it has run with a pretended gcloud, never in the cloud.
 set -euo pipefail
 
 usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -65,7 +65,7 @@ state() {
   fi
 }
 
-# Returns when the slice is active. A preempted slice is requested again.
+# Returns when the slice is there; one that was preempted is asked for again.
 acquire() {
   while :; do
     case $(state) in
@@ -81,7 +81,7 @@ acquire() {
   done
 }
 
-# Installs the committed checkout in a new environment, because the image's Python is too old.
+# The checkout as it is committed, in an environment of its own: the image's Python is too old.
 install() {
   run git archive --format tar.gz --output "$archive" HEAD &&
     run gcloud compute tpus tpu-vm scp "$archive" "$name:kdjax.tar.gz" --zone "$zone" --worker all &&
@@ -94,7 +94,7 @@ install() {
 
 running() { [[ -z $dry_run ]] && on_workers 0 "kill -0 \$(cat kdjax/pid)" 2>/dev/null; }
 
-# Starts the training on every worker, in the background of the connection.
+# Starts the training on every worker, where it outlives the connection.
 start() {
   on_workers all "cd kdjax; while kill -0 \$(cat pid) 2>/dev/null; do sleep 1; done; rm -f status
     nohup sh -c '.venv/bin/python -m kdjax train \"\$@\"; echo \$? >status' - $arguments \
@@ -115,13 +115,13 @@ while :; do
   acquire
   if running || { install && start; }; then
     follow || true
-    # The status of gcloud itself is not that of the training.
+    # What gcloud itself returns says nothing certain about the training.
     status=$(on_workers 0 "cat kdjax/status") || status=''
     if [[ $dry_run ]]; then
       printf '%s\n' "$status" "# again on status 75, on a signal, and when the slice was preempted"
       status=0
     fi
-    # Without a status, the connection broke or the slice is gone. Check again.
+    # Without a status the connection broke, or the slice is gone: look again.
     if [[ $status ]] && ((status != 75 && status <= 128)); then break; fi
   elif [[ $(state) == ACTIVE ]]; then
     echo "launch/tpu.sh: the installation failed" >&2
