@@ -4,9 +4,9 @@
     python -m benchmarks.accelerator --output gpu --camvid CAMVID --parts step,plan
     python -m benchmarks.accelerator --output rehearsal --small
 
-Needs JAX and PyTorch that see the GPU, and no TensorFlow. Each part is a benchmark in a process of
-its own. The process is ended when the minutes of the part, or those of all parts (`--minutes`), are
-over. The lines that it has printed by then are kept.
+Needs JAX and PyTorch with GPU support, and no TensorFlow. Each part is a benchmark in its own
+process. The process is ended when the minutes of the part, or those of all parts (`--minutes`), are
+over. Its output up to then is kept.
 The page (`README.md`) and the table (`figures.csv`) are written after each part, from all parts in
 the folder, so that parts may be measured at different times. CAMVID: see `benchmarks.camvid`.
 
@@ -62,14 +62,14 @@ class Part:
 
 PARTS = {
     "step": Part(
-        "A training step beside PyTorch's",
+        "A training step compared with PyTorch's",
         "benchmarks.train_step --methods cwd,nfd,pfs,pixelwise_kl --rounds 10 --alone plain,cwd",
         "benchmarks.train_step --methods cwd --rounds 2 --alone cwd --teacher_depth 18 "
         "--teacher_width 8 --student_width 4 --crop 33,49 --batch_size 2",
         11,
     ),
     "plan": Part(
-        "Planned beside measured",
+        "Planned compared with measured",
         f"kdjax plan --config {PSPNET} --topology local --measure --config.data.batch_size=8 "
         "--config.student.dtype=bfloat16 --config.teacher.dtype=bfloat16",
         f"kdjax plan --config {CAMVID_CWD} --num_classes 11 --topology local --measure "
@@ -77,7 +77,7 @@ PARTS = {
         3,
     ),
     "losses": Part(
-        "The losses beside PyTorch's",
+        "The losses compared with PyTorch's",
         "benchmarks.losses --rounds 10 --only cwd,nfd,pfs,pixelwise_kl,upsampled",
         "benchmarks.losses --quick --only cwd,nfd",
         4,
@@ -94,10 +94,10 @@ PARTS = {
 }
 
 OUTPUT = flags.DEFINE_string("output", None, "The folder for the page and the table.")
-CAMVID = flags.DEFINE_string("camvid", None, "The folder of CamVid; without it that part is left.")
-CHOSEN = flags.DEFINE_list("parts", list(PARTS), f"Some of {', '.join(PARTS)}.")
-SMALL = flags.DEFINE_bool("small", False, "A rehearsal at small sizes.")
-MINUTES = flags.DEFINE_float("minutes", 25.0, "For all parts together.", 0.1)
+CAMVID = flags.DEFINE_string("camvid", None, "The folder of CamVid; its part is skipped otherwise.")
+CHOSEN = flags.DEFINE_list("parts", list(PARTS), f"The parts, out of {', '.join(PARTS)}.")
+SMALL = flags.DEFINE_bool("small", False, "Rehearse at small sizes.")
+MINUTES = flags.DEFINE_float("minutes", 25.0, "Time limit of all parts together.", 0.1)
 
 MACHINE = """
 import json, torch

@@ -3,7 +3,7 @@
     python -m benchmarks.alone pytorch|kdjax WORK STEPS
 
 WORK is `Work.to_json()`. Prints one line of JSON: the clock after the first step, and the peak of
-memory in bytes, on a GPU of the arrays, else of the resident process.
+memory in bytes, of the arrays on a GPU or of the whole process on a CPU.
 """
 
 import importlib

@@ -1,11 +1,11 @@
 """Trains on CamVid on one device, from files to mIoU: a teacher, a plain and a CWD student.
 
     python -m benchmarks.camvid --source CAMVID
-    python -m benchmarks.camvid --small               made-up images, to see that it runs
+    python -m benchmarks.camvid --small               a quick check on generated images
 
 CAMVID holds `images/<split>` and `labels/<split>`, train and test, with the 11 classes of SegNet's
-copy and 11 for unlabelled. The examples lie in the device's memory, where crops are made of them.
-Needs no TensorFlow. PSPNet-R50 teaches R18 of width 16, all from scratch, one seed.
+copy and 11 for unlabeled. The examples and their crops are in the device's memory. Needs no
+TensorFlow. PSPNet-R50 teaches R18 of width 16, all from scratch, one seed.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
 SOURCE = flags.DEFINE_string("source", None, "The folder of CamVid.")
-SMALL = flags.DEFINE_bool("small", False, "Made-up images and networks of a few steps.")
-STEPS = flags.DEFINE_integer("steps", 1200, "Of a student; the teacher trains 2,000.", 1)
+SMALL = flags.DEFINE_bool("small", False, "Generated images, and few training steps.")
+STEPS = flags.DEFINE_integer("steps", 1200, "Steps of a student. The teacher trains for 2,000.", 1)
 TEACHER_STEPS = 2000
 DTYPE = "bfloat16"
 CLASSES = (

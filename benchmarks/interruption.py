@@ -2,9 +2,9 @@
 
 python -m benchmarks.interruption --root DIR --csv FILE [--minutes 50]
 
-Needs root on Linux, mkfs.ext4, and e2fsck: the workdir lies on an ext4 disk image of its own, so
-that the disk can fill up, fail, or be what a power cut leaves. The same command continues after
-the faults in the CSV file. The network is that of the tests.
+Needs root on Linux, mkfs.ext4, and e2fsck: the workdir is on its own ext4 disk image, so that the
+disk can fill up, fail, or lose its power. The same command continues after the faults in the CSV
+file. The network is that of the tests.
 """
 
 import argparse

@@ -1,19 +1,18 @@
 """Compares every loss with a plain PyTorch version of its formula: time and peak memory.
 
     python -m benchmarks.losses                          all, about half an hour on one core
-    python -m benchmarks.losses --quick                  one small size, to see that it runs
+    python -m benchmarks.losses --quick                  one small size, as a quick check
     python -m benchmarks.losses --only cwd,pfs           losses whose name contains one of these
 
-Prints a Markdown table. Both sides run in float32 with the same inputs, on a GPU where JAX has one,
-else on the CPU with the cores that the process may use (`taskset -c 0` for one), in turn, after a
-warm-up. A time is the median
-over the rounds; the ratio is kdjax's time by PyTorch's in the same round, as median and quartiles,
-so that below 1 kdjax is faster.
+Prints a Markdown table. Both sides run in float32 with the same inputs, in turn, after a warm-up.
+They run on a GPU if JAX has one, or else on the CPU with the cores of the process (`taskset -c 0`
+for one). A time is the median over the rounds. The ratio is kdjax's time divided by PyTorch's in
+the same round, as median and quartiles. Below 1, kdjax is faster.
 
-Memory is what a call needs beside its inputs, its results included. For kdjax it is the temporary
-and output memory of the compiled program. For PyTorch it is the highest sum of what its CPU
-allocator has handed out and not taken back, by the memory events of `torch.profiler`, on a GPU by
-its own account; scratch that its libraries allocate for themselves is not in it.
+Memory is the memory of a call without its inputs, and with its results. For kdjax it is the
+temporary and output memory of the compiled program. For PyTorch it is the peak of its allocator, by
+the memory events of `torch.profiler` on the CPU. Memory that its libraries allocate for themselves
+is not included.
 """
 
 import argparse

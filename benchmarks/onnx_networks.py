@@ -3,10 +3,11 @@
     python -m benchmarks.onnx_networks --output docs/results/onnx/networks.csv
     python -m benchmarks.onnx_networks --table docs/results/onnx/networks.csv
 
-By default every head on ResNet-18, every kind of backbone, and the networks of projects, narrow and
-with random weights: operations do not depend on depth and width. A network is written for images
-of 64 x 96 and, where it can be, of any size, and run by ONNX Runtime on two images, or one of
-97 x 65. The difference is the largest of all scores, as a part of the largest score; the bar 1e-4.
+By default, the networks are every head on ResNet-18, every kind of backbone, and the networks of
+other projects. They are narrow and have random weights, because the operations do not depend on
+depth and width. A network is exported for images of 64 x 96 and, if possible, of any size. ONNX
+Runtime runs it on two images, or on one of 97 x 65. The difference is the largest one of all
+scores, divided by the largest score. The limit is 1e-4.
 """
 
 import csv
@@ -43,8 +44,8 @@ NETWORKS = (
     *("fcn_hr18s", *PROJECTS),
 )
 
-NAMES = flags.DEFINE_list("networks", list(NETWORKS), "Which.")
-WIDTH = flags.DEFINE_integer("width", 16, "Of the networks.", 2)
+NAMES = flags.DEFINE_list("networks", list(NETWORKS), "The networks.")
+WIDTH = flags.DEFINE_integer("width", 16, "Width of the networks.", 2)
 OUTPUT = flags.DEFINE_string("output", None, "A CSV file to write.")
 TABLE = flags.DEFINE_string("table", None, "A CSV file to print as a table.")
 

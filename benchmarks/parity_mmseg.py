@@ -1,7 +1,7 @@
-"""The side of `benchmarks.parity` that runs where mmsegmentation is installed; imports no kdjax.
+"""Runs mmsegmentation's networks for `benchmarks.parity`, in an environment without kdjax.
 
-For each line "CONFIG FILE" on its standard input it builds the network of that config with random
-weights, runs it, writes weights, inputs and outputs to FILE and answers with a line.
+For each line "CONFIG FILE" on standard input, this program builds the network of that config with
+random weights, runs it, writes weights, inputs, and outputs to FILE, and prints a line.
 """
 
 import sys

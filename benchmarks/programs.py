@@ -4,25 +4,25 @@
     python -m benchmarks.programs --only cwd,pfs         losses whose name contains one of these
     python -m benchmarks.programs --terms FILE.csv       terms; adds the rows that are missing
 
-The first two print Markdown. The programs are compiled for JAX's default back end and not run.
-"Forward" is the mean of the loss, "both" that with its gradient by the first input. The columns:
+The first two commands print Markdown. The programs are compiled for JAX's default backend and not
+run. "Forward" is the mean of the loss. "both" adds its gradient with respect to the first input.
+The columns:
 
-copy: megabytes of the first input in float32, to compare with.
-f32, bf16: megabytes of temporaries, by the compiler's own account, with inputs of that type: what a
-program needs beside its inputs and results.
-arrays: how often the bfloat16 program writes a float32 array of at least as many elements as the
-first input. An instruction inside a fusion writes nothing down and does not count.
-reads: how many instructions of the bfloat16 program have the first input among their operands, and
-how many the teacher's scores or features, where there are any. A loop counts once.
+copy: megabytes of the first input in float32, for comparison.
+f32, bf16: megabytes of temporaries with inputs of that type, as the compiler reports them.
+arrays: number of float32 arrays, at least as large as the first input, that the bfloat16 program
+writes. Values inside a fusion do not count.
+reads: number of instructions of the bfloat16 program that read the first input, and the teacher's
+scores or features. A loop counts once.
 
-The third writes a row for every loss as a term with its defaults, on the maps of PSPNet with
-ResNet-101 and ResNet-18, and for the cross-entropy: its value, its state's update, and its gradient
-by the student's maps and by what it learns, without the networks. Columns:
+The third command writes a row for the cross-entropy and for every loss as a term with its defaults,
+on the maps of PSPNet with ResNet-101 and ResNet-18: its value, the update of its state, and its
+gradient by the student's maps and the term's parameters, without the networks. Columns:
 
-gflop: of products and convolutions, on 4 images of 512 x 1024; loops count as often as they run.
-megabytes: of temporaries, likewise, by the compiler's own account.
-processor_seconds: of all threads, the least of three, on one image of 512 x 512 and networks of a
-quarter of the channels. The only column that is run.
+gflop: products and convolutions on 4 images of 512 x 1024. Loops count as often as they run.
+megabytes: temporaries on the same images, as the compiler reports them.
+processor_seconds: the least of three runs, of all threads, on one image of 512 x 512 and networks
+with a quarter of the channels. Only this column runs the programs.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     python -m benchmarks.step --config configs/quickstart.py
     python -m benchmarks.step --config configs/camvid_pspnet_r18.py --config.data.data_dir=DIR
 
-Builds the networks of a config with random weights, and for each method of `config.compare.methods`
-the step that training runs, on one batch that stays on the device. All steps and the teacher's
-forward pass alone run in turn; the table holds the median time of each, its images/s, and its ratio
-to the plain step of the same round as median and quartiles. The input pipeline is timed by itself.
+Builds the networks of a config with random weights, and the training step of each method of
+`config.compare.methods`, on one batch that stays on the device. All steps and the teacher's forward
+pass run in turn. The table shows the median time of each, its images/s, and its ratio to the plain
+step of the same round as median and quartiles. The input pipeline is timed alone.
 """
 
 import dataclasses

@@ -3,10 +3,9 @@
     python -m benchmarks.teacher_cache --config configs/camvid_pspnet_r18_cwd.py \\
         --config.teacher.checkpoint=DIR
 
-Makes the cache with all scores and with the highest of each cell, and prints time and size. Then
-the steps that training runs: the plain student's, the one with the live teacher, and those with
-both caches, each on one batch that stays on the device, interleaved; and apart from these, the time
-to read a batch's scores from the files.
+Makes a cache with all scores and one with the highest scores of each cell, and prints time and
+size. Then it times training steps in turn, on a batch that stays on the device: the plain student,
+the live teacher, and both caches. It also times reading a batch's scores from the files.
 """
 
 import dataclasses

@@ -3,15 +3,15 @@
     python benchmarks/train_step.py
     python -m benchmarks.train_step --methods nfd,cwd --student_width 64 --rounds 30
 
-PSPNet on a ResNet teaches PSPNet on another, here and in the trainer of `benchmarks/torch` with the
+A PSPNet teaches another one, in kdjax and in the PyTorch trainer of `benchmarks/torch` with the
 settings of its `Execution.best`. First both take the same batches in float32 from the same weights,
-and their losses must agree. Then their steps take turns, with the first method, with the others,
-and with the teacher's forward pass and no method; ratios are those of one round. Memory and the
-time to the first step come from a process of their own for each side, as `--alone` says.
+and their losses must agree. Then their steps take turns: with the first method, with the others,
+and with the teacher's forward pass and no method. Ratios are those of one round. With `--alone`, a
+separate process for each side measures memory and the time to the first step.
 
-On a GPU the work is PSPNet-R101 teaching R18 on 8 crops of 512 x 1024 in bfloat16, else a narrow
-pair on small crops in float32. Methods are those of `kdjax.recipes`; the PyTorch trainer
-has some of them, and the price of a method here is measured for all.
+On a GPU, PSPNet-R101 teaches R18 on 8 crops of 512 x 1024 in bfloat16. On a CPU, a narrow pair runs
+on small crops in float32. Methods are those of `kdjax.recipes`. The PyTorch trainer has some of
+them. kdjax's price of a method is measured for all.
 """
 
 import dataclasses
@@ -51,21 +51,23 @@ from kdjax.utils.errors import UserError  # noqa: E402
 
 WORK = {
     "teacher_depth": flags.DEFINE_integer("teacher_depth", None, "18, 34, 50 or 101."),
-    "teacher_width": flags.DEFINE_integer("teacher_width", None, "64 is as published."),
+    "teacher_width": flags.DEFINE_integer("teacher_width", None, "64 is the published width."),
     "student_depth": flags.DEFINE_integer("student_depth", None, "18, 34, 50 or 101."),
-    "student_width": flags.DEFINE_integer("student_width", None, "64 is as published."),
+    "student_width": flags.DEFINE_integer("student_width", None, "64 is the published width."),
     "batch_size": flags.DEFINE_integer("batch_size", None, "Images of a step.", 1),
-    "dtype": flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the networks."),
+    "dtype": flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "The type of the networks' arithmetic."
+    ),
 }
 CROP = flags.DEFINE_list("crop", None, "Height and width of the images, as 512,1024.")
 METHODS = flags.DEFINE_list(
-    "methods", ["cwd", "pixelwise_kl", "nfd", "pfs"], "What is taught by, as the recipes name it."
+    "methods", ["cwd", "pixelwise_kl", "nfd", "pfs"], "The methods, as named in the recipes."
 )
 ALONE = flags.DEFINE_list(
-    "alone", None, "Whose memory is measured: methods, or plain; the first one's where not given."
+    "alone", None, "Methods, or plain, whose memory is measured [the first method]."
 )
-ROUNDS = flags.DEFINE_integer("rounds", 20, "Turns of each, after the first, which compiles.", 1)
-STEPS = flags.DEFINE_integer("steps_per_turn", None, "10 on a GPU, else 1, where not given.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 1)
+STEPS = flags.DEFINE_integer("steps_per_turn", None, "Steps in a row [10 on a GPU, else 1].", 1)
 # How far a loss may be off, relative to itself, in the first steps: rounding grows with each.
 TOLERANCES = (1e-4, 1e-3, 1e-2)
 # The scores of a new classifier are almost 0, unlike a teacher's.

@@ -14,7 +14,7 @@ class Work:
 
     Attributes:
       teacher_depth, teacher_width: of a PSPNet on ResNet-v1c.
-      student_depth, student_width: likewise; it has an auxiliary head.
+      student_depth, student_width: The same of the student, which has an auxiliary head.
       classes: Number of classes.
       crop: Height and width of the images.
       batch_size: Images of a step.

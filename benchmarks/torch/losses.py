@@ -1,7 +1,7 @@
 """The losses in PyTorch, each from its definition, as scalars. Maps are [B, C, h, w].
 
-A loss of `TAUGHT` is called with the student's map, the teacher's of the same size, the labels
-[B, H, W] and a temperature, of which it uses what it needs.
+A loss of `TAUGHT` takes the student's map, the teacher's map of the same size, the labels
+[B, H, W], and a temperature. It may ignore some of them.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""PSPNet on ResNet in PyTorch, with mmsegmentation's names and channels; NCHW.
+"""PSPNet on ResNet in PyTorch, with mmsegmentation's names and channels, in NCHW.
 
-Says once more what `kdjax.models` says, and shares nothing with it: kdjax is compared with this.
+The code shares nothing with `kdjax.models`, because kdjax is compared with it.
 """
 
 import torch

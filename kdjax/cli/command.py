@@ -189,7 +189,7 @@ def _unknown_key(text: str, argv: list[str]) -> str:
 
 
 def _check_given(name: str) -> None:
-    """Refuses an empty value, as of an unset shell variable, and numbers that are not finite."""
+    """Refuses empty values, for instance from an unset shell variable, and NaN and infinity."""
     for key in flags.FLAGS:
         flag = flags.FLAGS[key]
         # Keys of a config may be empty, and are checked with it.

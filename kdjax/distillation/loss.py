@@ -96,8 +96,8 @@ class Loss:
         both sizes.
       adapter: When a 1x1 convolution maps the student's channels to the teacher's: "where_needed",
         "always", or "never". It is trained with the student, and exports leave it out.
-      adapter_bias: Whether the adapter has a bias.
-      adapter_norm: Whether a batch norm follows the adapter.
+      adapter_bias: True if the adapter has a bias.
+      adapter_norm: True if a batch norm follows the adapter.
       learning_rate: The factor of the run's learning rate for the parameters of the term.
     """
 
