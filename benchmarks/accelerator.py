@@ -1,16 +1,16 @@
-"""Everything that waits for a GPU, in at most 25 minutes on one: a page, and a table for programs.
+"""Measures on a GPU everything that needs one, in at most 25 minutes: a page and a table.
 
     python -m benchmarks.accelerator --output gpu --camvid CAMVID
     python -m benchmarks.accelerator --output gpu --camvid CAMVID --parts step,plan
     python -m benchmarks.accelerator --output rehearsal --small
 
-Needs JAX and PyTorch that see the GPU, and no TensorFlow. Each part is a benchmark of its own, in a
-process of its own, and is cut off where its minutes are over, or those of all (`--minutes`); what
-it has printed until then stays.
-The page (`README.md`) and the table (`figures.csv`) are written anew after each part, from all that
-lie in the folder: parts may be measured on several occasions. CAMVID: see `benchmarks.camvid`.
+Needs JAX and PyTorch with GPU support, and no TensorFlow. Each part is a benchmark in its own
+process. The process is ended when the minutes of the part, or those of all parts (`--minutes`), are
+over. Its output up to then is kept.
+The page (`README.md`) and the table (`figures.csv`) are written after each part, from all parts in
+the folder, so that parts may be measured at different times. CAMVID: see `benchmarks.camvid`.
 
-With `--small` all parts run at small sizes, on whatever there is, with TensorFlow hidden from them.
+With `--small`, all parts run at small sizes on any device, with TensorFlow hidden from them.
 """
 
 import csv
@@ -44,10 +44,10 @@ class Part:
     """One benchmark.
 
     Attributes:
-      title: its heading.
-      words: behind `python -m`; {camvid} stands for the folder.
-      small: likewise, of a rehearsal.
-      minutes: after which it is cut off on a GPU; a rehearsal has all minutes of all parts.
+      title: The heading.
+      words: The words after `python -m`; {camvid} stands for the folder.
+      small: The same words for a rehearsal.
+      minutes: The time limit on a GPU; a rehearsal has the minutes of all parts.
     """
 
     title: str
@@ -56,20 +56,20 @@ class Part:
     minutes: float
 
     def limit(self) -> float:
-        """Seconds after which it is cut off."""
+        """Returns the time limit in seconds."""
         return math.inf if SMALL.value else 60 * self.minutes
 
 
 PARTS = {
     "step": Part(
-        "A training step beside PyTorch's",
+        "A training step compared with PyTorch's",
         "benchmarks.train_step --methods cwd,nfd,pfs,pixelwise_kl --rounds 10 --alone plain,cwd",
         "benchmarks.train_step --methods cwd --rounds 2 --alone cwd --teacher_depth 18 "
         "--teacher_width 8 --student_width 4 --crop 33,49 --batch_size 2",
         11,
     ),
     "plan": Part(
-        "Planned beside measured",
+        "Planned compared with measured",
         f"kdjax plan --config {PSPNET} --topology local --measure --config.data.batch_size=8 "
         "--config.student.dtype=bfloat16 --config.teacher.dtype=bfloat16",
         f"kdjax plan --config {CAMVID_CWD} --num_classes 11 --topology local --measure "
@@ -77,7 +77,7 @@ PARTS = {
         3,
     ),
     "losses": Part(
-        "The losses beside PyTorch's",
+        "The losses compared with PyTorch's",
         "benchmarks.losses --rounds 10 --only cwd,nfd,pfs,pixelwise_kl,upsampled",
         "benchmarks.losses --quick --only cwd,nfd",
         4,
@@ -94,10 +94,10 @@ PARTS = {
 }
 
 OUTPUT = flags.DEFINE_string("output", None, "The folder for the page and the table.")
-CAMVID = flags.DEFINE_string("camvid", None, "The folder of CamVid; without it that part is left.")
-CHOSEN = flags.DEFINE_list("parts", list(PARTS), f"Some of {', '.join(PARTS)}.")
-SMALL = flags.DEFINE_bool("small", False, "A rehearsal at small sizes.")
-MINUTES = flags.DEFINE_float("minutes", 25.0, "For all parts together.", 0.1)
+CAMVID = flags.DEFINE_string("camvid", None, "The folder of CamVid; its part is skipped otherwise.")
+CHOSEN = flags.DEFINE_list("parts", list(PARTS), f"The parts, out of {', '.join(PARTS)}.")
+SMALL = flags.DEFINE_bool("small", False, "Rehearse at small sizes.")
+MINUTES = flags.DEFINE_float("minutes", 25.0, "Time limit of all parts together.", 0.1)
 
 MACHINE = """
 import json, torch
@@ -131,12 +131,12 @@ def main(argv: list[str]) -> None:
 
 
 def run(part: Part, seconds: float) -> dict[str, Any]:
-    """What a part printed, and how it ended."""
+    """Runs a part. Returns its output and how it ended."""
     words = (part.small if SMALL.value else part.words).format(camvid=CAMVID.value).split()
     limit = max(1.0, min(seconds, part.limit()))
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as printed:
-        # JAX and PyTorch share the GPU in some parts: neither may take most of it at the start.
+        # JAX and PyTorch share the GPU in some parts, so that neither may reserve most of it.
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
         environment["PYTHONUNBUFFERED"] = "1"  # what is cut off has printed all that it had
         if SMALL.value:
@@ -161,7 +161,7 @@ def run(part: Part, seconds: float) -> dict[str, Any]:
             ended = f"cut off at {limit:.0f} s"
         finally:
             if process.poll() is None:
-                # With the processes that it has started: one of them may hold the GPU.
+                # Ends its child processes too, because one of them may hold the GPU.
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         spent = time.monotonic() - started
@@ -177,7 +177,7 @@ def run(part: Part, seconds: float) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """Hardware and versions, asked in a process of its own: this one leaves the GPU alone."""
+    """Returns hardware and versions, from another process: this one must not take the GPU."""
     run = subprocess.run(
         [sys.executable, "-c", MACHINE], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -185,13 +185,13 @@ def machine() -> dict[str, str]:
 
 
 def gather(output: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The parts that were measured, in their order."""
+    """Returns the parts that were measured, in their order."""
     files = {name: output / "parts" / f"{name}.json" for name in PARTS}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
 def page(parts: dict[str, dict[str, Any]]) -> str:
-    """What was printed, under headings, each with its command and what it ran on."""
+    """Returns the page: the output of each part with its command and hardware."""
     lines = ["# Measured on an accelerator", ""]
     if not any("gpu" in part["machine"]["devices"] for part in parts.values()):
         lines = ["# A rehearsal: no accelerator was there", ""]
@@ -206,7 +206,7 @@ def page(parts: dict[str, dict[str, Any]]) -> str:
 
 
 def table(parts: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
-    """A row for each figure, with what it was measured on."""
+    """Returns a row for each figure, with its hardware."""
     names = list(dict.fromkeys(key for part in parts.values() for key in part["machine"]))
     yield ["part", "row", "column", "value", "low", "high", "ended", *names]
     for name, part in parts.items():
@@ -218,9 +218,9 @@ def table(parts: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
 
 
 def figures(text: str) -> Iterator[tuple[str, str, str]]:
-    """Row, column and value of Markdown tables, and of lines that hold a name and a value.
+    """Yields row, column, and value of Markdown tables, and of lines with a name and a value.
 
-    The row is named by its cells of columns that are aligned to the left.
+    The cells of left-aligned columns name the row.
     """
     header: list[str] = []
     keys = 0

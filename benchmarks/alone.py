@@ -1,9 +1,9 @@
-"""One side of `benchmarks.train_step` in a process of its own: time to the first step, memory.
+"""Runs one side of `benchmarks.train_step` alone: time to the first step, and memory.
 
     python -m benchmarks.alone pytorch|kdjax WORK STEPS
 
 WORK is `Work.to_json()`. Prints one line of JSON: the clock after the first step, and the peak of
-memory in bytes, on a GPU of the arrays, else of the resident process.
+memory in bytes, of the arrays on a GPU or of the whole process on a CPU.
 """
 
 import importlib
@@ -22,7 +22,7 @@ def main() -> None:
     name, text, steps = sys.argv[1:]
     work = Work.from_json(text)
     batch = work.batch(0)
-    # Only here, so that the other side's library takes no memory.
+    # Imported here, so that the other side's library takes no memory.
     if name == "kdjax":
         from kdjax.utils import environment
 
@@ -39,9 +39,9 @@ def main() -> None:
 
 
 def resident_peak() -> int:
-    """Peak of resident memory in bytes.
+    """Returns the peak of resident memory in bytes.
 
-    Not `getrusage`'s, which begins with that of the process that started this one.
+    `getrusage` would include the peak of the parent process.
     """
     for line in STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):

@@ -1,11 +1,11 @@
-"""CamVid on one device, from files to mIoU: a teacher, a plain student, and one taught by CWD.
+"""Trains on CamVid on one device, from files to mIoU: a teacher, a plain and a CWD student.
 
     python -m benchmarks.camvid --source CAMVID
-    python -m benchmarks.camvid --small               made-up images, to see that it runs
+    python -m benchmarks.camvid --small               a quick check on generated images
 
 CAMVID holds `images/<split>` and `labels/<split>`, train and test, with the 11 classes of SegNet's
-copy and 11 for unlabelled. The examples lie in the device's memory, where crops are made of them.
-Needs no TensorFlow. PSPNet-R50 teaches R18 of width 16, all from scratch, one seed.
+copy and 11 for unlabeled. The examples and their crops are in the device's memory. Needs no
+TensorFlow. PSPNet-R50 teaches R18 of width 16, all from scratch, one seed.
 """
 
 import dataclasses
@@ -40,21 +40,21 @@ from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
 SOURCE = flags.DEFINE_string("source", None, "The folder of CamVid.")
-SMALL = flags.DEFINE_bool("small", False, "Made-up images and networks of a few steps.")
-STEPS = flags.DEFINE_integer("steps", 1200, "Of a student; the teacher trains 2,000.", 1)
+SMALL = flags.DEFINE_bool("small", False, "Generated images, and few training steps.")
+STEPS = flags.DEFINE_integer("steps", 1200, "Steps of a student. The teacher trains for 2,000.", 1)
 TEACHER_STEPS = 2000
 DTYPE = "bfloat16"
 CLASSES = (
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car"),
     *("Pedestrian", "Bicyclist"),
 )
-# The only sequence of the test split of which no image was seen in training.
+# The only sequence of the test split without an image in the training split.
 UNSEEN = "Seq05VD"
 Examples = dict[str, dict[str, np.ndarray]]
 
 
 class Trained(NamedTuple):
-    """A network after its training, and how long a step took."""
+    """A trained network, and the seconds of a step."""
 
     network: Network
     variables: Variables
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_config() -> Config:
-    """The recipe of CamVid at twice its size."""
+    """Returns the config of CamVid at twice its size."""
     config = recipes.camvid()
     config.steps, config.compare.teacher_steps = STEPS.value, TEACHER_STEPS
     config.data.crop_size = (320, 416)
@@ -99,7 +99,7 @@ def make_config() -> Config:
 
 
 def read(split: str) -> Examples:
-    """The examples of a split by name."""
+    """Returns the examples of a split by name."""
     folder = pathlib.Path(SOURCE.value or "")
     paths = sorted((folder / "images" / split).glob("*.*"))
     if not paths:
@@ -114,7 +114,7 @@ def read(split: str) -> Examples:
 
 
 def made_up(count: int) -> Examples:
-    """Noise under labels of patches."""
+    """Returns images of noise, and labels of patches."""
     rng = np.random.default_rng(count)
     return {
         f"{UNSEEN if number % 2 else 'seen'}_{number}": {
@@ -171,7 +171,7 @@ def run(config: Config, train: Examples, teacher: Trained | None) -> Trained:
 
 
 def miou(trained: Trained, examples: Examples) -> float:
-    """Of whole images, one by one."""
+    """Evaluates a network on whole images, one at a time."""
     batches = (
         {
             "image": example["image"][None],

@@ -1,10 +1,10 @@
-"""Speed of batches out of the device's memory, and their share of a training step.
+"""Measures batches from the device's memory, and their share of a training step.
 
     python -m benchmarks.input_device
 
-Made-up examples of the size of VOC 2012 (500 x 375) lie on the device; crops are scaled, flipped
-and distorted there, alone and before the forward and backward pass of a plain student. Needs
-neither TensorFlow nor files.
+Generated examples of VOC 2012's size (500 x 375) are on the device. Crops are scaled, flipped, and
+distorted there, alone and before the forward and backward pass of a plain student. Needs neither
+TensorFlow nor files.
 """
 
 import functools
@@ -28,12 +28,12 @@ from kdjax.losses import upsampled_cross_entropy
 from kdjax.models.outputs import IMAGENET
 from kdjax.training.sharding import Placement
 
-EXAMPLES = flags.DEFINE_integer("examples", 512, "On the device.", 1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Of all devices together.", 1)
+EXAMPLES = flags.DEFINE_integer("examples", 512, "Examples on the device.", 1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images of all devices together.", 1)
 CROP = flags.DEFINE_integer("crop", 512, "Height and width of a crop.", 1)
 NETWORK = flags.DEFINE_string("network", "pspnet_r18", "The student.")
-DTYPE = flags.DEFINE_string("dtype", "bfloat16", "What it computes in.")
-ROUNDS = flags.DEFINE_integer("rounds", 20, "Turns of each, after the first.", 2)
+DTYPE = flags.DEFINE_string("dtype", "bfloat16", "The type of the student's arithmetic.")
+ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 2)
 STEPS = 5  # in a turn
 
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
 
 
 def made_up() -> InMemoryExamples:
-    """Noise under labels of patches."""
+    """Returns images of noise, and labels of patches."""
     rng = np.random.default_rng(0)
     examples = []
     for number in range(EXAMPLES.value):
@@ -103,7 +103,7 @@ def made_up() -> InMemoryExamples:
 
 
 def turn(call: Callable[[], Any]) -> float:
-    """Seconds of a call, over several that follow each other."""
+    """Returns the seconds of a call, from several calls in a row."""
     started = time.perf_counter()
     results = [call() for _ in range(STEPS)]
     jax.block_until_ready(results)

@@ -2,9 +2,9 @@
 
 python -m benchmarks.interruption --root DIR --csv FILE [--minutes 50]
 
-Needs root on Linux, mkfs.ext4, and e2fsck: the workdir lies on an ext4 disk image of its own, so
-that the disk can fill up, fail, or be what a power cut leaves. The same command continues after
-the faults in the CSV file. The network is that of the tests.
+Needs root on Linux, mkfs.ext4, and e2fsck: the workdir is on its own ext4 disk image, so that the
+disk can fill up, fail, or lose its power. The same command continues after the faults in the CSV
+file. The network is that of the tests.
 """
 
 import argparse
@@ -60,18 +60,18 @@ FAULTS = {
 
 @dataclasses.dataclass
 class Row:
-    """What came of one fault.
+    """The result of one fault.
 
     Attributes:
-      number: of the fault, from 1.
-      fault: as in `FAULTS`.
+      number: The number of the fault, from 1.
+      fault: The fault, as in `FAULTS`.
       moment: "starting", "stepping" or "saving".
-      process: the one that the fault met, -1 for both.
-      statuses: exit statuses of both processes.
-      seconds_to_end: from the fault to the end of both processes.
-      seconds_to_continue: from the next start to its first step.
-      steps_again: logged steps that were done again.
-      line: the last line that each process printed on stderr, if it printed one.
+      process: The process that the fault affected, -1 for both.
+      statuses: The exit statuses of both processes.
+      seconds_to_end: Time from the fault to the end of both processes.
+      seconds_to_continue: Time from the next start to its first step.
+      steps_again: The number of logged steps that were repeated.
+      line: The last line that each process printed on stderr, if it printed one.
     """
 
     number: int
@@ -108,7 +108,7 @@ class Disk:
 
     @contextlib.contextmanager
     def full(self):
-        """Fills the disk, and fills again what is freed."""
+        """Fills the disk, and fills freed space again."""
         stopped, filler = threading.Event(), self.path / "filler"
 
         def fill() -> None:
@@ -131,7 +131,7 @@ class Disk:
 
     @contextlib.contextmanager
     def read_only(self):
-        """Makes ext4 give up its journal: nothing is written from now on, also to open files."""
+        """Makes ext4 abort its journal, so that nothing is written any more, even to open files."""
         _run("mount", "-o", "remount,abort", self.path)
         try:
             yield
@@ -140,7 +140,7 @@ class Disk:
             self.mount()
 
     def copy(self) -> pathlib.Path:
-        """Returns a copy of what has reached the device, which a power cut would leave now."""
+        """Returns a copy of the data on the device, as a power cut would leave it now."""
         return pathlib.Path(shutil.copy(self.image, self.image.with_name("cut.img")))
 
     def replace(self, image: pathlib.Path) -> None:
@@ -150,7 +150,7 @@ class Disk:
 
 
 class Run:
-    """A training of two processes, and what is known of it."""
+    """A training of two processes, and its observed state."""
 
     def __init__(self, root: pathlib.Path, workdir: pathlib.Path, *, jump: int = -1):
         self.workdir, port = workdir, tiny_run.free_port()
@@ -259,7 +259,7 @@ def table(rows: Sequence[Row]) -> str:
             continue
         statuses = sorted({row.statuses for row in found})
         ends = [row.seconds_to_end for row in found]
-        # 0 where the next fault came before a step.
+        # 0 if the next fault came before a step.
         starts = [row.seconds_to_continue for row in found if row.seconds_to_continue] or [0.0]
         lines.append(
             f"| {fault} | {len(found)} | {sum(row.moment == 'saving' for row in found)} | "
@@ -278,7 +278,7 @@ def plan() -> list[tuple[str, str]]:
         for index in range(times)
     ]
     random.Random(0).shuffle(faults)
-    # A damaged checkpoint needs one before it, and a start needs something to lose.
+    # Damage needs an earlier checkpoint, and a fault at the start needs one to lose.
     faults.sort(key=lambda fault: fault[0] != "SIGTERM to one process" or fault[1] != "stepping")
     return faults
 
@@ -316,7 +316,7 @@ def interrupt(
     _check(fault, moment, index, statuses, ended)
     if fault == "checkpoint damaged":
         _damage(workdir / "checkpoints" / str(_newest(workdir)), generator)
-    # Without what JAX's own libraries print.
+    # Without the lines of JAX's own libraries.
     spoken = [
         [line for line in errors.splitlines() if line.startswith(("kdjax", "process "))]
         for _, _, errors in ended
@@ -384,7 +384,7 @@ def _do(fault: str, run: Run, index: int, disk: Disk, root: pathlib.Path):
 
 
 def _check(fault: str, moment: str, index: int, statuses: Sequence[int], ended) -> None:
-    """Ends with an error if a process ended otherwise than documented."""
+    """Ends with an error if a process did not end as documented."""
     killed, aborted, again = -signal.SIGKILL, -signal.SIGABRT, 75
     mine, others = {
         "kill both processes": ({killed}, {killed}),

@@ -20,7 +20,7 @@ from kdjax.utils.environment import compiler_options
 
 
 class Side:
-    """A training with fresh weights. Without dropout, so that both sides compute the same."""
+    """A training with new weights, and without dropout, so that both sides compute the same."""
 
     def __init__(self, work: Work):
         self.work = work
@@ -31,7 +31,7 @@ class Side:
         self.start()
 
     def start(self) -> None:
-        """Begins the training of the networks as they are."""
+        """Begins the training with the current weights."""
         config = configuration.default()
         config.steps = self.work.steps
         config.data.crop_size = self.work.crop
@@ -53,7 +53,7 @@ class Side:
             seen = IMAGENET(batch["image"])
             output, _ = network.apply(frozen, seen, train=False, key=None)
             state, metrics = train_step(state, frozen, batch)
-            # XLA leaves out what nobody reads.
+            # XLA removes results that nobody reads.
             return state, metrics | {"teacher_logits": jnp.mean(scores_of(output))}
 
         unread = teacher is not None and distiller is None
@@ -77,7 +77,7 @@ class Side:
         jax.block_until_ready(self.state)
 
     def device_peak(self) -> int:
-        """Most bytes that arrays took on a GPU at a time."""
+        """Returns the peak of the arrays' bytes on a GPU."""
         return (jax.devices()[0].memory_stats() or {})["peak_bytes_in_use"]
 
 

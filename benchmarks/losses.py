@@ -1,19 +1,18 @@
-"""Every loss next to the straightforward PyTorch version of its formula: time and peak memory.
+"""Compares every loss with a plain PyTorch version of its formula: time and peak memory.
 
     python -m benchmarks.losses                          all, about half an hour on one core
-    python -m benchmarks.losses --quick                  one small size, to see that it runs
+    python -m benchmarks.losses --quick                  one small size, as a quick check
     python -m benchmarks.losses --only cwd,pfs           losses whose name contains one of these
 
-Prints a Markdown table. Both sides run in float32 with the same inputs, on a GPU where JAX has one,
-else on the CPU with the cores that the process may use (`taskset -c 0` for one), in turn, after a
-warm-up. A time is the median
-over the rounds; the ratio is kdjax's time by PyTorch's in the same round, as median and quartiles,
-so that below 1 kdjax is faster.
+Prints a Markdown table. Both sides run in float32 with the same inputs, in turn, after a warm-up.
+They run on a GPU if JAX has one, or else on the CPU with the cores of the process (`taskset -c 0`
+for one). A time is the median over the rounds. The ratio is kdjax's time divided by PyTorch's in
+the same round, as median and quartiles. Below 1, kdjax is faster.
 
-Memory is what a call needs beside its inputs, its results included. For kdjax it is the temporary
-and output memory of the compiled program. For PyTorch it is the highest sum of what its CPU
-allocator has handed out and not taken back, by the memory events of `torch.profiler`, on a GPU by
-its own account; scratch that its libraries allocate for themselves is not in it.
+Memory is the memory of a call without its inputs, and with its results. For kdjax it is the
+temporary and output memory of the compiled program. For PyTorch it is the peak of its allocator, by
+the memory events of `torch.profiler` on the CPU. Memory that its libraries allocate for themselves
+is not included.
 """
 
 import argparse
@@ -43,7 +42,7 @@ CHANNELS = 128  # of the features that FAKD moves
 SIZES = [(4, 65, 65, 21), (4, 64, 128, 19), (4, 64, 64, 150)]
 # One image of many pixels; its last size is that of a 2048 x 4096 image at stride 8.
 LARGE = [(1, 64, 128, 512), (1, 128, 256, 64), (1, 256, 512, 32)]
-# A PyTorch table of similarities beyond this is not tried.
+# Larger PyTorch tables of similarities are skipped.
 LARGEST_TABLE = 2**28
 
 
@@ -203,7 +202,7 @@ def cases(size, large=False):
 
 
 def prepare_jax(case, backward):
-    """A call, and the megabytes that it needs beside its arguments."""
+    """Returns a call, and the megabytes that it needs besides its arguments."""
 
     def mean(*arguments):
         return jnp.mean(case.ours(*arguments))
@@ -272,7 +271,7 @@ def measure(case, backward, rounds):
         once += seconds(theirs)
 
     times = [(once, math.nan)]
-    # Few rounds where one takes long; a call of more than 20 s is its own warm-up.
+    # Few rounds if one takes long. A call of more than 20 s is its own warm-up.
     if once < 20 or theirs:
         rounds = max(3, min(rounds, int(20 / once)))
         times = [(seconds(ours), seconds(theirs) if theirs else math.nan) for _ in range(rounds)]

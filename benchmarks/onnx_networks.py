@@ -1,12 +1,13 @@
-"""Which networks become ONNX, and how far their class scores are from the network's own.
+"""Exports networks to ONNX, and compares their class scores with the network's own.
 
     python -m benchmarks.onnx_networks --output docs/results/onnx/networks.csv
     python -m benchmarks.onnx_networks --table docs/results/onnx/networks.csv
 
-By default every head on ResNet-18, every kind of backbone, and the networks of projects, narrow and
-with random weights: operations do not depend on depth and width. A network is written for images
-of 64 x 96 and, where it can be, of any size, and run by ONNX Runtime on two images, or one of
-97 x 65. The difference is the largest of all scores, as a part of the largest score; the bar 1e-4.
+By default, the networks are every head on ResNet-18, every kind of backbone, and the networks of
+other projects. They are narrow and have random weights, because the operations do not depend on
+depth and width. A network is exported for images of 64 x 96 and, if possible, of any size. ONNX
+Runtime runs it on two images, or on one of 97 x 65. The difference is the largest one of all
+scores, divided by the largest score. The limit is 1e-4.
 """
 
 import csv
@@ -43,14 +44,14 @@ NETWORKS = (
     *("fcn_hr18s", *PROJECTS),
 )
 
-NAMES = flags.DEFINE_list("networks", list(NETWORKS), "Which.")
-WIDTH = flags.DEFINE_integer("width", 16, "Of the networks.", 2)
+NAMES = flags.DEFINE_list("networks", list(NETWORKS), "The networks.")
+WIDTH = flags.DEFINE_integer("width", 16, "Width of the networks.", 2)
 OUTPUT = flags.DEFINE_string("output", None, "A CSV file to write.")
 TABLE = flags.DEFINE_string("table", None, "A CSV file to print as a table.")
 
 
 def scores_function(name):
-    """A network's class scores of 8-bit images, in plain operations."""
+    """Returns a function from 8-bit images to a network's class scores, in plain operations."""
     net = models.create(
         name, num_classes=CLASSES, width=WIDTH.value, auxiliary=False, rngs=nnx.Rngs(0)
     )
@@ -65,7 +66,7 @@ def scores_function(name):
 
 
 def compared(scores, size, shape):
-    """What converting says, or the largest difference of the scores."""
+    """Returns the largest difference of the scores, or the error of the conversion."""
     images = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     expected = np.asarray(jax.jit(scores)(images))
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +74,7 @@ def compared(scores, size, shape):
         try:
             formats.write_onnx(scores, size, path)
             found = formats.read_onnx(path)(images)
-        # Whatever ONNX Runtime raises: that it cannot be run is the result.
+        # Any error of ONNX Runtime is the result: the file cannot be run.
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return reason.removeprefix("onnx: ")
@@ -90,7 +91,7 @@ def row(name):
 
 
 def said(value):
-    """A cell of the table."""
+    """Returns a cell of the table."""
     try:
         return f"{float(value):.1e}" + ("" if float(value) <= BAR else ", more than the bar")
     except ValueError:

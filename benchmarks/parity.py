@@ -1,16 +1,16 @@
-"""Every network next to mmsegmentation's, with the same random weights and images.
+"""Compares every network with mmsegmentation's, on the same random weights and images.
 
     python -m benchmarks.parity --mmseg-python PATH                  all
     python -m benchmarks.parity --mmseg-python PATH --only pspnet_r18,fcn_hr18s
 
-PATH is the Python of an environment with mmsegmentation 1.2 and its PyTorch; kdjax is not needed
-there. Each network is built from the config that mmsegmentation ships, with random weights and
-random running statistics, and runs on images of 65 x 97 and 129 x 257. The same weights go through
-`interop.from_mmseg`, and back through `to_mmseg`, which must give every bit again.
+PATH is the Python of an environment with mmsegmentation 1.2 and its PyTorch, without kdjax. Each
+network is built from mmsegmentation's own config, with random weights and running statistics, and
+runs on images of 65 x 97 and 129 x 257. `interop.from_mmseg` converts the weights, and `to_mmseg`
+must return every bit of them.
 
-Prints a Markdown table of the largest absolute difference in units of the map's largest magnitude,
-over both sizes; "rounding" is PyTorch's own for the logits, float32 against float64. Exits with 1
-where a difference is beyond 1e-4, or the numbers of parameters differ.
+Prints a Markdown table of the largest absolute difference over both sizes, in units of the map's
+largest magnitude. "rounding" is the difference between PyTorch's float32 and float64 logits. Exits
+with 1 if a difference is above 1e-4 or the numbers of parameters differ.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class Peer:
 
     def __init__(self, python):
         script = Path(__file__).with_name("parity_mmseg.py")
-        # A path of Python's own must not leak in from this environment.
+        # This environment's Python path must not reach the other one.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         self._process = subprocess.Popen(
             [python, str(script)],
@@ -90,7 +90,7 @@ class Peer:
 
 
 def outputs(net, images):
-    """All named maps of a network, op by op: compiling each network as a whole takes minutes."""
+    """Returns all maps of a network, op by op, because compiling a whole network takes minutes."""
     output = net(jnp.asarray(images))
     maps = {"logits": output.logits, "aux_logits": output.aux_logits, **output.features}
     return {name: np.asarray(value) for name, value in maps.items() if value is not None}

@@ -1,7 +1,7 @@
-"""The side of `benchmarks.parity` that runs where mmsegmentation is installed; imports no kdjax.
+"""Runs mmsegmentation's networks for `benchmarks.parity`, in an environment without kdjax.
 
-For each line "CONFIG FILE" on its standard input it builds the network of that config with random
-weights, runs it, writes weights, inputs and outputs to FILE and answers with a line.
+For each line "CONFIG FILE" on standard input, this program builds the network of that config with
+random weights, runs it, writes weights, inputs, and outputs to FILE, and prints a line.
 """
 
 import sys
@@ -17,7 +17,7 @@ SIZES = ((65, 97), (129, 257))
 
 
 class _NoOperators(types.ModuleType):
-    """Stands for mmcv's compiled operators, which these networks never call."""
+    """A stub of mmcv's compiled operators, which these networks never call."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -42,7 +42,7 @@ def build(config):
 
 
 def without_downloads(node):
-    """Drops what would fetch initial weights, and synchronisation, which needs several devices."""
+    """Drops the download of initial weights, and synchronization, which needs several devices."""
     if isinstance(node, dict):
         if node.get("type") == "SyncBN":
             node["type"] = "BN"
@@ -56,9 +56,9 @@ def without_downloads(node):
 
 @torch.no_grad()
 def randomize(net, images):
-    """Draws all weights, such that the activations neither vanish nor explode nor forget the input.
+    """Draws all weights so that activations neither vanish nor explode nor forget the input.
 
-    Running statistics are those of the images, changed at random.
+    Running statistics are those of the images, with random changes.
     """
     norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for module in net.modules():
@@ -68,7 +68,7 @@ def randomize(net, images):
         if name.endswith("relative_position_bias_table"):
             parameter.normal_()
         elif parameter.ndim == 1:
-            # Half of it on a residual branch, where all of it would blow up rounding errors.
+            # Half of the scale on a residual branch, or rounding errors would grow.
             parameter.normal_(0.5 if name.endswith("weight") else 0.0, 0.1)
     for norm in norms:
         norm.momentum = 1.0
@@ -83,7 +83,7 @@ def randomize(net, images):
 
 @torch.no_grad()
 def run(net, images):
-    """All maps that kdjax names, channels last."""
+    """Returns all maps that kdjax names, channels last."""
     read = {}
     heads = {"head": net.decode_head}
     if net.with_auxiliary_head:
@@ -108,7 +108,7 @@ def main():
     warnings.filterwarnings("ignore")
     if find_spec("mmcv._ext") is None:
         sys.modules["mmcv._ext"] = _NoOperators("mmcv._ext")
-    # What libraries print would be taken for answers.
+    # Lines that libraries print would be taken for answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     import mmcv
     import mmseg

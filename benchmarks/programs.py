@@ -1,28 +1,28 @@
-"""What the compiled losses look like: memory, float32 copies of the inputs, passes over them.
+"""Measures the compiled losses: memory, float32 copies of the inputs, passes over the inputs.
 
     python -m benchmarks.programs                        all, about two minutes on two cores
     python -m benchmarks.programs --only cwd,pfs         losses whose name contains one of these
     python -m benchmarks.programs --terms FILE.csv       terms; adds the rows that are missing
 
-The first two print Markdown. The programs are compiled for JAX's default back end and not run.
-"Forward" is the mean of the loss, "both" that with its gradient by the first input. The columns:
+The first two commands print Markdown. The programs are compiled for JAX's default backend and not
+run. "Forward" is the mean of the loss. "both" adds its gradient with respect to the first input.
+The columns:
 
-copy: megabytes of the first input in float32, to compare with.
-f32, bf16: megabytes of temporaries, by the compiler's own account, with inputs of that type: what a
-program needs beside its inputs and results.
-arrays: how often the bfloat16 program writes a float32 array of at least as many elements as the
-first input. An instruction inside a fusion writes nothing down and does not count.
-reads: how many instructions of the bfloat16 program have the first input among their operands, and
-how many the teacher's scores or features, where there are any. A loop counts once.
+copy: megabytes of the first input in float32, for comparison.
+f32, bf16: megabytes of temporaries with inputs of that type, as the compiler reports them.
+arrays: number of float32 arrays, at least as large as the first input, that the bfloat16 program
+writes. Values inside a fusion do not count.
+reads: number of instructions of the bfloat16 program that read the first input, and the teacher's
+scores or features. A loop counts once.
 
-The third writes a row for every loss as a term with its defaults, on the maps of PSPNet with
-ResNet-101 and ResNet-18, and for the cross-entropy: its value, its state's update, and its gradient
-by the student's maps and by what it learns, without the networks. Columns:
+The third command writes a row for the cross-entropy and for every loss as a term with its defaults,
+on the maps of PSPNet with ResNet-101 and ResNet-18: its value, the update of its state, and its
+gradient by the student's maps and the term's parameters, without the networks. Columns:
 
-gflop: of products and convolutions, on 4 images of 512 x 1024; loops count as often as they run.
-megabytes: of temporaries, likewise, by the compiler's own account.
-processor_seconds: of all threads, the least of three, on one image of 512 x 512 and networks of a
-quarter of the channels. The only column that is run.
+gflop: products and convolutions on 4 images of 512 x 1024. Loops count as often as they run.
+megabytes: temporaries on the same images, as the compiler reports them.
+processor_seconds: the least of three runs, of all threads, on one image of 512 x 512 and networks
+with a quarter of the channels. Only this column runs the programs.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Case(NamedTuple):
 
 
 def resized_cross_entropy(logits, labels):
-    """What `upsampled_cross_entropy` does, in two steps of JAX."""
+    """Computes `upsampled_cross_entropy` in two steps of JAX."""
     size = (*labels.shape, logits.shape[-1])
     resized = jax.image.resize(logits, size, "bilinear", antialias=False)
     return losses.cross_entropy(resized, labels)
@@ -151,7 +151,7 @@ def measure(case: Case) -> list[str]:
 
 
 class Side(NamedTuple):
-    """The maps of both networks, and labels, as they stand for arrays or are some."""
+    """The maps of both networks, and labels: arrays, or shapes and types of arrays."""
 
     student: dict[str, Any]
     teacher: dict[str, Any]
@@ -159,7 +159,7 @@ class Side(NamedTuple):
 
 
 def side(images: int, height: int, width: int, channels: int) -> Side:
-    """What stands for the maps of PSPNets of a width."""
+    """Returns shapes and types of the maps of PSPNets of a width."""
 
     def maps(name: str, train: bool) -> dict[str, Any]:
         network = nnx.eval_shape(
@@ -175,13 +175,13 @@ def side(images: int, height: int, width: int, channels: int) -> Side:
         )
 
     student, teacher = maps("pspnet_r18", True), maps("pspnet_r101", False)
-    # A teacher that is not trained has no auxiliary scores; as many as DSD would ask for.
+    # A frozen teacher has no auxiliary scores. DSD reads some.
     teacher.setdefault("aux_logits", student["aux_logits"])
     return Side(student, teacher, jax.ShapeDtypeStruct((images, height, width), jnp.int32))
 
 
 def program_of(name: str, maps: Side) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What makes the params and the state of a term, and its value with all gradients."""
+    """Returns functions for the parameters and state of a term, and its value and gradients."""
     if name == "cross_entropy":
 
         def of_labels(params, student, state, teacher, labels):
@@ -197,7 +197,7 @@ def program_of(name: str, maps: Side) -> tuple[Callable[..., Any], Callable[...,
     )
 
     def of_term(params, student, state, teacher, labels):
-        # In the middle of a run, when all that is fitted first is.
+        # In the middle of a run, after the terms that are fitted first.
         return distiller(
             params, state, student, teacher, labels, step=500, steps=1000, key=jax.random.key(0)
         )
@@ -206,7 +206,7 @@ def program_of(name: str, maps: Side) -> tuple[Callable[..., Any], Callable[...,
 
 
 def cost(name: str, large: Side, small: Side) -> list[Any]:
-    """A row of the table of terms."""
+    """Returns a row of the table of terms."""
     init, program = program_of(name, large)
     params, state = jax.eval_shape(init, jax.random.key(0))
     arguments = (params, large.student, state, large.teacher, large.labels)
@@ -229,12 +229,12 @@ def cost(name: str, large: Side, small: Side) -> list[Any]:
         started = time.process_time()
         jax.block_until_ready(run(params, student, state, teacher, labels))
         seconds.append(time.process_time() - started)
-    # The first compiled it.
+    # The first call compiled the program.
     return [name, f"{flops / 1e9:.3g}", f"{megabytes:.3g}", f"{min(seconds[1:]):.3g}"]
 
 
 def write_costs(path: str) -> None:
-    """Adds the rows that are not there yet."""
+    """Adds the missing rows."""
     header = ["loss", "gflop", "megabytes", "processor_seconds"]
     large, small = side(4, 512, 1024, 64), side(1, 512, 512, 16)
     with open(path, "a+", newline="") as file:

@@ -1,4 +1,4 @@
-"""Training steps timed in turn, round after round, and their table."""
+"""Times training steps in turn, round after round, and makes a table of the times."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def timed(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after one that compiles."""
+    """Returns the seconds of every call in every round, after a round that compiles."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -25,11 +25,11 @@ def timed(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list
 
 
 def table(seconds: Mapping[str, Sequence[float]], images: int) -> str:
-    """Median, images/s, and the ratio to the first call of the same round: median, quartiles.
+    """Returns a table: median, images/s, and the ratio to the first call of the same round.
 
     Args:
-      seconds: as `timed` returns them.
-      images: of one call.
+      seconds: The result of `timed`.
+      images: The number of images of one call.
     """
     first = next(iter(seconds))
     lines = [f"| step | ms | images/s | ratio to {first} |", "| --- | ---: | ---: | ---: |"]
@@ -45,7 +45,7 @@ def table(seconds: Mapping[str, Sequence[float]], images: int) -> str:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Returns the hardware and versions of a measurement."""
     return (
         f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, JAX {jax.__version__}; load {os.getloadavg()[0]:.1f}."

@@ -1,8 +1,8 @@
-"""What syncing a checkpoint to the disk costs: saves with and without it, in turn.
+"""Measures the cost of syncing a checkpoint: saves with and without syncing, in turn.
 
 python -m benchmarks.save --directory DIR [--mib 100] [--rounds 9]
 
-DIR must be on the disk that is to be measured.
+DIR must be on the measured disk.
 """
 
 import argparse

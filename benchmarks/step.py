@@ -1,12 +1,12 @@
-"""Where the time of a training step goes: input, teacher, student, and what each method adds.
+"""Measures the parts of a training step: input, teacher, student, and each method.
 
     python -m benchmarks.step --config configs/quickstart.py
     python -m benchmarks.step --config configs/camvid_pspnet_r18.py --config.data.data_dir=DIR
 
-Builds the networks of a config with random weights, and for each method of `config.compare.methods`
-the step that training runs, on one batch that stays on the device. All steps and the teacher's
-forward pass alone run in turn; the table holds the median time of each, its images/s, and its ratio
-to the plain step of the same round as median and quartiles. The input pipeline is timed by itself.
+Builds the networks of a config with random weights, and the training step of each method of
+`config.compare.methods`, on one batch that stays on the device. All steps and the teacher's forward
+pass run in turn. The table shows the median time of each, its images/s, and its ratio to the plain
+step of the same round as median and quartiles. The input pipeline is timed alone.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def input_rate(images: Images) -> float:
-    """Images/s of the training pipeline with nothing else to do."""
+    """Returns the images/s of the training pipeline alone."""
     batches = images.train_batches(first_step=0, steps=10**6, seed=0)
     for _ in range(WARM_UP_BATCHES):
         next(batches)
@@ -85,7 +85,7 @@ def create(
 
 
 def create_teacher(options: RunOptions, images: Images) -> tuple[models.Network, models.Variables]:
-    """The teacher as a run stores it."""
+    """Returns the teacher as a run stores it."""
     network, variables = create(options.teacher, images, 1, False)
     if not can_freeze(network, options.teacher.dtype):
         return network, variables
@@ -96,7 +96,7 @@ def create_teacher(options: RunOptions, images: Images) -> tuple[models.Network,
 def step_call(
     options: RunOptions, terms: Mapping[str, Any], images: Images, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
-    """A call that runs one training step with these terms."""
+    """Returns a call that runs one training step with these terms."""
     student = create(options.student, images, 0, options.student.auxiliary)
     teacher = create_teacher(options, images)
     options = dataclasses.replace(options, terms=terms)
@@ -124,7 +124,7 @@ def step_call(
 def teacher_call(
     options: RunOptions, images: Images, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
-    """A call that runs the teacher on the batch."""
+    """Returns a call that runs the teacher on the batch."""
     teacher, variables = create_teacher(options, images)
     variables = jax.device_put(variables, placement.replicated)
     forward = jax.jit(Predictor(teacher, IMAGENET))

@@ -1,12 +1,11 @@
-"""What a teacher's cached scores take, and what a step costs with them.
+"""Measures the size of a teacher's cached scores, and the time of a step with the cache.
 
     python -m benchmarks.teacher_cache --config configs/camvid_pspnet_r18_cwd.py \\
         --config.teacher.checkpoint=DIR
 
-Makes the cache with all scores and with the highest of each cell, and prints time and size. Then
-the steps that training runs: the plain student's, the one with the live teacher, and those with
-both caches, each on one batch that stays on the device, interleaved; and apart from these, the time
-to read a batch's scores from the files.
+Makes a cache with all scores and one with the highest scores of each cell, and prints time and
+size. Then it times training steps in turn, on a batch that stays on the device: the plain student,
+the live teacher, and both caches. It also times reading a batch's scores from the files.
 """
 
 import dataclasses
@@ -81,7 +80,7 @@ def step_call(
     distiller: Distiller | None,
     scores: ScoreFiles | None = None,
 ) -> Callable[[], Any]:
-    """A call that runs one training step on a batch that stays on the device."""
+    """Returns a call that runs one training step on a batch that stays on the device."""
     placement = Placement(options.mesh)
     student, variables, info = make_student(options, images.class_names, images.palette)
     state = build_state(options, variables, distiller)
@@ -108,7 +107,7 @@ def step_call(
 
 
 def reading(options: RunOptions, images: Images, scores: ScoreFiles) -> float:
-    """Median seconds to read the scores of a batch, from files that memory holds by then."""
+    """Returns the median seconds to read the scores of a batch, from files in memory."""
     generator = np.random.default_rng(0)
     count, times = len(images.sizes(options.data.train_split)), []
     for _ in range(50):

@@ -1,17 +1,17 @@
-"""The training step next to PyTorch's: speed, memory, time to the first step, price of a method.
+"""Compares the training step with PyTorch's: speed, memory, first step, price of a method.
 
     python benchmarks/train_step.py
     python -m benchmarks.train_step --methods nfd,cwd --student_width 64 --rounds 30
 
-PSPNet on a ResNet teaches PSPNet on another, here and in the trainer of `benchmarks/torch` with the
+A PSPNet teaches another one, in kdjax and in the PyTorch trainer of `benchmarks/torch` with the
 settings of its `Execution.best`. First both take the same batches in float32 from the same weights,
-and their losses must agree. Then their steps take turns, with the first method, with the others,
-and with the teacher's forward pass and no method; ratios are those of one round. Memory and the
-time to the first step come from a process of their own for each side, as `--alone` says.
+and their losses must agree. Then their steps take turns: with the first method, with the others,
+and with the teacher's forward pass and no method. Ratios are those of one round. With `--alone`, a
+separate process for each side measures memory and the time to the first step.
 
-On a GPU the work is PSPNet-R101 teaching R18 on 8 crops of 512 x 1024 in bfloat16, else a narrow
-pair on small crops in float32. Methods are those of `kdjax.recipes`; the PyTorch trainer
-has some of them, and the price of a method here is measured for all.
+On a GPU, PSPNet-R101 teaches R18 on 8 crops of 512 x 1024 in bfloat16. On a CPU, a narrow pair runs
+on small crops in float32. Methods are those of `kdjax.recipes`. The PyTorch trainer has some of
+them. kdjax's price of a method is measured for all.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Run as a file, Python looks into this file's folder first, where a folder is called `torch` too.
+# If this file is run, Python looks into its folder first, which has a folder `torch`.
 sys.path[:] = [
     str(ROOT),
     *(path for path in sys.path if pathlib.Path(path).resolve() != ROOT / "benchmarks"),
 ]
-# On a GPU both libraries live in this process: JAX must not take most of its memory at the start.
+# On a GPU both libraries share this process, so that JAX must not reserve most of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # noqa: E402  reads the variable above
@@ -51,24 +51,26 @@ from kdjax.utils.errors import UserError  # noqa: E402
 
 WORK = {
     "teacher_depth": flags.DEFINE_integer("teacher_depth", None, "18, 34, 50 or 101."),
-    "teacher_width": flags.DEFINE_integer("teacher_width", None, "64 is as published."),
+    "teacher_width": flags.DEFINE_integer("teacher_width", None, "64 is the published width."),
     "student_depth": flags.DEFINE_integer("student_depth", None, "18, 34, 50 or 101."),
-    "student_width": flags.DEFINE_integer("student_width", None, "64 is as published."),
+    "student_width": flags.DEFINE_integer("student_width", None, "64 is the published width."),
     "batch_size": flags.DEFINE_integer("batch_size", None, "Images of a step.", 1),
-    "dtype": flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the networks."),
+    "dtype": flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "The type of the networks' arithmetic."
+    ),
 }
 CROP = flags.DEFINE_list("crop", None, "Height and width of the images, as 512,1024.")
 METHODS = flags.DEFINE_list(
-    "methods", ["cwd", "pixelwise_kl", "nfd", "pfs"], "What is taught by, as the recipes name it."
+    "methods", ["cwd", "pixelwise_kl", "nfd", "pfs"], "The methods, as named in the recipes."
 )
 ALONE = flags.DEFINE_list(
-    "alone", None, "Whose memory is measured: methods, or plain; the first one's where not given."
+    "alone", None, "Methods, or plain, whose memory is measured [the first method]."
 )
-ROUNDS = flags.DEFINE_integer("rounds", 20, "Turns of each, after the first, which compiles.", 1)
-STEPS = flags.DEFINE_integer("steps_per_turn", None, "10 on a GPU, else 1, where not given.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 1)
+STEPS = flags.DEFINE_integer("steps_per_turn", None, "Steps in a row [10 on a GPU, else 1].", 1)
 # How far a loss may be off, relative to itself, in the first steps: rounding grows with each.
 TOLERANCES = (1e-4, 1e-3, 1e-2)
-# A fresh classifier's scores are next to nothing; a teacher has something to say.
+# The scores of a new classifier are almost 0, unlike a teacher's.
 TEACHER_SCALE = 30
 STEPS_ALONE = 3
 PLAIN = "plain, teacher unread"
@@ -76,7 +78,7 @@ PLAIN = "plain, teacher unread"
 
 def main(argv: list[str]) -> None:
     del argv
-    # As kdjax's commands do; what it changes of the process, it changes for both sides.
+    # As kdjax's commands do. The changes to the process affect both sides.
     environment.set_up_jax()
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu != torch.cuda.is_available():
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> None:
 
 
 def chosen_work(usual: Work) -> Work:
-    """The work of the device, changed by the flags."""
+    """Returns the device's work, changed by the flags."""
     given: dict[str, Any] = {
         name: flag.value for name, flag in WORK.items() if flag.value is not None
     }
@@ -122,14 +124,14 @@ def describe(work: Work) -> str:
 
 
 def check(work: Work) -> str:
-    """Holds the losses of the first steps in float32 against each other.
+    """Compares the losses of the first steps in float32.
 
     Raises:
       AssertionError: where one differs by more than its step's tolerance.
     """
     work = dataclasses.replace(work, dtype="float32")
     batches = [work.batch(seed) for seed in range(len(TOLERANCES))]
-    # GPUs would multiply in TF32.
+    # By default, GPUs multiply in TF32.
     torch.backends.cudnn.allow_tf32 = False
     precise = "float32" if jax.default_backend() == "gpu" else None
     with jax.default_matmul_precision(precise):
@@ -146,12 +148,12 @@ def check(work: Work) -> str:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
-    """Relative differences of the losses that PyTorch has."""
+    """Returns the relative differences to PyTorch's losses."""
     return {name: abs(float(found[name]) / float(value) - 1) for name, value in expected.items()}
 
 
 def same_weights(work: Work, batches: list[Any]) -> tuple[kdjax_side.Side, torch_side.Side]:
-    """Both sides with the weights that kdjax drew, and a teacher that knows the batches' scale."""
+    """Returns both sides with kdjax's weights, and a teacher with the batches' statistics."""
     ours = kdjax_side.Side(work)
     assert ours.teacher is not None
     theirs = torch_side.Side(work, Execution("cuda" if torch.cuda.is_available() else "cpu"))
@@ -182,7 +184,7 @@ def take_turns(works: dict[str, Work], on_gpu: bool) -> str:
             sides["PyTorch", name] = torch_side.Side(work)
     batch = works[PLAIN].batch(0)
     steps = STEPS.value or (10 if on_gpu else 1)
-    # Wall time, and processor time, which on the CPU a busy machine disturbs less.
+    # Wall time, and processor time, which other work on the CPU disturbs less.
     seconds: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in sides}
     for _ in range(ROUNDS.value + 1):
         for key, side in sides.items():
@@ -192,7 +194,7 @@ def take_turns(works: dict[str, Work], on_gpu: bool) -> str:
             side.wait()
             spent = time.perf_counter() - wall, time.process_time() - processor
             seconds[key].append(spent)
-    # [rounds, clocks], without the round that compiled.
+    # [rounds, clocks], without the round that compiles.
     times = {key: np.array(found[1:]) for key, found in seconds.items()}
     images = steps * works[PLAIN].batch_size
     clock = 0 if on_gpu else 1
@@ -200,7 +202,7 @@ def take_turns(works: dict[str, Work], on_gpu: bool) -> str:
 
 
 def table(works: dict[str, Work], times: dict[Any, Any], images: int, clock: int) -> str:
-    """Medians with quartiles; clock 0 is wall time, 1 is processor time."""
+    """Returns medians with quartiles. Clock 0 is wall time, 1 is processor time."""
     unit = ("second", "CPU second")[clock]
     lines = [
         f"| method | kdjax, images a {unit} | PyTorch | kdjax / PyTorch | price in kdjax "
@@ -230,13 +232,13 @@ def table(works: dict[str, Work], times: dict[Any, Any], images: int, clock: int
 
 
 def spread(values: Any, form: str) -> str:
-    """Median and quartiles."""
+    """Returns median and quartiles."""
     low, middle, high = (form.format(x) for x in np.percentile(values, [25, 50, 75]))
     return f"{middle} ({low} to {high})"
 
 
 def compare_alone(name: str, work: Work, on_gpu: bool) -> str:
-    """Memory and the time to the first step of each side in a process of its own, as a table."""
+    """Returns a table: memory and time to the first step, each side in its own process."""
     ours, theirs = (alone(side, work) for side in ("kdjax", "pytorch"))
     rows = {"time to the first step, s": [x["seconds"] for x in (ours, theirs)]}
     peak = "peak of arrays, MiB" if on_gpu else "peak of the process, MiB"
@@ -253,7 +255,7 @@ def alone(side: str, work: Work) -> dict[str, float]:
       CalledProcessError: where it fails; it has said why.
     """
     with tempfile.TemporaryDirectory() as cache:
-        # Whatever was compiled before is compiled again.
+        # Without the programs that were compiled before.
         places = ("TORCHINDUCTOR_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
         variables = {**os.environ, **dict.fromkeys(places, cache)}
         started = time.time()

@@ -1,4 +1,4 @@
-"""What two trainers do when they are compared: networks, images, method. Needs NumPy alone."""
+"""The work that two trainers are compared on: networks, images, method. Needs only NumPy."""
 
 import dataclasses
 import json
@@ -10,18 +10,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A training step, said once for both.
+    """A training step for both trainers.
 
     Attributes:
       teacher_depth, teacher_width: of a PSPNet on ResNet-v1c.
-      student_depth, student_width: likewise; it has an auxiliary head.
-      classes: of the scores.
-      crop: height and width of the images.
-      batch_size: images of a step.
-      dtype: "float32" or "bfloat16", of the networks' arithmetic.
-      steps: length of the poly schedule.
-      distilled: whether the teacher's forward pass is part of the step, read or not.
-      terms: config entries of the distillation terms by name, as `kdjax.config.term` makes them.
+      student_depth, student_width: The same of the student, which has an auxiliary head.
+      classes: Number of classes.
+      crop: Height and width of the images.
+      batch_size: Images of a step.
+      dtype: The type of the networks' arithmetic, "float32" or "bfloat16".
+      steps: Length of the poly schedule.
+      distilled: True if the teacher's forward pass is part of the step, even if unread.
+      terms: Config entries of the distillation terms by name, as `kdjax.config.term` makes them.
     """
 
     teacher_depth: int = 101
@@ -45,7 +45,7 @@ class Work:
         return cls(**values | {"crop": tuple(values["crop"])})
 
     def batch(self, seed: int) -> dict[str, np.ndarray]:
-        """Noisy uint8 images in a colour per class, and labels with a border that is ignored."""
+        """Returns noisy uint8 images with a color per class, and labels with an ignored border."""
         rng = np.random.default_rng(seed)
         height, width = self.crop
         cells = rng.integers(0, self.classes, (self.batch_size, -(-height // 16), -(-width // 16)))
@@ -59,7 +59,7 @@ class Work:
         }
 
 
-# What `benchmarks.train_step` measures on either.
+# The work that `benchmarks.train_step` measures on CPUs and on GPUs.
 GPU = Work()
 CPU = dataclasses.replace(
     GPU, teacher_width=16, student_width=16, crop=(128, 256), batch_size=4, dtype="float32"

@@ -50,7 +50,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dry-run", action="store_true", help="print the manifest")
     options = parser.parse_args(own)
     if not train:
-        parser.error("the arguments of kdjax.train are missing: -- --config X --workdir DIR")
+        parser.error("the arguments of kdjax train are missing: -- --config X --workdir DIR")
     if options.kind == "tpu" and not (options.accelerator and options.topology):
         parser.error("tpu needs --accelerator and --topology")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", options.name):

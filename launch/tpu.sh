@@ -29,7 +29,7 @@ while (($#)); do
     --delete) delete=1; shift ;;
     --dry-run) dry_run=1; shift ;;
     --) shift; break ;;
-    -*) wrong "$1 is no option; those of kdjax train stand behind --" ;;
+    -*) wrong "$1 is no option; the flags of kdjax train come after --" ;;
     *) usage ;;
   esac
 done

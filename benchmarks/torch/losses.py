@@ -1,7 +1,7 @@
-"""The losses in PyTorch, each from its definition, as scalars; maps are [B, C, h, w].
+"""The losses in PyTorch, each from its definition, as scalars. Maps are [B, C, h, w].
 
-A loss of `TAUGHT` is called with the student's map, the teacher's of the same size, the labels
-[B, H, W] and a temperature, of which it uses what it needs.
+A loss of `TAUGHT` takes the student's map, the teacher's map of the same size, the labels
+[B, H, W], and a temperature. It may ignore some of them.
 """
 
 import torch
@@ -13,12 +13,12 @@ IGNORED = 255
 
 
 def cross_entropy(logits, labels):
-    """Cross-entropy of the upsampled scores, averaged over the labelled pixels."""
+    """Cross-entropy of the upsampled scores, averaged over the labeled pixels."""
     return functional.cross_entropy(resize(logits, labels.shape[1:]), labels, ignore_index=IGNORED)
 
 
 def cwd(student, teacher, labels=None, temperature=4.0):
-    """Shu et al. 2021: KL divergence between channels' softmaxes over their pixels."""
+    """Shu et al. 2021: KL divergence between the channels' softmaxes over pixels."""
     log_q, log_p = (
         functional.log_softmax(x.flatten(2) / temperature, dim=2) for x in (student, teacher)
     )
@@ -26,14 +26,14 @@ def cwd(student, teacher, labels=None, temperature=4.0):
 
 
 def pixelwise_kl(student, teacher, labels=None, temperature=1.0):
-    """Hinton et al. 2015 at every pixel; the mean over pixels, as CIRKD's `CriterionKD`."""
+    """Hinton et al. 2015: the mean over pixels of the KL divergence, as in CIRKD."""
     return _kl(student, teacher, temperature).mean()
 
 
 def gap_weighted_kl(student, teacher, labels, temperature=1.0):
-    """Shan 2019: the same, times what the teacher gives the true class beyond the student."""
+    """Shan 2019: the same, times the teacher's lead in the probability of the true class."""
     labels = labels[:, None].to(student.dtype)
-    # The label under the centre of each cell.
+    # The label under the center of each cell.
     labels = functional.interpolate(labels, student.shape[2:], mode="nearest-exact").long()
     labelled = labels != IGNORED
     classes = torch.where(labelled, labels, 0)
@@ -50,7 +50,7 @@ def _kl(student, teacher, temperature):
 
 
 def nfd(student, teacher, labels=None, temperature=None):
-    """Liu et al. 2022: squared distance of channels normalised over their pixels."""
+    """Liu et al. 2022: squared distance of channels normalized over their pixels."""
     student, teacher = (functional.instance_norm(x) for x in (student, teacher))
     return functional.mse_loss(student, teacher)
 
@@ -75,5 +75,5 @@ TAUGHT = {
     "nfd": nfd,
     "pfs": pfs,
 }
-# Those that compare channel with channel: a 1x1 convolution is learned where the numbers differ.
+# Losses that compare channels need a learned 1x1 convolution if the numbers differ.
 ADAPTED = ("cwd", "nfd")

@@ -1,6 +1,6 @@
-"""PSPNet on ResNet in PyTorch, with mmsegmentation's names and channels; NCHW.
+"""PSPNet on ResNet in PyTorch, with mmsegmentation's names and channels, in NCHW.
 
-Says once more what `kdjax.models` says, and shares nothing with it: kdjax is compared with this.
+The code shares nothing with `kdjax.models`, because kdjax is compared with it.
 """
 
 import torch
@@ -80,7 +80,7 @@ DEPTHS = {
 
 
 class ResNet(nn.Module):
-    """Four stages. v1c has the deep stem; dilated, it has output stride 8, else 32."""
+    """The four stages, with the deep stem of v1c. Output stride 8 if dilated, else 32."""
 
     def __init__(self, depth: int, width: int, *, deep_stem: bool = True, dilated: bool = True):
         super().__init__()
@@ -158,10 +158,10 @@ class PSPNet(nn.Module):
 
     Args:
       depth: 18, 34, 50 or 101.
-      width: channels of the first stage; 64 is the published network.
-      classes: of the scores.
-      auxiliary: whether to build the head that only training reads.
-      dropout: share of whole channels that training drops before the classifiers.
+      width: Channels of the first stage. 64 is the published network.
+      classes: Number of classes.
+      auxiliary: True to build the head that only training reads.
+      dropout: Share of the channels that training drops before the classifiers.
     """
 
     def __init__(

@@ -12,12 +12,12 @@ from benchmarks.work import Work
 
 
 def supports(work: Work) -> bool:
-    """Whether the trainer has all losses of the work."""
+    """Returns True if the trainer has all losses of the work."""
     return all(entry["loss"] in TAUGHT for entry in work.terms.values())
 
 
 class Side:
-    """A training with fresh weights. Without dropout, so that both sides compute the same."""
+    """A training with new weights, and without dropout, so that both sides compute the same."""
 
     def __init__(self, work: Work, execution: Execution | None = None):
         torch.manual_seed(0)
@@ -55,11 +55,11 @@ class Side:
         teacher: Mapping[str, np.ndarray],
         adapters: Mapping[str, np.ndarray],
     ) -> None:
-        """Takes weights by mmsegmentation's names, and adapters [S, T] by term."""
+        """Sets weights by mmsegmentation's names, and adapters [S, T] by term."""
         assert self.trainer.teacher is not None
         pairs = (self.trainer.student, student), (self.trainer.teacher, teacher)
         for net, weights in pairs:
-            # Without the counters of batches that nothing reads.
+            # Without the counters of batches, which nothing reads.
             counters = {k: v for k, v in net.state_dict().items() if v.ndim == 0}
             net.load_state_dict(
                 {**counters, **{name: torch.tensor(value) for name, value in weights.items()}}
@@ -84,5 +84,5 @@ class Side:
             torch.cuda.synchronize()
 
     def device_peak(self) -> int:
-        """Most bytes that arrays took on a GPU at a time."""
+        """Returns the peak of the arrays' bytes on a GPU."""
         return torch.cuda.max_memory_allocated()

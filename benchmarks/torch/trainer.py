@@ -1,4 +1,4 @@
-"""Trains a PSPNet in PyTorch, by itself or taught by a frozen one: the recipe of kdjax."""
+"""Trains a PSPNet in PyTorch, alone or with a frozen teacher, by the recipe of kdjax."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is computed. SGD with poly decay; weight decay on everything, as PyTorch's SGD."""
+    """The computation: SGD with poly decay, and weight decay on all parameters."""
 
     steps: int
     learning_rate: float = 0.01
@@ -41,7 +41,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How it is computed, with the same result up to rounding."""
+    """The execution of a recipe, with the same result up to rounding."""
 
     device: str = "cpu"
     channels_last: bool = False
@@ -50,25 +50,25 @@ class Execution:
 
     @classmethod
     def best(cls, device: str, bfloat16: bool) -> "Execution":
-        """What PyTorch's guides advise for a GPU; on the CPU without `torch.compile`.
+        """Returns the advice of PyTorch's guides for a GPU. On the CPU, no `torch.compile`.
 
         Neither was tried against all others: no GPU was at hand, and on one core of a CPU only
         the layouts were compared, between which there was no difference.
         """
         if device == "cuda":
-            # Picks the fastest of cuDNN's algorithms for the one shape that there is.
+            # Picks the fastest of cuDNN's algorithms for the only shape.
             torch.backends.cudnn.benchmark = True
         return cls(device, channels_last=True, bfloat16=bfloat16, compiled=device == "cuda")
 
 
 def normalise(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Makes a network's input [B, 3, H, W] of uint8 images [B, H, W, 3]."""
+    """Converts uint8 images [B, H, W, 3] to a network's input [B, 3, H, W]."""
     mean, std = (torch.tensor(x, dtype=dtype, device=images.device) for x in (MEAN, STD))
     return ((images.to(dtype) - mean) / std).permute(0, 3, 1, 2)
 
 
 def settle(net: nn.Module, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
-    """Sets running statistics to those of the batches; with a fresh network's, scores explode."""
+    """Sets running statistics to those of the batches. With new ones, scores explode."""
     parameter = next(net.parameters())
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -83,14 +83,14 @@ def settle(net: nn.Module, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
 
 
 class Trainer:
-    """A student's training; `step` does one.
+    """A student's training. `step` runs one step.
 
     Args:
       student: trained in place; returns its maps by name.
-      teacher: only read, in evaluation mode.
-      recipe: what is computed.
-      execution: how.
-      adapters: weights [T, S, 1, 1] of the 1x1 convolutions that the terms learn, by term.
+      teacher: The frozen teacher, in evaluation mode.
+      recipe: The computation.
+      execution: Its execution.
+      adapters: Weights [T, S, 1, 1] of the 1x1 convolutions that the terms learn, by term.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Trainer:
         return torch.from_numpy(array).to(self.execution.device, non_blocking=True)
 
     def teach(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The teacher's maps of uint8 images [B, H, W, 3]."""
+        """Returns the teacher's maps of uint8 images [B, H, W, 3]."""
         with torch.no_grad():
             return self._teach(images)
 

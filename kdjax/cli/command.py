@@ -1,6 +1,5 @@
 """Runs a command: a mistake of the user becomes one line on stderr and exit status 2."""
 
-import contextlib
 import errno
 import logging
 import math
@@ -9,8 +8,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -20,13 +18,8 @@ from kdjax.utils import interrupt, processes
 from kdjax.utils.errors import Preempted, Transient, UserError
 from kdjax.utils.files import may_pass
 
-# How the config library names a key that it does not have, and the one that may have been meant.
-_QUOTED, _MEANT = re.compile(r"'(\w+)\\?'"), re.compile(r'Did you mean "(\w+)"')
-# How Abseil names a required flag that is not given.
-_MISSING = re.compile(r"Flag (--\w+) must have a value other than None")
-# What a disk says that is full or may not be written to,
+# Errors of a disk that is full or read-only, and of a path that cannot be a file.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-# and what a path says that can be none: a folder for a file, or the reverse; too long a name.
 _PATH = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -52,28 +45,28 @@ def run(
     * 130 for Ctrl-C if there was nothing to save.
 
     Args:
-      main: the command, called as `main([program, word, ...])`.
-      about: what `--help` prints before the flags.
-      extras: the optional dependencies that the command needs.
-      words: how many words the command takes in addition to its flags.
+      main: The command, called as `main([program, word, ...])`.
+      about: The text that `--help` prints before the flags.
+      extras: The optional dependencies that the command needs.
+      words: The number of words that the command takes in addition to its flags.
       resumes: True if the same command continues what an earlier one did not finish.
     """
     name = sys.argv[0]
     interrupt.end_at_once()
     absl_logging.set_verbosity(absl_logging.WARNING)
-    held_back = hold_back()
+    tracebacks = hold_back_tracebacks()
     if resumes:
         processes.end_when_asked(name)
     processes.end_with_parent()
 
     def guarded(argv: list[str]) -> None:
-        # What a training has to save, `kdjax.training.loop` saves.
+        # While there is something to save, `kdjax.training.loop` handles Ctrl-C.
         if not resumes:
             interrupt.raise_error()
         try:
             _call(main, argv)
-            # The work is done all the same, but perhaps not what a library does beside it.
-            for last in dict.fromkeys(text.splitlines()[-1] for text in held_back):
+            # The work is done, but a library may have failed in the background.
+            for last in dict.fromkeys(text.splitlines()[-1] for text in tracebacks):
                 print(f"{name}: in the background: {last}", file=sys.stderr)
             processes.leave(0)
         except Preempted as error:
@@ -82,20 +75,12 @@ def run(
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted", file=sys.stderr)
             processes.leave(interrupt.STATUS)
-        except (UserError, Transient) as error:
-            # Found while it was at work, as that a data set's module is not there.
-            line = _error_line(name, str(error))
-            processes.fail(2 if isinstance(error, UserError) else processes.AGAIN, line)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (*_DISK, *_PATH):
-                where = error.filename or "cannot write"
-                processes.fail(2, _error_line(name, f"{where}: {error.strerror}"))
-            if isinstance(error, OSError) and may_pass(error):
-                processes.fail(processes.AGAIN, _error_line(name, str(error)))
-            if isinstance(error, ModuleNotFoundError) and (line := advice(extras, error)):
-                processes.fail(2, _error_line(name, line))
-            # They may be its cause.
-            processes.fail(1, *held_back, traceback.format_exc())
+            status, message = _explain(error, extras)
+            if message is not None:
+                processes.fail(status, _error_line(name, message))
+            # The tracebacks of libraries may show the cause.
+            processes.fail(status, *tracebacks, traceback.format_exc())
 
     app.run(guarded, flags_parser=lambda argv: _parse(name, argv, words, about))
 
@@ -104,7 +89,7 @@ def _call(main: Callable[[list[str]], None], argv: list[str]) -> None:
     """Calls a command.
 
     Raises:
-      UserError: when a user's own code, which the command runs, exits.
+      UserError: If a user's own code, which the command runs, exits.
     """
     try:
         main(argv)
@@ -116,6 +101,19 @@ def _call(main: Callable[[list[str]], None], argv: list[str]) -> None:
         ) from error
 
 
+def _explain(error: Exception, extras: Sequence[str]) -> tuple[int, str | None]:
+    """Returns the exit status, and the message of an error that is no fault of kdjax."""
+    if isinstance(error, UserError):
+        return processes.MISTAKE, str(error)
+    if isinstance(error, Transient) or (isinstance(error, OSError) and may_pass(error)):
+        return processes.AGAIN, str(error)
+    if isinstance(error, OSError) and error.errno in (*_DISK, *_PATH):
+        return processes.MISTAKE, f"{error.filename or 'cannot write'}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and (line := advice(extras, error)):
+        return processes.MISTAKE, line
+    return 1, None
+
+
 def _parse(name: str, argv: list[str], words: int, about: str | None) -> list[str]:
     if {"--help", "-h"} & {*argv}:
         print(overview(about))
@@ -123,22 +121,23 @@ def _parse(name: str, argv: list[str], words: int, about: str | None) -> list[st
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        if missing := _MISSING.findall(str(error)):
+        # How Abseil names a required flag that is not given.
+        if missing := re.findall(r"Flag (--\w+) must have a value other than None", str(error)):
             is_or_are = "is" if len(missing) == 1 else "are"
-            _fail(name, f"{' and '.join(missing)} {is_or_are} missing; see --help")
-        _fail(name, f"{error}; see --help")
+            fail(name, f"{' and '.join(missing)} {is_or_are} missing; see --help")
+        fail(name, f"{error}; see --help")
     except UserError as error:
-        _fail(name, str(error))
+        fail(name, str(error))
     # The config library reports an unknown key by the error of the access that failed.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(name, _unknown_key(str(error.args[0] if error.args else error), argv))
+        fail(name, _unknown_key(str(error.args[0] if error.args else error), argv))
     _check_given(name)
     if extra := rest[1 + words :]:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        _fail(
+        fail(
             name,
             f'"{extra[0]}"{more} belongs to no flag: a flag takes one word (put a pattern with * '
-            "in quotes), and one that is true or false takes that behind =, as --flag=false",
+            "in quotes), and a flag that is true or false takes it after =, as --flag=false",
         )
     return rest
 
@@ -148,24 +147,24 @@ def overview(about: str | None) -> str:
 
     Abseil's own `--helpfull` also lists the flags of the libraries.
     """
-    modules = flags.FLAGS.flags_by_module_dict()
     own = {
         flag.name: flag
-        for module, defined in modules.items()
+        for module, defined in flags.FLAGS.flags_by_module_dict().items()
         if module == sys.argv[0] or module.startswith("kdjax.")
         for flag in defined
-        # The same with dashes for underscores.
+        # Abseil defines a second flag, with dashes for underscores.
         if "-" not in flag.name
     }
     width = max(map(len, own))
-    lines = [f"  --{name:{width}}  {_told(flag)}" for name, flag in own.items()]
+    lines = [f"  --{name:{width}}  {_describe(flag)}" for name, flag in own.items()]
     return "\n".join(
         [(about or "").strip(), "", *lines, "", "--helpfull lists the flags of libraries too."]
     )
 
 
-def _told(flag: flags.Flag[Any]) -> str:
-    """What a flag is for, and its default, without what Abseil adds to one that may be repeated."""
+def _describe(flag: flags.Flag[Any]) -> str:
+    """Returns the purpose of a flag and its default."""
+    # Abseil adds a line to a flag that may be repeated.
     purpose = (flag.help or "").partition(";\n")[0]
     if not flag.default:
         return purpose
@@ -173,81 +172,78 @@ def _told(flag: flags.Flag[Any]) -> str:
     return f"{purpose} [{shown}]"
 
 
-def _unknown_key(said: str, argv: list[str]) -> str:
-    """What the config library says of a flag of --config, with the flag and in words."""
-    quoted = _QUOTED.search(said)
+def _unknown_key(text: str, argv: list[str]) -> str:
+    """Returns the config library's message about a flag of --config, with the flag's name."""
+    quoted = re.search(r"'(\w+)\\?'", text)
     if not quoted:
-        return f"in --config: {said}"
+        return f"in --config: {text}"
     key = quoted[1]
     flag = next((word for word in argv if f".{key}" in word.partition("=")[0]), "--config")
     where = f'in --config: {flag.partition("=")[0]}: there is no "{key}"'
-    if meant := _MEANT.search(said):
+    if meant := re.search(r'Did you mean "(\w+)"', text):
         return f'{where}. Did you mean "{meant[1]}"?'
-    return f"{where}; what has a name of its own, as a term, is added in the config file"
+    return f"{where}; add a key of your own, such as the name of a term, in the config file"
 
 
 def _check_given(name: str) -> None:
-    """Refuses what no flag means: nothing, as a variable of the shell that is not set, or NaN."""
+    """Refuses empty values, for instance from an unset shell variable, and NaN and infinity."""
     for key in flags.FLAGS:
         flag = flags.FLAGS[key]
         # Keys of a config may be empty, and are checked with it.
         if not flag.present or key.startswith("config"):
             continue
         if flag.value == "":
-            _fail(name, f"--{key} is empty; give it a value, or leave it out")
+            fail(name, f"--{key} is empty; give it a value, or leave it out")
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
-            _fail(name, f"--{key} is {flag.value}; it takes a finite number")
+            fail(name, f"--{key} is {flag.value}; it takes a finite number")
 
 
-def _fail(name: str, message: str) -> NoReturn:
+def fail(name: str, message: str) -> NoReturn:
+    """Ends a command before its work begins."""
     sys.stderr.write(_error_line(name, message))
-    sys.exit(2)
+    sys.exit(processes.MISTAKE)
 
 
 def _error_line(name: str, message: str) -> str:
     return f"{name}: error: {' '.join(message.split())}\n"
 
 
-# What TensorStore answers about the other files when Orbax has given up on one of them, and what it
-# says again of those that are damaged, which whoever read them has reported.
+# TensorStore's reports about other files after Orbax has given up on one of them, and repeated
+# reports about damaged files.
 _LATE_ANSWERS = re.compile(r"Event loop is closed|DATA_LOSS|[A-Z_]+: Error (opening|reading) ")
 
 
-def hold_back() -> list[str]:
-    """Keeps libraries' tracebacks from stderr, for as long as the process lives.
+def hold_back_tracebacks() -> list[str]:
+    """Keeps tracebacks of libraries from stderr for the rest of the process.
 
-    Where a disk fills up or a checkpoint is damaged, Orbax, TensorStore, asyncio and TensorBoard's
-    writer each report it, in dozens of tracebacks around the one line that kdjax makes of it. What
-    libraries log without one is heard.
+    If a disk is full or a checkpoint is damaged, Orbax, TensorStore, asyncio, and TensorBoard's
+    writer print dozens of tracebacks around kdjax's one line. Lines that libraries log without a
+    traceback still appear.
 
     Returns:
-      Their tracebacks, to which those that are still to come are added.
+      The tracebacks. Later tracebacks are added to this list.
     """
     tracebacks: list[str] = []
 
-    # Formatted at once: whoever keeps the error keeps alive what is just being deleted.
-    def keep(
-        kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not _LATE_ANSWERS.match(str(error)):
-            tracebacks.append("".join(traceback.format_exception(kind, error, trace)))
+    def keep(error: Any) -> None:
+        # Formatted at once, because a stored error would keep objects alive.
+        if not _LATE_ANSWERS.match(str(error[1])):
+            tracebacks.append("".join(traceback.format_exception(*error[:3])))
 
-    def is_heard(record: logging.LogRecord) -> bool:
+    def log_filter(record: logging.LogRecord) -> bool:
         if not record.exc_info or record.exc_info[0] is None:
             return True
-        keep(*record.exc_info)
+        keep(record.exc_info)
         return False
 
-    # Through which all that libraries log comes.
-    absl_logging.get_absl_handler().addFilter(is_heard)
-    sys.unraisablehook = lambda args: keep(args.exc_type, args.exc_value, args.exc_traceback)
-    threading.excepthook = lambda args: keep(args.exc_type, args.exc_value, args.exc_traceback)
-    # What Orbax would have written next is never begun.
+    absl_logging.get_absl_handler().addFilter(log_filter)
+    sys.unraisablehook = threading.excepthook = keep
+    # Orbax never starts the writes after one that failed.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     return tracebacks
 
 
-# Extra -> what its packages are imported as; see pyproject.toml.
+# The modules that each extra of pyproject.toml installs.
 MODULES = {
     "data": (
         "tensorflow",
@@ -268,22 +264,10 @@ def advice(extras: Sequence[str], error: ImportError) -> str | None:
     """Returns one line that says what to install, or None if none of the extras has the module.
 
     Args:
-      extras: those that the command needs. The line names all of them, so that one installation
-        is enough.
-      error: of an import anywhere in the command.
+      extras: The extras that the command needs. The line names all of them.
+      error: The error of an import anywhere in the command.
     """
     package = (error.name or "").partition(".")[0]
     if not any(package in MODULES[extra] for extra in extras):
         return None
     return f'{package} is not installed: pip install "kdjax[{",".join(extras)}]"'
-
-
-@contextlib.contextmanager
-def missing_extra_ends(name: str, extras: Sequence[str]) -> Iterator[None]:
-    """Ends the command `name` with one line if an import inside the context lacks an extra."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (line := advice(extras, error)) is None:
-            raise
-        _fail(name, line)

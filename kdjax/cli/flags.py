@@ -1,4 +1,4 @@
-"""Flags that several commands share: the config, and how images are seen."""
+"""The flags that several commands share: the config, and how a network looks at images."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from kdjax.utils.errors import UserError
 
 
 class _ConfigParser(flags.ArgumentParser[ConfigDict]):
-    """What the flag `--config` makes of `path.py`, or of `path.py:argument`."""
+    """The parser of the flag `--config`, for `path.py` or `path.py:argument`."""
 
     def parse(self, argument: str) -> ConfigDict:
         """Returns the config of a file, locked.
 
         Raises:
-          UserError: as `kdjax.utils.config_file.read`.
+          UserError: As in `kdjax.utils.config_file.read`.
         """
         return config_file.read(argument)
 
     def flag_type(self) -> str:
-        """What `--help` calls it."""
+        """Returns the type of the flag, for `--help`."""
         return "config file"
 
 
@@ -34,7 +34,7 @@ class ConfigFlag:
         self._flag = config_flags.DEFINE_config_file(
             "config",
             None,
-            "A config file, as kdjax's own quickstart.py; --config.KEY=VALUE alters it.",
+            "A config file, as kdjax's own quickstart.py; --config.KEY=VALUE changes a value.",
             lock_config=True,
         )
         flags.FLAGS["config"].parser = _ConfigParser()
@@ -56,28 +56,22 @@ class ConfigFlag:
 
 
 class InferenceFlags:
-    """`--mode`, `--window`, `--stride`, `--scales`, `--flip` and `--pad_to`."""
+    """The flags `--mode`, `--window`, `--stride`, `--scales`, `--flip`, and `--pad_to`."""
 
     def __init__(self) -> None:
         self._mode = flags.DEFINE_enum(
-            "mode", "whole", MODES, "whole images, or windows that overlap."
+            "mode", "whole", MODES, "Whole images, or windows that overlap."
         )
-        self._window = flags.DEFINE_string(
-            "window",
-            None,
-            "slide: height and width of a window, as 512,1024; by default the run's crop.",
+        self._window = flags.DEFINE_list(
+            "window", None, "slide: height and width of a window, as 512,1024 [the run's crop]."
         )
-        self._stride = flags.DEFINE_string(
-            "stride",
-            None,
-            "slide: from one window to the next, as 341,683; by default two thirds of one.",
+        self._stride = flags.DEFINE_list(
+            "stride", None, "slide: rows and columns between windows, as 341,683 [2/3 of a window]."
         )
         self._scales = flags.DEFINE_list(
-            "scales",
-            ["1.0"],
-            "Sizes at which an image is seen, as 0.5,1.0,1.5; their mean decides.",
+            "scales", ["1.0"], "Image sizes whose mean decides, as 0.5,1.0,1.5."
         )
-        self._flip = flags.DEFINE_bool("flip", False, "See the mirror image at each scale, too.")
+        self._flip = flags.DEFINE_bool("flip", False, "Use the mirror image at each scale, too.")
         self._pad_to = flags.DEFINE_integer(
             "pad_to",
             None,
@@ -87,33 +81,26 @@ class InferenceFlags:
         )
 
     def options(self) -> dict[str, Any]:
-        """The flags as arguments of `kdjax.evaluate` and `kdjax.predict`.
+        """Returns the flags as arguments of `kdjax.evaluate` and `kdjax.predict`.
 
         Raises:
-          UserError: for what is no number.
+          UserError: If a value is not a number.
         """
-        try:
-            scales = tuple(float(scale) for scale in self._scales.value or ())
-        except ValueError:
-            given = ",".join(self._scales.value or ())
-            raise UserError(f"--scales is {given!r}; give numbers, as 0.5,1.0") from None
         return {
             "mode": self._mode.value,
-            "window": _pair(self._window),
-            "stride": _pair(self._stride),
-            "scales": scales,
+            "window": _numbers(self._window, int, "512,1024"),
+            "stride": _numbers(self._stride, int, "341,683"),
+            "scales": _numbers(self._scales, float, "0.5,1.0") or (),
             "flip": self._flip.value,
             "pad_to": self._pad_to.value,
         }
 
 
-def _pair(flag: flags.FlagHolder[str | None]) -> tuple[int, int] | None:
+def _numbers(flag: flags.FlagHolder[Any], kind: type, example: str) -> tuple[Any, ...] | None:
     if flag.value is None:
         return None
     try:
-        height, width = map(int, flag.value.split(","))
+        return tuple(map(kind, flag.value))
     except ValueError:
-        raise UserError(
-            f"--{flag.name} is {flag.value!r}; give height and width, as 512,1024"
-        ) from None
-    return height, width
+        given = ",".join(flag.value)
+        raise UserError(f"--{flag.name} is {given!r}; give numbers, as {example}") from None

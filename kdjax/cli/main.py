@@ -1,4 +1,4 @@
-"""The commands: `kdjax train ...` and `python -m kdjax train ...` are the same."""
+"""The entry point of the commands: `kdjax train ...`, or `python -m kdjax train ...`."""
 
 import ast
 import importlib
@@ -16,8 +16,8 @@ class Command(NamedTuple):
     """What `command.run` must know about a command before it imports its module.
 
     Attributes:
-      extras: the optional dependencies of `pyproject.toml` that the command needs.
-      words: how many words it takes in addition to its flags.
+      extras: The optional dependencies of `pyproject.toml` that the command needs.
+      words: The number of words that the command takes in addition to its flags.
       resumes: True if the same command continues what an earlier one did not finish.
     """
 
@@ -43,8 +43,7 @@ COMMANDS = {
 def main() -> None:
     """Runs the command that the first word names, or lists the commands if there is none."""
     interrupt.end_at_once()
-    words = sys.argv[1:] or ["--help"]
-    name = words[0]
+    name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print(overview())
         return
@@ -56,17 +55,21 @@ def main() -> None:
             f'kdjax: error: unknown command "{name}": {did_you_mean(name, COMMANDS)}\n'
         )
         sys.exit(2)
-    # As `python -m` does: modules in the working directory can be imported.
+    # As `python -m` does, so that modules in the working directory can be imported.
     if os.getcwd() not in sys.path and not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())
-    sys.argv = [f"kdjax {name}", *words[1:]]
-    # Imported here, so that Ctrl-C during the import of a library ends in one line.
+    # Imported here, so that Ctrl-C during the import of a library prints one line.
     from kdjax.cli import command
 
-    extras, count, resumes = COMMANDS[name]
-    with command.missing_extra_ends(sys.argv[0], extras):
+    sys.argv = [f"kdjax {name}", *rest]
+    extras, words, resumes = COMMANDS[name]
+    try:
         module = importlib.import_module(f"kdjax.cli.{name}")
-    command.run(module.main, module.__doc__, extras=extras, words=count, resumes=resumes)
+    except ModuleNotFoundError as error:
+        if (line := command.advice(extras, error)) is None:
+            raise
+        command.fail(sys.argv[0], line)
+    command.run(module.main, module.__doc__, extras=extras, words=words, resumes=resumes)
 
 
 def overview() -> str:
@@ -88,6 +91,6 @@ def overview() -> str:
 
 
 def _first_line(name: str) -> str:
-    """Returns the first line of a command's docstring, without the seconds of an import."""
+    """Returns the first line of a command's docstring, without the slow import of its module."""
     source = pathlib.Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

@@ -2,8 +2,8 @@
 
 python -m kdjax train --config configs/shapes_pspnet_r18.py --workdir runs/first --config.steps=500
 
-The workdir then holds the student, its scores, what was logged and report.html. The same command
-continues what was stopped.
+The workdir then holds the student, its scores, its log, and report.html. The same command continues
+a stopped run.
 """
 
 from absl import flags
@@ -16,7 +16,7 @@ from kdjax.utils.log import RunLogger
 
 _CONFIG = ConfigFlag()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, which is made, or continued if it is there.", required=True
+    "workdir", None, "The run's folder. It is created, or continued if it exists.", required=True
 )
 _PROFILE = flags.DEFINE_string(
     "profile", None, "Steps to trace into WORKDIR/profile, as 20:25, for ui.perfetto.dev."
@@ -25,7 +25,7 @@ _PROCESSES = processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
-    """Trains, or continues, and says where the student and the report are."""
+    """Trains or continues, and prints where the student and the report are."""
     del argv
     config = _CONFIG.read()
     profile = profiling.steps_of(_PROFILE.value) if _PROFILE.value else None

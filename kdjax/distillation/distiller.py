@@ -21,7 +21,7 @@ from kdjax.distillation.feature_maps import (
     zeros_of,
 )
 from kdjax.distillation.layers import adapt, init_adapter
-from kdjax.distillation.loss import SIDES, Inputs, Loss, Metrics
+from kdjax.distillation.loss import SIDES, Inputs, Loss, Metrics, one_or_all
 from kdjax.distillation.terms import make_loss
 from kdjax.losses import resize, resize_labels
 from kdjax.utils.errors import RAISED_BY_USERS, UserError
@@ -222,12 +222,6 @@ class Distiller:
         if batch.labels is not None:
             labels = [resize_labels(batch.labels, x.shape[1:3]) for x in student]
             valid = [x != self.ignore_label for x in labels]
-
-        def one_or_all(values: list[Any] | None, named: Any) -> Any:
-            if named is None or values is None:
-                return None
-            return values[0] if isinstance(named, str) else tuple(values)
-
         return Inputs(
             student=one_or_all(student, loss.student),
             teacher=one_or_all(teacher, loss.teacher),
@@ -328,10 +322,9 @@ class Distiller:
             jax.eval_shape(lambda: self._trace(name, loss))
         except UserError:
             raise
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: {error}") from error
         except RAISED_BY_USERS as error:
-            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+            kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+            raise UserError(f"{where}: {kind}{error}") from error
 
     def _trace(self, name: str, loss: Loss, steps: Float[Array, ""] | int = 1) -> Any:
         """Returns the weighted value of a term, its state, and its metrics on maps of zeros."""

@@ -22,8 +22,8 @@ def init_adapter(
       key: Random key of the kernel.
       channels: Channels of the student's map.
       wanted: Channels of the teacher's map.
-      bias: Whether the convolution has a bias.
-      norm: Whether a batch norm follows. It uses the statistics of each batch and keeps none,
+      bias: True if the convolution has a bias.
+      norm: True if a batch norm follows. It uses the statistics of each batch and keeps none,
         because an adapter runs only in training.
     """
     initialize = jax.nn.initializers.lecun_normal()

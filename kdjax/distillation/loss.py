@@ -69,6 +69,13 @@ def read_labels(inputs: Inputs) -> tuple[Int[Array, "B h w"], Bool[Array, "B h w
     return inputs.labels, inputs.valid
 
 
+def one_or_all(values: Sequence[Any] | None, names: Names | None) -> Any:
+    """Returns one value for one name, a tuple for several names, and None for no name or value."""
+    if names is None or values is None:
+        return None
+    return values[0] if isinstance(names, str) else tuple(values)
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -89,8 +96,8 @@ class Loss:
         both sizes.
       adapter: When a 1x1 convolution maps the student's channels to the teacher's: "where_needed",
         "always", or "never". It is trained with the student, and exports leave it out.
-      adapter_bias: Whether the adapter has a bias.
-      adapter_norm: Whether a batch norm follows the adapter.
+      adapter_bias: True if the adapter has a bias.
+      adapter_norm: True if a batch norm follows the adapter.
       learning_rate: The factor of the run's learning rate for the parameters of the term.
     """
 
@@ -141,22 +148,15 @@ class Loss:
     def init_params(self, key: PRNGKeyArray, student: Any, teacher: Any) -> PyTree:
         """Returns the parameters that the loss learns besides its adapter. None by default.
 
-        Args:
-          key: A random key.
-          student: As in `check`.
-          teacher: As in `check`.
+        The specs are those of `check`.
         """
-        del key, student, teacher
         return {}
 
     def init_state(self, student: Any, teacher: Any) -> PyTree:
         """Returns the state that the loss keeps between steps. None by default.
 
-        Args:
-          student: As in `check`.
-          teacher: As in `check`.
+        The specs are those of `check`.
         """
-        del student, teacher
         return {}
 
     def update(self, state: PyTree, inputs: Inputs) -> PyTree:
@@ -165,7 +165,6 @@ class Loss:
         Parameters with an objective of their own, such as a discriminator's, belong to the state.
         This method trains them.
         """
-        del inputs
         return state
 
     def __call__(
@@ -214,10 +213,7 @@ class Loss:
                 place = {"stride": kept.stride, "size": kept.size}
                 students[index] = dataclasses.replace(students[index], **place)
                 teachers[index] = dataclasses.replace(other, **place)
-        read = students[0] if isinstance(self.student, str) else tuple(students)
-        if self.teacher is None:
-            return read, None
-        return read, teachers[0] if isinstance(self.teacher, str) else tuple(teachers)
+        return one_or_all(students, self.student), one_or_all(teachers, self.teacher)
 
     def describe(self) -> str:
         """Returns the loss, its maps, and its own options in one line."""
@@ -285,7 +281,6 @@ def loss_class(
         raise ValueError(f"{name} has an option called {clash[0]}, which every term has; rename it")
 
     def value(self: Loss, inputs: Inputs, params: PyTree, state: PyTree) -> Float[Array, ""]:
-        del params, state
         given = {option.name: getattr(self, option.name) for option in options}
         if ignores:
             given["ignore_label"] = inputs.ignore_label

@@ -3,8 +3,11 @@
 Arrays are channels-last, `[..., H, W, C]`: logits or features of one image, or of a batch of any
 shape. The functions cannot detect other layouts: PyTorch's maps `[B, C, H, W]` and tokens
 `[B, N, C]` pass as maps of another size, and the numbers look right. Transpose maps, and reshape
-tokens to rows and columns, before the call. Shapes that contradict each other, wrong types, and
-unknown options raise errors when the function is traced.
+tokens to rows and columns, before the call.
+
+When a function is traced, it raises a `TypeError` if a map is not a floating-point array or labels
+are not integers, and a `ValueError` if shapes contradict each other or an option is unknown or out
+of range. The message says what would be right.
 
 Every function returns its terms in float32 before any reduction, and their plain mean is the loss
 of the paper. `valid_mean` leaves out ignored pixels, which may hold anything, even NaN.

@@ -76,6 +76,13 @@ def check_labels(labels: jax.Array, array: jax.Array, owner: str) -> None:
     raise ValueError(message)
 
 
+def check_shape(name: str, array: jax.Array, *allowed: tuple[int, ...]) -> None:
+    """Requires one of some shapes."""
+    if array.shape not in allowed:
+        right = " or ".join(str(list(shape)) for shape in allowed)
+        raise ValueError(f"{name} must be {right}, got {shape_of(array)}")
+
+
 def check_label_dtype(labels: jax.Array) -> None:
     """Requires integer labels."""
     if not jnp.issubdtype(dtype_of("labels", labels), jnp.integer):
@@ -90,13 +97,8 @@ def check_option(name: str, value: str, valid: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
 
 
-def check_positive(name: str, value: float | jax.Array) -> None:
+def check_positive(name: str, value: float | jax.Array, *, or_zero: bool = False) -> None:
     """Requires a finite number above zero. Traced values, as of a schedule, are not checked."""
-    if not isinstance(value, Tracer) and not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value}")
-
-
-def check_not_negative(name: str, value: float | jax.Array) -> None:
-    """Requires a finite number that is zero or above. Traced values are not checked."""
-    if not isinstance(value, Tracer) and not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be zero or a positive number, got {value}")
+    if not isinstance(value, Tracer) and not (0 < value < math.inf or (or_zero and value == 0)):
+        kind = "zero or a positive number" if or_zero else "a positive number"
+        raise ValueError(f"{name} must be {kind}, got {value}")

@@ -23,10 +23,6 @@ def attention_transfer(
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If batch or size differ.
-
     Source:
       Zagoruyko, Komodakis, "Paying more attention to attention" (ICLR 2017). CIRKD, mmrazor, and
       RepDistiller take the mean over the P pixels, and this function takes the sum. A weight `w`

@@ -43,10 +43,6 @@ def bpkd(
     Returns:
       float32 `[..., C]`; the plain mean is the loss. A class without edges adds 0 to `"edge"`.
 
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes do not fit, `part` is unknown, or window or temperature not positive.
-
     Source:
       Liu et al., "BPKD: boundary privileged knowledge distillation for semantic segmentation" (WACV
       2024), our reading of two re-implementations. No training code was published. Weight 20 on the

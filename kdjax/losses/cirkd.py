@@ -38,11 +38,6 @@ def cirkd_minibatch(
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If batch or size differ, the temperature or `pool` are not positive, or the group
-        does not divide the batch.
-
     Source:
       Yang et al., "Cross-image relational knowledge distillation for semantic segmentation" (CVPR
       2022), the authors' code: weight 1, with per-pixel KL of weight 1 and two losses against a

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from kdjax.losses._arrays import einsum, is_class
-from kdjax.losses._checks import check_labels, check_map, shape_of
+from kdjax.losses._checks import check_labels, check_map, check_shape
 
 
 @jax.tree_util.register_dataclass
@@ -72,17 +72,9 @@ class ClassStatistics:
           ignore_label: The label of pixels that do not count.
           axis_name: Inside `shard_map`, the mesh axes over which the pixels are split. The
             statistics are then those of all pixels, and the same on every device.
-
-        Raises:
-          TypeError: If the features are not floating point or the labels not integers.
-          ValueError: If shapes do not fit.
         """
         check_map("features", features)
-        if features.shape[-1] != self.mean.shape[-1]:
-            raise ValueError(
-                f"features must have the {self.mean.shape[-1]} channels of the statistics, "
-                f"got {shape_of(features)}"
-            )
+        check_shape("features", features, (*features.shape[:-1], self.mean.shape[-1]))
         check_labels(labels, features, "features")
         features = jax.lax.stop_gradient(features).astype(jnp.float32)
         features = features.reshape(-1, features.shape[-1])
@@ -113,16 +105,8 @@ class ClassStatistics:
         return self.merge(ClassStatistics(count, mean, covariance))
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
-        """Returns the statistics of the pixels of both.
-
-        Raises:
-          ValueError: If the two do not have the same shapes.
-        """
-        if self.covariance.shape != other.covariance.shape:
-            raise ValueError(
-                "both statistics must have the same shape, got covariances "
-                f"{shape_of(self.covariance)} and {shape_of(other.covariance)}"
-            )
+        """Returns the statistics of the pixels of both."""
+        check_shape("the other covariance", other.covariance, self.covariance.shape)
         ours, added = (jnp.asarray(side.count, jnp.int32) for side in (self, other))
         count = ours + jnp.minimum(added, _MOST - ours)
         share = added / jnp.maximum(count, 1).astype(jnp.float32)

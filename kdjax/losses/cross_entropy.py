@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kdjax.losses._arrays import einsum
-from kdjax.losses._checks import check_label_dtype, check_labels, check_map, shape_of
+from kdjax.losses._checks import check_label_dtype, check_labels, check_map, check_shape, shape_of
 from kdjax.losses.resizing import resizing_weights
 
 
@@ -29,10 +29,6 @@ def cross_entropy(
       float32 `[..., H, W]`, 0 if the label is `ignore_label`, whatever the scores are.
       `valid_mean(values, labels != ignore_label)` is the mean that PyTorch takes. The plain mean
       also divides by the ignored pixels, as mmsegmentation does by default.
-
-    Raises:
-      TypeError: If the logits are not floating point or the labels not integers.
-      ValueError: If the labels are not `[..., H, W]`.
 
     Examples:
       >>> logits = jnp.zeros((1, 2, 2, 4))
@@ -75,18 +71,10 @@ def upsampled_cross_entropy(
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`; see `cross_entropy`.
-
-    Raises:
-      TypeError: If the logits are not floating point or the labels not integers.
-      ValueError: If batch dimensions differ or the labels are not `[..., H, W]`.
     """
     check_map("logits", logits)
     check_label_dtype(labels)
-    if labels.ndim != logits.ndim - 1 or labels.shape[:-2] != logits.shape[:-3]:
-        raise ValueError(
-            "labels must be [..., H, W] and logits [..., h, w, C] with the same batch dimensions, "
-            f"got labels {shape_of(labels)} and logits {shape_of(logits)}"
-        )
+    check_shape("labels", labels, (*logits.shape[:-3], *labels.shape[-2:]))
     *batch, height, width = labels.shape
     to_width = resizing_weights(logits.shape[-2], width, align_corners=align_corners)
     to_height = resizing_weights(logits.shape[-3], height, align_corners=align_corners)
@@ -140,18 +128,10 @@ def valid_mean(values: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> 
     Args:
       values: Terms of a loss, any shape.
       valid: Which of them count, the same shape.
-
-    Raises:
-      TypeError: If `valid` is not boolean.
-      ValueError: If the shapes differ.
     """
     if valid.dtype != jnp.bool_:
         raise TypeError(f"valid must be boolean, got {valid.dtype} {shape_of(valid)}")
-    if values.shape != valid.shape:
-        raise ValueError(
-            "values and valid must have the same shape, got values "
-            f"{shape_of(values)} and valid {shape_of(valid)}"
-        )
+    check_shape("valid", valid, values.shape)
     total = jnp.sum(values, where=valid, dtype=jnp.float32)
     return total / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0)
 

@@ -28,10 +28,6 @@ def cwd(
     Returns:
       float32 `[..., C]`; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If the shapes differ or the temperature is not positive.
-
     Source:
       Shu et al., "Channel-wise knowledge distillation for dense prediction" (ICCV 2021), the
       formula as in the authors' TorchDistiller and in mmrazor's `ChannelWiseDivergence`. Weight 3

@@ -32,10 +32,6 @@ def dist_inter(
     Returns:
       float32 `[..., H, W]`; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If the shapes differ, or temperature or `eps` are not positive.
-
     Source:
       Huang et al., "Knowledge distillation from a stronger teacher" (NeurIPS 2022), the authors'
       code for segmentation: temperature 1, weight 1 on this and on `dist_intra`, and 0.4 of both
@@ -74,11 +70,6 @@ def dist_intra(
 
     Returns:
       float32 `[C]`, or `[..., B / group, C]`; the plain mean is the loss.
-
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: As `dist_inter`, and if `classes` is unknown or the group does not divide the
-        batch.
 
     Source:
       As `dist_inter`. Half of `nfd` over `"batch_space"`, of the distributions.

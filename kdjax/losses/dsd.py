@@ -29,11 +29,6 @@ def dsd_pairs(
     Returns:
       float32 `[..., pairs]`; the plain mean is the loss.
 
-    Raises:
-      TypeError: If a map is not floating point.
-      ValueError: If a side has fewer than two maps or the two have not as many, or batch or size
-        differ.
-
     Source:
       Feng et al., "Double similarity distillation for semantic image segmentation" (TIP 2021), as
       in CIRKD's re-implementation. No code by the authors was found. CIRKD takes the mean over the

@@ -10,13 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax.losses._arrays import einsum, rows, sum_over_first
-from kdjax.losses._checks import (
-    check_map,
-    check_not_negative,
-    check_option,
-    check_positive,
-    shape_of,
-)
+from kdjax.losses._checks import check_map, check_option, check_positive, check_shape
 from kdjax.losses._softmax import softmax_kl
 from kdjax.losses.isda import check_head, class_scores, weight_spread
 
@@ -72,11 +66,6 @@ def fakd_kl(
       float32 `[..., H, W]`, 0 if the label is `ignore_label`. `valid_mean` over the other pixels is
       the loss; the plain mean is the same if no pixel is ignored.
 
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes do not fit, the strength is negative, the temperature not positive or
-        `bound` unknown.
-
     Source:
       Yuan et al., "FAKD: Feature augmented knowledge distillation for semantic segmentation"
       (2022). The abstract asks for an upper bound of the expected loss over infinitely many
@@ -85,11 +74,8 @@ def fakd_kl(
       scores `s / t + d` is not a bound: it is `F` minus `sum_c p_c d_c`, and can be below the plain
       loss.
     """
-    member = _check_distillation(
-        student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
-    )
-    check_not_negative("strength", strength)
-    check_positive("temperature", temperature)
+    head = student_features, kernel, bias, labels, covariance, strength, ignore_label
+    member = _check_distillation(head, teacher_logits, temperature)
     check_option("bound", bound, ("soft", "pairwise", "label", "student", "none"))
     # Replaced before anything is computed: NaN at an ignored pixel would reach the gradient.
     valid = labels.astype(jnp.int32) != ignore_label
@@ -157,34 +143,18 @@ def fakd_cwd(
     noise of the pixels. Pixels of a class with a large variance weigh more in the student's
     normalizer.
 
-    Args:
-      student_features: As in `fakd_kl`.
-      kernel: As in `fakd_kl`.
-      bias: As in `fakd_kl`; it does not change the loss.
-      teacher_logits: As in `fakd_kl`.
-      labels: As in `fakd_kl`.
-      covariance: As in `fakd_kl`.
-      strength: As in `fakd_kl`.
-      temperature: As in `cwd`.
-      ignore_label: The label of pixels that are not augmented. They still take part in the maps,
-        as in `cwd`.
+    The arguments are those of `fakd_kl`, with the temperature of `cwd`. The bias does not change
+    the loss. Pixels with the ignore label are not augmented, but take part in the maps as in `cwd`.
 
     Returns:
       float32 `[..., C]`; the plain mean is the loss.
-
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes do not fit, the strength is negative or the temperature not positive.
 
     Source:
       Yuan et al. (2022), see `fakd_kl`. The abstract says that FAKD combines with other losses;
       this bound is ours.
     """
-    member = _check_distillation(
-        student_features, kernel, bias, teacher_logits, labels, covariance, ignore_label
-    )
-    check_not_negative("strength", strength)
-    check_positive("temperature", temperature)
+    head = student_features, kernel, bias, labels, covariance, strength, ignore_label
+    member = _check_distillation(head, teacher_logits, temperature)
     scores = class_scores(student_features, kernel, bias)
     teacher = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     temperature = jax.lax.stop_gradient(temperature)
@@ -197,18 +167,12 @@ def fakd_cwd(
     return temperature**2 * (divergence + growth)
 
 
-def _check_distillation(features, kernel, bias, teacher_logits, labels, covariance, ignore_label):
+def _check_distillation(head, teacher_logits, temperature):
     """Checks the arguments. Returns the one-hot class of each pixel."""
-    check_map("student_features", features)
+    member = check_head(*head)
     check_map("teacher_logits", teacher_logits)
-    member = check_head(features, kernel, bias, labels, covariance, ignore_label)
-    expected = (*features.shape[:-1], kernel.shape[-1])
-    if teacher_logits.shape != expected:
-        raise ValueError(
-            f"teacher_logits must be {list(expected)}, as student_features {shape_of(features)} "
-            f"and kernel {shape_of(kernel)} give, got {shape_of(teacher_logits)}; both networks "
-            "need the same classes and the same size"
-        )
+    check_shape("teacher_logits", teacher_logits, member.shape)
+    check_positive("temperature", temperature)
     return member
 
 

@@ -32,10 +32,6 @@ def ifvd(
       float32 `[..., H, W]`, 0 if the label is `ignore_label`. The plain mean over all pixels is the
       authors' loss; `valid_mean` takes the labeled pixels alone.
 
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If batch or size differ.
-
     Source:
       Wang et al., "Intra-class feature variation distillation for semantic segmentation" (ECCV
       2020), the authors' code. The gradient passes through the centers. The weight is 200 in their

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kdjax.losses._arrays import einsum, is_class, sum_over_first
-from kdjax.losses._checks import check_labels, check_map, check_not_negative, shape_of
+from kdjax.losses._checks import check_labels, check_map, check_positive, check_shape
 from kdjax.losses.cross_entropy import cross_entropy
 
 
@@ -45,17 +45,11 @@ def isda_logits(
     Returns:
       float32 `[..., H, W, C]`.
 
-    Raises:
-      TypeError: If the features are not floating point or the labels not integers.
-      ValueError: If shapes do not fit or the strength is negative.
-
     Source:
       Wang et al., "Implicit semantic data augmentation for deep networks" (NeurIPS 2019), the
       formula as in the authors' segmentation code, which uses the diagonal covariance.
     """
-    check_map("features", features)
-    member = check_head(features, kernel, bias, labels, covariance, ignore_label)
-    check_not_negative("strength", strength)
+    member = check_head(features, kernel, bias, labels, covariance, strength, ignore_label)
     kernel = kernel.astype(jnp.float32)
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
     centred = kernel - jnp.mean(kernel, axis=-1, keepdims=True)
@@ -79,23 +73,11 @@ def isda_cross_entropy(
     """Implicit semantic data augmentation: `cross_entropy` of `isda_logits`.
 
     An upper bound of the expected cross-entropy if every feature vector is augmented by noise of
-    `N(0, strength Sigma_y)`. At strength 0, it is the plain cross-entropy.
-
-    Args:
-      features: As in `isda_logits`.
-      kernel: As in `isda_logits`.
-      bias: As in `isda_logits`.
-      labels: As in `isda_logits`.
-      covariance: As in `isda_logits`.
-      strength: As in `isda_logits`.
-      ignore_label: The label of pixels that do not count.
+    `N(0, strength Sigma_y)`. At strength 0, it is the plain cross-entropy. The arguments are those
+    of `isda_logits`.
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`; see `cross_entropy`.
-
-    Raises:
-      TypeError: If the features are not floating point or the labels not integers.
-      ValueError: If shapes do not fit or the strength is negative.
     """
     check_map("features", features)
     check_labels(labels, features, "features")
@@ -108,25 +90,16 @@ def isda_cross_entropy(
     return cross_entropy(logits, labels, ignore_label=ignore_label)
 
 
-def check_head(features, kernel, bias, labels, covariance, ignore_label):
+def check_head(features, kernel, bias, labels, covariance, strength, ignore_label):
     """Checks the student's arguments. Returns the one-hot class of each pixel."""
-    channels = features.shape[-1]
-    if kernel.ndim != 2 or kernel.shape[0] != channels:
-        raise ValueError(
-            f"kernel must be [{channels}, C], as the features are {shape_of(features)}, "
-            f"got {shape_of(kernel)}"
-        )
-    classes = kernel.shape[-1]
-    if bias is not None and bias.shape != (classes,):
-        raise ValueError(
-            f"bias must be [{classes}], as the kernel is {shape_of(kernel)}, got {shape_of(bias)}"
-        )
+    check_map("features", features)
+    channels, classes = features.shape[-1], kernel.shape[-1]
+    check_shape("kernel", kernel, (channels, classes))
+    if bias is not None:
+        check_shape("bias", bias, (classes,))
     check_labels(labels, features, "features")
-    if covariance.shape not in ((classes, channels), (classes, channels, channels)):
-        raise ValueError(
-            f"covariance must be [{classes}, {channels}] (diagonal) or "
-            f"[{classes}, {channels}, {channels}] (full), got {shape_of(covariance)}"
-        )
+    check_shape("covariance", covariance, (classes, channels), (classes, channels, channels))
+    check_positive("strength", strength, or_zero=True)
     return is_class(labels, classes, ignore_label).astype(jnp.float32)
 
 

@@ -41,11 +41,6 @@ def jml(
     Returns:
       float32 `[C]`, or `[..., B / group, C]`; the plain mean is the loss.
 
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes differ, `target` is unknown, `smooth` is not positive, or the group does
-        not divide the batch.
-
     Source:
       Wang et al., "Jaccard metric losses: optimizing the Jaccard index with soft labels" (NeurIPS
       2023), the authors' code, at the size of the labels. Their code adds 1 pixel where this adds

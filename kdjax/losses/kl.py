@@ -37,10 +37,6 @@ def pixelwise_kl(
     Returns:
       float32 `[..., H, W]`; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If the shapes differ or the temperature is not positive.
-
     Other code reduces this loss differently. With batch size B, P pixels, C classes, and
     temperature t, a weight `w` here equals
 
@@ -86,10 +82,6 @@ def gap_weighted_kl(
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`, whatever the scores are. `valid_mean`
       over the other pixels is the loss; the plain mean is the same if no pixel is ignored.
-
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes differ, the temperature is not positive or `gap` is unknown.
 
     Source:
       The second half of Shan, "Distilling pixel-wise feature similarities for semantic
@@ -165,10 +157,6 @@ def dkd(
       float32 `[..., H, W]`, 0 if the label is `ignore_label`; `valid_mean` over the other pixels is
       the loss.
 
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes differ or the temperature is not positive.
-
     Source:
       Zhao et al., "Decoupled knowledge distillation" (CVPR 2022), the authors' code for images,
       here at every pixel. They use alpha 1, beta 0.5, and temperature 1 on ImageNet, and beta 2 to
@@ -224,10 +212,6 @@ def wsld(
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`; `valid_mean` over the other pixels is
       the loss.
-
-    Raises:
-      TypeError: If a map is not floating point or the labels are not integers.
-      ValueError: If shapes differ or the temperature is not positive.
 
     Source:
       Zhou et al., "Rethinking soft labels for knowledge distillation: a bias-variance tradeoff

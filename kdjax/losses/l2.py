@@ -23,10 +23,6 @@ def l2(
     Returns:
       float32 `[..., H, W]`; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If the shapes differ.
-
     Source:
       Romero et al., "FitNets: hints for thin deep nets" (ICLR 2015), as CIRKD runs it on the map
       before the classifier: the mean over all values, with per-pixel KL of weight 1. CIRKD's

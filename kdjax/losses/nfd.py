@@ -45,11 +45,6 @@ def nfd(
       float32 `[..., C]`, the mean over the pixels of each channel, for all `axes`; the plain mean
       is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If the shapes differ, `axes` is unknown, `eps` is not positive, the group does
-        not divide the batch, or `axis_name` or a group is given without `"batch_space"`.
-
     Source:
       Liu, Yang, Chen, "Normalized feature distillation for semantic segmentation" (2022). The
       abstract asks for normalized features and a plain distance. The axes, the variance, eps, and
@@ -83,21 +78,12 @@ def dead_channels(
     A channel is dead if its variance is at most `eps`, which then dominates the divisor in `nfd`. A
     dead channel of the teacher teaches nothing and adds a constant of about 1 to the loss. A dead
     channel of the student receives a gradient of the order of `1 / sqrt(eps)`. Under `jit` with
-    `nfd` of the same arrays, this function adds almost no work: both read the same variances.
-
-    Args:
-      features: `[..., H, W, C]`, any floating type.
-      axes: As in `nfd`.
-      eps: As in `nfd`.
-      axis_name: As in `nfd`.
+    `nfd` of the same arrays, this function adds almost no work: both read the same variances. The
+    options are those of `nfd`.
 
     Returns:
       bool, one value for each variance in `nfd`: `[..., C]` for `"space"`, `[C]` for
       `"batch_space"`, `[..., H, W]` for `"channel"`, `[...]` for `"all"`.
-
-    Raises:
-      TypeError: If the features are not floating point.
-      ValueError: As `nfd`.
     """
     check_map("features", features)
     check_positive("eps", eps)

@@ -47,11 +47,6 @@ def pfs(
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If batch or size differ, `similarity` is unknown, the temperature is not
-        positive, or one is given with `"cosine"`.
-
     Source:
       Shan, "Distilling pixel-wise feature similarities for semantic segmentation" (2019). The
       abstract describes the idea. Both tables, `sqrt(D)`, and the distances are our reading. No

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kdjax.losses._arrays import einsum
-from kdjax.losses._checks import shape_of
+from kdjax.losses._checks import check_shape
 
 
 def phi_s(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
@@ -24,17 +24,13 @@ def phi_s(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
     Returns:
       float32 `[D, D]`.
 
-    Raises:
-      ValueError: If the covariance is not square.
-
     Source:
       Ranzinger et al., "PHI-S: distribution balancing for label-free multi-teacher distillation"
       (2024), the authors' example: the principal axes, rotated by a Hadamard matrix so that each
       channel has an equal share of all axes. If no Hadamard matrix of Sylvester or Paley has D
       rows, a random rotation replaces it, and the variances are only near 1.
     """
-    if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
-        raise ValueError(f"covariance must be [D, D], got {shape_of(covariance)}")
+    check_shape("covariance", covariance, (len(covariance), len(covariance)))
     values, axes = jnp.linalg.eigh(covariance.astype(jnp.float32))
     # The sign of an axis is arbitrary, and another sign would give another target.
     largest = jnp.argmax(jnp.abs(axes), axis=0)

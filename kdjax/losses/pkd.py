@@ -27,10 +27,6 @@ def pkd(
     Returns:
       float32 `[..., C]`; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: As `nfd`.
-
     Source:
       Cao et al., "PKD: general distillation framework for object detectors via Pearson
       correlation coefficient" (NeurIPS 2022). mmrazor's `PKDLoss` is `(n - 1) / n` times this for

@@ -32,10 +32,6 @@ def skd_pairwise(
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.
 
-    Raises:
-      TypeError: If an input is not floating point.
-      ValueError: If batch or size differ or the window is not positive.
-
     Source:
       Liu et al., "Structured knowledge distillation for semantic segmentation" (CVPR 2019),
       `CriterionPairWiseforWholeFeatAfterPool` of the authors' code; weight 0.5 in their script, 10

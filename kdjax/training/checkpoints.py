@@ -37,12 +37,6 @@ BEST_METRIC = "miou"
 # The one before the latest is the fallback if the latest is damaged.
 LATEST = 2
 _DAMAGED = "damaged-"
-# Orbax warns of each checkpoint without metrics, which those between evaluations are.
-logging.getLogger("absl").addFilter(
-    lambda record: "did not provide metrics" not in record.getMessage()
-)
-
-
 # Orbax's name for the thread that writes a checkpoint.
 _WRITER = "async_save"
 # After so long a save ends with an error. Orbax's own limit is twenty minutes.
@@ -84,7 +78,7 @@ class Checkpoints:
         # In the form in which it is read back from JSON.
         self._identity = json.loads(json.dumps(identity))
         self._failed = False
-        logging.getLogger("absl").addFilter(self._notice_failure)
+        logging.getLogger("absl").addFilter(self._filter_log)
         with self._writing():
             self._remarks = self._drop_damaged_scores()
         best = policies.BestN(
@@ -237,15 +231,15 @@ class Checkpoints:
         Raises:
           UserError: if the last checkpoint cannot be written.
         """
-        logging.getLogger("absl").removeFilter(self._notice_failure)
+        logging.getLogger("absl").removeFilter(self._filter_log)
         if self._failed or not (wait or jax.process_count() == 1):
             return
         with self._writing():
             self._manager.wait_until_finished()
         self._manager.close()
 
-    def _notice_failure(self, record: logging.LogRecord) -> bool:
-        """Ends all processes if a save failed in this one.
+    def _filter_log(self, record: logging.LogRecord) -> bool:
+        """Ends all processes if a save failed in this one, and drops a warning of Orbax.
 
         Orbax raises the error only at the next save. Until then, the other processes may wait for
         this save, and the main thread for the other processes.
@@ -253,7 +247,8 @@ class Checkpoints:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, Exception) and record.threadName == _WRITER:
             processes.fail_from_thread(self._why_not_written(error))
-        return True
+        # Checkpoints between evaluations have no metrics.
+        return "did not provide metrics" not in record.getMessage()
 
     def _add_score(self, step: int, miou: float) -> None:
         self._manager.wait_until_finished()

@@ -1,4 +1,4 @@
-"""The software and hardware that a run runs on."""
+"""The software and hardware of a run, and the settings that make them fast."""
 
 import contextlib
 import ctypes
@@ -14,35 +14,32 @@ import jax
 import kdjax
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu")
-
-
-# Of `mallopt` in glibc's malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def set_up_jax() -> None:
-    """What every command does before it computes: compiled programs and freed memory are kept."""
-    _keep_compiled_programs()
+    """Keeps compiled programs between processes, and freed memory in the process.
+
+    Every command calls this before it computes. JAX_COMPILATION_CACHE_DIR sets another directory
+    for the programs.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "kdjax" / "jax"))
     _keep_freed_memory()
 
 
-def _keep_compiled_programs() -> None:
-    """Keeps them between processes, unless JAX_COMPILATION_CACHE_DIR says where."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "kdjax" / "jax"))
-
-
 def _keep_freed_memory() -> None:
-    """Has glibc keep freed memory for whoever asks next, and not give it back to the system.
+    """Stops glibc from returning freed memory to the system.
 
-    A program of XLA for the CPU takes its temporaries anew at every step, in any thread. From the
-    system they come page by page, each filled with zeros first: docs/results/speed.md has what that
-    costs. One arena for all threads, since only that of the first keeps all; with an accelerator,
-    where nothing is gained, reading images in many threads would wait for it. Variables that set up
-    glibc, and other C libraries, are left alone.
+    An XLA program on the CPU allocates its temporaries in every step, in any thread. The system
+    fills each new page with zeros. docs/results/speed.md says what that costs. All threads share
+    one arena, because only the first arena keeps all its memory. With an accelerator there is no
+    gain, and threads that read images would wait for the arena. The user's own settings of the
+    allocator, and other C libraries, are left alone.
     """
-    theirs = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if platform.libc_ver()[0] != "glibc" or theirs or gpus() or tpu_chips():
+    configured = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if platform.libc_ver()[0] != "glibc" or configured or gpus() or tpu_chips():
         return
     library = ctypes.CDLL(None)
     library.mallopt(_M_MMAP_MAX, 0)
@@ -51,17 +48,17 @@ def _keep_freed_memory() -> None:
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-    """Options with which XLA compiles whole networks for devices of this platform.
+    """Returns the options with which XLA compiles whole networks for a platform.
 
-    For a CPU its default is to compute what several operations read anew in each of them, where
-    that seems cheap: in a network of residual blocks that is not trained, as a teacher, the sum of
-    all blocks before it in every block. docs/results/speed.md has what the preset gives.
+    By default, XLA for CPUs computes cheap values again for each reader. In a frozen network of
+    residual blocks, it would compute the sum of all earlier blocks in each block.
+    docs/results/speed.md says what the preset gains.
     """
     return {"xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE"} if platform == "cpu" else {}
 
 
 def gpus() -> list[str]:
-    """The numbers of the GPUs that this process may use; JAX, if it were asked, would take them."""
+    """Returns the numbers of the GPUs that this process may use, without initializing them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]
@@ -69,18 +66,18 @@ def gpus() -> list[str]:
 
 
 def tpu_chips() -> list[str]:
-    """Likewise of the TPU chips of this machine."""
+    """Returns the numbers of the TPU chips of this machine, without initializing them."""
     chips = [*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev").glob("vfio/[0-9]*")]
     return [str(i) for i, _ in enumerate(chips)]
 
 
 def cache_folder() -> pathlib.Path:
-    """Where programs of this user keep what they can do without."""
+    """Returns the directory for files that programs of this user can make again."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 
 
 def describe() -> dict[str, str]:
-    """Versions of kdjax, of Python, of what it stands on, and the devices."""
+    """Returns the versions of kdjax, of Python and of the libraries, and the devices."""
     found = versions(*PACKAGES) | {"python": platform.python_version()}
     device = jax.devices()[0]
     found["devices"] = f"{jax.device_count()} x {device.device_kind} ({device.platform})"
@@ -89,7 +86,7 @@ def describe() -> dict[str, str]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of kdjax and of some packages, as far as they are installed."""
+    """Returns the versions of kdjax and of those packages that are installed."""
     found = {"kdjax": kdjax.__version__}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -98,18 +95,17 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def set_up_tensorflow() -> None:
-    """Makes TensorFlow quiet, and its numbers those of an import without oneDNN.
+    """Makes TensorFlow quiet and switches off oneDNN, before TensorFlow is imported.
 
-    To be called before whatever imports TensorFlow first. oneDNN announces itself on every start,
-    rounds otherwise, and speeds up nothing that an input pipeline does.
+    oneDNN prints a notice at every start, rounds differently, and speeds up no input pipeline.
 
-    Imports Triton, which PyTorch's builds for GPUs bring and load late, if it is installed: both
-    libraries contain LLVM, and TensorFlow 2.20 and later make theirs visible to all, so that the
-    process crashes where Triton is loaded second.
+    Triton, which comes with PyTorch for GPUs, is imported first if it is installed. Triton and
+    TensorFlow both contain LLVM, and TensorFlow exports its symbols, so that the process crashes if
+    Triton is loaded second.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if "tensorflow" not in sys.modules:
-        # An installation of Triton that is broken is no concern of TensorFlow's.
+        # A broken Triton does not matter to TensorFlow.
         with contextlib.suppress(Exception):
             importlib.import_module("triton")

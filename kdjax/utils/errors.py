@@ -1,15 +1,15 @@
-"""The exceptions that are not faults of the program."""
+"""The exceptions for mistakes of the user, stops on request, and failures that may pass."""
 
-# What a user's code can raise. `sys.exit(0)` in a config or a factory is a mistake too, since it
-# would end the command with status 0 and nothing done.
+# Errors that a user's code can raise. `sys.exit(0)` in a config or a factory would otherwise end
+# the command with status 0 and nothing done.
 RAISED_BY_USERS = (Exception, SystemExit)
 
 
 class UserError(Exception):
-    """A mistake in a config, a path or an input file.
+    """A mistake in a config, a path, or an input file.
 
-    Its message is one line that names what is wrong and what would be right. The commands print it
-    without a traceback and exit with status 2.
+    The message is one line that names the mistake and the remedy. The commands print it without a
+    traceback and exit with status 2.
     """
 
 
@@ -28,11 +28,11 @@ class WrongValue(UserError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop. The message says where its work is saved."""
+    """The run was asked to stop and has saved its work. The message says where."""
 
 
 class Transient(Exception):
-    """A failure that the next attempt may not meet, such as a store that does not answer.
+    """A failure that may not happen again, such as a store that does not answer.
 
-    The message is one line. The commands exit with status 75.
+    The message is one line. The commands print it without a traceback and exit with status 75.
     """

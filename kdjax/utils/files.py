@@ -1,4 +1,4 @@
-"""Paths, also of object stores, and files that are there whole or not at all."""
+"""Paths, local or in an object store, and files that are written completely or not at all."""
 
 import contextlib
 import csv
@@ -19,14 +19,17 @@ from etils import epath
 from kdjax.utils import environment
 from kdjax.utils.errors import Transient, UserError
 
-# TensorStore has no type for a full disk; it says so behind the names of its files.
+# TensorStore reports a full disk only in the text of an error.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
-# The words of stores, and of processes that write together, for what is nobody's mistake.
+# How stores and collectives name failures that may pass.
 _PASSING = re.compile(r"\W*(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|UNKNOWN)\b")
+# A spreadsheet takes text that begins with one of these for a formula, which can run commands.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+UNDO_TRIES, UNDO_SECONDS = 10, 0.3
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is one of an object store, as `gs://bucket/run`."""
+    """Returns True for a path in an object store, such as `gs://bucket/run`."""
     return "://" in str(path)
 
 
@@ -38,43 +41,42 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def reachable(path: epath.PathLike) -> epath.Path:
-    """Returns a path that can be asked whether something is there.
+    """Returns a path whose store answers.
 
     Raises:
-      UserError: when its store does not answer.
-      Transient: when it says itself that it may at the next try.
+      UserError: If the store does not answer.
+      Transient: If the store reports a failure that may pass.
     """
     path = epath.Path(path)
     if is_remote(path):
-        # Whose files epath opens with TensorFlow, where that is installed.
+        # epath opens remote files with TensorFlow if it is installed.
         environment.set_up_tensorflow()
         try:
             path.exists()
-        # Every client of a store has errors of its own.
+        # Clients of stores have their own errors.
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             kind = Transient if may_pass(error) else UserError
-            raise kind(f"{path}: the store does not answer: {reason}") from error
+            raise kind(f"{path}: the store does not answer: {_first_line(error)}") from error
     return path
 
 
 def check_folder(path: epath.PathLike) -> None:
-    """Checks that a local path is a folder, or that one can be made there.
+    """Checks that a local path is a folder or can become one.
 
     Raises:
-      UserError: naming the file that is there or above.
+      UserError: If the path, or a path above it, is a file.
     """
     path = epath.Path(path)
     try:
-        there = next(place for place in (path, *path.parents) if place.exists())
-        if not there.is_dir():
-            raise UserError(f"cannot write {path}: {there} is a file")
+        existing = next(place for place in (path, *path.parents) if place.exists())
+        if not existing.is_dir():
+            raise UserError(f"cannot write {path}: {existing} is a file")
     except OSError as error:
         raise UserError(f"cannot write {path}: {why_unwritable(error)}") from error
 
 
 def os_error_code(error: Exception) -> int | None:
-    """Returns the `errno` of what Python or TensorStore raised; None if it has none."""
+    """Returns the `errno` of an error of Python or TensorStore, or None if it has none."""
     if isinstance(error, OSError):
         return error.errno
     code = _OS_ERROR.search(str(error))
@@ -85,19 +87,18 @@ def why_unwritable(error: Exception) -> str:
     """Returns in a few words why a file could not be written."""
     if code := os_error_code(error):
         return os.strerror(code)
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return _first_line(error)[:200]
 
 
 def may_pass(error: Exception) -> bool:
-    """Returns True if what kept a file from being read or written may be gone at the next try."""
+    """Returns True if the next try to read or write may succeed."""
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     return bool(_PASSING.match(str(error))) and not _OS_ERROR.search(str(error))
 
 
-UNDO_TRIES, UNDO_SECONDS = 10, 0.3
-# What makes a spreadsheet take the text of a cell for a formula, which can run anything.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
@@ -106,7 +107,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     When the function returns, the content survives a power cut.
 
     Raises:
-      OSError: if the file cannot be written; `path` is then unchanged.
+      OSError: If the file cannot be written. `path` is then unchanged.
     """
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -115,7 +116,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     if is_remote(path):
         try:
             path.write_bytes(data)
-        # Every client of a store has its own errors.
+        # Clients of stores have their own errors.
         except Exception as error:
             raise OSError(None, str(error), str(path)) from error
         return
@@ -153,11 +154,8 @@ def sync_tree(path: epath.PathLike) -> None:
     """Makes all files and directories under a local directory survive a power cut."""
     for directory, _, names in os.walk(path, topdown=False):
         for name in names:
-            descriptor = os.open(os.path.join(directory, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with open(os.path.join(directory, name), "rb") as file:
+                os.fsync(file.fileno())
         sync_directory(directory)
 
 
@@ -168,20 +166,20 @@ def remove_all(directory: epath.Path, pattern: str) -> None:
 
 
 def undo_unfinished(directory: epath.Path, pattern: str, *, made: bool) -> None:
-    """Removes what was begun; never raises, which would hide the error that led here.
+    """Removes unfinished files. Never raises, because that would hide the error that led here.
 
     Args:
-      directory: where it was begun.
-      pattern: of the names of what is unfinished; Orbax's own begin as the finished one's.
-      made: whether the directory was made for it, and goes too.
+      directory: The directory of the files.
+      pattern: The pattern of the names of unfinished files.
+      made: True if the directory was made for the files and is removed, too.
     """
     for _ in range(UNDO_TRIES):
-        # epath's errors are of many kinds.
+        # Clients of stores have their own errors.
         with contextlib.suppress(Exception):
             remove_all(directory, pattern)
             if made and directory.exists():
                 directory.rmdir()
-        # Threads of Orbax that were at work when it gave up may make it anew.
+        # Threads of Orbax that were still writing may create the files again.
         time.sleep(UNDO_SECONDS)
         if not (directory.exists() if made else any(directory.glob(pattern))):
             return
@@ -191,7 +189,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-      UserError: when the file holds something else.
+      UserError: If the file holds anything else.
     """
     try:
         found = json.loads(epath.Path(path).read_text())
@@ -203,17 +201,16 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """JSON as every reader takes it, with a line break: what is not finite becomes `null`.
+    """Returns JSON that every reader accepts, with a final line break. NaN and inf become `null`.
 
     Args:
-      value: of dicts with text for keys, lists, tuples, text, numbers and None.
-      indent: as `json.dumps` takes it; None for a single line.
+      value: Dicts with text keys, lists, tuples, text, numbers, and None.
+      indent: As in `json.dumps`. None writes a single line.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no word for NaN and infinity, and Python's own breaks other readers."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -222,13 +219,10 @@ def _finite(value: Any) -> Any:
 
 
 def to_csv(rows: Iterable[Sequence[str | float | None]]) -> str:
-    """CSV that spreadsheets and other readers take alike.
+    """Returns CSV. Numbers are not rounded, and None and NaN become empty cells.
 
-    Numbers are not rounded, and what is not known is empty. An apostrophe stands before text that a
-    spreadsheet would run as a formula; `csv_text` takes it off.
-
-    Args:
-      rows: text, numbers, and None or NaN for what is not known.
+    Text that a spreadsheet would run as a formula gets an apostrophe in front. `csv_text` removes
+    the apostrophe.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -237,26 +231,26 @@ def to_csv(rows: Iterable[Sequence[str | float | None]]) -> str:
 
 
 def csv_text(cell: str) -> str:
-    """The text that `to_csv` wrote."""
-    return cell[1:] if cell.startswith("'") and _runs(cell) else cell
+    """Returns the text of a cell that `to_csv` wrote."""
+    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell
 
 
 def _cell(value: str | float | None) -> str | float:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"'{value}" if isinstance(value, str) and _runs(value) else value
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
 
 
-def _runs(text: str) -> bool:
-    """Whether a spreadsheet may run it, or only apostrophes keep it from that."""
+def _is_formula(text: str) -> bool:
+    # Text that begins with apostrophes and a formula needs one more, to be read back unchanged.
     return text.lstrip("'").startswith(_FORMULA)
 
 
 def shipped_folder(name: str) -> pathlib.Path:
-    """Where `name`, as "datasets" or "configs", lies: in the package, or in the checkout around it.
+    """Returns the folder "datasets" or "configs", in the package or in the checkout around it.
 
-    A folder of that name beside an installed package is somebody else's, as `datasets` is that of
-    HuggingFace, and is never looked into.
+    A folder of that name beside an installed package belongs to another project, such as the
+    package `datasets` of Hugging Face.
     """
     package = pathlib.Path(__file__).resolve().parents[1]
     own, checkout = package / name, package.parent

@@ -1,7 +1,7 @@
-"""Names of things that may be the user's own: a built-in name, or "package.module:attribute".
+"""Names that stand for built-in objects or a user's own, as "package.module:attribute".
 
-Strings survive JSON, checkpoints and other processes, where objects do not. What kdjax brings
-stands in tables of such strings itself, and is found in the same way.
+Names survive JSON, checkpoints, and other processes, which objects do not. Built-in names are keys
+of tables of such strings, and are resolved in the same way.
 """
 
 import difflib
@@ -22,20 +22,19 @@ MAIN = "__main__"
 
 
 def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) -> Any:
-    """Returns what a name stands for.
+    """Returns the object that a name stands for.
 
     Args:
-      kind: what is named, for messages, as "network".
-      name: a key of `builtin`, or "package.module:attribute" of whatever can be imported.
-      builtin: built-in name -> "package.module:attribute".
-      asked_by: the key or the file that holds the name, for messages.
+      kind: What the name stands for, such as "network", for messages.
+      name: A key of `builtin`, or "package.module:attribute".
+      builtin: Built-in name -> "package.module:attribute".
+      asked_by: The key or the file that holds the name, for messages.
 
     Raises:
-      UserError: for an unknown name, with the nearest; for a module that cannot be imported or has
-        no such attribute, with the reason.
+      UserError: If the name is unknown (with the nearest known one), or the module cannot be
+        imported or has no such attribute.
     """
-    path = builtin.get(name, name)
-    module, separator, attribute = path.partition(SEPARATOR)
+    module, separator, attribute = builtin.get(name, name).partition(SEPARATOR)
     if not (separator and module and attribute):
         raise WrongValue(
             asked_by,
@@ -45,25 +44,29 @@ def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) 
     try:
         found = importlib.import_module(module)
     except RAISED_BY_USERS as error:
-        raise WrongValue(asked_by, f'names the {kind} "{name}": {_why(module, error)}') from error
+        reason = _import_failure(module, error)
+        raise WrongValue(asked_by, f'names the {kind} "{name}": {reason}') from error
     for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            known = [known for known in vars(found) if not known.startswith("_")]
+        if not hasattr(found, part):
             if module == MAIN:
-                reason = "which a notebook or a script defined: put it into a module of its own"
-                raise WrongValue(asked_by, f'names the {kind} "{name}", {reason}') from None
-            raise WrongValue(
-                asked_by,
-                f'names the {kind} "{name}": {module} has no "{attribute}"; '
-                f"{did_you_mean(part, known)}",
-            ) from None
+                problem = ", which a notebook or a script defined: put it into a module of its own"
+            else:
+                known = [known for known in vars(found) if not known.startswith("_")]
+                problem = f': {module} has no "{attribute}"; {did_you_mean(part, known)}'
+            raise WrongValue(asked_by, f'names the {kind} "{name}"{problem}')
+        found = getattr(found, part)
     return found
 
 
+def _import_failure(module: str, error: BaseException) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and f"{module}.".startswith(f"{missing}."):
+        return f'there is no module "{missing}" on the path; set PYTHONPATH to the folder it is in'
+    return f"{module} cannot be imported: {type(error).__name__}: {error}"
+
+
 def is_path(text: str) -> bool:
-    """Whether a text is the path of a file or folder, and not "package.module:attribute"."""
+    """Returns True for the path of a file or folder, False for "package.module:attribute"."""
     module, separator, attribute = text.partition(SEPARATOR)
     parts = (*module.split("."), *attribute.split("."))
     return not separator or not all(part.isidentifier() for part in parts)
@@ -80,21 +83,21 @@ def arguments(
     key: str,
     options_key: str,
 ) -> dict[str, Any]:
-    """What a named factory is called with: its options, and of what is offered what it takes.
+    """Returns the keyword arguments of a named factory: its options, and offers that it accepts.
 
     Args:
-      kind: what is named, for messages.
-      name: as `resolve` took it.
-      factory: what it returned; takes its arguments by keyword.
-      options: given as they are.
-      offered: given under the first of some names that the factory has an argument of, unless an
-        option sets it.
-      if_required: given to an argument of that name that has no default.
-      key: what holds the name, for messages.
-      options_key: what holds the options.
+      kind: What the name stands for, for messages.
+      name: The factory's name, as in `resolve`.
+      factory: The factory.
+      options: The user's options, which are passed unchanged.
+      offered: Value by possible names of one argument. The value is passed under the first name
+        that the factory accepts, unless an option sets it.
+      if_required: Value by argument. It is passed to an argument of that name without a default.
+      key: The key of the name, for messages.
+      options_key: The key of the options, for messages.
 
     Raises:
-      UserError: for options that the factory does not take, and for arguments that are missing.
+      UserError: If the factory does not accept an option, or an argument is missing.
     """
     try:
         signature = _signature(factory)
@@ -104,16 +107,15 @@ def arguments(
     parameters = signature.parameters
     given = dict(options)
     any_option = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for option in given:
-        if option not in parameters and not any_option:
-            raise WrongValue(
-                f"{options_key}.{option}",
-                f"is no argument of {name}: {did_you_mean(option, parameters)}",
-            )
+    unknown = [option for option in given if option not in parameters]
+    if unknown and not any_option:
+        raise WrongValue(
+            f"{options_key}.{unknown[0]}",
+            f"is no argument of {name}: {did_you_mean(unknown[0], parameters)}",
+        )
     for synonyms, value in offered.items():
-        taken = next((name for name in synonyms if name in parameters), None)
-        if taken is not None:
-            given.setdefault(taken, value)
+        if accepted := next((synonym for synonym in synonyms if synonym in parameters), None):
+            given.setdefault(accepted, value)
     for argument, value in if_required.items():
         if argument in parameters and parameters[argument].default is inspect.Parameter.empty:
             given.setdefault(argument, value)
@@ -125,8 +127,20 @@ def arguments(
     return given
 
 
+def _signature(factory: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a factory, also if a metaclass hides it, as in Flax NNX."""
+    if not callable(factory):
+        raise TypeError(f"{factory!r} is not a function or a class")
+    function, args, keywords = factory, (), {}
+    if isinstance(factory, functools.partial):
+        function, args, keywords = factory.func, factory.args, factory.keywords
+    if isinstance(function, type):
+        function, args = function.__init__, (None, *args)
+    return inspect.signature(functools.partial(function, *args, **keywords))
+
+
 def make_importable(folder: pathlib.Path) -> None:
-    """Lets modules in a folder be found, behind all others, here and in processes started later."""
+    """Appends a folder to the module path of this process and of processes started later."""
     place = str(folder.resolve())
     for path in (sys.path, inherited := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         if place not in path:
@@ -135,17 +149,17 @@ def make_importable(folder: pathlib.Path) -> None:
 
 
 def name_of(kind: str, value: str | Callable[..., Any]) -> str:
-    """Returns the name that `resolve` finds something by: a name is its own.
+    """Returns the name by which `resolve` finds an object. A name is returned unchanged.
 
-    What is defined in a notebook or a script is "__main__:attribute", which is found as long as
-    that runs, and by no other process.
+    An object of a notebook or a script is named "__main__:attribute". Other processes cannot find
+    it.
 
     Args:
-      kind: what is named, for messages.
-      value: a name, or a function or class at the top of a module.
+      kind: What the name stands for, for messages.
+      value: A name, or a function or class at the top of a module.
 
     Raises:
-      UserError: for what has no name, as a lambda, or what a function returned.
+      UserError: If the object has no name, such as a lambda or the result of a function.
     """
     if isinstance(value, str):
         return value
@@ -158,35 +172,13 @@ def name_of(kind: str, value: str | Callable[..., Any]) -> str:
     return f"{module}{SEPARATOR}{attribute}"
 
 
-def _signature(factory: Callable[..., Any]) -> inspect.Signature:
-    """As `inspect.signature`, also of classes whose metaclass hides it, as those of Flax NNX."""
-    if isinstance(factory, functools.partial):
-
-        def signed() -> None:
-            """Is never called: it lends its signature to `functools.partial`."""
-
-        signed.__signature__ = _signature(factory.func)  # pyright: ignore[reportFunctionMemberAccess]
-        return inspect.signature(functools.partial(signed, *factory.args, **factory.keywords))
-    if not isinstance(factory, type):
-        return inspect.signature(factory)
-    _, *parameters = inspect.signature(factory.__init__).parameters.values()
-    return inspect.Signature(parameters)
-
-
-def _why(module: str, error: BaseException) -> str:
-    missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    if missing and (module == missing or module.startswith(f"{missing}.")):
-        return f'there is no module "{missing}" on the path; set PYTHONPATH to the folder it is in'
-    return f"{module} cannot be imported: {type(error).__name__}: {error}"
-
-
 def closest_match(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that `name` may well have been meant to be; None if none is near."""
+    """Returns the known name nearest to `name`, or None if none is near."""
     return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns 'did you mean "x"?' where a known name is near, else the list of known names."""
+    """Returns 'did you mean "x"?' if a known name is near, and the list of known names if not."""
     known = list(known)
     if near := closest_match(name, known):
         return f'did you mean "{near}"?'

@@ -1,7 +1,7 @@
-"""Ctrl-C in a command: one line and status 130, also while libraries are imported.
+"""Ctrl-C in a command: one line and exit status 130, even while libraries are imported.
 
-Python raises KeyboardInterrupt in the midst of whatever runs. A library that is being imported may
-turn it into an ImportError, swallow it, or crash. This module imports nothing but Python's own.
+Python raises KeyboardInterrupt in the middle of any code. A library that is being imported may turn
+it into an ImportError, swallow it, or crash. This module imports only the standard library.
 """
 
 import os
@@ -16,14 +16,14 @@ _once = threading.Lock()
 
 
 def end_at_once() -> None:
-    """From now on Ctrl-C ends this process, which has nothing to save or remove yet."""
+    """Lets Ctrl-C end this process, which has nothing to save or remove yet."""
     signal.signal(signal.SIGINT, lambda *_: end())
 
 
 def raise_error() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, so that the command removes temporary files.
+    """Lets Ctrl-C raise KeyboardInterrupt, so that the command removes its temporary files.
 
-    While a library is imported, it still ends the process at once.
+    While a library is imported, Ctrl-C still ends the process at once.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -38,7 +38,7 @@ def raise_error() -> None:
 
 
 def end() -> None:
-    """Ends this process, whatever its threads do; several may call this at once."""
+    """Ends this process, whatever its threads do. Several threads may call this at once."""
     if _once.acquire(blocking=False):
         os.write(2, _LINE)
         os._exit(STATUS)

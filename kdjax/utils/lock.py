@@ -1,4 +1,4 @@
-"""Who may write into a directory: one process at a time, which the others can name."""
+"""A lock that lets one process at a time write into a directory."""
 
 import contextlib
 import errno
@@ -19,172 +19,143 @@ from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote, write_atomically
 from kdjax.utils.log import logger
 
-# A server of files keeps the lock of a machine that went away for about as long.
+# A file server keeps the lock of a machine that was lost for about as long.
 LEASE_SECONDS = 120.0
-# Where nothing can be locked: between two signs of life of the process that holds it, ...
-BEAT_SECONDS = 10.0
-# ... what a newcomer waits for a sign of life of another one, ...
+# Without `flock`: the owner rewrites the lock file this often, ...
+REFRESH_SECONDS = 10.0
+# ... a lock file that does not change for this long has expired, ...
+EXPIRY_SECONDS = 60.0
+# ... and a new owner waits this long to see if another process took the lock at the same time.
 SETTLE_SECONDS = 15.0
-# ... and after so long without any, the process that wrote the last one is dead.
-SILENCE_SECONDS = 60.0
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lock:
-    """Keeps other processes out, on this machine and on all that share the disk.
+    """Keeps other processes out of a directory, on this machine and on all that share the disk.
 
-    The operating system, or the server of the disk, gives the lock back when its process dies. In
-    an object store, and on a disk that knows no locks, the process shows every few seconds that it
-    is alive; one that was killed is then waited for for a minute. A disk whose locks end at the
-    machine, as NFS mounted with `nolock`, keeps only the processes of one machine apart.
+    The lock is a file that names its owner, locked by `flock`. The operating system or the file
+    server releases it when the owner dies. NFS mounted with `nolock` locks only within one machine.
+
+    In an object store, and on a disk without `flock`, the lock is the file alone. Its owner
+    rewrites it every few seconds. A lock file that has not changed for a minute has expired. An
+    owner that finds another owner in the file ends its process.
 
     Args:
-      path: of the file that is locked, and says by whom; it is there as long as the lock is held.
-      subject: what is locked, as an error names it.
-      otherwise: what else the user may do, as an error says it.
+      path: The lock file, which exists while the lock is held.
+      subject: The name of the locked directory in messages.
+      advice: The end of the error message: what the user can do.
     """
 
-    def __init__(self, path: epath.PathLike, subject: str, otherwise: str):
+    def __init__(self, path: epath.PathLike, subject: str, advice: str):
         self._path = epath.Path(path)
-        self._subject, self._otherwise = subject, otherwise
+        self._subject, self._advice = subject, advice
+        self._flocks = not is_remote(self._path)
         self._made: list[epath.Path] = []
         self._file: int | None = None
-        self._heart: _Heart | None = None
+        self._refresher: threading.Thread | None = None
+        self._released = threading.Event()
+        self._seen: dict[str, Any] | None = None
+        self._seen_at = 0.0
 
     def acquire(self, patience: float = 0.0) -> None:
         """Takes the lock.
 
         Args:
-          patience: seconds to wait for the process that has it, from which a process of another
-            machine always gets some: that may have died with its machine.
+          patience: Seconds to wait for the owner. An owner that may have died unnoticed, because it
+            is on another machine or there is no `flock`, gets at least two minutes.
 
         Raises:
-          UserError: naming the process that has it.
-          OSError: when the file cannot be written.
+          UserError: If another process keeps the lock. The message names the process.
+          OSError: If the file cannot be written.
         """
-        if not is_remote(self._path):
+        if self._flocks:
             self._made = [path for path in self._path.parents if not path.exists()]
         started, told = time.monotonic(), False
         while (owner := self._try()) is not None:
-            here = owner.get("host") in (None, socket.gethostname())
+            here = self._flocks and owner.get("host") in (None, socket.gethostname())
             if time.monotonic() - started >= max(patience, 0 if here else LEASE_SECONDS):
-                raise UserError(f"{self._subject} is in use: {_name(owner)}; {self._otherwise}")
+                raise UserError(f"{self._subject} is in use: {_describe(owner)}; {self._advice}")
             if not told:
-                logger.info(f"{self._subject} is in use: {_name(owner)}; waits for its end")
+                logger.info(
+                    f"{self._subject} is in use: {_describe(owner)}; this process waits for its end"
+                )
                 told = True
             time.sleep(0.5)
 
     def release(self) -> None:
-        """Gives the lock back, and removes its file and what folders it was alone in."""
-        if self._heart:
-            self._heart.stop()
-        if self._file is not None or self._heart:
-            # Somebody may have removed the whole directory; and clients of stores have errors of
-            # their own.
+        """Releases the lock, and removes its file and the directories made for it if empty."""
+        self._released.set()
+        if self._refresher:
+            self._refresher.join()
+        if self._refresher or self._file is not None:
+            # The user may have removed the directory. Clients of stores have their own errors.
             with contextlib.suppress(Exception):
                 self._path.unlink(missing_ok=True)
         if self._file is not None:
             os.close(self._file)
-        self._file = self._heart = None
-        for directory in self._made:
-            try:
-                # Not epath's, which looks whether it is empty, and then removes whatever is in it.
+        self._file = self._refresher = None
+        # os.rmdir, because epath's rmdir may remove a directory that has just been written to.
+        with contextlib.suppress(OSError):
+            for directory in self._made:
                 os.rmdir(directory)
-            except OSError:
-                return
 
     def _try(self) -> dict[str, Any] | None:
-        """Takes the lock, or returns what its owner says of itself."""
-        if is_remote(self._path):
-            return self._try_without_locks()
+        """Takes the lock, or returns the record of its owner."""
+        if not self._flocks:
+            return self._try_without_flock()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last owner may have removed it just now, and another made it anew.
+            # The last owner may just have removed the file, and another process made a new one.
             if not _is_at(file, self._path):
                 os.close(file)
                 return self._try()
             os.ftruncate(file, 0)
-            os.write(file, json.dumps(_myself()).encode())
+            os.write(file, json.dumps(_new_record()).encode())
         except OSError as error:
             os.close(file)
-            if error.errno in _NO_LOCKS:
-                return self._try_without_locks()
+            if error.errno in _NO_FLOCK:
+                self._flocks = False
+                return self._try_without_flock()
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return _read(self._path) or {}
             raise
         self._file = file
         return None
 
-    def _try_without_locks(self) -> dict[str, Any] | None:
-        """Writes oneself down; who is still written there in the end has it.
-
-        An owner writes itself down again before a newcomer has settled, and so wins. Of two
-        newcomers the one wins that wrote last.
-        """
-        if owner := self._living():
-            return owner
-        record = _myself()
+    def _try_without_flock(self) -> dict[str, Any] | None:
+        """Takes the lock if its file does not exist or has expired. The last writer wins."""
+        found = _read(self._path)
+        if found != self._seen:
+            self._seen, self._seen_at = found, time.monotonic()
+        if found and time.monotonic() - self._seen_at < EXPIRY_SECONDS:
+            return found
+        record = _new_record()
         write_atomically(self._path, json.dumps(record))
         time.sleep(SETTLE_SECONDS)
         found = _read(self._path)
-        for _ in range(3):
-            # Just being written, or a store that fails for once.
-            if found is None:
-                time.sleep(1)
-                found = _read(self._path)
-        if found is None or found.get("key") != record["key"]:
+        if found is None or found["key"] != record["key"]:
             return found or {}
-        self._heart = _Heart(self._path, record, f"{self._subject} was taken over")
+        self._released.clear()
+        self._refresher = threading.Thread(target=self._refresh, args=(record,), daemon=True)
+        self._refresher.start()
         return None
 
-    def _living(self) -> dict[str, Any] | None:
-        """What is written there, if whoever wrote it is alive."""
-        first = found = _read(self._path)
-        started = time.monotonic()
-        while found and found == first:
-            if time.monotonic() - started > SILENCE_SECONDS:
-                return None
-            time.sleep(min(1.0, BEAT_SECONDS))
+    def _refresh(self, record: dict[str, Any]) -> None:
+        """Rewrites the lock file until the lock is released."""
+        count = 0
+        while not self._released.wait(REFRESH_SECONDS):
             found = _read(self._path)
-        return found
-
-
-class _Heart:
-    """Shows that its process is alive, as long as it is.
-
-    Args:
-      path: where.
-      record: what this process says of itself.
-      lost: what is said when another process took this one for dead, which then ends.
-    """
-
-    def __init__(self, path: epath.Path, record: dict[str, Any], lost: str):
-        self._path, self._record, self._lost = path, record, lost
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        beats = 0
-        while not self._stopped.is_set():
-            # A store may fail for once.
+            if found and found["key"] != record["key"]:
+                processes.end_at_once(f"{self._subject} was taken over: {_describe(found)}")
+            count += 1
+            # A store may fail once.
             with contextlib.suppress(OSError):
-                found = _read(self._path) or {}
-                # A newcomer has not beaten yet, and gives way.
-                if found.get("key") != self._record["key"] and found.get("beats"):
-                    processes.end_at_once(f"{self._lost}: {_name(found)}")
-                beats += 1
-                write_atomically(self._path, json.dumps({**self._record, "beats": beats}))
-            self._stopped.wait(BEAT_SECONDS)
+                write_atomically(self._path, json.dumps({**record, "refreshed": count}))
 
 
-def _myself() -> dict[str, Any]:
+def _new_record() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -194,8 +165,7 @@ def _myself() -> dict[str, Any]:
     }
 
 
-def _name(owner: dict[str, Any]) -> str:
-    """Who it is, in words."""
+def _describe(owner: dict[str, Any]) -> str:
     if not owner:
         return "another process writes there"
     return (
@@ -205,18 +175,17 @@ def _name(owner: dict[str, Any]) -> str:
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
-    """What an owner wrote; None where there is none."""
-    try:
+    """Returns the owner's record, or None if there is none or it is only half written."""
+    # Clients of stores have their own errors for a missing object.
+    with contextlib.suppress(Exception):
         found = json.loads(path.read_text())
-    # Every client of a store has an error of its own for what is not there; and the owner may be
-    # about to write.
-    except Exception:
-        return None
-    return found if isinstance(found, dict) else None
+        if isinstance(found, dict) and "key" in found:
+            return found
+    return None
 
 
 def _is_at(file: int, path: epath.Path) -> bool:
-    """Whether an open file is still the one that the path names."""
+    """Returns True if an open file is the one at the path."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:

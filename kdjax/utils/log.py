@@ -1,7 +1,8 @@
-"""What kdjax says while it works: the logger "kdjax", printed by the process that leads a run.
+"""Progress lines: the logger "kdjax", which prints in the process that leads a run.
 
-A program of one's own hears less of it with `logging.getLogger("kdjax").setLevel(...)`, and takes
-it elsewhere by a handler on that logger before it calls kdjax.
+The first line that kdjax logs adds the handler that prints, unless the program has configured
+logging: by a handler on the logger "kdjax", or on the root logger at level INFO or below.
+`logging.getLogger("kdjax").setLevel(logging.WARNING)` silences progress.
 """
 
 import logging
@@ -11,36 +12,49 @@ from typing import Any
 from kdjax.utils import processes
 
 
-class _Print(logging.Handler):
-    """Prints to the `sys.stdout` of the moment, which notebooks and tests exchange."""
+class _PrintHandler(logging.Handler):
+    """Prints to the current `sys.stdout`, which notebooks and tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if processes.leads():
             print(self.format(record), flush=True)
 
 
-logger = logging.getLogger("kdjax")
-if logger.level == logging.NOTSET:
-    logger.setLevel(logging.INFO)
-if not logger.handlers:
-    logger.addHandler(_Print())
-    # A handler of the root logger, as Abseil's, would say it again on stderr.
-    logger.propagate = False
+def show_progress() -> None:
+    """Prints progress on stdout, unless the program has configured logging."""
+    progress = logging.getLogger("kdjax")
+    configured = progress.hasHandlers() and progress.isEnabledFor(logging.INFO)
+    if progress.handlers or configured:
+        return
+    if progress.level == logging.NOTSET:
+        progress.setLevel(logging.INFO)
+    progress.addHandler(_PrintHandler())
+    # A handler of the root logger, such as Abseil's, would print the line again on stderr.
+    progress.propagate = False
 
 
 class RunLogger(logging.LoggerAdapter[logging.Logger]):
-    """Says what is said of one run, behind its name.
+    """Logs progress, and prefixes every line with the name of the run.
 
     Args:
-      run: what the run is called, as "cwd, seed 0".
+      run: The name of the run, such as "cwd, seed 0". None for lines without a prefix.
     """
 
-    def __init__(self, run: str):
-        super().__init__(logger)
+    def __init__(self, run: str | None = None):
+        super().__init__(logging.getLogger("kdjax"))
         self.run = run
+
+    def isEnabledFor(self, level: int) -> bool:
+        """Returns True if the level is logged. `logging` asks before every line."""
+        show_progress()
+        return super().isEnabledFor(level)
 
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
-    ) -> tuple[str, MutableMapping[str, Any]]:
-        """As `logging.LoggerAdapter` has it."""
-        return f"{self.run}: {msg}", kwargs
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        """Adds the prefix."""
+        return (f"{self.run}: {msg}" if self.run else msg), kwargs
+
+
+logger = RunLogger()
+"""Logs lines that belong to no single run."""

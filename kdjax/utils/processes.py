@@ -1,7 +1,6 @@
-"""The processes of a run: how they find each other, which one speaks, how they end together."""
+"""The processes of a run: how they find each other, and how they end together."""
 
 import errno
-import glob
 import importlib.util
 import itertools
 import os
@@ -18,46 +17,48 @@ from absl import flags
 from jax._src import distributed
 
 from kdjax.utils import interrupt
+from kdjax.utils.environment import tpu_chips
 from kdjax.utils.errors import Transient, UserError
 from kdjax.utils.files import may_pass
 
-# A mistake of the user, or of the disk: launchers stop.
-_MISTAKE = 2
-# "Try again": launchers start the command once more, and it continues.
+# The exit status for a mistake of the user, or a failed disk. Launchers then stop.
+MISTAKE = 2
+# The exit status for "try again". Launchers then start the command again, and it continues.
 AGAIN = os.EX_TEMPFAIL
-# A process that was not heard of for so long is taken for dead.
+# A process that sends no heartbeat for this long counts as dead.
 HEARTBEAT_SECONDS = 25
-# After so long a process says that it waits for the others to start.
+# A process that waits this long for the others to start prints a line.
 PATIENCE_SECONDS = 15
-# Between two questions which processes are alive.
+# The time between two checks that the other processes are alive.
 WATCH_SECONDS = 3
-# From a collective that failed to the answer that a process is dead.
+# The longest time between a failed collective and the report that another process is dead.
 VERDICT_SECONDS = HEARTBEAT_SECONDS + 3 * WATCH_SECONDS
-# What the others have to end too, before process 0 goes and JAX aborts those that are left.
+# Process 0 ends this long after the others. JAX aborts processes that outlive process 0.
 LAST_WORDS_SECONDS = WATCH_SECONDS + 3
-# What a process has to come to the same end as one that failed.
+# The time that the others have to reach the same end as a process that failed.
 GRACE_SECONDS = 10
-# What the processes have to come to the end of their work, when one has: it may write a report.
+# The time that the others have to reach the end of their work. One of them may write a report.
 END_SECONDS = 3600
-# What one of them has for work that the others wait for.
+# The longest work of process 0 for which the others wait.
 WORK_SECONDS = 24 * 3600
 
 LIFELINE = "KDJAX_LIFELINE"
-"""The number of a file, the reading end of a pipe: see `end_with_parent`."""
+"""The environment variable with the number of a pipe's reading end: see `end_with_parent`."""
 
+# Set when `join` has started to watch the other processes.
 _watching = threading.Event()
+# Set when all processes have reached their end.
 _parting = threading.Event()
 # Held by the thread that ends this process.
 _ending = threading.Lock()
-# A key of JAX's service is used once.
+# JAX's key-value store accepts each key once.
 _works = itertools.count()
-_ENDS = {"again": Transient, "mistake": UserError}
-# Where a process that fails alone tells the others why, by its index.
+# The prefix of the keys under which a process that fails alone reports its reason.
 _FAILURES = "kdjax/failures/"
 
 
 class Flags(NamedTuple):
-    """The flags that say which processes there are."""
+    """The flags that describe the processes of a run."""
 
     coordinator: flags.FlagHolder[Any]
     num_processes: flags.FlagHolder[Any]
@@ -72,19 +73,19 @@ def define_flags() -> Flags:
             None,
             "HOST:PORT of process 0. Slurm, TPU slices, and Kubernetes need no such flag.",
         ),
-        flags.DEFINE_integer("num_processes", None, "How many processes train together."),
-        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0."),
+        flags.DEFINE_integer("num_processes", None, "The number of processes of the run."),
+        flags.DEFINE_integer("process_id", None, "The number of this process, from 0."),
     )
 
 
 def join(asked: Flags) -> None:
-    """Finds the other processes of the run, by the flags or from what started this one.
+    """Connects the processes of a run, by the flags or by what the launcher tells JAX.
 
-    Must be called before anything asks JAX for its devices.
+    Must be called before JAX is asked for its devices.
 
     Raises:
-      UserError: when the flags make no sense, or JAX cannot join them.
-      Transient: when the others do not come in time.
+      UserError: If the flags are wrong, or JAX cannot connect the processes.
+      Transient: If the other processes do not start in time.
     """
     coordinator, count, index = (flag.value for flag in asked)
     given = [value is not None for value in (coordinator, count, index)]
@@ -92,75 +93,68 @@ def join(asked: Flags) -> None:
         raise UserError(
             "--coordinator, --num_processes and --process_id go together: give all or none"
         )
-    if not any(given) and not _started_with_others():
-        return
     if all(given):
         _check_flags(coordinator, count, index)
-    # What processes on CPUs exchange arrays with.
+    elif not _started_by_launcher():
+        return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM away from kdjax.training.loop.
+    # JAX's service would replace the SIGTERM handler of kdjax.training.loop.
     jax.config.update("jax_enable_preemption_service", False)
-    # Else JAX itself aborts the processes that outlive another one, before they can say why.
+    # Otherwise JAX aborts the processes that outlive another one, before they can report why.
     jax.config.update("jax_enable_recoverability", True)
-    waits = threading.Timer(
-        PATIENCE_SECONDS,
-        lambda: print(
-            "waits for the other processes of the run"
-            + (f" at {coordinator}" if coordinator else ""),
-            file=sys.stderr,
-            flush=True,
-        ),
-    )
-    waits.daemon = True
-    waits.start()
+    place = f" at {coordinator}" if coordinator else ""
+    line = f"Waiting for the other processes of the run{place}"
+    notice = threading.Timer(PATIENCE_SECONDS, _say, [line])
+    notice.daemon = True
+    notice.start()
     try:
         jax.distributed.initialize(
             coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except (RuntimeError, ValueError) as error:
-        # One of them may come too late, as that of a machine which is being replaced.
+        # A process may be late, for instance because its machine is being replaced.
         kind = Transient if may_pass(error) else UserError
         raise kind(f"the processes of the run do not find each other: {error}") from error
     finally:
-        waits.cancel()
+        notice.cancel()
     _watching.set()
     threading.Thread(target=_watch, daemon=True).start()
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes logs and reports."""
-    # Without the others there is no need to ask JAX, which would take the devices.
+    """Returns True in the process that writes logs and reports."""
+    # A single process must not ask JAX for its index, because that would initialize the devices.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def lead(work: Callable[[], object]) -> None:
-    """Does work in the process that leads, for which the others wait, if need be for hours.
+    """Calls `work` in process 0. The other processes wait for its end.
 
     Raises:
-      UserError: in every process, where the work raises it or cannot write.
-      Transient: likewise, where that may pass.
+      UserError: In every process, if `work` raises it or cannot write.
+      Transient: In every process, if `work` raises it or the disk may work again later.
     """
     if not jax.distributed.is_initialized():
         work()
         return
     service, key = _service(), f"kdjax: work {next(_works)}"
     if not leads():
-        end, _, reason = service.blocking_key_value_get(key, 1000 * WORK_SECONDS).partition(" ")
-        if end in _ENDS:
-            raise _ENDS[end](reason)
+        status, _, reason = service.blocking_key_value_get(key, 1000 * WORK_SECONDS).partition(" ")
+        if int(status):
+            raise (UserError if int(status) == MISTAKE else Transient)(reason)
         return
     try:
         work()
     except (UserError, Transient, OSError) as error:
-        passing = isinstance(error, Transient) or (isinstance(error, OSError) and may_pass(error))
-        service.key_value_set(key, f"{'again' if passing else 'mistake'} {error}")
+        again = isinstance(error, Transient) or (isinstance(error, OSError) and may_pass(error))
+        service.key_value_set(key, f"{AGAIN if again else MISTAKE} {error}")
         raise
-    service.key_value_set(key, "done")
+    service.key_value_set(key, "0")
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process, with the others where they come to their end too."""
-    _work_is_over()
+    """Ends this process when the others have reached their end, too."""
+    _ignore_sigterm()
     seconds = END_SECONDS if status in (0, AGAIN) else GRACE_SECONDS
     if not jax.distributed.is_initialized() or _part(seconds):
         sys.exit(status)
@@ -172,75 +166,64 @@ def fail(status: int, *lines: str) -> NoReturn:
 
     If the others fail too, each prints its own lines. If this process fails alone by a mistake or
     by its disk, it tells the others, and they end with its status. Any other error may be the
-    consequence of the death of another process, which takes a while to be noticed. Then that death
-    is reported, and not this error.
+    consequence of the death of another process, which JAX notices later. Then that death is
+    reported, and not this error.
 
     Args:
-      status: of the process.
-      *lines: why, for stderr.
+      status: The exit status.
+      *lines: The reason, for stderr.
     """
-    _work_is_over()
+    _ignore_sigterm()
     _ending.acquire()
     if not jax.distributed.is_initialized():
         sys.stderr.writelines(lines)
         sys.exit(status)
-    alone = not _part(GRACE_SECONDS)
-    if alone and status == _MISTAKE:
+    if _part(GRACE_SECONDS):
+        sys.stderr.writelines(lines)
+        _end(status)
+    if status == MISTAKE:
         _tell_the_others(status, "".join(lines))
-    elif alone:
+    else:
         time.sleep(VERDICT_SECONDS)
     sys.stderr.writelines(lines)
-    if alone and _index() == 0:
-        time.sleep(LAST_WORDS_SECONDS)
-    # A regular exit waits for threads that wait for the other processes.
-    _end(status)
+    # A regular exit would wait for threads that wait for the other processes.
+    _end_after_the_others(status)
 
 
 def fail_from_thread(error: UserError | Transient) -> None:
-    """Ends this process and the others, while the main thread may wait for them.
+    """Ends all processes, although the main thread may be waiting for another process.
 
-    Does nothing if `join` found no others.
+    Does nothing if `join` connected no processes.
 
     Args:
-      error: why. The status is 2 for a `UserError` and 75 for a `Transient`.
+      error: The reason. The status is 2 for a `UserError` and 75 for a `Transient`.
     """
     if not _watching.is_set():
         return
-    status = _MISTAKE if isinstance(error, UserError) else AGAIN
+    status = MISTAKE if isinstance(error, UserError) else AGAIN
     if status == AGAIN:
-        # As in `fail`: the death of another process is reported in its place.
+        # As in `fail`, the death of another process is reported instead.
         time.sleep(VERDICT_SECONDS)
     _ending.acquire()
     line = f"kdjax: error: {error}"
     _tell_the_others(status, line)
-    print(line, file=sys.stderr, flush=True)
+    _say(line)
     _end_after_the_others(status)
 
 
-def _tell_the_others(status: int, line: str) -> None:
-    text = f"{status} {' '.join(line.split())}"
-    _service().key_value_set(f"{_FAILURES}{_index()}", text)
-
-
-def _work_is_over() -> None:
-    """What is asked from now on changes nothing."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def end_at_once(reason: str) -> NoReturn:
-    """Ends this process from any thread, in the midst of what it does, to be started again."""
-    print(reason, file=sys.stderr, flush=True)
+    """Ends this process from any thread with the status for "try again"."""
+    _say(reason)
     _end(AGAIN)
 
 
 def end_when_asked(name: str) -> None:
-    """From now on SIGTERM ends this process with the status that says: start it again.
+    """Lets SIGTERM end this process with the status for "try again", and Ctrl-C with its own.
 
-    Ctrl-C ends it too. `kdjax.training.loop` takes both while there is something to save.
+    `kdjax.training.loop` handles both signals while there is something to save.
 
     Args:
-      name: of the command, which the line about it begins with.
+      name: The command's name, with which the printed line begins.
     """
     line = f"{name}: stopped as asked: the same command continues\n".encode()
     numbers, notice = os.pipe()
@@ -249,7 +232,7 @@ def end_when_asked(name: str) -> None:
 
     def end(*_: object) -> None:
         if once.acquire(blocking=False):
-            # Whatever it came in the midst of, as a print.
+            # Not print, because the signal may arrive inside another print.
             os.write(2, line)
             os._exit(AGAIN)
 
@@ -261,16 +244,16 @@ def end_when_asked(name: str) -> None:
                 interrupt.end()
 
     signal.signal(signal.SIGTERM, end)
-    # Python itself calls a handler when the main thread comes back from what it waits for, as the
-    # compiler or another process.
+    # Python runs a handler only when the main thread returns to Python, for instance from the
+    # compiler. A thread that reads the wakeup descriptor reacts at once.
     signal.set_wakeup_fd(notice, warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_parent() -> None:
-    """Asks this process to stop when the one that started it is gone, if that wants it.
+    """Sends SIGTERM to this process when its parent ends, if the parent has set `LIFELINE`.
 
-    It then holds the other end of a pipe, which the system closes however it ended.
+    The parent holds the writing end of a pipe. The system closes it, however the parent ends.
     """
     pipe = os.environ.pop(LIFELINE, None)
     if pipe is None:
@@ -285,16 +268,21 @@ def end_with_parent() -> None:
 
 
 def _part(seconds: float) -> bool:
-    """Leaves the run when all have come to this point; says whether they did in that time."""
+    """Leaves the run when all processes have come to this point.
+
+    Returns:
+      False if the others did not come in that time.
+    """
     service = _service()
     try:
         service.wait_at_barrier("kdjax: all are here", int(1000 * seconds))
         _parting.set()
-        # Nobody goes before everybody knows that it is no news when others are gone.
+        # Waits until every process has set `_parting`, so that a process that exits first is not
+        # reported as dead.
         service.wait_at_barrier("kdjax: all part", 1000 * GRACE_SECONDS)
     except RuntimeError:
         return False
-    # Process 0 goes last: the others could not part from a service that is gone.
+    # Process 0 leaves last, because it runs the service.
     while leads() and len(service.get_live_nodes(_everyone())) > 1:
         time.sleep(0.1)
     jax.distributed.shutdown()
@@ -302,14 +290,13 @@ def _part(seconds: float) -> bool:
 
 
 def _watch() -> None:
-    """Ends this process if another one failed or is dead. If process 0 is dead, JAX does it."""
+    """Ends this process if another one failed or died. JAX does so if process 0 died."""
     service = _service()
     while not _parting.is_set():
         try:
             failures = dict(service.key_value_dir_get(_FAILURES))
             alive = service.get_live_nodes(_everyone())
-        # The service ended with process 0.
-        except RuntimeError:
+        except RuntimeError:  # the service ended with process 0
             return
         failures.pop(f"{_FAILURES}{_index()}", None)
         dead = ", ".join(str(index) for index in _everyone() if index not in alive)
@@ -326,35 +313,48 @@ def _watch() -> None:
 
 
 def _stop(reason: str, status: int) -> NoReturn:
-    print(f"process {_index()} of {len(_everyone())} stops: {reason}", file=sys.stderr, flush=True)
+    _say(f"process {_index()} of {len(_everyone())} stops: {reason}")
     _end_after_the_others(status)
 
 
+def _tell_the_others(status: int, line: str) -> None:
+    text = f"{status} {' '.join(line.split())}"
+    _service().key_value_set(f"{_FAILURES}{_index()}", text)
+
+
 def _end_after_the_others(status: int) -> NoReturn:
-    """Ends this process, process 0 last: JAX aborts the others with pages of stacks otherwise."""
     if _index() == 0:
         time.sleep(LAST_WORDS_SECONDS)
     _end(status)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends this process at once. A regular exit would wait for unfinished collectives."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _ignore_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _service() -> Any:
+    """Returns the client of JAX's coordination service. Public JAX does not list live processes."""
+    return distributed.global_state.client
 
 
 def _index() -> int:
     return distributed.global_state.process_id
 
 
-def _service() -> Any:
-    """The client of JAX's coordination service, which public functions do not ask for the dead."""
-    return distributed.global_state.client
-
-
 def _everyone() -> list[int]:
     return list(range(distributed.global_state.num_processes))
-
-
-def _end(status: int) -> NoReturn:
-    """Ends this process at once: a regular exit waits for collectives that others never enter."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _check_flags(coordinator: str, count: int, index: int) -> None:
@@ -367,8 +367,8 @@ def _check_flags(coordinator: str, count: int, index: int) -> None:
         raise UserError(f"--coordinator is {coordinator}; give HOST:PORT, as localhost:8476")
     if index > 0:
         return
-    # JAX's service would share the port of another one without a word, and be joined by its
-    # processes; and wait for a minute where another program listens.
+    # JAX would share the port with another run and mix their processes, or wait for a minute if
+    # another program listens.
     try:
         socket.create_server(("", int(port))).close()
     except OSError as error:
@@ -378,17 +378,13 @@ def _check_flags(coordinator: str, count: int, index: int) -> None:
         raise UserError(f"--coordinator is {coordinator}: {reason}") from error
 
 
-def _started_with_others() -> bool:
-    """Whether a launcher that JAX can ask started this process.
+def _started_by_launcher() -> bool:
+    """Returns True if a launcher that JAX knows started several processes.
 
-    JAX itself would take an interactive shell of Slurm or of a cluster's pod for one, and wait.
+    JAX itself would take an interactive shell of Slurm or of a pod for such a process, and wait.
     """
-    environment = os.environ
-    slurm = int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-    kubernetes = {
-        "KUBERNETES_SERVICE_HOST",
-        "JOB_COMPLETION_INDEX",
-    } <= environment.keys() and importlib.util.find_spec("kubernetes") is not None
-    libtpu = importlib.util.find_spec("libtpu") is not None
-    tpu = libtpu and bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    pod = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
+    kubernetes = pod and importlib.util.find_spec("kubernetes") is not None
+    tpu = bool(tpu_chips()) and importlib.util.find_spec("libtpu") is not None
     return slurm or kubernetes or tpu

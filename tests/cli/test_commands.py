@@ -103,7 +103,7 @@ def test_without_a_command_the_commands_are_listed(words, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", thorough.after(1, list(door.COMMANDS)))
 def test_the_help_of_a_command_fits_on_a_screen(name):
-    """With an example, and every flag of its own; those of the libraries are left out."""
+    """It has an example and every flag of the command, but no flag of a library."""
     run = warm.run("-m", "kdjax", name, "--help")
     assert (run.returncode, run.stderr) == (0, "")
     lines = run.stdout.splitlines()
@@ -177,7 +177,7 @@ runpy.run_module("kdjax", run_name="__main__", alter_sys=True)
         ("train", ["--help"], None, "data,report"),
         ("evaluate", ["--help"], None, "data"),
         ("predict", ["--help"], None, "report"),
-        # In the midst of its work.
+        # In the middle of its work.
         (
             "train",
             ["--config=configs/quickstart.py", "--workdir={}"],
@@ -209,7 +209,7 @@ def test_a_command_without_its_extra_says_which(tmp_path, name, words, missing, 
     [("ENOSPC", "No space left on device"), ("ENAMETOOLONG", "File name too long")],
 )
 def test_a_disk_that_takes_nothing_is_one_line(number, said):
-    """Whichever file it is that cannot be written."""
+    """The line names the file that cannot be written."""
     code = f"""
 import errno, os, sys
 from kdjax.cli import command
@@ -405,8 +405,35 @@ RunLogger("cwd").warning("diverged")
     assert (run.stdout, run.stderr) == ("cwd: diverged\n", "")
 
 
+@pytest.mark.parametrize(
+    ("configure", "heard"),
+    [
+        ("", "cwd: a step\n"),
+        # In the user's own format, once.
+        (
+            "logging.basicConfig(level=logging.INFO, stream=sys.stdout, force=True)",
+            "INFO:kdjax:cwd: a step\n",
+        ),
+        # The root logger drops progress, so that kdjax prints it, as in some notebooks.
+        ("logging.basicConfig(stream=sys.stdout, force=True)", "cwd: a step\n"),
+        ("logging.getLogger('kdjax').addHandler(logging.NullHandler())", ""),
+    ],
+)
+def test_progress_is_printed_unless_logging_is_configured(configure, heard):
+    code = f"""
+import logging, sys
+import kdjax.experiment.train
+assert not logging.getLogger("kdjax").handlers and logging.getLogger("kdjax").propagate
+{configure}
+from kdjax.utils.log import RunLogger
+RunLogger("cwd").info("a step")
+"""
+    run = warm.run("-c", code)
+    assert (run.stdout, run.stderr) == (heard, "")
+
+
 def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_path):
-    """As a data set whose module is not there, which no command asks for before it reads data."""
+    """A data set's module, for instance, is imported only when data is read."""
     path = tmp_path / "mine.py"
     lines = ("from kdjax import config", "", "def get_config():", "    mine = config.default()")
     path.write_text("\n".join([*lines, '    mine.data.name = "my:Set"', "    return mine", ""]))

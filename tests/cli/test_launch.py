@@ -1,4 +1,4 @@
-"""The launch scripts: what they would do, and what they do with programs that only pretend."""
+"""The launch scripts, with `--dry-run` and with fake programs."""
 
 import os
 import pathlib
@@ -31,7 +31,7 @@ def launch(script, *arguments, **environment):
 
 
 def pretend(directory, name, body):
-    """Puts a program of this name before all others of that name."""
+    """Makes a fake program, which the path finds before the real one."""
     path = directory / name
     path.write_text(f"#!/usr/bin/env bash\n{body}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -116,9 +116,9 @@ def test_local_continues_after_preemption_and_death_only(tmp_path, statuses, att
         (["local.sh", "--processes"], "--processes is '--'; give a whole number, 1 or more"),
         (["local.sh", "--restarts", "x"], "--restarts is 'x'; give a whole number, 0 or more"),
         (["local.sh", "--port", "70000"], "--port is '70000'; .* 1 or more, 65535 at most"),
-        (["local.sh", "--proceses", "2"], "--proceses is no option; those of kdjax.train stand"),
+        (["local.sh", "--proceses", "2"], "--proceses is no option; the flags of kdjax train come"),
         (["tpu.sh", "--name", "--zone", "z"], "--name needs a value"),
-        (["tpu.sh", *TPU, "--spto"], "--spto is no option; those of kdjax.train stand behind --"),
+        (["tpu.sh", *TPU, "--spto"], "--spto is no option; the flags of kdjax train come after --"),
         (["kubernetes.py", "gpu", "--processes", "0"], "--processes: it is '0'; .* 1 or more"),
         (["kubernetes.py", "gpu", "--chips", "x"], "--chips: it is 'x'; .* 1 or more"),
         (["kubernetes.py", "gpu", "--restarts", "-1"], "--restarts: it is '-1'; .* 0 or more"),
@@ -195,7 +195,7 @@ def test_the_processes_of_local_are_asked_to_stop_when_it_is_killed(tmp_path):
     ) as script:
         runs = {script.stdout.readline().removeprefix("runs ") for _ in range(2)}
         script.kill()
-        # Which the processes have open, too.
+        # The processes have the pipe open, too.
         said = script.stdout.read().splitlines(keepends=True)
     assert {line.removeprefix("asked ") for line in said} == runs
 
@@ -237,7 +237,7 @@ def test_slurm_hands_the_signal_on_and_waits_until_all_is_saved(tmp_path):
         'echo saved >>"$CALLS"; exit 75',
     )
     pretend(tmp_path, "scontrol", 'echo "scontrol $*" >>"$CALLS"')
-    # As it keeps trying when Slurm itself preempts the job: longer than `launch` waits.
+    # If Slurm itself preempts the job, scancel keeps trying for longer than `launch` waits.
     pretend(tmp_path, "scancel", 'echo "scancel $*" >>"$CALLS"; exec sleep 100')
     run = launch(
         *("slurm.sh", *TRAIN),

@@ -1,4 +1,4 @@
-"""Several processes of JAX: together they do what one does, and end together."""
+"""Several processes of JAX compute the same as one, and end together."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ def eval_batches(process_index, process_count, batch_size=4):
 
 
 def red(state, images, sizes):
-    """Stands for a network: it says what the red channel holds."""
+    """Returns the red channel, in place of a network."""
     return images[..., 0].astype(jnp.int32)
 
 
@@ -108,7 +108,7 @@ def start(data, workdir, count, **options):
 
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory):
-    """What one process with all devices comes to."""
+    """The records of one process with all devices."""
     workdir = tmp_path_factory.mktemp("alone")
     child = tiny_run.start(data, workdir, *BATCHES, devices=DEVICES)
     ((status, _, errors),) = tiny_run.finish([child])
@@ -252,7 +252,7 @@ def test_what_the_leading_process_cannot_do_all_say():
 def test_a_process_says_that_it_waits_for_one_that_does_not_come():
     port = tiny_run.free_port()
     child = wait(port, 0, "--num_processes=2", "--process_id=1")
-    line = f"waits for the other processes of the run at localhost:{port}\n"
+    line = f"Waiting for the other processes of the run at localhost:{port}\n"
     started = time.monotonic()
     while line not in child.errors():
         assert time.monotonic() - started < 60
@@ -268,7 +268,7 @@ def test_a_process_that_waits_for_the_others_is_asked_to_stop():
             break
         assert child.poll() is None, tiny_run.finish([child])
         time.sleep(0.1)
-    # In what is not Python.
+    # While the main thread is not in Python.
     child.send_signal(signal.SIGTERM)
     ((status, _, errors),) = tiny_run.finish([child])
     assert status == 75

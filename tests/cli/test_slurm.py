@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture
 def slurm():
-    """What runs a command of Slurm and returns its output."""
+    """Returns a function that runs a command of Slurm and returns its output."""
     # Not pytest's folder: the path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="slurm") as directory:
         subprocess.run([ROOT / "tests/slurm/start.sh", directory], check=True)
@@ -94,12 +94,12 @@ def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path
         slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3seconds")
 
     wait_until(logged(2))
-    # As when a job of more importance takes its place.
+    # A job of higher priority takes its place.
     slurm("scontrol", "requeue", job)
     start_again()
     wait_until(said("train: continues after step"))
     wait_until(logged(6))
-    # As two minutes before the time limit.
+    # Slurm sends this signal two minutes before the time limit.
     slurm("scancel", "--batch", "--signal=TERM", job)
     wait_until(said("requeued after 1 restarts"))
     start_again()

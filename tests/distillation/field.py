@@ -18,7 +18,7 @@ def normal(seed, *shape):
 
 
 def given(student, teacher, labels=None, *, key=0, step=0):
-    """What a step would hand to a loss."""
+    """Returns the inputs that a step passes to a loss."""
     valid = None if labels is None else jax.tree.map(lambda x: x != 255, labels)
     return Inputs(
         student=student,
@@ -68,7 +68,7 @@ def over_devices(inputs):
 
 
 def resumed_from(path, params, state):
-    """What a term carries, written to a checkpoint of a run and read again."""
+    """Writes a term's state to a checkpoint of a run, and returns what is read back."""
     kept = TrainState(
         step=jnp.asarray(2),
         seed=jnp.asarray(0),

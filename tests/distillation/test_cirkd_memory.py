@@ -178,7 +178,7 @@ def test_the_value_is_the_divergence_of_similarities_over_labelled_pixels(loss):
 
 
 def test_nothing_is_left_where_the_student_is_the_teacher():
-    """With a batch norm that is undone, and convolutions that pass on what they get."""
+    """The batch norm is undone, and the convolutions are the identity."""
     _, state = begun(EXACT)
     inputs = batch(0)
     features = np.abs(inputs.teacher[0])

@@ -348,7 +348,7 @@ def test_a_map_that_is_none_of_its_network(side, change, found):
         distiller(
             params, state, *given.values(), LABELS, step=0, steps=STEPS, key=jax.random.key(0)
         )
-    # Of few cells, channels that come first may pass for rows of another stride.
+    # In a small map, leading channels look like rows of another stride.
     if found in (r"\[2, 9, 5, 6\]", r"\[2, 10, 6, 4\]"):
         with pytest.raises(ValueError, match=rf'the map "{name}" is {found} on images of 40 x 48'):
             Distiller({}, student=given[side], image_size=(40, 48))
@@ -422,7 +422,7 @@ def test_every_loss_is_a_term_with_one_entry(name):
 
     @jax.jit
     def gradients(student, teacher):
-        """Of the value, by what is given to the student and, of no consequence, to the teacher."""
+        """Returns the value, and its gradients with respect to the student and the teacher."""
         return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(student, teacher)
 
     (_, found), (gradient, unwanted) = gradients(STUDENT, teacher)

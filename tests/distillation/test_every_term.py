@@ -1,4 +1,4 @@
-"""What every loss has to bear that learns, carries or draws something, and is no function."""
+"""Tests of every loss that has parameters or state, or draws random numbers."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ def inputs_of(loss, student, teacher, labels):
 
 @functools.cache
 def begun(name):
-    """What a term has learned and carries when it was made; OFD and PHI-S have seen a batch."""
+    """Returns a new term's parameters and state. OFD and PHI-S have seen a batch."""
     loss = TERMS[name]
     specs = SPEC if isinstance(loss.student, str) else (SPEC,) * len(loss.student)
     params = jax.jit(lambda key: loss.init_params(key, specs, specs))(jax.random.key(0))
@@ -98,7 +98,7 @@ def test_the_order_and_the_doubling_of_images_and_half_precision(name):
         close(measured(name, *(x[::-1] for x in everything))[0], expected, 1e-4)
         twice = inputs_of(loss, *(np.concatenate((x, x)) for x in everything))
         close(value_of(loss, params, state, twice), expected, 1e-4)
-    # As good as what they are rounded to: sums are in single precision, but for what is learned.
+    # The tolerance is that of rounding: sums are in single precision, except for parameters.
     half = [jnp.asarray(x, jnp.bfloat16) for x in MAPS]
     found = value_of(loss, params, state, inputs_of(loss, *half, LABELS))
     assert found.dtype == jnp.float32

@@ -54,16 +54,16 @@ def test_mgd_is_the_distance_of_what_is_made_from_unmasked_pixels(masked):
     value, _, _, (by_params, by_student, by_teacher) = measure(
         loss, params, {}, given(ALIGNED, TEACHER)
     )
-    # As the authors' code: a sum over pixels and channels, divided by the images.
+    # As in the authors' code: a sum over pixels and channels, divided by the images.
     close(value, 2e-5 * np.sum((generated(params, ALIGNED, kept) - TEACHER) ** 2) / 8)
-    # Of what is masked nothing is read; the error is over all pixels.
+    # Masked values are not read, but the error is over all pixels.
     np.testing.assert_array_equal(np.asarray(by_student).any(-1, keepdims=True), kept)
     assert not np.asarray(by_teacher).any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(by_params))
 
 
 def test_what_mgd_makes_of_everything_may_be_the_teacher_itself():
-    """With kernels that pass on what they get, and no mask: plain L2."""
+    """With identity kernels and without a mask, the loss is plain L2."""
     centre = jnp.zeros((3, 3, 6, 6)).at[1, 1].set(jnp.eye(6))
     passing = {"kernel": centre, "bias": jnp.zeros(6)}
     params = {"first": passing, "second": passing}

@@ -41,7 +41,7 @@ def test_ofd_is_a_distance_above_the_margins_of_all_batches():
         close(state[name].mean, margin, 1e-6)
         target = np.maximum(others[-1], margin)
         square = np.where((mine > target) | (target > 0), (mine - target) ** 2, 0)
-        # As the authors' code: a sum over pixels and channels, divided by the images.
+        # As in the authors' code: a sum over pixels and channels, divided by the images.
         expected.append(square.sum() / len(square))
         close(parts[name], square.mean())
     close(value, 0.5 * (expected[0] / 2 + expected[1] / 4))
@@ -139,7 +139,7 @@ def test_turned_features_are_as_far_apart_after_phi_s():
         y = centred @ np.float64(losses.phi_s(jnp.float32(centred.T @ centred / len(x))))
         apart.append(np.linalg.norm(y[:8, None] - y[None, :8], axis=-1))
     close(*apart, 1e-4)
-    with pytest.raises(ValueError, match=r"covariance must be \[D, D\], got \[3, 2\]"):
+    with pytest.raises(ValueError, match=r"covariance must be \[3, 3\], got \[3, 2\]"):
         losses.phi_s(jnp.zeros((3, 2)))
 
 

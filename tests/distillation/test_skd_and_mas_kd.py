@@ -88,7 +88,7 @@ def test_the_student_is_judged_by_the_discriminator_of_before_its_training():
     close(value, -judged(before.trained, directions, STUDENT).mean(), 1e-4)
     close(logged["discriminator"], mistaken(before.trained, directions), 1e-4)
     jax.tree.map(np.testing.assert_array_equal, state.judge, before.trained)
-    # What it is trained to in this step is nothing to the student.
+    # This step's training does not affect the student.
     step = 1e-5 * normal(9, *STUDENT.shape)
     ahead, behind = (
         -judged(before.trained, directions, STUDENT + sign * np.float64(step)).mean()
@@ -105,7 +105,7 @@ def test_the_discriminator_goes_down_its_loss_by_adam():
         states.append(measure(HINGE, {}, states[-1], given(STUDENT, TEACHER))[1])
 
     def slope(state, path):
-        """Of the loss by one entry of a leaf, at the judge, in float64."""
+        """Returns the float64 derivative of the loss with respect to one entry of a leaf."""
         leaves = jax.tree.leaves(jax.tree.map(np.float64, state.judge))
         tree = jax.tree.structure(state.judge)
         found = []
@@ -271,7 +271,7 @@ def test_full_masks_make_it_half_the_squared_distance():
 
 
 def objective(tokens):
-    """What tokens are fitted to, in float64; labels of the scores' own size."""
+    """The objective of the tokens in float64, with labels of the scores' size."""
     masks, valid = masks_of(tokens, TEACHER), SMALL != 255
     scores = np.float64(TEACHER) * masks.sum(-1, keepdims=True)
     logs = scores - np.logaddexp.reduce(scores, -1, keepdims=True)
@@ -395,7 +395,7 @@ def test_where_no_size_is_known_none_is_too_small():
 
 
 def test_what_is_trained_has_buffers_of_its_own():
-    """Which a step may give up."""
+    """The step may donate this buffer."""
     state = HINGE.init_state(SCORES, SCORES)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
     assert len(set(pointers)) == len(pointers)

@@ -249,7 +249,11 @@ def test_flags(given, inference, pad_to):
     ("given", "message"),
     [
         ({"stride": "4,4"}, "--stride is for sliding windows; add --mode slide"),
-        ({"mode": "slide", "window": "4"}, "--window is '4'; give height and width, as 512,1024"),
+        (
+            {"mode": "slide", "window": "4"},
+            r"--window is \(4,\); give height and width, as 512,1024",
+        ),
+        ({"mode": "slide", "stride": "4,x"}, "--stride is '4,x'; give numbers, as 341,683"),
         ({"mode": "slide"}, "--window is missing: .* give height,width"),
         ({"scales": "0.5,big"}, "--scales is '0.5,big'; give numbers, as 0.5,1.0"),
     ],

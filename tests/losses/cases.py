@@ -52,7 +52,7 @@ def close(actual, expected, tolerance=1e-5):
 
 
 def follows(gradient, function, x):
-    """Asserts that a gradient says how a function in float64 changes along a few directions."""
+    """Asserts that a gradient agrees with changes of a float64 function in a few directions."""
     for seed in range(4):
         along = np.float64(normal(100 + seed, x.shape))
         change = (function(x + 1e-5 * along) - function(x - 1e-5 * along)) / 2e-5
@@ -117,7 +117,7 @@ IMITATION = {
         for gap in ("probability", "cross_entropy", "total_variation")
     },
 }
-# What else the field compares with.
+# Methods from other fields.
 FIELD = {
     "attention_transfer": _imitation(losses.attention_transfer),
     "pkd": _imitation(losses.pkd),
@@ -133,7 +133,7 @@ FIELD = {
     "ifvd": functools.partial(losses.ifvd, num_classes=CLASSES),
 }
 IMITATION |= FIELD
-# What looks at the images of a batch together, and is told over which devices they are.
+# Losses over all images of a batch, which need the axes over which the images are split.
 TOGETHER = {
     "nfd-batch_space": _imitation(losses.nfd, axes="batch_space", axis_name="data"),
     "pkd": _imitation(losses.pkd, axis_name="data"),
@@ -168,7 +168,7 @@ def gradients(loss):
 
 @functools.cache
 def compiled(loss):
-    """One compilation for all tests that only look at numbers."""
+    """Compiles a loss once for all tests that only read numbers."""
 
     def evaluate(*arguments):
         (mean, values), (by_student, by_teacher) = gradients(loss)(*arguments)

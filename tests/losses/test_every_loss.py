@@ -1,4 +1,4 @@
-"""What holds for every loss: one number under every transformation, and never an infinite one."""
+"""Every loss gives the same finite number under every transformation."""
 
 import functools
 
@@ -51,7 +51,7 @@ def test_jit_changes_nothing(name):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", OLDER)
 def test_vmap_and_checkpoint_change_nothing(name):
-    """One around the other: a program less."""
+    """One derivative of the other, in a single program."""
     loss, arguments = EVERY[name], batch()
     expected = compiled(loss)(*arguments)
     around = jax.checkpoint(loss)
@@ -116,7 +116,7 @@ def test_a_batch_over_a_mesh_agrees_with_one_device(axis_type, way):
     if way == "jit":
         found = jax.jit(functools.partial(all_gradients, OVER_A_MESH))(*spread)
     else:
-        # What is normalized over all images has to be told over which devices they are.
+        # Losses that normalize over all images need the axes over which the images are split.
         # The field's others look at one image, as those that are here.
         over = {name: loss for name, loss in OVER_A_MESH.items() if name not in FIELD}
         each = functools.partial(all_gradients, over | TOGETHER)

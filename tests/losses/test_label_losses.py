@@ -38,7 +38,7 @@ def wsld(student, teacher, truth, temperature, weights=None):
 
 
 def ifvd(student, teacher, truth):
-    """As written down: class by class, image by image."""
+    """The formula, class by class and image by image."""
 
     def likeness(features):
         out = np.ones(truth.shape)
@@ -140,7 +140,7 @@ def test_ifvd_of_one_class_is_likeness_to_the_mean_and_of_none_is_nothing():
 
 
 def jml(student, target, valid, smooth):
-    """As the authors: counts of pixels, and what is added to both sides of a fraction."""
+    """The authors' formula, with counts of pixels and a constant on both sides of a fraction."""
     out = np.zeros(6)
     for k in range(6):
         x, z = student[valid][:, k], target[valid][:, k]

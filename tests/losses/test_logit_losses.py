@@ -22,7 +22,7 @@ COMPILED = {"pixelwise_kl": pixelwise_kl, "cwd": cwd}
 
 @functools.cache
 def gradient_of(loss):
-    """Of the mean of the terms, by the student; temperatures as any other argument."""
+    """Returns the gradient of the mean with respect to the student."""
 
     def mean(student, teacher, *labels, **options):
         return loss(student, teacher, *labels, **options).mean()
@@ -258,7 +258,7 @@ def test_what_only_one_of_the_two_rules_out():
 
 
 def correlations(rows, others):
-    """One minus the correlation of each row, as DIST's code."""
+    """Returns 1 minus the correlation of each row, as DIST's code does."""
     rows, others = (np.float64(x) - np.float64(x).mean(-1, keepdims=True) for x in (rows, others))
     lengths = np.linalg.norm(rows, axis=-1) * np.linalg.norm(others, axis=-1)
     return 1 - (rows * others).sum(-1) / (lengths + 1e-8)

@@ -190,7 +190,7 @@ def test_cirkd_sees_neither_lengths_nor_basis_nor_order():
 
 def test_cirkd_pools_before_anything_else():
     student, teacher = normal(0, (2, 5, 4, 3)), normal(1, (2, 5, 4, 3))
-    # Of the fifth row, half a window is left.
+    # The fifth row fills only half a window.
     tall = [np.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (student, teacher)]
     pooled = [x.reshape(2, 3, 2, 2, 2, 3).sum((2, 4)) for x in tall]
     loss = jax.jit(functools.partial(losses.cirkd_minibatch, pool=2))

@@ -1,4 +1,4 @@
-"""Who may write into a directory: one process at a time, dead ones never, and the rest say who."""
+"""A lock has one owner at a time, a dead owner loses it, and an error names the owner."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def lock(path):
-    """Makes locks of the path, which are all given back."""
+    """Makes locks of the path, and releases all of them at the end."""
     with contextlib.ExitStack() as stack:
 
         def make():
@@ -46,7 +46,7 @@ IN_USE = (
 
 @contextlib.contextmanager
 def held_by_a_process(path):
-    """A process, by its number, that has the lock, and is killed in the end."""
+    """Starts a process that has the lock, yields its id, and kills it at the end."""
     code = (
         "import sys, time; from kdjax.utils.lock import Lock; "
         "Lock(sys.argv[1], 'the run', '').acquire(); print('has it', flush=True); time.sleep(100)"
@@ -67,7 +67,7 @@ def test_one_process_has_it_at_a_time_and_a_dead_one_never(path, lock):
         pytest.raises(UserError, match=IN_USE.format(pid=process)),
     ):
         lock().acquire()
-    # As the dead process left it.
+    # The dead process has left its record.
     assert json.loads(path.read_text())["pid"] == process
     lock().acquire()
 
@@ -79,7 +79,7 @@ def test_nothing_is_left_of_it(path, lock, tmp_path):
         lock().acquire()
     held.release()
     assert not list(tmp_path.iterdir())
-    # Only what it made, and where it was alone in it.
+    # Directories that existed before stay.
     tmp_path.joinpath("run").mkdir()
     held.acquire()
     held.release()
@@ -87,7 +87,7 @@ def test_nothing_is_left_of_it(path, lock, tmp_path):
 
 
 def test_a_lock_that_was_given_back_meanwhile_is_not_one(path, lock, monkeypatch):
-    """Its owner removes the file after another one opened it, and before that locks it."""
+    """The owner removes the file after another process opened it and before that locks it."""
     held, real, missed = lock(), fcntl.flock, []
     held.acquire()
 
@@ -109,7 +109,7 @@ def test_one_that_is_about_to_end_is_waited_for(path, lock, capsys):
     threading.Timer(1.0, held.release).start()
     lock().acquire(patience=20)
     assert re.fullmatch(
-        r"the run is in use: process .*; waits for its end\n", capsys.readouterr().out
+        r"the run is in use: process .*; this process waits for its end\n", capsys.readouterr().out
     )
 
 
@@ -127,19 +127,20 @@ def test_one_of_another_machine_is_waited_for_as_long_as_its_server_takes_it_for
 
 
 @pytest.fixture
-def no_locks(monkeypatch):
-    """A disk that knows no locks, and little patience."""
+def no_flock(monkeypatch):
+    """A disk without `flock`, and short times."""
 
     def flock(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for name, seconds in {"BEAT": 0.1, "SETTLE": 0.5, "SILENCE": 1.5, "LEASE": 0.0}.items():
+    times = {"REFRESH": 0.1, "SETTLE": 0.5, "EXPIRY": 1.5, "LEASE": 2.5}
+    for name, seconds in times.items():
         monkeypatch.setattr(locks, f"{name}_SECONDS", seconds)
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_without_locks_the_living_one_has_it(path, lock):
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_a_living_owner_keeps_the_lock(path, lock):
     held = lock()
     held.acquire()
     with pytest.raises(UserError, match="is in use: process"):
@@ -149,17 +150,19 @@ def test_without_locks_the_living_one_has_it(path, lock):
     lock().acquire()
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_without_locks_a_dead_one_is_waited_for_and_no_longer(path, lock):
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_the_lock_of_a_dead_owner_expires(path, lock):
     path.parent.mkdir()
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": 1, "key": "a", "beats": 9}))
+    path.write_text(
+        json.dumps({"host": socket.gethostname(), "pid": 1, "key": "a", "refreshed": 9})
+    )
     started = time.monotonic()
     lock().acquire()
     assert time.monotonic() - started >= 1.5
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_without_locks_of_two_newcomers_one_wins(path, lock):
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_one_of_two_newcomers_wins(path, lock):
     results = []
 
     def come():
@@ -177,19 +180,19 @@ def test_without_locks_of_two_newcomers_one_wins(path, lock):
     assert sorted(results) == ["has it", "refused"]
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_without_locks_one_that_slept_too_long_ends(path, lock, monkeypatch):
-    """As a machine that was suspended: another one took it for dead, and is at work."""
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_an_owner_that_slept_too_long_ends(path, lock, monkeypatch):
+    """While its machine was suspended, another process took the expired lock."""
     said = queue.SimpleQueue()
     monkeypatch.setattr(locks.processes, "end_at_once", said.put)
     held = lock()
     held.acquire()
-    while "beats" not in path.read_text():
+    while "refreshed" not in path.read_text():
         time.sleep(0.01)
-    # A beat that was on its way writes over it; then it is written again.
+    # A refresh that is under way may overwrite the other owner's record.
     message = ""
     for _ in range(40):
-        path.write_text(json.dumps({"host": "other", "pid": 7, "key": "b", "beats": 3}))
+        path.write_text(json.dumps({"host": "other", "pid": 7, "key": "b", "refreshed": 3}))
         with contextlib.suppress(queue.Empty):
             message = said.get(timeout=0.5)
             break
@@ -197,8 +200,8 @@ def test_without_locks_one_that_slept_too_long_ends(path, lock, monkeypatch):
     held.release()
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_a_bucket_has_no_locks(path, lock, monkeypatch):
+@pytest.mark.usefixtures("no_flock")
+def test_a_bucket_has_no_flock(path, lock, monkeypatch):
     monkeypatch.setattr(locks, "is_remote", lambda path: True)
     path.parent.mkdir()
     held = lock()

@@ -77,7 +77,7 @@ class CIRKDMemory(Loss):
         if len(self.names("student")) != 2 or len(self.names("teacher")) != 2:
             raise ValueError('reads two maps a side: features and scores, as ("head", "logits")')
         if not student[1].scores:
-            raise ValueError("needs the student's class scores, as logits, beside its features")
+            raise ValueError("needs the student's class scores, as logits, and its features")
         classes = student[1].channels
         if min(self.pixels, self.regions, self.compared_pixels, self.compared_regions) < classes:
             raise ValueError(

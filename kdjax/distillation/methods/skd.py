@@ -29,8 +29,8 @@ class SKDPairwise(Loss):
 
     Attributes:
       window: Rows and columns of a region. 0 is half the map, as in the authors' code.
-      stop_norms: Whether the gradient treats the regions' norms as constants, as the authors' code
-        does. CIRKD's code does not.
+      stop_norms: True if the gradient treats the regions' norms as constants, as in the authors'
+        code. False as in CIRKD's code.
     """
 
     student = teacher = "head"
