@@ -1,14 +1,16 @@
-"""Students alone in the formats that other programs run; TensorFlow only inside functions."""
+"""Exports of students for other programs. TensorFlow is imported inside functions only."""
 
+from kdjax.deployment.exported import ExportedStudent
 from kdjax.deployment.exporting import Export, export
-from kdjax.deployment.formats import FORMATS, ExportedStudent
+from kdjax.deployment.formats import FORMATS
+from kdjax.deployment.measuring import Measured, measure, measure_torch
 
 __all__ = [
     "FORMATS",
     "Export",
     "ExportedStudent",
+    "Measured",
     "export",
+    "measure",
+    "measure_torch",
 ]
-from kdjax.deployment.measuring import Measured as Measured
-from kdjax.deployment.measuring import measure as measure
-from kdjax.deployment.measuring import measure_torch as measure_torch

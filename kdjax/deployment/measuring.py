@@ -1,4 +1,4 @@
-"""What an exported student takes on this machine: seconds of an image, and memory."""
+"""Measures the time and memory of an exported student on this machine."""
 
 import os
 import pathlib
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.deployment.formats import ExportedStudent, Size, files_of
+from kdjax.deployment.exported import ExportedStudent
+from kdjax.deployment.formats import Size, files_of
 from kdjax.utils import imports
 from kdjax.utils.errors import RAISED_BY_USERS, UserError
 
@@ -18,14 +19,14 @@ WARM_UP = 3
 
 
 class Measured(NamedTuple):
-    """What one image at a time takes.
+    """The time and memory of predicting one image at a time.
 
     Attributes:
-      file: what was measured.
-      bytes: how large the file is.
+      file: the measured file.
+      bytes: size of the file.
       size: height and width of the images.
-      milliseconds: of an image, lower quartile, median and upper quartile.
-      memory: bytes by which loading and running raised the process's peak, its runtime included.
+      milliseconds: lower quartile, median, and upper quartile of an image.
+      memory: bytes that loading and running added to the process's peak, including the runtime.
     """
 
     file: str
@@ -35,9 +36,8 @@ class Measured(NamedTuple):
     memory: int
 
     def __str__(self) -> str:
-        """One line for people."""
         low, median, high = self.milliseconds
-        # Nothing is known of it where the process had held more before.
+        # Unknown if the process used more memory earlier.
         memory = f", {self.memory / 1e6:.0f} MB of memory" if self.memory else ""
         return (
             f"{self.file}: {self.bytes / 1e6:.1f} MB; an image of {self.size.height} x "
@@ -52,38 +52,34 @@ def measure(
 
     Args:
       path: a file that `kdjax.export` wrote.
-      size: of the images, where any will do.
-      rounds: images, after three that are not counted.
+      size: the size of the images, if the file takes any size.
+      rounds: number of timed images, after three others.
 
     Raises:
-      UserError: where that is no such file, or its runtime is not installed.
+      UserError: see `ExportedStudent.load`.
     """
     before = _peak()
     student = ExportedStudent.load(path)
-    chosen = student.size if student.size.fixed else Size(*size)
-    assert chosen.height is not None
-    assert chosen.width is not None
+    chosen = Size(*student.size.or_else(size))
     milliseconds = timed(
-        lambda image: np.asarray(student.predict(image)),
-        (1, chosen.height, chosen.width, 3),
-        rounds,
+        lambda image: np.asarray(student.predict(image)), student.size.or_else(size), rounds
     )
     file = pathlib.Path(path)
     held = sum(part.stat().st_size for part in files_of(file))
     return Measured(file.name, held, chosen, milliseconds, _peak() - before)
 
 
-def measure_torch(name: str, *, size: Size, rounds: int = 50) -> Measured:
-    """Runs a PyTorch network in the same way, on the CPU; its class scores become class numbers.
+def measure_torch(name: str, *, size: tuple[int, int] | Size, rounds: int = 50) -> Measured:
+    """Runs a PyTorch network in the same way, on the CPU. Its class scores become class numbers.
 
     Args:
-      name: "package.module:function" of no arguments, which returns a `torch.nn.Module` that maps
-        images [B, 3, H, W] to class scores of any size.
-      size: of the images.
-      rounds: images, after three that are not counted.
+      name: "package.module:function". The function takes no arguments and returns a
+        `torch.nn.Module` that maps images [B, 3, H, W] to class scores of any size.
+      size: the size of the images.
+      rounds: number of timed images, after three others.
 
     Raises:
-      UserError: where PyTorch is not installed, or there is no such function.
+      UserError: if PyTorch is not installed, or there is no such function.
     """
     before = _peak()
     try:
@@ -91,9 +87,7 @@ def measure_torch(name: str, *, size: Size, rounds: int = 50) -> Measured:
     except ImportError as error:
         raise UserError("--torch needs PyTorch: pip install torch") from error
     make = imports.resolve("PyTorch network", name, {}, asked_by="--torch")
-    assert size.height is not None
-    assert size.width is not None
-    shape = (size.height, size.width)
+    shape = Size(*size).or_else((512, 1024))
 
     @torch.inference_mode()
     def predict(images: np.ndarray) -> Any:
@@ -102,24 +96,24 @@ def measure_torch(name: str, *, size: Size, rounds: int = 50) -> Measured:
 
     try:
         network = make().eval()
-        milliseconds = timed(predict, (1, *shape, 3), rounds)
+        milliseconds = timed(predict, shape, rounds)
     except RAISED_BY_USERS as error:
         raise UserError(
             f"--torch is {name}: {type(error).__name__}: {error}; it must be a function of no "
             "arguments that returns a torch.nn.Module, which maps images to class scores"
         ) from error
     held = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    return Measured(f"{name} in PyTorch", held, size, milliseconds, _peak() - before)
+    return Measured(f"{name} in PyTorch", held, Size(*shape), milliseconds, _peak() - before)
 
 
 def timed(
-    predict: Callable[[np.ndarray], Any], shape: tuple[int, ...], rounds: int
+    predict: Callable[[np.ndarray], Any], size: tuple[int, int], rounds: int
 ) -> tuple[float, float, float]:
-    """Quartiles of the milliseconds that calls take, each with other noise."""
+    """Returns the quartiles of the milliseconds of calls, each with other noise."""
     generator = np.random.default_rng(0)
     seconds = []
     for _ in range(rounds + WARM_UP):
-        images = generator.integers(0, 256, shape, np.uint8)
+        images = generator.integers(0, 256, (1, *size, 3), np.uint8)
         started = time.perf_counter()
         predict(images)
         seconds.append(time.perf_counter() - started)
@@ -128,6 +122,6 @@ def timed(
 
 
 def _peak() -> int:
-    """Peak of the resident set so far, in bytes; macOS counts bytes, Linux kilobytes."""
+    """Returns the peak memory of the process in bytes. macOS reports bytes, Linux kilobytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
