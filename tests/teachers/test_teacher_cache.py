@@ -554,7 +554,7 @@ def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
             {"4": (CLASSES, 6, 8)},
             r"4\.npy is \[4, 6, 8\], with the classes first; .*moveaxis",
         ),
-        ({"4": (6, 8, 5)}, r"4\.npy is \[6, 8, 5\], of 5 classes; it must be .* \[h, w, 4\]"),
+        ({"4": (6, 8, 5)}, r"4\.npy is float32 \[6, 8, 5\]; it must be .* \[h, w, 4\]"),
         ({"4": (1, 6, 8, CLASSES)}, r"4\.npy is float32 \[1, 6, 8, 4\]; it must be"),
         (
             {"4": np.zeros((6, 8, CLASSES), int)},
