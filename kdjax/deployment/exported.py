@@ -5,16 +5,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from kdjax.deployment.formats import (
-    DESCRIPTION,
-    FORMATS,
-    Images,
-    Labels,
-    PredictFn,
-    Size,
-    digest,
-    first_line,
-)
+from kdjax.deployment.formats import DESCRIPTION, FORMATS, PredictFn, Size, digest, first_line
 from kdjax.utils.errors import UserError
 
 
@@ -71,13 +62,4 @@ class ExportedStudent(NamedTuple):
         except Exception as error:
             raise UserError(f"{file}: this file cannot be loaded: {first_line(error)}") from error
 
-        def predict(images: Images) -> Labels:
-            try:
-                return run(images)
-            except Exception as error:
-                shape = list(images.shape)
-                raise UserError(
-                    f"{file}: it fails on images {shape}: {first_line(error)}"
-                ) from error
-
-        return cls(predict, Size(height, width), class_names)
+        return cls(run, Size(height, width), class_names)

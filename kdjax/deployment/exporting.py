@@ -131,18 +131,13 @@ def _export_as(
     chosen = FORMATS[name]
     path = directory / chosen.file
     network, variables = written
-    if chosen.plain:
-        function = plain(
-            make_predict_fn(plain_convolutions(network), variables, info.preprocessing)
-        )
-    else:
-        function = make_predict_fn(network, variables, info.preprocessing)
-    images, least = random_images(size), None
+    network = plain_convolutions(network) if chosen.plain else network
+    function = make_predict_fn(network, variables, info.preprocessing)
+    images, least, options = random_images(size), None, {}
     if chosen.calibrated:
         images, least = [image[None] for image in calibration[:COMPARED_INT8]], LEAST_INT8
-        chosen.write(function, size, path, calibration=calibration)
-    else:
-        chosen.write(function, size, path)
+        options = {"calibration": calibration}
+    chosen.write(plain(function) if chosen.plain else function, size, path, **options)
     try:
         agreement = compare_predictions(
             chosen.read(path), *original, info.preprocessing, images, least=least
@@ -154,8 +149,6 @@ def _export_as(
 
 
 def _check_formats(formats: Sequence[str], size: Size) -> None:
-    if not formats:
-        raise UserError(f"no format is named: {did_you_mean('', FORMATS)}")
     for name in formats:
         if name not in FORMATS:
             raise UserError(f'unknown format "{name}": {did_you_mean(name, FORMATS)}')

@@ -131,14 +131,12 @@ def _results_of(images: Sequence[pathlib.Path], root: str, output: pathlib.Path)
     """Names the results of each image by its path from `root`.
 
     Raises:
-      UserError: if two results have the same name, or a result would lie outside its folder.
+      UserError: if two results have the same name.
     """
     files: list[Files] = []
     sources: dict[str, pathlib.Path] = {}
     for image in images:
         name = pathlib.Path(os.path.relpath(image, root)).with_suffix(".png")
-        if ".." in name.parts:
-            raise UserError(f"--images: {image} does not lie in {root}, where the pattern begins")
         # Some file systems ignore case.
         other = sources.setdefault(str(name).casefold(), image)
         if other != image:

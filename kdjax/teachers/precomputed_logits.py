@@ -58,8 +58,6 @@ class PrecomputedLogits:
         if is_remote(directory):
             raise UserError(f"{_KEY} is {directory}; it must be a directory on a disk")
         folder = pathlib.Path(directory)
-        if not folder.is_dir():
-            raise UserError(f"{_KEY} is {directory}, which is no directory")
         _check_classes(folder / CLASSES, images.class_names)
         self.num_classes = images.num_classes
         names = images.names(split)
@@ -123,8 +121,8 @@ def _check_classes(path: pathlib.Path, wanted: Sequence[str]) -> None:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): it must hold "
-            "the names of the classes that the logits score, a line each"
+            f"{_KEY}: {path} cannot be read ({getattr(error, 'strerror', None) or error}): it must "
+            "hold the names of the classes that the logits score, a line each"
         ) from error
     found = [line.strip() for line in lines if line.strip()]
     if difference := differing_class(wanted, found):

@@ -50,7 +50,7 @@ def test_a_split_without_labels_scores_nan():
 
 
 class Fixed:
-    """Stands for a network: its weights are the predictions."""
+    """Replaces a network: its weights are the predictions."""
 
     def __call__(self, state, images, sizes):
         return jnp.asarray(state)[images[:, 0, 0, 0]]
@@ -134,7 +134,7 @@ def test_confusion_matrix_of_a_sharded_batch():
 
 
 def test_padding_changes_nothing_far_from_it():
-    """Of a network that sees 30 pixels to a side; one that pools globally changes everywhere."""
+    """The network's receptive field is 30 pixels. Global pooling would change every pixel."""
     net = models.create("tiny", num_classes=5, width=4, rngs=nnx.Rngs(0))
     image = RNG.integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
     padded = np.full((1, 96, 128, 3), IMAGE_PADDING, np.uint8)

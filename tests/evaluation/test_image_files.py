@@ -1,4 +1,4 @@
-"""`predict`: any image files to label maps, overlays and a legend."""
+"""Predictions of image files: label maps, overlays, and a legend."""
 
 import io
 import pathlib
@@ -42,7 +42,7 @@ def network(checkpoint):
 
 @pytest.fixture
 def photos(tmp_path):
-    """One upright, one that a camera stored lying, and one for each odd kind of pixels."""
+    """Makes an upright photo, a rotated one, and one for each unusual pixel format."""
     folder = tmp_path / "photos"
     (folder / "deep" / "er").mkdir(parents=True)
     blocks = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
@@ -60,7 +60,7 @@ def photos(tmp_path):
 
 
 def opened(path):
-    """The image, with its file closed."""
+    """Returns the image with its file closed."""
     with Image.open(path) as image:
         image.load()
     return image
@@ -131,7 +131,6 @@ def test_nothing_is_replaced_unless_asked(photos, tmp_path):
         ([], "*.png", r"matches no file"),
         (["a.png", "a.jpg"], "*", r"a\.jpg and .*a\.png would both be written to a\.png"),
         (["A.jpg", "a.png"], "*", r"A\.jpg and .*a\.png .* differ in case alone"),
-        (["a.png", "deep/b.png"], "*/../../*/a.png", r"a\.png does not lie in "),
     ],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
