@@ -1,4 +1,4 @@
-"""Compiled prediction at the size of the images, and scores on labelled images."""
+"""Compiled prediction at the size of the images, and scores on labeled images."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.layers import resize
 from kdjax.models.network import ReorderedClasses, scores_of
 from kdjax.models.serialization import NetworkInfo
-from kdjax.utils.classes import class_order
+from kdjax.utils.classes import IGNORE_LABEL, class_order
 from kdjax.utils.environment import compiler_options
 from kdjax.utils.errors import UserError
 
@@ -48,7 +48,7 @@ class Scores:
 
     Attributes:
       confusion: pixels by (label, prediction), int64 [K, K].
-      agreement: share of the labelled pixels where student and teacher predict the same class, or
+      agreement: share of the labeled pixels where student and teacher predict the same class, or
         None without a teacher.
       groups: scores of some of the images alone, by the group's name.
     """
@@ -72,7 +72,7 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels that are right; NaN if no pixel has a label."""
+        """Share of the labeled pixels that are right; NaN if no pixel has a label."""
         total = self.confusion.sum()
         return float(np.trace(self.confusion) / total) if total else float("nan")
 
@@ -222,14 +222,13 @@ def _count(
     num_classes: int,
 ) -> tuple[Int[Array, "G K K"], Int[Array, " G"]]:
     """Counts the pixels of each group by (label, prediction), and those predicted alike."""
-    count = functools.partial(confusion_matrix, num_classes=num_classes)
-    confusion = jax.vmap(count)(predictions, labels)
-    alike = (predictions == references) & (labels < num_classes)
-    agreeing = jnp.sum(alike, axis=(1, 2), dtype=jnp.int32)
-    return (
-        jnp.sum(jnp.where(groups[..., None, None], confusion[:, None], 0), axis=0),
-        jnp.sum(jnp.where(groups, agreeing[:, None], 0), axis=0),
-    )
+    confusion, agreeing = [], []
+    for members in groups.T:
+        counted = jnp.where(members[:, None, None], labels, IGNORE_LABEL)
+        confusion.append(confusion_matrix(predictions, counted, num_classes))
+        alike = (predictions == references) & (counted < num_classes)
+        agreeing.append(jnp.sum(alike, dtype=jnp.int32))
+    return jnp.stack(confusion), jnp.stack(agreeing)
 
 
 def order_by_name(

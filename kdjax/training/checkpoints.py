@@ -168,15 +168,15 @@ class Checkpoints:
             found = json.loads((path / "identity" / "metadata").read_text())
             if not (isinstance(found, dict) and found.keys() >= {"identity", "checksum", "arrays"}):
                 raise ValueError("identity/metadata holds something else")
-        if found["identity"] != self._identity:
+        if differences := _differences(found["identity"], self._identity):
             raise UserError(
-                f"{path} was made with {_differences(found['identity'], self._identity)}; continue "
-                "with what it was made with, or choose another --workdir"
+                f"{path} was made with {differences}; continue with what it was made with, or "
+                "choose another --workdir"
             )
-        if changes := _changes(found["arrays"], _description(flat)):
+        if differences := _differences(found["arrays"], _description(flat)):
             raise UserError(
-                f"{path} was made by other code: {changes}; put the network, terms and optimizer "
-                "back as they were, or choose another --workdir"
+                f"{path} was made by other code: {differences}; put the network, terms, and "
+                "optimizer back as they were, or choose another --workdir"
             )
         abstract = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -184,10 +184,7 @@ class Checkpoints:
         }
         with _reading(path), local_checkpointer() as checkpointer:
             restored = checkpointer.restore(absolute(path / "state"), abstract)
-        leaves = [
-            _like(leaf, value)
-            for leaf, value in zip(jax.tree.leaves(target), map(restored.get, flat), strict=True)
-        ]
+        leaves = list(map(_like, jax.tree.leaves(target), map(restored.get, flat)))
         state = jax.tree.unflatten(jax.tree.structure(target), leaves)
         if checksum(state) != found["checksum"]:
             raise Damaged(f"{path}: this checkpoint is damaged (its checksum is wrong)")
@@ -369,17 +366,6 @@ def _description(flat: dict[str, Any]) -> dict[str, str]:
     return {path: f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in flat.items()}
 
 
-def _changes(there: dict[str, str], here: dict[str, str]) -> str:
-    """Names the first arrays that differ between a checkpoint and the code; empty if none do."""
-    changed = [
-        f"{path} is {there.get(path, 'missing')} there and {here.get(path, 'missing')} now"
-        for path in sorted(there.keys() | here.keys())
-        if there.get(path) != here.get(path)
-    ]
-    more = f", and {len(changed) - 2} more arrays differ" if len(changed) > 2 else ""
-    return ", ".join(changed[:2]) + more
-
-
 def _like(leaf: jax.Array, value: Any) -> jax.Array:
     """Returns a value of `_flat` in the form of the leaf of its path."""
     if is_random_key(leaf):
@@ -388,11 +374,14 @@ def _like(leaf: jax.Array, value: Any) -> jax.Array:
 
 
 def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {found.get(key)!r} (now {value!r})"
-        for key, value in expected.items()
-        if found.get(key) != value
-    )
+    """Describes the first values that differ between a checkpoint and the run; empty if none do."""
+    changed = [
+        f"{key} {found.get(key, 'missing')!r} (now {expected.get(key, 'missing')!r})"
+        for key in dict.fromkeys((*expected, *found))
+        if found.get(key) != expected.get(key)
+    ]
+    more = f", and {len(changed) - 2} more differ" if len(changed) > 2 else ""
+    return ", ".join(changed[:2]) + more
 
 
 def _first_line(error: Exception) -> str:

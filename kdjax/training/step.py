@@ -221,7 +221,7 @@ def make_train_step(
       learning_rate: the schedule inside `optimizer`, for the log.
       steps: length of the run.
       accumulate: number of micro-batches whose gradients are averaged before an update. The losses
-        of each are means over its own labelled pixels, and batch norm sees each alone.
+        of each are means over its own labeled pixels, and batch norm sees each alone.
       ema_decay: decay of the moving average of the weights; 0 for no average.
     """
 

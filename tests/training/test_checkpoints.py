@@ -72,12 +72,12 @@ def names(directory):
     [
         (
             make_state(width=4),
-            r"params/student/kernel is float32\[2, 3\] there and float32\[2, 4\] now",
+            r"params/student/kernel 'float32\[2, 3\]' \(now 'float32\[2, 4\]'\)",
         ),
-        (make_state(optimizer=optax.adam(0.1)), "opt_state/.* is missing there and .* now"),
+        (make_state(optimizer=optax.adam(0.1)), r"opt_state/.* 'missing' \(now .*"),
         (
             dataclasses.replace(make_state(), model_state={"mean": jnp.zeros(5)}),
-            r"model_state/mean is missing there and float32\[5\] now",
+            r"model_state/mean 'missing' \(now 'float32\[5\]'\)",
         ),
     ],
 )
