@@ -1,9 +1,8 @@
 """Exports of students for other programs. TensorFlow is imported inside functions only."""
 
-from kdjax.deployment.exported import ExportedStudent
+from kdjax.deployment.exported import ExportedStudent, Measured, measure
 from kdjax.deployment.exporting import Export, export
 from kdjax.deployment.formats import FORMATS
-from kdjax.deployment.measuring import Measured, measure, measure_torch
 
 __all__ = [
     "FORMATS",
@@ -12,5 +11,4 @@ __all__ = [
     "Measured",
     "export",
     "measure",
-    "measure_torch",
 ]

@@ -1,12 +1,27 @@
-"""Loads an exported student as other programs do."""
+"""Loads an exported student as other programs do, and measures its time and memory."""
 
 import json
 import os
 import pathlib
+import resource
+import sys
+import time
 from typing import NamedTuple
 
-from kdjax.deployment.formats import DESCRIPTION, FORMATS, PredictFn, Size, digest, first_line
+import numpy as np
+
+from kdjax.deployment.formats import (
+    DESCRIPTION,
+    FORMATS,
+    PredictFn,
+    Size,
+    digest,
+    files_of,
+    first_line,
+)
 from kdjax.utils.errors import UserError
+
+WARM_UP = 3  # images
 
 
 class ExportedStudent(NamedTuple):
@@ -63,3 +78,65 @@ class ExportedStudent(NamedTuple):
             raise UserError(f"{file}: this file cannot be loaded: {first_line(error)}") from error
 
         return cls(run, Size(height, width), class_names)
+
+
+class Measured(NamedTuple):
+    """The time and memory of predicting one image at a time.
+
+    Attributes:
+      file: the measured file.
+      bytes: size of the file.
+      size: height and width of the images.
+      milliseconds: lower quartile, median, and upper quartile of an image.
+      memory: bytes that loading and running added to the process's peak, including the runtime.
+    """
+
+    file: str
+    bytes: int
+    size: Size
+    milliseconds: tuple[float, float, float]
+    memory: int
+
+    def __str__(self) -> str:
+        low, median, high = self.milliseconds
+        # Unknown if the process used more memory earlier.
+        memory = f", {self.memory / 1e6:.0f} MB of memory" if self.memory else ""
+        return (
+            f"{self.file}: {self.bytes / 1e6:.1f} MB; an image of {self.size.height} x "
+            f"{self.size.width} in {median:.1f} ms ({low:.1f} to {high:.1f}){memory}"
+        )
+
+
+def measure(
+    path: str | os.PathLike[str], *, size: tuple[int, int] = (512, 1024), rounds: int = 50
+) -> Measured:
+    """Runs an exported student on images of noise, one at a time.
+
+    Args:
+      path: a file that `kdjax.export` wrote.
+      size: the size of the images, if the file takes any size.
+      rounds: number of timed images, after three others.
+
+    Raises:
+      UserError: see `ExportedStudent.load`.
+    """
+    before, file = _peak(), pathlib.Path(path)
+    student = ExportedStudent.load(file)
+    chosen = student.size.or_else(size)
+    generator = np.random.default_rng(0)
+    seconds = []
+    for _ in range(rounds + WARM_UP):
+        images = generator.integers(0, 256, (1, *chosen, 3), np.uint8)
+        started = time.perf_counter()
+        np.asarray(student.predict(images))
+        seconds.append(time.perf_counter() - started)
+    low, median, high = 1e3 * np.percentile(seconds[WARM_UP:], [25, 50, 75])
+    held = sum(part.stat().st_size for part in files_of(file))
+    milliseconds = float(low), float(median), float(high)
+    return Measured(file.name, held, Size(*chosen), milliseconds, _peak() - before)
+
+
+def _peak() -> int:
+    """Returns the peak memory of the process in bytes. macOS reports bytes, Linux kilobytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -492,25 +492,3 @@ def test_the_command_calibrates_and_says_what_both_files_score(tmp_path):
     for line in said[2:]:
         assert re.search(r"an image of 24 x 32 in .* ms .*; val mIoU \d+\.\d\d %$", line), line
     assert {path.name for path in (tmp_path / "export").iterdir()} == {*names, "export.json"}
-
-
-def two_classes():
-    torch = pytest.importorskip("torch")
-    return torch.nn.Conv2d(3, 2, 1)
-
-
-@pytest.mark.torch
-def test_a_pytorch_network_is_measured_beside_it(monkeypatch):
-    pytest.importorskip("torch")
-    found = deployment.measure_torch("test_export:two_classes", size=SIZE, rounds=2)
-    assert found.bytes == 4 * (3 * 2 + 2)
-    assert str(found).startswith("test_export:two_classes in PyTorch: 0.0 MB; an image of 32 x 48 ")
-    with pytest.raises(
-        UserError, match=r"--torch is test_export:described: .*missing 1 .*'name'; "
-    ):
-        deployment.measure_torch("test_export:described", size=SIZE)
-    with pytest.raises(UserError, match="--torch"):
-        deployment.measure_torch("test_export:three_classes", size=SIZE)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="--torch needs PyTorch: pip install torch"):
-        deployment.measure_torch("test_export:two_classes", size=SIZE)
