@@ -118,10 +118,12 @@ def make_inference(
     if mode not in MODES:
         raise UserError(f'--mode is "{mode}"; it must be {" or ".join(MODES)}')
     scales = tuple(map(float, scales))
+    for name, pair in {"window": window, "stride": stride}.items():
+        if pair is not None and mode == "whole":
+            raise UserError(f"--{name} is for sliding windows; add --mode slide")
+        if pair is not None and len(pair) != 2:
+            raise UserError(f"--{name} is {pair!r}; give height and width, as 512,1024")
     if mode == "whole":
-        for name, pair in {"window": window, "stride": stride}.items():
-            if pair is not None:
-                raise UserError(f"--{name} is for sliding windows; add --mode slide")
         return Inference(scales=scales, flip=flip)
     window = window or crop_size
     if not window:
