@@ -1,4 +1,4 @@
-"""Evaluates the student of a finished run, or any network checkpoint, and prints every class's IoU.
+"""Evaluates the student of a finished run, or any network checkpoint, and prints each class's IoU.
 
 python -m kdjax evaluate --workdir runs/first --split test
 python -m kdjax evaluate --workdir runs/first --mode slide --window 512,512 --scales 0.5,1.0 --flip
@@ -12,32 +12,32 @@ from kdjax.utils import environment, processes
 from kdjax.utils.log import logger
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "A workdir of kdjax train, on whose data set it is.", required=True
+    "workdir", None, "A workdir of kdjax train, which names the data set.", required=True
 )
-_SPLIT = flags.DEFINE_string("split", None, "Which split; by default the one for validation.")
+_SPLIT = flags.DEFINE_string("split", None, "The split to score; by default the validation split.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Another network to evaluate on the same data, such as the teacher."
 )
 _EXPORTED = flags.DEFINE_string(
-    "exported", None, "A file of kdjax.export to evaluate in its place, as student.tflite."
+    "exported", None, "A file of kdjax export to evaluate instead, such as student.tflite."
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where the run's data set is now, if that is no longer where it was."
+    "data_dir", None, "The directory of the run's data set, if it has moved."
 )
 _ANY_CLASS_NAMES = flags.DEFINE_bool(
-    "any_class_names", False, "Match classes by their numbers, whatever their names."
+    "any_class_names", False, "Match classes by number, whatever their names."
 )
 _PROCESSES = processes.define_flags()
 _INFERENCE = InferenceFlags()
 
 
 def main(argv: list[str]) -> None:
-    """Prints mIoU, pixel accuracy and the IoU of every class."""
+    """Prints mIoU, pixel accuracy, and the IoU of every class."""
     del argv
     processes.join(_PROCESSES)
     environment.set_up_jax()
     network = _EXPORTED.value or _CHECKPOINT.value or _WORKDIR.value
-    logger.info(f"scores {network} on every image of the {_SPLIT.value or 'validation'} split")
+    logger.info(f"Scoring {network} on every image of the {_SPLIT.value or 'validation'} split")
     found = evaluate(
         _WORKDIR.value,
         split=_SPLIT.value,

@@ -1,16 +1,16 @@
-"""Writes a finished student, alone, in formats that other programs run.
+"""Exports a trained student, alone, in formats that other programs run.
 
 python -m kdjax export --source runs/first --output student --format stablehlo,savedmodel
 
-The source is the workdir of a run or any network checkpoint. Every file takes 8-bit RGB images
-[B, H, W, 3] and returns class ids [B, H, W] int32; normalisation and resizing are inside. Each is
-loaded again and compared with the network before DIR appears. `tflite`, and networks that compute
-with the size of their images (PSPNet, UPerNet, SegFormer, Swin), need `--height` and `--width`;
-`onnx` takes images of any size where these are not given and the network allows it.
+The source is the workdir of a run, or any network checkpoint. Every file takes 8-bit RGB images
+[B, H, W, 3] and returns class ids [B, H, W] int32, and includes normalization and resizing. Before
+the output appears, each file is loaded and compared with the network. `tflite`, and networks that
+compute with the size of their images (PSPNet, UPerNet, SegFormer, Swin), need `--height` and
+`--width`. Without them, `onnx` takes images of any size if the network allows it.
 
-With `--int8 --calibrate DIR`, `tflite` is written a second time in 8-bit integers, calibrated on
-images of the run's training split, whose data set is prepared in DIR; both files are then
-evaluated on its validation split and timed.
+With `--int8 --calibrate DIR`, `tflite` is also written in 8-bit integers, calibrated on images of
+the run's training split, whose data set is prepared in DIR. Then both files are evaluated on the
+validation split and timed.
 """
 
 import os
@@ -22,8 +22,8 @@ from kdjax.deployment.formats import LARGEST
 from kdjax.utils.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "A workdir or a network checkpoint.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "A new directory for what is written.", required=True)
-_FORMAT = flags.DEFINE_list("format", None, f"Of {', '.join(FORMATS)}.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "A new directory for the files.", required=True)
+_FORMAT = flags.DEFINE_list("format", None, f"One or more of {', '.join(FORMATS)}.", required=True)
 _FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch norm into the convolutions.")
 _INT8 = flags.DEFINE_bool("int8", False, "Also write the tflite file in 8-bit integers.")
 _CALIBRATE = flags.DEFINE_string(
@@ -38,7 +38,7 @@ _WIDTH = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-    """Writes the files and says how each agrees with the network."""
+    """Writes the files and prints how each agrees with the network."""
     del argv
     if (_HEIGHT.value is None) != (_WIDTH.value is None):
         raise UserError("--height and --width go together: give both or neither")
@@ -48,26 +48,28 @@ def main(argv: list[str]) -> None:
         raise UserError("--int8 and --calibrate go together: give both or neither")
     if _INT8.value:
         if "tflite" not in formats:
-            raise UserError("--int8 is of the format tflite: name it in --format")
-        # Here and not above: it needs what reads data, which other formats do without.
+            raise UserError("--int8 is for the format tflite: name it in --format")
+        # Imports the data sets, which other formats do not need.
         from kdjax.experiment.evaluate import calibration_images
 
         formats.append("tflite_int8")
         calibration = calibration_images(_SOURCE.value, data_dir=_CALIBRATE.value)
-    print(f"writes {', '.join(formats)} and compares each with the network", flush=True)
+    print(f"Writing {', '.join(formats)}, and comparing each with the network", flush=True)
     exports = export(
-        *(_SOURCE.value, _OUTPUT.value, formats),
+        _SOURCE.value,
+        _OUTPUT.value,
+        formats,
         size=size,
         folded=_FOLD.value,
         calibration=calibration,
     )
     for written in exports:
         print(_line(written))
-    print(f"{_OUTPUT.value} holds them and export.json, which describes them", flush=True)
+    print(f"{_OUTPUT.value} contains the files, and export.json describes them", flush=True)
     if _INT8.value:
         from kdjax.experiment.evaluate import evaluate
 
-        print("evaluates both files, image by image, and times them", flush=True)
+        print("Evaluating and timing both files, image by image", flush=True)
         for written in exports:
             if written.format in ("tflite", "tflite_int8"):
                 file = os.path.join(_OUTPUT.value, written.file)

@@ -1,9 +1,9 @@
-"""Labels images with a finished student, or any network checkpoint.
+"""Predicts images with a trained student, or any network checkpoint.
 
 python -m kdjax predict --workdir runs/first --images 'photos/**/*.jpg' --output labelled
 
-Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png` and `legend.png`, and says
-how long it took. Photos are turned as their camera noted. No image is ever replaced.
+Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png`, and `legend.png`, and
+prints the time. Photos are rotated as their EXIF data say. No image is ever replaced.
 """
 
 from absl import flags
@@ -18,25 +18,25 @@ _WORKDIR = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "A folder of images, or a pattern in quotes; ** stands for any folders.",
+    "A folder of images, or a pattern in quotes; ** matches any folders.",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write to.", required=True)
 _IDS = flags.DEFINE_string(
-    "ids", None, "Write the original ids of this data set, as cityscapes, not class numbers."
+    "ids", None, "Write the original ids of this data set, such as cityscapes, not class numbers."
 )
 _OPACITY = flags.DEFINE_float(
-    "opacity", 0.5, "Of the colours over the image.", lower_bound=0, upper_bound=1
+    "opacity", 0.5, "Opacity of the colors over the image.", lower_bound=0, upper_bound=1
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images labelled at once; by default one on every device.", lower_bound=1
+    "batch_size", None, "Images predicted at once; by default one per device.", lower_bound=1
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results.")
 _INFERENCE = InferenceFlags()
 
 
 def main(argv: list[str]) -> None:
-    """Writes the pictures and prints the time."""
+    """Writes the results and prints the time."""
     del argv
     environment.set_up_jax()
     timing = predict(

@@ -1,14 +1,14 @@
-"""Students alone in the formats that other programs run; TensorFlow only inside functions."""
+"""Exports of students for other programs. TensorFlow is imported inside functions only."""
 
+from kdjax.deployment.exported import ExportedStudent, Measured, measure
 from kdjax.deployment.exporting import Export, export
-from kdjax.deployment.formats import FORMATS, ExportedStudent
+from kdjax.deployment.formats import FORMATS
 
 __all__ = [
     "FORMATS",
     "Export",
     "ExportedStudent",
+    "Measured",
     "export",
+    "measure",
 ]
-from kdjax.deployment.measuring import Measured as Measured
-from kdjax.deployment.measuring import measure as measure
-from kdjax.deployment.measuring import measure_torch as measure_torch

@@ -1,8 +1,7 @@
-"""The formats of exported students, and the function from images to labels that each holds."""
+"""The export formats, and the function from images to labels that each file contains."""
 
 import hashlib
 import importlib
-import json
 import logging
 import os
 import pathlib
@@ -24,71 +23,55 @@ from kdjax.models import Network, Preprocessing, Variables
 from kdjax.utils import environment
 from kdjax.utils.errors import UserError
 
-
-def import_tensorflow() -> Any:
-    """Imports TensorFlow.
-
-    Raises:
-      UserError: where it is not installed.
-    """
-    environment.set_up_tensorflow()
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise UserError(
-            'the formats savedmodel and tflite need TensorFlow: pip install "kdjax[export]"'
-        ) from error
-    # It moves to a package of its own, ai-edge-litert; this one is at hand.
-    warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated", UserWarning)
-    # JAX has the accelerators.
-    tf.config.set_visible_devices([], "GPU")
-    tf.config.set_visible_devices([], "TPU")
-    return tf
-
-
-# JAX traces it; what is loaded from a file takes and returns NumPy arrays.
+# JAX arrays while a function is traced, NumPy arrays for a loaded file.
 Images = UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"]
 Labels = Int[Array, "B H W"] | Int[np.ndarray, "B H W"]
 PredictFn = Callable[[Images], Labels]
 
 
 class Size(NamedTuple):
-    """Height and width of the images, or None twice where any size will do."""
+    """Height and width of the images; both are None for any size."""
 
     height: int | None
     width: int | None
 
     @property
     def fixed(self) -> bool:
-        """Whether images must have this size."""
+        """True if images must have this size."""
         return self.height is not None
 
     @property
     def symbolic(self) -> str:
-        """The input's shape as JAX writes it, with the batch open."""
+        """The input's shape in JAX's notation, with an open batch."""
         return f"(b, {self.height}, {self.width}, 3)" if self.fixed else "(b, h, w, 3)"
+
+    def or_else(self, default: tuple[int, int]) -> tuple[int, int]:
+        """Returns height and width, or `default` for any size."""
+        return self.height or default[0], self.width or default[1]
 
 
 ANY = Size(None, None)
 LARGEST = 8192  # pixels, of the height and width of images
+PLATFORMS = ("cpu", "cuda", "tpu")
+DESCRIPTION = "export.json"  # in the folder of the files
 
 
 def make_predict_fn(
     network: Network, variables: Variables, preprocessing: Preprocessing
 ) -> PredictFn:
-    """Returns what `Predictor` computes, with those weights inside that it needs.
+    """Returns a function with the result of `Predictor`, which contains the weights it needs.
 
     Args:
       network: the network.
-      variables: its arrays.
-      preprocessing: how pixels become its input.
+      variables: the variables of the network.
+      preprocessing: turns pixels into the network's input.
     """
     predictor = Predictor(network, preprocessing)
 
     def predict_fn(images: Images) -> Labels:
         shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
         program = jax.make_jaxpr(predictor)(variables, shape)
-        # What predicting does not need, as an auxiliary head, is not to be written.
+        # Removes the auxiliary head and everything else that labels do not depend on.
         needed, used = partial_eval.dce_jaxpr(program.jaxpr, [True])
         given = (*jax.tree.leaves(variables), images)
         read = [value for value, needs in zip(given, used, strict=True) if needs]
@@ -98,33 +81,49 @@ def make_predict_fn(
 
 
 def takes_any_size(predict_fn: PredictFn) -> bool:
-    """Whether JAX can trace the function without knowing the height and width.
+    """Returns True if JAX can trace the function without knowing the height and width.
 
-    Adaptive pooling (PSPNet, UPerNet) and window attention (Swin) build arrays whose sizes are
-    computed from the image's, in Python.
+    Adaptive pooling (PSPNet, UPerNet) and window attention (Swin) compute array sizes from the
+    image's size in Python.
     """
     shape = export.symbolic_shape(ANY.symbolic)
     try:
         jax.eval_shape(predict_fn, jax.ShapeDtypeStruct(shape, jnp.uint8))
-    # What asks for a number where there is a symbol: `range` and NumPy raise the first, comparisons
-    # the second.
+    # `range` and NumPy raise the first if they get a symbol, comparisons the second.
     except (TypeError, jax.errors.InconclusiveDimensionOperation):
         return False
     return True
 
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-
-
 def write_stablehlo(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
-    """Writes the serialised function."""
+    """Writes the serialized function."""
     images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
     path.write_bytes(export.export(jax.jit(predict_fn), platforms=PLATFORMS)(images).serialize())
 
 
 def read_stablehlo(path: pathlib.Path) -> PredictFn:
-    """Loads it."""
+    """Loads a file of `write_stablehlo`."""
     return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+
+
+def import_tensorflow() -> Any:
+    """Imports TensorFlow without accelerators, which JAX uses.
+
+    Raises:
+      UserError: if TensorFlow is not installed.
+    """
+    environment.set_up_tensorflow()
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(
+            'the formats savedmodel and tflite need TensorFlow: pip install "kdjax[export]"'
+        ) from error
+    # TensorFlow's own interpreter saves a dependency on its successor, ai-edge-litert.
+    warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated", UserWarning)
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+    return tf
 
 
 def write_savedmodel(
@@ -135,14 +134,14 @@ def write_savedmodel(
     batch: int | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> None:
-    """Writes the folder; its one signature takes `images` and returns `labels`.
+    """Writes a folder with one signature, which takes `images` and returns `labels`.
 
     Args:
-      predict_fn: what is written.
-      size: of the images.
+      predict_fn: the function.
+      size: the size of the images.
       path: the folder.
-      batch: how many images it takes at once; None leaves it open.
-      platforms: where it can run.
+      batch: the number of images; None for any number.
+      platforms: the platforms that the function can run on.
     """
     tf = import_tensorflow()
     from jax.experimental import jax2tf
@@ -158,19 +157,19 @@ def write_savedmodel(
         return {"labels": converted(images)}
 
     images = tf.TensorSpec([batch, *size, 3], tf.uint8, name="images")
-    # autograph would rewrite Python that JAX has to trace as it is.
+    # autograph would rewrite Python code that JAX traces.
     function = tf.function(labels, input_signature=[images], autograph=False)
     try:
         tf.saved_model.save(tf.Module(), str(path), signatures={"serving_default": function})
-    # TensorFlow's own, also where a disk is full: "PATH; what the system says [Op:SaveV2]".
+    # Also raised on a full disk: "PATH; the system's message [Op:SaveV2]".
     except tf.errors.OpError as error:
         raise OSError(error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
 
 
 def read_savedmodel(path: pathlib.Path) -> PredictFn:
-    """Loads it."""
+    """Loads a folder of `write_savedmodel`."""
     tf = import_tensorflow()
-    # The signature lives no longer than the model that it comes from.
+    # The model must live as long as its signature.
     model = tf.saved_model.load(str(path))
     return lambda images: model.signatures["serving_default"](images=tf.constant(images))[
         "labels"
@@ -184,19 +183,19 @@ def write_tflite(
     *,
     calibration: Iterable[np.ndarray] | None = None,
 ) -> None:
-    """Writes the file, for one image of the fixed size at a time.
+    """Writes a file for one image of a fixed size at a time.
 
-    It computes in float32, or in int8 where images [H, W, 3] for calibration give the ranges.
+    The file computes in float32, or in int8 with ranges from calibration images [H, W, 3].
 
     Raises:
-      UserError: where the network needs an operation that TensorFlow Lite does not have.
+      UserError: if TensorFlow Lite has no operation that the network needs.
     """
     tf = import_tensorflow()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        # The converter takes StableHLO for one platform and of known shapes only.
+        # The converter needs StableHLO for one platform and known shapes.
         write_savedmodel(predict_fn, size, pathlib.Path(scratch), batch=1, platforms=("cpu",))
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
-        # Without TensorFlow's own operations, which a runtime would have to bring.
+        # Excludes TensorFlow's own operations, which a plain runtime lacks.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if calibration is not None:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -206,15 +205,15 @@ def write_tflite(
             )
         try:
             content = converter.convert()
-        except Exception as error:  # its own class is not public
+        except Exception as error:  # the converter's error class is not public
             raise UserError(
-                f"tflite: this network cannot be converted: {_reason(error)}"
+                f"tflite: this network cannot be converted: {first_line(error)}"
             ) from error
     path.write_bytes(content)
 
 
 def read_tflite(path: pathlib.Path) -> PredictFn:
-    """Loads it; a batch is run image by image."""
+    """Loads a file of `write_tflite`, and runs a batch image by image."""
     tf = import_tensorflow()
     interpreter = tf.lite.Interpreter(model_path=str(path))
     run = interpreter.get_signature_runner()
@@ -222,16 +221,16 @@ def read_tflite(path: pathlib.Path) -> PredictFn:
 
 
 def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
-    """Writes the file.
+    """Writes an ONNX file.
 
     Raises:
-      UserError: where jax2onnx is missing, or cannot convert the network.
+      UserError: if jax2onnx is not installed, or cannot convert the network.
     """
     images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
-    # The converter replaces Flax's layers while it traces, and fails on dropout: it sees none.
+    # Traced first, because the converter replaces Flax's layers and fails on dropout.
     program = jax.make_jaxpr(predict_fn)(images)
     to_onnx = _import("jax2onnx").to_onnx
-    # It warns of all that it imports, as of its own examples.
+    # The converter imports and warns of many modules, including its own examples.
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -243,10 +242,10 @@ def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
                 input_names=["images"],
                 output_names=["labels"],
             )
-    except Exception as error:  # it may say in any way what it has no rule for
+    except Exception as error:  # the converter has no error class for missing rules
         wish = "" if size.fixed else " for images of any size (give --height and --width)"
         raise UserError(
-            f"onnx: this network cannot be converted{wish}: {_reason(error)}"
+            f"onnx: this network cannot be converted{wish}: {first_line(error)}"
         ) from error
     finally:
         logging.disable(logging.NOTSET)
@@ -254,10 +253,10 @@ def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
 
 
 def read_onnx(path: pathlib.Path) -> PredictFn:
-    """Loads it, for the CPU."""
+    """Loads a file of `write_onnx`, on the CPU."""
     runtime = _import("onnxruntime")
     options = runtime.SessionOptions()
-    # More threads than the process may use cores wait for each other; Linux alone knows.
+    # One thread per core that this process may use, which only Linux reports.
     if hasattr(os, "sched_getaffinity"):
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -275,16 +274,16 @@ def _import(module: str) -> Any:
 
 
 class Format(NamedTuple):
-    """How a function is written and loaded again.
+    """Writes and loads one export format.
 
     Attributes:
-      file: what it is called in the output directory.
+      file: the file's name in the output directory.
       write: writes a function for images of a size.
-      read: loads it, as a function of NumPy arrays.
-      flexible: whether batch and, where the network allows it, image size stay open.
-      plain: whether it is written in operations that other runtimes than XLA know.
-      keeps_size: whether images must have a size that is given, where any would do.
-      calibrated: whether writing takes images for calibration.
+      read: loads the function, which then takes NumPy arrays.
+      flexible: True if the file takes batches of any number and, if the network allows it, size.
+      plain: True to write only operations that runtimes other than XLA know.
+      keeps_size: True to use a given size even if the network allows any.
+      calibrated: True if `write` takes calibration images.
     """
 
     file: str
@@ -296,7 +295,7 @@ class Format(NamedTuple):
     calibrated: bool = False
 
     def input_shape(self, size: Size) -> list[int | None]:
-        """The shape of the images, with None for what is open."""
+        """Returns the shape of the images, with None for open sides."""
         return [None if self.flexible else 1, *size, 3]
 
 
@@ -309,9 +308,6 @@ FORMATS = {
     ),
     "onnx": Format("student.onnx", write_onnx, read_onnx, plain=True, keeps_size=True),
 }
-
-# Beside the files; what a program that runs one has to know.
-DESCRIPTION = "export.json"
 
 
 def files_of(path: pathlib.Path) -> list[pathlib.Path]:
@@ -328,73 +324,6 @@ def digest(path: pathlib.Path) -> str:
     return found.hexdigest()
 
 
-class ExportedStudent(NamedTuple):
-    """A file that `kdjax.export` wrote, as other programs run it.
-
-    Attributes:
-      predict: from 8-bit RGB images to class ids.
-      size: of the images that it takes.
-      class_names: a name per class.
-    """
-
-    predict: PredictFn
-    size: Size
-    class_names: tuple[str, ...]
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "ExportedStudent":
-        """Loads a file by its name and the description beside it.
-
-        A runtime may crash on a damaged file, so the file's digest is compared first.
-
-        Raises:
-          UserError: when there is no such file, the description is missing or wrong, the file is
-            not the one that was exported, or its runtime cannot load it.
-        """
-        file = pathlib.Path(path)
-        found = {chosen.file: name for name, chosen in FORMATS.items()}
-        if file.name not in found or not file.exists():
-            raise UserError(
-                f"{file}: no exported student; name one of the files {', '.join(found)} that "
-                "kdjax.export wrote"
-            )
-        name, beside = found[file.name], file.with_name(DESCRIPTION)
-        try:
-            description = json.loads(beside.read_text(encoding="utf-8"))
-            written, class_names = description["exports"][name], description["class_names"]
-            *_, height, width, _ = written["input_shape"]
-            sizes = () if height is width is None else (height, width)
-            if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
-                raise ValueError("a size out of its range")
-            if not class_names or not all(isinstance(name, str) for name in class_names):
-                raise ValueError("no class names")
-            same = written["sha256"] == digest(file)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{beside}: it must lie beside {file.name}, as kdjax.export wrote both"
-            ) from error
-        if not same:
-            raise UserError(
-                f"{file}: this is not the file that {beside} describes; export the student again"
-            )
-        try:
-            run = FORMATS[name].read(file)
-        except UserError:
-            raise
-        # Each runtime raises errors of its own, for example on a file of another version.
-        except Exception as error:
-            raise UserError(f"{file}: this file cannot be loaded: {_reason(error)}") from error
-
-        def predict(images: Images) -> Labels:
-            try:
-                return run(images)
-            except Exception as error:
-                shape = list(images.shape)
-                raise UserError(f"{file}: it fails on images {shape}: {_reason(error)}") from error
-
-        return cls(predict, Size(height, width), tuple(class_names))
-
-
-def _reason(error: Exception) -> str:
-    """Returns the first line of what a library raised."""
+def first_line(error: Exception) -> str:
+    """Returns the first line of a library's error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

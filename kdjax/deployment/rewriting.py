@@ -1,4 +1,4 @@
-"""Networks rewritten for other runtimes: in operations that these know."""
+"""Rewrites networks in operations that runtimes other than XLA know."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from kdjax.models.layers import Conv
 
 
 def plain_convolutions(network: Network) -> Network:
-    """Returns the network with every `Conv` of kdjax computed as one convolution."""
+    """Returns the network with every `Conv` of kdjax as a single convolution."""
     if not isinstance(network, NNXNetwork):
         return network
 
@@ -29,14 +29,14 @@ def plain_convolutions(network: Network) -> Network:
     return network.changed(change)
 
 
-# What calls another program in a traced one, and what it holds it as.
+# Operations that call another program, and the parameter that holds the program.
 _CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 
 def plain(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Returns the function without calls inside, in operations that converters get right.
+    """Returns the function without inner calls, in operations that converters handle correctly.
 
-    What depends on no input, as the weights of a resizing, is computed at once.
+    Values that do not depend on the input, such as the weights of a resize, become constants.
     """
 
     def evaluated(images: Any) -> Any:
@@ -48,7 +48,7 @@ def plain(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _evaluated(program: core.Jaxpr, constants: list[Any], inputs: list[Any]) -> list[Any]:
-    """What a program returns."""
+    """Runs a program and returns its results."""
     known = (*program.constvars, *program.invars)
     values: dict[Any, Any] = dict(zip(known, (*constants, *inputs), strict=True))
 
@@ -80,7 +80,7 @@ def _bound(equation: core.JaxprEqn, given: list[Any]) -> list[Any]:
 
 
 def _is_constant(equation: core.JaxprEqn, given: list[Any]) -> bool:
-    """Whether nothing in an equation depends on the input or its size."""
+    """Returns True if nothing in an equation depends on the input or its size."""
     sizes = [size for variable in equation.outvars for size in getattr(variable.aval, "shape", ())]
     return not any(
         isinstance(value, Tracer) or export.is_symbolic_dim(value)
@@ -89,10 +89,10 @@ def _is_constant(equation: core.JaxprEqn, given: list[Any]) -> bool:
 
 
 def _dot_general(x: Any, y: Any, **parameters: Any) -> Array:
-    """A product whose constant is on the right.
+    """Moves the constant of a product to the right.
 
-    There it is a layer's weights to TensorFlow Lite. On the left, as resizing has it, its int8
-    kernels for the CPU (XNNPACK) return other numbers.
+    TensorFlow Lite takes a constant on the right for the weights of a layer. With a constant on the
+    left, as in a resize, its int8 kernels for the CPU (XNNPACK) return wrong numbers.
     """
     if isinstance(x, Tracer) or not isinstance(y, Tracer):
         return jax.lax.dot_general_p.bind(x, y, **parameters)
@@ -105,7 +105,7 @@ def _dot_general(x: Any, y: Any, **parameters: Any) -> Array:
 
 
 def _pad(x: Any, value: Any, *, padding_config: Any) -> Array:
-    """Padding around an open axis, as jax2onnx 0.17.1 cannot write it itself."""
+    """Pads by concatenation if an axis is open, because jax2onnx 0.17.1 cannot write that pad."""
     if not any(map(export.is_symbolic_dim, x.shape)) or any(
         low < 0 or high < 0 or between for low, high, between in padding_config
     ):

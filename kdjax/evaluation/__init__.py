@@ -1,4 +1,4 @@
-"""Metrics accumulated on the device, and the inference that they are measured on."""
+"""Scores of segmentation networks, and prediction on whole images or sliding windows."""
 
 from kdjax.evaluation.evaluator import Predictor, Scores, confusion_matrix, evaluate
 from kdjax.evaluation.inference import Inference

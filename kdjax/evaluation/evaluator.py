@@ -1,4 +1,4 @@
-"""Networks that predict at the images' size, and their scores, counted on the device."""
+"""Compiled prediction at the size of the images, and scores on labeled images."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.models import Network, Preprocessing, Variables, serialization
@@ -30,13 +30,13 @@ def confusion_matrix(
 
     Args:
       predictions: class ids in 0..K-1, of any shape.
-      labels: train ids of the same shape; those outside 0..K-1 (255 is the ignore label) are left
-        out.
+      labels: train ids of the same shape. Ids outside 0..K-1, such as the ignore label 255, are not
+        counted.
       num_classes: K.
     """
     labels = labels.astype(jnp.int32).ravel()
     valid = (labels >= 0) & (labels < num_classes)
-    # The cells past the end collect what is left out.
+    # One more cell collects the ignored pixels.
     cells = jnp.where(valid, labels * num_classes + predictions.ravel(), num_classes**2)
     counts = jnp.bincount(cells, length=num_classes**2 + 1)
     return counts[:-1].reshape(num_classes, num_classes).astype(jnp.int32)
@@ -44,12 +44,12 @@ def confusion_matrix(
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a network scored on a split.
+    """The scores of a network on a split.
 
     Attributes:
       confusion: pixels by (label, prediction), int64 [K, K].
-      agreement: share of the labelled pixels where student and teacher predict the same class, or
-        None where there is no teacher.
+      agreement: share of the labeled pixels where student and teacher predict the same class, or
+        None without a teacher.
       groups: scores of some of the images alone, by the group's name.
     """
 
@@ -59,25 +59,25 @@ class Scores:
 
     @property
     def iou(self) -> np.ndarray:
-        """Intersection over union [K]; nan for a class that neither label nor prediction has."""
+        """Intersection over union [K]; NaN for a class that neither label nor prediction has."""
         hits = np.diag(self.confusion)
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
     @property
     def miou(self) -> float:
-        """Mean of the IoU over the classes that occur; nan where no pixel has a label."""
+        """Mean of the IoU over the classes that occur; NaN if no pixel has a label."""
         iou = self.iou
         return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels that are right; nan where no pixel has a label."""
+        """Share of the labeled pixels that are right; NaN if no pixel has a label."""
         total = self.confusion.sum()
         return float(np.trace(self.confusion) / total) if total else float("nan")
 
     def as_dict(self) -> dict[str, Any]:
-        """The scores as JSON holds them; None stands for nan."""
+        """Returns the scores for JSON, with None in place of NaN."""
 
         def known(value: float | None) -> float | None:
             return None if value is None or np.isnan(value) else float(value)
@@ -90,20 +90,17 @@ class Scores:
         }
 
 
-MAX_COUNT = np.iinfo(np.int32).max
-
-
 class Predictor:
     """A network as a compiled function from its weights and 8-bit images to class ids.
 
     Args:
       network: the network.
-      preprocessing: how pixels become its input.
-      inference: what it is shown of an image; whole images by default.
+      preprocessing: turns pixels into the network's input.
+      inference: the views of an image; whole images by default.
 
     Attributes:
       inference: as given.
-      shapes: what the network was compiled for, in order; with sliding windows mostly one.
+      shapes: the input shapes that the network was compiled for, in order.
     """
 
     def __init__(
@@ -117,7 +114,7 @@ class Predictor:
         shapes = self.shapes
 
         def look(variables: Variables, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
-            shapes.append(pixels.shape)  # tracing comes here once for each shape
+            shapes.append(pixels.shape)  # runs once per shape, when JAX traces the function
             output, _ = network.apply(variables, preprocessing(pixels), train=False, key=None)
             return resize(scores_of(output).astype(jnp.float32), pixels.shape[1:3])
 
@@ -137,9 +134,9 @@ class Predictor:
         """Returns the class of every pixel, at the images' own size.
 
         Args:
-          variables: of the network.
-          images: 8-bit RGB images of one size, or padded to one below and on the right.
-          sizes: height and width of each without its padding, which sliding windows then avoid.
+          variables: the variables of the network.
+          images: 8-bit RGB images of one size, or padded to one size below and on the right.
+          sizes: height and width of each image without padding. Sliding windows avoid the padding.
         """
         if self.inference == WHOLE:
             return self._whole(variables, images)
@@ -148,7 +145,7 @@ class Predictor:
 
 
 def _compiled(function: Callable[[Variables, Any], Array]) -> Callable[[Variables, Any], Array]:
-    """The function as a program; as it is where it becomes part of another one, as of an export."""
+    """Compiles a function, which stays uncompiled while traced, so that an export can inline it."""
     program = jax.jit(function, compiler_options=compiler_options(jax.default_backend()))
 
     def call(variables: Variables, images: Any) -> Array:
@@ -157,7 +154,7 @@ def _compiled(function: Callable[[Variables, Any], Array]) -> Callable[[Variable
     return call
 
 
-# As `Predictor` is called.
+# The signature of a `Predictor`.
 Predict = Callable[[Variables, Array, Array], Int[Array, "B H W"]]
 
 
@@ -174,86 +171,64 @@ def evaluate(
     """Scores a network on batches, and on groups of their images in the same pass.
 
     Args:
-      predictor: the network, or anything else that is called so.
-      variables: its arrays.
-      batches: each `image` [B, H, W, 3] uint8, `label` [B, H, W] and `size` [B, 2], the image's
-        own height and width; a blank filler image has the label 255 everywhere. Where there are
-        groups, also the images' `index` [B].
+      predictor: the network, or any function with the same signature.
+      variables: the variables of the network.
+      batches: each has `image` [B, H, W, 3] uint8, `label` [B, H, W], and `size` [B, 2], the
+        height and width of each image. The blank images that fill the last batch have the label 255
+        everywhere. Groups also need the `index` [B] of each image.
       num_classes: K.
       put: places a batch on the devices.
       reference: the teacher and its variables, for the agreement.
-      groups: by name, the indices of their images.
-
-    Raises:
-      UserError: when a batch has more pixels than the device can count.
+      groups: the indices of the images of each group, by name.
     """
-    # The label maps that are counted: those of all images, then those of each group alone.
-    keys = {name: f"label/{name}" for name in groups}
-    counted = ("label", *keys.values())
-    confusion = {key: np.zeros((num_classes, num_classes), np.int64) for key in counted}
-    agreeing = dict.fromkeys(counted, 0)
-    totals, pixels_counted = {key: _zeros(num_classes) for key in counted}, 0
+    confusion = np.zeros((1 + len(groups), num_classes, num_classes), np.int64)
+    agreeing = np.zeros(1 + len(groups), np.int64)
+    unread: tuple[Array, Array] | None = None
 
-    def take_over() -> None:
-        for key, total in totals.items():
-            confusion[key] += np.asarray(total["confusion"], np.int64)
-            agreeing[key] += int(total["agreeing"])
+    def add(counts: tuple[Array, Array]) -> None:
+        for total, count in zip((confusion, agreeing), jax.device_get(counts), strict=True):
+            total += count
 
     for batch in batches:
         given = {key: batch[key] for key in ("image", "label", "size")}
-        for name, members in groups.items():
-            inside = np.isin(batch["index"], list(members))[:, None, None]
-            given[keys[name]] = np.where(inside, batch["label"], np.uint8(IGNORE_LABEL))
+        members = [np.isin(batch["index"], list(group)) for group in groups.values()]
+        given["groups"] = np.stack([np.ones(len(given["label"]), bool), *members], axis=1)
         arrays = put(given)
-        # Those of all processes: each has counts of the whole batch.
-        pixels = arrays["label"].size
-        if pixels > MAX_COUNT:
-            raise UserError(
-                f"a batch of {pixels} pixels is evaluated at once, of {MAX_COUNT} at most; lower "
-                "config.data.eval_batch_size"
-            )
-        # The device counts in 32 bits; the host takes over before they can overflow.
-        if pixels_counted + pixels > MAX_COUNT:
-            take_over()
-            totals, pixels_counted = {key: _zeros(num_classes) for key in counted}, 0
-        pixels_counted += pixels
         predictions = predictor(variables, arrays["image"], arrays["size"])
         references = predictions
         if reference:
             references = reference[0](reference[1], arrays["image"], arrays["size"])
-        for key in counted:
-            totals[key] = _count(totals[key], predictions, references, arrays[key])
-    take_over()
-
-    def scores(key: str) -> Scores:
-        pixels = max(int(confusion[key].sum()), 1)
-        return Scores(confusion[key], agreeing[key] / pixels if reference else None)
-
-    return dataclasses.replace(
-        scores("label"), groups={name: scores(key) for name, key in keys.items()}
+        counts = _count(predictions, references, arrays["label"], arrays["groups"], num_classes)
+        # Reading the counts one batch later keeps the devices busy.
+        if unread:
+            add(unread)
+        unread = counts
+    if unread:
+        add(unread)
+    shares = agreeing / np.maximum(confusion.sum((1, 2)), 1)
+    whole, *parts = (
+        Scores(matrix, float(share) if reference else None)
+        for matrix, share in zip(confusion, shares, strict=True)
     )
+    return dataclasses.replace(whole, groups=dict(zip(groups, parts, strict=True)))
 
 
-def _zeros(num_classes: int) -> dict[str, Array]:
-    return {
-        "confusion": jnp.zeros((num_classes, num_classes), jnp.int32),
-        "agreeing": jnp.zeros((), jnp.int32),
-    }
-
-
-@jax.jit
+@functools.partial(jax.jit, static_argnames="num_classes")
 def _count(
-    totals: dict[str, Array],
     predictions: Int[Array, "B H W"],
     references: Int[Array, "B H W"],
     labels: Int[Array, "B H W"],
-) -> dict[str, Array]:
-    num_classes = totals["confusion"].shape[0]
-    agreeing = (predictions == references) & (labels < num_classes)
-    return {
-        "confusion": totals["confusion"] + confusion_matrix(predictions, labels, num_classes),
-        "agreeing": totals["agreeing"] + jnp.sum(agreeing, dtype=jnp.int32),
-    }
+    groups: Bool[Array, "B G"],
+    num_classes: int,
+) -> tuple[Int[Array, "G K K"], Int[Array, " G"]]:
+    """Counts the pixels of each group by (label, prediction), and those predicted alike."""
+    confusion, agreeing = [], []
+    for members in groups.T:
+        counted = jnp.where(members[:, None, None], labels, IGNORE_LABEL)
+        confusion.append(confusion_matrix(predictions, counted, num_classes))
+        alike = (predictions == references) & (counted < num_classes)
+        agreeing.append(jnp.sum(alike, dtype=jnp.int32))
+    return jnp.stack(confusion), jnp.stack(agreeing)
 
 
 def order_by_name(
@@ -264,24 +239,27 @@ def order_by_name(
     accept: str,
     log: Callable[[str], None] | None,
 ) -> tuple[int, ...] | None:
-    """Returns what `kdjax.utils.classes.class_order` does for a network and a data set.
+    """Returns the order that brings a network's classes into the order of a data set's classes.
 
     Args:
-      names: of the network's classes.
-      class_names: of the data set's classes.
-      where: what messages call the network.
-      accept: the setting that takes classes by number, for messages.
+      names: the network's classes.
+      class_names: the data set's classes.
+      where: the network, for messages.
+      accept: the setting that matches classes by number, for messages.
       log: takes a line if the order differs.
 
+    Returns:
+      See `kdjax.utils.classes.class_order`.
+
     Raises:
-      UserError: if the names are not those of the data set, in any order.
+      UserError: if the names differ.
     """
     try:
         order = class_order(names, class_names)
     except ValueError as error:
         raise UserError(
-            f"{where} scores other classes than the data ({error}); set {accept} to True to take "
-            "its classes by their numbers, whatever their names"
+            f"{where} scores other classes than the data ({error}); set {accept} to True to match "
+            "classes by number, whatever their names"
         ) from error
     if order and log:
         log(f"{where} has the classes of the data in another order; its scores are reordered")
@@ -307,13 +285,13 @@ class TrainedNetwork:
             labels = network.predict(images)
 
         Args:
-          path: of the checkpoint, or the workdir of the run; or "package.module:attribute" of a
-            network that brings its trained variables, or of a function that returns one.
-          dtype: that the network computes in.
-          inference: what it is shown of an image; whole images by default.
+          path: a checkpoint, or the workdir of a run; or "package.module:attribute" of a network
+            that includes its trained variables, or of a function that returns one.
+          dtype: the dtype that the network computes in.
+          inference: the views of an image; whole images by default.
 
         Raises:
-          UserError: when there is none, it is damaged, or its store does not answer.
+          UserError: if there is no network, it is damaged, or its store does not answer.
         """
         network, variables, info = serialization.load(path, dtype=dtype)
         return cls(info, network, variables, Predictor(network, info.preprocessing, inference))
@@ -321,7 +299,7 @@ class TrainedNetwork:
     def running(
         self, network: Network, variables: Variables, info: NetworkInfo | None = None
     ) -> "TrainedNetwork":
-        """Returns another network with the same description and inference, or with `info`."""
+        """Returns another network with the same inference and, without `info`, description."""
         info = info or self.info
         predictor = Predictor(network, info.preprocessing, self.predictor.inference)
         return TrainedNetwork(info, network, variables, predictor)
@@ -330,7 +308,7 @@ class TrainedNetwork:
         """Returns the network as a training step runs its teacher.
 
         Args:
-          dtype: that the network computes in.
+          dtype: the dtype that the network computes in.
         """
         if not can_freeze(self.network, dtype):
             return self
@@ -348,17 +326,17 @@ class TrainedNetwork:
     ) -> "TrainedNetwork":
         """Returns the network with its class scores in the order of a data set's classes.
 
-        A network of another number of classes stays as it is.
+        A network with another number of classes stays as it is.
 
         Args:
-          class_names: of the data set.
-          where: as `order_by_name` takes it.
-          accept: the same.
-          any_names: True to take the classes by number, whatever their names.
-          log: as `order_by_name` takes it.
+          class_names: the data set's classes.
+          where: see `order_by_name`.
+          accept: see `order_by_name`.
+          any_names: True to match classes by number, whatever their names.
+          log: see `order_by_name`.
 
         Raises:
-          UserError: if the names are not those of the data set, in any order.
+          UserError: if the names differ.
         """
         if any_names or self.info.num_classes != len(class_names):
             return self
@@ -375,13 +353,13 @@ class TrainedNetwork:
         return self.running(ReorderedClasses(self.network, order), self.variables, info)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Returns the class of every pixel, int32 `[B, H, W]`, or `[H, W]` of a single image.
+        """Returns the class of every pixel, int32 `[B, H, W]`, or `[H, W]` for a single image.
 
         Args:
-          images: 8-bit RGB, `[B, H, W, 3]` or `[H, W, 3]`. Each size is compiled for once.
+          images: 8-bit RGB, `[B, H, W, 3]` or `[H, W, 3]`. The network is compiled for each size.
 
         Raises:
-          UserError: for other shapes and types.
+          UserError: if the shape or the dtype is wrong.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
@@ -399,11 +377,11 @@ def predict_examples(
 ) -> list[np.ndarray]:
     """Returns the predicted label map [H, W] uint8 of every example.
 
-    They travel in batches of the size that evaluation uses, so that nothing is compiled twice.
+    Batches have the size of evaluation, so that no other program is compiled.
 
     Args:
-      predict: class ids [B, H, W] of images [B, H, W, 3].
-      examples: each with `image` and `label`.
+      predict: returns the class ids [B, H, W] of images [B, H, W, 3].
+      examples: each has `image` and `label`.
       batch_size: B.
     """
     by_size: dict[tuple[int, ...], list[int]] = {}

@@ -1,9 +1,9 @@
-"""How a network looks at images: whole, in sliding windows, at several scales, mirrored.
+"""The views of an image that a network predicts: whole, sliding windows, scales, and mirror images.
 
-All of it as mmsegmentation 1.2.2 does it. Windows: `EncoderDecoder.slide_inference`; the last ones
-are shifted inward, scores are summed and divided by how many windows saw the pixel. Scales and
-mirror images: `SegTTAModel.merge_preds`; the scores of each view are resized to the image, and the
-means of their softmax over the classes are compared.
+All views follow mmsegmentation 1.2.2. Windows follow `EncoderDecoder.slide_inference`: the last
+window of a row is shifted inward, and scores are summed and divided by the number of windows that
+contain the pixel. Scales and mirror images follow `SegTTAModel.merge_preds`: the scores of each
+view are resized to the image, and the probabilities of the views are averaged.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from kdjax.utils.errors import UserError
 
 _STEPS = 1000  # scales are multiples of 1 / 1000, so that host and device round alike
 MAX_SCALE = 10
-# Of an image at a scale, in pixels: beyond it, the device's integers of 32 bits overflow.
+# The largest side at any scale, in pixels. Beyond it, 32-bit integers overflow in `scaled`.
 _MAX_SIDE = 2**31 // (2 * _STEPS) - 1
 
 Look = Callable[[Float[Array, "B H W 3"]], Float[Array, "B H W K"]]
@@ -30,14 +30,14 @@ Look = Callable[[Float[Array, "B H W 3"]], Float[Array, "B H W K"]]
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """What a network is shown of an image, and how its scores are merged.
+    """The views of an image that the network sees.
 
     Attributes:
-      window: height and width of sliding windows, in pixels; None shows whole images. A window is
-        cut down to an image that is smaller.
-      stride: rows and columns between neighbouring windows; None with whole images.
+      window: height and width of sliding windows, in pixels; None for whole images. A window is
+        cut down to a smaller image.
+      stride: rows and columns between neighboring windows; None for whole images.
       scales: the network sees the image at each of these sizes.
-      flip: at each scale it also sees the mirror image.
+      flip: True to also show the mirror image at each scale.
     """
 
     window: tuple[int, int] | None = None
@@ -49,14 +49,10 @@ class Inference:
         if (self.window is None) != (self.stride is None):
             raise UserError("a window and its stride go together: give both or neither")
         for window, stride in zip(self.window or (), self.stride or (), strict=True):
-            if not 0 < window <= _MAX_SIDE:
-                raise UserError(
-                    f"the window is {self.window}; its sides must be 1 to {_MAX_SIDE} pixels"
-                )
-            if not 0 < stride <= window:
+            if not 0 < stride <= window <= _MAX_SIDE:
                 raise UserError(
                     f"the stride is {self.stride} and the window {self.window}; a stride must be "
-                    "positive and not above the window, or pixels are left out"
+                    f"positive and not above the window, and a window at most {_MAX_SIDE} pixels"
                 )
         for scale in self.scales:
             if not (0 < scale <= MAX_SCALE and abs(scale * _STEPS - round(scale * _STEPS)) < 1e-6):
@@ -69,7 +65,7 @@ class Inference:
 
     @property
     def exact_below(self) -> tuple[int, int]:
-        """Height and width from which on padding changes nothing: every view fills a window."""
+        """Height and width from which every view fills a window, so that padding is harmless."""
         if self.window is None:
             return 0, 0
         steps = round(min(self.scales) * _STEPS)
@@ -80,11 +76,11 @@ class Inference:
         """Checks that images of this height and width have pixels at every scale.
 
         Raises:
-          UserError: naming the scale at which they have none, or more than can be counted.
+          UserError: if a side has no pixels, or too many for 32-bit integers.
         """
         for scale in self.scales:
-            if not all(0 < scaled(side, scale) <= _MAX_SIDE for side in size):
-                height, width = (scaled(side, scale) for side in size)
+            height, width = (scaled(side, scale) for side in size)
+            if not 0 < min(height, width) <= max(height, width) <= _MAX_SIDE:
                 raise UserError(
                     f"at scale {scale:g}, {size[0]} x {size[1]} pixels become {height} x {width}; "
                     f"a side must have 1 to {_MAX_SIDE}"
@@ -93,7 +89,7 @@ class Inference:
 
 WHOLE = Inference()
 MODES = ("whole", "slide")
-# Padding changes nothing for sliding windows, so that they need not be compiled for every size.
+# Padding is harmless for sliding windows, and saves a compilation for each size.
 SLIDE_PAD_TO = 64
 
 
@@ -106,30 +102,27 @@ def make_inference(
     *,
     crop_size: Sequence[int] | None,
 ) -> Inference:
-    """What a user asks for by the options of `kdjax.evaluate` and `kdjax.predict`.
+    """Returns the views that the options of `kdjax.evaluate` and `kdjax.predict` describe.
 
     Args:
       mode: "whole" or "slide".
       window: height and width of sliding windows; None for `crop_size`.
-      stride: rows and columns between two of them; None for two thirds of the window.
-      scales: as `Inference` takes them.
-      flip: likewise.
-      crop_size: of the run that trained the network, where that is known.
+      stride: rows and columns between two windows; None for two thirds of the window.
+      scales: see `Inference`.
+      flip: see `Inference`.
+      crop_size: the crop of the run that trained the network, if known.
 
     Raises:
-      UserError: for values that make no sense.
+      UserError: if the options do not go together, or a value is out of its range.
     """
     if mode not in MODES:
         raise UserError(f'--mode is "{mode}"; it must be {" or ".join(MODES)}')
-    pairs = {"window": window, "stride": stride}
-    for name, pair in pairs.items():
-        if pair is None:
-            continue
-        if mode == "whole":
-            raise UserError(f"--{name} is for sliding windows; add --mode slide")
-        if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-            raise UserError(f"--{name} is {pair!r}; give height and width, as 512,1024")
     scales = tuple(map(float, scales))
+    for name, pair in {"window": window, "stride": stride}.items():
+        if pair is not None and mode == "whole":
+            raise UserError(f"--{name} is for sliding windows; add --mode slide")
+        if pair is not None and len(pair) != 2:
+            raise UserError(f"--{name} is {pair!r}; give height and width, as 512,1024")
     if mode == "whole":
         return Inference(scales=scales, flip=flip)
     window = window or crop_size
@@ -141,14 +134,20 @@ def make_inference(
 
 
 def padding(mode: str, pad_to: int | None, *, whole: int) -> int:
-    """What images are padded to a multiple of: `pad_to`, or else `whole` for whole images."""
+    """Returns the number whose multiples images are padded to.
+
+    Args:
+      mode: "whole" or "slide".
+      pad_to: the number if the user gave one.
+      whole: the default for whole images.
+    """
     if pad_to is not None:
         return pad_to
     return SLIDE_PAD_TO if mode == "slide" else whole
 
 
 def scaled(size: Any, scale: float) -> Any:
-    """A side, or an array of sides, at a scale: rounded to whole pixels, halves up."""
+    """Returns a side, or an array of sides, at a scale: whole pixels, halves rounded up."""
     return (2 * size * round(scale * _STEPS) + _STEPS) // (2 * _STEPS)
 
 
@@ -158,17 +157,17 @@ def class_scores(
     sizes: Int[Array, "B 2"] | np.ndarray | None,
     inference: Inference,
 ) -> Float[Array, "B H W K"]:
-    """Scores of every pixel: logits for a single view, else the mean probabilities of the views.
+    """Returns the scores of every pixel: logits for one view, else mean probabilities of all views.
 
-    A sequence of compiled programs, of which `look` is the one that takes long to compile: all
-    windows, at all scales and of all images that are not smaller than one, have one shape.
+    All windows have one shape, at all scales and in all images that are not smaller than a window,
+    so that the network is compiled once.
 
     Args:
       look: the network, as a compiled function from pixels to logits of the same size.
       images: at the top left of their arrays.
-      sizes: height and width of each image; None where they fill their arrays. Windows stay inside
-        them, so that padding changes nothing from `inference.exact_below` on; whole images are
-        shown with their padding.
+      sizes: height and width of each image; None if the images fill their arrays. Windows stay
+        inside the images, so that padding is harmless from `inference.exact_below` on. Whole
+        images are shown with their padding.
       inference: the views.
     """
     height, width = images.shape[1:3]
@@ -200,7 +199,7 @@ def _slide(
     stride: tuple[int, int],
     mirrored: bool,
 ) -> Float[Array, "B H W K"]:
-    """Mean scores of the windows that see a pixel, one window of every image at a time."""
+    """Returns the mean scores of the windows that contain a pixel, one window after the other."""
     batch, *room = images.shape[:3]
     shape = min(window[0], room[0]), min(window[1], room[1])
     grid = tuple(int(_windows(room[i] - shape[i], stride[i])) for i in range(2))
@@ -219,15 +218,15 @@ def _slide(
 
 
 class _Windows(NamedTuple):
-    """What places windows: their height and width, the stride, on the mirror image or not."""
+    """The height and width of windows, their stride, and True if they are on the mirror image."""
 
     shape: tuple[int, int]
     stride: tuple[int, int]
     mirrored: bool
 
     def locate(self, sizes: Array, index: Array) -> tuple[Array, Array]:
-        """Top left of a window in each image [B, 2], and whether an image has it [B]."""
-        last = jnp.maximum(sizes - jnp.array(self.shape), 0)  # where the last one begins
+        """Returns the top left of a window in each image [B, 2], and which images have it [B]."""
+        last = jnp.maximum(sizes - jnp.array(self.shape), 0)  # the start of the last window
         start = jnp.minimum(index * jnp.array(self.stride), last)
         if self.mirrored:
             start = start.at[:, 1].set(last[:, 1] - start[:, 1])
@@ -236,7 +235,7 @@ class _Windows(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="windows")
 def _cut(images: Array, sizes: Array, index: Array, *, windows: _Windows) -> Array:
-    """A window of every image [B, h, w, 3], as the network is to see it."""
+    """Returns one window of every image [B, h, w, 3]."""
     start, _ = windows.locate(sizes, index)
     cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), (*windows.shape, 3)))
     return _mirror(cut(images, start), mirrored=windows.mirrored)
@@ -246,14 +245,14 @@ def _cut(images: Array, sizes: Array, index: Array, *, windows: _Windows) -> Arr
 def _add(
     sums: tuple[Array, ...], scores: Array, sizes: Array, index: Array, *, windows: _Windows
 ) -> tuple[Array, ...]:
-    """Adds a window's scores [B, h, w, K], and one to how often its pixels were seen."""
+    """Adds a window's scores [B, h, w, K], and 1 to the count of its pixels."""
     start, seen = windows.locate(sizes, index)
 
     def add_at(total: Array, values: Array, at: Array) -> Array:
         old = jax.lax.dynamic_slice(total, (*at, 0), values.shape)
         return jax.lax.dynamic_update_slice(total, old + values, (*at, 0))
 
-    # The arrays may have room for more windows than an image has.
+    # A small image in a large array has fewer windows than the array.
     scores = jnp.where(seen[:, None, None, None], scores, 0)
     times = jnp.broadcast_to(seen[:, None, None, None], (*scores.shape[:3], 1))
     added = _mirror(scores, mirrored=windows.mirrored), times.astype(jnp.float32)
@@ -278,7 +277,7 @@ def _add_softmax(total: Array | None, scores: Array, *, share: float) -> Array:
 
 @functools.partial(jax.jit, static_argnames="scale")
 def _view(images: Array, sizes: Array, *, scale: float) -> tuple[Array, Array]:
-    """Pixels as float32 at a scale, and the sizes of the images there."""
+    """Returns the pixels as float32 at a scale, and the sizes of the images at that scale."""
     if scale == 1:
         return images.astype(jnp.float32), sizes
     extents = scaled(sizes, scale)
@@ -287,7 +286,7 @@ def _view(images: Array, sizes: Array, *, scale: float) -> tuple[Array, Array]:
 
 
 def _windows(last: Any, stride: Any) -> Any:
-    """How many windows it takes for the last one to begin at `last`."""
+    """Returns the number of windows if the last one starts at `last`."""
     return (last + stride - 1) // stride + 1
 
 
@@ -299,9 +298,9 @@ def _resize(
     *,
     room: tuple[int, int],
 ) -> Float[Array, "B h w C"]:
-    """Resizes each image from its own size to a wanted one, bilinearly without antialiasing.
+    """Resizes each image from its own size to another, bilinearly without antialiasing.
 
-    What lies beyond `sizes` has no influence; what lies beyond `wanted` repeats the border.
+    Pixels beyond `sizes` have no influence. Pixels beyond `wanted` repeat the border.
     """
     rows, columns = (
         jax.vmap(_weights, (0, 0, None, None))(sizes[:, i], wanted[:, i], x.shape[1 + i], room[i])
@@ -313,6 +312,6 @@ def _resize(
 
 
 def _weights(size: Array, wanted: Array, length: int, room: int) -> Float[Array, "room length"]:
-    """Interpolation from `size` of `length` places to `wanted` of `room`."""
-    centres = (jnp.arange(room) + 0.5) * (size / jnp.maximum(wanted, 1))
-    return sampling_weights(centres, size, length)
+    """Returns the weights from `size` of `length` pixels to `wanted` of `room` pixels."""
+    centers = (jnp.arange(room) + 0.5) * (size / jnp.maximum(wanted, 1))
+    return sampling_weights(centers, size, length)

@@ -1,4 +1,4 @@
-"""Labels any images with a network: image files to label maps, overlays and a legend."""
+"""Predicts image files: label maps, overlays, and a legend."""
 
 import collections
 import dataclasses
@@ -6,7 +6,7 @@ import glob
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -19,18 +19,18 @@ from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote, why_unwritable, write_atomically
 
-_THREADS = 4  # that read and write files while the network computes
-_AHEAD = 2  # batches read before they are needed
+_THREADS = 4  # read and write files while the network computes
+_AHEAD = 2  # batches that are read before they are needed
 _KINDS = ("labels", "overlays")  # folders of results
 LEGEND = "legend.png"
 
-# Images, their sizes, and what was wrong with the rest.
+# Images [B, H, W, 3], their sizes [B, 2] (0 for a blank row), and the errors of damaged files.
 DecodedBatch = tuple[np.ndarray, np.ndarray, list[UserError]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """An image and what is written about it."""
+    """An image file and its results."""
 
     image: pathlib.Path
     label: pathlib.Path
@@ -39,14 +39,14 @@ class Files:
 
 @dataclasses.dataclass
 class Timing:
-    """What prediction took.
+    """The number of predicted images, and the time of a prediction.
 
     Attributes:
-      images: number of images predicted.
-      seconds: wall time, with reading, writing and compiling.
-      network_images: of batches for which nothing was compiled.
-      network_seconds: the wall time of the network on those, with transfers.
-      shapes: compiled for.
+      images: number of images.
+      seconds: wall time, including reading, writing, and compiling.
+      network_images: images in batches that needed no compilation.
+      network_seconds: wall time of the network on these images, including transfers.
+      shapes: number of shapes that the network was compiled for.
     """
 
     images: int = 0
@@ -73,49 +73,43 @@ class Timing:
 
 
 def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
-    """Finds the images that a pattern matches, or a folder holds, and says where results go.
+    """Finds the images of a folder or a pattern, and names their results.
 
-    Results are named as the images, by their paths from the last folder of the pattern that has
-    no wildcard: `labels/*.png` and `overlays/*.png`. Results of an earlier call that the pattern
-    matches are no images to label.
+    Results are `labels/*.png` and `overlays/*.png`. Their names are the paths of the images from
+    the last folder of the pattern without a wildcard.
 
     Args:
-      pattern: of paths, as `glob` takes it; or a folder, whose own image files count, and not those
-        of the folders in it.
+      pattern: a pattern for `glob`; or a folder, without the folders inside it.
       output: the folder of the results and of `legend.png`.
-      overwrite: whether results that are there may be replaced; an image never is.
+      overwrite: True to replace existing results. Images are never replaced.
 
     Raises:
-      UserError: it matches no image, two results have one name, a result would replace an image, or
-        is there already. No file was read or written then.
+      UserError: if no image matches, two results have the same name, a result exists, or an image
+        lies in the place of a result.
     """
     if is_remote(output):
         raise UserError(f"--output is {output}; it must be a local folder")
     folder = pathlib.Path(output)
     if os.path.isdir(pattern):
         root = pattern
-        matched = [path for path in sorted(pathlib.Path(root).iterdir()) if _is_image(path)]
+        images = [path for path in sorted(pathlib.Path(root).iterdir()) if _is_image(path)]
     else:
         root = _fixed_part(pattern)
         paths = sorted(set(glob.glob(pattern, recursive=True)))
-        matched = [pathlib.Path(path) for path in paths if os.path.isfile(path)]
-    if not matched:
+        images = [pathlib.Path(path) for path in paths if os.path.isfile(path)]
+    if not images:
         raise UserError(
             f"--images {pattern!r} matches no file; name a folder with images, or quote a pattern, "
             "as 'photos/**/*.jpg'"
         )
-    targets = {(folder / kind).resolve() for kind in _KINDS}
-    found = [path for path in matched if not targets & set(path.resolve().parents)]
-    files = _results_of(found, root, folder)
-    results = [path for one in files for path in (one.label, one.overlay)]
-    known, labelled = {_entry(path) for path in results}, set(found)
-    for path in matched:
-        if path not in labelled and _entry(path) not in known:
-            raise UserError(
-                f"{path} is not the result of any of the images, but lies where --output {output} "
-                "has results; name another --output"
-            )
-    _check_results([folder / LEGEND, *results], found, overwrite=overwrite)
+    files = _results_of(images, root, folder)
+    results = [folder / LEGEND, *(path for one in files for path in (one.label, one.overlay))]
+    _check_apart(images, results, folder)
+    existing = [path for path in results if os.path.lexists(path)]
+    if existing and not overwrite:
+        raise UserError(
+            f"{existing[0]} exists ({len(existing)} such files); --overwrite replaces them"
+        )
     return files
 
 
@@ -123,19 +117,25 @@ def _is_image(path: pathlib.Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
+def _fixed_part(pattern: str) -> str:
+    """Returns the last folder of a pattern before the first wildcard."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    return folder or "."
+
+
 def _results_of(images: Sequence[pathlib.Path], root: str, output: pathlib.Path) -> list[Files]:
     """Names the results of each image by its path from `root`.
 
     Raises:
-      UserError: two of them have one name, or one would lie outside its folder.
+      UserError: if two results have the same name.
     """
     files: list[Files] = []
     sources: dict[str, pathlib.Path] = {}
     for image in images:
         name = pathlib.Path(os.path.relpath(image, root)).with_suffix(".png")
-        if ".." in name.parts:
-            raise UserError(f"--images: {image} does not lie in {root}, where the pattern begins")
-        # Many file systems do not tell names apart that differ in case alone.
+        # Some file systems ignore case.
         other = sources.setdefault(str(name).casefold(), image)
         if other != image:
             raise UserError(
@@ -147,47 +147,28 @@ def _results_of(images: Sequence[pathlib.Path], root: str, output: pathlib.Path)
     return files
 
 
-def _check_results(
-    results: Sequence[pathlib.Path], images: Sequence[pathlib.Path], *, overwrite: bool
+def _check_apart(
+    images: Sequence[pathlib.Path], results: Sequence[pathlib.Path], output: pathlib.Path
 ) -> None:
-    """Checks that results replace no image, and nothing else that they are not asked to.
+    """Checks that no image lies where results are written, also not through symbolic links.
 
     Raises:
-      UserError: naming the first that would.
+      UserError: for the first image that does.
     """
-    targets = set(results)
-    for folder in sorted({folder for path in results for folder in path.parents}):
-        if folder in targets or (os.path.lexists(folder) and not folder.is_dir()):
-            raise UserError(f"{folder} is no folder, and results are to be written into it")
-    # By what a path leads to, and by itself where it is a link: however it is spelled.
-    kept = {_file(look(path)) for path in images for look in (os.stat, os.lstat)}
-    there = [path for path in results if os.path.lexists(path)]
-    for path in there:
-        if _file(os.lstat(path)) in kept:
+    folders = {(output / kind).resolve() for kind in _KINDS}
+    places = {_place(path) for path in results}
+    for image in images:
+        # A result replaces a link itself, and not its target.
+        kept = {_place(image), image.resolve()}
+        if kept & places or any(folders & set(path.parents) for path in kept):
             raise UserError(
-                f"{path} is one of the images, and a result would replace it; name another --output"
+                f"{image} lies where --output {output} has results; name another --output"
             )
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, and a result is to be written there")
-    if there and not overwrite:
-        raise UserError(f"{there[0]} exists ({len(there)} such files); --overwrite replaces them")
 
 
-def _file(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _entry(path: pathlib.Path) -> pathlib.Path:
-    """The path, absolute and through no linked folder; the file itself may be a link."""
+def _place(path: pathlib.Path) -> pathlib.Path:
+    """Returns the absolute path without linked folders. The file itself may be a link."""
     return path.parent.resolve() / path.name
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folder up to the first part that has a wildcard, or the folder of a single file."""
-    folder = os.path.dirname(pattern)
-    while glob.has_magic(folder):
-        folder = os.path.dirname(folder)
-    return folder or "."
 
 
 def predict_files(
@@ -202,20 +183,19 @@ def predict_files(
 ) -> Timing:
     """Writes the label map and the overlay of every image, and a legend.
 
-    Files appear whole or not at all. An image that turns out to be damaged is passed over, and
-    named when all others are done.
+    A file appears when it is complete. Damaged images are skipped, and named at the end.
 
     Args:
-      network: the network, and what it is shown.
+      network: the network, with its inference.
       files: from `find_images`.
       output: the folder of the legend.
       batch_size: images predicted at once, on all devices together.
-      pad_to: as `kdjax.data.loading.sampling.batch_by_size` takes it.
-      values: what stands for each class in the label maps; None for its number.
-      opacity: of the colours over the image, 0 to 1.
+      pad_to: see `kdjax.data.loading.sampling.batch_by_size`.
+      values: the value of each class in the label maps; None for its number.
+      opacity: of the colors over the image, 0 to 1.
 
     Raises:
-      UserError: some images could not be read, or a file could not be written.
+      UserError: if an image cannot be read, or a file cannot be written.
     """
     placement = Placement()
     devices = placement.mesh.size
@@ -223,27 +203,26 @@ def predict_files(
         raise UserError(
             f"--batch_size is {batch_size}; it must be a multiple of the {devices} devices"
         )
-    # More would be blank rows in every batch.
-    batch_size = min(batch_size, max(1, -(-len(files) // devices)) * devices)
     palette = np.array(network.info.palette, np.uint8)
     numbers = _numbers(len(palette), values)
     colors = full_palette(palette)
     colors[numbers] = palette
-    started = time.perf_counter()
+    timing, started = Timing(), time.perf_counter()
+    inference = network.predictor.inference
     sizes, damaged = _sizes(files)
     for index, size in sizes:
         try:
-            network.predictor.inference.check_size(size)
+            inference.check_size(size)
         except UserError as error:
             raise UserError(f"{files[index].image}: {error}") from error
     batches = batch_by_size(
         sizes,
-        batch_size,
+        # A larger batch would have blank rows only.
+        min(batch_size, max(1, -(-len(files) // devices)) * devices),
         pad_to=pad_to,
-        exact_below=network.predictor.inference.exact_below,
+        exact_below=inference.exact_below,
     )
-    timing = Timing()
-    timed = _Timed(network, placement, timing)
+    predict = _timed(network, placement, timing)
 
     def write(one: Files, image: np.ndarray, label: np.ndarray) -> None:
         write_atomically(one.label, label_png(numbers[label], colors))
@@ -256,8 +235,9 @@ def predict_files(
             writing: list[Future[None]] = []
             for batch, (images, extents, errors) in _read_ahead(pool, files, batches):
                 damaged += errors
-                labels = timed(images, extents)
-                for written in writing:  # of the batch before, so that few wait in memory
+                labels = predict(images, extents)
+                # Waits for the previous batch, so that few images are in memory.
+                for written in writing:
                     written.result()
                 writing = []
                 for row in np.flatnonzero(extents.all(axis=1)):
@@ -277,69 +257,69 @@ def predict_files(
 def _sizes(
     files: Sequence[Files],
 ) -> tuple[list[tuple[int, tuple[int, int]]], list[UserError]]:
-    """Index and size of every image that can be opened, and what is wrong with the others."""
+    """Returns index and size of every image that can be opened, and the errors of the others."""
+    sizes, damaged = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
         opened = [pool.submit(upright_size, one.image) for one in files]
-    errors = [reading.exception() for reading in opened]
-    damaged = [error for error in errors if isinstance(error, UserError)]
-    known = [index for index, error in enumerate(errors) if not isinstance(error, UserError)]
-    return [(index, opened[index].result()) for index in known], damaged
+    for index, reading in enumerate(opened):
+        try:
+            sizes.append((index, reading.result()))
+        except UserError as error:
+            damaged.append(error)
+    return sizes, damaged
 
 
 def _numbers(num_classes: int, values: Sequence[int] | None) -> np.ndarray:
-    """What stands for each class in a label map, uint8 [K]."""
+    """Returns the value of each class in a label map, uint8 [K]."""
     numbers = np.arange(num_classes) if values is None else np.array(values)
     if len(numbers) != num_classes:
         raise UserError(
             f"the network scores {num_classes} classes, the data set of --ids has {len(numbers)}"
         )
     if numbers.max() > 255:
-        whose = "the network's classes go" if values is None else "the data set of --ids has ids"
-        raise UserError(f"{whose} up to {numbers.max()}; label maps of 8 bits hold 0..255")
+        raise UserError(
+            f"the values of the classes go up to {numbers.max()}; label maps of 8 bits hold 0..255"
+        )
     return numbers.astype(np.uint8)
 
 
-class _Timed:
-    """A network on all devices, and the time that it takes."""
+def _timed(
+    network: TrainedNetwork, placement: Placement, timing: Timing
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Returns a function from padded images and their sizes to labels, which counts its time."""
+    predictor, variables = network.predictor, placement.replicate(network.variables)
 
-    def __init__(self, network: TrainedNetwork, placement: Placement, timing: Timing):
-        self._predictor = network.predictor
-        self._variables = placement.replicate(network.variables)
-        self._placement = placement
-        self._timing = timing
-
-    def __call__(self, images: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Class numbers, uint8 [B, H, W], of padded images [B, H, W, 3] and their sizes [B, 2]."""
-        begun, compiled = time.perf_counter(), len(self._predictor.shapes)
-        arrays = self._placement.put_batch({"image": images, "size": sizes})
-        found = self._predictor(self._variables, arrays["image"], arrays["size"])
+    def predict(images: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        started, compiled = time.perf_counter(), len(predictor.shapes)
+        arrays = placement.put_batch({"image": images, "size": sizes})
+        found = predictor(variables, arrays["image"], arrays["size"])
         labels = np.asarray(found).astype(np.uint8)
         number = int(sizes.all(axis=1).sum())
-        self._timing.images += number
-        self._timing.shapes = len(self._predictor.shapes)
-        if self._timing.shapes == compiled:
-            self._timing.network_images += number
-            self._timing.network_seconds += time.perf_counter() - begun
+        timing.images += number
+        timing.shapes = len(predictor.shapes)
+        if timing.shapes == compiled:
+            timing.network_images += number
+            timing.network_seconds += time.perf_counter() - started
         return labels
+
+    return predict
 
 
 def _read_ahead(
     pool: ThreadPoolExecutor, files: Sequence[Files], batches: Iterable[BatchIndices]
 ) -> Iterator[tuple[BatchIndices, DecodedBatch]]:
-    """Reads the next batches while one is worked on."""
+    """Reads the next batches while the caller works on the current one."""
     waiting: collections.deque[tuple[BatchIndices, Future[DecodedBatch]]] = collections.deque()
     for batch in batches:
         waiting.append((batch, pool.submit(_read, files, batch)))
         if len(waiting) > _AHEAD:
             first, reading = waiting.popleft()
             yield first, reading.result()
-    while waiting:
-        first, reading = waiting.popleft()
+    for first, reading in waiting:
         yield first, reading.result()
 
 
 def _read(files: Sequence[Files], batch: BatchIndices) -> DecodedBatch:
-    """Images [B, H, W, 3] of a batch, their sizes [B, 2] (0 where none is), what was damaged."""
     images = np.full((len(batch.indices), *batch.size, 3), IMAGE_PADDING, np.uint8)
     sizes, damaged = np.zeros((len(batch.indices), 2), np.int32), []
     for row, index in enumerate(batch.indices):

@@ -128,10 +128,11 @@ def _tpus(chip: Chip, shape: str) -> Sequence[Any]:
 
 def _libtpu_of_jax() -> str:
     """Returns the version of libtpu that JAX's extra `tpu` asks for, such as "0.0.42.*"."""
-    for requirement in importlib.metadata.requires("jax") or ():
-        if match := re.match(r"libtpu\s*==\s*([\w.*]+)", requirement):
-            return match[1]
-    raise UserError(f"JAX {jax.__version__} does not say which libtpu it goes with")
+    found = re.search(
+        r"libtpu\s*==\s*([\w.*]+)", "\n".join(importlib.metadata.requires("jax") or ())
+    )
+    assert found
+    return found[1]
 
 
 def _gpus(chip: Chip, shape: str) -> Sequence[Any]:

@@ -1,1 +1,1 @@
-"""The class scores of a teacher on the training images, computed once or brought along."""
+"""Teachers: networks, and class scores on the training images, from a cache or from files."""

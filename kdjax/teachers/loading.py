@@ -10,7 +10,7 @@ from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import Network, Variables
 from kdjax.models.options import TeacherOptions
 from kdjax.models.serialization import NetworkInfo
-from kdjax.teachers.cache import NetworkScores, TeacherScores
+from kdjax.teachers.cache import NetworkScores
 from kdjax.teachers.precomputed_logits import PrecomputedLogits
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
@@ -33,7 +33,7 @@ class Teacher:
     source: str
     fingerprint: str
     network: TrainedNetwork | None
-    scores: TeacherScores | None
+    scores: NetworkScores | PrecomputedLogits | None
     maps: tuple[Network, Variables] | Mapping[str, Spec]
 
     @property

@@ -1,8 +1,8 @@
-"""Class scores of a teacher that ran elsewhere: a file an image, which become a teacher cache.
+"""Class scores from files, one file per image, from which a teacher cache is made.
 
-DIR/classes.txt        the names of the classes, a line each, in the order of the last axis
+DIR/classes.txt        the class names, one per line, in the order of the last axis
 DIR/NAME.npy           the scores [h, w, K] of the training image NAME, of any height and width
-DIR/NAME.safetensors   or so, the only tensor in it, or the one called "logits"
+DIR/NAME.safetensors   the same, as the only tensor of the file or as "logits"
 """
 
 import functools
@@ -26,9 +26,9 @@ from kdjax.utils.files import is_remote
 CLASSES = "classes.txt"
 _KEY = "config.teacher.logits"
 _ENDINGS = (".npy", ".safetensors")
-# Safetensors' names of floating-point numbers, and NumPy's; bfloat16 is in the former alone.
+# The names of floating-point types in Safetensors and in NumPy, which has no bfloat16.
 _FLOATS = ("F16", "BF16", "F32", "F64", "float16", "float32", "float64")
-_LOOKED_AT = 8  # files, for the fingerprint
+_HASHED = 8  # files
 
 
 class _Header(NamedTuple):
@@ -40,39 +40,35 @@ class PrecomputedLogits:
     """The files of `config.teacher.logits`, one for every training image.
 
     Args:
-      directory: that holds them.
-      images: those of the run.
-      split: whose names the files have.
+      directory: the folder of the files.
+      images: the images of the run.
+      split: the split whose names the files have.
 
     Raises:
-      UserError: names the file that is missing, or is not what it should be, by its header.
+      UserError: if a file is missing, or its header is wrong.
 
     Attributes:
       num_classes: K.
-      fingerprint: 16 hexadecimal digits of the names, the classes, the shapes of all files and the
+      fingerprint: 16 hexadecimal digits of the names, the classes, the shapes of all files, and the
         content of eight of them, evenly spread.
-      description: what a cache that is made from them says of its teacher.
+      description: identifies the scores in a cache.
     """
 
     def __init__(self, directory: str, images: Images, split: str):
         if is_remote(directory):
             raise UserError(f"{_KEY} is {directory}; it must be a directory on a disk")
-        self._folder = pathlib.Path(directory)
-        if not self._folder.is_dir():
-            raise UserError(f"{_KEY} is {directory}, which is no directory")
-        _check_classes(self._folder / CLASSES, images.class_names)
+        folder = pathlib.Path(directory)
+        _check_classes(folder / CLASSES, images.class_names)
         self.num_classes = images.num_classes
         names = images.names(split)
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f'{_KEY}: two images of {split} are called "{twice}"')
-        self._files = [self._find(name) for name in names]
-        headers = [_header(path) for path in self._files]
-        for path, header in zip(self._files, headers, strict=True):
-            _check_header(path, header, self.num_classes)
+        self._files = [_find(folder, name) for name in names]
+        headers = [_header(path, self.num_classes) for path in self._files]
         self._sizes = np.array([header.shape[:2] for header in headers], np.int32)
         digest = hashlib.sha256(json.dumps([images.class_names, names, headers]).encode())
-        for index in np.unique(np.linspace(0, len(names) - 1, _LOOKED_AT).astype(int)):
+        for index in np.unique(np.linspace(0, len(names) - 1, _HASHED).astype(int)):
             digest.update(self._files[index].read_bytes())
         self.fingerprint = digest.hexdigest()[:16]
         self.description: dict[str, Any] = {
@@ -82,21 +78,21 @@ class PrecomputedLogits:
 
     @property
     def specs(self) -> dict[str, Spec]:
-        """What stands for the teacher's maps."""
+        """The specs of the maps that replace the teacher's."""
         return {"logits": Spec(self.num_classes)}
 
     def map_sizes(self) -> np.ndarray:
-        """Height and width of every map, int32 `[N, 2]`."""
+        """Returns height and width of every map, int32 `[N, 2]`."""
         return self._sizes
 
     def maps(self, keep: int) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
-        """Index and compact scores of every image.
+        """Yields the index and the compact scores of every image.
 
         Args:
-          keep: as `kdjax.teachers.scores.compact_scores` takes it.
+          keep: see `kdjax.teachers.scores.compact_scores`.
 
         Raises:
-          UserError: from the iterator, where a file cannot be read or holds what is no number.
+          UserError: if a file cannot be read, or a score is not finite.
         """
         compacted = jax.jit(functools.partial(compact_scores, keep=keep))
         for index, path in enumerate(self._files):
@@ -105,18 +101,19 @@ class PrecomputedLogits:
                 raise UserError(f"{path} holds values that are not finite numbers in float32")
             yield index, jax.device_get(compacted(scores))
 
-    def _find(self, name: str) -> pathlib.Path:
-        # Not `with_suffix`, since names may hold dots.
-        files = [self._folder / f"{name}{ending}" for ending in _ENDINGS]
-        found = [path for path in files if path.is_file()]
-        if not found:
-            raise UserError(
-                f"{files[0]} (or {_ENDINGS[1]}) is missing: {_KEY} needs a file for every "
-                "training image, called by its name"
-            )
-        if len(found) > 1:
-            raise UserError(f"{found[0]} and {found[1].name} are both there; remove one of them")
-        return found[0]
+
+def _find(folder: pathlib.Path, name: str) -> pathlib.Path:
+    # Not `with_suffix`, because names may contain dots.
+    files = [folder / f"{name}{ending}" for ending in _ENDINGS]
+    found = [path for path in files if path.is_file()]
+    if not found:
+        raise UserError(
+            f"{files[0]} (or {_ENDINGS[1]}) is missing: {_KEY} needs a file for every "
+            "training image, called by its name"
+        )
+    if len(found) > 1:
+        raise UserError(f"{found[0]} and {found[1].name} are both there; remove one of them")
+    return found[0]
 
 
 def _check_classes(path: pathlib.Path, wanted: Sequence[str]) -> None:
@@ -124,8 +121,8 @@ def _check_classes(path: pathlib.Path, wanted: Sequence[str]) -> None:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): it must hold "
-            "the names of the classes that the logits score, a line each"
+            f"{_KEY}: {path} cannot be read ({getattr(error, 'strerror', None) or error}): it must "
+            "hold the names of the classes that the logits score, a line each"
         ) from error
     found = [line.strip() for line in lines if line.strip()]
     if difference := differing_class(wanted, found):
@@ -135,7 +132,21 @@ def _check_classes(path: pathlib.Path, wanted: Sequence[str]) -> None:
         )
 
 
-def _check_header(path: pathlib.Path, header: _Header, num_classes: int) -> None:
+def _header(path: pathlib.Path, num_classes: int) -> _Header:
+    """Returns shape and dtype without reading the values, and checks them."""
+    try:
+        if path.suffix == ".npy":
+            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+            header = _Header(array.shape, str(array.dtype))
+        else:
+            with _opened(path) as file:
+                entry = file.get_slice(_tensor(path, file))
+                header = _Header(tuple(entry.get_shape()), entry.get_dtype())
+    except UserError:
+        raise
+    # Both libraries raise errors of any class on damaged files.
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     shape, dtype = header
     wanted = f"it must be floating-point numbers [h, w, {num_classes}]"
     if len(shape) == 3 and shape[0] == num_classes != shape[2]:
@@ -143,26 +154,9 @@ def _check_header(path: pathlib.Path, header: _Header, num_classes: int) -> None
             f"{path} is {list(shape)}, with the classes first; {wanted}, as "
             "np.moveaxis(logits, 0, -1) makes it"
         )
-    if len(shape) == 3 and shape[2] != num_classes:
-        raise UserError(f"{path} is {list(shape)}, of {shape[2]} classes; {wanted}")
-    if len(shape) != 3 or 0 in shape or dtype not in _FLOATS:
+    if len(shape) != 3 or shape[2] != num_classes or 0 in shape or dtype not in _FLOATS:
         raise UserError(f"{path} is {dtype} {list(shape)}; {wanted}")
-
-
-def _header(path: pathlib.Path) -> _Header:
-    """Shape and type, without reading the rest."""
-    try:
-        if path.suffix == ".npy":
-            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-            return _Header(array.shape, str(array.dtype))
-        with _opened(path) as file:
-            entry = file.get_slice(_tensor(path, file))
-            return _Header(tuple(entry.get_shape()), entry.get_dtype())
-    except UserError:
-        raise
-    # Each of the two lets through whatever comes of odd bytes.
-    except Exception as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    return header
 
 
 def _scores(path: pathlib.Path) -> Float[np.ndarray, "h w K"]:
@@ -176,7 +170,7 @@ def _scores(path: pathlib.Path) -> Float[np.ndarray, "h w K"]:
 
 
 def _opened(path: pathlib.Path) -> Any:
-    # Here and not above: of all that trains, only this needs it.
+    # An optional dependency, which only these files need.
     import safetensors
 
     return safetensors.safe_open(path, framework="numpy")

@@ -1,11 +1,11 @@
-"""Class scores of whole images: in few bytes, in files, and seen where crops show them.
+"""Class scores of whole images: in compact form, in files, and sampled for crops.
 
-The files are flat, mapped into memory and read by the index of an image:
+The files are flat, mapped into memory, and read by the index of an image:
 
-DIR/cache.json    what the scores are of; written last
+DIR/cache.json    the description of the scores; written last
 DIR/sizes.npy     int32 [N, 2], height and width of every image's map
 DIR/NAME.npy      an array of `score_layout`: the cells of all maps, one after the other;
-                  bfloat16 as uint16, which `numpy.load` knows
+                  bfloat16 as uint16, because `numpy.load` does not know bfloat16
 """
 
 import dataclasses
@@ -18,33 +18,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kdjax.distillation import Maps
 from kdjax.distillation.feature_maps import array_of
 from kdjax.losses import sampling_weights
 from kdjax.utils.errors import UserError
 
+_DESCRIPTION = "cache.json"
+_HALF = np.dtype(jnp.bfloat16)
+
 
 def score_layout(num_classes: int, keep: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """The arrays that `compact_scores` makes, by name: what each holds of a cell, and its type.
+    """Returns the shape per cell and the dtype of the arrays of `compact_scores`, by name.
 
     Args:
       num_classes: K.
-      keep: how many of the highest scores are kept; 0 for all.
+      keep: the number of highest scores that are kept; 0 for all.
     """
-    half = np.dtype(jnp.bfloat16)
     if keep == 0:
-        return {"scores": ((num_classes,), half)}
+        return {"scores": ((num_classes,), _HALF)}
     number = np.dtype(np.uint8 if num_classes <= 256 else np.uint16)
-    return {"highest": ((keep,), half), "classes": ((keep,), number), "rest": ((), half)}
+    return {"highest": ((keep,), _HALF), "classes": ((keep,), number), "rest": ((), _HALF)}
 
 
 def compact_scores(logits: Float[Array, "... K"], keep: int) -> dict[str, Array]:
-    """Makes the arrays of `score_layout` from class scores.
+    """Returns class scores as the arrays of `score_layout`.
 
-    The rest is its log-mean-exp: given to every class that is not kept, it leaves the kept ones
-    their probabilities, and the others together theirs.
+    "rest" is the log-mean-exp of the other scores. As the score of each other class, it preserves
+    the probabilities of the kept classes, and the total probability of the others.
     """
     num_classes = logits.shape[-1]
     logits = logits.astype(jnp.float32)
@@ -59,7 +61,7 @@ def compact_scores(logits: Float[Array, "... K"], keep: int) -> dict[str, Array]
 
 
 def expand_scores(compacted: Mapping[str, Array], num_classes: int) -> Float[Array, "... K"]:
-    """Class scores again, in bfloat16, from what `compact_scores` made."""
+    """Returns class scores in bfloat16 from the arrays of `compact_scores`."""
     if "scores" in compacted:
         return compacted["scores"]
     rest = compacted["rest"]
@@ -69,20 +71,16 @@ def expand_scores(compacted: Mapping[str, Array], num_classes: int) -> Float[Arr
     )
 
 
-_DESCRIPTION = "cache.json"
-_HALF = np.dtype(jnp.bfloat16)
-
-
 class ScoreFiles:
     """Open files of scores.
 
     Args:
-      path: their directory.
+      path: the directory of the files.
       num_classes: K.
-      keep: how many of the highest scores were kept; 0 for all.
+      keep: the number of highest scores that were kept; 0 for all.
 
     Raises:
-      UserError: a file is missing, or is not what the others say.
+      UserError: if a file is missing, or does not match the others.
     """
 
     def __init__(self, path: pathlib.Path, num_classes: int, keep: int):
@@ -103,15 +101,15 @@ class ScoreFiles:
 
     @property
     def num_bytes(self) -> int:
-        """What the scores take on disk."""
+        """The size of the scores on disk."""
         return sum(array.nbytes for array in self._arrays.values())
 
     def rows(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
         """Reads the maps of the images at `indices`, `[B]`.
 
         Returns:
-          `size`, int32 `[B, 2]`; and each array of the layout, `[B, H, W, ...]`, zero beyond an
-          image's size. H and W are those of the largest map, so that all batches have one shape.
+          `size`, int32 `[B, 2]`; and each array of the layout, `[B, H, W, ...]`, zero beyond the
+          map's size. H and W fit the largest map, so that all batches have one shape.
         """
         chosen = list(indices)
         found = {
@@ -128,7 +126,7 @@ class ScoreFiles:
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any] | None:
-    """What the scores in `path` are of, as `write_scores` was told; None where there are none."""
+    """Returns the description that `write_scores` got; None if `path` holds no scores."""
     try:
         return json.loads((path / _DESCRIPTION).read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -138,12 +136,12 @@ def read_description(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def num_bytes(sizes: np.ndarray, num_classes: int, keep: int) -> int:
-    """What the scores of maps of these sizes, `[N, 2]`, take on disk."""
-    of_a_cell = sum(
+    """Returns the size on disk of the scores of maps of these sizes, `[N, 2]`."""
+    per_cell = sum(
         int(np.prod(shape)) * kind.itemsize
         for shape, kind in score_layout(num_classes, keep).values()
     )
-    return int(sizes.prod(1, dtype=np.int64).sum()) * of_a_cell
+    return int(sizes.prod(1, dtype=np.int64).sum()) * per_cell
 
 
 def write_scores(
@@ -155,18 +153,18 @@ def write_scores(
     num_classes: int,
     keep: int,
 ) -> None:
-    """Writes scores to a folder beside `path`, which gets that name when it is complete.
+    """Writes scores to a temporary folder, which is renamed to `path` when it is complete.
 
     Args:
       path: the directory; missing or empty.
-      description: what the scores are of.
+      description: identifies the scores.
       sizes: int32 `[N, 2]`, height and width of every map.
-      maps: of every image once, in any order, its index and its arrays `[H, W, ...]`.
+      maps: the index and the arrays `[H, W, ...]` of every image once, in any order.
       num_classes: K.
-      keep: how many of the highest scores are kept; 0 for all.
+      keep: the number of highest scores that are kept; 0 for all.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
     unfinished.mkdir()
     try:
         ends = np.cumsum(sizes.prod(1, dtype=np.int64))
@@ -197,13 +195,9 @@ def _stored(kind: np.dtype) -> np.dtype:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CachedScores:
-    """The scores of a batch's images, as `kdjax.training.step.make_train_step` takes them.
+    """The scores of a batch's images, for `kdjax.training.step.make_train_step`.
 
-    Attributes:
-      scores: as `sample_scores` takes them, and so the following.
-      sizes: likewise.
-      places: likewise.
-      crop_size: likewise.
+    The attributes are the arguments of `sample_scores`.
     """
 
     scores: Float[Array, "B H W K"]
@@ -212,7 +206,7 @@ class CachedScores:
     crop_size: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     def like(self, student: Maps) -> Maps:
-        """The scores on the crops, on the grid of the student's."""
+        """Returns the scores on the crops, on the grid of the student's scores."""
         grid = array_of(student["logits"]).shape[1:3]
         return {"logits": sample_scores(self.scores, self.sizes, self.places, self.crop_size, grid)}
 
@@ -224,18 +218,18 @@ def sample_scores(
     crop_size: tuple[int, ...],
     grid: tuple[int, ...],
 ) -> Float[Array, "B h w K"]:
-    """Samples maps of whole images bilinearly at the centres of the cells of their crops.
+    """Samples maps of whole images bilinearly at the centers of the cells of their crops.
 
-    Of a crop that is the whole image, unscaled and not mirrored, this is the map resized to `grid`
-    without antialiasing, as `kdjax.models.layers.resize` does it.
+    If a crop is the whole image, neither scaled nor mirrored, the result is the map resized to
+    `grid` without antialiasing, as by `kdjax.models.layers.resize`.
 
     Args:
-      scores: a map of every image, zero beyond its own size.
-      sizes: height and width of each map without that padding.
-      places: of every crop, as `kdjax.data.loading.augment.augment` describes them: height and
-        width of the scaled image, row and column of the corner, and whether the crop is mirrored.
-      crop_size: height and width of the crops in pixels. Where a scaled image is smaller, the cells
-        beyond it take what its edge shows.
+      scores: a map of every image, zero beyond its size.
+      sizes: height and width of each map without padding.
+      places: of every crop, from `kdjax.data.loading.augment.augment`: height and width of the
+        scaled image, row and column of the corner, and 1 if the crop is mirrored.
+      crop_size: height and width of the crops in pixels. If a scaled image is smaller, the cells
+        beyond it repeat its edge.
       grid: h and w, the cells of a crop.
 
     Returns:
@@ -245,22 +239,13 @@ def sample_scores(
     def one(
         scores: Float[Array, "H W K"], size: Int[Array, "2"], place: Int[Array, "5"]
     ) -> Float[Array, "h w K"]:
-        rows, columns = (
-            sampling_weights(
-                size[axis]
-                * _centres(
-                    place[axis],
-                    place[2 + axis],
-                    crop_size[axis],
-                    grid[axis],
-                    place[4] if axis else jnp.zeros((), jnp.int32),
-                ),
-                size[axis],
-                scores.shape[axis],
-            )
-            for axis in (0, 1)
-        )
-        # Products of matrices: accelerators gather single cells slowly.
+        def weights(axis: int, mirrored: Any) -> Array:
+            scaled, corner = place[axis], place[2 + axis]
+            centers = _centers(scaled, corner, crop_size[axis], grid[axis], mirrored)
+            return sampling_weights(size[axis] * centers, size[axis], scores.shape[axis])
+
+        rows, columns = weights(0, False), weights(1, place[4] == 1)
+        # Matrix products, because accelerators gather single cells slowly.
         exact = jax.lax.Precision.HIGHEST
         bands = jnp.einsum("iy,yxk->ixk", rows, scores.astype(jnp.float32), precision=exact)
         return jnp.einsum("jx,ixk->ijk", columns, bands, precision=exact)
@@ -268,15 +253,15 @@ def sample_scores(
     return jax.vmap(one)(scores, sizes, places)
 
 
-def _centres(
+def _centers(
     scaled: Int[Array, ""],
     corner: Int[Array, ""],
     crop: int,
     cells: int,
-    mirrored: Int[Array, ""],
+    mirrored: Bool[Array, ""] | bool,
 ) -> Float[Array, " cells"]:
-    """Along an axis, where the centres of a crop's cells lie: as shares of the scaled image."""
-    last = jnp.minimum(corner + crop, scaled) - 1  # the last pixel that the crop shows
+    """Returns the centers of a crop's cells along an axis, as shares of the scaled image."""
+    last = jnp.minimum(corner + crop, scaled) - 1  # the last pixel of the crop
     pixels = corner + (jnp.arange(cells) + 0.5) * crop / cells - 0.5
-    pixels = jnp.where(mirrored == 1, last + corner - pixels, pixels)
+    pixels = jnp.where(mirrored, last + corner - pixels, pixels)
     return (pixels + 0.5) / scaled

@@ -1,4 +1,4 @@
-"""State, step, loop, optimizer, sharding and checkpoints of a training run."""
+"""State, step, loop, optimizer, sharding, and checkpoints of a training run."""
 
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import Diverged, Fitted, Interruption, fit

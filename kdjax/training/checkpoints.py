@@ -5,6 +5,7 @@ import enum
 import errno
 import json
 import logging
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,7 +40,7 @@ LATEST = 2
 _DAMAGED = "damaged-"
 # Orbax's name for the thread that writes a checkpoint.
 _WRITER = "async_save"
-# After so long a save ends with an error. Orbax's own limit is twenty minutes.
+# The time limit of a save. Orbax's own limit is twenty minutes.
 SAVE_SECONDS = 600
 
 
@@ -66,8 +67,8 @@ class Checkpoints:
 
     Args:
       directory: is created if it does not exist.
-      identity: what the checkpoints depend on but do not hold, such as the teacher's fingerprint.
-        A run does not continue from a checkpoint with another identity.
+      identity: facts that the checkpoints depend on but do not hold, such as the teacher's
+        fingerprint. A run does not continue from a checkpoint with another identity.
 
     Raises:
       UserError: if the directory cannot be written to.
@@ -79,19 +80,17 @@ class Checkpoints:
         self._identity = json.loads(json.dumps(identity))
         self._failed = False
         logging.getLogger("absl").addFilter(self._filter_log)
+        miou = operator.itemgetter(BEST_METRIC)
+        best = policies.BestN(get_metric_fn=miou, n=1, keep_checkpoints_without_metrics=False)
         with self._writing():
             self._remarks = self._drop_damaged_scores()
-        best = policies.BestN(
-            get_metric_fn=_best_metric, n=1, keep_checkpoints_without_metrics=False
-        )
-        with self._writing():
             self._manager = ocp.CheckpointManager(
                 absolute(self._directory),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(
                         [policies.LatestN(LATEST), best]
                     ),
-                    best_fn=_best_metric,
+                    best_fn=miou,
                     best_mode="max",
                     # Unfinished files of a killed process.
                     cleanup_tmp_directories=True,
@@ -163,22 +162,23 @@ class Checkpoints:
             found = json.loads((path / "identity" / "metadata").read_text())
             if not (isinstance(found, dict) and found.keys() >= {"identity", "checksum", "arrays"}):
                 raise ValueError("identity/metadata holds something else")
-        if found["identity"] != self._identity:
+        if differences := _differences(found["identity"], self._identity):
             raise UserError(
-                f"{path} was made with {_differences(found['identity'], self._identity)}; continue "
-                "with what it was made with, or choose another --workdir"
+                f"{path} was made with {differences}; continue with what it was made with, or "
+                "choose another --workdir"
             )
-        if changes := _changes(found["arrays"], _description(flat)):
+        if differences := _differences(found["arrays"], _description(flat)):
             raise UserError(
-                f"{path} was made by other code: {changes}; put the network, terms and optimizer "
-                "back as they were, or choose another --workdir"
+                f"{path} was made by other code: {differences}; put the network, terms, and "
+                "optimizer back as they were, or choose another --workdir"
             )
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for name, leaf in flat.items()
+        }
         with _reading(path), local_checkpointer() as checkpointer:
-            restored = checkpointer.restore(absolute(path / "state"), jax.tree.map(_abstract, flat))
-        leaves = [
-            _like(leaf, value)
-            for leaf, value in zip(jax.tree.leaves(target), map(restored.get, flat), strict=True)
-        ]
+            restored = checkpointer.restore(absolute(path / "state"), abstract)
+        leaves = list(map(_like, jax.tree.leaves(target), map(restored.get, flat)))
         state = jax.tree.unflatten(jax.tree.structure(target), leaves)
         if checksum(state) != found["checksum"]:
             raise Damaged(f"{path}: this checkpoint is damaged (its checksum is wrong)")
@@ -202,11 +202,11 @@ class Checkpoints:
                 state = self.restore(step, target)
             except (UserError, Transient) as raised:
                 error = raised
-            outcome = _worst(_outcome(error))
+            outcome = _worst_outcome(error)
             if outcome is _Outcome.READ:
                 return step, state, self._remarks + remarks
             path = self._directory / str(step)
-            if error and _outcome(error) is _Outcome.FAILED:
+            if error and not isinstance(error, Damaged):
                 raise error
             if outcome is _Outcome.FAILED:
                 raise Transient(f"another process of the run cannot read {path}")
@@ -307,35 +307,32 @@ class Checkpoints:
 
 
 class _Outcome(enum.IntEnum):
-    """What came of reading a checkpoint, from good to bad."""
+    """The outcome of reading a checkpoint, from good to bad."""
 
     READ = 0
     DAMAGED = 1
     FAILED = 2
 
 
-def _outcome(error: Exception | None) -> _Outcome:
-    if error is None:
-        return _Outcome.READ
-    return _Outcome.DAMAGED if isinstance(error, Damaged) else _Outcome.FAILED
-
-
-def _worst(outcome: _Outcome) -> _Outcome:
-    """Returns the worst outcome of all processes."""
-    return _Outcome(int(np.max(multihost_utils.process_allgather(np.int32(outcome)))))
+def _worst_outcome(error: Exception | None) -> _Outcome:
+    """Returns the worst outcome of all processes, of which this one had `error`."""
+    mine = _Outcome.FAILED if error else _Outcome.READ
+    if isinstance(error, Damaged):
+        mine = _Outcome.DAMAGED
+    return _Outcome(int(np.max(multihost_utils.process_allgather(np.int32(mine)))))
 
 
 def _wait_for_all() -> None:
     multihost_utils.process_allgather(np.int32(0))
 
 
-# A missing file is damage; every other answer of the operating system says nothing about the data.
+# A missing file is damage. Other errors of the operating system say nothing about the data.
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
 def _reading(path: epath.Path) -> Iterator[None]:
-    """Turns what a reader raises into `Damaged`, `Transient` or another `UserError`."""
+    """Turns a reader's error into `Damaged`, `Transient`, or another `UserError`."""
     try:
         yield
     except Exception as error:
@@ -344,15 +341,11 @@ def _reading(path: epath.Path) -> Iterator[None]:
         code = os_error_code(error)
         if code in _MISSING if code else isinstance(error, ValueError):
             raise Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})") from error
-        # Not the data, but memory, permissions, the disk, or the version of a library.
+        # The cause is memory, permissions, the disk, or the version of a library.
         raise UserError(
             f"cannot read {path}: {type(error).__name__}: {_first_line(error)}; the checkpoint is "
             "left as it is"
         ) from error
-
-
-def _best_metric(metrics: dict[str, float]) -> float:
-    return metrics[BEST_METRIC]
 
 
 def _flat(state: TrainState) -> dict[str, Any]:
@@ -368,17 +361,6 @@ def _description(flat: dict[str, Any]) -> dict[str, str]:
     return {path: f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in flat.items()}
 
 
-def _changes(there: dict[str, str], here: dict[str, str]) -> str:
-    """Names the first arrays that differ between a checkpoint and the code; empty if none do."""
-    changed = [
-        f"{path} is {there.get(path, 'missing')} there and {here.get(path, 'missing')} now"
-        for path in sorted(there.keys() | here.keys())
-        if there.get(path) != here.get(path)
-    ]
-    more = f", and {len(changed) - 2} more arrays differ" if len(changed) > 2 else ""
-    return ", ".join(changed[:2]) + more
-
-
 def _like(leaf: jax.Array, value: Any) -> jax.Array:
     """Returns a value of `_flat` in the form of the leaf of its path."""
     if is_random_key(leaf):
@@ -386,16 +368,15 @@ def _like(leaf: jax.Array, value: Any) -> jax.Array:
     return value
 
 
-def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
 def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {found.get(key)!r} (now {value!r})"
-        for key, value in expected.items()
-        if found.get(key) != value
-    )
+    """Describes the first values that differ between a checkpoint and the run; empty if none do."""
+    changed = [
+        f"{key} {found.get(key, 'missing')!r} (now {expected.get(key, 'missing')!r})"
+        for key in dict.fromkeys((*expected, *found))
+        if found.get(key) != expected.get(key)
+    ]
+    more = f", and {len(changed) - 2} more differ" if len(changed) > 2 else ""
+    return ", ".join(changed[:2]) + more
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate, by name; which parameters decay, and which learn faster."""
+"""The optimizer, its learning rate, and rules for single parameters, from `config.optimizer`."""
 
 import dataclasses
 import functools
@@ -62,51 +62,23 @@ class OptimizerOptions(Section):
             schema.check_number("rates", pair[1], schema.NOT_NEGATIVE)
 
 
-_SHOWN = 5  # paths in a message
-
-
-def map_with_paths(function: Callable[[str, Any], Any], params: PyTree) -> PyTree:
-    """`function(path, leaf)` of every leaf; a path is as "student/backbone/stem/conv/kernel"."""
-    path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: function(path_of(keys), leaf), params
-    )
-
-
-def require_matches(key: str, patterns: Iterable[str], params: PyTree) -> None:
-    """Requires every pattern to be found in the path of a parameter.
-
-    Args:
-      key: of the config, which holds the patterns.
-      patterns: regular expressions.
-      params: what is trained.
-
-    Raises:
-      UserError: naming the pattern that is not, and a few paths.
-    """
-    paths = jax.tree.leaves(map_with_paths(lambda path, _: path, params))
-    for pattern in patterns:
-        if not any(re.search(pattern, path) for path in paths):
-            # From all over the network, since neighbours are alike.
-            shown = paths[:: -(-len(paths) // _SHOWN)] if paths else []
-            raise WrongValue(
-                key,
-                f'has "{pattern}", which is found in no path of the {len(paths)} parameters, as '
-                f"{', '.join(shown)}",
-            )
-
-
 OPTIMIZERS: Mapping[str, str] = MappingProxyType(
     {"sgd": "kdjax.training.optimizer:sgd", "adamw": "optax:adamw"}
 )
 SCHEDULES: Mapping[str, str] = MappingProxyType({"poly": "kdjax.training.optimizer:poly"})
 
-# What is trained from scratch on top of a backbone.
+# The layers on top of a backbone, which are trained from scratch.
 HEADS = r"(^|/)(head|auxiliary_head|terms)(/|$)"
 
-# What is no kernel in spite of its shape: biases of positions in Swin, as mmsegmentation's configs
-# have them, and in own networks its other embeddings, and biases of several heads.
+# Arrays with two or more axes that are not kernels: Swin's position biases, as in mmsegmentation's
+# configs; and in other networks, embeddings, and the biases of several attention heads.
 UNDECAYED = r"(^|/)(relative_position_bias_table|absolute_pos_embed|pos_embed|cls_token|bias)(/|$)"
+
+# The names of an argument in kdjax and in Optax. A factory gets the first one that it takes.
+_RATE = ("learning_rate", "peak_value", "init_value", "value")
+_STEPS = ("steps", "decay_steps", "transition_steps")
+_MASK = ("mask", "weight_decay_mask")
+_SHOWN = 5  # paths in a message
 
 
 def sgd(
@@ -118,15 +90,15 @@ def sgd(
     nesterov: bool = False,
     accumulator_dtype: str | None = None,
 ) -> optax.GradientTransformation:
-    """SGD as in PyTorch: weight decay is added to the gradient before the momentum.
+    """Returns SGD as in PyTorch: weight decay is added to the gradient before the momentum.
 
     Args:
-      learning_rate: by step.
-      momentum: share of the sum of gradients that is kept.
-      weight_decay: how much of a parameter is added to its gradient.
-      mask: of the parameters that decay, as `optax.add_decayed_weights` takes it.
-      nesterov: whether the gradient looks ahead.
-      accumulator_dtype: of the sum of gradients; None for that of the parameters.
+      learning_rate: the rate of each step.
+      momentum: the share of the sum of gradients that is kept.
+      weight_decay: the share of a parameter that is added to its gradient.
+      mask: the parameters that decay, as in `optax.add_decayed_weights`.
+      nesterov: True for Nesterov momentum.
+      accumulator_dtype: the dtype of the sum of gradients; None for that of the parameters.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask),
@@ -138,82 +110,77 @@ def sgd(
 def poly(
     *, learning_rate: float, steps: int, min_learning_rate: float, poly_power: float
 ) -> optax.Schedule:
-    """Poly decay: `(start - end) * (1 - step / steps)^power + end`."""
+    """Returns poly decay: `(start - end) * (1 - step / steps)^power + end`."""
     return optax.polynomial_schedule(learning_rate, min_learning_rate, poly_power, steps)
 
 
-class _Kind(NamedTuple):
-    """What a name of `config.optimizer` stands for."""
+class _Call(NamedTuple):
+    """A call of the factory that a config key names."""
 
-    what: str  # in words
-    key: str  # that holds the name
-    options: str  # the key that holds further arguments
-    builtin: Mapping[str, str]  # those that have a name without a colon
-    made: str  # what a factory returns, in words
-    is_made: Callable[[Any], bool]
+    key: str
+    name: str
+    factory: Callable[..., Any]
+    arguments: dict[str, Any]
 
-
-_OPTIMIZER = _Kind(
-    "optimizer",
-    "name",
-    "options",
-    OPTIMIZERS,
-    "optax.GradientTransformation",
-    lambda made: hasattr(made, "init") and hasattr(made, "update"),
-)
-_SCHEDULE = _Kind(
-    "schedule", "schedule", "schedule_options", SCHEDULES, "function from step to rate", callable
-)
-
-# What Optax calls what kdjax gives: the first of the names that a factory has an argument of.
-_RATE = ("learning_rate", "peak_value", "init_value", "value")
-_STEPS = ("steps", "decay_steps", "transition_steps")
-_MASK = ("mask", "weight_decay_mask")
+    def made(self, kind: str, fits: Callable[[Any], bool]) -> Any:
+        """Returns the factory's result; raises `UserError` if the result is not of this kind."""
+        try:
+            result = self.factory(**self.arguments)
+        except (TypeError, ValueError) as error:
+            raise WrongValue(
+                self.key, f'names "{self.name}", which does not take its options: {error}'
+            ) from error
+        if not fits(result):
+            raise WrongValue(self.key, f'names "{self.name}", which returns {result!r}, no {kind}')
+        return result
 
 
 def learning_rate_schedule(options: OptimizerOptions, steps: int) -> optax.Schedule:
-    """The learning rate of `config.optimizer`, by step.
+    """Returns the learning rate of `config.optimizer` by step.
 
-    A factory, as `poly` or `optax.cosine_decay_schedule`, is called by keyword with
-    `options.schedule_options`. Where it has arguments of these names and the options do not set
-    them, it gets `learning_rate` (Optax's `peak_value`, `init_value` or `value`) and `steps`
-    (`decay_steps`, `transition_steps`); where it has no defaults for them, `min_learning_rate` and
-    `poly_power`. A linear warm-up over `options.warmup_steps` multiplies what it returns.
+    A schedule factory, such as `poly` or `optax.cosine_decay_schedule`, is called by keyword with
+    `options.schedule_options`. Unless these set them, it also gets `learning_rate` (in Optax
+    `peak_value`, `init_value`, or `value`) and `steps` (`decay_steps`, `transition_steps`) if it
+    takes them, and `min_learning_rate` and `poly_power` if it requires them. The result is
+    multiplied by a linear warm-up over `options.warmup_steps`.
 
     Args:
       options: the section `config.optimizer`.
-      steps: of the run.
+      steps: length of the run.
 
     Raises:
-      UserError: for an unknown schedule, and options that it does not take.
+      UserError: if the schedule is unknown, or does not take the options.
     """
-    schedule = _made(_SCHEDULE, options, _schedule_arguments(options, steps))
+    schedule = _schedule_call(options, steps).made("function from step to rate", callable)
     if not options.warmup_steps:
         return schedule
-    # The decay counts from step 0; mmsegmentation's from the end of the warm-up.
+    # The decay counts from step 0. In mmsegmentation it counts from the end of the warm-up.
     warmup = optax.linear_schedule(0.0, 1.0, options.warmup_steps)
     return lambda step: warmup(step) * schedule(step)
 
 
 def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTransformation:
-    """Builds the gradient transformation of `config.optimizer` for a run of `steps`.
+    """Returns the gradient transformation of `config.optimizer`.
 
-    A factory, as `sgd` or `optax.lion`, is called by keyword with `options.options`, the schedule
-    as its `learning_rate`, and, where it has arguments of these names and the options do not set
-    them, `weight_decay` and the `mask` (`weight_decay_mask`) of what decays; `momentum` where it
-    has no default for it. Gradients are clipped before, and updates multiplied by the rates of
-    their parameters after.
+    An optimizer factory, such as `sgd` or `optax.lion`, is called by keyword with
+    `options.options` and the schedule as its `learning_rate`. Unless the options set them, it also
+    gets `weight_decay` and the `mask` (`weight_decay_mask`) of the parameters that decay if it
+    takes them, and `momentum` if it requires it. Gradients are clipped before, and updates are
+    multiplied by the rates of their parameters after.
 
     Args:
       options: the section `config.optimizer`.
-      steps: of the run.
+      steps: length of the run.
 
     Raises:
-      UserError: for an unknown optimizer or schedule, and options that they do not take; on `init`,
-        for a pattern that is found in no path of a parameter.
+      UserError: if the optimizer or the schedule is unknown, or does not take the options; on
+        `init`, if a pattern matches no parameter.
     """
     schedule = learning_rate_schedule(options, steps)
-    transformation = _made(_OPTIMIZER, options, _optimizer_arguments(options, schedule))
+    transformation = _optimizer_call(options, schedule).made(
+        "optax.GradientTransformation",
+        lambda made: hasattr(made, "init") and hasattr(made, "update"),
+    )
     parts = []
     if options.gradient_clip:
         parts.append(optax.clip_by_global_norm(options.gradient_clip))
@@ -221,42 +188,43 @@ def make_optimizer(options: OptimizerOptions, steps: int) -> optax.GradientTrans
 
 
 def check_optimizer(options: OptimizerOptions) -> frozenset[str]:
-    """Finds the mistakes in `config.optimizer` that can be found before there are parameters.
-
-    Imports what it names, and calls nothing.
+    """Checks `config.optimizer` without parameters, and without calling a factory.
 
     Returns:
-      Which of "learning_rate" and "weight_decay" the optimizer and the schedule take.
+      "learning_rate" and "weight_decay" if the schedule or the optimizer gets them from the config.
 
     Raises:
-      UserError: as `learning_rate_schedule` and `make_optimizer`.
+      UserError: see `learning_rate_schedule` and `make_optimizer`.
     """
-    rate = _schedule_arguments(options, 1)
-    given = _optimizer_arguments(options, None)
-    taken = [key for key in _RATE if key in rate and key not in options.schedule_options]
-    read = {"learning_rate"} if taken else set()
+    rate = _schedule_call(options, 1).arguments
+    given = _optimizer_call(options, None).arguments
+    found = set()
+    if any(key in rate and key not in options.schedule_options for key in _RATE):
+        found.add("learning_rate")
     if "weight_decay" in given and "weight_decay" not in options.options:
-        read.add("weight_decay")
-    return frozenset(read)
+        found.add("weight_decay")
+    return frozenset(found)
 
 
 def depends_on_steps(options: OptimizerOptions) -> bool:
     """Returns True if the learning rate of a step depends on the number of steps of the run."""
-    return _schedule_arguments(options, 1) != _schedule_arguments(options, 2)
+    return _schedule_call(options, 1).arguments != _schedule_call(options, 2).arguments
 
 
-def _schedule_arguments(options: OptimizerOptions, steps: int) -> dict[str, Any]:
-    return _arguments(
-        _SCHEDULE,
-        options,
-        {_RATE: options.learning_rate, _STEPS: steps},
-        {"min_learning_rate": options.min_learning_rate, "poly_power": options.poly_power},
+def _schedule_call(options: OptimizerOptions, steps: int) -> _Call:
+    return _call(
+        *("schedule", options.schedule, SCHEDULES, options.schedule_options),
+        offered={_RATE: options.learning_rate, _STEPS: steps},
+        if_required={
+            "min_learning_rate": options.min_learning_rate,
+            "poly_power": options.poly_power,
+        },
+        key="config.optimizer.schedule",
+        options_key="config.optimizer.schedule_options",
     )
 
 
-def _optimizer_arguments(
-    options: OptimizerOptions, schedule: optax.Schedule | None
-) -> dict[str, Any]:
+def _optimizer_call(options: OptimizerOptions, schedule: optax.Schedule | None) -> _Call:
     decayed = _decayed(options)
     offered: dict[tuple[str, ...], Any] = {
         ("learning_rate",): schedule,
@@ -264,9 +232,16 @@ def _optimizer_arguments(
     }
     if decayed is not None:
         offered[_MASK] = decayed
-    given = _arguments(_OPTIMIZER, options, offered, {"momentum": options.momentum})
+    call = _call(
+        *("optimizer", options.name, OPTIMIZERS, options.options),
+        offered=offered,
+        if_required={"momentum": options.momentum},
+        key="config.optimizer.name",
+        options_key="config.optimizer.options",
+    )
+    given = call.arguments
     if "learning_rate" not in given:
-        raise _wrong(_OPTIMIZER, options, "which takes no learning_rate")
+        raise WrongValue(call.key, f'names "{call.name}", which takes no learning_rate')
     if decayed is not None and "weight_decay" in given and not set(_MASK) & set(given):
         key = "decay_norm_and_bias" if not options.decay_norm_and_bias else "no_decay"
         raise WrongValue(
@@ -274,50 +249,38 @@ def _optimizer_arguments(
             f"keeps parameters from decaying, for which {options.name} takes no mask; leave it "
             "out, or set config.optimizer.weight_decay by parameter in a factory of your own",
         )
-    return given
+    return call
 
 
-def _arguments(
-    kind: _Kind,
-    options: OptimizerOptions,
+def _call(
+    kind: str,
+    name: str,
+    builtin: Mapping[str, str],
+    options: Mapping[str, Any],
+    *,
     offered: Mapping[tuple[str, ...], Any],
     if_required: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What a factory is called with, as `imports.arguments` finds it."""
-    return imports.arguments(
-        kind.what,
-        getattr(options, kind.key),
-        _factory(kind, options),
-        getattr(options, kind.options),
-        offered,
-        if_required,
-        key=f"config.optimizer.{kind.key}",
-        options_key=f"config.optimizer.{kind.options}",
+    key: str,
+    options_key: str,
+) -> _Call:
+    """Finds a factory by name, and the arguments to call it with; see `imports.arguments`."""
+    factory = imports.resolve(kind, name, builtin, asked_by=key)
+    arguments = imports.arguments(
+        *(kind, name, factory, options, offered, if_required), key=key, options_key=options_key
+    )
+    return _Call(key, name, factory, arguments)
+
+
+def map_with_paths(function: Callable[[str, Any], Any], params: PyTree) -> PyTree:
+    """Maps `function(path, leaf)`. A path is like "student/backbone/stem/conv/kernel"."""
+    path_of = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: function(path_of(keys), leaf), params
     )
 
 
-def _made(kind: _Kind, options: OptimizerOptions, arguments: Mapping[str, Any]) -> Any:
-    try:
-        made = _factory(kind, options)(**arguments)
-    except (TypeError, ValueError) as error:
-        raise _wrong(kind, options, f"which does not take its options: {error}") from error
-    if not kind.is_made(made):
-        raise _wrong(kind, options, f"which returns {made!r}, no {kind.made}")
-    return made
-
-
-def _factory(kind: _Kind, options: OptimizerOptions) -> Callable[..., Any]:
-    key = f"config.optimizer.{kind.key}"
-    return imports.resolve(kind.what, getattr(options, kind.key), kind.builtin, asked_by=key)
-
-
-def _wrong(kind: _Kind, options: OptimizerOptions, reason: str) -> WrongValue:
-    key = f"config.optimizer.{kind.key}"
-    return WrongValue(key, f'names the {kind.what} "{getattr(options, kind.key)}", {reason}')
-
-
 def _decayed(options: OptimizerOptions) -> Callable[[PyTree], PyTree] | None:
-    """The mask of parameters that decay; None where all do."""
+    """Returns the mask of the parameters that decay; None if all decay."""
     kernels_alone, patterns = not options.decay_norm_and_bias, options.no_decay
     if not kernels_alone and not patterns:
         return None
@@ -333,18 +296,18 @@ def _decayed(options: OptimizerOptions) -> Callable[[PyTree], PyTree] | None:
 
 
 def _at_own_rates(options: OptimizerOptions) -> optax.GradientTransformation:
-    """Multiplies updates by the rates of their parameters, each pattern's that is found there."""
-    rates, no_decay = options.rates, options.no_decay
+    """Multiplies the update of a parameter by the rate of every pattern that matches its path."""
     head = ((HEADS, options.head_multiplier),) if options.head_multiplier != 1.0 else ()
+    rates = (*head, *options.rates)
 
     def init(params: PyTree) -> optax.EmptyState:
-        found = {"no_decay": no_decay, "rates": dict(rates), "head_multiplier": dict(head)}
-        for key, patterns in found.items():
-            require_matches(f"config.optimizer.{key}", patterns, params)
+        _check_matches("no_decay", options.no_decay, params)
+        _check_matches("rates", dict(options.rates), params)
+        _check_matches("head_multiplier", dict(head), params)
         return optax.EmptyState()
 
     def scaled(path: str, update: Any) -> Any:
-        for pattern, rate in (*head, *rates):
+        for pattern, rate in rates:
             if re.search(pattern, path):
                 update = rate * update
         return update
@@ -354,3 +317,21 @@ def _at_own_rates(options: OptimizerOptions) -> optax.GradientTransformation:
         return map_with_paths(scaled, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _check_matches(key: str, patterns: Iterable[str], params: PyTree) -> None:
+    """Checks that every pattern matches the path of a parameter.
+
+    Raises:
+      UserError: for the first pattern that does not; names a few paths.
+    """
+    paths = jax.tree.leaves(map_with_paths(lambda path, _: path, params))
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            # From all over the network, because neighbors are alike.
+            shown = paths[:: -(-len(paths) // _SHOWN)] if paths else []
+            raise WrongValue(
+                f"config.optimizer.{key}",
+                f'has "{pattern}", which is found in no path of the {len(paths)} parameters, as '
+                f"{', '.join(shown)}",
+            )

@@ -1,4 +1,4 @@
-"""What a step costs: its time, its multiplications, its memory, and a trace of it."""
+"""The cost of a step: time, multiplications, memory, and a trace."""
 
 import contextlib
 import math
@@ -33,14 +33,14 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for a batch."""
+        """Counts the time inside this context as waiting for a batch."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no part of the steps."""
+        """Excludes the time inside this context from the time of the steps."""
         started, worked = time.perf_counter(), time.process_time()
         yield
         self._since += time.perf_counter() - started
@@ -48,14 +48,14 @@ class Clock:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Around what writes a checkpoint, as far as the run waits for it."""
+        """Counts the time inside this context as saving a checkpoint."""
         started = time.perf_counter()
         with self.paused():
             yield
         self._saved += time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
-        """Returns the numbers of a line of the log, and begins the next line.
+        """Returns the numbers of a line of the log, and starts the next line.
 
         Times are missing if no step was timed.
         """
@@ -72,7 +72,7 @@ class Clock:
         return values
 
     def begin(self) -> None:
-        """Forgets what was added up since the last line."""
+        """Starts a line of the log."""
         self.steps = 0
         self._waited = self._saved = 0.0
         self._since = time.perf_counter()
@@ -83,7 +83,7 @@ def logged_seconds(lines: Iterable[Mapping[str, float | None]]) -> float:
     """Estimates the seconds of a training from its log: steps, evaluations, and checkpoints.
 
     Args:
-      lines: as `kdjax.training.loop.fit` and its caller log them, each with its `step`.
+      lines: the lines of `kdjax.training.loop.fit` and of its caller, each with its `step`.
     """
     seconds, timed = 0.0, 0.0
     for line in lines:
@@ -95,62 +95,49 @@ def logged_seconds(lines: Iterable[Mapping[str, float | None]]) -> float:
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Multiplications and additions of `function` on arguments of these shapes.
+    """Counts the multiplications and additions of all convolutions and matrix products.
 
-    Results that nothing needs do not count, as XLA leaves them out. A `while` loop of unknown
-    length counts once.
+    XLA's own count has every loop once, and differs between back ends. Results that nothing needs
+    do not count. A `while` loop of unknown length counts once.
 
     Args:
-      function: any that JAX can trace.
-      *arguments: arrays or `jax.ShapeDtypeStruct`, in any pytrees.
+      function: a function that JAX can trace.
+      *arguments: pytrees of arrays or `jax.ShapeDtypeStruct`.
     """
-    return count_program_flops(jax.make_jaxpr(function)(*arguments))
+    return _count_program(jax.make_jaxpr(function)(*arguments))
 
 
-def count_program_flops(closed: core.ClosedJaxpr) -> int:
-    """The same of a program that has been traced."""
+def _count_program(closed: core.ClosedJaxpr) -> int:
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
     return _count(jaxpr)
 
 
 def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: core.JaxprEqn) -> int:
+def _count_equation(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return _dot(equation)
+        (contracted, _), _ = params["dimension_numbers"]
+        left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+        return 2 * math.prod(out) * math.prod(left[i] for i in contracted)
     if name == "conv_general_dilated":
-        return _convolution(equation)
-    inner = [_count(jaxpr) for jaxpr in _inside(params)]
+        return _count_convolution(equation)
+    # Programs inside, such as the body of a loop. `core.ClosedJaxpr` has the same equations.
+    values = jax.tree.leaves(tuple(params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    inner = [_count(value) for value in values if hasattr(value, "eqns")]
     if name == "cond":
         return max(inner)
     return params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
-
-
-def _inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """The programs that an equation runs."""
-    for value in params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, core.ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, core.Jaxpr):
-                yield part
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _dot(equation: core.JaxprEqn) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
-    return 2 * math.prod(out) * math.prod(left[i] for i in contracted)
-
-
-def _convolution(equation: core.JaxprEqn) -> int:
-    """Without the products with padding, and with the zeros between dilated rows."""
+def _count_convolution(equation: core.JaxprEqn) -> int:
+    """Counts the operations of a convolution, without products with padding or inserted zeros."""
     params = equation.params
     numbers = params["dimension_numbers"]
     image, kernel = map(_shape, equation.invars)
@@ -182,26 +169,26 @@ def _pairs(
     image_dilation: int,
     kernel_dilation: int,
 ) -> int:
-    """Pairs of an output and a kernel position, along one axis, that meet a pixel of the image."""
+    """Counts the pairs of output and kernel positions on an axis that meet a pixel."""
     place = np.arange(out)[:, None] * stride + np.arange(kernel) * kernel_dilation - padding[0]
     inside = (place >= 0) & (place <= (image - 1) * image_dilation)
     return int((inside & (place % image_dilation == 0)).sum())
 
 
 def step_cost(step_fn: Any, *arguments: Any) -> dict[str, float]:
-    """Compiles a step for its arguments, which its first call then need not do again.
+    """Compiles a step, so that its first call need not, and returns its cost.
 
     Args:
-      step_fn: a function under `jax.jit`.
-      *arguments: what it is to be called with; they are only looked at.
+      step_fn: the step under `jax.jit`.
+      *arguments: the arguments of the first call. They are not donated.
 
     Returns:
-      `train/step_flops`, multiplications and additions on all devices together, and
-      `train/step_bytes`, what a device holds while it runs: arguments, results that take no
-      argument's place, and temporaries. No bytes where the backend does not tell.
+      `train/step_flops`, the multiplications and additions on all devices together, and
+      `train/step_bytes`, the memory of the step on a device: arguments, results that reuse no
+      argument's memory, and temporaries. The latter is missing if the back end does not report it.
     """
     traced = step_fn.trace(*arguments)
-    cost = {"train/step_flops": float(count_program_flops(traced.jaxpr))}
+    cost = {"train/step_flops": float(_count_program(traced.jaxpr))}
     memory = traced.lower().compile().memory_analysis()
     if memory is not None:
         cost["train/step_bytes"] = float(
@@ -217,12 +204,12 @@ class Profile:
     """Traces the steps from `start` to `stop`, both included, into a directory.
 
     Args:
-      directory: on a disk of this machine; created where it is missing.
+      directory: a local directory, which is created if it does not exist.
       start: the first step to trace; steps count from 1.
-      stop: the last.
+      stop: the last step to trace.
 
     Raises:
-      UserError: for a directory in an object store, where JAX's profiler cannot write.
+      UserError: if the directory is in an object store, where JAX's profiler cannot write.
     """
 
     def __init__(self, directory: epath.PathLike, start: int, stop: int):
@@ -233,20 +220,20 @@ class Profile:
         self._tracing = False
 
     def begin(self, step: int) -> None:
-        """Called before the batch of `step` is asked for."""
+        """Must be called before the batch of `step` is requested."""
         if not self._tracing and self._start <= step <= self._stop:
-            # Beside what TensorBoard reads, a file for https://ui.perfetto.dev.
+            # Also writes a file for https://ui.perfetto.dev.
             jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
             self._tracing = True
 
     def end(self, step: int, metrics: Any) -> None:
-        """Called when `step` is under way, with what it will return."""
+        """Must be called after `step` is dispatched, with its metrics."""
         if self._tracing and step >= self._stop:
             jax.block_until_ready(metrics)
             self.close()
 
     def close(self) -> None:
-        """Writes what has been traced, where a run ends before `stop`."""
+        """Ends the trace, also if the run ends before `stop`."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
@@ -256,7 +243,7 @@ def steps_of(text: str) -> tuple[int, int]:
     """Reads START:STOP, the value of --profile.
 
     Raises:
-      UserError: when it is no such pair.
+      UserError: if the text is not such a pair.
     """
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if match is None:
@@ -265,10 +252,10 @@ def steps_of(text: str) -> tuple[int, int]:
 
 
 def check_steps(start: int, stop: int, steps: int) -> None:
-    """Requires that steps to trace are within a run of so many.
+    """Checks that the steps to trace are steps of the run.
 
     Raises:
-      UserError: when they are not.
+      UserError: if they are not.
     """
     if not 1 <= start <= stop <= steps:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh of devices, batches and crops split over it, weights too if asked."""
+"""Places arrays on a mesh of devices: batches, crops, and optionally weights are split over it."""
 
 import dataclasses
 import math
@@ -26,40 +26,40 @@ class MeshOptions(Section):
 
 
 AXES = ("data", "fsdp", "space")
-# The images of a batch are split over both; over `fsdp` the weights are as well.
+# The axes over which the images of a batch are split.
 BATCH = ("data", "fsdp")
-# Arrays with fewer elements stay whole on every device: scales and biases, mostly, which together
-# are a hundredth of a network, and would cost a collective each.
+# Arrays with fewer elements stay whole on every device. They are mostly scales and biases, a
+# hundredth of a network together, and would need one collective each.
 MIN_SPLIT = 2048
 
 
 class Placement:
-    """A mesh of devices, and the places of arrays on it.
+    """A mesh of devices, and the shardings of arrays on it.
 
-    - Axis `data`: every part has its own images of a batch.
-    - Axis `fsdp`: likewise, and parameters, optimizer state, moving averages, class statistics and
-      teacher are split over it: each array on its largest dimension that can be, small ones not.
-    - Axis `space`: every part has its own rows of each image, for crops too big for one device.
+    - Axis `data` splits the images of a batch.
+    - Axis `fsdp` splits images too, and also parameters, optimizer state, moving averages, class
+      statistics, and the teacher: each large array along its largest dimension that allows it.
+    - Axis `space` splits the rows of each image, for crops too large for one device.
 
-    The axis type is Auto on purpose: under Explicit axes, confusion counts and dropout masks of a
-    batch-sharded array are sharding errors, and so are some losses of images whose rows are. XLA
-    derives the place of everything between the inputs and the outputs of a step, and the
-    collectives: it reduces batch norm's sums over all images, gathers weights where they are used,
-    and exchanges the rows that convolutions need from their neighbours.
+    The axis type is Auto, because under Explicit axes, confusion counts and dropout masks of a
+    sharded batch are sharding errors, and so are some losses of images with sharded rows. XLA
+    derives all shardings between the inputs and the outputs of a step, and the collectives: it
+    reduces batch norm's sums over all images, gathers weights before their use, and exchanges the
+    rows that convolutions need from their neighbors.
 
     Args:
       options: the section `config.mesh`; by default all devices are on `data`.
-      devices: those of the mesh, by default all.
+      devices: the devices of the mesh; by default all.
 
     Raises:
-      UserError: when the devices cannot be arranged so.
+      UserError: if the devices do not form this mesh.
     """
 
     def __init__(
         self, options: MeshOptions | None = None, devices: Sequence[Any] | None = None
     ) -> None:
         devices = jax.devices() if devices is None else devices
-        # A process's devices stand together, so that its images of a batch do too.
+        # The devices of a process are neighbors, so that its images are neighbors in the batch.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         shape = _shape(options or MeshOptions(), len(devices))
         per_process = len(devices) // len({device.process_index for device in devices})
@@ -74,7 +74,7 @@ class Placement:
 
     @property
     def platform(self) -> str:
-        """Of the devices: "cpu", "gpu" or "tpu"."""
+        """The platform of the devices: "cpu", "gpu", or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
     @property
@@ -83,7 +83,7 @@ class Placement:
         return math.prod(self.mesh.shape[axis] for axis in BATCH)
 
     def describe(self) -> str:
-        """One line for the start of a run: `data 4 x fsdp 2 x space 1, 8 devices`."""
+        """Returns the mesh as a line: `data 4 x fsdp 2 x space 1, 8 devices`."""
         sizes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         return f"{sizes}, {self.mesh.size} device{'s' if self.mesh.size > 1 else ''}"
 
@@ -91,9 +91,9 @@ class Placement:
         """Checks that the devices can share the images of a batch evenly.
 
         Args:
-          key: holds the size, for messages.
+          key: the config key of the size, for messages.
           size: images in a batch.
-          accumulate: micro-batches that a batch is cut into; the devices share each of them.
+          accumulate: number of micro-batches in a batch. The devices share each of them.
 
         Raises:
           UserError: if the images of a micro-batch are not a multiple of the devices.
@@ -106,19 +106,18 @@ class Placement:
             )
 
     def batch_shardings(self, batch: PyTree) -> PyTree[NamedSharding]:
-        """The places of a batch's arrays [B, ...]; images and labels [B, H, W, ...] by rows too."""
+        """Returns the shardings of a batch; arrays [B, H, W, ...] are also split by rows."""
         return jax.tree.map(lambda leaf: self._of_batch(leaf.shape), batch)
 
     def state_shardings(self, tree: PyTree) -> PyTree[NamedSharding]:
-        """The places of arrays that last: a sharding for each array, or `jax.ShapeDtypeStruct`."""
+        """Returns the shardings of a state, made of arrays or of `jax.ShapeDtypeStruct`."""
         return jax.tree.map(lambda leaf: self._of_state(leaf.shape), tree)
 
     def put_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Places a batch on the devices, of which this process gives its rows.
+        """Places this process's rows of a batch on the devices.
 
         Args:
-          batch: arrays or trees of arrays `[B / n, ...]`; the rows of the n processes, one after
-            the other, are the batch.
+          batch: arrays or trees of arrays `[B / n, ...]`, one of n parts of the batch.
         """
         processes = jax.process_count()
 
@@ -130,27 +129,26 @@ class Placement:
         return jax.tree.map(put, dict(batch))
 
     def put_images(self, images: np.ndarray) -> jax.Array:
-        """Places images [B, H, W, 3], which every process has whole, as a batch."""
+        """Places a batch of images [B, H, W, 3]; every process must have all of them."""
         return _put(images, self._of_batch(images.shape))
 
     def put_state(self, tree: PyTree) -> PyTree:
-        """Splits arrays that last, which every process has whole."""
+        """Places a state on the devices; every process must have all of it."""
         return jax.tree.map(_put, tree, self.state_shardings(tree))
 
     def replicate(self, tree: PyTree) -> PyTree:
-        """Places arrays, the same on every process, on every device."""
+        """Copies arrays, which must be equal on all processes, to every device."""
         return jax.tree.map(lambda value: _put(value, self.replicated), tree)
 
     def fetch(self, tree: PyTree) -> PyTree:
-        """Returns arrays, wherever they are, whole on the host; every process must call this."""
+        """Returns whole arrays on the host; every process must call this."""
         if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
             tree = self._replicate(tree)
         return jax.device_get(tree)
 
     def _of_batch(self, shape: tuple[int, ...]) -> NamedSharding:
-        # Whole images in evaluation may have rows that cannot be split evenly; they stay whole.
+        # Images whose rows do not divide evenly, as in evaluation, are not split by rows.
         rows = len(shape) >= 3 and shape[1] % self.mesh.shape["space"] == 0
-        # Numbers of examples [B] have no second axis to name.
         return NamedSharding(self.mesh, PartitionSpec(BATCH, *(("space",) if rows else ())))
 
     def _of_state(self, shape: tuple[int, ...]) -> NamedSharding:
@@ -158,7 +156,7 @@ class Placement:
         even = [axis for axis, size in enumerate(shape) if size % parts == 0]
         if parts == 1 or math.prod(shape) < MIN_SPLIT or not even:
             return self.replicated
-        # The last of equals: output channels, of a square kernel.
+        # The last of equal sides: the output channels of a square kernel.
         split = max(even, key=lambda axis: (shape[axis], axis))
         return NamedSharding(self.mesh, PartitionSpec(*[None] * split, "fsdp"))
 
@@ -168,7 +166,7 @@ def _put(value: Any, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        # NumPy has no random keys, only what they are made of.
+        # NumPy has no random keys.
         data = _put(jax.random.key_data(value), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
     value = np.asarray(value)
@@ -176,23 +174,22 @@ def _put(value: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _shape(options: MeshOptions, count: int) -> tuple[int, ...]:
-    wanted = {axis: getattr(options, axis) for axis in AXES}
-    asked = ", ".join(f"{axis} {size}" for axis, size in wanted.items())
-    open_axes = [axis for axis, size in wanted.items() if size == -1]
-    if len(open_axes) > 1:
+    """Returns the sides of the mesh, with the open side filled in."""
+    sizes = [options.data, options.fsdp, options.space]
+    asked = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1:
         raise UserError(
             f"config.mesh has {asked}; sizes must be positive, and one of them may be -1, for all "
             "devices that remain"
         )
-    fixed = math.prod(size for size in wanted.values() if size != -1)
-    if count % fixed or (not open_axes and fixed != count):
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = count // -math.prod(sizes)
+    if math.prod(sizes) != count:
         raise UserError(f"config.mesh has {asked}, which does not go with {count} devices")
-    for axis in open_axes:
-        wanted[axis] = count // fixed
-    if wanted["fsdp"] > 1 and wanted["space"] > 1:
-        # XLA of jaxlib 0.10.2 multiplies values and gradients by 4 or 16 then.
+    if sizes[1] > 1 and sizes[2] > 1:
+        # With jaxlib 0.10.2, XLA multiplies values and gradients by 4 or 16.
         raise UserError(
             f"config.mesh has {asked}; give fsdp or space, not both: XLA miscomputes convolutions "
             "whose kernels and images are both split"
         )
-    return tuple(wanted.values())
+    return tuple(sizes)

@@ -1,4 +1,4 @@
-"""One training step, a pure function of (state, teacher, batch): its state and its loss."""
+"""The training step, a pure function of (state, teacher, batch), with its state and its loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,27 +25,26 @@ from kdjax.utils.schema import Section
 class LossOptions(Section):
     """`config.loss`: the cross-entropies with the labels."""
 
-    cross_entropy: Annotated[float, schema.NOT_NEGATIVE] = 1.0  # its weight
-    auxiliary: Annotated[float, schema.NOT_NEGATIVE] = 0.4  # that of the auxiliary head's
-    # The pixels over which both are averaged: "labelled", or "all", where ignored ones count as 0,
-    # as mmsegmentation does.
+    cross_entropy: Annotated[float, schema.NOT_NEGATIVE] = 1.0  # weight of the cross-entropy
+    auxiliary: Annotated[float, schema.NOT_NEGATIVE] = 0.4  # weight of the auxiliary head's
+    # The pixels over which both are averaged: "labelled"; or "all", with 0 for ignored pixels, as
+    # in mmsegmentation.
     mean_over: Literal["labelled", "all"] = "labelled"
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that changes during training. The teacher is not in it.
+    """The arrays that change during training. The teacher is not among them.
 
     Attributes:
-      step: number of steps done.
-      seed: of all random numbers that a step draws, such as dropout. The seed is in the state and
-        not in the program, so that one compiled program serves every seed.
-      params: {"student": parameters, "terms": what they learn, by name}, all trained together.
-      model_state: all else that the student keeps: its variables' "state".
-      opt_state: the optimizer's.
-      terms: what the distillation terms carry, by name.
-      ema: moving averages of `params["student"]` and `model_state`, as `update_average` makes them;
-        or None.
+      step: number of completed steps.
+      seed: the seed of all random numbers of a step, such as dropout. It is part of the state, so
+        that one compiled program serves every seed.
+      params: {"student": parameters, "terms": parameters of the terms by name}, trained together.
+      model_state: the student's other variables, such as batch norm's statistics.
+      opt_state: the state of the optimizer.
+      terms: the state of the distillation terms by name.
+      ema: moving averages of `params["student"]` and `model_state` from `update_average`, or None.
     """
 
     step: Int[Array, ""]
@@ -57,16 +56,16 @@ class TrainState:
     ema: tuple[PyTree, PyTree] | None
 
     def student(self) -> Variables:
-        """The variables to evaluate and export: the moving average where there is one."""
+        """Returns the variables to evaluate and export: the moving averages if there are any."""
         params, model_state = self.ema or (self.params["student"], self.model_state)
         return {"params": params, "state": model_state}
 
 
 def update_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
-    """Moves averages towards new values; what is no real number, as a count or a key, is taken.
+    """Moves averages towards new values, and replaces integers and keys by the new ones.
 
     Args:
-      average: the arrays so far.
+      average: the averages so far.
       new: the arrays of this step.
       decay: share of the average that is kept.
     """
@@ -87,17 +86,17 @@ def create_state(
     ema: bool,
     seed: int = 0,
 ) -> TrainState:
-    """Returns the state before the first step, whose arrays are copies.
+    """Returns the state before the first step.
 
-    Training gives up the buffers of its state. A user's module may still hold the arrays that it
-    was made from.
+    Its arrays are copies, because a training step donates the buffers of its state, which a user's
+    module may still hold.
 
     Args:
       student: the network's variables.
-      terms: what the distillation terms learn and carry, as `Distiller.init` returns it.
-      optimizer: updates the parameters of both.
+      terms: parameters and state of the distillation terms, from `Distiller.init`.
+      optimizer: updates the parameters of the student and of the terms.
       ema: True to keep moving averages.
-      seed: of the run.
+      seed: the seed of the run.
     """
     learned, carried = terms
     params = {"student": student["params"], "terms": learned}
@@ -115,14 +114,13 @@ def create_state(
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The weighted sum that trains a student.
+    """The weighted sum of losses that trains a student.
 
     Attributes:
       cross_entropy: weight of the cross-entropy with the labels.
       auxiliary: weight of the auxiliary head's cross-entropy.
       distiller: the distillation terms; None for a plain student.
-      mean_over: the pixels over which both cross-entropies are averaged: those that have a label,
-        or all, where ignored ones count as 0, as in mmsegmentation.
+      mean_over: the pixels over which both cross-entropies are averaged; see `LossOptions`.
     """
 
     cross_entropy: float
@@ -142,17 +140,17 @@ class Objective:
         steps: int,
         key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
-        """Returns the loss, and what the terms carry with the loss's parts by name, unweighted.
+        """Returns the loss, the new state of the terms, and the parts of the loss, unweighted.
 
         Args:
-          student: the student's maps on the batch.
-          teacher: the teacher's on the same images, where a term reads it.
+          student: the student's maps of the batch.
+          teacher: the teacher's maps of the same images, if a term reads them.
           labels: train ids [B, H, W]; 255 is ignored.
-          params: what the terms learn.
-          state: what they carry.
-          step: steps done.
-          steps: of the run.
-          key: what the terms' random numbers are drawn from.
+          params: the parameters of the terms.
+          state: the state of the terms.
+          step: number of completed steps.
+          steps: length of the run.
+          key: the source of the terms' random numbers.
         """
         parts = {"cross_entropy": self._cross_entropy(student["logits"], labels)}
         loss = self.cross_entropy * parts["cross_entropy"]
@@ -170,7 +168,7 @@ class Objective:
     def _cross_entropy(
         self, scores: Array | Classification, labels: Int[Array, "B H W"]
     ) -> Float[Array, ""]:
-        """Cross-entropy at the labels' size, averaged."""
+        """Returns the mean cross-entropy at the size of the labels."""
         values = losses.upsampled_cross_entropy(array_of(scores), labels, ignore_label=IGNORE_LABEL)
         if self.mean_over == "all":
             return jnp.mean(values)
@@ -178,24 +176,24 @@ class Objective:
 
 
 Batch = dict[str, Any]
-# What a forward pass changes beside the gradients: the network's statistics, and the terms' state.
+# State that a forward pass changes: the network's statistics, and the state of the terms.
 Moving = tuple[PyTree, PyTree]
 TrainStep = Callable[[TrainState, Variables | None, Batch], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessedNetwork:
-    """A network, and how pixels become its input."""
+    """A network and its preprocessing, which turns pixels into its input."""
 
     network: Network
     preprocessing: Preprocessing
 
 
 class CachedMaps(Protocol):
-    """A teacher's maps that come with a batch: a pytree whose leaves all begin with its axis B."""
+    """The teacher's maps in a batch: a pytree of arrays with a leading axis B."""
 
     def like(self, student: Maps) -> Maps:
-        """The maps by name, at the sizes of the student's."""
+        """Returns the maps by name, at the sizes of the student's maps."""
         ...
 
 
@@ -212,20 +210,19 @@ def make_train_step(
 ) -> TrainStep:
     """Returns `train_step(state, teacher_variables, batch) -> (state, metrics)`, not yet jitted.
 
-    A batch holds `image` [B, H, W, 3] and `label` [B, H, W], both uint8. Where it holds `clean`
-    too, the teacher sees that instead of `image`. Where it holds `teacher`, `CachedMaps`, no
-    teacher runs: these are its maps.
+    A batch has `image` [B, H, W, 3] and `label` [B, H, W], both uint8. With `clean`, the teacher
+    sees `clean` instead of `image`. With `teacher`, a `CachedMaps`, no teacher runs.
 
     Args:
       student: the network that is trained.
-      teacher: the frozen network, where a term reads it and batches do not hold its maps.
-      objective: what is minimised.
-      optimizer: applied to the student's parameters and what the terms learn.
+      teacher: the frozen network, if a term reads it and batches do not hold its maps.
+      objective: the loss.
+      optimizer: updates the parameters of the student and of the terms.
       learning_rate: the schedule inside `optimizer`, for the log.
       steps: length of the run.
-      accumulate: micro-batches whose gradients are averaged before one update. Each is that of its
-        own losses, means over its own labelled pixels: batch norm and such means see less at once.
-      ema_decay: of the moving average of the weights; 0 for none.
+      accumulate: number of micro-batches whose gradients are averaged before an update. The losses
+        of each are means over its own labeled pixels, and batch norm sees each alone.
+      ema_decay: decay of the moving average of the weights; 0 for no average.
     """
 
     def loss_and_gradients(
@@ -234,7 +231,7 @@ def make_train_step(
         model_state, carried = moving
         teacher_maps: Maps | None = None
         if teacher is not None:
-            # Outside the differentiated function: no activation of the teacher is stored.
+            # Outside the differentiated function, so that no activation of the teacher is stored.
             seen = teacher.preprocessing(batch.get("clean", batch["image"]))
             output, _ = teacher.network.apply(frozen, seen, train=False, key=None)
             teacher_maps = maps_of(output)
@@ -303,7 +300,7 @@ def make_train_step(
 
 
 def _at_own_rates(updates: PyTree, objective: Objective) -> PyTree:
-    """Updates of what the terms learn, at the learning rates of their own."""
+    """Multiplies the updates of each term's parameters by the term's learning rate."""
     if objective.distiller is None:
         return updates
     rates = objective.distiller.learning_rates(updates["terms"])
@@ -312,7 +309,7 @@ def _at_own_rates(updates: PyTree, objective: Objective) -> PyTree:
 
 
 def _micro_batches(batch: Batch, count: int) -> Batch:
-    """Reshapes [B, ...] to [count, B / count, ...], each device keeping its own examples."""
+    """Reshapes [B, ...] to [count, B / count, ...]; each device keeps its examples."""
     return jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0), batch
     )

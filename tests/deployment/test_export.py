@@ -1,4 +1,4 @@
-"""Exports: what other programs load labels images as the network does, or nothing is written."""
+"""Exported files label images as the network does, or nothing is written."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from flax import nnx
 from kdjax import config as configuration
 from kdjax import deployment, models
 from kdjax.data import sets
-from kdjax.deployment import exporting, formats
+from kdjax.deployment import agreement, formats
 from kdjax.deployment.formats import ANY, Size
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.experiment.workdir import Workdir
@@ -37,7 +37,7 @@ needs_onnx = pytest.mark.skipif(
     importlib.util.find_spec("jax2onnx") is None,
     reason='needs jax2onnx: pip install ".[onnx]" && pip install --no-deps jax2onnx==0.17.1',
 )
-# ONNX has a test of its own, which those skip who do not have it, and so have integers.
+# ONNX and int8 have their own tests, which are skipped without their packages.
 OTHERS = ["stablehlo", "savedmodel", "tflite"]
 SIZE = Size(32, 48)
 CLASSES = 5
@@ -66,7 +66,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def source(net, tmp_path_factory):
-    """A finished workdir: the student lies in a folder of it."""
+    """Makes a finished workdir with a student."""
     workdir = tmp_path_factory.mktemp("run")
     serialization.save(workdir / "student", described("tiny"), NNXNetwork.of(net)[1])
     return str(workdir)
@@ -91,7 +91,7 @@ def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, fo
     for export in exports:
         chosen = formats.FORMATS[export.format]
         label = chosen.read(output / export.file)
-        # Batches and sizes that were not tried when it was written.
+        # Other batches and sizes than the export's own comparison uses.
         shapes = [(3, 41, 50), (1, 33, 32)] if chosen.flexible else [(3, *SIZE)]
         for shape in shapes:
             images = random_images(*shape)
@@ -123,7 +123,7 @@ def test_int8_is_calibrated_on_the_images_given(net, source, tmp_path):
     low, median, high = found.milliseconds
     assert 0 < low <= median <= high
     with pytest.raises(UserError, match="only 0 % of its labels are the network's"):
-        exporting.compare_predictions(
+        agreement.compare_predictions(
             lambda x: np.full(x.shape[:3], CLASSES),
             *NNXNetwork.of(net),
             described("tiny").preprocessing,
@@ -198,7 +198,8 @@ def test_the_auxiliary_head_is_not_written(net, source, tmp_path):
     label = formats.make_predict_fn(*NNXNetwork.of(without), described("tiny").preprocessing)
     path = tmp_path / "b"
     formats.FORMATS["stablehlo"].write(label, ANY, path)
-    assert abs(export.bytes - path.stat().st_size) < 200
+    # The weights of the head are 740 bytes. The stack traces of the operations differ, too.
+    assert abs(export.bytes - path.stat().st_size) < 500
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_networks_that_compute_with_their_images_size_are_recognised(name, expec
 
 
 def test_tensorflow_lite_repeats_a_pooled_image_right(tmp_path):
-    # As PSPNet does. Written as an interpolation, the converted file gave other numbers.
+    # As in PSPNet. As an interpolation, the converted file returned wrong numbers.
     branch = ConvNorm(3, 8, 1, dtype=jnp.float32, rngs=nnx.Rngs(0))
 
     def enlarged(images):
@@ -275,27 +276,27 @@ def test_only_ties_may_differ(net):
     preprocessing = described("tiny").preprocessing
     label = formats.make_predict_fn(*NNXNetwork.of(net), preprocessing)
     images = random_images(1, 32, 48)
-    # Two equal classes: either label is right, a third one is not.
+    # With two equal classes, either label is right, and a third one is wrong.
     twins = nnx.clone(net)
     conv = twins.head.classifier.conv
     conv.kernel[...] = conv.kernel[...].at[..., 1].set(conv.kernel[..., 0])
     conv.bias[...] = jnp.asarray([9.0, 9.0, 0.0, 0.0, 0.0])
-    found = exporting.compare_predictions(
+    found = agreement.compare_predictions(
         lambda x: label(x) * 0 + 1, *NNXNetwork.of(twins), preprocessing, [images]
     )
     assert found == (32 * 48, 0, 1)
     for wrong in (2, -1, CLASSES):
         with pytest.raises(UserError, match="1536 of 1536 labels are not"):
-            exporting.compare_predictions(
+            agreement.compare_predictions(
                 lambda x, w=wrong: label(x) * 0 + w, *NNXNetwork.of(twins), preprocessing, [images]
             )
     conv.bias[...] = jnp.full(CLASSES, jnp.nan)
     with pytest.raises(UserError, match="1536 of 1536 labels are not"):
-        exporting.compare_predictions(
+        agreement.compare_predictions(
             lambda x: label(x) * 0 + 1, *NNXNetwork.of(twins), preprocessing, [images]
         )
     with pytest.raises(UserError, match=r"by \(1, 32\) instead of \(1, 32, 48\)"):
-        exporting.compare_predictions(
+        agreement.compare_predictions(
             lambda x: label(x)[..., 0], *NNXNetwork.of(net), preprocessing, [images]
         )
 
@@ -307,14 +308,14 @@ def exported(source, tmp_path_factory):
     return output
 
 
-# Crashes TensorFlow Lite: an offset that points outside the file.
+# An offset outside the file crashes TensorFlow Lite.
 CRAFTED = b"\xf0\xff\xff\x7fTFL3" + bytes(24)
 
 
 @pytest.mark.parametrize("content", [b"", CRAFTED, bytes(range(256)), None])
 @pytest.mark.parametrize("name", ["student.stablehlo", "savedmodel", "student.tflite"])
 def test_a_damaged_file_is_refused_before_its_runtime_reads_it(exported, tmp_path, name, content):
-    """None stands for a file that was cut."""
+    """With None, the file is truncated."""
     output = tmp_path / "files"
     shutil.copytree(exported, output)
     file = output / name
@@ -324,17 +325,13 @@ def test_a_damaged_file_is_refused_before_its_runtime_reads_it(exported, tmp_pat
         deployment.measure(file)
 
 
-def test_a_file_that_its_runtime_cannot_load_or_run_is_one_line(exported, tmp_path):
+def test_a_file_that_its_runtime_cannot_load_is_one_line(exported, tmp_path):
     output = tmp_path / "files"
     shutil.copytree(exported, output)
     description = output / "export.json"
     whole = json.loads(description.read_text())
 
     file = output / "student.stablehlo"
-    student = formats.ExportedStudent.load(file)
-    with pytest.raises(UserError, match=r"it fails on images \[1, 32, 48, 4\]: ") as error:
-        student.predict(np.zeros((1, 32, 48, 4), np.uint8))
-    assert "\n" not in str(error.value)
     file.write_bytes(b"of another version")
     whole["exports"]["stablehlo"]["sha256"] = formats.digest(file)
     description.write_text(json.dumps(whole))
@@ -343,9 +340,9 @@ def test_a_file_that_its_runtime_cannot_load_or_run_is_one_line(exported, tmp_pa
     assert "\n" not in str(error.value)
 
 
-def described_as(shape, classes=5, **more):
+def described_as(shape, **more):
     held = {"tflite": {"input_shape": shape, **more}}
-    return json.dumps({"num_classes": classes, "exports": held})
+    return json.dumps({"class_names": ["a"], "exports": held})
 
 
 @pytest.mark.parametrize(
@@ -356,12 +353,7 @@ def described_as(shape, classes=5, **more):
         "{",
         "null",
         '{"exports": 3}',
-        100_000 * "[",
-        described_as([1, "32", 48, 3], sha256=""),
-        described_as([1, 3e9, 48, 3], sha256=""),
-        described_as([1, 10**9, 48, 3], sha256=""),
-        described_as([1, 32, None, 3], sha256=""),
-        described_as([1, 32, 48, 3], classes=0, sha256=""),
+        described_as([1, 32, 48], sha256=""),
         described_as([1, 32, 48, 3]),
     ],
     ids=lambda text: text[:60],
@@ -379,9 +371,6 @@ def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):
         f"{tmp_path}: no network checkpoint here"
     )
     assert refuse(source, output, ["tflit"]) == 'unknown format "tflit": did you mean "tflite"?'
-    assert refuse(source, output, []) == (
-        "no format is named: there are: stablehlo, savedmodel, tflite, tflite_int8, onnx"
-    )
     assert refuse(source, output, ["stablehlo", "tflite"]) == (
         "tflite takes images of one size: give --height and --width"
     )
@@ -408,7 +397,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(source, tmp_path):
 
 @contextlib.contextmanager
 def full_disk():
-    """Files may not grow beyond a size: writing fails as on a full disk."""
+    """Limits the size of files, so that writing fails as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
@@ -431,7 +420,7 @@ def test_a_full_disk_is_one_line_and_nothing_stays(source, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-# The command in a process of its own, which knows the tiny network.
+# Runs the command in a process that knows the tiny network.
 COMMAND = """
 import runpy, sys, conftest
 sys.argv.insert(1, "export")
@@ -458,7 +447,7 @@ def test_the_command_says_what_it_wrote(source, tmp_path):
 
 @pytest.mark.thorough
 def test_the_command_calibrates_and_says_what_both_files_score(tmp_path):
-    """On images of the run's own data set, which is not where the run had it."""
+    """The run's data set has moved."""
     tiny_run.write_images(tmp_path / "images")
     dataset = sets.prepare("folder", tmp_path / "data", source=tmp_path / "images")
     config = configuration.default()
@@ -485,7 +474,7 @@ def test_the_command_calibrates_and_says_what_both_files_score(tmp_path):
         (["--format=tflite"], "--int8 and --calibrate go together: give both or neither"),
         (
             ["--format=stablehlo", calibrate],
-            "--int8 is of the format tflite: name it in --format",
+            "--int8 is for the format tflite: name it in --format",
         ),
     ):
         refused = run(*given)
@@ -503,25 +492,3 @@ def test_the_command_calibrates_and_says_what_both_files_score(tmp_path):
     for line in said[2:]:
         assert re.search(r"an image of 24 x 32 in .* ms .*; val mIoU \d+\.\d\d %$", line), line
     assert {path.name for path in (tmp_path / "export").iterdir()} == {*names, "export.json"}
-
-
-def two_classes():
-    torch = pytest.importorskip("torch")
-    return torch.nn.Conv2d(3, 2, 1)
-
-
-@pytest.mark.torch
-def test_a_pytorch_network_is_measured_beside_it(monkeypatch):
-    pytest.importorskip("torch")
-    found = deployment.measure_torch("test_export:two_classes", size=SIZE, rounds=2)
-    assert found.bytes == 4 * (3 * 2 + 2)
-    assert str(found).startswith("test_export:two_classes in PyTorch: 0.0 MB; an image of 32 x 48 ")
-    with pytest.raises(
-        UserError, match=r"--torch is test_export:described: .*missing 1 .*'name'; "
-    ):
-        deployment.measure_torch("test_export:described", size=SIZE)
-    with pytest.raises(UserError, match="--torch"):
-        deployment.measure_torch("test_export:three_classes", size=SIZE)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="--torch needs PyTorch: pip install torch"):
-        deployment.measure_torch("test_export:two_classes", size=SIZE)

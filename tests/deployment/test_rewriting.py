@@ -61,5 +61,5 @@ def test_plain_convolutions_score_as_those_for_xla():
     convolutions = [e for e in written if e.primitive.name == "conv_general_dilated"]
     assert max(e.params["feature_group_count"] for e in convolutions) > 1
     names = [e.primitive.name for e in written]
-    # Those of resizing alone: every convolution is one.
+    # Only resizes use products, because each convolution is a single operation.
     assert names.count("dot_general") <= 6

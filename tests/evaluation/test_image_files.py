@@ -1,4 +1,4 @@
-"""`predict`: any image files to label maps, overlays and a legend."""
+"""Predictions of image files: label maps, overlays, and a legend."""
 
 import io
 import pathlib
@@ -42,7 +42,7 @@ def network(checkpoint):
 
 @pytest.fixture
 def photos(tmp_path):
-    """One upright, one that a camera stored lying, and one for each odd kind of pixels."""
+    """Makes an upright photo, a rotated one, and one for each unusual pixel format."""
     folder = tmp_path / "photos"
     (folder / "deep" / "er").mkdir(parents=True)
     blocks = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
@@ -60,7 +60,7 @@ def photos(tmp_path):
 
 
 def opened(path):
-    """The image, with its file closed."""
+    """Returns the image with its file closed."""
     with Image.open(path) as image:
         image.load()
     return image
@@ -125,24 +125,12 @@ def test_nothing_is_replaced_unless_asked(photos, tmp_path):
     assert len(find_images(pattern, output, overwrite=True)) == 4
 
 
-def test_results_among_the_images_are_not_labelled_themselves(photos):
-    (photos / "labels").mkdir()
-    (photos / "labels" / "plain.png").touch()
-    found = find_images(f"{photos}/**/*.png", str(photos), overwrite=True)
-    assert str(photos / "labels" / "plain.png") not in [str(one.image) for one in found]
-    assert len(found) == 5
-
-
 @pytest.mark.parametrize(
     ("names", "pattern", "message"),
     [
         ([], "*.png", r"matches no file"),
         (["a.png", "a.jpg"], "*", r"a\.jpg and .*a\.png would both be written to a\.png"),
         (["A.jpg", "a.png"], "*", r"A\.jpg and .*a\.png .* differ in case alone"),
-        (["a.png", "deep/b.png"], "*/../../*/a.png", r"a\.png does not lie in "),
-        (["a.jpg", "a.png/b.jpg"], "**/*.jpg", r"labels/a\.png is no folder"),
-        (["a.jpg", "out/labels"], "*.jpg", r"out/labels is no folder"),
-        (["a.jpg", "out/overlays/a.png/b"], "*.jpg", r"overlays/a\.png is a folder"),
     ],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -168,29 +156,28 @@ def test_a_legend_that_is_there_is_a_result_like_others(photos, tmp_path):
 def test_an_image_is_never_replaced(photos, tmp_path, overwrite, place):
     (photos / "plain.png").rename(photos / "legend.png")
     (tmp_path / "link").symlink_to("photos")
-    with pytest.raises(UserError, match=r"legend\.png is one of the images, .*; name another"):
+    with pytest.raises(UserError, match=r"legend\.png lies where .* has results; name another"):
         find_images(f"{photos}/*.png", str(tmp_path / place), overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_results_that_lead_to_the_images_by_links_do_not_replace_them(photos, tmp_path, overwrite):
-    # The photos lie elsewhere, and only links to them where the pattern looks.
-    out = tmp_path / "out"
-    (out / "labels").mkdir(parents=True)
+def test_a_photo_that_a_linked_image_stands_for_is_never_replaced(photos, tmp_path, overwrite):
     (tmp_path / "links").mkdir()
-    (photos / "plain.png").rename(out / "labels" / "plain.png")
-    (tmp_path / "links" / "plain.png").hardlink_to(out / "labels" / "plain.png")
-    with pytest.raises(UserError, match=r"labels/plain\.png is one of the images"):
+    out = tmp_path / "out"
+    out.mkdir()
+    (photos / "plain.png").rename(out / "legend.png")
+    (tmp_path / "links" / "plain.png").symlink_to(out / "legend.png")
+    with pytest.raises(UserError, match=r"links/plain\.png lies where .* has results"):
         find_images(f"{tmp_path}/links/*.png", str(out), overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("pattern", ["labels/*.png", "*/*.png", "link/*.png"])
-def test_photos_in_the_folders_of_results_are_no_results(photos, pattern, overwrite):
+@pytest.mark.parametrize("pattern", ["labels/*.png", "*/*.png", "**/*.png", "link/*.png"])
+def test_images_in_the_folders_of_results_are_refused(photos, pattern, overwrite):
     (photos / "plain.png").rename(photos / "deep" / "plain.png")
     (photos / "deep").rename(photos / "labels")
     (photos / "link").symlink_to("labels")
-    with pytest.raises(UserError, match=r"plain\.png is not the result of any of the images"):
+    with pytest.raises(UserError, match=r"\.png lies where --output .* has results"):
         find_images(f"{photos}/{pattern}", str(photos), overwrite=overwrite)
 
 
@@ -217,7 +204,7 @@ def test_original_ids_have_the_colours_of_their_classes(network, photos, tmp_pat
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(range(4), "scores 3 classes, .* has 4"), ([1, 2, 459], "ids up to 459; .* hold 0..255")],
+    [(range(4), "scores 3 classes, .* has 4"), ([1, 2, 459], "go up to 459; .* hold 0..255")],
 )
 def test_ids_that_do_not_fit(network, tmp_path, values, message):
     with pytest.raises(UserError, match=message):

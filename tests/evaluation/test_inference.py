@@ -1,4 +1,4 @@
-"""What a network is shown of an image, against plain NumPy; padding and batches change nothing."""
+"""Compares the views of an image with plain NumPy. Padding and batches change nothing."""
 
 import importlib
 import itertools
@@ -26,7 +26,7 @@ CLASSES = 3
 
 @jax.jit
 def whole_numbers(images):
-    """Stands for a network: exact in float32, and it says where in its window a pixel lies."""
+    """Replaces a network: exact in float32, and dependent on the position in the window."""
     height, width = images.shape[1:3]
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
     left = jnp.pad(images, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
@@ -34,7 +34,7 @@ def whole_numbers(images):
 
 
 def slide_reference(net, image, window, stride):
-    """`slide_inference` of mmsegmentation, line by line, on one image [H, W, 3]."""
+    """Translates mmsegmentation's `slide_inference` line by line, for one image [H, W, 3]."""
     (h_img, w_img), (h_crop, w_crop) = image.shape[:2], window
     h_grids = max(h_img - h_crop + stride[0] - 1, 0) // stride[0] + 1
     w_grids = max(w_img - w_crop + stride[1] - 1, 0) // stride[1] + 1
@@ -50,7 +50,7 @@ def slide_reference(net, image, window, stride):
 
 
 def resize_reference(image, height, width):
-    """Bilinear with half-pixel centres, one pixel at a time."""
+    """Resizes bilinearly with half-pixel centers, one pixel at a time."""
     out = np.zeros((height, width, image.shape[2]))
     for y, x in itertools.product(range(height), range(width)):
         for axis_y, weight_y in taps(y, height, image.shape[0]):
@@ -66,7 +66,7 @@ def taps(place, wanted, size):
 
 
 def views_reference(net, image, inference):
-    """The mean of the softmax of every view's scores, resized to the image."""
+    """Returns the mean of the softmax of every view's scores, resized to the image."""
     height, width = image.shape[:2]
     total, number = 0, 0
     for scale, mirrored in itertools.product(inference.scales, (False, True)):
@@ -83,7 +83,7 @@ def views_reference(net, image, inference):
 
 
 def padded(images, height, width):
-    """Images of several sizes in one array, with noise around them, and their sizes."""
+    """Returns images of several sizes in one array, with noise around them, and their sizes."""
     batch = RNG.integers(0, 9, (len(images), height, width, 3)).astype(np.float32)
     for row, image in enumerate(images):
         batch[row, : image.shape[0], : image.shape[1]] = image
@@ -96,13 +96,13 @@ def whole_images(*sizes):
 
 def same_labels_and_scores(found, expected):
     np.testing.assert_array_equal(np.argmax(found, -1), np.argmax(expected, -1))
-    # Sums are exact; XLA may divide by a count as it multiplies with its reciprocal.
+    # Sums are exact, but XLA may replace a division by a product with the reciprocal.
     np.testing.assert_allclose(found, expected, rtol=2e-7)
 
 
 @pytest.mark.parametrize("stride", [(6, 8), (4, 5), (1, 7)])
 def test_sliding_windows_pixel_for_pixel(stride):
-    # One that the windows tile, two that they do not, one as large as a window.
+    # The windows tile the first image, but not the next two. The last one is as large as a window.
     images = whole_images((12, 16), (13, 19), (11, 20), (6, 8))
     batch, sizes = padded(images, 16, 20)
     inference = Inference((6, 8), stride)
@@ -185,8 +185,8 @@ def test_padding_is_left_to_images_that_fill_a_window_at_every_scale(scales, sid
         ({"window": (4, 4)}, "go together"),
         ({"window": (4, 4), "stride": (4, 5)}, "not above the window"),
         ({"window": (4, 4), "stride": (0, 4)}, "positive"),
-        ({"window": (0, 0), "stride": (1, 1)}, "window is .*; its sides must be 1 to 1073740"),
-        ({"window": (4, 10**12), "stride": (1, 1)}, "its sides must be 1 to 1073740"),
+        ({"window": (0, 0), "stride": (1, 1)}, "not above the window"),
+        ({"window": (4, 10**12), "stride": (1, 1)}, "a window at most 1073740 pixels"),
         ({"scales": (0.5, 0.0)}, "scale 0: must be positive"),
         ({"scales": (1e9,)}, r"scale 1e\+09: must be positive and at most 10"),
         ({"scales": (float("inf"),)}, "scale inf: must be positive and at most 10"),
@@ -217,8 +217,8 @@ def test_images_without_pixels_at_a_scale_are_refused(size, scale, message):
 
 
 def flags_of(given, crop_size=(64, 96)):
-    """What a command line of these flags asks for."""
-    # Here, since its flags have the names of other commands' flags.
+    """Returns the inference and the padding of a command line with these flags."""
+    # Imported here, because other commands define flags with the same names.
     evaluate = importlib.import_module("kdjax.cli.evaluate")
     flags.FLAGS.mark_as_parsed()
     with flagsaver.as_parsed(**given):

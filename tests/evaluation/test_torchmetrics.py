@@ -1,4 +1,4 @@
-"""The scores next to those of torchmetrics, which .ci/run installs."""
+"""Compares the scores with torchmetrics, which .ci/run installs."""
 
 import numpy as np
 import pytest
@@ -34,5 +34,5 @@ def test_miou_is_that_of_torchmetrics(labels, predictions):
             metric.update(torch.tensor(predictions[index]), torch.tensor(labels[index]))
         theirs[average] = metric.compute().numpy()
     assert scores.miou == pytest.approx(float(theirs["macro"]), abs=1e-6)
-    # torchmetrics says 0 of a class that is absent.
+    # torchmetrics reports 0 for an absent class.
     np.testing.assert_allclose(np.nan_to_num(scores.iou), theirs["none"], atol=1e-6)

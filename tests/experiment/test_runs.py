@@ -245,7 +245,7 @@ def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
     whole, slide = said.values()
     assert whole[-1].startswith(f"test: mIoU {100 * expected:.2f} %, pixel accuracy")
     assert slide[-1].startswith("test: mIoU ")
-    assert whole[0] == slide[0] == f"scores {workdir} on every image of the test split"
+    assert whole[0] == slide[0] == f"Scoring {workdir} on every image of the test split"
     assert [len(lines) for lines in said.values()] == [5, 5]  # three classes
 
 

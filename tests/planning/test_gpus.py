@@ -1,4 +1,4 @@
-"""Plans for GPUs: the collectives of a captured program, and a small step compiled for GPUs."""
+"""Tests plans for GPUs: the collectives of a captured program, and a small compiled step."""
 
 import json
 import os
@@ -14,21 +14,21 @@ from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HOSTS = [0] * 8 + [1] * 8
-# XLA's own text for two hosts with eight H100 each: a chain of five products in a loop, their
-# gradient and an update, over a mesh of host 2, a 2 and b 4. Without metadata.
+# XLA's text for two hosts with eight H100 each: a loop with a chain of five products, their
+# gradient, and an update, over a mesh of host 2, a 2, and b 4. Without metadata.
 CAPTURED = (pathlib.Path(__file__).parent / "h100_2x8.hlo").read_text()
 
 
 def test_the_collectives_of_a_captured_program():
     found = {x.kind: x for x in read_collectives(CAPTURED, HOSTS)}
-    # Sums of a product of 64 x 64 float32 in each round, over the 4 of b, which share a host.
+    # Each iteration sums products of 64 x 64 float32 over b, whose 4 devices share a host.
     assert found["reduce-scatter"] == Collective("reduce-scatter", 5, 5 * 16384, 5 * 0.75 * 16384)
     assert found["all-gather"] == Collective("all-gather", 6, 6 * 16384, 6 * 0.75 * 16384)
-    # The gradient of 16 x 64 over host and a: among 2 of a host, then half of it each to the other.
+    # The gradient of 16 x 64 over host and a: 2 devices of a host, then half to the other host.
     assert found["all-reduce"] == Collective("all-reduce", 1, 4096, 4096.0, 2048.0)
 
 
-# The result, the operation and its attributes; what is expected of 16 devices on 2 hosts.
+# The text of an instruction, and the expected result for 16 devices on 2 hosts.
 FORMS = [
     (
         "((f32[4], f32[8]), (f32[32], f32[64])) all-gather-start(%a, %b), "
@@ -41,13 +41,13 @@ FORMS = [
         Collective("reduce-scatter", 1, 256, 0.0, 128.0),
     ),
     (
-        # Numbered across the hosts: neighbours along the axis are those 8 apart.
+        # Numbered across the hosts: neighbors along the axis are 8 apart.
         "((f32[4]), (f32[8])) all-gather-start(%a), replica_groups=mesh['axis_0'=8,'axis_1'=2], "
         "device_ids=([2,8]T(1,0)) {'axis_1'}, dimensions={0}",
         Collective("all-gather", 1, 32, 0.0, 16.0),
     ),
     (
-        # Of 16 along an axis those that differ in the factor of 4: 0, 2, 4, 6.
+        # Groups along the factor of size 4 of an axis of size 16: 0, 2, 4, 6.
         "f32[8] all-reduce-start(%a), replica_groups=mesh['axis_0'=16] {'axis_0':(2)4}, "
         "to_apply=%add",
         Collective("all-reduce", 1, 32, 48.0),

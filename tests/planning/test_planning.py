@@ -54,7 +54,7 @@ def test_convolutions_and_their_gradients_count_as_xla_counts_them(name):
     arguments = shape(2, 16, 12, 8), shape(3, 3, 8 // groups, 16)
     assert profiling.count_flops(convolve, *arguments) == compiled_flops(convolve, *arguments)
 
-    # The gradient multiplies as much again for each argument: as many pairs meet.
+    # The gradient costs as much again for each argument.
     def gradient(x, kernel):
         return jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))(x, kernel)
 
@@ -68,7 +68,7 @@ def test_products_in_loops_count_in_every_round():
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=7)[0]
 
     assert profiling.count_flops(looped, shape(4, 8), shape(8, 8)) == 7 * 2 * 4 * 8 * 8
-    # What XLA's own count makes of it.
+    # XLA's own count has the loop once.
     assert compiled_flops(looped, shape(4, 8), shape(8, 8)) < 2 * 2 * 4 * 8 * 8
 
 
@@ -124,7 +124,7 @@ def test_collectives_in_a_loop_count_in_every_round():
     assert (found.kind, found.count, found.bytes) == ("all-reduce", 5, 5 * 512)
 
 
-# As libtpu writes it: tiles in the layouts, starts and ends, no remark how often a loop turns.
+# In libtpu's form: tiles in the layouts, starts and ends, and no iteration counts of loops.
 ASYNCHRONOUS = """
 HloModule jit_f, is_scheduled=true, num_partitions=8
 
@@ -276,7 +276,7 @@ def test_a_plan_holds_what_training_holds(planned):
     program = make_program(config, toy.devices, num_classes=5, batch_size=16)
     state = program.state
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    # The head's adapter is among them, momentum is as large, and so is the average.
+    # These include the head's adapter. Momentum is as large, and so is the average.
     assert set(state.params["terms"]) == {"nfd"}
     assert plan.memory["parameters"] == 4 * parameters
     assert plan.memory["optimizer"] == 4 * parameters + 4  # and a step count
@@ -289,7 +289,7 @@ def test_a_plan_holds_what_training_holds(planned):
 
 def test_the_work_of_a_step_is_that_of_its_parts(planned):
     work = planned[2].work
-    # The student's forward pass, and about twice that backward.
+    # The student's forward pass, and about twice as much for the backward pass.
     assert work.step - work.teacher > 2.5 * work.student
 
 
@@ -343,7 +343,7 @@ def test_the_search_starts_from_the_batch_of_the_config(planned, monkeypatch):
     monkeypatch.setattr(plan, "make_plan", made)
     largest = plan.largest_plan(config, toy, first, num_classes=5)
     assert (largest.batch_size, asked) == (64, [32, 64, 128, 96, 80, 72])
-    # A mesh that splits images by rows also takes batches with less than an image a device.
+    # A mesh that splits images by rows also allows less than one image per device.
     less = dataclasses.replace(first, batch_size=4)
     assert plan.largest_plan(config, toy, less, num_classes=5).batch_size == 64
     small = dataclasses.replace(toy, chip=dataclasses.replace(CHIP, memory=1e6))

@@ -1,4 +1,4 @@
-"""The cache of a teacher's scores: what it holds, what a crop sees of it, and what it refuses."""
+"""The teacher cache: its content, the scores of crops, and its errors."""
 
 import contextlib
 import io
@@ -46,7 +46,7 @@ SIZES = {"same": [(24, 32)], "varied": [(24, 32), (20, 40), (33, 17)]}
 
 @pytest.fixture(scope="session")
 def data_dirs(tmp_path_factory):
-    """Two sets of nine rough images to train on: of one size, and of three."""
+    """Makes two data sets of nine random images: of one size, and of three sizes."""
     found = {}
     generator = np.random.default_rng(0)
     for name, sizes in SIZES.items():
@@ -66,7 +66,7 @@ def data_dirs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory):
-    """Three checkpoints: a teacher, one with other weights, and one with another normalisation."""
+    """Makes three checkpoints: a teacher, other weights, and another normalization."""
     root = tmp_path_factory.mktemp("teachers")
     for name, seed, preprocessing in (
         ("teacher", 1, IMAGENET),
@@ -88,7 +88,7 @@ def teachers(tmp_path_factory):
 
 
 def make_config(data_dirs, teachers, cache):
-    """Crops are whole images, and only their colours change."""
+    """Returns a config whose crops are whole images with changed colors."""
     config = configuration.default()
     config.steps = 3
     config.log_every = 1
@@ -113,7 +113,7 @@ def config(data_dirs, teachers, tmp_path):
 
 
 def opened(config):
-    """The cache of a config, and its images."""
+    """Returns the cache of a config, and its images."""
     configuration.read(config)
     images = Images(config.data)
     teacher = TrainedNetwork.load(config.teacher.checkpoint)
@@ -138,7 +138,7 @@ def losses_of(config, workdir):
 
 @pytest.fixture(scope="module")
 def cached(data_dirs, teachers, tmp_path_factory):
-    """A run with a cache: the cache, the losses, and what was printed."""
+    """Runs with a cache; returns the cache, the losses, and the output."""
     root, printed = tmp_path_factory.mktemp("cached"), io.StringIO()
     with contextlib.redirect_stdout(printed):
         losses = losses_of(make_config(data_dirs, teachers, root / "cache"), root / "run")
@@ -146,7 +146,7 @@ def cached(data_dirs, teachers, tmp_path_factory):
 
 
 def reference(scores, size, place, crop_size, grid):
-    """What a crop sees of a map, one cell after the other, in float64."""
+    """Samples a map for a crop, one cell at a time, in float64."""
     result = np.zeros((*grid, scores.shape[-1]))
     for cell in np.ndindex(*grid):
         point = []
@@ -176,7 +176,7 @@ def test_the_whole_image_sees_the_map_resized(grid):
 
 
 def test_crops_see_what_the_reference_sees():
-    # Larger and smaller than whole, mirrored or not, at any corner, beyond the image's edge.
+    # Enlarged and reduced, mirrored or not, at several corners, and beyond the image's edge.
     places = [
         *([70, 90, 13, 40, 0], [70, 90, 13, 40, 1], [48, 64, 16, 32, 1]),
         *([30, 41, 0, 9, 0], [25, 20, 0, 0, 0], [25, 20, 0, 0, 1]),
@@ -401,7 +401,7 @@ def test_half_a_cache_is_none(config, tmp_path, monkeypatch):
         cache.open()
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(NetworkScores, "maps", real)
-    # What a killed process leaves behind.
+    # A killed process leaves this.
     (tmp_path / ".cache.unfinished").mkdir()
     (tmp_path / ".cache.unfinished" / "cache.json").write_text("{")
     rows = cache.open().rows([0, 8])
@@ -445,7 +445,7 @@ def test_the_leading_process_makes_it_for_the_others(config, monkeypatch):
 
 
 def test_runs_at_once_make_it_once(config, monkeypatch, capsys):
-    """The second one waits for the first, says for whom, and takes what that made."""
+    """The second run waits for the first, logs that it waits, and uses the first one's cache."""
     (first, _), (second, _) = opened(config), opened(config)
     real, calls = NetworkScores.maps, []
     waiter = threading.Thread(target=second.open)
@@ -465,7 +465,7 @@ def test_runs_at_once_make_it_once(config, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def written(data_dirs, teachers, tmp_path_factory):
-    """What the teacher says of the training images, in files of both kinds, and its classes."""
+    """Writes the teacher's scores to files of both kinds, and its classes."""
     folder = tmp_path_factory.mktemp("written")
     config = make_config(data_dirs, teachers, folder / "cache")
     config.data.data_dir = data_dirs["varied"]
@@ -487,7 +487,7 @@ def written(data_dirs, teachers, tmp_path_factory):
 
 @pytest.fixture
 def logits(config, data_dirs, written, tmp_path):
-    """A copy of them, beside the config of a run on these images."""
+    """Copies the files, and sets the config to their images."""
     config.data.data_dir = data_dirs["varied"]
     return shutil.copytree(written, tmp_path / "logits")
 
@@ -502,7 +502,7 @@ def test_of_logits_from_elsewhere_as_much_is_kept_as_of_their_network(config, lo
     for index, expected in network.items():
         assert given[index].keys() == expected.keys()
         for name, values in expected.items():
-            # Of bfloat16 they may differ in the last bit.
+            # bfloat16 values may differ in the last bit.
             tolerance = {"rtol": 0 if name == "classes" else 0.01}
             found = given[index][name].astype(np.float32)
             np.testing.assert_allclose(found, values.astype(np.float32), **tolerance)
@@ -516,7 +516,7 @@ def test_logits_from_elsewhere_teach_as_their_network_does(config, logits, tmp_p
     np.testing.assert_allclose(losses_of(config, tmp_path / "given"), network, rtol=1e-4)
     path, fingerprint = Workdir(tmp_path / "given").read_result()["teacher"]
     assert (path, len(fingerprint)) == (str(logits), 16)
-    # Of other logits nothing is continued, and nothing of the cache is taken.
+    # With other logits, no run continues, and no cache is reused.
     name = next(iter(sorted(logits.glob("*.npy"))))
     np.save(name, np.load(name) + 1)
     with pytest.raises(UserError, match=rf"of another run \(teacher logits {fingerprint} there"):
@@ -555,7 +555,7 @@ def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
             {"4": (CLASSES, 6, 8)},
             r"4\.npy is \[4, 6, 8\], with the classes first; .*moveaxis",
         ),
-        ({"4": (6, 8, 5)}, r"4\.npy is \[6, 8, 5\], of 5 classes; it must be .* \[h, w, 4\]"),
+        ({"4": (6, 8, 5)}, r"4\.npy is float32 \[6, 8, 5\]; it must be .* \[h, w, 4\]"),
         ({"4": (1, 6, 8, CLASSES)}, r"4\.npy is float32 \[1, 6, 8, 4\]; it must be"),
         (
             {"4": np.zeros((6, 8, CLASSES), int)},
@@ -598,7 +598,7 @@ def test_what_logits_do_not_go_with(config, tmp_path):
     with pytest.raises(UserError, match=r"logits and config\.teacher\.checkpoint are both set"):
         configuration.read(config)
     config.teacher.checkpoint = ""
-    with pytest.raises(UserError, match=r"teacher\.logits is .*, which is no directory"):
+    with pytest.raises(UserError, match=r"teacher\.logits: .*classes\.txt cannot be read"):
         losses_of(config, tmp_path / "run")
     config.teacher.min_miou = 0.5
     with pytest.raises(UserError, match=r"min_miou cannot be asked of config\.teacher\.logits"):

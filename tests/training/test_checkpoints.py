@@ -1,4 +1,4 @@
-"""Checkpoints survive a power cut, and are called damaged only if they are."""
+"""Checkpoints survive a power cut. Only damaged checkpoints are reported as damaged."""
 
 import contextlib
 import dataclasses
@@ -72,12 +72,12 @@ def names(directory):
     [
         (
             make_state(width=4),
-            r"params/student/kernel is float32\[2, 3\] there and float32\[2, 4\] now",
+            r"params/student/kernel 'float32\[2, 3\]' \(now 'float32\[2, 4\]'\)",
         ),
-        (make_state(optimizer=optax.adam(0.1)), "opt_state/.* is missing there and .* now"),
+        (make_state(optimizer=optax.adam(0.1)), r"opt_state/.* 'missing' \(now .*"),
         (
             dataclasses.replace(make_state(), model_state={"mean": jnp.zeros(5)}),
-            r"model_state/mean is missing there and float32\[5\] now",
+            r"model_state/mean 'missing' \(now 'float32\[5\]'\)",
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_an_error_that_is_not_of_the_data_leaves_the_checkpoints(directory, monk
 
 
 def damage(directory, step):
-    """Makes the checksum wrong, after which Orbax leaves no open tasks behind."""
+    """Makes the checksum wrong. Other damage would leave open tasks in Orbax."""
     path = directory / str(step) / "identity" / "metadata"
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"checksum": values["checksum"] ^ 1}))
@@ -171,7 +171,7 @@ def test_a_checkpoint_without_a_score_gets_one_and_is_not_written_again(director
 
 
 class Disk:
-    """Knows what a power cut would leave: what `os.fsync` was called for, and nothing else."""
+    """Simulates a power cut: only files and directories after `os.fsync` survive."""
 
     def __init__(self, monkeypatch):
         self._contents, self._entries = {}, {}
@@ -189,7 +189,7 @@ class Disk:
             self._contents[inode] = path.read_bytes()
 
     def _inode(self, path):
-        """Returns the number of a file or directory, which no other gets while it is open."""
+        """Returns the inode of a file or directory, which stays unique while it is open."""
         descriptor = os.open(path, os.O_RDONLY)
         self._open.callback(os.close, descriptor)
         return os.fstat(descriptor).st_ino
@@ -198,7 +198,7 @@ class Disk:
         self._open.close()
 
     def cut_power(self, directory, target):
-        """Writes what is left of a directory."""
+        """Writes a directory as a power cut would leave it."""
         self._copy(directory.stat().st_ino, target)
 
     def _copy(self, inode, target):

@@ -1,4 +1,4 @@
-"""--profile: which steps are traced, and what a wrong pair of steps is told."""
+"""Tests `--profile`: the traced steps, and errors for wrong steps."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def traces(directory):
 
 @pytest.mark.thorough
 def test_the_loop_writes_one_trace_for_tensorboard_and_one_for_perfetto(tmp_path):
-    # Behind the first evaluation, whose compilation would be traced too, in several seconds.
+    # After the first evaluation, because tracing its compilation takes several seconds.
     run_loop(tmp_path / "checkpoints", profile=Profile(tmp_path / "profile", 3, 4))
     for found in traces(tmp_path / "profile"):
         assert len(found) == 1
@@ -34,7 +34,7 @@ def test_only_the_steps_that_were_asked_for_are_traced(tmp_path, monkeypatch):
     profile.close()
     assert calls == [2, 3, "start", 4, "stop", 5, 6]
 
-    # A run that ends early still writes what there is.
+    # A run that ends early still writes its trace.
     profile.begin(3)
     profile.close()
     assert calls[-2:] == ["start", "stop"]

@@ -46,7 +46,7 @@ SMALL = {
     "mas_kd": {"fitted_until": 0.3},
     "ofd": {"student": _STAGES, "teacher": _STAGES, "divisors": (1.0, 1.0)},
     "skd_pairwise": {"window": 0, "stop_norms": True, "weight": 0.5},  # as alone, once
-    # By channels: the axes of a covariance that is rounded elsewhere are others.
+    # By channels, because the axes of a covariance change with its rounding.
     "standardized_l2": {"standardize": "channel", "fitted_over": 3},
 }
 # Maps are too small for a discriminator, which test_skd_and_mas_kd.py has over devices.
@@ -90,7 +90,7 @@ def batches():
 
 @functools.cache
 def program(method, mesh):
-    """The placement, the compiled step of a method, and the states of student and teacher."""
+    """Returns the placement, the compiled step of a method, and the states of both networks."""
     create = functools.partial(models.create, "tiny", num_classes=CLASSES, auxiliary=False)
     student = create(width=16, rngs=nnx.Rngs(0))
     teacher = create(width=24, rngs=nnx.Rngs(1))
@@ -129,7 +129,7 @@ def program(method, mesh):
 
 
 def steps(method, mesh, *, start=None):
-    """Yields metrics, gradients and state of every step of a run, on from the state `start`."""
+    """Yields metrics, gradients, and state of every step of a run from the state `start`."""
     placement, step, state, teacher_state = program(method, mesh)
     state = start or state
     for batch in list(batches())[int(state.step) :]:
@@ -150,7 +150,7 @@ def assert_close(metrics, others, where):
 
 
 def distance(tree, other):
-    """The norm of the difference of all arrays together, as a share of that of the second."""
+    """Returns the norm of the difference of all arrays, relative to the norm of the second."""
     tree, other = jax.device_get((tree, other))
     apart = jax.tree.map(lambda a, b: np.sum(np.square(np.float64(a) - b)), tree, other)
     size = jax.tree.map(lambda b: np.sum(np.square(np.float64(b))), other)
@@ -215,7 +215,7 @@ def test_a_run_continues_on_another_mesh(method, tmp_path):
         target = program(method, mesh)[2]
         found, state, remarks = Checkpoints(tmp_path, {}).restore_latest(target)
         assert (found, remarks) == (5, [])
-        # What is read is what was written; the steps after it differ by their rounding.
+        # The restored state is exact. The next steps differ by rounding.
         jax.tree.map(np.testing.assert_array_equal, state, written[4][2])
         assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, state, target))
         rest = list(steps(method, mesh, start=state))

@@ -1,4 +1,4 @@
-"""The step and the optimizer."""
+"""Tests the training step and the optimizer."""
 
 import types
 
@@ -42,7 +42,7 @@ def one_step():
 
 def test_a_step_trains_student_and_adapters_and_logs_every_term(one_step):
     assert jax.tree.all(unequal(one_step.state.params, one_step.after.params))
-    # Batch norm's running statistics and the class statistics go with the step as well.
+    # The step also updates batch norm's running statistics and the class statistics.
     for before, after in (
         (one_step.state.model_state, one_step.after.model_state),
         (one_step.state.terms, one_step.after.terms),
@@ -77,7 +77,7 @@ def test_the_teacher_may_see_the_clean_view_and_needs_no_labels():
     assert clean["cross_entropy"] == same["cross_entropy"]
     for term in ("logits_cwd", "head_cwd"):
         assert clean[term] != same[term]
-    # Images without labels: the terms that read none go on as before.
+    # Without labels, the terms that read no labels stay the same.
     unlabelled = batch | {"clean": batch["image"], "label": np.full_like(batch["label"], 255)}
     after, metrics = step(state, teacher, unlabelled)
     for part in ("cross_entropy", "auxiliary_cross_entropy", "augmented"):
@@ -96,10 +96,10 @@ def test_eight_devices_compute_what_one_does():
         *jax.device_put((state, teacher), placement.replicated), placement.put_batch(batch)
     )
     assert_close(metrics, sharded_metrics, rtol=1e-4, atol=1e-6)
-    # Batch norm's sums are taken in another order; momentum and weights follow the gradients.
+    # Batch norm adds in another order, which affects gradients, momentum, and weights.
     assert_close(single.params, sharded.params, rtol=1e-3, atol=2e-6)
     assert_close(single.model_state, sharded.model_state, rtol=1e-4, atol=1e-6)
-    # Class statistics are those of all devices' pixels, not of one's.
+    # Class statistics include the pixels of all devices.
     assert float(single.terms["augmented"].count.sum()) > 8
     assert_close(single.terms, sharded.terms, rtol=1e-4, atol=1e-6)
 
@@ -134,7 +134,7 @@ def test_every_micro_batch_and_step_draws_its_own_dropout():
     first, later = (one(state.replace(step=np.int32(done)), teacher, half)[1] for done in (0, 1))
     assert float(first["cross_entropy"]) != float(later["cross_entropy"])
     both = jax.jit(accumulate)(state, teacher, batch)[1]
-    # Were the same units dropped in both micro-batches, this would be the first.
+    # With the same dropped units in both micro-batches, this would equal the first.
     assert float(both["logits_cwd"]) != pytest.approx(float(first["logits_cwd"]), rel=1e-2)
 
 
@@ -207,7 +207,7 @@ def test_head_multiplier_mask_of_decay_and_clipping():
 
 
 def test_biases_and_embeddings_do_not_decay_whatever_their_shape():
-    """Swin's table of position biases is the one in the networks here."""
+    """The example from kdjax's networks is Swin's table of position biases."""
 
     def make():
         return create("upernet_swin_t", num_classes=3, width=8, rngs=nnx.Rngs(0)).backbone.stages[0]
@@ -256,12 +256,12 @@ def exactly(ours, theirs):
 
 
 def test_any_optimizer_is_what_it_is_by_hand():
-    """Lion, with a momentum of few bits; AdamW and SGD as they always were; one's own."""
+    """Compares Lion in low precision, AdamW, SGD, and a custom optimizer."""
     rate = learning_rate_schedule(optimizer_settings({}), STEPS)
     options = {"b1": 0.8, "mu_dtype": "bfloat16"}
     lion = optimize({"name": "optax:lion", "options": options, "weight_decay": 0.1})
     exactly(lion, apply(optax.lion(rate, weight_decay=0.1, **options)))
-    # Options win.
+    # Options take precedence.
     lion = optimize({"name": "optax:lion", "options": {"weight_decay": 0.2}, "weight_decay": 0.1})
     exactly(lion, apply(optax.lion(rate, weight_decay=0.2)))
     decay = optax.add_decayed_weights(0.1)
@@ -319,14 +319,14 @@ def test_which_parameters_decay_and_learn_faster_by_their_paths():
             "auxiliary_head": False,
             "terms": False,
         }
-    # Where Optax calls the mask by its other name.
+    # Optax has two names for the mask.
     mask = {
         "backbone": {"kernel": True, "bias": False},
         **{"head": False, "auxiliary_head": True, "terms": True},
     }
     rate = learning_rate_schedule(optimizer_settings({}), STEPS)
     exactly(optimize({"name": "optax:lars"} | decaying), apply(optax.lars(rate, 0.5, mask)))
-    # Every pattern that is found multiplies, and so does that of heads.
+    # Every matching pattern multiplies the rate, and so does that of the heads.
     rates = {"rates": (("backbone/", 0), ("head$", 2.0), ("^head", 4.0)), "head_multiplier": 10.0}
     moved = jax.tree.map(lambda leaf: float((1 - leaf).max()) / 0.1, optimize(rates, 1))
     assert moved == {

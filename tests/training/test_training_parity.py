@@ -55,7 +55,7 @@ def channels_last(x):
 
 
 def make_batch(rng, count, height, width):
-    """Noisy images in a colour per class, and labels with a border that is ignored."""
+    """Returns noisy images with a color per class, and labels with an ignored border."""
     coarse = rng.integers(0, CLASSES, (count, -(-height // 8), -(-width // 8)))
     labels = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
     labels[:, :, :3] = 255
@@ -72,7 +72,7 @@ def normalised(images):
 
 
 def network(name, width=8):
-    """One of the convolutional networks, with batch norms that do not amplify rounding.
+    """Returns a convolutional network with batch norms that do not amplify rounding.
 
     With the large offsets that comparing outputs wants, some channels are almost dead after their
     ReLU, and batch statistics divide by next to nothing.
@@ -86,7 +86,7 @@ def network(name, width=8):
 
 
 def ours_with(theirs, name, width=8):
-    """A network of kdjax with the weights of PyTorch's, and without any randomness."""
+    """Returns a network of kdjax with PyTorch's weights, and without randomness."""
     net = nnx.eval_shape(
         lambda: models.create(name, num_classes=CLASSES, width=width, rngs=traced_rngs(0))
     )
@@ -125,7 +125,7 @@ def upernet_swin(depths):
 
 
 def compare_gradients(theirs, net, *, zero=0):
-    """Holds all gradients and running statistics against PyTorch's, in training mode.
+    """Compares all gradients and running statistics with PyTorch, in training mode.
 
     `zero` is how many parameters have no influence, as an offset that batch norm takes away again:
     their gradients are rounding on both sides, and are small next to the network's largest.
@@ -379,7 +379,7 @@ def test_depthwise_convolution(stride, dilation):
 
 @pytest.mark.parametrize("shape", [(8, 1, 1, 3), (8, 5, 4, 3)])
 def test_batch_norm_on_one_device_and_on_eight(shape):
-    # So little variance that the epsilon counts.
+    # The variance is so small that the epsilon matters.
     x = 1e-2 * layer_input(*shape)
     theirs = torch.nn.BatchNorm2d(3)
     expected = theirs(channels_first(x))
@@ -416,7 +416,7 @@ def test_layer_norm(epsilon):
     def theirs(x):
         return functional.layer_norm(x.permute(0, 2, 3, 1), (8,), eps=epsilon).permute(0, 3, 1, 2)
 
-    # So little variance that the epsilon counts.
+    # The variance is so small that the epsilon matters.
     compare_layer(norm, theirs, 1e-3 * layer_input(2, 3, 4, 8), rtol=1e-4, atol=1e-4)
 
 
