@@ -54,7 +54,7 @@ class House:
 
     def start(self, command, *arguments, devices=1, path=(), anew=False):
         """Starts a command, or Python code in its place; `anew` in an interpreter of its own."""
-        code = ("-m", f"kdjax.{command}") if command.isalpha() else ("-c", command)
+        code = ("-m", "kdjax", command) if command.isalpha() else ("-c", command)
         variables = {
             "JAX_NUM_CPU_DEVICES": str(devices),
             "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -26,7 +26,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of prepared sets.")
 _IGNORE = flags.DEFINE_multi_string(
     "ignore",
     [],
-    "folder: labels to ignore: values, class names, colors as #000000; separated by commas.",
+    "folder: labels to ignore: values, names, colors as #000000, with commas.",
 )
 _IGNORE_UNKNOWN = flags.DEFINE_bool(
     "ignore_unknown", False, "folder: ignore label values and colors of no class."
@@ -34,7 +34,7 @@ _IGNORE_UNKNOWN = flags.DEFINE_bool(
 _COLORS = flags.DEFINE_string(
     "colors",
     None,
-    "folder: a table of class colors: CSV (name,r,g,b), JSON, or the format of CamVid or CVAT.",
+    "folder: table of class colors: CSV (name,r,g,b), JSON, CamVid, or CVAT.",
 )
 _CLASSES = flags.DEFINE_integer(
     "classes", None, "pascal_context: 59 classes, or 60 with background."
@@ -42,7 +42,7 @@ _CLASSES = flags.DEFINE_integer(
 _VAL_SHARE = flags.DEFINE_float(
     "val_share",
     None,
-    "folder without splits: the share to validate on (0.2 if neither share is given).",
+    "folder without splits: share to validate on (0.2 if neither share is given).",
 )
 _TEST_SHARE = flags.DEFINE_float("test_share", None, "folder without splits: the share to test on.")
 _UNLABELLED = flags.DEFINE_bool(

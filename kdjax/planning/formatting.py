@@ -20,7 +20,7 @@ def as_text(config: Config, topology: Topology, plan: Plan) -> str:
     if plan.work.teacher:
         title = f"{config.teacher.name or config.teacher.checkpoint} teaches {title}"
     if config.terms:
-        title += f" by {', '.join(entry.loss for entry in config.terms.values())}"
+        title += f" by {', '.join(config.terms)}"
     sections = {
         f"{title}, {topology.name}": _setup(config, topology, plan),
         "Memory of a device": _memory(topology, plan),

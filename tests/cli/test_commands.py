@@ -137,11 +137,11 @@ def test_a_command_finds_modules_of_the_working_directory_and_the_report_repeats
 import sys
 from kdjax.cli import command
 from kdjax.cli.main import main
-from kdjax.experiment import train as runs
+from kdjax.experiment import report
 sys.path.remove("")
 def run(main, about, **options):
     import own
-    print(main.__module__, runs._command(), options)
+    print(main.__module__, report._command(), options)
 command.run = run
 main()
 """
@@ -432,36 +432,15 @@ RunLogger("cwd").info("a step")
     assert (run.stdout, run.stderr) == (heard, "")
 
 
-def test_a_mistake_that_is_found_at_work_names_the_line_of_the_config_too(tmp_path):
-    """A data set's module, for instance, is imported only when data is read."""
-    path = tmp_path / "mine.py"
-    lines = ("from kdjax import config", "", "def get_config():", "    mine = config.default()")
-    path.write_text("\n".join([*lines, '    mine.data.name = "my:Set"', "    return mine", ""]))
-    code = """
-import sys
-from kdjax.cli import command
-from kdjax.cli.flags import ConfigFlag
-holder = ConfigFlag()
-def main(argv):
-    holder.read()
-    raise WrongValue("config.data.name", "names nothing")
-command.run(main)
-"""
-    for more, place in (([], f"{path}, line 5: "), (["--config.data.name=shapes"], "")):
-        run = warm.run("-c", code, f"--config={path}", *more)
-        assert run.stderr == f"-c: error: {place}config.data.name names nothing\n"
-        assert run.returncode == 2
-
-
 def test_a_report_that_is_being_written_is_finished_when_asked_to_stop(tmp_path):
     code = """
 import os, pathlib, signal, sys
 from kdjax.cli import command
 from kdjax.experiment import train as training
 from kdjax.cli.train import main
-def finish(config, workdir, **options):
-    pathlib.Path(workdir, "result.json").write_text("{}")
-training.run.train = finish
+def finish(run, **options):
+    run.files.write_result({})
+training.runs.train = finish
 training._report = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
 command.run(main, resumes=True)
 """
