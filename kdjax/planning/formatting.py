@@ -1,11 +1,12 @@
 """Formats a plan as aligned text and as JSON."""
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
 
-from kdjax.config import Config
+from kdjax.config import RunOptions
 from kdjax.planning.chips import GIB
 from kdjax.planning.plan import Plan
 from kdjax.planning.topology import Topology
@@ -14,15 +15,15 @@ from kdjax.utils.environment import versions
 Rows = list[tuple[str, str]]
 
 
-def as_text(config: Config, topology: Topology, plan: Plan) -> str:
+def as_text(options: RunOptions, topology: Topology, plan: Plan) -> str:
     """Returns the plan as aligned columns, with a heading for each part."""
-    title = config.student.name
+    title = options.student.name
     if plan.work.teacher:
-        title = f"{config.teacher.name or config.teacher.checkpoint} teaches {title}"
-    if config.terms:
-        title += f" by {', '.join(config.terms)}"
+        title = f"{options.teacher.name or options.teacher.checkpoint} teaches {title}"
+    if options.terms:
+        title += f" by {', '.join(options.terms)}"
     sections = {
-        f"{title}, {topology.name}": _setup(config, topology, plan),
+        f"{title}, {topology.name}": _setup(options, topology, plan),
         "Memory of a device": _memory(topology, plan),
         "Work of a step": _work(topology, plan),
         "Collectives of a step, on each device": _collectives(plan),
@@ -34,15 +35,16 @@ def as_text(config: Config, topology: Topology, plan: Plan) -> str:
     )
 
 
-def as_json(config: Config, topology: Topology, plan: Plan) -> dict[str, Any]:
+def as_json(options: RunOptions, topology: Topology, plan: Plan) -> dict[str, Any]:
     """Returns the plan, its inputs, and the versions. Units are bytes, seconds, and operations."""
     chip = topology.chip
+    stored = json.loads(options.stored)
     return {
         "config": {
-            "student": config.student.to_dict(),
-            "teacher": config.teacher.to_dict() if plan.work.teacher else None,
-            "terms": config.terms.to_dict(),
-            "crop_size": list(config.data.crop_size),
+            "student": stored["student"],
+            "teacher": stored["teacher"] if plan.work.teacher else None,
+            "terms": stored["terms"],
+            "crop_size": list(options.data.crop_size),
         },
         "topology": topology.name,
         "devices": len(topology.devices),
@@ -57,14 +59,14 @@ def as_json(config: Config, topology: Topology, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _setup(config: Config, topology: Topology, plan: Plan) -> Rows:
+def _setup(options: RunOptions, topology: Topology, plan: Plan) -> Rows:
     devices = len(topology.devices)
     kind = topology.chip.name if topology.chip else topology.devices[0].device_kind
-    height, width = config.data.crop_size
-    teacher = [("teacher computes in", config.teacher.dtype)] if plan.work.teacher else []
+    height, width = options.data.crop_size
+    teacher = [("teacher computes in", options.teacher.dtype)] if plan.work.teacher else []
     return [
         *teacher,
-        ("student computes in", config.student.dtype),
+        ("student computes in", options.student.dtype),
         ("devices", f"{devices} x {kind}"),
         ("batch", f"{plan.batch_size} images of {height} x {width}"),
         ("images a device", f"{plan.batch_size // devices}"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from kdjax.config import Config
+from kdjax.config import RunOptions
 from kdjax.planning.chips import Chip
 from kdjax.planning.collectives import Collective, read_collectives
 from kdjax.planning.program import DoesNotFit, Program, Work, make_program
@@ -65,12 +65,17 @@ class Plan:
 
 
 def make_plan(
-    config: Config, topology: Topology, *, num_classes: int, batch_size: int, measure: bool = False
+    options: RunOptions,
+    topology: Topology,
+    *,
+    num_classes: int,
+    batch_size: int,
+    measure: bool = False,
 ) -> Plan:
     """Compiles the training step of a config for a topology, and reads what the step needs.
 
     Args:
-      config: the config, from `kdjax.config.default`.
+      options: the config, from `kdjax.config.read`.
       topology: the devices, from `kdjax.planning.topology.find_topology`.
       num_classes: number of classes of the data.
       batch_size: images on all devices together.
@@ -79,7 +84,9 @@ def make_plan(
     Raises:
       UserError: see `kdjax.planning.program.make_program`.
     """
-    program = make_program(config, topology.devices, num_classes=num_classes, batch_size=batch_size)
+    program = make_program(
+        options, topology.devices, num_classes=num_classes, batch_size=batch_size
+    )
     try:
         compiled = program.compile()
     except DoesNotFit as error:
@@ -95,19 +102,19 @@ def make_plan(
         refusal="",
         work=program.work,
         collectives=found,
-        seconds=_seconds(config, topology, program.work, found),
+        seconds=_seconds(options, topology, program.work, found),
         measured_seconds=measured,
         measured_peak=peak,
     )
 
 
 def largest_plan(
-    config: Config, topology: Topology, plan: Plan, *, num_classes: int
+    options: RunOptions, topology: Topology, plan: Plan, *, num_classes: int
 ) -> Plan | None:
     """Searches the largest batch that fits, in whole images per device and micro-batch.
 
     Args:
-      config: the config.
+      options: the config.
       topology: the devices, with a chip whose memory is known.
       plan: the plan of the config's own batch, where the search starts.
       num_classes: number of classes of the data.
@@ -115,13 +122,13 @@ def largest_plan(
     Returns:
       The plan of that batch, or None if not even one image per device fits.
     """
-    unit = len(topology.devices) * config.optimizer.accumulate
+    unit = len(topology.devices) * options.optimizer.accumulate
     plans = {plan.batch_size / unit: plan}
 
     def fits(count: int) -> bool:
         if count not in plans:
             size = count * unit
-            plans[count] = make_plan(config, topology, num_classes=num_classes, batch_size=size)
+            plans[count] = make_plan(options, topology, num_classes=num_classes, batch_size=size)
         return bool(plans[count].fits(topology.chip))
 
     return plans.get(largest_count(fits, max(1, plan.batch_size // unit)))
@@ -161,13 +168,13 @@ def _memory(program: Program, compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _seconds(
-    config: Config, topology: Topology, work: Work, collectives: list[Collective]
+    options: RunOptions, topology: Topology, work: Work, collectives: list[Collective]
 ) -> dict[str, float]:
     chip = topology.chip
     if chip is None:
         return {}
-    teacher = work.teacher / chip.flops[config.teacher.dtype]
-    others = (work.step - work.teacher) / chip.flops[config.student.dtype]
+    teacher = work.teacher / chip.flops[options.teacher.dtype]
+    others = (work.step - work.teacher) / chip.flops[options.student.dtype]
     seconds = {"compute": (teacher + others) / len(topology.devices)}
     if sent := sum(found.sent_bytes for found in collectives):
         seconds["interconnect"] = sent / topology.send_bandwidth

@@ -102,7 +102,7 @@ class Program:
 
 
 def make_program(
-    config: Config, devices: Sequence[Any], *, num_classes: int, batch_size: int
+    config: Config | RunOptions, devices: Sequence[Any], *, num_classes: int, batch_size: int
 ) -> Program:
     """Assembles the training step of a config for some devices, as a run does.
 

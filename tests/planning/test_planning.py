@@ -314,7 +314,7 @@ def test_a_plan_is_printed_and_written(planned):
     text = formatting.as_text(config, toy, plan)
     for part in ("tiny teaches tiny by cwd, nfd, toy:8", "limited by", "teacher, forward", "fits"):
         assert part in text
-    found = json.loads(json.dumps(formatting.as_json(config, toy, plan)))
+    found = json.loads(json.dumps(formatting.as_json(configuration.read(config), toy, plan)))
     assert found["needed"] == sum(found["memory"].values())
     assert found["limit"] == plan.limit
     assert found["versions"]["jax"] == jax.__version__
