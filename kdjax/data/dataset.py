@@ -39,7 +39,7 @@ class Dataset:
       splits: the source of each split.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         splits: Mapping[str, RandomAccess],
         class_names: Sequence[str],

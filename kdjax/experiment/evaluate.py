@@ -27,7 +27,7 @@ from kdjax.utils.log import logger
 _ACCEPT = "any_class_names (--any_class_names)"
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     workdir: epath.PathLike,
     *,
     split: str | None = None,

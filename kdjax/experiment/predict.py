@@ -14,7 +14,7 @@ from kdjax.training.sharding import Placement
 from kdjax.utils import schema
 
 
-def predict(
+def predict(  # noqa: PLR0913
     workdir: epath.PathLike,
     images: str,
     output: str | os.PathLike[str],

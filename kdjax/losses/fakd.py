@@ -15,7 +15,7 @@ from kdjax.losses._softmax import softmax_kl
 from kdjax.losses.isda import check_head, class_scores, weight_spread
 
 
-def fakd_kl(
+def fakd_kl(  # noqa: PLR0913
     student_features: Float[Array, "*batch H W A"],
     kernel: Float[Array, "A C"],
     bias: Float[Array, " C"] | None,
@@ -123,7 +123,7 @@ def fakd_kl(
     return jnp.where(valid, values, 0.0)
 
 
-def fakd_cwd(
+def fakd_cwd(  # noqa: PLR0913
     student_features: Float[Array, "*batch H W A"],
     kernel: Float[Array, "A C"],
     bias: Float[Array, " C"] | None,

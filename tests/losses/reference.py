@@ -150,7 +150,7 @@ def quadratic(kernel, v, sigma):
     return np.einsum("aj,ab,bj->j", difference, sigma, difference)
 
 
-def fakd_kl(
+def fakd_kl(  # noqa: PLR0913
     features, kernel, bias, teacher, labels, covariance, strength, temperature, bound,
     ignore_label=255, own=None,
 ):  # fmt: skip
@@ -182,7 +182,7 @@ def fakd_kl(
     return out
 
 
-def fakd_cwd(
+def fakd_cwd(  # noqa: PLR0913
     features, kernel, bias, teacher, labels, covariance, strength, temperature, ignore_label=255
 ):
     covariance = full(covariance)

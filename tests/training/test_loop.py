@@ -54,7 +54,7 @@ class Recorder:
         return statistics.median(values[key] for _, values in self.lines)
 
 
-def run_loop(
+def run_loop(  # noqa: PLR0913
     directory,
     *,
     first_step=None,
