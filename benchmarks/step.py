@@ -24,7 +24,7 @@ from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
 from kdjax.comparison.runs import in_order
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.distillation import need_teacher
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.experiment.build import build_distiller, build_state, build_step
@@ -43,7 +43,7 @@ INPUT_SECONDS = 10
 def main(argv: list[str]) -> None:
     del argv
     options = CONFIG.read()
-    images = Images(options.data)
+    images = RunData(options.data)
     print(f"Images/s of the input pipeline alone: {input_rate(images):.0f}\n")
 
     placement = Placement()
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     print(f"{rounds.table(seconds, options.data.batch_size)}\n\n{rounds.machine()}")
 
 
-def input_rate(images: Images) -> float:
+def input_rate(images: RunData) -> float:
     """Returns the images/s of the training pipeline alone."""
     batches = images.train_batches(first_step=0, steps=10**6, seed=0)
     for _ in range(WARM_UP_BATCHES):
@@ -70,7 +70,7 @@ def input_rate(images: Images) -> float:
 
 
 def create(
-    side: NetworkOptions, images: Images, seed: int, auxiliary: bool
+    side: NetworkOptions, images: RunData, seed: int, auxiliary: bool
 ) -> tuple[models.Network, models.Variables]:
     network = models.make_network(
         side.name,
@@ -84,7 +84,7 @@ def create(
     return network, network.init(jax.random.key(seed), blank)
 
 
-def create_teacher(options: RunOptions, images: Images) -> tuple[models.Network, models.Variables]:
+def create_teacher(options: RunOptions, images: RunData) -> tuple[models.Network, models.Variables]:
     """Returns the teacher as a run stores it."""
     network, variables = create(options.teacher, images, 1, False)
     if not can_freeze(network, options.teacher.dtype):
@@ -94,7 +94,7 @@ def create_teacher(options: RunOptions, images: Images) -> tuple[models.Network,
 
 
 def step_call(
-    options: RunOptions, terms: Mapping[str, Any], images: Images, batch: Any, placement: Placement
+    options: RunOptions, terms: Mapping[str, Any], images: RunData, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
     """Returns a call that runs one training step with these terms."""
     student = create(options.student, images, 0, options.student.auxiliary)
@@ -122,7 +122,7 @@ def step_call(
 
 
 def teacher_call(
-    options: RunOptions, images: Images, batch: Any, placement: Placement
+    options: RunOptions, images: RunData, batch: Any, placement: Placement
 ) -> Callable[[], Any]:
     """Returns a call that runs the teacher on the batch."""
     teacher, variables = create_teacher(options, images)

@@ -25,7 +25,7 @@ from benchmarks import rounds
 from kdjax.cli import command
 from kdjax.cli.flags import ConfigFlag
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.experiment.build import build_distiller, build_state, build_step
@@ -45,7 +45,7 @@ KEEP = flags.DEFINE_integer("keep", 3, "Scores of each cell in the smaller cache
 def main(argv: list[str]) -> None:
     del argv
     options = CONFIG.read()
-    images, dtype = Images(options.data), options.teacher.dtype
+    images, dtype = RunData(options.data), options.teacher.dtype
     teacher = TrainedNetwork.load(options.teacher.checkpoint, dtype=dtype).frozen(dtype)
     student, variables, _ = make_student(options, images.class_names, images.palette)
     distiller = build_distiller(
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 def step_call(
     options: RunOptions,
-    images: Images,
+    images: RunData,
     teacher: TrainedNetwork | None,
     distiller: Distiller | None,
     scores: ScoreFiles | None = None,
@@ -106,7 +106,7 @@ def step_call(
     return call
 
 
-def reading(options: RunOptions, images: Images, scores: ScoreFiles) -> float:
+def reading(options: RunOptions, images: RunData, scores: ScoreFiles) -> float:
     """Returns the median seconds to read the scores of a batch, from files in memory."""
     generator = np.random.default_rng(0)
     count, times = len(images.sizes(options.data.train_split)), []

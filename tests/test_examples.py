@@ -13,7 +13,7 @@ from flax import nnx
 
 from kdjax import config as configuration
 from kdjax import models
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.experiment import run
 from kdjax.experiment.workdir import Workdir
@@ -56,9 +56,11 @@ def test_own_data_train_by_their_name(monkeypatch, tmp_path):
     config.update({"steps": 3, "eval_every": 3, "log_every": 1})
     config.student.update(configuration.network("tiny", width=4))
     config.data.batch_size = 8
-    run.train(run.Run(configuration.read(config), run.Workdir(tmp_path), "own", "student", "plain"))
+    run.train_run(
+        run.Run(configuration.read(config), run.Workdir(tmp_path), "own", "student", "plain")
+    )
     assert Workdir(tmp_path).read_result()["scores"]["val"]["miou"] > 0
-    images = Images(config.data)
+    images = RunData(config.data)
     assert images.class_names == ("ground", "disc", "square")
     assert len(images.sizes("train")) == 128
     (example, *_) = images.panel_examples()

@@ -24,12 +24,12 @@ ADVICE = 'there is no module "my_extension" on the path; set PYTHONPATH to the f
 # A training whose data dries up after a few batches, so that it can be killed in the midst of them.
 DRIED_UP = """
 import itertools, runpy, sys, time
-from kdjax.data.images import Images
-batches = Images.train_batches
+from kdjax.data.run_data import RunData
+batches = RunData.train_batches
 def few(self, **options):
     yield from itertools.islice(batches(self, **options), {count})
     time.sleep(1000)
-Images.train_batches = few
+RunData.train_batches = few
 sys.argv.insert(1, "train")
 runpy.run_module("kdjax", run_name="__main__", alter_sys=True)
 """

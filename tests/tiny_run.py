@@ -172,18 +172,18 @@ def _main() -> None:
     if jump := float(os.environ["TINY_CLOCK_JUMP"]):
         _let_the_clock_jump(jump)
 
-    from kdjax.data.images import Images
+    from kdjax.data.run_data import RunData
     from kdjax.experiment import train as runs
 
     NETWORKS["tiny"] = "tiny:create"
-    batches = Images.train_batches
+    batches = RunData.train_batches
 
-    def slowly(self: Images, **options: Any) -> Any:
+    def slowly(self: RunData, **options: Any) -> Any:
         for batch in batches(self, **options):
             time.sleep(float(os.environ["TINY_PAUSE"]))
             yield batch
 
-    Images.train_batches = slowly  # type: ignore[method-assign]
+    RunData.train_batches = slowly  # type: ignore[method-assign]
     # Drawing it takes a fifth of the time, and nobody looks at it.
     runs._report = lambda *arguments: None
     # The decoded examples stay where `train_batches` hands them out.

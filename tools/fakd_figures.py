@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdjax import losses
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.reporting.figures import COLORS
 from tools.figure_parts import MAGNITUDE, colored, show_image, show_map
 from tools.scenes import Scene, pixel
@@ -17,7 +17,7 @@ from tools.scenes import Scene, pixel
 STRENGTH = 7.5  # ISDA's for segmentation
 
 
-def fakd(scene: Scene, images: Images, statistics: losses.ClassStatistics) -> Figure:
+def fakd(scene: Scene, images: RunData, statistics: losses.ClassStatistics) -> Figure:
     """Draws how far the noise of each class moves each score, and what the bound adds."""
     kernel = np.asarray(scene.student.classifiers["logits"].kernel)
     variance = np.asarray(statistics.covariance)
@@ -58,7 +58,7 @@ def fakd(scene: Scene, images: Images, statistics: losses.ClassStatistics) -> Fi
     return figure
 
 
-def fakd_bounds(scene: Scene, images: Images, statistics: losses.ClassStatistics) -> Figure:
+def fakd_bounds(scene: Scene, images: RunData, statistics: losses.ClassStatistics) -> Figure:
     """Draws the bounds by strength at three pixels, with the true expectation."""
     strengths = np.linspace(0, STRENGTH, 16)
     figure = Figure(figsize=(8, 3.6), layout="constrained")

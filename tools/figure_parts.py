@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.reporting.pictures import colorize
 
 MAGNITUDE, SIGNED = "viridis", "RdBu_r"
 
 
-def colored(label: np.ndarray, images: Images) -> np.ndarray:
+def colored(label: np.ndarray, images: RunData) -> np.ndarray:
     """Returns a label map in the colors of its classes."""
     return colorize(np.asarray(label, np.uint8), np.asarray(images.palette))
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kdjax.comparison.parallel import train_all
 from kdjax.config import Config, read, without_terms
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.experiment.run import Run
 from kdjax.experiment.workdir import Workdir
 from kdjax.reporting.results import write_runs
@@ -65,7 +65,7 @@ def main(workdir: pathlib.Path, seeds: Sequence[int], parallel: int, csv: pathli
     runs = [plan(workdir, way, seed) for seed in seeds for way in WAYS]
     train_all(runs, parallel)
     runs.sort(key=lambda run: list(WAYS).index(run.method))
-    names = Images(runs[0].options.data).class_names
+    names = RunData(runs[0].options.data).class_names
     write_runs(csv, {"val": [run.files.summary("val") for run in runs]}, names)
 
 

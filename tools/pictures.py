@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdjax import losses
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.losses import resize_labels
 from kdjax.reporting.figures import COLORS
 from tools.fakd_figures import fakd, fakd_bounds
@@ -88,7 +88,7 @@ def main() -> None:
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def cwd(scene: Scene, images: Images) -> Figure:
+def cwd(scene: Scene, images: RunData) -> Figure:
     """Draws the softmax of a channel over the pixels, at two temperatures."""
     channel = main_class(scene)
     name = images.class_names[channel]
@@ -105,7 +105,7 @@ def cwd(scene: Scene, images: Images) -> Figure:
     return figure
 
 
-def nfd(scene: Scene, images: Images) -> Figure:
+def nfd(scene: Scene, images: RunData) -> Figure:
     """Draws two channels that differ in scale, before and after normalization."""
     raw = [np.asarray(output.features["head"][0]) for output in (scene.student, scene.teacher)]
     normal = [(x - x.mean((0, 1))) / np.sqrt(x.var((0, 1)) + 1e-5) for x in raw]
@@ -136,7 +136,7 @@ def nfd(scene: Scene, images: Images) -> Figure:
     return figure
 
 
-def pfs(scene: Scene, images: Images) -> Figure:
+def pfs(scene: Scene, images: RunData) -> Figure:
     """Draws the cosines of three pixels with all others."""
     maps = [np.asarray(output.features["head"][0]) for output in (scene.teacher, scene.student)]
     units = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in maps]
@@ -157,7 +157,7 @@ def pfs(scene: Scene, images: Images) -> Figure:
     return figure
 
 
-def gap(scene: Scene, images: Images) -> Figure:
+def gap(scene: Scene, images: RunData) -> Figure:
     """Draws the divergence at every pixel, the gap between the networks, and their product."""
     student, teacher = scene.logits
     truth = np.eye(student.shape[-1], dtype=bool)[scene.small]

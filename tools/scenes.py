@@ -10,8 +10,8 @@ import numpy as np
 
 from kdjax import config as configuration
 from kdjax import losses
-from kdjax.data.images import Images
 from kdjax.data.options import DataOptions
+from kdjax.data.run_data import RunData
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.losses import resize_labels
 from kdjax.models import SegmentationOutput
@@ -43,7 +43,7 @@ class Scene:
 
 def load(
     workdir: Path, data_dir: str | None
-) -> tuple[DataOptions, Images, TrainedNetwork, TrainedNetwork]:
+) -> tuple[DataOptions, RunData, TrainedNetwork, TrainedNetwork]:
     """Returns the data, the teacher, and the plain student of a comparison."""
     config = configuration.from_json((workdir / "teacher" / "config.json").read_text())
     options = configuration.read(config).data
@@ -51,7 +51,7 @@ def load(
     teacher, student = (
         TrainedNetwork.load(str(workdir / run)) for run in ("teacher", "plain/seed0")
     )
-    return options, Images(options), teacher, student
+    return options, RunData(options), teacher, student
 
 
 def forward(network: TrainedNetwork) -> Callable[[np.ndarray], SegmentationOutput]:

@@ -12,8 +12,8 @@ from etils import epath
 from kdjax import config as configuration
 from kdjax.comparison.runs import TEACHER, Comparison, run_comparison
 from kdjax.config import Config, RunOptions
-from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.run_data import RunData
 from kdjax.experiment.report import make_report, predict_panels
 from kdjax.experiment.result import RunResult
 from kdjax.experiment.scores import html_table
@@ -121,7 +121,7 @@ def compare(
     workdir = os.fspath(workdir)
     chosen = tuple(options.compare.seeds if seeds is None else seeds)
     found = run_comparison(options.to_config(), workdir, chosen, parallel, data)
-    images = Images(options.data, data)
+    images = RunData(options.data, data)
     path = Workdir(workdir).report
     with Interruption() as interruption:
         reports = _reports(options, images, found, path, len(chosen))
@@ -141,7 +141,7 @@ def compare(
 
 
 def _reports(
-    options: RunOptions, images: Images, found: Comparison, path: epath.Path, seeds: int
+    options: RunOptions, images: RunData, found: Comparison, path: epath.Path, seeds: int
 ) -> dict[str, Report]:
     """Returns a report without examples for each split, and for each group of the test split."""
     teacher = "precomputed logits" if options.teacher.logits else _in_words(options.teacher)
@@ -176,7 +176,7 @@ def _in_words(network: StudentOptions | TeacherOptions) -> str:
 
 def _write(
     options: RunOptions,
-    images: Images,
+    images: RunData,
     found: Comparison,
     reports: Mapping[str, Report],
     path: epath.Path,

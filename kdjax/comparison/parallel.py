@@ -13,7 +13,7 @@ import jax
 
 from kdjax import config as configuration
 from kdjax.data.interface import SegmentationSet
-from kdjax.experiment.run import Run, train
+from kdjax.experiment.run import Run, train_run
 from kdjax.experiment.workdir import Workdir
 from kdjax.training.loop import Diverged, Interruption
 from kdjax.utils import environment, processes
@@ -41,7 +41,7 @@ def train_one(run: Run, data: SegmentationSet | None = None) -> None:
         log.warning(f"the run in {files.path} has diverged")
         return
     try:
-        train(run, data=data, patience=_PATIENCE)
+        train_run(run, data=data, patience=_PATIENCE)
     except Diverged as error:
         reason = str(error)
         processes.lead(lambda: files.note_divergence(reason))

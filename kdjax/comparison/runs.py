@@ -9,8 +9,8 @@ from kdjax.comparison.equal_time import EQUAL_TIME, PLAIN
 from kdjax.comparison.parallel import train_all
 from kdjax.comparison.tuning import Setting, TuningResult
 from kdjax.config import Config, default, read, without_terms
-from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.run_data import RunData
 from kdjax.experiment.run import Run
 from kdjax.experiment.scoring import score_checkpoint
 from kdjax.experiment.workdir import Workdir
@@ -84,7 +84,7 @@ class _Runner:
         _check_teacher(config, given)
         # Check the groups now, since only the runs after tuning read the test split.
         if config.data.test_groups:
-            Images(read(config).data, self.data).test_groups()
+            RunData(read(config).data, self.data).test_groups()
         checkpoint = config.teacher.checkpoint
         trains_teacher = not (checkpoint or config.teacher.logits)
         logger.info(_outlook(config, self.seeds, trains_teacher=trains_teacher))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller, Spec
 from kdjax.distillation.feature_maps import array_of
 from kdjax.models import Network, Variables
@@ -74,7 +74,7 @@ def micro_batch_size(options: RunOptions) -> int:
 
 
 def check_evaluation(
-    options: RunOptions, images: Images, network: Network, variables: Variables, name: str
+    options: RunOptions, images: RunData, network: Network, variables: Variables, name: str
 ) -> None:
     """Traces a network on the smallest and the largest images of the evaluation.
 

@@ -10,8 +10,8 @@ from etils import epath
 from jaxtyping import Array
 
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.run_data import RunData
 from kdjax.deployment import ExportedStudent
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import TrainedNetwork, order_by_name
@@ -87,7 +87,7 @@ def evaluate(  # noqa: PLR0913
         # Blank images fill the last batch and do not count.
         eval_batch_size=-(-options.data.eval_batch_size // shards) * shards,
     )
-    images = Images(examples, data, where=f"{files.config}: config.data")
+    images = RunData(examples, data, where=f"{files.config}: config.data")
     chosen = split or examples.val_split
     inference = make_inference(mode, window, stride, scales, flip, crop_size=examples.crop_size)
     if exported is None:
@@ -166,7 +166,7 @@ def calibration_images(
     files = Workdir(workdir)
     options = files.read_options().data
     options = dataclasses.replace(options, data_dir=data_dir or options.data_dir)
-    images = Images(options, where=f"{files.config}: config.data")
+    images = RunData(options, where=f"{files.config}: config.data")
     return [example["image"] for example in images.spread_examples(options.train_split, count)]
 
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from jaxtyping import Array
 
-from kdjax.data.images import Images
 from kdjax.data.loading.device_augment import augment_batch
+from kdjax.data.run_data import RunData
 from kdjax.models import Variables
 from kdjax.teachers.scores import CachedScores, ScoreFiles, expand_scores
 from kdjax.training.sharding import Placement
@@ -63,7 +63,7 @@ class InputPipeline:
 
 
 def make_input_pipeline(
-    images: Images,
+    images: RunData,
     placement: Placement,
     *,
     first_step: int,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.evaluation.evaluator import TrainedNetwork, predict_examples
 from kdjax.experiment.scoring import with_predictions
 from kdjax.experiment.workdir import Workdir
@@ -18,7 +18,7 @@ from kdjax.utils import environment
 
 def make_report(
     options: RunOptions,
-    images: Images,
+    images: RunData,
     runs: Sequence[Workdir],
     examples: Sequence[Example],
     *,
@@ -56,7 +56,9 @@ def make_report(
     )
 
 
-def predict_panels(options: RunOptions, images: Images, panels: Mapping[str, str]) -> list[Example]:
+def predict_panels(
+    options: RunOptions, images: RunData, panels: Mapping[str, str]
+) -> list[Example]:
     """Returns a few labelled examples with the predictions of networks.
 
     Args:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import Predictor, Scores
 from kdjax.experiment.build import build_distiller, build_state, build_step, check_evaluation
@@ -68,11 +68,11 @@ class TrainedRun(NamedTuple):
         "student".
     """
 
-    images: Images
+    images: RunData
     examples: list[Example]
 
 
-def train(
+def train_run(
     run: Run,
     *,
     data: SegmentationSet | None = None,
@@ -90,7 +90,7 @@ def train(
 
     Args:
       run: the run.
-      data: the data set if it is an object, as `Images` takes it.
+      data: the data set if it is an object, as `RunData` takes it.
       writers: further writers of numbers and pictures, in the process that leads. The caller closes
         them.
       overwrite: remove an existing run first, as `Workdir.clear` does.
@@ -183,7 +183,7 @@ class _Parts:
 
     run: Run
     log: RunLogger
-    images: Images
+    images: RunData
     placement: Placement
     student: Network
     info: NetworkInfo
@@ -197,7 +197,7 @@ class _Parts:
 
 def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
     options = run.options
-    images = Images(options.data, data)
+    images = RunData(options.data, data)
     placement = Placement(options.mesh)
     placement.check_batch_size(
         "data.batch_size", options.data.batch_size, accumulate=options.optimizer.accumulate

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.run_data import RunData
 from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate, predict_examples
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import Variables
@@ -35,7 +35,7 @@ class Scoring:
     def __init__(
         self,
         options: RunOptions,
-        images: Images,
+        images: RunData,
         placement: Placement,
         teacher: TrainedNetwork | None,
         interruption: Interruption,
@@ -167,9 +167,9 @@ def score_checkpoint(
       files: the directory for the result.
       checkpoint: the network checkpoint, or the directory of a finished run.
       role: the role of the network, which is also its name in tables.
-      data: the data set if it is an object, as `Images` takes it.
+      data: the data set if it is an object, as `RunData` takes it.
     """
-    images, placement = Images(options.data, data), Placement(options.mesh)
+    images, placement = RunData(options.data, data), Placement(options.mesh)
     network = TrainedNetwork.load(checkpoint, dtype=options.teacher.dtype)
     network = ordered_teacher(network, options.teacher, images.class_names)
     if network.info.num_classes != images.num_classes:

@@ -7,8 +7,8 @@ from etils import epath
 
 from kdjax import config as configuration
 from kdjax.config import Config, RunOptions
-from kdjax.data.images import Images
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.run_data import RunData
 from kdjax.distillation import need_teacher
 from kdjax.experiment import run as runs
 from kdjax.experiment.report import make_report, predict_panels
@@ -66,7 +66,7 @@ def train(
         method=" + ".join(options.terms) or "plain student",
         role="distilled" if options.terms else "plain",
     )
-    trained = runs.train(
+    trained = runs.train_run(
         run,
         data=data,
         writers=writers,
@@ -90,7 +90,7 @@ def _report(run: Run, data: SegmentationSet | None, trained: TrainedRun | None) 
         panels = {"student": str(files.student)}
         if need_teacher(options.terms) and not options.teacher.logits:
             panels = {"teacher": options.teacher.checkpoint, **panels}
-        images = Images(options.data, data)
+        images = RunData(options.data, data)
         trained = TrainedRun(images, predict_panels(options, images, panels))
     report = make_report(
         options,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import Variables
@@ -44,7 +44,7 @@ class NetworkScores:
       description: identifies the teacher and its input in a cache.
     """
 
-    def __init__(self, options: RunOptions, images: Images, teacher: TrainedNetwork):
+    def __init__(self, options: RunOptions, images: RunData, teacher: TrainedNetwork):
         self._options, self._images, self._teacher = options, images, teacher
         self._split = options.data.train_split
         self.num_classes = teacher.info.num_classes
@@ -112,7 +112,7 @@ class TeacherCache:
     def __init__(
         self,
         options: RunOptions,
-        images: Images,
+        images: RunData,
         scores: NetworkScores | PrecomputedLogits,
         distiller: Distiller,
         log: RunLogger,

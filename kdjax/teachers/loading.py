@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from kdjax.config import RunOptions
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.distillation import Spec, need_teacher
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import Network, Variables
@@ -43,7 +43,7 @@ class Teacher:
 
 
 def load_teacher(
-    options: RunOptions, images: Images, placement: Placement, log: RunLogger
+    options: RunOptions, images: RunData, placement: Placement, log: RunLogger
 ) -> Teacher | None:
     """Loads the teacher and puts its variables on the devices; returns None if no term needs it.
 
@@ -116,7 +116,7 @@ def _check_described(wanted: TeacherOptions, info: NetworkInfo) -> None:
             )
 
 
-def comparable(teacher: TrainedNetwork | None, images: Images) -> TrainedNetwork | None:
+def comparable(teacher: TrainedNetwork | None, images: RunData) -> TrainedNetwork | None:
     """Returns the teacher if it predicts as many classes as the data have, else None."""
     if teacher is None or teacher.info.num_classes != images.num_classes:
         return None

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.distillation import Spec
 from kdjax.teachers.scores import compact_scores
 from kdjax.utils.classes import differing_class
@@ -54,7 +54,7 @@ class PrecomputedLogits:
       description: identifies the scores in a cache.
     """
 
-    def __init__(self, directory: str, images: Images, split: str):
+    def __init__(self, directory: str, images: RunData, split: str):
         if is_remote(directory):
             raise UserError(f"{_KEY} is {directory}; it must be a directory on a disk")
         folder = pathlib.Path(directory)

@@ -440,7 +440,7 @@ from kdjax.experiment import train as training
 from kdjax.cli.train import main
 def finish(run, **options):
     run.files.write_result({})
-training.runs.train = finish
+training.runs.train_run = finish
 training._report = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
 command.run(main, resumes=True)
 """

@@ -101,7 +101,7 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     config, tmp_path, monkeypatch
 ):
     train = Trained(score)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     comparison = run_comparison(config, str(tmp_path), (0, 1))
     tuned = {label: run for label, run in train.configs.items() if run.seed in (7, 8)}
     assert len(tuned) == 2 * (3 * 2 + 3 + 3)
@@ -152,7 +152,7 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
         config.compare[key] = ()
     config.teacher.update({"cache": "scores", "cache_classes": 3})
     train = Trained(score)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     comparison = run_comparison(config, str(tmp_path), (0,))
     assert len(train.configs) == 5
     # What has no teacher does not change with its cache.
@@ -177,7 +177,7 @@ def test_only_distilled_students_train_on_images_without_labels(config, tmp_path
     with config.unlocked():
         config.data.mixture.update(more)
     train = Trained(score)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     run_comparison(config, str(tmp_path), (0,))
     assert {label: " ".join(run.data.mixture) for label, run in train.configs.items()} == {
         **dict.fromkeys(("teacher", "plain, seed 0", "equal_time, seed 0"), "drawn"),
@@ -193,7 +193,7 @@ def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
         config.compare[key] = ()
     monkeypatch.chdir(tmp_path)
     train = Trained(lambda run: NAN if "nfd" in run.terms else 0.5)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     run_comparison(config, "runs/one", (0,))
     assert len(train.configs) == 5
     run_comparison(config, str(tmp_path / "runs" / "one"), (0,))
@@ -250,7 +250,7 @@ def test_the_plain_student_of_equal_time_is_optional(config, tmp_path, monkeypat
     config.compare.equal_time = False
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
-    monkeypatch.setattr(parallel, "train", Trained(score))
+    monkeypatch.setattr(parallel, "train_run", Trained(score))
     comparison = run_comparison(config, str(tmp_path), (0,))
     assert list(comparison.students) == ["plain student", "cwd", "nfd"]
     assert not comparison.notes
@@ -266,7 +266,7 @@ def test_a_costlier_method_that_joins_makes_the_plain_student_train_longer(
     config, tmp_path, monkeypatch
 ):
     train = Trained(score)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     cheap, whole = untuned(config).copy_and_resolve_references(), config
     del cheap.compare.methods["cwd"]
 
@@ -291,7 +291,7 @@ def test_a_line_explains_why_no_plain_student_of_equal_time_is_trained(
     config, tmp_path, monkeypatch, capsys
 ):
     del untuned(config).compare.methods["cwd"]
-    monkeypatch.setattr(parallel, "train", Trained(lambda run: 0.5))
+    monkeypatch.setattr(parallel, "train_run", Trained(lambda run: 0.5))
     measured = [("plain student", 0.4), ("nfd", 0.36), ("plain student", None)]
     results = [
         (method, {"platform": "gpu", "step_seconds": cost, "step_processor_seconds": 9.0})
@@ -314,7 +314,7 @@ def test_a_line_explains_why_no_plain_student_of_equal_time_is_trained(
 
 def test_the_teacher_that_a_comparison_trained_may_be_named_in_it(config, tmp_path, monkeypatch):
     train = Trained(score)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     run_comparison(untuned(config), str(tmp_path / "one"), (0,))
     config.teacher.checkpoint = str(tmp_path / "one" / "teacher")
     runs = run_comparison(config, str(tmp_path / "one"), (0,)).runs
@@ -336,7 +336,7 @@ def test_the_teacher_that_a_comparison_trained_may_be_named_in_it(config, tmp_pa
 
 def test_a_wrong_group_is_found_before_anything_is_trained(config, tmp_path, monkeypatch):
     train = Trained(score)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     names = SimpleNamespace(names=lambda: ["day_1", "day_2"])
     data = SimpleNamespace(
         name="one",
@@ -381,7 +381,7 @@ def test_unfair_or_ambiguous_comparisons_are_refused(config, tmp_path, seeds, ch
 def test_without_tuning_a_tuning_seed_may_be_reported(config, tmp_path, monkeypatch):
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
-    monkeypatch.setattr(parallel, "train", Trained(score))
+    monkeypatch.setattr(parallel, "train_run", Trained(score))
     assert run_comparison(config, str(tmp_path), (7,)).runs
 
 
@@ -390,7 +390,7 @@ def test_weights_that_are_not_here_are_missed_before_a_teacher_is_trained(
     config, tmp_path, monkeypatch, side
 ):
     train = Trained(score)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     config[side].update(configuration.network("upernet_swin_t"))
     config[side].backbone = "imagenet"
     with pytest.raises(UserError, match=rf'config.{side}.backbone is "imagenet", and no ImageNet'):
@@ -400,7 +400,7 @@ def test_weights_that_are_not_here_are_missed_before_a_teacher_is_trained(
 
 def test_the_teacher_starts_from_what_its_section_says(config, tmp_path, monkeypatch):
     train = Trained(score)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     monkeypatch.setattr(imagenet, "find", lambda options, where: None)
     config.compare.learning_rates = config.compare.weight_decays = ()
     config.compare.weight_factors = ()
@@ -418,7 +418,7 @@ def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypa
         return NAN if nfd else score(run)
 
     train = Trained(breaks)
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     comparison = run_comparison(config, str(tmp_path), (0, 1))
     assert train.configs["nfd, seed 0"].terms["nfd"].weight == 3.0
     assert [run.path.name for run in comparison.runs if "nfd" in str(run.path)] == ["seed0"]
@@ -431,21 +431,21 @@ def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypa
 
 def test_a_method_that_diverges_at_every_weight_is_left_out(config, tmp_path, monkeypatch):
     train = Trained(lambda run: NAN if "nfd" in run.terms else score(run))
-    monkeypatch.setattr(parallel, "train", train)
+    monkeypatch.setattr(parallel, "train_run", train)
     comparison = run_comparison(config, str(tmp_path), (0,))
     assert list(comparison.students) == ["plain student", "cwd"]
     assert comparison.notes[-2].endswith("all diverged")
 
 
 def test_a_plain_student_that_always_diverges_ends_it(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "train", Trained(lambda run: NAN if run.seed > 1 else 0.1))
+    monkeypatch.setattr(parallel, "train_run", Trained(lambda run: NAN if run.seed > 1 else 0.1))
     with pytest.raises(UserError, match=r"all diverged; try lower config.compare.learning_rates"):
         run_comparison(config, str(tmp_path), (0,))
 
 
 @pytest.mark.parametrize("name", ["/cwd", "a/b", "", "two\nlines", 3])
 def test_a_method_has_the_name_of_a_folder(config, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(parallel, "train", Trained(score))
+    monkeypatch.setattr(parallel, "train_run", Trained(score))
     with config.unlocked():
         config.compare.methods = ConfigDict({name: {}})
     with pytest.raises(UserError, match=r"A method cannot be named .*, because its folder"):

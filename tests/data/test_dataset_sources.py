@@ -21,9 +21,9 @@ from original_trees import (
 import kdjax
 from kdjax import config as configuration
 from kdjax.data import sets
-from kdjax.data.images import Images
 from kdjax.data.preparing.builder import find_builder
 from kdjax.data.preparing.classes import known_classes
+from kdjax.data.run_data import RunData
 from kdjax.utils.errors import UserError
 
 
@@ -200,7 +200,7 @@ def test_a_config_that_names_no_module_is_named(tmp_path):
     config = configuration.default()
     config.data.name = "no_such_module:Builder"
     with pytest.raises(UserError, match=r"config\.data\.name names .* no module \"no_such_module"):
-        Images(config.data)
+        RunData(config.data)
 
 
 def test_a_run_that_names_no_module_is_named(tmp_path):

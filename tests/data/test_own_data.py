@@ -14,11 +14,11 @@ from PIL import Image
 from kdjax import config as configuration
 from kdjax.config import extra_set
 from kdjax.data import Dataset, sets
-from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.sampling import AugmentOptions
+from kdjax.data.run_data import RunData
 from kdjax.experiment.input_pipeline import make_input_pipeline
-from kdjax.experiment.run import Run, train
+from kdjax.experiment.run import Run, train_run
 from kdjax.experiment.workdir import Workdir
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
@@ -81,8 +81,8 @@ def batches(images, **views):
 @pytest.mark.parametrize("cache", thorough.after(2, ["none", "device", "host"]))
 def test_it_trains_as_a_prepared_set(config, arrays, cache):
     config.data.cache = cache
-    expected = batches(Images(config.data), clean_view=True)
-    same(batches(Images(config.data, own(arrays)), clean_view=True), expected)
+    expected = batches(RunData(config.data), clean_view=True)
+    same(batches(RunData(config.data, own(arrays)), clean_view=True), expected)
 
 
 @pytest.mark.parametrize("cache", thorough.after(1, ["host", "none"]))
@@ -92,17 +92,17 @@ def test_it_mixes_with_prepared_sets(config, arrays, prepared, monkeypatch, cach
         config.data.mixture.more = extra_set("folder", data_dir=prepared, labelled=False)
         config.data.mixture.val = extra_set("folder", data_dir=prepared, split="val")
     configuration.read(config)
-    expected = batches(Images(config.data))
-    same(batches(Images(config.data, own(arrays))), expected)
+    expected = batches(RunData(config.data))
+    same(batches(RunData(config.data, own(arrays))), expected)
     monkeypatch.setitem(sys.modules, "mixed_in", type(sys)("mixed_in"))
     monkeypatch.setattr("mixed_in.more", own(arrays), raising=False)
     config.data.mixture.more.name = "mixed_in:more"
-    same(batches(Images(config.data)), expected)
-    same(batches(Images(config.data, own(arrays))), expected)
+    same(batches(RunData(config.data)), expected)
+    same(batches(RunData(config.data, own(arrays))), expected)
 
 
 def test_it_is_evaluated_as_a_prepared_set(config, arrays):
-    images, expected = Images(config.data, own(arrays)), Images(config.data)
+    images, expected = RunData(config.data, own(arrays)), RunData(config.data)
     for ours, theirs in zip(images.eval_batches("val"), expected.eval_batches("val"), strict=True):
         same(ours, theirs)
     assert images.sizes("train") == expected.sizes("train") == SIZES["train"]
@@ -346,13 +346,13 @@ def test_a_name_in_a_config_finds_it(module):
     config = configuration.default()
     config.data.name = "own_arrays:ready"
     configuration.read(config)
-    assert Images(config.data).fingerprint == Images(config.data).fingerprint
+    assert RunData(config.data).fingerprint == RunData(config.data).fingerprint
     config.data.name = "own_arrays:arrays"
     with config.unlocked():
         config.data.options = {"count": 5, "seed": 7}
     again = configuration.from_json(configuration.to_json(config))
     configuration.read(again)
-    assert len(Images(again.data).sizes("train")) == 5
+    assert len(RunData(again.data).sizes("train")) == 5
     assert sets.open_named("own_arrays:from_folder", "the/data", {}).name == "the/data"
 
 
@@ -374,7 +374,7 @@ def test_a_name_that_is_no_data_set(module, name, options, message):
     with config.unlocked():
         config.data.options = options
     with pytest.raises(UserError, match=message):
-        Images(config.data)
+        RunData(config.data)
 
 
 def test_what_needs_no_preparing_says_so(module, tmp_path):
@@ -385,7 +385,7 @@ def test_what_needs_no_preparing_says_so(module, tmp_path):
 def test_a_split_that_is_not_there(config, arrays):
     config.data.val_split = "test"
     with pytest.raises(UserError, match='val_split is "test"; own has train, val'):
-        Images(config.data, own(arrays))
+        RunData(config.data, own(arrays))
 
 
 def logged(workdir):
@@ -404,10 +404,10 @@ def test_a_run_continues_bit_for_bit(module, tmp_path, monkeypatch):
 
     def begin(name):
         options = configuration.read(config)
-        train(Run(options, Workdir(tmp_path / name), "own", "student", "plain"))
+        train_run(Run(options, Workdir(tmp_path / name), "own", "student", "plain"))
 
     begin("whole")
-    real = Images.train_batches
+    real = RunData.train_batches
 
     def stops(self, *, first_step, **options):
         for index, batch in enumerate(real(self, first_step=first_step, **options)):
@@ -415,7 +415,7 @@ def test_a_run_continues_bit_for_bit(module, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(Images, "train_batches", stops)
+    monkeypatch.setattr(RunData, "train_batches", stops)
     with pytest.raises(KeyboardInterrupt):
         begin("cut")
     begin("cut")

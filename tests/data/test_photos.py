@@ -10,8 +10,8 @@ from PIL import Image
 
 import kdjax
 from kdjax import config as configuration
-from kdjax.data.images import Images
 from kdjax.data.loading import pipeline
+from kdjax.data.run_data import RunData
 from kdjax.utils.classes import distinct_colors
 from kdjax.utils.errors import UserError
 
@@ -132,7 +132,7 @@ def test_photos_without_labels_are_ignored_throughout(tmp_path):
     with pytest.raises(
         UserError, match=r"^config\.data: folder in .*more/data has no labels to le"
     ):
-        Images(configuration.read(config).data)
+        RunData(configuration.read(config).data)
 
 
 def test_a_tree_without_labels_may_have_splits_and_nothing_that_would_not_be_read(tmp_path):

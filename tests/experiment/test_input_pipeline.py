@@ -12,8 +12,8 @@ from kdjax import config as configuration
 from kdjax.config import extra_set
 from kdjax.data import caching, sets
 from kdjax.data.caching import control_group_limits, decide_cache, least_memory
-from kdjax.data.images import Images
 from kdjax.data.loading.sampling import example_indices
+from kdjax.data.run_data import RunData
 from kdjax.experiment.input_pipeline import make_input_pipeline
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
@@ -56,7 +56,7 @@ def mixed(config, **entries):
     with config.unlocked():
         config.data.mixture.update(entries)
     configuration.read(config)
-    return Images(config.data)
+    return RunData(config.data)
 
 
 def batches(images, steps, *, first_step=0, clean_view=False):
@@ -90,7 +90,7 @@ def test_the_cache_changes_no_batch(config, data_dirs, photometric):
 
 def test_the_clean_view_has_the_same_geometry(config):
     config.data.cache = "none"
-    (batch,) = batches(Images(config.data), 1, clean_view=True)
+    (batch,) = batches(RunData(config.data), 1, clean_view=True)
     clean, inside = batch["clean"], batch["label"] != 255
     assert (clean[inside][:, 0] == 50).all()
     assert (batch["image"][inside][:, 0] != 50).any()
@@ -150,9 +150,9 @@ def test_a_mixture_that_cannot_be(config, data_dirs):
 
 
 def test_an_evaluation_of_many_sizes_is_said_to_be_slow(config, monkeypatch):
-    images = Images(config.data)
+    images = RunData(config.data)
     assert images.slow_evaluation("val") is None
-    monkeypatch.setattr("kdjax.data.images.MANY_SHAPES", 1)
+    monkeypatch.setattr("kdjax.data.run_data.MANY_SHAPES", 1)
     line = (
         "the 10 images of val have 2 sizes, and the first evaluation compiles the network for each "
         "of them"
@@ -160,16 +160,16 @@ def test_an_evaluation_of_many_sizes_is_said_to_be_slow(config, monkeypatch):
     assert images.slow_evaluation("val") == (
         f"{line}; config.data.eval_pad_to=64 reduces them to 1, but changes the scores"
     )
-    monkeypatch.setattr("kdjax.data.images.PAD_TO", 1)
+    monkeypatch.setattr("kdjax.data.run_data.PAD_TO", 1)
     assert images.slow_evaluation("val") == line
     config.data.eval_pad_to = 7
-    assert Images(config.data).slow_evaluation("val") is None
+    assert RunData(config.data).slow_evaluation("val") is None
 
 
 def test_the_base_size_reaches_the_crops(config):
     config.data.cache = "none"
     config.data.update({"scale_range": (1, 1), "base_size": (12, 10), "crop_size": (16, 16)})
-    (batch,) = batches(Images(config.data), 1)
+    (batch,) = batches(RunData(config.data), 1)
     inside = batch["label"] != 255
     assert inside.any(2).sum() == 8 * 10
     config.data.base_size = (10, 12)

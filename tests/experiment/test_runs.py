@@ -30,11 +30,11 @@ import kdjax
 from kdjax import config as configuration
 from kdjax.comparison.runs import run_comparison
 from kdjax.data import sets
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.deployment.formats import make_predict_fn
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.experiment.report import make_report, predict_panels
-from kdjax.experiment.run import Run, train
+from kdjax.experiment.run import Run, train_run
 from kdjax.experiment.student import make_student
 from kdjax.experiment.workdir import Workdir
 from kdjax.interop import imagenet
@@ -125,7 +125,7 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, compared):
     assert [line["step"] for line in logged if "val/miou" in line] == [2, 4]
     assert list(runs[2].tensorboard.glob("events*"))
 
-    images = Images(config.data)
+    images = RunData(config.data)
     panels = {"teacher": str(runs[0].student), "cwd": str(runs[2].path)}
     options = configuration.read(config)
     report = make_report(
@@ -204,7 +204,7 @@ def test_a_teacher_that_was_given_has_its_row(config, comparison, tmp_path):
     given, trained = (run.summary("test") for run in (runs[0], Workdir(comparison / "teacher")))
     assert (given.miou, given.parameters) == (trained.miou, trained.parameters)
     report = make_report(
-        configuration.read(config), Images(config.data), runs, [], title="", subtitle=""
+        configuration.read(config), RunData(config.data), runs, [], title="", subtitle=""
     )
     assert re.search(r"^teacher .* –  +–$", text_table(report), re.MULTILINE)
     write_report(tmp_path / "report.html", report)
@@ -250,7 +250,7 @@ def test_the_evaluation_of_a_run_gives_its_scores_and_the_number_of_shapes(
 
 
 def run(config, workdir):
-    train(Run(configuration.read(config), Workdir(workdir), "test", "student", "plain"))
+    train_run(Run(configuration.read(config), Workdir(workdir), "test", "student", "plain"))
 
 
 def test_a_run_of_another_config_is_refused(config, comparison):
@@ -301,7 +301,7 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
 @pytest.mark.thorough
 def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
     config.data.test_split = ""
-    real, calls, metrics = Images.train_batches, [], tmp_path / "metrics.jsonl"
+    real, calls, metrics = RunData.train_batches, [], tmp_path / "metrics.jsonl"
 
     def stops_early(self, *, first_step, **options):
         calls.append(first_step)
@@ -310,7 +310,7 @@ def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(Images, "train_batches", stops_early)
+    monkeypatch.setattr(RunData, "train_batches", stops_early)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)
     slow = re.sub(r'"val/seconds": [^,}]*', '"val/seconds": 1e4', metrics.read_text())
@@ -401,16 +401,16 @@ def test_a_run_from_imagenet_weights_keeps_them_and_their_preprocessing(
     (first, file), (_, other) = files.items()
     monkeypatch.setitem(imagenet.FILES, "tiny", (file, other))
     config.data.test_split, config.student.backbone = "", "imagenet"
-    real = Images.train_batches
+    real = RunData.train_batches
 
     def stops_early(self, **options):
         yield from itertools.islice(real(self, **options), 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Images, "train_batches", stops_early)
+    monkeypatch.setattr(RunData, "train_batches", stops_early)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "run")
-    monkeypatch.setattr(Images, "train_batches", real)
+    monkeypatch.setattr(RunData, "train_batches", real)
     # Now another file is taken, since the first has gone.
     (tmp_path / file.name).rename(tmp_path / "gone")
     with pytest.raises(UserError, match=f"was made with weights '{first}' .*continue with what"):
@@ -439,16 +439,16 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, run_whole()).result()
-    real = Images.train_batches
+    real = RunData.train_batches
 
     def stops_early(self, *, first_step, **options):
         yield from itertools.islice(real(self, first_step=first_step, **options), 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Images, "train_batches", stops_early)
+    monkeypatch.setattr(RunData, "train_batches", stops_early)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "cut")
-    monkeypatch.setattr(Images, "train_batches", real)
+    monkeypatch.setattr(RunData, "train_batches", real)
     run(config, tmp_path / "cut")
     whole, cut = (serialization.load(tmp_path / name) for name in ("whole", "cut"))
     assert whole[2].fingerprint == cut[2].fingerprint
@@ -461,7 +461,7 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
     label = make_predict_fn(*whole[:2], whole[2].preprocessing)
     np.testing.assert_array_equal(label(images), first)
     config.student.checkpoint = str(tmp_path / "whole")
-    keys, data = [], Images(config.data)
+    keys, data = [], RunData(config.data)
     for config.seed in (1, 1, 2):
         _, variables, _ = make_student(config, data.class_names, data.palette)
         key = variables["state"]["backbone"]["dropout"]["rngs"]["key"]
@@ -583,7 +583,7 @@ def test_photos_decide_their_recipe(tmp_path, data_dir, capsys):
     assert (config.data.weight, config.data.mixture.more.weight) == (1, 1)
     assert (config.steps, config.compare.teacher_steps) == (round(100 * 165 / 8), 600)
     assert {*config.compare.methods} == {"plain", "pixelwise_kl", "cwd"}
-    assert Images(configuration.read(config).data).unlabelled == ["more"]
+    assert RunData(configuration.read(config).data).unlabelled == ["more"]
     assert get_config(f"{target},{data_dir}").data.weight == round(156 / 9)
     with pytest.raises(UserError, match="have no labels; name it second"):
         get_config(str(more))

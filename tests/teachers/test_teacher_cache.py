@@ -20,12 +20,12 @@ from kdjax import config as configuration
 from kdjax import models
 from kdjax.comparison.compare import compare
 from kdjax.data import sets
-from kdjax.data.images import Images
+from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.experiment.build import build_distiller
 from kdjax.experiment.input_pipeline import make_input_pipeline
-from kdjax.experiment.run import Run, train
+from kdjax.experiment.run import Run, train_run
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import NNXNetwork, serialization
 from kdjax.models.layers import resize
@@ -115,7 +115,7 @@ def config(data_dirs, teachers, tmp_path):
 def opened(config):
     """Returns the cache of a config, and its images."""
     configuration.read(config)
-    images = Images(config.data)
+    images = RunData(config.data)
     teacher = TrainedNetwork.load(config.teacher.checkpoint)
     student = models.create("tiny", num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
     distiller = build_distiller(
@@ -130,7 +130,7 @@ def opened(config):
 
 
 def losses_of(config, workdir):
-    train(Run(configuration.read(config), Workdir(workdir), "test", "student", "distilled"))
+    train_run(Run(configuration.read(config), Workdir(workdir), "test", "student", "distilled"))
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     keys = ("train/cwd", "train/pixelwise_kl", "train/cross_entropy")
     return np.array([[line[key] for key in keys] for line in lines if "train/loss" in line])
@@ -263,7 +263,7 @@ def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
 def test_places_say_what_crops_show(config):
     config.data.update({"crop_size": (16, 48), "flip": True, "photometric": False})
     config.data.cache = "host"
-    images = Images(config.data)
+    images = RunData(config.data)
     examples = list(images._source.decoded())
     mirrored = set()
     for batch in images.train_batches(first_step=0, steps=2, seed=0, place=True):
@@ -321,7 +321,7 @@ def test_a_cached_run_continues(config, cached, tmp_path, monkeypatch):
     cache, whole, _ = cached
     made = {p: p.stat().st_mtime_ns for p in cache.iterdir()}
     config.teacher.cache = str(cache)
-    real, calls = Images.train_batches, []
+    real, calls = RunData.train_batches, []
 
     def stops_early(self, *, first_step, **options):
         calls.append(first_step)
@@ -333,7 +333,7 @@ def test_a_cached_run_continues(config, cached, tmp_path, monkeypatch):
     config.data.cache = "host"
     config.eval_every = 1
     config.steps = 3
-    monkeypatch.setattr(Images, "train_batches", stops_early)
+    monkeypatch.setattr(RunData, "train_batches", stops_early)
     with pytest.raises(KeyboardInterrupt):
         losses_of(config, tmp_path / "cut")
     continued = losses_of(config, tmp_path / "cut")
@@ -469,7 +469,7 @@ def written(data_dirs, teachers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     config = make_config(data_dirs, teachers, folder / "cache")
     config.data.data_dir = data_dirs["varied"]
-    images = Images(config.data)
+    images = RunData(config.data)
     teacher = TrainedNetwork.load(config.teacher.checkpoint)
     (folder / "classes.txt").write_text("\n".join(images.class_names) + "\n")
     for number, (name, example) in enumerate(
@@ -584,13 +584,13 @@ def test_logits_that_do_not_fit_are_named(config, logits, changes, message):
         else:
             np.save(path, np.zeros(value, "f") if isinstance(value, tuple) else value)
     with pytest.raises(UserError, match=message):
-        list(PrecomputedLogits(str(logits), Images(config.data), "train").maps(0))
+        list(PrecomputedLogits(str(logits), RunData(config.data), "train").maps(0))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_class_of_logits(config, logits):
     path = logits / "classes.txt"
     path.write_text(path.read_text(), encoding="utf-8-sig")
-    assert PrecomputedLogits(str(logits), Images(config.data), "train").num_classes == CLASSES
+    assert PrecomputedLogits(str(logits), RunData(config.data), "train").num_classes == CLASSES
 
 
 def test_what_logits_do_not_go_with(config, tmp_path):

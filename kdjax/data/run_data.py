@@ -27,7 +27,7 @@ PAD_TO = 64  # the recommended padding in that case
 HostBatch = Mapping[str, np.ndarray]
 
 
-class Images:
+class RunData:
     """The open data set that a config describes.
 
     Args:
