@@ -75,13 +75,13 @@ def test_the_installed_command_and_its_configs(installation):
     assert "\n  compare   Compares methods: " in listed.stdout
     begun = run(door, "train", "--config=quickstart.py", "--config.steps=0", "--workdir=run")
     own = site / "kdjax" / "configs" / "quickstart.py"
-    assert begun.stdout == f"config: there is no quickstart.py here, so {own}\n"
+    assert begun.stdout == f"config: there is no quickstart.py here; using {own}\n"
     assert begun.stderr == "kdjax train: error: config.steps is 0; it must be positive\n"
     assert begun.returncode == 2
     recipe = "published.py:ade20k,segformer_b4_b0,cwd"
     begun = run(door, "train", f"--config={recipe}", "--config.steps=7", "--workdir=run")
     own = own.with_name("published.py")
-    assert begun.stdout == f"config: there is no published.py here, so {own}\n"
+    assert begun.stdout == f"config: there is no published.py here; using {own}\n"
     assert "data set ade20k has not been prepared in" in begun.stderr
 
 
