@@ -1,6 +1,6 @@
 """Measures the parts of a training step: input, teacher, student, and each method.
 
-    python -m benchmarks.step --config configs/shapes_pspnet_r18_cwd.py
+    python -m benchmarks.step --config configs/shapes_pspnet_r18_tuned.py
     python -m benchmarks.step --config configs/camvid_pspnet_r18.py --config.data.data_dir=DIR
 
 Builds the networks of a config with random weights, and the training step of each method of

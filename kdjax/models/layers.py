@@ -171,7 +171,7 @@ class ConvNorm(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
-        """Applies the three. `train` uses batch statistics and updates the running ones."""
+        """Applies convolution, norm, and activation. `train` updates the running statistics."""
         x = self.norm(self.conv(x), use_running_average=not train)
         return x if self.activation is None else self.activation(x)
 

@@ -148,8 +148,8 @@ def _filled_up(pixels: tf.Tensor) -> tf.Tensor:
 def _targets(crop: _Crop, crop_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the rows and columns of the scaled example that a crop shows.
 
-    Those beyond the example are its last. A mirrored crop takes its columns from the right, which
-    costs nothing, unlike reversing the pixels.
+    Rows and columns beyond the example repeat its last ones. A mirrored crop takes its columns from
+    the right, which costs nothing, unlike reversing the pixels.
     """
     last = tf.minimum(crop.corner + crop_size, crop.scaled) - 1
     rows, columns = (tf.minimum(crop.corner[a] + tf.range(crop_size[a]), last[a]) for a in (0, 1))

@@ -179,7 +179,7 @@ def _centers(
 ) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
     """Returns the source pixel of each center of a crop's pixels, and the 2 * scaled-ths in it.
 
-    Those beyond the example are its last.
+    Pixels beyond the example repeat its last one.
     """
     scaled = crop.scaled[axis]
     target = jnp.minimum(jnp.arange(crop_size[axis]) + crop.corner[axis], scaled - 1)

@@ -78,7 +78,7 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
 
     @property
     def image_feature(self) -> tfds.features.FeatureConnector:
-        """A file, or tiles."""
+        """Returns the image as one file, or as tiles."""
         image = super().image_feature
         return tfds.features.Sequence(image) if self._tiles else image
 
