@@ -18,7 +18,7 @@ def get_config() -> Config:
     config.compare.teacher_steps = 400
     # Feature pyramids without dilation: fast on a CPU, and stable in few steps.
     config.teacher.update(network("fpn_light_r18", width=32))
-    config.student.update(network("fpn_light_r18", width=12))
+    config.student.update(network("fpn_light_r18", width=16))
     config.optimizer.learning_rate = config.compare.teacher_learning_rate = 0.2
     config.optimizer.warmup_steps = 50
     return recipes.compare_methods(config, ["plain", "cwd"])
