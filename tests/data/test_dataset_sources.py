@@ -129,18 +129,6 @@ class {prefix}Stripes(SegmentationBuilder):
             image = np.full((24, 32, 3), 40 * number % 256, np.uint8)
             yield number, dict(image=encode_png(image), label=encode_png(label), name=str(number))
 
-class {prefix}Plain(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        return tfds.core.DatasetInfo(builder=self)
-
-    def _split_generators(self, dl_manager):
-        return {{}}
-
-    def _generate_examples(self):
-        yield from ()
-
 nothing = 3
 """
 
@@ -187,7 +175,6 @@ def test_a_builder_that_cannot_be_prepared_is_named(tmp_path, monkeypatch):
     write_module(tmp_path, "own_faults")
     monkeypatch.syspath_prepend(tmp_path / "code")
     for attribute, wanted in (
-        ("OwnFaultsPlain", "kdjax does not prepare: make a kdjax.data.Dataset of its data sources"),
         ("nothing", "the argument names .* is no builder class: derive it from"),
         ("Nothing", 'the argument names .* has no "Nothing"; did you mean "nothing"'),
     ):

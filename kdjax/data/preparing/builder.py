@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import pathlib
 import threading
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -78,12 +79,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 }
             ),
             disable_shuffling=True,  # The pipeline shuffles when it reads.
-            metadata=tfds.core.MetadataDict(
-                class_names=self.class_names,
-                palette=self.palette.tolist(),
-                ignore_label=IGNORE_LABEL,
-            ),
+            metadata=metadata_of(self.class_names, self.palette),
         )
+
+
+def metadata_of(
+    class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
+) -> tfds.core.MetadataDict:
+    """Returns the metadata of a set, which TFDS writes next to its records."""
+    return tfds.core.MetadataDict(
+        class_names=list(class_names), palette=palette.tolist(), ignore_label=IGNORE_LABEL
+    )
 
 
 def find_builder(
@@ -106,8 +112,15 @@ def find_builder(
         raise WrongValue(
             asked_by,
             f'names the data set "{name}", which is no builder class: derive it from '
-            "kdjax.data.preparing.builder.SegmentationBuilder (a kdjax.data.Dataset, or a function "
-            "that returns one, needs no preparing: set config.data.name to it)",
+            "kdjax.data.preparing.builder.SegmentationBuilder or tensorflow_datasets' "
+            "GeneratorBasedBuilder (a kdjax.data.Dataset, or a function that returns one, needs no "
+            "preparing: set config.data.name to it)",
+        )
+    if found.BUILDER_CONFIGS:
+        raise WrongValue(
+            asked_by,
+            f'names the data set "{name}", which has several BUILDER_CONFIGS: name a subclass for '
+            "one of them, whose BUILDER_CONFIGS is empty",
         )
     return found
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from kdjax.data.preparing.builder import SegmentationBuilder, find_builder
+from kdjax.data.preparing.builder import SegmentationBuilder, find_builder, metadata_of
+from kdjax.data.preparing.plain_builder import check_examples, class_names_of
 from kdjax.data.preparing.prepared import (
     RECEIPT,
     PreparedSet,
@@ -24,6 +25,7 @@ from kdjax.data.preparing.prepared import (
 )
 from kdjax.data.preparing.tree import state_of_source
 from kdjax.utils import imports
+from kdjax.utils.classes import distinct_colors
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote
 from kdjax.utils.lock import Lock
@@ -87,7 +89,8 @@ def prepare(
     Args:
       name: the data set, as `find_builder` takes it.
       data_dir: the folder of prepared sets.
-      source: a folder or archive with the original files; None for a set that is generated.
+      source: a folder or archive with the original files; None for a set that is generated. For a
+        TFDS builder with MANUAL_DOWNLOAD_INSTRUCTIONS, its `dl_manager.manual_dir`.
       skip_damaged: whether files that cannot be read are skipped. By default, they are an error.
       report: called with each line on what was found, before the conversion starts.
       **options: options of the builder, such as `ignore` of `folder`. Every builder with a source
@@ -98,14 +101,11 @@ def prepare(
         is full, or it holds the set already, made from another source or with other options.
     """
     builder_class = find_builder(name)
-    if not issubclass(builder_class, SegmentationBuilder):
-        raise UserError(
-            f"data set {name} is a TFDS builder that kdjax does not prepare: make a "
-            "kdjax.data.Dataset of its data sources, or derive it from "
-            "kdjax.data.preparing.builder.SegmentationBuilder"
-        )
-    from_files = builder_class.NEEDS_SOURCE
-    allowed = [*builder_class.OPTIONS, *(["tiles"] if from_files else [])]
+    native = issubclass(builder_class, SegmentationBuilder)
+    from_files = needs_source(builder_class)
+    allowed = []
+    if native:
+        allowed = [*builder_class.OPTIONS, *(["tiles"] if from_files else [])]
     if unknown := sorted(options.keys() - set(allowed)):
         raise UserError(
             f"data set {name} takes no option {unknown[0]!r}; it takes: "
@@ -118,7 +118,7 @@ def prepare(
             raise UserError(f"data set {name} is generated: leave --source out")
         options["source"] = os.path.realpath(_expanded(source, "--source"))
     made_from = json.loads(json.dumps(options))
-    if from_files:
+    if native and from_files:
         options["skip_damaged"] = skip_damaged
     directory = directory_of(name, builder_class, data_dir)
     with _lock(directory.parent):
@@ -157,7 +157,7 @@ def _source_state(directory: pathlib.Path, made_from: dict[str, Any]) -> str | N
 
 
 def _write(
-    builder_class: type[SegmentationBuilder],
+    builder_class: _Builder,
     options: dict[str, Any],
     directory: pathlib.Path,
     made_from: dict[str, Any],
@@ -171,16 +171,12 @@ def _write(
     tfds.disable_progress_bar()
     source_state = _source_state(directory, made_from)
     try:
-        builder = builder_class(data_dir=staging, file_format="array_record", **options)
-        for line in builder.findings:
-            report(line)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the temporary folder.
-            builder.download_and_prepare()
+        builder = _build(builder_class, staging, options, report)
         receipt = {
             "made_from": made_from,
             "source_state": source_state,
             "fingerprint": fingerprint(open_records(builder)),
-            "skipped": builder.skipped,
+            "skipped": builder.skipped if isinstance(builder, SegmentationBuilder) else [],
         }
         written = pathlib.Path(builder.data_path)
         (written / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
@@ -197,9 +193,39 @@ def _write(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _build(
+    builder_class: _Builder,
+    staging: pathlib.Path,
+    options: dict[str, Any],
+    report: Callable[[str], None],
+) -> tfds.core.GeneratorBasedBuilder:
+    """Writes the records by TFDS, and checks those of a builder that does not know kdjax."""
+    place: dict[str, Any] = {"data_dir": staging, "file_format": "array_record"}
+    class_names: list[str] = []
+    download: dict[str, Any] = {}
+    if issubclass(builder_class, SegmentationBuilder):
+        builder = builder_class(**place, **options)
+        for line in builder.findings:
+            report(line)
+    else:
+        builder = builder_class(**place)
+        class_names = class_names_of(builder)
+        config = tfds.download.DownloadConfig(manual_dir=options.get("source"))
+        download = {"download_config": config}
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the temporary folder.
+        builder.download_and_prepare(**download)
+    if class_names:
+        check_examples(open_records(builder), len(class_names))
+        palette = distinct_colors(len(class_names))
+        metadata_of(class_names, palette).save_metadata(builder.data_path)
+    return builder
+
+
 def needs_source(builder_class: _Builder) -> bool:
     """Returns True if a builder converts files of the user."""
-    return getattr(builder_class, "NEEDS_SOURCE", True)
+    if issubclass(builder_class, SegmentationBuilder):
+        return builder_class.NEEDS_SOURCE
+    return builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
 
 
 def not_prepared(name: str, builder_class: _Builder, data_dir: str | os.PathLike[str]) -> UserError:
