@@ -98,5 +98,5 @@ def test_an_installed_package_looks_up_its_own_data_sets(installation):
     assert found == "Camvid Shapes"
     assert counts == "19 150"
     assert "there are: ade20k, camvid, cityscapes" in unknown
-    assert f"voc2012 (in {site / 'kdjax' / 'datasets'})" in unknown
+    assert "voc2012; a builder of your own" in unknown
     assert f"no folder of data set builders at {site / 'kdjax' / 'datasets'}" in gone

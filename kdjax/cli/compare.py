@@ -18,7 +18,7 @@ _CONFIG = ConfigFlag()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Directory of the runs, created if it does not exist. Finished runs in it are kept.",
+    "Directory of the runs, created if it is missing. Finished runs in it are kept.",
     required=True,
 )
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds, as 0,1,2; by default those of the config.")

@@ -49,9 +49,9 @@ def slurm():
 
 @pytest.fixture
 def python(tmp_path):
-    """An interpreter whose `kdjax.train` knows the network of the tests, and takes its time."""
+    """An interpreter whose `kdjax train` knows the network of the tests, and takes its time."""
     path = tmp_path / "python"
-    path.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tiny_run.__file__} "$@"\n')
+    path.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} {tiny_run.__file__} "$@"\n')
     path.chmod(0o755)
     return path
 

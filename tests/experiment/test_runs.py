@@ -300,7 +300,7 @@ def test_nothing_is_written_for_a_wrong_config(config, comparison, tmp_path):
 
 @pytest.mark.thorough
 def test_an_interrupted_run_continues(config, tmp_path, monkeypatch, capsys):
-    config.data.test_split = ""
+    config.data.test_split, config.data.test_groups = "", {}
     real, calls, metrics = RunData.train_batches, [], tmp_path / "metrics.jsonl"
 
     def stops_early(self, *, first_step, **options):
@@ -400,7 +400,8 @@ def test_a_run_from_imagenet_weights_keeps_them_and_their_preprocessing(
         (tmp_path / files[sha256].name).write_bytes(content)
     (first, file), (_, other) = files.items()
     monkeypatch.setitem(imagenet.FILES, "tiny", (file, other))
-    config.data.test_split, config.student.backbone = "", "imagenet"
+    config.data.test_split, config.data.test_groups = "", {}
+    config.student.backbone = "imagenet"
     real = RunData.train_batches
 
     def stops_early(self, **options):
@@ -431,7 +432,8 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
     One of the runs is in a thread, in which a loop of asyncio runs, as in a notebook.
     """
     monkeypatch.setitem(NETWORKS, "noisy", "tiny:noisy")
-    config.data.test_split, config.student.name = "", "noisy"
+    config.data.test_split, config.data.test_groups = "", {}
+    config.student.name = "noisy"
     config.optimizer.ema_decay = 0.5
 
     async def run_whole():
@@ -472,7 +474,7 @@ def test_a_network_with_random_state_of_its_own(config, tmp_path, monkeypatch):
 @pytest.mark.thorough
 def test_a_diverged_run_stops_without_a_result(config, tmp_path):
     config.optimizer.learning_rate = 1e30
-    config.data.test_split = ""
+    config.data.test_split, config.data.test_groups = "", {}
     with pytest.raises(Diverged, match=r"the run diverged: .* at step [234]"):
         run(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
