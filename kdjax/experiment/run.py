@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -33,7 +33,7 @@ from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import Diverged, Fitted, Hooks, Interruption, Intervals, fit, jit_step
 from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
-from kdjax.training.step import PreprocessedNetwork, TrainState
+from kdjax.training.step import Batch, PreprocessedNetwork, TrainState
 from kdjax.utils import environment, processes
 from kdjax.utils.classes import of_one_class
 from kdjax.utils.errors import Preempted, UserError
@@ -123,8 +123,10 @@ def train_run(
         _announce(parts)
         scores = _claim(parts, overwrite, extend)
         profile = Profile(run.files.profile, *profiled_steps) if profiled_steps else None
+        opened = _open(parts, scores, writers)
+        # Only now, because what is opened before may set a signal handler of its own.
         with parts.interruption:
-            trained, examples = _train(parts, scores, writers, profile)
+            trained, examples = _train(parts, opened, profile)
             _finish(parts, trained)
     return TrainedRun(parts.images, examples)
 
@@ -304,18 +306,40 @@ class _Trained(NamedTuple):
     scores: dict[str, Scores]
 
 
-def _train(
-    parts: _Parts, scores: ScoreFiles | None, writers: Sequence[Writer], profile: Profile | None
-) -> tuple[_Trained, list[Example]]:
-    """Trains to the last step and scores the student that is exported."""
-    options, files, placement = parts.run.options, parts.run.files, parts.placement
+class _Opened(NamedTuple):
+    """What a run has open while it trains.
+
+    Attributes:
+      checkpoints: its checkpoints.
+      first_step: the number of steps that are done.
+      state: the state after these steps, on the devices.
+      own: closes the run's own writers.
+      writer: all writers.
+      earlier: the log lines of earlier starts.
+      teacher: the variables of the teacher that the steps run, or None.
+      step_fn: the step, as `jit_step` returns it.
+      batches: the batches of the other steps, on the devices.
+    """
+
+    checkpoints: Checkpoints
+    first_step: int
+    state: TrainState
+    own: contextlib.ExitStack
+    writer: Writers
+    earlier: list[dict[str, Any]]
+    teacher: Variables | None
+    step_fn: Any
+    batches: Iterator[Batch]
+
+
+def _open(parts: _Parts, scores: ScoreFiles | None, writers: Sequence[Writer]) -> _Opened:
+    """Opens checkpoints, writers, and batches, and makes the step."""
+    options, placement = parts.run.options, parts.placement
     checkpoints, first_step, state = _restore(parts)
     own, writer = contextlib.ExitStack(), Writers([])
     # Only the leading process writes.
     if processes.leads():
         writer = Writers([*_own_writers(own, parts.run, first_step), *writers])
-    earlier = files.history() if first_step else []
-    predictor = Predictor(parts.student, parts.info.preprocessing)
     # With cached scores, only the evaluation runs the teacher.
     teacher = parts.teacher and parts.teacher.in_step
     pipeline = make_input_pipeline(
@@ -333,13 +357,32 @@ def _train(
         teacher and PreprocessedNetwork(teacher.network, teacher.info.preprocessing),
         parts.distiller,
     )
+    return _Opened(
+        checkpoints=checkpoints,
+        first_step=first_step,
+        state=state,
+        own=own,
+        writer=writer,
+        earlier=parts.run.files.history() if first_step else [],
+        teacher=teacher and teacher.variables,
+        step_fn=jit_step(pipeline.attach(train_step), state, placement),
+        batches=pipeline.batches,
+    )
+
+
+def _train(
+    parts: _Parts, opened: _Opened, profile: Profile | None
+) -> tuple[_Trained, list[Example]]:
+    """Trains to the last step and scores the student that is exported."""
+    options, checkpoints = parts.run.options, opened.checkpoints
+    predictor = Predictor(parts.student, parts.info.preprocessing)
     started = time.perf_counter()
     try:
         fitted = fit(
-            state,
-            teacher and teacher.variables,
-            jit_step(pipeline.attach(train_step), state, placement),
-            pipeline.batches,
+            opened.state,
+            opened.teacher,
+            opened.step_fn,
+            opened.batches,
             Intervals(
                 options.steps,
                 options.log_every,
@@ -348,16 +391,16 @@ def _train(
                 options.data.batch_size,
             ),
             Hooks(
-                writer,
-                lambda step, state: _evaluate(parts, predictor, writer, step, state),
+                opened.writer,
+                lambda step, state: _evaluate(parts, predictor, opened.writer, step, state),
                 checkpoints,
                 parts.interruption,
                 profile,
             ),
-            first_step=first_step,
-            earlier=earlier,
+            first_step=opened.first_step,
+            earlier=opened.earlier,
         )
-        seconds = logged_seconds(earlier) + time.perf_counter() - started
+        seconds = logged_seconds(opened.earlier) + time.perf_counter() - started
         state = fitted.state
         if options.export == "best" and checkpoints.best_step is not None:
             state = checkpoints.restore(checkpoints.best_step, state)
@@ -369,10 +412,11 @@ def _train(
         error = sys.exc_info()[1]
         # Report the first error, not the failure to close the log that follows from it.
         with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-            own.close()
+            opened.own.close()
         # Only these two errors reach all processes alike.
         checkpoints.close(wait=error is None or isinstance(error, Diverged | Preempted))
-    return _Trained(fitted, placement.fetch(state.student()), seconds, found), examples
+    student = parts.placement.fetch(state.student())
+    return _Trained(fitted, student, seconds, found), examples
 
 
 def _restore(parts: _Parts) -> tuple[Checkpoints, int, TrainState]:
