@@ -56,8 +56,8 @@ def python(tmp_path):
     return path
 
 
-# A defect that is not understood: since the commands have one entry point, SIGTERM of a requeue does
-# not reach the tasks here, though two processes without Slurm stop on it.
+# A defect that is not understood: since the commands have one entry point, SIGTERM of a requeue
+# does not reach the tasks here, though two processes without Slurm stop on it.
 @pytest.mark.xfail(reason="SIGTERM does not reach the tasks", strict=False)
 @pytest.mark.thorough
 def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path):
