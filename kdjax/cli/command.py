@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, command_name, flags
 from absl import logging as absl_logging
 
 from kdjax.utils import interrupt, processes
@@ -60,6 +60,9 @@ def run(
     processes.end_with_parent()
 
     def guarded(argv: list[str]) -> None:
+        # Abseil names the process after argv[0]. If the name holds a blank, Slurm cannot read
+        # /proc/PID/stat, and its signals do not reach the process.
+        command_name.set_kernel_process_name(name.replace(" ", "-"))
         # While there is something to save, `kdjax.training.loop` handles Ctrl-C.
         if not resumes:
             interrupt.raise_error()

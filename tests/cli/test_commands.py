@@ -223,6 +223,17 @@ command.run(main)
     assert run.returncode == 2
 
 
+def test_the_name_of_the_process_holds_no_blank():
+    """Slurm reads /proc/PID/stat, in which a blank would end the name too early."""
+    code = """
+import pathlib, sys
+from kdjax.cli import command
+sys.argv = ["kdjax train"]
+command.run(lambda argv: print(pathlib.Path("/proc/self/comm").read_text(), end=""))
+"""
+    assert warm.run("-c", code).stdout == "kdjax-train\n"
+
+
 @pytest.mark.parametrize(
     ("end", "status", "said"),
     [
