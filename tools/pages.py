@@ -18,14 +18,72 @@ from collections.abc import Sequence
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-SIZE = (480, 352)  # height and width, in pixels
+SIZE = (640, 480)  # height and width, in pixels
 TEST_SHARE = 0.25  # of fonts, photos, and pages
-WORDS = (
-    "the of and to in is that for with as on at by from this have not are which one all can has "
-    "Teacher Student network image class Street House Market Report Monday October invoice total "
-    "number 2026 17.50 3,400 42 % page chapter Figure Table payment account energy river mountain "
-    "language detector quality measure between distance without another everything London Berlin"
-).split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "for",
+    "with",
+    "as",
+    "on",
+    "at",
+    "by",
+    "from",
+    "this",
+    "have",
+    "not",
+    "are",
+    "which",
+    "one",
+    "all",
+    "can",
+    "has",
+    "Teacher",
+    "Student",
+    "network",
+    "image",
+    "class",
+    "Street",
+    "House",
+    "Market",
+    "Report",
+    "Monday",
+    "October",
+    "invoice",
+    "total",
+    "number",
+    "2026",
+    "17.50",
+    "3,400",
+    "42",
+    "%",
+    "page",
+    "chapter",
+    "Figure",
+    "Table",
+    "payment",
+    "account",
+    "energy",
+    "river",
+    "mountain",
+    "language",
+    "detector",
+    "quality",
+    "measure",
+    "between",
+    "distance",
+    "without",
+    "another",
+    "everything",
+    "London",
+    "Berlin",
+]
 INKS = ((0, 0, 0), (30, 30, 60), (120, 20, 20), (20, 80, 40), (245, 245, 245), (250, 220, 80))
 
 
@@ -91,7 +149,7 @@ def _paragraph(
     page: Image.Image, rng: random.Random, font_path: str, ink: tuple[int, ...], top: int
 ) -> int:
     """Draws a heading or lines of one font, and returns the row below them."""
-    draw, size = ImageDraw.Draw(page), rng.choice((11, 12, 13, 14, 16, 18, 22, 28, 36))
+    draw, size = ImageDraw.Draw(page), rng.choice((14, 16, 18, 20, 24, 28, 36, 44))
     font = ImageFont.truetype(font_path, size)
     left = rng.randint(4, page.width // 2)
     right = rng.randint(left + 60, page.width)
@@ -115,7 +173,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng = random.Random(given.seed)
-    found = [path for path in pathlib.Path(given.photos).iterdir() if path.suffix in (".jpg", ".png")]
+    paths = pathlib.Path(given.photos).iterdir()
+    found = [path for path in paths if path.suffix in (".jpg", ".png")]
     fonts = split(latin_fonts(), rng)
     photos = split(sorted(map(str, found)), rng)
     counts = (given.count - round(TEST_SHARE * given.count), round(TEST_SHARE * given.count))
