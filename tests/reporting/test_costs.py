@@ -88,6 +88,8 @@ def test_curves_are_drawn_against_the_cost_with_their_intervals():
     np.testing.assert_allclose(curves["plain student, 2.0x time"].cost, [10, 40])
     np.testing.assert_allclose(curves["plain student"].mean, [0.205, 0.41])
     low, high = curves["plain student"].low, curves["plain student"].high
+    assert low is not None
+    assert high is not None
     np.testing.assert_allclose((low + high) / 2, [0.205, 0.41])
     # 4.303 / sqrt(3) deviations of 0.01.
     np.testing.assert_allclose(high - low, [0.0248, 0.0497], rtol=0.01)
