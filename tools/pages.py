@@ -115,7 +115,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng = random.Random(given.seed)
-    found = [path for path in pathlib.Path(given.photos).iterdir() if path.suffix in (".jpg", ".png")]
+    found = [
+        path for path in pathlib.Path(given.photos).iterdir() if path.suffix in (".jpg", ".png")
+    ]
     fonts = split(latin_fonts(), rng)
     photos = split(sorted(map(str, found)), rng)
     counts = (given.count - round(TEST_SHARE * given.count), round(TEST_SHARE * given.count))

@@ -80,12 +80,12 @@ class TeacherOptions(NetworkOptions):
     # How many of the highest scores of a cell the cache keeps, besides one for all others; 0 keeps
     # all.
     cache_classes: Annotated[int, schema.COUNT_OR_ZERO] = 0
-    cache_bits: Literal[8, 16] = 16  # of a value of a feature map in the cache
+    cache_features: Literal["bfloat16", "int8"] = "bfloat16"  # the type of features in the cache
     # The cache may hold expensive scores: the mean probabilities of several scales, of the mirror
     # image, and of sliding windows of this height and width (empty for whole images).
-    scales: tuple[float, ...] = (1.0,)
+    scales: Annotated[tuple[float, ...], schema.POSITIVE] = (1.0,)
     flip: bool = False
-    window: tuple[int, ...] = ()
+    window: Annotated[tuple[int, ...], schema.PIXELS] = ()
     # Further checkpoints, whose probabilities the cache averages with those of `checkpoint`.
     ensemble: tuple[str, ...] = ()
     # A run refuses a teacher with a lower mIoU on the validation split.

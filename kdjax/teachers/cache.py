@@ -190,7 +190,7 @@ class TeacherCache:
             raise UserError(
                 f"config.teacher.cache {self._path} takes {needed / 2**20:.0f} MiB; its disk has "
                 f"{free / 2**20:.0f}. Set config.teacher.cache_classes to keep fewer scores, or "
-                "config.teacher.cache_bits to 8 to keep smaller features"
+                'config.teacher.cache_features to "int8" to keep smaller features'
             )
         started = time.perf_counter()
         writers = {
@@ -226,13 +226,13 @@ class TeacherCache:
 
 def _form(form: Compression) -> dict[str, Any]:
     """Returns the part of a description that says how a map is stored."""
-    kept = {"cache_classes": form.keep} if form.scores else {"cache_bits": form.bits}
+    kept = {"cache_classes": form.keep} if form.scores else {"cache_features": form.features}
     return {"channels": form.channels, **kept}
 
 
 def _in_words(name: str, form: Compression) -> str:
     if not form.scores:
-        return f'"{name}" with {form.channels} channels of {form.bits} bits'
+        return f'"{name}" with {form.channels} channels in {form.features}'
     return f"the {form.keep} highest scores" if form.keep else "all scores"
 
 

@@ -26,13 +26,13 @@ class Compression:
       channels: C.
       scores: True for class scores.
       keep: the number of highest scores that are kept; 0 for all.
-      bits: the bits of a feature, 8 or 16.
+      features: the type of features, "bfloat16" or "int8".
     """
 
     channels: int
     scores: bool
     keep: int = 0
-    bits: int = 16
+    features: str = "bfloat16"
 
     def layout(self) -> Layout:
         """Returns the shape per cell and the dtype of the arrays of `compress`, by name."""
@@ -43,7 +43,7 @@ class Compression:
                 "classes": ((self.keep,), number),
                 "rest": ((), _HALF),
             }
-        if not self.scores and self.bits == 8:
+        if not self.scores and self.features == "int8":
             return {"levels": ((self.channels,), np.dtype(np.int8)), "scale": ((), _HALF)}
         return {"values": ((self.channels,), _HALF)}
 

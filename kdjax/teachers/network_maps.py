@@ -88,7 +88,7 @@ class NetworkMaps:
                 shapes[name][-1],
                 name in CLASS_SCORES,
                 options.cache_classes if name in CLASS_SCORES else 0,
-                options.cache_bits,
+                options.cache_features,
             )
             for name in self.names
         }

@@ -227,7 +227,7 @@ def test_all_scores_and_features_are_kept_in_bfloat16(scores):
 def test_features_of_8_bits_are_within_a_level_of_their_cell():
     values = RNG.normal(size=(6, 33)).astype(np.float32) * np.logspace(-3, 3, 6)[:, None]
     values[0] = 0
-    compression = Compression(33, scores=False, bits=8)
+    compression = Compression(33, scores=False, features="int8")
     stored = compression.compress(jnp.asarray(values))
     assert stored["levels"].dtype == jnp.int8
     found = np.asarray(compression.expand(stored), np.float32)
@@ -442,10 +442,10 @@ def test_unfinished_files_of_another_teacher_are_not_continued(config, tmp_path,
     assert rows["highest"].astype(np.float32).any((1, 2, 3)).all()
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_a_cache_of_features_serves_the_maps_of_whole_crops(config, bits):
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_a_cache_of_features_serves_the_maps_of_whole_crops(config, kind):
     """Crops here are whole images, so the cached map is the live one."""
-    config.teacher.cache_bits = bits
+    config.teacher.cache_features = kind
     with config.unlocked():
         config.terms = ConfigDict(
             {"nfd": configuration.term("nfd", student="stage4", teacher="stage4")}
@@ -466,7 +466,7 @@ def test_a_cache_of_features_serves_the_maps_of_whole_crops(config, bits):
         pixels = IMAGENET(jnp.asarray(examples[index]["image"][None]))
         output, _ = teacher.network.apply(teacher.variables, pixels, train=False, key=None)
         live = np.asarray(output.maps["stage4"])[0]
-        tolerance = np.abs(live).max() * (0.02 if bits == 8 else 0.01)
+        tolerance = np.abs(live).max() * (0.02 if kind == "int8" else 0.01)
         np.testing.assert_allclose(maps["stage4"][row], live, atol=tolerance, rtol=0)
 
 
