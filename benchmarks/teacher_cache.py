@@ -31,8 +31,8 @@ from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.experiment.build import build_distiller, build_state, build_step
 from kdjax.experiment.input_pipeline import make_input_pipeline
 from kdjax.experiment.student import make_student
-from kdjax.teachers.cache import NetworkScores, TeacherCache
-from kdjax.teachers.scores import ScoreFiles
+from kdjax.teachers.cache import OpenCache, TeacherCache
+from kdjax.teachers.network_maps import NetworkMaps
 from kdjax.training.sharding import Placement
 from kdjax.training.step import PreprocessedNetwork
 from kdjax.utils.log import RunLogger
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
             cache = str(pathlib.Path(folder) / str(keep))
             kept = dataclasses.replace(options.teacher, cache=cache, cache_classes=keep)
             cached = dataclasses.replace(options, teacher=kept)
-            said = NetworkScores(cached, images, teacher)
+            said = NetworkMaps(cached, images, teacher)
             scores = TeacherCache(cached, images, said, distiller, RunLogger(name)).open()
             calls[name] = step_call(options, images, None, distiller, scores)
             print(f"{name}: {1e3 * reading(options, images, scores):.2f} ms to read a batch's\n")
@@ -78,14 +78,14 @@ def step_call(
     images: RunData,
     teacher: TrainedNetwork | None,
     distiller: Distiller | None,
-    scores: ScoreFiles | None = None,
+    scores: OpenCache | None = None,
 ) -> Callable[[], Any]:
     """Returns a call that runs one training step on a batch that stays on the device."""
     placement = Placement(options.mesh)
     student, variables, info = make_student(options, images.class_names, images.palette)
     state = build_state(options, variables, distiller)
     source = make_input_pipeline(
-        images, placement, first_step=0, steps=1, seed=0, clean_view=False, scores=scores
+        images, placement, first_step=0, steps=1, seed=0, clean_view=False, cache=scores
     )
     step = build_step(
         options,
@@ -106,7 +106,7 @@ def step_call(
     return call
 
 
-def reading(options: RunOptions, images: RunData, scores: ScoreFiles) -> float:
+def reading(options: RunOptions, images: RunData, scores: OpenCache) -> float:
     """Returns the median seconds to read the scores of a batch, from files in memory."""
     generator = np.random.default_rng(0)
     count, times = len(images.sizes(options.data.train_split)), []

@@ -21,4 +21,5 @@ def get_config() -> Config:
     config.student.update(network("fpn_light_r18", width=16))
     config.optimizer.learning_rate = config.compare.teacher_learning_rate = 0.2
     config.optimizer.warmup_steps = 50
+    config.compare.cache = True
     return recipes.compare_methods(config, ["plain", "cwd"])

@@ -43,8 +43,11 @@ class CompareOptions(Section):
     # By name, the method that it extends. The tables show what the extension adds.
     builds_on: Mapping[str, str] = dataclasses.field(default_factory=dict)
     seeds: Annotated[tuple[int, ...], schema.SEED] = (0,)
-    # Trains the plain student again, for as many steps as take as long as the costliest method
-    # (processor time on a CPU, else wall time), to separate the gain of teaching from that of time.
+    # Methods whose terms read the teacher's class scores alone take them from a cache in the
+    # workdir, if it fits into memory. A path in config.teacher.cache goes first.
+    cache: bool = True
+    # Trains plain students for as many steps as take as long as the methods (processor time on a
+    # CPU, else wall time), to separate the gain of teaching from that of time.
     equal_time: bool = True
     teacher_steps: Annotated[int, schema.COUNT] = 1000
     teacher_learning_rate: Annotated[float, schema.POSITIVE] = 0.01

@@ -19,6 +19,7 @@ from kdjax.experiment.result import RunResult
 from kdjax.experiment.scores import html_table
 from kdjax.experiment.workdir import Workdir
 from kdjax.models.options import StudentOptions, TeacherOptions
+from kdjax.reporting.costs import verdict
 from kdjax.reporting.report import write_report, write_results
 from kdjax.reporting.results import Report, write_runs
 from kdjax.reporting.tables import method_rows, method_table, note, text_table
@@ -35,7 +36,7 @@ class ComparisonResult:
       report: The HTML page, in the same directory as `results.md`, `results.csv`, and `runs.csv`.
       students: The finished run of each method's first seed, by the method's name in the tables.
       choices: The settings that each method tried on validation, and the choice among them.
-      notes: Lines on these settings, on runs that diverged, and on the longer plain student.
+      notes: Lines on these settings, on runs that diverged, and on longer plain students.
     """
 
     report: epath.Path
@@ -49,10 +50,15 @@ class ComparisonResult:
     def table(self) -> list[dict[str, Any]]:
         """A row for each method: means over its seeds, gain over the plain student, costs.
 
-        Fractions and seconds are not rounded, and None if unknown.
+        Fractions and seconds are not rounded. A value is None if it is unknown.
         `pandas.DataFrame(result.table)` makes a table of it.
         """
         return method_rows(self._main)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: which method is ahead of a plain student of equal cost."""
+        return verdict(self._main.methods(), self._main.split)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the tables of all splits, choices, notes, and the path of the report.
@@ -64,6 +70,7 @@ class ComparisonResult:
             "table": self.table,
             "splits": {split: method_rows(report) for split, report in self._splits.items()},
             "choices": [*self.choices],
+            "verdict": self.verdict,
             "notes": [*self.notes],
             "report": str(self.report),
         }
@@ -77,11 +84,12 @@ class ComparisonResult:
         tables = [f"\n{split}\n{text_table(report)}" for split, report in self._splits.items()]
         notes = ["\n" + "\n".join(self.notes)] if self.notes else []
         files = f"\nreport: {self.report}, with results.md, results.csv and runs.csv beside it"
-        return "\n".join([*tables, f"\n{note(self._main)}", *notes, files])
+        judged = [f"\n{line}" for line in (note(self._main), self.verdict) if line]
+        return "\n".join([*tables, *judged, *notes, files])
 
     def _repr_html_(self) -> str:
         table = method_table(self._main)
-        lines = [note(self._main), *self.notes, str(self.report)]
+        lines = [note(self._main), self.verdict, *self.notes, str(self.report)]
         paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
         return html_table(table.header, table.texts()) + paragraphs
 

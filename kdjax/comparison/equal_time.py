@@ -1,32 +1,48 @@
-"""A plain student that trains for as long as the costliest method: what time alone is worth."""
+"""Plain students that train for as long as the methods: the gain of time alone."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from kdjax.config import Config
+from kdjax.reporting.costs import EQUAL
 from kdjax.utils import processes
 from kdjax.utils.files import read_json, to_json, write_atomically
 
 PLAIN = "plain student"
-EQUAL_TIME = "plain student, equal time"
+# Methods whose costs differ by less than this factor share a plain student.
+SHARED = 1.25
+
+
+class LongerStudent(NamedTuple):
+    """A plain student with more steps.
+
+    Attributes:
+      name: its name in tables.
+      steps: its steps.
+      reason: a line that explains the steps.
+    """
+
+    name: str
+    steps: int
+    reason: str
 
 
 def is_asked_for(config: Config) -> bool:
-    """Returns True if a comparison has methods to compare with the longer plain student."""
+    """Returns True if a comparison has methods to compare with longer plain students."""
     kinds = {bool(terms) for terms in config.compare.methods.values()}
     return config.compare.equal_time and len(kinds) > 1
 
 
-def equal_time(
+def longer_students(
     path: epath.Path, results: Sequence[tuple[str, Mapping[str, Any]]], steps_each: int
-) -> tuple[int | None, str]:
-    """Finds how many steps of the plain student cost as much as training the costliest method.
+) -> tuple[list[LongerStudent], str]:
+    """Finds how many steps of the plain student cost as much as training each method.
 
     The cost of each method's step is measured once and kept in a file, so that seeds that are added
-    later have as many steps. A costlier method that is added later leads to more steps.
+    later have as many steps.
 
     Args:
       path: The file.
@@ -34,16 +50,15 @@ def equal_time(
       steps_each: The steps of every run.
 
     Returns:
-      The steps and a line that explains them. The steps are None if no method is costlier than the
-      plain student, or if a cost is unknown.
+      The students, and a line on the methods that cost no more than the plain student.
     """
     unit, measured = step_costs(results)
     kept = read_json(path).get(unit, {}) if path.exists() else {}
     costs = measured | kept
-    steps, why = longer_steps(unit, {method: costs[method] for method in measured}, steps_each)
-    content = to_json({"steps": steps, unit: costs, "why": why})
+    students, line = plan(unit, {method: costs[method] for method in measured}, steps_each)
+    content = to_json({"steps": {student.name: student.steps for student in students}, unit: costs})
     processes.lead(lambda: write_atomically(path, content))
-    return steps, why
+    return students, line
 
 
 def step_costs(results: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, dict[str, float]]:
@@ -62,25 +77,37 @@ def step_costs(results: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, d
     return unit, {method: statistics.median(values) for method, values in seconds.items()}
 
 
-def longer_steps(unit: str, costs: Mapping[str, float], steps_each: int) -> tuple[int | None, str]:
-    """Returns the steps of the longer plain student and a line on them, as `equal_time`."""
+def plan(unit: str, costs: Mapping[str, float], steps_each: int) -> tuple[list[LongerStudent], str]:
+    """Returns the longer plain students, and a line on the other methods, as `longer_students`."""
     if PLAIN not in costs or len(costs) < 2:
         known = ", ".join(costs) or "no method"
-        return (
-            None,
-            f"{EQUAL_TIME}: not trained, because the cost of a step is known only for {known}",
-        )
-    costliest = max((name for name in costs if name != PLAIN), key=lambda name: costs[name])
-    highest = costs[costliest]
-    steps = round(steps_each * highest / costs[PLAIN])
+        return [], f"No plain student of equal time: the cost of a step is known only for {known}."
     words = unit.removeprefix("step_").replace("_", " ")
-    compared = f"{highest:.3g} {words} a step; the plain student's take {costs[PLAIN]:.3g}"
-    if steps <= steps_each:
-        return None, (
-            f"{EQUAL_TIME}: not trained, because no method takes longer than the plain student "
-            f"({costliest}: {compared})"
+    ratios = {method: cost / costs[PLAIN] for method, cost in costs.items() if method != PLAIN}
+    cheap = [method for method, ratio in ratios.items() if ratio <= EQUAL]
+    groups: list[list[str]] = []
+    for method in sorted(ratios.keys() - {*cheap}, key=lambda name: -ratios[name]):
+        if groups and ratios[groups[-1][0]] <= SHARED * ratios[method]:
+            groups[-1].append(method)
+        else:
+            groups.append([method])
+    students = []
+    for group in groups:
+        ratio = ratios[group[0]]
+        # The name depends on the steps alone, so that a method can join without renaming runs.
+        name = f"{PLAIN}, {ratio:.1f}x time"
+        steps = round(steps_each * ratio)
+        reason = (
+            f"{name}: {steps:,} steps, which take as long as the {steps_each:,} of {group[0]} "
+            f"({costs[group[0]]:.3g} {words} a step; the plain student's take {costs[PLAIN]:.3g})"
         )
-    return steps, (
-        f"{EQUAL_TIME}: {steps:,} steps, which take as long as the {steps_each:,} of {costliest} "
-        f"({compared})"
-    )
+        if group[1:]:
+            reason += f"; it also stands for {', '.join(group[1:])}"
+        students.append(LongerStudent(name, steps, reason))
+    line = ""
+    if cheap:
+        line = (
+            f"A step of {', '.join(cheap)} costs at most {EQUAL:g} plain steps, so the plain "
+            "student itself is the one of equal time."
+        )
+    return students, line

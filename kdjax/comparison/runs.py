@@ -1,11 +1,13 @@
 """Plans and trains the runs of a comparison: teacher, tuning, and every method over the seeds."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from kdjax.comparison import equal_time, tuning
-from kdjax.comparison.equal_time import EQUAL_TIME, PLAIN
+from kdjax.comparison.cached_teacher import CachePlan, plan_cache, reads_scores_alone
+from kdjax.comparison.equal_time import PLAIN
 from kdjax.comparison.parallel import train_all
 from kdjax.comparison.tuning import Setting, TuningResult
 from kdjax.config import Config, default, read, without_terms
@@ -55,10 +57,11 @@ def run_comparison(
     """Tunes the methods of a valid config and trains the runs that are not finished.
 
     The workdir contains `teacher/`, `tuning/<method>/<setting>/seed<N>/`, `<method>/seed<N>/`, and
-    `equal_time/seed<N>/`, each a workdir of `kdjax.train`. The choices are kept in `tuning.json`
-    and `equal_time.json`. Students differ only in their terms, the weights of these, and their
-    seed. The teacher and plain students train on labeled images only. Only runs with a chosen
-    setting see the test split. The arguments and errors are those of `kdjax.compare`.
+    `equal_time/<steps>_steps/seed<N>/`, each a workdir of `kdjax.train`, and `teacher_cache/`. The
+    choices are kept in `tuning.json` and `equal_time.json`. Students differ only in their terms,
+    the weights of these, and their seed. The teacher and plain students train on labeled images
+    only. Only runs with a chosen setting see the test split. The arguments and errors are those of
+    `kdjax.compare`.
     """
     _check_seeds(config, seeds)
     _check_methods(config)
@@ -90,6 +93,8 @@ class _Runner:
         logger.info(_outlook(config, self.seeds, trains_teacher=trains_teacher))
         if trains_teacher:
             checkpoint = self._train_teacher()
+        if self._cache.line:
+            logger.info(self._cache.line)
         choices = self._tune(checkpoint)
         tuned = [choice for choice in choices if choice.scores]
         if tuned:
@@ -105,9 +110,8 @@ class _Runner:
         notes = [choice.describe() for choice in tuned]
         why = []
         if equal_time.is_asked_for(config):
-            longer, line = self._train_longer(runs)
+            longer, why = self._train_longer(runs)
             runs += longer
-            why = [line]
         if config.teacher.checkpoint and not given.config.exists():
             score_checkpoint(read(config), given, checkpoint, TEACHER, self.data)
         for run in runs:
@@ -124,6 +128,11 @@ class _Runner:
             choices=choices,
             notes=[*notes, *why],
         )
+
+    @functools.cached_property
+    def _cache(self) -> CachePlan:
+        """Which methods take the teacher's scores from a cache in the workdir."""
+        return plan_cache(read(self.config), self.root.path, self.data)
 
     def _train(self, runs: Sequence[Run]) -> None:
         train_all(runs, self.parallel, self.data)
@@ -183,29 +192,28 @@ class _Runner:
             for name, rows in planned.items()
         ]
 
-    def _train_longer(self, students: Sequence[Run]) -> tuple[list[Run], str]:
-        """Trains the plain student for as long as the costliest method; see `equal_time`."""
-        folder = self.root.path / _EQUAL_TIME
+    def _train_longer(self, students: Sequence[Run]) -> tuple[list[Run], list[str]]:
+        """Trains plain students for as long as the methods take; see `equal_time`."""
         results = [(s.method, s.files.read_result()) for s in students if s.files.result.exists()]
-        steps, why = equal_time.equal_time(
+        longer, line = equal_time.longer_students(
             self.root.path / "equal_time.json", results, self.config.steps
         )
-        logger.info(why)
+        lines = [*filter(None, (line, *(student.reason for student in longer)))]
+        for text in lines:
+            logger.info(text)
         runs = []
-        for student in students:
-            if steps is None or student.role != "plain":
-                continue
-            config = student.options.to_config()
-            config.steps = steps
-            seed = f"seed{config.seed}"
-            files = Workdir(folder / seed)
-            # A costlier method was added later.
-            if files.config.exists() and files.read_options().steps != steps:
-                files = Workdir(folder / f"{steps}_steps" / seed)
-            name = f"{_EQUAL_TIME}, seed {config.seed}"
-            runs.append(Run(read(config), files, name, EQUAL_TIME, "plain"))
+        for student in longer:
+            for plain in students:
+                if plain.role != "plain":
+                    continue
+                config = plain.options.to_config()
+                config.steps = student.steps
+                folder = f"{_EQUAL_TIME}/{student.steps}_steps/seed{config.seed}"
+                name = f"{_EQUAL_TIME}, {student.steps} steps, seed {config.seed}"
+                files = Workdir(self.root.path / folder)
+                runs.append(Run(read(config), files, name, student.name, "plain"))
         self._train(runs)
-        return runs, why
+        return runs, lines
 
     def _student(
         self,
@@ -229,6 +237,8 @@ class _Runner:
                 _remove_cache(without_terms(student))
             if among:
                 student.data.test_split = ""
+            if self._cache.path and reads_scores_alone(read(student)):
+                student.teacher.cache = self._cache.path
         parts = [name, tuning.setting_name(setting, among)] if among else [name]
         folder = "/".join([_TUNING, *parts] if among else parts)
         return Run(
@@ -269,7 +279,7 @@ def _outlook(config: Config, seeds: Sequence[int], *, trains_teacher: bool) -> s
     if trains_teacher:
         parts.insert(0, f"a teacher of {config.compare.teacher_steps} steps")
     if equal_time.is_asked_for(config):
-        parts.append("the plain student for as long as the costliest method")
+        parts.append("plain students for as long as the methods take")
     return (
         f"Training {', then '.join(parts)}. Each run prints the time that is left. If you stop it, "
         "the same command continues."

@@ -72,7 +72,8 @@ def least_memory() -> tuple[int | None, int]:
     Returns:
       Bytes of a device, None if some devices have no memory of their own; bytes of a host.
     """
-    own = _device_bytes(), _host_bytes()
+    # All processes may share this machine.
+    own = _device_bytes(), machine_bytes() // jax.process_count()
     if jax.process_count() == 1:
         return own
     # In float32, because JAX would truncate integers to 32 bits.
@@ -86,10 +87,10 @@ def _device_bytes() -> int | None:
     return statistics.get("bytes_limit")
 
 
-def _host_bytes() -> int:
-    """Returns the memory per process, if all processes share this machine."""
+def machine_bytes() -> int:
+    """Returns the memory of this machine, or of its container or job."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(physical, *control_group_limits()) // jax.process_count()
+    return min(physical, *control_group_limits())
 
 
 def control_group_limits(

@@ -82,18 +82,26 @@ class RunData:
         return [key for key, extra in self._options.mixture.items() if not extra.labelled]
 
     @functools.cached_property
+    def _training_sets(self) -> list[tuple[SegmentationSet, str]]:
+        """The sets that training reads, in the order of their examples, each with its split."""
+        return [(self._set, self._options.train_split)] + [
+            (open_mixed(key, extra, self.class_names), extra.split)
+            for key, extra in self._options.mixture.items()
+        ]
+
+    @functools.cached_property
     def _source(self) -> Any:
         """The training examples of all sets, as a `Mixture`."""
         from kdjax.data.loading import sources
 
-        options = self._options
-        parts = [sources.Part(self._set.records(options.train_split), options.weight)]
-        for key, extra_set in options.mixture.items():
-            extra = open_mixed(key, extra_set, self.class_names)
-            parts.append(
-                sources.Part(extra.records(extra_set.split), extra_set.weight, extra_set.labelled)
-            )
-        return sources.Mixture(parts)
+        use = [(self._options.weight, True)]
+        use += [(extra.weight, extra.labelled) for extra in self._options.mixture.values()]
+        return sources.Mixture(
+            [
+                sources.Part(data.records(split), *how)
+                for (data, split), how in zip(self._training_sets, use, strict=True)
+            ]
+        )
 
     @functools.cached_property
     def cache(self) -> CacheDecision:
@@ -186,11 +194,36 @@ class RunData:
             process_count=jax.process_count(),
         )
 
-    def whole_images(self, split: str) -> Iterator[HostBatch]:
-        """Returns every image of a split at its own size, all of them on this process."""
+    def whole_train_images(self) -> Iterator[HostBatch]:
+        """Returns every training image of all sets at its own size, all of them on this process.
+
+        `index` counts the images of all sets, as in `train_batches`.
+        """
         from kdjax.data.loading import pipeline
 
-        return pipeline.eval_batches(self._set, split, batch_size=self._options.eval_batch_size)
+        first = 0
+        for data, split in self._training_sets:
+            for batch in pipeline.eval_batches(
+                data, split, batch_size=self._options.eval_batch_size
+            ):
+                yield {**batch, "index": first + batch["index"]}
+            first += len(data.records(split))
+
+    def train_names(self) -> list[str]:
+        """Returns the names of the training examples of all sets."""
+        return [name for data, split in self._training_sets for name in data.records(split).names()]
+
+    def train_sizes(self) -> list[tuple[int, int]]:
+        """Returns height and width of the training images of all sets."""
+        return [
+            size
+            for data, split in self._training_sets
+            for size in data.records(split).sizes(range(len(data.records(split))))
+        ]
+
+    def train_fingerprints(self) -> list[tuple[str, str]]:
+        """Returns the fingerprint and the split of every set that training reads."""
+        return [(data.fingerprint, split) for data, split in self._training_sets]
 
     def test_groups(self) -> dict[str, list[int]]:
         """Returns the indices in the test split of each of `config.data.test_groups`.

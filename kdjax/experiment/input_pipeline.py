@@ -1,4 +1,4 @@
-"""The batches of a run on the devices, with the teacher's cached scores if there are any."""
+"""The batches of a run on the devices, with the teacher's cached maps if there are any."""
 
 import collections
 import dataclasses
@@ -10,7 +10,8 @@ from jaxtyping import Array
 from kdjax.data.loading.device_augment import augment_batch
 from kdjax.data.run_data import RunData
 from kdjax.models import Variables
-from kdjax.teachers.scores import CachedScores, ScoreFiles, expand_scores
+from kdjax.teachers.cache import OpenCache
+from kdjax.teachers.sampling import CachedMaps
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, Metrics, TrainState, TrainStep
 
@@ -70,7 +71,7 @@ def make_input_pipeline(
     steps: int,
     seed: int,
     clean_view: bool,
-    scores: ScoreFiles | None = None,
+    cache: OpenCache | None = None,
 ) -> InputPipeline:
     """Returns the batches of the steps after `first_step`.
 
@@ -84,49 +85,52 @@ def make_input_pipeline(
       steps: the number of steps of the whole run.
       seed: the seed of the run.
       clean_view: True to add each crop before its colors were changed, as `clean`.
-      scores: the teacher's cached scores. Batches then hold those of their images as `teacher`, as
+      cache: the teacher's cached maps. Batches then hold those of their images as `teacher`, as
         `kdjax.training.step.make_train_step` takes them.
     """
     span: dict[str, Any] = {"first_step": first_step, "steps": steps, "seed": seed}
-    views = {"clean_view": clean_view, "place": scores is not None}
+    views = {"clean_view": clean_view, "place": cache is not None}
     if images.cache.place != "device":
-        batches = _with_scores(images.train_batches(**span, **views), "index", scores)
+        batches = _with_maps(images.train_batches(**span, **views), "index", cache)
         return InputPipeline(
             prefetch(batches, placement.put_batch),
-            lambda batch: _with_teacher(batch, batch.get("cached"), scores),
+            lambda batch: _with_teacher(batch, batch.get("cached"), cache),
         )
     examples = placement.replicate(images.in_memory.padded())
     options = images.augment_options(**views)
-    batches = _with_scores(images.index_batches(**span, **views), "indices", scores)
+    batches = _with_maps(images.index_batches(**span, **views), "indices", cache)
     return InputPipeline(
         ({"examples": examples, **batch} for batch in prefetch(batches, placement.put_batch)),
         lambda batch: _with_teacher(
             augment_batch(batch["examples"], batch["indices"], batch["draws"], options),
             batch.get("cached"),
-            scores,
+            cache,
         ),
     )
 
 
-def _with_scores(
-    batches: Iterable[Mapping[str, Any]], key: str, scores: ScoreFiles | None
+def _with_maps(
+    batches: Iterable[Mapping[str, Any]], key: str, cache: OpenCache | None
 ) -> Iterator[Mapping[str, Any]]:
-    """Yields batches with the cached scores of their examples, whose indices are under `key`."""
+    """Yields batches with the cached maps of their examples, whose indices are under `key`."""
     for batch in batches:
-        yield {**batch, "cached": scores.rows(batch[key])} if scores else batch
+        yield {**batch, "cached": cache.rows(batch[key])} if cache else batch
 
 
 def _with_teacher(
-    batch: Batch, cached: Mapping[str, Array] | None, scores: ScoreFiles | None
+    batch: Batch, cached: Mapping[str, Mapping[str, Array]] | None, cache: OpenCache | None
 ) -> Batch:
-    """Returns a batch with the scores of all classes, inside the step."""
-    if scores is None or cached is None:
+    """Returns a batch with the teacher's maps of whole images, inside the step."""
+    if cache is None or cached is None:
         return batch
-    maps = CachedScores(
-        expand_scores(cached, scores.num_classes),
-        cached["size"],
+    maps = CachedMaps(
+        {
+            name: (cache.maps[name].compression.expand(arrays), arrays["size"])
+            for name, arrays in cached.items()
+        },
         batch["place"],
         batch["image"].shape[1:3],
+        tuple(sorted(cache.grids.items())),
     )
     rest = {key: value for key, value in batch.items() if key != "cached"}
     return {**rest, "teacher": maps}

@@ -25,9 +25,8 @@ from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.serialization import NetworkInfo
 from kdjax.reporting.results import Example, Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
-from kdjax.teachers.cache import TeacherCache
+from kdjax.teachers.cache import OpenCache, TeacherCache
 from kdjax.teachers.loading import Teacher, comparable, load_teacher
-from kdjax.teachers.scores import ScoreFiles
 from kdjax.training import optimizer as optimizers
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import Diverged, Fitted, Hooks, Interruption, Intervals, fit, jit_step
@@ -121,13 +120,13 @@ def train_run(
             return None
         parts = _prepare(run, data, log)
         _announce(parts)
-        scores = _claim(parts, overwrite, extend)
+        cache = _claim(parts, overwrite, extend)
         profile = Profile(run.files.profile, *profiled_steps) if profiled_steps else None
-        opened = _open(parts, scores, writers)
+        opened = _open(parts, cache, writers)
         # Only now, because what is opened before may set a signal handler of its own.
         with parts.interruption:
             trained, examples = _train(parts, opened, profile)
-            _finish(parts, trained)
+            _finish(parts, trained, opened.cache)
     return TrainedRun(parts.images, examples)
 
 
@@ -178,7 +177,7 @@ class _Parts:
       state: the state before the first step, on the host.
       teacher: the teacher, if a term needs one.
       distiller: the terms, if there are any.
-      cache: the cache of the teacher's scores, if the run uses one.
+      cache: the cache of the teacher's maps, if the run uses one.
       scoring: evaluates the student and its teacher.
       interruption: tells whether the run must stop.
     """
@@ -219,8 +218,8 @@ def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
         name = f"config.teacher {scored.info.name}"
         check_evaluation(options, images, scored.network, scored.variables, name)
     cache = None
-    if distiller and teacher and teacher.scores:
-        cache = TeacherCache(options, images, teacher.scores, distiller, log)
+    if distiller and teacher and teacher.cached:
+        cache = TeacherCache(options, images, teacher.cached, distiller, log)
     interruption = Interruption()
     return _Parts(
         run=run,
@@ -261,8 +260,8 @@ def _announce(parts: _Parts) -> None:
     parts.scoring.check_teacher(log)
 
 
-def _claim(parts: _Parts, overwrite: bool, extend: bool) -> ScoreFiles | None:
-    """Makes the directory the run's own, and opens the teacher's cached scores.
+def _claim(parts: _Parts, overwrite: bool, extend: bool) -> OpenCache | None:
+    """Makes the directory the run's own, and opens the teacher's cache.
 
     An existing run is removed only now, after everything else has been checked.
     """
@@ -319,6 +318,7 @@ class _Opened(NamedTuple):
       teacher: the variables of the teacher that the steps run, or None.
       step_fn: the step, as `jit_step` returns it.
       batches: the batches of the other steps, on the devices.
+      cache: the teacher's cached maps, if the run uses them.
     """
 
     checkpoints: Checkpoints
@@ -330,9 +330,10 @@ class _Opened(NamedTuple):
     teacher: Variables | None
     step_fn: Any
     batches: Iterator[Batch]
+    cache: OpenCache | None
 
 
-def _open(parts: _Parts, scores: ScoreFiles | None, writers: Sequence[Writer]) -> _Opened:
+def _open(parts: _Parts, cache: OpenCache | None, writers: Sequence[Writer]) -> _Opened:
     """Opens checkpoints, writers, and batches, and makes the step."""
     options, placement = parts.run.options, parts.placement
     checkpoints, first_step, state = _restore(parts)
@@ -340,7 +341,7 @@ def _open(parts: _Parts, scores: ScoreFiles | None, writers: Sequence[Writer]) -
     # Only the leading process writes.
     if processes.leads():
         writer = Writers([*_own_writers(own, parts.run, first_step), *writers])
-    # With cached scores, only the evaluation runs the teacher.
+    # With a cache, only the evaluation runs the teacher.
     teacher = parts.teacher and parts.teacher.in_step
     pipeline = make_input_pipeline(
         parts.images,
@@ -349,7 +350,7 @@ def _open(parts: _Parts, scores: ScoreFiles | None, writers: Sequence[Writer]) -
         steps=options.steps,
         seed=options.seed,
         clean_view=teacher is not None and options.teacher.view == "clean",
-        scores=scores,
+        cache=cache,
     )
     train_step = build_step(
         options,
@@ -367,6 +368,7 @@ def _open(parts: _Parts, scores: ScoreFiles | None, writers: Sequence[Writer]) -
         teacher=teacher and teacher.variables,
         step_fn=jit_step(pipeline.attach(train_step), state, placement),
         batches=pipeline.batches,
+        cache=cache,
     )
 
 
@@ -469,7 +471,7 @@ def _evaluate(
     return scores.miou
 
 
-def _finish(parts: _Parts, trained: _Trained) -> None:
+def _finish(parts: _Parts, trained: _Trained, cache: OpenCache | None) -> None:
     """Writes the student and the result, and logs the scores."""
     run, options, teacher = parts.run, parts.run.options, parts.teacher
     fitted = trained.fitted
@@ -493,6 +495,8 @@ def _finish(parts: _Parts, trained: _Trained) -> None:
                 "step_flops": fitted.step_flops,
                 "step_bytes": fitted.step_bytes,
                 "teacher": teacher and [teacher.source, teacher.fingerprint],
+                "teacher_cache": cache
+                and {"megabytes": cache.num_bytes / 1e6, "seconds": cache.seconds},
                 "weights": dict(parts.info.initial_weights),
                 "scores": {split: value.as_dict() for split, value in trained.scores.items()},
                 "versions": environment.describe(),

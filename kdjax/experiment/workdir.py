@@ -13,7 +13,7 @@ from kdjax import config as configuration
 from kdjax.config import Config, RunOptions
 from kdjax.models import serialization
 from kdjax.models.options import IMAGENET_WEIGHTS
-from kdjax.reporting.results import RunSummary
+from kdjax.reporting.results import COLUMNS, RunSummary
 from kdjax.reporting.writers import read_metrics
 from kdjax.utils import processes
 from kdjax.utils.errors import UserError
@@ -26,22 +26,6 @@ PATHS = (*CHECKPOINTS, "teacher.cache", "teacher.logits")
 TEACHER = "teacher.checkpoint"
 # Sections of every config, which tell it from the config.json of another program.
 _SECTIONS = {"data", "student", "teacher", "terms", "optimizer"}
-
-SUMMARY_FIELDS = (
-    "role",
-    "method",
-    "seed",
-    "steps",
-    "learning_rate",
-    "parameters",
-    "seconds",
-    "step_seconds",
-    "step_processor_seconds",
-    "images_per_second",
-    "step_flops",
-    "step_bytes",
-    "config_fingerprint",
-)
 
 
 class Workdir:
@@ -259,7 +243,7 @@ class Workdir:
         result = self.read_result()
         scores = result["scores"][split]
         # Results of older versions lack some fields.
-        fields: dict[str, Any] = {field: result.get(field) for field in SUMMARY_FIELDS}
+        fields: dict[str, Any] = {field: result.get(field) for field in COLUMNS}
         return RunSummary(
             **fields,
             miou=_number(scores["miou"]),

@@ -70,9 +70,9 @@ class TeacherOptions(NetworkOptions):
     backbone: str = ""
     # The teacher sees each crop as the student does, or before its colors were changed.
     view: Literal["student", "clean"] = "student"
-    # A directory for the teacher's scores on the whole training images, at scale 1 and without
-    # color changes. The first run fills it; steps then read it and do not run the teacher. If it
-    # is empty, every step runs the teacher.
+    # A directory for the teacher's maps of the whole training images, at scale 1 and without color
+    # changes. The first run fills it; steps then read it and do not run the teacher. If it is
+    # empty, every step runs the teacher.
     cache: str = ""
     # A directory with the class scores of a teacher that ran elsewhere: a .npy or .safetensors
     # file for every training image. The cache is made from them, without a teacher network.
@@ -80,6 +80,14 @@ class TeacherOptions(NetworkOptions):
     # How many of the highest scores of a cell the cache keeps, besides one for all others; 0 keeps
     # all.
     cache_classes: Annotated[int, schema.COUNT_OR_ZERO] = 0
+    cache_features: Literal["bfloat16", "int8"] = "bfloat16"  # the type of features in the cache
+    # The cache may hold expensive scores: the mean probabilities of several scales, of the mirror
+    # image, and of sliding windows of this height and width (empty for whole images).
+    scales: Annotated[tuple[float, ...], schema.POSITIVE] = (1.0,)
+    flip: bool = False
+    window: Annotated[tuple[int, ...], schema.PIXELS] = ()
+    # Further checkpoints, whose probabilities the cache averages with those of `checkpoint`.
+    ensemble: tuple[str, ...] = ()
     # A run refuses a teacher with a lower mIoU on the validation split.
     min_miou: Annotated[float, schema.SHARE] = 0.0
 

@@ -10,7 +10,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -49,6 +49,16 @@ _MAX_SIDE, _MAX_RATIO = 1024, 3
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and the values at them."""
+
+
+class CostCurve(NamedTuple):
+    """A mean metric by cost, `[n]`, and the ends of its interval, None for a single seed."""
+
+    cost: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray | None
+    high: np.ndarray | None
+
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
@@ -110,6 +120,33 @@ def curves(
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if len(series) > 1:
+        _legend(figure, {method: colors[method] for method in series})
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def curves_by_cost(
+    series: Mapping[str, CostCurve], title: str, unit: str, colors: Mapping[str, str]
+) -> Figure:
+    """Draws a metric against what training has cost so far, with its intervals over the seeds.
+
+    Args:
+      series: Of each method, fractions, drawn in percent.
+      title: The metric and its unit.
+      unit: Of the cost.
+      colors: From `method_colors`.
+    """
+    figure, axes = _chart(2.7, title)
+    for method, curve in series.items():
+        if curve.low is not None and curve.high is not None:
+            ends = 100 * curve.low, 100 * curve.high
+            axes.fill_between(curve.cost, *ends, color=colors[method], alpha=0.15, lw=0)
+        marker = "o" if len(curve.cost) <= 25 else None
+        axes.plot(curve.cost, 100 * curve.mean, color=colors[method], marker=marker, markersize=3.5)
+    axes.set_xlabel(unit)
+    axes.set_xlim(left=0)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if len(series) > 1:
         _legend(figure, {method: colors[method] for method in series})

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from kdjax.reporting import figures, intervals, tables
+from kdjax.reporting import costs, figures, intervals, tables
 from kdjax.reporting.pictures import IGNORED_GRAY, css_color, label_uri, photo_uri
 from kdjax.reporting.results import (
     Example,
@@ -57,10 +57,11 @@ def write_report(path: epath.PathLike, report: Report) -> None:
         headline=_headline(report, methods),
         key_results=[result for result in (teacher, plain, best) if result],
         note=tables.note(report),
+        verdict=costs.verdict(methods, report.split),
         method_table=tables.method_table(report),
         run_table=tables.method_table(report, by_seed=True),
         interval_charts=_interval_charts(report, methods, colors),
-        curves=_charts(drawn, [_MIOU, _LOSS], colors),
+        curves=[*_cost_chart(drawn, colors), *_charts(drawn, [_MIOU, _LOSS], colors)],
         best_drawn=len(drawn) - 1 if len(drawn) < len(methods) else 0,
         other_curves=_charts(drawn, _logged(report.runs), colors),
         class_table=class_table,
@@ -80,6 +81,8 @@ def write_results(directory: epath.PathLike, report: Report) -> None:
     text += tables.markdown_table(report) + "\n"
     if note := tables.note(report):
         text += f"\n{note}\n"
+    if verdict := costs.verdict(report.methods(), report.split):
+        text += f"\n{verdict}\n"
     if report.remarks:
         text += "\n" + "".join(f"- {line}\n" for line in report.remarks)
     write_atomically(directory / "results.md", text)
@@ -190,6 +193,20 @@ def _charts(
     """Returns title and `<svg>` of each metric that a run logged."""
     drawn = _curves(methods, names, colors)
     return [(title, figures.svg(figure)) for title, figure in drawn.items()]
+
+
+def _cost_chart(
+    methods: Sequence[MethodResult], colors: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Returns title and `<svg>` of mIoU by cost, if several methods measured their cost."""
+    unit = costs.unit_of(methods)
+    series = costs.cost_curves(methods, _MIOU, unit)
+    if len(series) < 2:
+        return []
+    words = unit.removeprefix("step_").replace("_", " ")
+    title = f"{_TITLES[_MIOU]} by {words}"
+    chart = figures.curves_by_cost(series, title, f"{words} of training", colors)
+    return [(title, figures.svg(chart))]
 
 
 def _curves(

@@ -38,6 +38,7 @@ class RunSummary:
       config_fingerprint: The fingerprint of the config, without the paths of its files.
       agreement: Fraction of the labeled pixels on which student and teacher agree; None without
         a teacher.
+      platform: "cpu", "gpu", or "tpu"; None if unknown.
       history: The lines of metrics.jsonl.
     """
 
@@ -58,6 +59,7 @@ class RunSummary:
     step_bytes: float | None = None
     config_fingerprint: str | None = None
     agreement: float | None = None
+    platform: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
@@ -181,11 +183,12 @@ class Report:
 
 
 # The columns of runs.csv that do not depend on a split, and their types.
-_COLUMNS: dict[str, type] = {
+COLUMNS: dict[str, type] = {
     "method": str,
     "role": str,
     "seed": int,
     "steps": int,
+    "platform": str,
     "config_fingerprint": str,
     "parameters": int,
     "learning_rate": float,
@@ -210,9 +213,9 @@ def write_runs(
       class_names: `K` names.
     """
     scores = [*_SCORES, *(f"iou {name}" for name in class_names)]
-    rows = [[*_COLUMNS, *(f"{split} {score}" for split in splits for score in scores)]]
+    rows = [[*COLUMNS, *(f"{split} {score}" for split in splits for score in scores)]]
     for summaries in zip(*splits.values(), strict=True):
-        row = [getattr(summaries[0], column) for column in _COLUMNS]
+        row = [getattr(summaries[0], column) for column in COLUMNS]
         for run in summaries:
             row += [*(getattr(run, score) for score in _SCORES), *run.class_iou]
         rows.append(row)
@@ -240,7 +243,7 @@ def read_runs(path: epath.PathLike) -> dict[str, list[RunSummary]]:
 def _summary(row: Mapping[str, str], split: str) -> RunSummary:
     fields: dict[str, Any] = {
         column: kind(text) if (text := row.get(column)) else None
-        for column, kind in _COLUMNS.items()
+        for column, kind in COLUMNS.items()
     }
     scores: dict[str, Any] = {name: _score(row.get(f"{split} {name}")) for name in _SCORES}
     if not row.get(f"{split} agreement"):

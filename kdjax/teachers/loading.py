@@ -7,10 +7,11 @@ from kdjax.config import RunOptions
 from kdjax.data.run_data import RunData
 from kdjax.distillation import Spec, need_teacher
 from kdjax.evaluation.evaluator import TrainedNetwork
+from kdjax.evaluation.inference import WHOLE
 from kdjax.models import Network, Variables
 from kdjax.models.options import TeacherOptions
 from kdjax.models.serialization import NetworkInfo
-from kdjax.teachers.cache import NetworkScores
+from kdjax.teachers.network_maps import NetworkMaps, views
 from kdjax.teachers.precomputed_logits import PrecomputedLogits
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
@@ -25,7 +26,7 @@ class Teacher:
       source: the path of the checkpoint or of the files.
       fingerprint: identifies the weights or the files.
       network: the network, on the devices. None for files.
-      scores: the scores that the cache is made from. None if every step runs the network.
+      cached: the maps that the cache is made from. None if every step runs the network.
       maps: the network and its variables, or the maps of the files, as
         `kdjax.experiment.build.build_distiller` takes them.
     """
@@ -33,13 +34,13 @@ class Teacher:
     source: str
     fingerprint: str
     network: TrainedNetwork | None
-    scores: NetworkScores | PrecomputedLogits | None
+    cached: NetworkMaps | PrecomputedLogits | None
     maps: tuple[Network, Variables] | Mapping[str, Spec]
 
     @property
     def in_step(self) -> TrainedNetwork | None:
         """The network, if every step runs it."""
-        return None if self.scores else self.network
+        return None if self.cached else self.network
 
 
 def load_teacher(
@@ -55,7 +56,7 @@ def load_teacher(
     if not need_teacher(options.terms):
         return None
     if wanted.logits:
-        files = PrecomputedLogits(wanted.logits, images, options.data.train_split)
+        files = PrecomputedLogits(wanted.logits, images, wanted.cache_classes)
         return Teacher(wanted.logits, files.fingerprint, None, files, files.specs)
     if not wanted.checkpoint:
         raise UserError(
@@ -77,9 +78,48 @@ def load_teacher(
         wanted.checkpoint,
         network.info.fingerprint,
         network,
-        NetworkScores(options, images, network) if wanted.cache else None,
+        _maps_to_cache(options, images, network, log),
         (network.network, network.variables),
     )
+
+
+def _maps_to_cache(
+    options: RunOptions, images: RunData, teacher: TrainedNetwork, log: RunLogger
+) -> NetworkMaps | None:
+    """Returns the maps that the cache holds; None if every step runs the teacher.
+
+    Raises:
+      UserError: if the teacher is to average several views or networks in every step.
+    """
+    wanted = options.teacher
+    if not wanted.cache:
+        if wanted.ensemble or views(wanted) != WHOLE:
+            raise UserError(
+                "config.teacher.scales, flip, window, and ensemble make the teacher's scores "
+                "expensive, so that they are made once: name a directory for them in "
+                "config.teacher.cache"
+            )
+        return None
+    others = [
+        TrainedNetwork.load(path, dtype=wanted.dtype)
+        .frozen(wanted.dtype)
+        .in_order_of(
+            images.class_names,
+            where=f"config.teacher.ensemble {path}",
+            accept="config.teacher.any_class_names",
+            any_names=wanted.any_class_names,
+            log=log.info,
+        )
+        for path in wanted.ensemble
+    ]
+    for path, other in zip(wanted.ensemble, others, strict=True):
+        if other.info.num_classes != teacher.info.num_classes:
+            raise UserError(
+                f"config.teacher.ensemble {path} scores {other.info.num_classes} classes; "
+                f"config.teacher.checkpoint scores {teacher.info.num_classes}"
+            )
+    names = {name for loss in options.terms.values() for name in loss.names("teacher")}
+    return NetworkMaps(options, images, teacher, sorted(names), others)
 
 
 def ordered_teacher(

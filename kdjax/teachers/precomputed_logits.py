@@ -5,7 +5,6 @@ DIR/NAME.npy           the scores [h, w, K] of the training image NAME, of any h
 DIR/NAME.safetensors   the same, as the only tensor of the file or as "logits"
 """
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -18,7 +17,8 @@ from jaxtyping import Float
 
 from kdjax.data.run_data import RunData
 from kdjax.distillation import Spec
-from kdjax.teachers.scores import compact_scores
+from kdjax.teachers.compression import Compression
+from kdjax.teachers.network_maps import ImageMaps
 from kdjax.utils.classes import differing_class
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote
@@ -42,7 +42,7 @@ class PrecomputedLogits:
     Args:
       directory: the folder of the files.
       images: the images of the run.
-      split: the split whose names the files have.
+      cache_classes: the number of highest scores that the cache keeps; 0 for all.
 
     Raises:
       UserError: if a file is missing, or its header is wrong.
@@ -54,16 +54,17 @@ class PrecomputedLogits:
       description: identifies the scores in a cache.
     """
 
-    def __init__(self, directory: str, images: RunData, split: str):
+    def __init__(self, directory: str, images: RunData, cache_classes: int):
         if is_remote(directory):
             raise UserError(f"{_KEY} is {directory}; it must be a directory on a disk")
         folder = pathlib.Path(directory)
         _check_classes(folder / CLASSES, images.class_names)
         self.num_classes = images.num_classes
-        names = images.names(split)
+        self._keep = cache_classes
+        names = images.train_names()
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f'{_KEY}: two images of {split} are called "{twice}"')
+            raise UserError(f'{_KEY}: two training images are called "{twice}"')
         self._files = [_find(folder, name) for name in names]
         headers = [_header(path, self.num_classes) for path in self._files]
         self._sizes = np.array([header.shape[:2] for header in headers], np.int32)
@@ -73,7 +74,6 @@ class PrecomputedLogits:
         self.fingerprint = digest.hexdigest()[:16]
         self.description: dict[str, Any] = {
             "teacher": f"logits {self.fingerprint}",
-            "preprocessing": None,
         }
 
     @property
@@ -81,25 +81,38 @@ class PrecomputedLogits:
         """The specs of the maps that replace the teacher's."""
         return {"logits": Spec(self.num_classes)}
 
-    def map_sizes(self) -> np.ndarray:
-        """Returns height and width of every map, int32 `[N, 2]`."""
-        return self._sizes
+    def compressions(self) -> dict[str, Compression]:
+        """Returns how the cache stores the scores."""
+        return {"logits": Compression(self.num_classes, scores=True, keep=self._keep)}
 
-    def maps(self, keep: int) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
-        """Yields the index and the compact scores of every image.
+    def grids(self) -> dict[str, tuple[int, int]]:
+        """Returns nothing: scores get the size of the student's."""
+        return {}
+
+    def map_sizes(self) -> dict[str, np.ndarray]:
+        """Returns height and width of every map, int32 `[N, 2]`."""
+        return {"logits": self._sizes}
+
+    def maps(
+        self, stored: Mapping[str, Compression], skip: np.ndarray
+    ) -> Iterator[tuple[int, ImageMaps]]:
+        """Yields the index and the compressed scores of every image.
 
         Args:
-          keep: see `kdjax.teachers.scores.compact_scores`.
+          stored: how the scores are stored, as "logits".
+          skip: True for the images that are left out, `[N]`.
 
         Raises:
           UserError: if a file cannot be read, or a score is not finite.
         """
-        compacted = jax.jit(functools.partial(compact_scores, keep=keep))
+        compress = jax.jit(stored["logits"].compress)
         for index, path in enumerate(self._files):
+            if skip[index]:
+                continue
             scores = _scores(path)
             if not (np.abs(scores) <= np.finfo(np.float32).max).all():
                 raise UserError(f"{path} holds values that are not finite numbers in float32")
-            yield index, jax.device_get(compacted(scores))
+            yield index, {"logits": jax.device_get(compress(scores))}
 
 
 def _find(folder: pathlib.Path, name: str) -> pathlib.Path:

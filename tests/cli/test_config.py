@@ -55,12 +55,12 @@ def fields(kind=RunOptions, prefix=""):
 NUMBERS = {key: range_of(field) for key, field in fields() if range_of(field)}
 CHOICES = [key for key, field in fields() if choices_of(field)]
 # Regular expressions on the paths of parameters, alone or each with a number.
-PATTERNS = ("optimizer.no_decay", "optimizer.rates")
+PATTERNS = ("optimizer.no_decay", "optimizer.rates", "teacher.ensemble")
 
 
 def test_every_number_has_a_range_and_every_tuple():
-    assert len(NUMBERS) == 39
-    assert len(CHOICES) == 7
+    assert len(NUMBERS) == 41
+    assert len(CHOICES) == 8
     found = {
         key
         for key, value in leaves(configuration.default())

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from kdjax import config as configuration
-from kdjax.comparison import equal_time, parallel, tuning
+from kdjax.comparison import cached_teacher, equal_time, parallel, tuning
 from kdjax.comparison.runs import run_comparison
 from kdjax.comparison.tuning import Setting, TuningResult
 from kdjax.evaluation.evaluator import Scores
@@ -71,10 +72,15 @@ def described(fingerprint):
     return json.dumps({"format": serialization.FORMAT, **dataclasses.asdict(info)})
 
 
+# The plain students that train for as long as the two methods.
+LONGER = ("equal_time, 2500 steps, seed 0", "equal_time, 1800 steps, seed 0")
+
+
 @pytest.fixture
 def config():
     config = configuration.default()
     config.data.test_split = "test"
+    config.compare.cache = False
     config.teacher.name = "tiny"
     config.optimizer.learning_rate = 0.05
     config.compare.learning_rates = (0.1, 0.2, 0.4)
@@ -116,7 +122,7 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
         "teacher",
         *(
             f"{name}, seed {seed}"
-            for name in ("plain", "cwd", "nfd", "equal_time")
+            for name in ("plain", "cwd", "nfd", "equal_time, 2500 steps", "equal_time, 1800 steps")
             for seed in (0, 1)
         ),
     }
@@ -128,23 +134,25 @@ def test_validation_picks_for_the_plain_student_and_then_for_each_method(
     assert comparison.notes[0].endswith(
         "chosen: lr0.2_decay0 (the smallest or largest weight_decay that was tried)"
     )
-    # The plain student has as many steps as take as long as the costliest method's.
-    longer, plain = final["equal_time, seed 1"], final["plain, seed 1"]
+    # Plain students have as many steps as take as long as those of each method.
+    longer, plain = final["equal_time, 2500 steps, seed 1"], final["plain, seed 1"]
     assert longer.steps == 2.5 * plain.steps
     shorter = longer.to_config()
     shorter.steps = plain.steps
     assert configuration.to_json(shorter) == plain.stored
-    assert comparison.notes[-1] == (
-        "plain student, equal time: 2,500 steps, which take as long as the 1,000 of cwd "
-        "(0.5 processor seconds a step; the plain student's take 0.2)"
-    )
+    assert comparison.notes[-2:] == [
+        "plain student, 2.5x time: 2,500 steps, which take as long as the 1,000 of cwd "
+        "(0.5 processor seconds a step; the plain student's take 0.2)",
+        "plain student, 1.8x time: 1,800 steps, which take as long as the 1,000 of nfd "
+        "(0.36 processor seconds a step; the plain student's take 0.2)",
+    ]
     assert list(comparison.students) == ["plain student", "cwd", "nfd"]
     written = json.loads((tmp_path / "tuning.json").read_text())
     assert [entry["method"] for entry in written] == ["plain", "cwd", "nfd"]
     assert written[0]["taken"]["learning_rate"] == 0.2
     # All is done: nothing runs again, and another seed adds its own runs alone.
     run_comparison(config, str(tmp_path), (0, 1, 2))
-    assert len(train.configs) == 1 + 24 + 3 * 4
+    assert len(train.configs) == 1 + 24 + 3 * 5
 
 
 def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
@@ -154,18 +162,18 @@ def test_without_grids_nothing_is_tuned(config, tmp_path, monkeypatch):
     train = Trained(score)
     monkeypatch.setattr(parallel, "train_run", train)
     comparison = run_comparison(config, str(tmp_path), (0,))
-    assert len(train.configs) == 5
+    assert len(train.configs) == 6
     # What has no teacher does not change with its cache.
     caches = {
         label: tuple(getattr(run.teacher, key) for key in ("cache", "cache_classes"))
         for label, run in train.configs.items()
     }
     assert caches == {
-        **dict.fromkeys(("teacher", "plain, seed 0", "equal_time, seed 0"), ("", 0)),
+        **dict.fromkeys(("teacher", "plain, seed 0", *LONGER), ("", 0)),
         **dict.fromkeys(("cwd, seed 0", "nfd, seed 0"), ("scores", 3)),
     }
     assert train.configs["cwd, seed 0"].optimizer.learning_rate == 0.05
-    assert len(comparison.notes) == 1
+    assert len(comparison.notes) == 2
     assert not (tmp_path / "tuning.json").exists()
 
 
@@ -180,7 +188,7 @@ def test_only_distilled_students_train_on_images_without_labels(config, tmp_path
     monkeypatch.setattr(parallel, "train_run", train)
     run_comparison(config, str(tmp_path), (0,))
     assert {label: " ".join(run.data.mixture) for label, run in train.configs.items()} == {
-        **dict.fromkeys(("teacher", "plain, seed 0", "equal_time, seed 0"), "drawn"),
+        **dict.fromkeys(("teacher", "plain, seed 0", *LONGER), "drawn"),
         **dict.fromkeys(("cwd, seed 0", "nfd, seed 0"), "drawn more"),
     }
     assert [*config.data.mixture] == ["drawn", "more"]
@@ -195,7 +203,7 @@ def test_a_finished_comparison_is_known_by_every_path_that_leads_to_it(
     train = Trained(lambda run: NAN if "nfd" in run.terms else 0.5)
     monkeypatch.setattr(parallel, "train_run", train)
     run_comparison(config, "runs/one", (0,))
-    assert len(train.configs) == 5
+    assert len(train.configs) == 5  # a plain student as long as cwd; nfd diverged
     run_comparison(config, str(tmp_path / "runs" / "one"), (0,))
     (tmp_path / "link").symlink_to("runs")
     config.data.data_dir = str(tmp_path / "data")
@@ -279,10 +287,10 @@ def test_a_costlier_method_that_joins_makes_the_plain_student_train_longer(
         return [files.read_options().steps for files in longer], len(train.configs) - before
 
     assert steps(cheap, (0,)) == ([1800], 4)
-    assert steps(whole, (0, 1)) == ([2500, 2500], 2 + 3 + 1)
+    assert steps(whole, (0, 1)) == ([2500, 2500, 1800, 1800], 2 + 3 + 2)
     # The cost of a method is that of its first seeds.
-    assert steps(whole, (0, 1)) == ([2500, 2500], 0)
-    assert steps(cheap, (0, 1)) == ([1800, 1800], 1)
+    assert steps(whole, (0, 1)) == ([2500, 2500, 1800, 1800], 0)
+    assert steps(cheap, (0, 1)) == ([1800, 1800], 0)
     kept = json.loads((tmp_path / "equal_time.json").read_text())["step_processor_seconds"]
     assert kept == {"plain student": 0.2, "cwd": 0.5, "nfd": 0.36}
 
@@ -300,16 +308,53 @@ def test_a_line_explains_why_no_plain_student_of_equal_time_is_trained(
     real = equal_time.step_costs
     monkeypatch.setattr(equal_time, "step_costs", lambda _: real(results))
     said = (
-        "plain student, equal time: not trained, because no method takes longer than the plain "
-        "student (nfd: 0.36 seconds a step; the plain student's take 0.4)"
+        "A step of nfd costs at most 1.1 plain steps, so the plain student itself is the one of "
+        "equal time."
     )
     assert run_comparison(config, str(tmp_path), (0,)).notes == [said]
     assert said in capsys.readouterr().out
     assert not (tmp_path / "equal_time").exists()
-    assert equal_time.longer_steps("step_seconds", {"nfd": 0.36}, 10) == (
-        None,
-        "plain student, equal time: not trained, because the cost of a step is known only for nfd",
+    assert equal_time.plan("step_seconds", {"nfd": 0.36}, 10) == (
+        [],
+        "No plain student of equal time: the cost of a step is known only for nfd.",
     )
+
+
+def test_methods_of_similar_cost_share_a_longer_plain_student():
+    costs = {"plain student": 1.0, "a": 2.0, "b": 1.7, "c": 1.05, "d": 1.3}
+    students, line = equal_time.plan("step_seconds", costs, 100)
+    assert [(student.name, student.steps) for student in students] == [
+        ("plain student, 2.0x time", 200),
+        ("plain student, 1.3x time", 130),
+    ]
+    assert students[0].reason.endswith("; it also stands for b")
+    assert line.startswith("A step of c costs at most 1.1 plain steps")
+    (only,), _ = equal_time.plan("step_seconds", {"plain student": 1.0, "a": 2.0}, 100)
+    assert only.name == "plain student, 2.0x time"
+
+
+def test_methods_that_read_scores_alone_use_a_cache_that_fits(config, tmp_path, monkeypatch):
+    train = Trained(score)
+    monkeypatch.setattr(parallel, "train_run", train)
+    config = untuned(config)
+    config.compare.cache = True
+    config.compare.methods.nfd.nfd.update(student="stage4", teacher="stage4")
+    sizes = [(180, 240)] * 100
+    images = SimpleNamespace(train_sizes=lambda: sizes, num_classes=11)
+    monkeypatch.setattr(cached_teacher, "RunData", lambda *_: images)
+    run_comparison(config, str(tmp_path / "fits"), (0,))
+    caches = {label: run.teacher.cache for label, run in train.configs.items()}
+    assert caches.pop("cwd, seed 0") == str(tmp_path / "fits" / "teacher_cache")
+    assert not any(caches.values())
+    # 45 x 60 cells of 11 scores in 2 bytes.
+    plan = cached_teacher.plan_cache(configuration.read(config), epath.Path("runs"), None)
+    assert plan.line.startswith("the teacher's scores of 100 images take about 6 MiB, less than")
+    monkeypatch.setattr(cached_teacher, "machine_bytes", lambda: 20 * 2**20)
+    train.configs.clear()
+    run_comparison(config, str(tmp_path / "large"), (0,))
+    assert not any(run.teacher.cache for run in train.configs.values())
+    plan = cached_teacher.plan_cache(configuration.read(config), epath.Path("runs"), None)
+    assert plan.line.endswith("more than 25% of the memory, so every step runs the teacher")
 
 
 def test_the_teacher_that_a_comparison_trained_may_be_named_in_it(config, tmp_path, monkeypatch):
@@ -318,13 +363,14 @@ def test_the_teacher_that_a_comparison_trained_may_be_named_in_it(config, tmp_pa
     run_comparison(untuned(config), str(tmp_path / "one"), (0,))
     config.teacher.checkpoint = str(tmp_path / "one" / "teacher")
     runs = run_comparison(config, str(tmp_path / "one"), (0,)).runs
-    assert len(train.configs) == 5
+    assert len(train.configs) == 6
     assert [files.path.parent.name for files in runs] == [
         "one",
         "plain",
         "cwd",
         "nfd",
-        "equal_time",
+        "2500_steps",
+        "1800_steps",
     ]
     # But another one may not take its place.
     config.teacher.checkpoint = str(tmp_path / "other")
@@ -422,8 +468,8 @@ def test_a_diverged_run_is_noted_and_the_others_go_on(config, tmp_path, monkeypa
     comparison = run_comparison(config, str(tmp_path), (0, 1))
     assert train.configs["nfd, seed 0"].terms["nfd"].weight == 3.0
     assert [run.path.name for run in comparison.runs if "nfd" in str(run.path)] == ["seed0"]
-    assert comparison.notes[-2] == "nfd, seed 1: the run diverged: loss is nan at step 3"
-    assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-3]
+    assert comparison.notes[-3] == "nfd, seed 1: the run diverged: loss is nan at step 3"
+    assert "weight_x0.5 diverged, weight_x1 " in comparison.notes[-4]
     before = len(train.configs)
     assert run_comparison(config, str(tmp_path), (0, 1)).notes == comparison.notes
     assert len(train.configs) == before

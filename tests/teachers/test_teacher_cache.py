@@ -30,10 +30,11 @@ from kdjax.experiment.workdir import Workdir
 from kdjax.models import NNXNetwork, serialization
 from kdjax.models.layers import resize
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
-from kdjax.teachers import scores
-from kdjax.teachers.cache import NetworkScores, TeacherCache
+from kdjax.teachers.cache import TeacherCache
+from kdjax.teachers.compression import Compression
+from kdjax.teachers.network_maps import NetworkMaps
 from kdjax.teachers.precomputed_logits import PrecomputedLogits
-from kdjax.teachers.scores import CachedScores, compact_scores, expand_scores, sample_scores
+from kdjax.teachers.sampling import CachedMaps, sample_map
 from kdjax.training.sharding import Placement
 from kdjax.utils import processes
 from kdjax.utils.errors import UserError
@@ -112,7 +113,7 @@ def config(data_dirs, teachers, tmp_path):
     return make_config(data_dirs, teachers, tmp_path / "cache")
 
 
-def opened(config):
+def opened(config, others=()):
     """Returns the cache of a config, and its images."""
     configuration.read(config)
     images = RunData(config.data)
@@ -125,7 +126,8 @@ def opened(config):
         num_classes=CLASSES,
     )
     assert distiller is not None
-    scores = NetworkScores(config, images, teacher)
+    names = {name for loss in distiller.terms.values() for name in loss.names("teacher")}
+    scores = NetworkMaps(config, images, teacher, sorted(names), others)
     return TeacherCache(config, images, scores, distiller, RunLogger("test")), images
 
 
@@ -171,7 +173,7 @@ def reference(scores, size, place, crop_size, grid):
 def test_the_whole_image_sees_the_map_resized(grid):
     scores = RNG.normal(size=(2, 6, 8, 3)).astype(np.float32)
     places = np.array([[48, 64, 0, 0, 0]] * 2)
-    found = sample_scores(scores, np.array([[6, 8]] * 2), places, (48, 64), grid)
+    found = sample_map(scores, np.array([[6, 8]] * 2), places, (48, 64), grid)
     np.testing.assert_allclose(found, resize(jnp.asarray(scores), grid), rtol=1e-5, atol=1e-5)
 
 
@@ -185,7 +187,7 @@ def test_crops_see_what_the_reference_sees():
     scores = np.zeros((len(sizes), 6, 8, 3), np.float32)
     for row, (height, width) in enumerate(sizes):
         scores[row, :height, :width] = RNG.normal(size=(height, width, 3)) + 5
-    found = sample_scores(scores, np.array(sizes), np.array(places), (32, 32), (4, 8))
+    found = sample_map(scores, np.array(sizes), np.array(places), (32, 32), (4, 8))
     for row, values in enumerate(zip(scores, sizes, places, strict=True)):
         expected = reference(*values, (32, 32), (4, 8))
         np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-4)
@@ -194,10 +196,11 @@ def test_crops_see_what_the_reference_sees():
 @pytest.mark.parametrize("num_classes", [9, 300])
 def test_the_highest_scores_keep_their_probabilities_and_the_rest_its_mass(num_classes):
     logits = 3 * RNG.normal(size=(2, 5, num_classes)).astype(np.float32)
-    kept = compact_scores(jnp.asarray(logits), 3)
+    compression = Compression(num_classes, scores=True, keep=3)
+    kept = compression.compress(jnp.asarray(logits))
     assert kept["classes"].dtype == (jnp.uint8 if num_classes <= 256 else jnp.uint16)
     assert kept["highest"].dtype == kept["rest"].dtype == jnp.bfloat16
-    rebuilt = expand_scores(kept, num_classes)
+    rebuilt = compression.expand(kept)
     assert rebuilt.shape == logits.shape
     before, after = (np.asarray(jax.nn.softmax(jnp.float32(x))) for x in (logits, rebuilt))
     order = np.argsort(-logits, -1)
@@ -212,11 +215,26 @@ def test_the_highest_scores_keep_their_probabilities_and_the_rest_its_mass(num_c
     np.testing.assert_allclose(rest.sum(-1), mass, rtol=0.06)
 
 
-def test_all_scores_are_kept_in_bfloat16():
-    logits = jnp.asarray(RNG.normal(size=(5, 7)), jnp.float32)
+@pytest.mark.parametrize("scores", [True, False])
+def test_all_scores_and_features_are_kept_in_bfloat16(scores):
+    values = jnp.asarray(RNG.normal(size=(5, 7)), jnp.float32)
+    compression = Compression(7, scores=scores)
     np.testing.assert_array_equal(
-        expand_scores(compact_scores(logits, 0), 7), logits.astype(jnp.bfloat16)
+        compression.expand(compression.compress(values)), values.astype(jnp.bfloat16)
     )
+
+
+def test_features_of_8_bits_are_within_a_level_of_their_cell():
+    values = RNG.normal(size=(6, 33)).astype(np.float32) * np.logspace(-3, 3, 6)[:, None]
+    values[0] = 0
+    compression = Compression(33, scores=False, features="int8")
+    stored = compression.compress(jnp.asarray(values))
+    assert stored["levels"].dtype == jnp.int8
+    found = np.asarray(compression.expand(stored), np.float32)
+    largest = np.abs(values).max(-1, keepdims=True)
+    # Half a level, and the rounding of the scale and of the product to bfloat16.
+    assert (np.abs(found - values) <= (0.5 / 127 + 2**-8) * largest).all()
+    assert compression.num_bytes(np.array([[2, 3]])) == 6 * (33 + 2)
 
 
 @pytest.mark.thorough
@@ -235,7 +253,7 @@ def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
         source = make_input_pipeline(
             *(images, Placement()),
             **{"first_step": 2, "steps": 4, "seed": 3, "clean_view": False},
-            scores=cache.open(),
+            cache=cache.open(),
         )
         step = jax.jit(source.expand)
         found[place] = [jax.device_get(step(batch)) for batch in source.batches]
@@ -245,18 +263,17 @@ def test_batches_bring_the_scores_of_their_images(config, data_dirs, keep):
         jax.tree.map(np.testing.assert_array_equal, streamed, host)
         jax.tree.map(np.testing.assert_array_equal, streamed, device)
         assert streamed["place"][:, 4].any()
-        cached = streamed["teacher"]
-        assert cached.scores.shape == (8, 5, 5, CLASSES)  # of the largest maps
+        values, sizes = streamed["teacher"].maps["logits"]
+        assert values.shape == (8, 5, 5, CLASSES)  # of the largest maps
         for row, index in enumerate(streamed["index"]):
             image = examples[index]["image"]
             logits = np.asarray(net(IMAGENET(jnp.asarray(image[None]))).logits)[0]
-            size = cached.sizes[row]
+            size = sizes[row]
             np.testing.assert_array_equal(size, logits.shape[:2])
-            scores = cached.scores[row, : size[0], : size[1]].astype(np.float32)
+            scores = values[row, : size[0], : size[1]].astype(np.float32)
             if keep:
-                logits = np.asarray(
-                    expand_scores(compact_scores(logits, keep), CLASSES), np.float32
-                )
+                form = Compression(CLASSES, scores=True, keep=keep)
+                logits = np.asarray(form.expand(form.compress(logits)), np.float32)
             np.testing.assert_allclose(scores, logits, rtol=0.02, atol=0.01)
 
 
@@ -281,7 +298,8 @@ def test_places_say_what_crops_show(config):
 def test_a_cached_run_learns_what_the_live_teacher_teaches(config, cached, tmp_path):
     _, losses, out = cached
     assert "test: teacher cache: 9 of 9 images" in out
-    assert "all scores of each cell, 0.0 MiB; of whole images at scale 1, in their own" in out
+    assert "all scores, 0.0 MiB, made in" in out
+    assert "s; of whole images at scale 1, in their own colors" in out
     config.teacher.cache = ""
     live = losses_of(config, tmp_path / "live")
     np.testing.assert_allclose(losses, live, rtol=2e-3)
@@ -300,7 +318,8 @@ def test_a_term_may_read_scores_of_another_size_than_the_cached_ones(read):
     )
     scores = jnp.zeros((2, 6, 8, classes)).at[..., 0].set(4.0)
     places = jnp.array([[*image, 0, 0, 0]] * 2)
-    cached = CachedScores(scores, jnp.full((2, 2), jnp.array([6, 8])), places, image)
+    maps = {"logits": (scores, jnp.full((2, 2), jnp.array([6, 8])))}
+    cached = CachedMaps(maps, places, image, ())
     labels = jnp.zeros((2, *image), jnp.int32)
 
     def value(teacher):
@@ -319,7 +338,7 @@ def test_a_term_may_read_scores_of_another_size_than_the_cached_ones(read):
 @pytest.mark.thorough
 def test_a_cached_run_continues(config, cached, tmp_path, monkeypatch):
     cache, whole, _ = cached
-    made = {p: p.stat().st_mtime_ns for p in cache.iterdir()}
+    made = {p: p.stat().st_mtime_ns for p in cache.rglob("*")}
     config.teacher.cache = str(cache)
     real, calls = RunData.train_batches, []
 
@@ -339,7 +358,7 @@ def test_a_cached_run_continues(config, cached, tmp_path, monkeypatch):
     continued = losses_of(config, tmp_path / "cut")
     assert calls == [0, 1]
     np.testing.assert_allclose(continued, whole, rtol=1e-5)
-    assert {p: p.stat().st_mtime_ns for p in cache.iterdir()} == made
+    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*")} == made
 
 
 def test_a_cache_of_something_else_is_refused(config, data_dirs, teachers, tmp_path):
@@ -355,27 +374,23 @@ def test_a_cache_of_something_else_is_refused(config, data_dirs, teachers, tmp_p
     another = "; choose another directory"
     other, unscaled = str(teachers / "other"), str(teachers / "unscaled")
     fails(
-        rf"of another run \(teacher tiny .{{16}} in float32 there, tiny .*{another}",
+        rf"of another run \(teacher .*tiny .{{16}} in float32.* there, .*tiny .*{another}",
         **{"teacher.checkpoint": other},
     )
-    fails(rf"another run \(preprocessing \[\[123.*{another}", **{"teacher.checkpoint": unscaled})
+    fails(rf"another run \(teacher .*\[\[123.*{another}", **{"teacher.checkpoint": unscaled})
     fails(
-        rf"another run \(data \w{{16}} there, \w{{16}} now\){another}",
+        rf"another run \(data \[\['\w{{16}}', 'train'\]\] there, .* now\){another}",
         **{"data.data_dir": data_dirs["varied"]},
     )
-    fails(rf"another run \(split train there, val now\){another}", **{"data.train_split": "val"})
+    fails(rf"another run \(data .*'val'\)\] now\){another}", **{"data.train_split": "val"})
     fails(rf"another run \(cache_classes 0 there, 2 now\){another}", **{"teacher.cache_classes": 2})
     fails("cache_classes is 4; the teacher scores 4 classes", **{"teacher.cache_classes": 4})
     fails("cache_classes is -1; it must be 0", **{"teacher.cache_classes": -1})
     fails("gs://x/y; it is mapped into memory", **{"teacher.cache": "gs://x/y"})
     fails("holds something else than a cache", **{"teacher.cache": str(tmp_path)})
-    fails(
-        r"cached_pfs reads the teacher's \"head\", but config.teacher.cache keeps its class scores",
-        **{"terms.cached_pfs": configuration.term("pfs", student="head", teacher="head")},
-    )
     fails('cwd.resize is "student", but', **{"terms.cwd.resize": "student"})
     more = configuration.extra_set("folder", data_dir=data_dirs["varied"], labelled=False)
-    fails(r"train_split alone; .*data\.mixture\.more", **{"data.mixture.more": more})
+    fails("of another run \\(data", **{"data.mixture.more": more})
 
 
 def test_nothing_is_written_for_a_cache_that_is_refused(config, teachers, tmp_path):
@@ -386,47 +401,158 @@ def test_nothing_is_written_for_a_cache_that_is_refused(config, teachers, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_half_a_cache_is_none(config, tmp_path, monkeypatch):
+def test_an_interrupted_cache_continues(config, tmp_path, monkeypatch, capsys):
+    config.data.eval_batch_size = 4
     cache, _ = opened(config)
-    real = NetworkScores.maps
+    real, asked = NetworkMaps.maps, []
 
-    def breaks(self, keep):
-        for count, item in enumerate(real(self, keep)):
-            if count == 4:
+    def breaks(self, stored, skip):
+        asked.append(int(skip.sum()))
+        for count, item in enumerate(real(self, stored, skip)):
+            if count == 4 and len(asked) == 1:
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr(NetworkScores, "maps", breaks)
+    monkeypatch.setattr(NetworkMaps, "maps", breaks)
     with pytest.raises(KeyboardInterrupt):
         cache.open()
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(NetworkScores, "maps", real)
-    # A killed process leaves this.
-    (tmp_path / ".cache.unfinished").mkdir()
-    (tmp_path / ".cache.unfinished" / "cache.json").write_text("{")
-    rows = cache.open().rows([0, 8])
-    assert rows["scores"].astype(np.float32).any((1, 2, 3)).all()
-    assert {path.name for path in tmp_path.iterdir()} == {"cache"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {".logits.unfinished"}
+    rows = cache.open().rows([*range(9)])["logits"]
+    assert asked == [0, 4]
+    assert "teacher cache: continues after 4 images" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"logits"}
+    config.teacher.cache = str(tmp_path / "whole")
+    whole = opened(config)[0].open().rows([*range(9)])["logits"]
+    np.testing.assert_array_equal(rows["values"], whole["values"])
+
+
+def test_unfinished_files_of_another_teacher_are_not_continued(config, tmp_path, monkeypatch):
+    real = NetworkMaps.maps
+
+    def breaks(self, stored, skip):
+        yield next(real(self, stored, skip))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkMaps, "maps", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            opened(config)[0].open()
+    config.teacher.cache_classes = 2
+    rows = opened(config)[0].open().rows([*range(9)])["logits"]
+    assert rows["highest"].astype(np.float32).any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_a_cache_of_features_serves_the_maps_of_whole_crops(config, kind):
+    """Crops here are whole images, so the cached map is the live one."""
+    config.teacher.cache_features = kind
+    with config.unlocked():
+        config.terms = ConfigDict(
+            {"nfd": configuration.term("nfd", student="stage4", teacher="stage4")}
+        )
+    cache, images = opened(config)
+    found = cache.open()
+    assert found.maps.keys() == {"stage4"}
+    source = make_input_pipeline(
+        *(images, Placement()),
+        **{"first_step": 0, "steps": 1, "seed": 3, "clean_view": False},
+        cache=found,
+    )
+    batch = jax.device_get(jax.jit(source.expand)(next(source.batches)))
+    maps = batch["teacher"].like({"logits": jnp.zeros((8, 3, 4, CLASSES))})
+    teacher = TrainedNetwork.load(config.teacher.checkpoint)
+    examples = list(images._source.decoded())
+    for row, index in enumerate(batch["index"]):
+        pixels = IMAGENET(jnp.asarray(examples[index]["image"][None]))
+        output, _ = teacher.network.apply(teacher.variables, pixels, train=False, key=None)
+        live = np.asarray(output.maps["stage4"])[0]
+        tolerance = np.abs(live).max() * (0.02 if kind == "int8" else 0.01)
+        np.testing.assert_allclose(maps["stage4"][row], live, atol=tolerance, rtol=0)
+
+
+def test_runs_that_read_different_maps_share_a_cache(config, tmp_path):
+    opened(config)[0].open()
+    made = (tmp_path / "cache" / "logits" / "values.npy").stat().st_mtime_ns
+    with config.unlocked():
+        config.terms.nfd = configuration.term("nfd", student="stage4", teacher="stage4")
+    assert opened(config)[0].open().maps.keys() == {"logits", "stage4"}
+    assert (tmp_path / "cache" / "logits" / "values.npy").stat().st_mtime_ns == made
+
+
+def test_a_cache_covers_the_unlabelled_photos_of_a_mixture(config, data_dirs, tmp_path):
+    config.data.crop_size = (16, 16)
+    with config.unlocked():
+        config.data.mixture.more = configuration.extra_set(
+            "folder", data_dir=data_dirs["varied"], labelled=False
+        )
+    found, images = opened(config)
+    rows = found.open().rows([*range(18)])["logits"]
+    teacher = TrainedNetwork.load(config.teacher.checkpoint)
+    net = teacher.network.module(teacher.variables)
+    for index, example in enumerate(images._source.decoded()):
+        logits = np.asarray(net(IMAGENET(jnp.asarray(example["image"][None]))).logits)[0]
+        height, width = rows["size"][index]
+        values = rows["values"][index, :height, :width].astype(np.float32)
+        np.testing.assert_allclose(values, logits, rtol=0.02, atol=0.01)
+    assert np.isfinite(losses_of(config, tmp_path / "run")).all()
+
+
+def test_an_expensive_teacher_averages_views_and_networks(config, teachers):
+    """The scores are the mean probabilities of two scales, mirrored or not, of two networks."""
+    config.teacher.update({"scales": (1.0, 1.5), "flip": True})
+    config.teacher.ensemble = (str(teachers / "other"),)
+    others = [TrainedNetwork.load(path) for path in config.teacher.ensemble]
+    cache, images = opened(config, others)
+    rows = cache.open().rows([0])["logits"]
+    example = next(iter(images._source.decoded()))["image"][None]
+    total = 0
+    for path in (config.teacher.checkpoint, *config.teacher.ensemble):
+        network = TrainedNetwork.load(path)
+        net = network.network.module(network.variables)
+        for scale in (1.0, 1.5):
+            for step in (1, -1):
+                size = int(24 * scale), int(32 * scale)
+                pixels = resize(jnp.asarray(example[:, :, ::step], jnp.float32), size)
+                scores = resize(resize(net(IMAGENET(pixels)).logits, size), (24, 32))
+                total += jax.nn.softmax(scores[:, :, ::step])
+    expected = resize(jnp.log(resize(total / 8, (3, 4))), (3, 4))
+    np.testing.assert_allclose(
+        rows["values"][0].astype(np.float32), expected[0], rtol=0.01, atol=0.01
+    )
+
+
+def test_an_expensive_teacher_needs_a_cache_and_class_scores(config, tmp_path):
+    config.teacher.scales = (1.0, 2.0)
+    with config.unlocked():
+        config.terms.nfd = configuration.term("nfd", student="stage4", teacher="stage4")
+    with pytest.raises(UserError, match=r'average class scores, but a term reads "stage4"'):
+        losses_of(config, tmp_path / "run")
+    config.teacher.cache = ""
+    with pytest.raises(UserError, match=r"name a directory for them in config\.teacher\.cache"):
+        losses_of(config, tmp_path / "run")
 
 
 def test_a_damaged_cache_is_named(config, tmp_path, capsys):
     cache, _ = opened(config)
     cache.open()
-    scores = tmp_path / "cache" / "scores.npy"
-    scores.write_bytes(scores.read_bytes()[:-10])
-    with pytest.raises(UserError, match=r"cache is damaged \(.*; remove it, and it is made again"):
+    scores = tmp_path / "cache" / "logits" / "values.npy"
+    content = bytearray(scores.read_bytes())
+    content[-10] ^= 1
+    scores.write_bytes(content)
+    damage = r"damaged \(values\.npy has another checksum\); remove it, and it is made again"
+    with pytest.raises(UserError, match=damage):
         cache.open()
-    (tmp_path / "cache" / "sizes.npy").unlink()
+    (tmp_path / "cache" / "logits" / "sizes.npy").unlink()
     with pytest.raises(UserError, match=r"damaged \(.*sizes.npy"):
         cache.open()
-    (tmp_path / "cache" / "cache.json").write_text("{")
+    (tmp_path / "cache" / "logits" / "cache.json").write_text("{")
     with pytest.raises(UserError, match=r"cache.json is damaged"):
         cache.open()
 
 
 def test_a_disk_that_is_too_small_is_named(config, monkeypatch):
     cache, _ = opened(config)
-    monkeypatch.setattr(scores, "num_bytes", lambda *args: 2**60)
+    monkeypatch.setattr(Compression, "num_bytes", lambda *args: 2**60)
     with pytest.raises(UserError, match=r"takes 1099511627776 MiB; its disk has \d+. Set"):
         cache.open()
 
@@ -447,20 +573,20 @@ def test_the_leading_process_makes_it_for_the_others(config, monkeypatch):
 def test_runs_at_once_make_it_once(config, monkeypatch, capsys):
     """The second run waits for the first, logs that it waits, and uses the first one's cache."""
     (first, _), (second, _) = opened(config), opened(config)
-    real, calls = NetworkScores.maps, []
+    real, calls = NetworkMaps.maps, []
     waiter = threading.Thread(target=second.open)
 
-    def slowly(self, keep):
+    def slowly(self, stored, skip):
         calls.append(self)
         waiter.start()
         while "waits" not in capsys.readouterr().out:
             time.sleep(0.05)
-        yield from real(self, keep)
+        yield from real(self, stored, skip)
 
-    monkeypatch.setattr(NetworkScores, "maps", slowly)
+    monkeypatch.setattr(NetworkMaps, "maps", slowly)
     first.open()
     waiter.join()
-    assert calls == [first._scores]
+    assert calls == [first._maps]
 
 
 @pytest.fixture(scope="module")
@@ -495,16 +621,17 @@ def logits(config, data_dirs, written, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.parametrize("keep", [0, 2])
 def test_of_logits_from_elsewhere_as_much_is_kept_as_of_their_network(config, logits, keep):
+    config.teacher.cache_classes = keep
     cache, images = opened(config)
-    network = dict(cache._scores.maps(keep))
-    given = dict(PrecomputedLogits(str(logits), images, "train").maps(keep))
+    stored, skip = cache._compressions, np.zeros(9, bool)
+    network = dict(cache._maps.maps(stored, skip))
+    given = dict(PrecomputedLogits(str(logits), images, keep).maps(stored, skip))
     assert network.keys() == given.keys() == {*range(9)}
     for index, expected in network.items():
-        assert given[index].keys() == expected.keys()
-        for name, values in expected.items():
+        for name, values in expected["logits"].items():
             # bfloat16 values may differ in the last bit.
             tolerance = {"rtol": 0 if name == "classes" else 0.01}
-            found = given[index][name].astype(np.float32)
+            found = given[index]["logits"][name].astype(np.float32)
             np.testing.assert_allclose(found, values.astype(np.float32), **tolerance)
 
 
@@ -584,13 +711,19 @@ def test_logits_that_do_not_fit_are_named(config, logits, changes, message):
         else:
             np.save(path, np.zeros(value, "f") if isinstance(value, tuple) else value)
     with pytest.raises(UserError, match=message):
-        list(PrecomputedLogits(str(logits), RunData(config.data), "train").maps(0))
+        read_all(logits, config)
+
+
+def read_all(logits, config):
+    """Reads the files of all images."""
+    files = PrecomputedLogits(str(logits), RunData(config.data), 0)
+    return list(files.maps(files.compressions(), np.zeros(9, bool)))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_class_of_logits(config, logits):
     path = logits / "classes.txt"
     path.write_text(path.read_text(), encoding="utf-8-sig")
-    assert PrecomputedLogits(str(logits), RunData(config.data), "train").num_classes == CLASSES
+    assert PrecomputedLogits(str(logits), RunData(config.data), 0).num_classes == CLASSES
 
 
 def test_what_logits_do_not_go_with(config, tmp_path):
