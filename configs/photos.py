@@ -16,20 +16,12 @@ one on Lite0, both from ImageNet weights. The log gives each choice and its reas
 any of them, for example with --config.steps=2000.
 """
 
-import statistics
-
 from kdjax import recipes
 from kdjax.config import Config, extra_set
 from kdjax.data import sets
 from kdjax.utils.classes import UNLABELLED
 from kdjax.utils.errors import UserError
 from kdjax.utils.log import RunLogger
-
-BATCH_SIZE = 8
-EPOCHS = 25
-STEPS = (600, 20_000)  # with fewer steps the warm-up is too large a part of the run
-LARGEST_CROP = 384
-LARGE = 1024  # if a side is longer, the log recommends to make the images smaller
 
 
 def get_config(argument: str) -> Config:
@@ -41,13 +33,13 @@ def get_config(argument: str) -> Config:
     data_dir, _, unlabelled_dir = argument.partition(",")
     log = RunLogger("photos")
     photos = sets.open_set("folder", data_dir, asked_by="the argument of photos.py")
-    splits, classes = photos.splits, len(photos.class_names)
     if photos.class_names == (UNLABELLED,):
         raise UserError(
             f"photos.py: the images in {data_dir} have no labels; name it second, after a "
-            f"directory with labels: photos.py:DATA_DIR,{data_dir}"
+            f"directory with labels: photos.py:DATA_DIR,{data_dir}; or train with a teacher of "
+            f"your own, from_teacher.py:{data_dir},TEACHER"
         )
-    if absent := {"train", "val"} - splits.keys():
+    if absent := {"train", "val"} - photos.splits.keys():
         raise UserError(
             f"photos.py: {data_dir} has no split {absent.pop()}; prepare it with --val_share 0.2"
         )
@@ -56,56 +48,21 @@ def get_config(argument: str) -> Config:
         teacher="fpn_light_efficientnet_lite2",
         student="fpn_light_efficientnet_lite0",
     )
-    config.data.name, config.data.data_dir = "folder", data_dir
-    config.data.test_split = "test" if "test" in splits else ""
-    config.data.batch_size = min(BATCH_SIZE, splits["train"])
-    sizes = photos.records("train").sizes(range(splits["train"]))
-    height, width = (round(statistics.median(side)) for side in zip(*sizes, strict=True))
-    log.info(
-        f"{splits['train']} images to train on and {splits['val']} to validate, {classes} classes, "
-        f"mostly {width} x {height} pixels"
-    )
-
-    config.data.crop_size = tuple(
-        max(32, min(side, LARGEST_CROP) // 32 * 32) for side in (height, width)
-    )
-    log.info(
-        "unless --config.data.crop_size overrides it, crops of {1} x {0}: the image size in whole "
-        "multiples of 32, at most {2}".format(*config.data.crop_size, LARGEST_CROP)
-    )
-    if max(height, width) > LARGE:
-        log.info(
-            f"the images are large: if the labeled objects are still visible at {LARGE} pixels, "
-            "make images and labels smaller (labels by nearest neighbor) and prepare them again"
-        )
-
-    unlabelled = _add_unlabelled(config, unlabelled_dir, splits["train"], log)
-    config.compare.teacher_steps = _steps(splits["train"], config)
-    config.steps = _steps(splits["train"] + unlabelled, config)
+    recipes.fit_to_photos(config, photos, data_dir, log)
+    labelled = photos.splits["train"]
+    unlabelled = _add_unlabelled(config, unlabelled_dir, labelled, log)
+    config.compare.teacher_steps = recipes.photo_steps(labelled, config)
+    config.steps = recipes.photo_steps(labelled + unlabelled, config)
     config.eval_every = max(100, config.steps // 4)
+    fewest, most = recipes.PHOTO_STEPS
     log.info(
         f"unless --config.steps overrides it, {config.steps} steps of {config.data.batch_size} "
-        f"images: {EPOCHS} times through all images, but {STEPS[0]} to {STEPS[1]} steps"
+        f"images: {recipes.PHOTO_EPOCHS} times through all images, but {fewest} to {most} steps"
     )
     log.info(
         "unless --config.compare.teacher_steps overrides it, the teacher trains for "
         f"{config.compare.teacher_steps} steps"
     )
-
-    # Compiling one shape takes longer than evaluating hundreds of images.
-    evaluated = [
-        size
-        for split in splits.keys() - {"train"}
-        for size in photos.records(split).sizes(range(splits[split]))
-    ]
-    if (shapes := len(set(evaluated))) > 2:
-        longest = max(map(max, evaluated))
-        config.data.eval_pad_to = -(-longest // 32) * 32
-        log.info(
-            "unless --config.data.eval_pad_to overrides it, whole images are padded to "
-            f"{config.data.eval_pad_to} pixels, because each of their {shapes} shapes would be "
-            "compiled"
-        )
     log.info("networks: EfficientNet-Lite2 teaches Lite0, both with fpn_light and from ImageNet")
     methods = ("plain", "pixelwise_kl", "cwd") if unlabelled else ("plain", "cwd")
     return recipes.compare_methods(config, methods)
@@ -126,7 +83,3 @@ def _add_unlabelled(config: Config, data_dir: str, labelled: int, log: RunLogger
         "labels in every batch; the teacher and the plain student see only labeled images"
     )
     return count
-
-
-def _steps(images: int, config: Config) -> int:
-    return min(max(round(EPOCHS * images / config.data.batch_size), STEPS[0]), STEPS[1])

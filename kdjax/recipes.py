@@ -1,6 +1,7 @@
 """Configs shared by the files in `configs/`: data sets, networks, schedules, and methods."""
 
 import importlib
+import statistics
 import types
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -8,11 +9,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from kdjax.config import Config, default, network, without_terms
+from kdjax.data.interface import SegmentationSet
 from kdjax.distillation.methods import LOSSES
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.utils import imports
+from kdjax.utils.classes import UNLABELLED
 from kdjax.utils.errors import UserError
 from kdjax.utils.imports import SEPARATOR, did_you_mean
+from kdjax.utils.log import RunLogger
 
 
 def _tables(name: str) -> dict[str, Any]:
@@ -348,3 +352,67 @@ def _as_segformer(config: Config) -> None:
 def _weigh(terms: Any, data: str, method: str) -> None:
     for entry in terms.values():
         entry.update(WEIGHTS.get((data, method), {}))
+
+
+# Choices for a user's own images.
+PHOTO_EPOCHS = 25
+PHOTO_STEPS = (600, 20_000)  # with fewer steps the warm-up is too large a part of the run
+_PHOTO_BATCH = 8
+_LARGEST_CROP = 384
+_LARGE = 1024  # if a side is longer, the log recommends to make the images smaller
+
+
+def fit_to_photos(config: Config, photos: SegmentationSet, data_dir: str, log: RunLogger) -> Config:
+    """Chooses batch, crop, and padding of a config from a prepared folder, and returns the config.
+
+    Args:
+      config: the config, whose `data` is replaced.
+      photos: the prepared set, with the splits "train" and "val".
+      data_dir: the directory of the set.
+      log: gets a line for each choice.
+    """
+    splits = {split: len(photos.records(split)) for split in photos.splits}
+    config.data.name, config.data.data_dir = "folder", data_dir
+    config.data.test_split = "test" if "test" in splits else ""
+    config.data.batch_size = min(_PHOTO_BATCH, splits["train"])
+    sizes = photos.records("train").sizes(range(splits["train"]))
+    height, width = (round(statistics.median(side)) for side in zip(*sizes, strict=True))
+    classes = "no labels"
+    if photos.class_names != (UNLABELLED,):
+        classes = f"{len(photos.class_names)} classes"
+    log.info(
+        f"{splits['train']} images to train on and {splits['val']} to validate, {classes}, mostly "
+        f"{width} x {height} pixels"
+    )
+    config.data.crop_size = tuple(
+        max(32, min(side, _LARGEST_CROP) // 32 * 32) for side in (height, width)
+    )
+    log.info(
+        "unless --config.data.crop_size overrides it, crops of {1} x {0}: the image size in whole "
+        "multiples of 32, at most {2}".format(*config.data.crop_size, _LARGEST_CROP)
+    )
+    if max(height, width) > _LARGE:
+        log.info(
+            f"the images are large: if the objects are still visible at {_LARGE} pixels, make the "
+            "images smaller (labels by nearest neighbor) and prepare them again"
+        )
+    # Compiling one shape takes longer than evaluating hundreds of images.
+    evaluated = [
+        size
+        for split in splits.keys() - {"train"}
+        for size in photos.records(split).sizes(range(splits[split]))
+    ]
+    if (shapes := len(set(evaluated))) > 2:
+        config.data.eval_pad_to = -(-max(map(max, evaluated)) // 32) * 32
+        log.info(
+            "unless --config.data.eval_pad_to overrides it, whole images are padded to "
+            f"{config.data.eval_pad_to} pixels, because each of their {shapes} shapes would be "
+            "compiled"
+        )
+    return config
+
+
+def photo_steps(images: int, config: Config) -> int:
+    """Returns the number of steps for a number of photos."""
+    steps = round(PHOTO_EPOCHS * images / config.data.batch_size)
+    return min(max(steps, PHOTO_STEPS[0]), PHOTO_STEPS[1])

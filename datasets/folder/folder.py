@@ -39,7 +39,7 @@ class Folder(ConversionBuilder):
     the number of classes.
 
     With `unlabelled`, the source or its folder `images` holds images alone. All are `train` unless
-    there are folders of splits, and all of their pixels are ignored.
+    there are folders of splits or shares, and all of their pixels are ignored.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
@@ -66,7 +66,7 @@ class Folder(ConversionBuilder):
           colors: a table of class colors.
           val_share: the share of images to validate on, in a tree without splits.
           test_share: the share of images to test on, in a tree without splits.
-          unlabelled: whether there are images alone. Excludes the other options.
+          unlabelled: whether there are images alone. Excludes the options on labels.
           **kwargs: options of `ConversionBuilder`.
 
         Raises:
@@ -76,11 +76,8 @@ class Folder(ConversionBuilder):
         self._options = {"ignore": ignore, "ignore_unknown": ignore_unknown, "colors": colors}
         self._unlabelled = unlabelled
         given = [name for name, value in self._options.items() if value]
-        given += [f"{split}_share" for split in self._shares]
         if unlabelled and given:
-            raise UserError(
-                f"--unlabelled takes images alone, all of them to train on; leave --{given[0]} out"
-            )
+            raise UserError(f"--unlabelled takes images alone; leave --{given[0]} out")
         self._findings: list[str] = []
         super().__init__(**kwargs)
 
@@ -105,12 +102,13 @@ class Folder(ConversionBuilder):
     def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
         """Returns the pairs of each split, sorted by name, after reading each once."""
         if self._unlabelled:
-            pairs = _find_unlabelled(source)
+            pairs = _find_unlabelled(source, self._shares)
             self._class_names, self._colors = [UNLABELLED], {}
             self._find_ids(pairs)
             counts = ", ".join(f"{len(found)} of {split}" for split, found in pairs.items())
             self._findings.append(
-                f"{source}: images without labels, {counts}; train on them by config.data.mixture "
+                f"{source}: images without labels, {counts}; train on them with a teacher alone "
+                "(configs/from_teacher.py), or beside labeled images, by config.data.mixture "
                 "with labelled=False"
             )
             return pairs
@@ -214,8 +212,8 @@ def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]
     return splits
 
 
-def _find_unlabelled(source: pathlib.Path) -> dict[str, list[Pair]]:
-    """Returns images alone: by folder if there is a folder `train`, else all as `train`."""
+def _find_unlabelled(source: pathlib.Path, shares: Mapping[str, float]) -> dict[str, list[Pair]]:
+    """Returns images alone: by folder if there is a folder `train`, else by shares."""
     _check_source(source)
     if (source / "labels").is_dir():
         raise UserError(
@@ -228,13 +226,17 @@ def _find_unlabelled(source: pathlib.Path) -> dict[str, list[Pair]]:
         folders = {path.name: path for path in root.iterdir() if _is_split(path)}
         for path in folders.values():
             _check_split(path)
+        if shares:
+            raise UserError(
+                f"{source} has splits already, as the folder train/: leave {_flags(shares)} out"
+            )
     found = {}
     for split in sorted(folders, key=_split_order):
         images = _by_name(folders[split])
         if not images:
             raise _no_images(folders[split])
         found[split] = [Pair(name, images[name], None) for name in sorted(images)]
-    return found
+    return _share_out(found["train"], shares) if shares else found
 
 
 def _check_source(source: pathlib.Path) -> None:

@@ -23,6 +23,7 @@ from kdjax.reporting.costs import verdict
 from kdjax.reporting.report import write_report, write_results
 from kdjax.reporting.results import Report, write_runs
 from kdjax.reporting.tables import method_rows, method_table, note, text_table
+from kdjax.teachers.loading import open_images
 from kdjax.training.loop import Interruption
 from kdjax.utils import imports, processes
 from kdjax.utils.files import to_json
@@ -129,7 +130,7 @@ def compare(
     workdir = os.fspath(workdir)
     chosen = tuple(options.compare.seeds if seeds is None else seeds)
     found = run_comparison(options.to_config(), workdir, chosen, parallel, data)
-    images = RunData(options.data, data)
+    images = open_images(options, data)
     path = Workdir(workdir).report
     with Interruption() as interruption:
         reports = _reports(options, images, found, path, len(chosen))
@@ -166,12 +167,13 @@ def _reports(
         call=f'kdjax.compare(config, "{path.parent}")',
         remarks=found.notes,
     )
-    groups = [f"{report.split}/{group}" for group in options.data.test_groups]
+    main = options.data.test_split or options.data.val_split
+    groups = [f"{main}/{group}" for group in options.data.test_groups]
     return {
         split: dataclasses.replace(
             report, split=split, runs=[run.summary(split) for run in found.runs]
         )
-        for split in dict.fromkeys((options.data.val_split, report.split, *groups))
+        for split in dict.fromkeys((options.data.val_split, main, *groups))
     }
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ MANY_SHAPES = 16
 PAD_TO = 64  # the recommended padding in that case
 
 HostBatch = Mapping[str, np.ndarray]
+ClassTable = tuple[tuple[str, ...], np.ndarray]  # names, and a color for each, uint8 [K, 3]
 
 
 class RunData:
@@ -34,9 +35,14 @@ class RunData:
       options: the section `config.data`.
       data: the set itself, as a `kdjax.data.Dataset`; None for the one that the config names.
       where: where `options` come from, for messages.
+      classes: returns the names of the teacher's classes and their colors, which a set without
+        labels has; None if there is no teacher.
 
     Raises:
-      UserError: if the set is not prepared, has no labels, or lacks a split.
+      UserError: if the set is not prepared, lacks a split, or has no labels and no teacher.
+
+    Attributes:
+      labeled: False if the set has images alone. Labels are then 255 everywhere.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class RunData:
         data: SegmentationSet | None = None,
         *,
         where: str = "config.data",
+        classes: Callable[[], ClassTable] | None = None,
     ):
         # Imported here because only reading data needs TensorFlow.
         from kdjax.data import sets
@@ -56,12 +63,16 @@ class RunData:
         self.class_names = self._set.class_names
         self.palette = self._set.palette
         self.fingerprint = self._set.fingerprint
-        if tuple(self.class_names) == (UNLABELLED,):
-            raise UserError(
-                f"{where}: {self._set.name} in {options.data_dir} has no labels to learn from or "
-                "to evaluate on; name a labelled set there, and this one as "
-                "config.data.mixture.more = extra_set(..., labelled=False)"
-            )
+        self.labeled = tuple(self.class_names) != (UNLABELLED,)
+        if not self.labeled:
+            if classes is None:
+                raise UserError(
+                    f"{where}: {self._set.name} in {options.data_dir} has no labels to learn from "
+                    "or to evaluate on; name a labeled set there, and this one as "
+                    "config.data.mixture.more = extra_set(..., labelled=False); or train with a "
+                    "teacher alone, as configs/from_teacher.py does"
+                )
+            self.class_names, self.palette = classes()
         for key in ("train_split", "val_split", "test_split"):
             split = getattr(options, key)
             if split and split not in self._set.splits:

@@ -166,6 +166,7 @@ def evaluate(
     put: Callable[[dict[str, np.ndarray]], dict[str, Array]],
     *,
     reference: tuple[Predict, Variables] | None = None,
+    labels_of_reference: bool = False,
     groups: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Scores:
     """Scores a network on batches, and on groups of their images in the same pass.
@@ -179,6 +180,8 @@ def evaluate(
       num_classes: K.
       put: places a batch on the devices.
       reference: the teacher and its variables, for the agreement.
+      labels_of_reference: True to score against the predictions of the reference, for images
+        without labels.
       groups: the indices of the images of each group, by name.
     """
     confusion = np.zeros((1 + len(groups), num_classes, num_classes), np.int64)
@@ -198,6 +201,8 @@ def evaluate(
         references = predictions
         if reference:
             references = reference[0](reference[1], arrays["image"], arrays["size"])
+        if labels_of_reference:
+            arrays["label"] = _inside(references, arrays["size"])
         counts = _count(predictions, references, arrays["label"], arrays["groups"], num_classes)
         # Reading the counts one batch later keeps the devices busy.
         if unread:
@@ -211,6 +216,14 @@ def evaluate(
         for matrix, share in zip(confusion, shares, strict=True)
     )
     return dataclasses.replace(whole, groups=dict(zip(groups, parts, strict=True)))
+
+
+@jax.jit
+def _inside(labels: Int[Array, "B H W"], sizes: Int[Array, "B 2"]) -> Int[Array, "B H W"]:
+    """Returns labels with 255 in the padding of each image."""
+    rows, columns = (jnp.arange(extent) for extent in labels.shape[1:])
+    inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
+    return jnp.where(inside, labels, IGNORE_LABEL)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")

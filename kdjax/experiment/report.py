@@ -43,7 +43,7 @@ def make_report(
     return Report(
         title=title,
         subtitle=subtitle,
-        split=split,
+        split=split if images.labeled else f"{split}, against the teacher's labels",
         runs=[run.summary(split) for run in runs],
         class_names=images.class_names,
         palette=images.palette,

@@ -26,7 +26,7 @@ from kdjax.models.serialization import NetworkInfo
 from kdjax.reporting.results import Example, Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.teachers.cache import OpenCache, TeacherCache
-from kdjax.teachers.loading import Teacher, comparable, load_teacher
+from kdjax.teachers.loading import Teacher, comparable, load_teacher, open_images
 from kdjax.training import optimizer as optimizers
 from kdjax.training.checkpoints import Checkpoints
 from kdjax.training.loop import Diverged, Fitted, Hooks, Interruption, Intervals, fit, jit_step
@@ -198,7 +198,7 @@ class _Parts:
 
 def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
     options = run.options
-    images = RunData(options.data, data)
+    images = open_images(options, data)
     placement = Placement(options.mesh)
     placement.check_batch_size(
         "data.batch_size", options.data.batch_size, accumulate=options.optimizer.accumulate
@@ -462,8 +462,11 @@ def _evaluate(
     writer.scalars(
         step,
         {
-            "val/miou": scores.miou,
-            "val/pixel_accuracy": scores.pixel_accuracy,
+            **(
+                {"val/miou": scores.miou, "val/pixel_accuracy": scores.pixel_accuracy}
+                if parts.images.labeled
+                else {"val/agreement_miou": scores.miou, "val/agreement": scores.pixel_accuracy}
+            ),
             "val/seconds": time.perf_counter() - started,
         },
     )
@@ -506,8 +509,10 @@ def _finish(parts: _Parts, trained: _Trained, cache: OpenCache | None) -> None:
     # The other processes wait, because the student may be the next run's teacher.
     processes.lead(write)
     for split, value in trained.scores.items():
+        accuracy = "pixel accuracy" if parts.images.labeled else "agreement with the teacher"
+        against = "" if parts.images.labeled else " against the teacher's labels"
         parts.log.info(
-            f"{split} mIoU {100 * value.miou:.2f} %{of_one_class(value.iou)}, "
-            f"pixel accuracy {100 * value.pixel_accuracy:.2f} %"
+            f"{split} mIoU{against} {100 * value.miou:.2f} %{of_one_class(value.iou)}, "
+            f"{accuracy} {100 * value.pixel_accuracy:.2f} %"
         )
     parts.interruption.check(f"the run in {run.files.path} is done")

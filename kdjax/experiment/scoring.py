@@ -13,7 +13,7 @@ from kdjax.experiment.workdir import Workdir
 from kdjax.models import Variables
 from kdjax.reporting import pictures
 from kdjax.reporting.results import Example, Role
-from kdjax.teachers.loading import ordered_teacher
+from kdjax.teachers.loading import open_images, ordered_teacher
 from kdjax.training.loop import Interruption
 from kdjax.training.sharding import Placement
 from kdjax.utils import environment, imports, processes
@@ -65,8 +65,8 @@ class Scoring:
         Raises:
           Preempted: if the run must stop.
         """
-        reference = None
-        if agreement and self._teacher:
+        reference, labeled = None, self._images.labeled
+        if self._teacher and (agreement or not labeled):
             reference = (self._teacher.predictor, self._teacher.variables)
         return evaluate(
             predictor,
@@ -75,6 +75,7 @@ class Scoring:
             self._images.num_classes,
             self._placement.put_batch,
             reference=reference,
+            labels_of_reference=not labeled,
             groups=self._groups if split == self._options.data.test_split else {},
         )
 
@@ -93,7 +94,7 @@ class Scoring:
           UserError: if the mIoU is below `config.teacher.min_miou`.
         """
         teacher, options = self._teacher, self._options
-        if teacher is None:
+        if teacher is None or not self._images.labeled:
             return
         scores = self.scores(teacher.predictor, teacher.variables, options.data.val_split)
         info = teacher.info
@@ -169,7 +170,7 @@ def score_checkpoint(
       role: the role of the network, which is also its name in tables.
       data: the data set if it is an object, as `RunData` takes it.
     """
-    images, placement = RunData(options.data, data), Placement(options.mesh)
+    images, placement = open_images(options, data), Placement(options.mesh)
     network = TrainedNetwork.load(checkpoint, dtype=options.teacher.dtype)
     network = ordered_teacher(network, options.teacher, images.class_names)
     if network.info.num_classes != images.num_classes:

@@ -8,7 +8,6 @@ from etils import epath
 from kdjax import config as configuration
 from kdjax.config import Config, RunOptions
 from kdjax.data.interface import SegmentationSet
-from kdjax.data.run_data import RunData
 from kdjax.distillation import need_teacher
 from kdjax.experiment import run as runs
 from kdjax.experiment.report import make_report, predict_panels
@@ -17,6 +16,7 @@ from kdjax.experiment.run import Run, TrainedRun
 from kdjax.experiment.workdir import Workdir
 from kdjax.reporting.report import examples_png, write_report
 from kdjax.reporting.writers import Writer
+from kdjax.teachers.loading import open_images
 from kdjax.training.loop import Interruption
 from kdjax.utils import processes
 from kdjax.utils.files import write_atomically
@@ -90,7 +90,7 @@ def _report(run: Run, data: SegmentationSet | None, trained: TrainedRun | None) 
         panels = {"student": str(files.student)}
         if need_teacher(options.terms) and not options.teacher.logits:
             panels = {"teacher": options.teacher.checkpoint, **panels}
-        images = RunData(options.data, data)
+        images = open_images(options, data)
         trained = TrainedRun(images, predict_panels(options, images, panels))
     report = make_report(
         options,

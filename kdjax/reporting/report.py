@@ -24,11 +24,16 @@ from kdjax.reporting.results import (
 from kdjax.utils.files import write_atomically
 
 _MIOU, _LOSS = "val/miou", "train/loss"
+_AGREEMENT = "val/agreement_miou"  # of images without labels
 # Costs, which are in the tables.
 _NOT_DRAWN = {f"train/step_{name}" for name in ("seconds", "processor_seconds", "flops", "bytes")}
 _MAX_CURVES = 5  # in one chart
 
-_TITLES = {_MIOU: "mIoU on val (%)", "train/images_per_second": "images/s"}
+_TITLES = {
+    _MIOU: "mIoU on val (%)",
+    _AGREEMENT: "mIoU against the teacher's labels on val (%)",
+    "train/images_per_second": "images/s",
+}
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("kdjax.reporting", "."),
@@ -61,7 +66,7 @@ def write_report(path: epath.PathLike, report: Report) -> None:
         method_table=tables.method_table(report),
         run_table=tables.method_table(report, by_seed=True),
         interval_charts=_interval_charts(report, methods, colors),
-        curves=[*_cost_chart(drawn, colors), *_charts(drawn, [_MIOU, _LOSS], colors)],
+        curves=[*_cost_chart(drawn, colors), *_charts(drawn, [_MIOU, _AGREEMENT, _LOSS], colors)],
         best_drawn=len(drawn) - 1 if len(drawn) < len(methods) else 0,
         other_curves=_charts(drawn, _logged(report.runs), colors),
         class_table=class_table,
@@ -92,7 +97,7 @@ def write_results(directory: epath.PathLike, report: Report) -> None:
 def run_figures(run: RunSummary, class_names: Sequence[str]) -> dict[str, Figure]:
     """Returns the charts of a run by title: mIoU on val, what training logs, IoU by class."""
     colors = figures.method_colors([run.method])
-    drawn = _curves(by_method([run]), [_MIOU, _LOSS, *_logged([run])], colors)
+    drawn = _curves(by_method([run]), [_MIOU, _AGREEMENT, _LOSS, *_logged([run])], colors)
     title = "IoU by class (%)"
     return drawn | {title: figures.class_iou_bars(run.class_iou, class_names, title)}
 
@@ -215,7 +220,7 @@ def _curves(
     """Returns by title a chart of each metric that a run logged."""
     drawn = {}
     for name in names:
-        scale = 100 if name == _MIOU else 1
+        scale = 100 if name in (_MIOU, _AGREEMENT) else 1
         series = {
             result.method: [(steps, [scale * value for value in values]) for steps, values in seeds]
             for result in methods

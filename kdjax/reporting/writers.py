@@ -23,7 +23,7 @@ from kdjax.utils.log import logger
 _INTERVAL = 30.0
 
 # Metrics that are fractions, shown in percent.
-_FRACTIONS = ("miou", "pixel_accuracy", "agreement")
+_FRACTIONS = ("miou", "pixel_accuracy", "agreement", "agreement_miou")
 
 
 class Writer(Protocol):

@@ -183,7 +183,7 @@ class TeacherCache:
         needed = sum(self._compressions[name].num_bytes(sizes[name]) for name in missing)
         self._log.info(
             f"teacher cache: the teacher's {', '.join(missing)} of {len(sizes[missing[0]])} images "
-            f"takes {needed / 2**20:.1f} MiB in {self._path}"
+            f"take {needed / 2**20:.1f} MiB in {self._path}"
         )
         # On a full disk, writing to a mapped file would kill the process.
         if (free := shutil.disk_usage(self._path).free) < needed:

@@ -1,10 +1,14 @@
 """The teacher of a run: its network, or its scores in files."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from kdjax.config import RunOptions
-from kdjax.data.run_data import RunData
+from kdjax.data.interface import SegmentationSet
+from kdjax.data.run_data import ClassTable, RunData
 from kdjax.distillation import Spec, need_teacher
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.evaluation.inference import WHOLE
@@ -41,6 +45,43 @@ class Teacher:
     def in_step(self) -> TrainedNetwork | None:
         """The network, if every step runs it."""
         return None if self.cached else self.network
+
+
+def open_images(
+    options: RunOptions, data: SegmentationSet | None = None, *, where: str = "config.data"
+) -> RunData:
+    """Opens the data set of a run. Images without labels get the classes of the teacher.
+
+    Args:
+      options: the options of the run.
+      data: the data set if it is an object.
+      where: where the options come from, for messages.
+
+    Raises:
+      UserError: see `RunData`; and if a run without labels would learn from labels, or has no
+        teacher to be compared with.
+    """
+    named = bool(options.teacher.checkpoint) and need_teacher(options.terms)
+    images = RunData(
+        options.data,
+        data,
+        where=where,
+        classes=functools.partial(_classes_of, options.teacher) if named else None,
+    )
+    if images.labeled:
+        return images
+    for key in ("cross_entropy", "auxiliary"):
+        if weight := getattr(options.loss, key):
+            raise UserError(
+                f"config.loss.{key} is {weight}, but the images of {where} have no labels; set it "
+                "to 0, so that the student learns from the teacher alone"
+            )
+    return images
+
+
+def _classes_of(options: TeacherOptions) -> ClassTable:
+    info = TrainedNetwork.load(options.checkpoint, dtype=options.dtype).info
+    return info.class_names, np.array(info.palette, np.uint8)
 
 
 def load_teacher(
