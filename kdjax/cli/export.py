@@ -3,10 +3,11 @@
 python -m kdjax export --source runs/first --output student --format stablehlo,savedmodel
 
 The source is the workdir of a run, or any network checkpoint. Every file takes 8-bit RGB images
-[B, H, W, 3] and returns class ids [B, H, W] int32, and includes normalization and resizing. Before
-the output appears, each file is loaded and compared with the network. `tflite`, and networks that
-compute with the size of their images (PSPNet, UPerNet, SegFormer, Swin), need `--height` and
-`--width`. Without them, `onnx` takes images of any size if the network allows it.
+[B, H, W, 3] and returns class ids [B, H, W] int32, or class scores [B, H, W, K] float32
+(`--returned`). It includes normalization and resizing. Before the output appears, each file is
+loaded and compared with the network. `tflite`, and networks that compute with the size of their
+images (PSPNet, UPerNet, SegFormer, Swin), need `--height` and `--width`. Without them, `onnx` takes
+images of any size if the network allows it.
 
 With `--int8 --calibrate DIR`, `tflite` is also written in 8-bit integers, calibrated on images of
 the run's training split, whose data set is prepared in DIR. Then both files are evaluated on the
@@ -14,17 +15,21 @@ validation split and timed.
 """
 
 import os
+from typing import Any
 
 from absl import flags
 
 from kdjax.deployment import FORMATS, Export, export, measure
-from kdjax.deployment.formats import LARGEST
+from kdjax.deployment.formats import LARGEST, RETURNED
 from kdjax.utils.errors import UserError
 
 _SOURCE = flags.DEFINE_string("source", None, "A workdir or a network checkpoint.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "A new directory for the files.", required=True)
 _FORMAT = flags.DEFINE_list("format", None, f"One or more of {', '.join(FORMATS)}.", required=True)
 _FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch norm into the convolutions.")
+_RETURNED: flags.FlagHolder[Any] = flags.DEFINE_enum(
+    "returned", "labels", RETURNED, "What the files return: labels, scores, or probabilities."
+)
 _INT8 = flags.DEFINE_bool("int8", False, "Also write the tflite file in 8-bit integers.")
 _CALIBRATE = flags.DEFINE_string(
     "calibrate", None, "Folder of the run's prepared data set, for --int8."
@@ -62,6 +67,7 @@ def main(argv: list[str]) -> None:
         size=size,
         folded=_FOLD.value,
         calibration=calibration,
+        returned=_RETURNED.value,
     )
     for written in exports:
         print(_line(written))

@@ -6,9 +6,12 @@ Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png`, and `le
 prints the time. Photos are rotated as their EXIF data say. No image is ever replaced.
 """
 
+from typing import Any
+
 from absl import flags
 
 from kdjax.cli.flags import InferenceFlags
+from kdjax.evaluation.predict_files import SAVED
 from kdjax.experiment.predict import predict
 from kdjax.utils import environment
 
@@ -31,6 +34,9 @@ _OPACITY = flags.DEFINE_float(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images predicted at once; by default one per device.", lower_bound=1
 )
+_SAVE_SCORES: flags.FlagHolder[Any] = flags.DEFINE_enum(
+    "save_scores", "none", SAVED, "Write scores/*.npy too: scores or probabilities, [H, W, K]."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results.")
 _INFERENCE = InferenceFlags()
 
@@ -46,6 +52,7 @@ def main(argv: list[str]) -> None:
         ids=_IDS.value,
         opacity=_OPACITY.value,
         batch_size=_BATCH_SIZE.value,
+        save_scores=_SAVE_SCORES.value,
         overwrite=_OVERWRITE.value,
         **_INFERENCE.options(),
     )

@@ -18,6 +18,7 @@ from kdjax.deployment.formats import (
     digest,
     files_of,
     first_line,
+    labels_of,
 )
 from kdjax.utils.errors import UserError
 
@@ -29,11 +30,13 @@ class ExportedStudent(NamedTuple):
 
     Attributes:
       predict: maps 8-bit RGB images to class ids.
+      run: maps 8-bit RGB images to what the file returns.
       size: the size of the images that it takes.
       class_names: a name per class.
     """
 
     predict: PredictFn
+    run: PredictFn
     size: Size
     class_names: tuple[str, ...]
 
@@ -60,6 +63,7 @@ class ExportedStudent(NamedTuple):
             written = description["exports"][name]
             _, height, width, _ = written["input_shape"]
             class_names = tuple(description["class_names"])
+            returned = description["output"]["name"]
             same = written["sha256"] == digest(file)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -77,7 +81,7 @@ class ExportedStudent(NamedTuple):
         except Exception as error:
             raise UserError(f"{file}: this file cannot be loaded: {first_line(error)}") from error
 
-        return cls(run, Size(height, width), class_names)
+        return cls(labels_of(run, returned), run, Size(height, width), class_names)
 
 
 class Measured(NamedTuple):
@@ -128,7 +132,7 @@ def measure(
     for _ in range(rounds + WARM_UP):
         images = generator.integers(0, 256, (1, *chosen, 3), np.uint8)
         started = time.perf_counter()
-        np.asarray(student.predict(images))
+        np.asarray(student.run(images))
         seconds.append(time.perf_counter() - started)
     low, median, high = 1e3 * np.percentile(seconds[WARM_UP:], [25, 50, 75])
     held = sum(part.stat().st_size for part in files_of(file))

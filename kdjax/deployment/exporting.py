@@ -17,10 +17,13 @@ from kdjax.deployment.formats import (
     DESCRIPTION,
     FORMATS,
     PLATFORMS,
+    RETURNED,
     PredictFn,
+    Returned,
     Size,
     digest,
     files_of,
+    labels_of,
     make_predict_fn,
     takes_any_size,
 )
@@ -66,14 +69,15 @@ def export(
     size: tuple[int, int] | Size | None = None,
     folded: bool = False,
     calibration: Sequence[UInt8[np.ndarray, "H W 3"]] | None = None,
+    returned: Returned = "labels",
 ) -> list[Export]:
     """Writes a network without its auxiliary head, and `export.json`, which describes the files.
 
         kdjax.export("runs/first", "exported", ["stablehlo", "tflite"], size=(512, 1024))
 
     Every file takes 8-bit RGB images [B, H, W, 3] and returns class ids [B, H, W] int32 at the
-    images' size, as `kdjax.evaluation` computes them. Before the directory appears, each file is
-    loaded and compared with the network on random images.
+    images' size, as `kdjax.evaluation` computes them; or class scores [B, H, W, K] float32. Before
+    the directory appears, each file is loaded and compared with the network on random images.
 
     Args:
       source: a network checkpoint, or the workdir of a finished run.
@@ -84,12 +88,15 @@ def export(
       folded: True to fold batch norm into the convolutions.
       calibration: training images of this size, from which `tflite_int8` takes the ranges of its
         numbers. A hundred are enough.
+      returned: "labels" for class ids, "scores" for logits, or "probabilities".
 
     Raises:
       UserError: if there is no network, a format is unknown, a size or calibration images are
         missing or wrong, the output cannot be written, or the labels of a file differ from the
         network's.
     """
+    if returned not in RETURNED:
+        raise UserError(f'unknown result "{returned}": {did_you_mean(returned, RETURNED)}')
     formats = list(dict.fromkeys([formats] if isinstance(formats, str) else formats))
     output, size = os.fspath(output), Size(*size) if size else ANY
     _check_formats(formats, size)
@@ -107,10 +114,19 @@ def export(
             directory = pathlib.Path(scratch) / "export"
             directory.mkdir()
             exports = [
-                _export_as(name, directory, written, original, info, sizes[name], calibration or ())
+                _export_as(
+                    name,
+                    directory,
+                    (written, original),
+                    info,
+                    sizes[name],
+                    calibration or (),
+                    returned,
+                )
                 for name in formats
             ]
-            text = json.dumps(_description(info, exports, folded), indent=2, allow_nan=False)
+            description = _description(info, exports, folded, returned)
+            text = json.dumps(description, indent=2, allow_nan=False)
             (directory / DESCRIPTION).write_text(text + "\n")
             directory.rename(target)
     except OSError as error:
@@ -121,26 +137,31 @@ def export(
 def _export_as(
     name: str,
     directory: pathlib.Path,
-    written: tuple[Network, Variables],
-    original: tuple[Network, Variables],
+    networks: tuple[tuple[Network, Variables], tuple[Network, Variables]],
     info: NetworkInfo,
     size: Size,
     calibration: Sequence[np.ndarray],
+    returned: Returned,
 ) -> Export:
-    """Writes one format of a network, and compares it with the original network."""
+    """Writes one format of the first network, and compares it with the second, the original."""
     chosen = FORMATS[name]
     path = directory / chosen.file
-    network, variables = written
+    (network, variables), original = networks
     network = plain_convolutions(network) if chosen.plain else network
-    function = make_predict_fn(network, variables, info.preprocessing)
-    images, least, options = random_images(size), None, {}
+    function = make_predict_fn(network, variables, info.preprocessing, returned)
+    images, least = random_images(size), None
+    options: dict[str, Any] = {"returned": returned}
     if chosen.calibrated:
         images, least = [image[None] for image in calibration[:COMPARED_INT8]], LEAST_INT8
-        options = {"calibration": calibration}
+        options["calibration"] = calibration
     chosen.write(plain(function) if chosen.plain else function, size, path, **options)
     try:
         agreement = compare_predictions(
-            chosen.read(path), *original, info.preprocessing, images, least=least
+            labels_of(chosen.read(path), returned),
+            *original,
+            info.preprocessing,
+            images,
+            least=least,
         )
     except UserError as error:
         raise UserError(f"{name}: nothing is written, since {error}") from error
@@ -202,7 +223,9 @@ def _sizes(
     return sizes
 
 
-def _description(info: NetworkInfo, exports: Sequence[Export], folded: bool) -> dict[str, Any]:
+def _description(
+    info: NetworkInfo, exports: Sequence[Export], folded: bool, returned: Returned
+) -> dict[str, Any]:
     """Returns the facts that a program needs to run the files."""
     return {
         "network": info.name,
@@ -213,7 +236,11 @@ def _description(info: NetworkInfo, exports: Sequence[Export], folded: bool) -> 
         "fingerprint": info.fingerprint,
         "batch_norm_folded": folded,
         "input": {"name": "images", "type": "uint8", "channels": "RGB, not normalised"},
-        "output": {"name": "labels", "type": "int32", "shape": ["batch", "height", "width"]},
+        "output": {
+            "name": returned,
+            "type": "int32" if returned == "labels" else "float32",
+            "shape": ["batch", "height", "width", *([] if returned == "labels" else ["class"])],
+        },
         "exports": {
             export.format: {
                 "file": export.file,

@@ -1,4 +1,4 @@
-"""The export formats, and the function from images to labels that each file contains."""
+"""The export formats, and the function from images to predictions that each file contains."""
 
 import hashlib
 import importlib
@@ -7,8 +7,8 @@ import os
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jax import export
 from jax.extend import core
 from jax.interpreters import partial_eval
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import Network, Preprocessing, Variables
@@ -26,7 +26,11 @@ from kdjax.utils.errors import UserError
 # JAX arrays while a function is traced, NumPy arrays for a loaded file.
 Images = UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"]
 Labels = Int[Array, "B H W"] | Int[np.ndarray, "B H W"]
-PredictFn = Callable[[Images], Labels]
+Scores = Float[Array, "B H W K"] | Float[np.ndarray, "B H W K"]
+# What a file returns: class ids, class scores (logits), or their softmax.
+Returned = Literal["labels", "scores", "probabilities"]
+RETURNED: tuple[str, ...] = get_args(Returned)
+PredictFn = Callable[[Images], Any]  # to `Labels`, or to `Scores`
 
 
 class Size(NamedTuple):
@@ -57,7 +61,10 @@ DESCRIPTION = "export.json"  # in the folder of the files
 
 
 def make_predict_fn(
-    network: Network, variables: Variables, preprocessing: Preprocessing
+    network: Network,
+    variables: Variables,
+    preprocessing: Preprocessing,
+    returned: Returned = "labels",
 ) -> PredictFn:
     """Returns a function with the result of `Predictor`, which contains the weights it needs.
 
@@ -65,19 +72,36 @@ def make_predict_fn(
       network: the network.
       variables: the variables of the network.
       preprocessing: turns pixels into the network's input.
+      returned: what the function returns, at the size of the images.
     """
     predictor = Predictor(network, preprocessing)
 
-    def predict_fn(images: Images) -> Labels:
+    def probabilities(variables: Variables, images: Images) -> Scores:
+        return jax.nn.softmax(predictor.scores(variables, images))
+
+    function: Callable[..., Any] = {
+        "labels": predictor,
+        "scores": predictor.scores,
+        "probabilities": probabilities,
+    }[returned]
+
+    def predict_fn(images: Images) -> Any:
         shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
-        program = jax.make_jaxpr(predictor)(variables, shape)
-        # Removes the auxiliary head and everything else that labels do not depend on.
+        program = jax.make_jaxpr(function)(variables, shape)
+        # Removes the auxiliary head and everything else that the result does not depend on.
         needed, used = partial_eval.dce_jaxpr(program.jaxpr, [True])
         given = (*jax.tree.leaves(variables), images)
         read = [value for value, needs in zip(given, used, strict=True) if needs]
         return core.jaxpr_as_fun(core.ClosedJaxpr(needed, program.consts))(*read)[0]
 
     return predict_fn
+
+
+def labels_of(predict_fn: PredictFn, returned: Returned) -> PredictFn:
+    """Returns a function of a loaded file to class ids."""
+    if returned == "labels":
+        return predict_fn
+    return lambda images: np.asarray(predict_fn(images)).argmax(-1).astype(np.int32)
 
 
 def takes_any_size(predict_fn: PredictFn) -> bool:
@@ -95,8 +119,11 @@ def takes_any_size(predict_fn: PredictFn) -> bool:
     return True
 
 
-def write_stablehlo(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
-    """Writes the serialized function."""
+def write_stablehlo(
+    predict_fn: PredictFn, size: Size, path: pathlib.Path, *, returned: Returned = "labels"
+) -> None:
+    """Writes the serialized function, whose result has no name."""
+    del returned
     images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
     path.write_bytes(export.export(jax.jit(predict_fn), platforms=PLATFORMS)(images).serialize())
 
@@ -133,8 +160,9 @@ def write_savedmodel(
     *,
     batch: int | None = None,
     platforms: Sequence[str] = PLATFORMS,
+    returned: Returned = "labels",
 ) -> None:
-    """Writes a folder with one signature, which takes `images` and returns `labels`.
+    """Writes a folder with one signature, which takes `images` and has one result.
 
     Args:
       predict_fn: the function.
@@ -142,6 +170,7 @@ def write_savedmodel(
       path: the folder.
       batch: the number of images; None for any number.
       platforms: the platforms that the function can run on.
+      returned: the name of the result.
     """
     tf = import_tensorflow()
     from jax.experimental import jax2tf
@@ -153,12 +182,12 @@ def write_savedmodel(
         native_serialization_platforms=platforms,
     )
 
-    def labels(images: Any) -> dict[str, Any]:
-        return {"labels": converted(images)}
+    def predict(images: Any) -> dict[str, Any]:
+        return {returned: converted(images)}
 
     images = tf.TensorSpec([batch, *size, 3], tf.uint8, name="images")
     # autograph would rewrite Python code that JAX traces.
-    function = tf.function(labels, input_signature=[images], autograph=False)
+    function = tf.function(predict, input_signature=[images], autograph=False)
     try:
         tf.saved_model.save(tf.Module(), str(path), signatures={"serving_default": function})
     # Also raised on a full disk: "PATH; the system's message [Op:SaveV2]".
@@ -171,9 +200,8 @@ def read_savedmodel(path: pathlib.Path) -> PredictFn:
     tf = import_tensorflow()
     # The model must live as long as its signature.
     model = tf.saved_model.load(str(path))
-    return lambda images: model.signatures["serving_default"](images=tf.constant(images))[
-        "labels"
-    ].numpy()
+    run = model.signatures["serving_default"]
+    return lambda images: _only(run(images=tf.constant(images))).numpy()
 
 
 def write_tflite(
@@ -182,6 +210,7 @@ def write_tflite(
     path: pathlib.Path,
     *,
     calibration: Iterable[np.ndarray] | None = None,
+    returned: Returned = "labels",
 ) -> None:
     """Writes a file for one image of a fixed size at a time.
 
@@ -193,7 +222,8 @@ def write_tflite(
     tf = import_tensorflow()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         # The converter needs StableHLO for one platform and known shapes.
-        write_savedmodel(predict_fn, size, pathlib.Path(scratch), batch=1, platforms=("cpu",))
+        folder = pathlib.Path(scratch)
+        write_savedmodel(predict_fn, size, folder, batch=1, platforms=("cpu",), returned=returned)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         # Excludes TensorFlow's own operations, which a plain runtime lacks.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -217,10 +247,18 @@ def read_tflite(path: pathlib.Path) -> PredictFn:
     tf = import_tensorflow()
     interpreter = tf.lite.Interpreter(model_path=str(path))
     run = interpreter.get_signature_runner()
-    return lambda images: np.concatenate([run(images=image[None])["labels"] for image in images])
+    return lambda images: np.concatenate([_only(run(images=image[None])) for image in images])
 
 
-def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
+def _only(results: Mapping[str, Any]) -> Any:
+    """Returns the only result of a signature, whatever its name."""
+    (result,) = results.values()
+    return result
+
+
+def write_onnx(
+    predict_fn: PredictFn, size: Size, path: pathlib.Path, *, returned: Returned = "labels"
+) -> None:
     """Writes an ONNX file.
 
     Raises:
@@ -240,7 +278,7 @@ def write_onnx(predict_fn: PredictFn, size: Size, path: pathlib.Path) -> None:
                 [images],
                 model_name="student",
                 input_names=["images"],
-                output_names=["labels"],
+                output_names=[returned],
             )
     except Exception as error:  # the converter has no error class for missing rules
         wish = "" if size.fixed else " for images of any size (give --height and --width)"
@@ -260,7 +298,7 @@ def read_onnx(path: pathlib.Path) -> PredictFn:
     if hasattr(os, "sched_getaffinity"):
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["labels"], {"images": np.asarray(images)})[0]
+    return lambda images: session.run(None, {"images": np.asarray(images)})[0]
 
 
 def _import(module: str) -> Any:

@@ -22,6 +22,8 @@ from kdjax.utils.classes import IGNORE_LABEL, class_order
 from kdjax.utils.environment import compiler_options
 from kdjax.utils.errors import UserError
 
+_SMALLEST = 1e-30  # a probability whose logarithm is finite
+
 
 def confusion_matrix(
     predictions: Int[Array, "..."], labels: Int[Array, "..."], num_classes: int
@@ -118,11 +120,15 @@ class Predictor:
             output, _ = network.apply(variables, preprocessing(pixels), train=False, key=None)
             return resize(scores_of(output).astype(jnp.float32), pixels.shape[1:3])
 
+        def log(probabilities: Float[Array, "B H W K"]) -> Float[Array, "B H W K"]:
+            return jnp.log(jnp.maximum(probabilities, _SMALLEST))
+
         def best(scores: Float[Array, "B H W K"]) -> Int[Array, "B H W"]:
             return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
         self._look: Callable[..., Array] = _compiled(look)
         self._best: Callable[..., Array] = jax.jit(best)
+        self._log: Callable[..., Array] = jax.jit(log)
         self._whole: Callable[..., Array] = _compiled(lambda *given: best(look(*given)))
 
     def __call__(
@@ -142,6 +148,27 @@ class Predictor:
             return self._whole(variables, images)
         look = functools.partial(self._look, variables)
         return self._best(class_scores(look, jnp.asarray(images), sizes, self.inference))
+
+    def scores(
+        self,
+        variables: Variables,
+        images: UInt8[Array, "B H W 3"] | np.ndarray,
+        sizes: Int[Array, "B 2"] | np.ndarray | None = None,
+    ) -> Float[Array, "B H W K"]:
+        """Returns the class scores of every pixel, whose softmax are the probabilities.
+
+        For several views, they are the logarithm of the mean probabilities.
+
+        Args:
+          variables: see `__call__`.
+          images: see `__call__`.
+          sizes: see `__call__`.
+        """
+        if self.inference == WHOLE:
+            return self._look(variables, images)
+        look = functools.partial(self._look, variables)
+        scores = class_scores(look, jnp.asarray(images), sizes, self.inference)
+        return scores if self.inference.is_one_view else self._log(scores)
 
 
 def _compiled(function: Callable[[Variables, Any], Array]) -> Callable[[Variables, Any], Array]:

@@ -64,6 +64,11 @@ class Inference:
             raise UserError(f"scales are {self.scales}; name at least one, and each once")
 
     @property
+    def is_one_view(self) -> bool:
+        """True if `class_scores` returns logits, and not the mean probabilities of views."""
+        return len(self.scales) == 1 and not self.flip
+
+    @property
     def exact_below(self) -> tuple[int, int]:
         """Height and width from which every view fills a window, so that padding is harmless."""
         if self.window is None:

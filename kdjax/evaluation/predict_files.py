@@ -3,13 +3,18 @@
 import collections
 import dataclasses
 import glob
+import io
 import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from kdjax.data.loading.sampling import IMAGE_PADDING, BatchIndices, batch_by_size
 from kdjax.data.preparing.image_io import SUFFIXES, read_photo, upright_size
@@ -21,7 +26,10 @@ from kdjax.utils.files import is_remote, why_unwritable, write_atomically
 
 _THREADS = 4  # read and write files while the network computes
 _AHEAD = 2  # batches that are read before they are needed
-_KINDS = ("labels", "overlays")  # folders of results
+_KINDS = ("labels", "overlays", "scores")  # folders of results
+# What is saved of the class scores, at the size of the image, as float16 [H, W, K].
+Saved = Literal["none", "scores", "probabilities"]
+SAVED: tuple[str, ...] = get_args(Saved)
 LEGEND = "legend.png"
 
 # Images [B, H, W, 3], their sizes [B, 2] (0 for a blank row), and the errors of damaged files.
@@ -35,6 +43,7 @@ class Files:
     image: pathlib.Path
     label: pathlib.Path
     overlay: pathlib.Path
+    scores: pathlib.Path
 
 
 @dataclasses.dataclass
@@ -75,7 +84,7 @@ class Timing:
 def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
     """Finds the images of a folder or a pattern, and names their results.
 
-    Results are `labels/*.png` and `overlays/*.png`. Their names are the paths of the images from
+    Results are `labels/*.png`, `overlays/*.png`, and perhaps `scores/*.npy`. Their names are the paths of the images from
     the last folder of the pattern without a wildcard.
 
     Args:
@@ -103,7 +112,8 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
             "as 'photos/**/*.jpg'"
         )
     files = _results_of(images, root, folder)
-    results = [folder / LEGEND, *(path for one in files for path in (one.label, one.overlay))]
+    results = [folder / LEGEND]
+    results += [path for one in files for path in (one.label, one.overlay, one.scores)]
     _check_apart(images, results, folder)
     existing = [path for path in results if os.path.lexists(path)]
     if existing and not overwrite:
@@ -142,8 +152,8 @@ def _results_of(images: Sequence[pathlib.Path], root: str, output: pathlib.Path)
                 f"{other} and {image} would both be written to {name}, or to names that differ in "
                 "case alone"
             )
-        label, overlay = (output / kind / name for kind in _KINDS)
-        files.append(Files(image, label, overlay))
+        label, overlay, scores = (output / kind / name for kind in _KINDS)
+        files.append(Files(image, label, overlay, scores.with_suffix(".npy")))
     return files
 
 
@@ -180,8 +190,9 @@ def predict_files(
     pad_to: int = 1,
     values: Sequence[int] | None = None,
     opacity: float = 0.5,
+    save: Saved = "none",
 ) -> Timing:
-    """Writes the label map and the overlay of every image, and a legend.
+    """Writes the label map and the overlay of every image, a legend, and perhaps class scores.
 
     A file appears when it is complete. Damaged images are skipped, and named at the end.
 
@@ -193,6 +204,7 @@ def predict_files(
       pad_to: see `kdjax.data.loading.sampling.batch_by_size`.
       values: the value of each class in the label maps; None for its number.
       opacity: of the colors over the image, 0 to 1.
+      save: the class scores to write as well.
 
     Raises:
       UserError: if an image cannot be read, or a file cannot be written.
@@ -209,7 +221,7 @@ def predict_files(
     colors[numbers] = palette
     timing, started = Timing(), time.perf_counter()
     inference = network.predictor.inference
-    sizes, damaged = _sizes(files)
+    sizes, damaged = image_sizes([one.image for one in files])
     for index, size in sizes:
         try:
             inference.check_size(size)
@@ -222,28 +234,35 @@ def predict_files(
         pad_to=pad_to,
         exact_below=inference.exact_below,
     )
-    predict = _timed(network, placement, timing)
+    predict = _timed(network, placement, timing, save)
 
-    def write(one: Files, image: np.ndarray, label: np.ndarray) -> None:
+    def write(one: Files, image: np.ndarray, label: np.ndarray, scores: np.ndarray | None) -> None:
         write_atomically(one.label, label_png(numbers[label], colors))
         write_atomically(one.overlay, overlay_png(image, label, palette, opacity))
+        if scores is not None:
+            write_atomically(one.scores, npy(scores))
 
     try:
         legend = legend_png(network.info.class_names, palette)
         write_atomically(pathlib.Path(output) / LEGEND, legend)
         with ThreadPoolExecutor(_THREADS) as pool:
             writing: list[Future[None]] = []
-            for batch, (images, extents, errors) in _read_ahead(pool, files, batches):
+            for batch, (images, extents, errors) in read_ahead(
+                pool, [one.image for one in files], batches
+            ):
                 damaged += errors
-                labels = predict(images, extents)
+                labels, scores = predict(images, extents)
                 # Waits for the previous batch, so that few images are in memory.
                 for written in writing:
                     written.result()
                 writing = []
                 for row in np.flatnonzero(extents.all(axis=1)):
                     height, width = extents[row]
-                    pixels = images[row, :height, :width], labels[row, :height, :width]
-                    writing.append(pool.submit(write, files[batch.indices[row]], *pixels))
+                    cut = [
+                        array if array is None else array[row, :height, :width]
+                        for array in (images, labels, scores)
+                    ]
+                    writing.append(pool.submit(write, files[batch.indices[row]], *cut))
             for written in writing:
                 written.result()
     except OSError as error:
@@ -254,13 +273,13 @@ def predict_files(
     return timing
 
 
-def _sizes(
-    files: Sequence[Files],
+def image_sizes(
+    images: Sequence[pathlib.Path],
 ) -> tuple[list[tuple[int, tuple[int, int]]], list[UserError]]:
     """Returns index and size of every image that can be opened, and the errors of the others."""
     sizes, damaged = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
-        opened = [pool.submit(upright_size, one.image) for one in files]
+        opened = [pool.submit(upright_size, path) for path in images]
     for index, reading in enumerate(opened):
         try:
             sizes.append((index, reading.result()))
@@ -283,35 +302,54 @@ def _numbers(num_classes: int, values: Sequence[int] | None) -> np.ndarray:
     return numbers.astype(np.uint8)
 
 
+def npy(array: np.ndarray) -> bytes:
+    """Returns the content of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
 def _timed(
-    network: TrainedNetwork, placement: Placement, timing: Timing
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Returns a function from padded images and their sizes to labels, which counts its time."""
+    network: TrainedNetwork, placement: Placement, timing: Timing, save: Saved
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
+    """Returns a function from padded images and their sizes to labels and perhaps scores.
+
+    The function counts its time.
+    """
     predictor, variables = network.predictor, placement.replicate(network.variables)
 
-    def predict(images: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    @jax.jit
+    def kept(scores: Float[Array, "B H W K"]) -> Float[Array, "B H W K"]:
+        return (jax.nn.softmax(scores) if save == "probabilities" else scores).astype(jnp.float16)
+
+    def predict(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         started, compiled = time.perf_counter(), len(predictor.shapes)
         arrays = placement.put_batch({"image": images, "size": sizes})
-        found = predictor(variables, arrays["image"], arrays["size"])
-        labels = np.asarray(found).astype(np.uint8)
+        scores = None
+        if save == "none":
+            labels = predictor(variables, arrays["image"], arrays["size"])
+        else:
+            scores = predictor.scores(variables, arrays["image"], arrays["size"])
+            labels, scores = jnp.argmax(scores, -1), np.asarray(kept(scores))
+        labels = np.asarray(labels).astype(np.uint8)
         number = int(sizes.all(axis=1).sum())
         timing.images += number
         timing.shapes = len(predictor.shapes)
         if timing.shapes == compiled:
             timing.network_images += number
             timing.network_seconds += time.perf_counter() - started
-        return labels
+        return labels, scores
 
     return predict
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, files: Sequence[Files], batches: Iterable[BatchIndices]
+def read_ahead(
+    pool: ThreadPoolExecutor, images: Sequence[pathlib.Path], batches: Iterable[BatchIndices]
 ) -> Iterator[tuple[BatchIndices, DecodedBatch]]:
-    """Reads the next batches while the caller works on the current one."""
+    """Yields batches with their images, reading the next ones while the caller works."""
     waiting: collections.deque[tuple[BatchIndices, Future[DecodedBatch]]] = collections.deque()
     for batch in batches:
-        waiting.append((batch, pool.submit(_read, files, batch)))
+        waiting.append((batch, pool.submit(_read, images, batch)))
         if len(waiting) > _AHEAD:
             first, reading = waiting.popleft()
             yield first, reading.result()
@@ -319,14 +357,14 @@ def _read_ahead(
         yield first, reading.result()
 
 
-def _read(files: Sequence[Files], batch: BatchIndices) -> DecodedBatch:
+def _read(paths: Sequence[pathlib.Path], batch: BatchIndices) -> DecodedBatch:
     images = np.full((len(batch.indices), *batch.size, 3), IMAGE_PADDING, np.uint8)
     sizes, damaged = np.zeros((len(batch.indices), 2), np.int32), []
     for row, index in enumerate(batch.indices):
         if index < 0:
             continue
         try:
-            photo = read_photo(files[index].image, upright=True)
+            photo = read_photo(paths[index], upright=True)
         except UserError as error:
             damaged.append(error)
             continue

@@ -8,10 +8,11 @@ from etils import epath
 from kdjax.data.preparing.classes import original_labels
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.evaluation.inference import make_inference, padding
-from kdjax.evaluation.predict_files import Timing, find_images, predict_files
+from kdjax.evaluation.predict_files import SAVED, Saved, Timing, find_images, predict_files
 from kdjax.experiment.workdir import Workdir
 from kdjax.training.sharding import Placement
 from kdjax.utils import schema
+from kdjax.utils.errors import UserError
 
 
 def predict(  # noqa: PLR0913
@@ -29,6 +30,7 @@ def predict(  # noqa: PLR0913
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     pad_to: int | None = None,
+    save_scores: Saved = "none",
 ) -> Timing:
     """Labels image files with a finished student, or any network checkpoint.
 
@@ -52,6 +54,7 @@ def predict(  # noqa: PLR0913
       scales: as in `kdjax.evaluate`.
       flip: as in `kdjax.evaluate`.
       pad_to: as in `kdjax.evaluate`, but whole images are not padded by default.
+      save_scores: "scores" or "probabilities" to write `scores/*.npy` too, float16 [H, W, K].
 
     Returns:
       The number of images and the time.
@@ -63,6 +66,8 @@ def predict(  # noqa: PLR0913
     schema.check_number("opacity", opacity, schema.SHARE)
     if batch_size is not None:
         schema.check_number("batch_size", batch_size, schema.COUNT)
+    if save_scores not in SAVED:
+        raise UserError(f'save_scores is "{save_scores}"; it must be {", ".join(SAVED)}')
     files = Workdir(workdir)
     crop_size = files.read_options().data.crop_size if files.config.exists() else None
     inference = make_inference(mode, window, stride, scales, flip, crop_size=crop_size)
@@ -76,4 +81,5 @@ def predict(  # noqa: PLR0913
         pad_to=padding(mode, pad_to, whole=1),
         values=values,
         opacity=opacity,
+        save=save_scores,
     )

@@ -160,7 +160,7 @@ class NetworkMaps:
         def probabilities(look: Any, images: Array) -> Array:
             scores = class_scores(look, images, None, self._inference)
             # For several views, `class_scores` returns probabilities.
-            return jax.nn.softmax(scores) if _is_one_view(self._inference) else scores
+            return jax.nn.softmax(scores) if self._inference.is_one_view else scores
 
         def forward(images: Array) -> dict[str, Array]:
             mean = sum(probabilities(look, images) for look in looks) / len(looks)
@@ -187,10 +187,6 @@ def views(options: TeacherOptions) -> Inference:
     window = options.window or None
     mode = "slide" if window else "whole"
     return make_inference(mode, window, None, options.scales, options.flip, crop_size=None)
-
-
-def _is_one_view(inference: Inference) -> bool:
-    return len(inference.scales) == 1 and not inference.flip
 
 
 def _is_one_look(inference: Inference) -> bool:
