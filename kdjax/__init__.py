@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdjax.distillation import Distiller, Loss, term
     from kdjax.evaluation.evaluator import TrainedNetwork
     from kdjax.experiment.evaluate import evaluate
+    from kdjax.experiment.label import label
     from kdjax.experiment.predict import predict
     from kdjax.experiment.result import RunResult
     from kdjax.experiment.scores import Evaluation
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate",
     "export",
     "extra_set",
+    "label",
     "load",
     "network",
     "predict",
@@ -70,6 +72,7 @@ _PLACES = {
     "evaluate": "kdjax.experiment.evaluate",
     "export": "kdjax.deployment.exporting",
     "extra_set": "kdjax.config",
+    "label": "kdjax.experiment.label",
     "load": "kdjax.evaluation.evaluator:TrainedNetwork.load",
     "network": "kdjax.config",
     "predict": "kdjax.experiment.predict",

@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": Command(("data", "report"), resumes=True),
     "evaluate": Command(("data",)),
     "predict": Command(("report",)),
+    "label": Command(("report",), resumes=True),
     "export": Command(("data",)),
     "bench": Command(words=1),
     "convert": Command(("convert",)),

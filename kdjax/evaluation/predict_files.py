@@ -84,8 +84,8 @@ class Timing:
 def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
     """Finds the images of a folder or a pattern, and names their results.
 
-    Results are `labels/*.png`, `overlays/*.png`, and perhaps `scores/*.npy`. Their names are the paths of the images from
-    the last folder of the pattern without a wildcard.
+    Results are `labels/*.png`, `overlays/*.png`, and perhaps `scores/*.npy`. Their names are the
+    paths of the images from the last folder of the pattern without a wildcard.
 
     Args:
       pattern: a pattern for `glob`; or a folder, without the folders inside it.
@@ -121,6 +121,28 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
             f"{existing[0]} exists ({len(existing)} such files); --overwrite replaces them"
         )
     return files
+
+
+def find_photos(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns all images of a folder and of the folders inside it.
+
+    Returns:
+      The images by their paths below the folder, without the suffix, in order.
+
+    Raises:
+      UserError: if there is no image, or two differ only in their suffix.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        if not _is_image(path) or any(part.startswith(".") for part in below.parts):
+            continue
+        other = found.setdefault(below.with_suffix("").as_posix(), path)
+        if other != path:
+            raise UserError(f"{other} and {path} have the same name; rename one")
+    if not found:
+        raise UserError(f"--images {folder} is no folder with images ({', '.join(SUFFIXES)})")
+    return found
 
 
 def _is_image(path: pathlib.Path) -> bool:
@@ -258,11 +280,10 @@ def predict_files(
                 writing = []
                 for row in np.flatnonzero(extents.all(axis=1)):
                     height, width = extents[row]
-                    cut = [
-                        array if array is None else array[row, :height, :width]
-                        for array in (images, labels, scores)
-                    ]
-                    writing.append(pool.submit(write, files[batch.indices[row]], *cut))
+                    place = np.s_[row, :height, :width]
+                    kept = None if scores is None else scores[place]
+                    pixels = images[place], labels[place], kept
+                    writing.append(pool.submit(write, files[batch.indices[row]], *pixels))
             for written in writing:
                 written.result()
     except OSError as error:

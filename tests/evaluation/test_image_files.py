@@ -15,7 +15,7 @@ from PIL import Image
 
 from kdjax.data.preparing import classes
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.evaluation.inference import Inference
+from kdjax.evaluation.inference import WHOLE, Inference
 from kdjax.evaluation.predict_files import find_images, predict_files
 from kdjax.models import NNXNetwork, serialization
 from kdjax.reporting.pictures import label_png, overlay_png
@@ -64,6 +64,26 @@ def opened(path):
     with Image.open(path) as image:
         image.load()
     return image
+
+
+@pytest.mark.parametrize("save", ["scores", "probabilities"])
+@pytest.mark.parametrize("inference", [WHOLE, SLIDE, Inference(scales=(1.0, 1.5), flip=True)])
+def test_class_scores_are_saved_beside_the_labels(checkpoint, photos, tmp_path, save, inference):
+    network = TrainedNetwork.load(str(checkpoint), inference=inference)
+    files = find_images(str(photos), str(tmp_path / "out"), overwrite=False)
+    predict_files(network, files, str(tmp_path / "out"), batch_size=8, save=save)
+    for one in files:
+        found = np.load(one.scores)
+        image = np.array(opened(one.image).convert("RGB"))[None]
+        scores = np.asarray(network.predictor.scores(network.variables, image))[0]
+        if save == "probabilities":
+            scores = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+            np.testing.assert_allclose(found.sum(-1, dtype=np.float32), 1, atol=2e-3)
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found, scores, rtol=2e-3, atol=2e-3)
+        label = np.array(opened(one.label))
+        chosen = np.take_along_axis(found, label[..., None], -1)[..., 0]
+        np.testing.assert_array_equal(chosen, found.max(-1))
 
 
 def test_every_kind_of_image_is_labelled_at_its_own_size(network, photos, tmp_path):
