@@ -1,4 +1,4 @@
-"""Predicts images with a trained student, or any network checkpoint.
+"""Predicts images with a trained student, any network checkpoint, or a model file.
 
 python -m kdjax predict --workdir runs/first --images 'photos/**/*.jpg' --output labelled
 
@@ -8,12 +8,15 @@ prints the time. Photos are rotated as their EXIF data say. No image is ever rep
 
 from absl import flags
 
-from kdjax.cli.flags import InferenceFlags
+from kdjax.cli.flags import InferenceFlags, ModelFileFlags
 from kdjax.experiment.predict import predict
 from kdjax.utils import environment
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "A workdir of kdjax train, or a network checkpoint.", required=True
+    "workdir",
+    None,
+    "A workdir of kdjax train, a network checkpoint, or a .onnx or .tflite file.",
+    required=True,
 )
 _IMAGES = flags.DEFINE_string(
     "images",
@@ -33,6 +36,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results.")
 _INFERENCE = InferenceFlags()
+_MODEL_FILE = ModelFileFlags()
 
 
 def main(argv: list[str]) -> None:
@@ -47,6 +51,7 @@ def main(argv: list[str]) -> None:
         opacity=_OPACITY.value,
         batch_size=_BATCH_SIZE.value,
         overwrite=_OVERWRITE.value,
+        options=_MODEL_FILE.options(),
         **_INFERENCE.options(),
     )
     print(timing)
