@@ -174,8 +174,6 @@ def _read_input(
         )
     layout = _input_layout(taken, path, options, file.layout, notes)
     height, width = (taken.shape[axis] for axis in _LAYOUTS[layout][:2])
-    if (height is None) != (width is None):
-        raise UserError(f"{path}: its input {taken} has one open side; both or neither may be open")
     size = (height, width) if height and width else None
     notes["channels"] = f"{options.channels} ({_source(options.channels != 'RGB')})"
     preprocessing = _preprocessing(taken, options, notes, file.layout)
@@ -201,8 +199,8 @@ def _input_layout(
     taken: Tensor, path: str, options: FileOptions, usual: str, notes: dict[str, str]
 ) -> str:
     """Returns the layout whose axis of channels has three entries."""
-    sure = [name for name, axes in _LAYOUTS.items() if taken.shape[axes[2]] == 3]
-    possible = [name for name, axes in _LAYOUTS.items() if taken.shape[axes[2]] in (3, None)]
+    possible = [name for name in _LAYOUTS if _may_be_images(taken, name)]
+    sure = [name for name in possible if taken.shape[_LAYOUTS[name][2]] == 3]
     allowed = sure or possible
     layout = options.layout
     if layout == AUTO:
@@ -210,7 +208,7 @@ def _input_layout(
     if layout not in possible:
         wanted = {"NCHW": "[batch, 3, height, width]", "NHWC": "[batch, height, width, 3]"}
         raise UserError(
-            f"{path}: its input is {taken}; a teacher takes RGB images, "
+            f"{path}: its input is {taken}; a teacher takes RGB images of one size or of any, "
             f"{wanted.get(layout) or ' or '.join(wanted.values())}"
         )
     source = _source(options.layout != AUTO, read=len(sure) == 1)
@@ -218,28 +216,43 @@ def _input_layout(
     return layout
 
 
+def _may_be_images(taken: Tensor, layout: str) -> bool:
+    height, width, channels = (taken.shape[axis] for axis in _LAYOUTS[layout])
+    return channels in (3, None) and (height is None) == (width is None)
+
+
 def _preprocessing(
     taken: Tensor, options: FileOptions, notes: dict[str, str], usual: str
 ) -> Preprocessing:
     """Returns the normalization of pixels: the given one, or the usual one of such an input."""
-    read = taken.dtype is not None and np.issubdtype(taken.dtype, np.integer)
+    read = taken.dtype is not None and bool(np.issubdtype(taken.dtype, np.integer))
     if read and taken.quantized:
         # The smallest integer of the input stands for the pixel 0.
-        lowest = float(taken.zero_point - np.iinfo(np.dtype(taken.dtype)).min)
-        usual_values = Preprocessing((lowest,) * 3, (1 / taken.scale,) * 3)
+        lowest = taken.zero_point - np.iinfo(str(taken.dtype)).min
+        default = _of_all_channels(float(lowest), 1 / taken.scale)
     elif read:
-        usual_values = Preprocessing((0.0,) * 3, (1.0,) * 3)
-    elif usual == "NCHW":
-        usual_values = IMAGENET
+        default = _of_all_channels(0.0, 1.0)
     else:
-        usual_values = Preprocessing((0.0,) * 3, (255.0,) * 3)
-    found = []
-    for key, given in (("mean", options.mean), ("std", options.std)):
-        value = tuple(map(float, given or getattr(usual_values, key)))
+        default = IMAGENET if usual == "NCHW" else _of_all_channels(0.0, 255.0)
+    found = Preprocessing(
+        _three(options.mean) or default.mean,
+        _three(options.std) or default.std,
+    )
+    for key, value, given in zip(found._fields, found, (options.mean, options.std), strict=True):
         shown = " ".join(f"{number:g}" for number in value)
         notes[key] = f"{shown} ({_source(bool(given), read=read)})"
-        found.append(value)
-    return Preprocessing(*found)
+    return found
+
+
+def _of_all_channels(mean: float, std: float) -> Preprocessing:
+    return Preprocessing((mean, mean, mean), (std, std, std))
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float] | None:
+    if not values:
+        return None
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _read_output(

@@ -62,7 +62,7 @@ class Tensor(NamedTuple):
         dtype = np.dtype(self.dtype)
         if not np.issubdtype(dtype, np.integer):
             return values.astype(dtype)
-        limits = np.iinfo(dtype)
+        limits = np.iinfo(str(dtype))
         integers = np.round(values / self.scale + self.zero_point)
         return np.clip(integers, limits.min, limits.max).astype(dtype)
 
