@@ -6,7 +6,7 @@ python -m kdjax evaluate --workdir runs/first --mode slide --window 512,512 --sc
 
 from absl import flags
 
-from kdjax.cli.flags import InferenceFlags
+from kdjax.cli.flags import InferenceFlags, ModelFileFlags
 from kdjax.experiment.evaluate import evaluate
 from kdjax.utils import environment, processes
 from kdjax.utils.log import logger
@@ -16,7 +16,7 @@ _WORKDIR = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_string("split", None, "The split to score; by default the validation split.")
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Another network to evaluate on the same data, such as the teacher."
+    "checkpoint", None, "Another network to evaluate, such as the teacher or a .onnx file."
 )
 _EXPORTED = flags.DEFINE_string(
     "exported", None, "A file of kdjax export to evaluate instead, such as student.tflite."
@@ -29,6 +29,7 @@ _ANY_CLASS_NAMES = flags.DEFINE_bool(
 )
 _PROCESSES = processes.define_flags()
 _INFERENCE = InferenceFlags()
+_MODEL_FILE = ModelFileFlags()
 
 
 def main(argv: list[str]) -> None:
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> None:
         exported=_EXPORTED.value,
         data_dir=_DATA_DIR.value,
         any_class_names=_ANY_CLASS_NAMES.value,
+        options=_MODEL_FILE.options() or None,
         **_INFERENCE.options(),
     )
     logger.info(found)

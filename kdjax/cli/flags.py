@@ -1,5 +1,6 @@
 """The flags that several commands share: the config, and how a network looks at images."""
 
+import ast
 from typing import Any
 
 from absl import flags
@@ -94,6 +95,44 @@ class InferenceFlags:
             "flip": self._flip.value,
             "pad_to": self._pad_to.value,
         }
+
+
+class ModelFileFlags:
+    """The flags `--classes` and `--option`, which say how to read an ONNX or TensorFlow Lite file.
+
+    `--option` may be repeated, as in `--option kind=logits --option mean=127.5`.
+    """
+
+    def __init__(self) -> None:
+        self._classes = flags.DEFINE_string(
+            "classes", None, "Model file: class names (road,sky), or a file with one on each line."
+        )
+        self._options = flags.DEFINE_multi_string(
+            "option", [], "Model file: an entry of config.teacher.options, as kind=logits."
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Returns the flags as `TrainedNetwork.load` takes them.
+
+        Raises:
+          UserError: If an option has no value.
+        """
+        given = {} if self._classes.value is None else {"classes": self._classes.value}
+        for text in self._options.value:
+            name, separator, value = text.partition("=")
+            if not (name and separator and value):
+                raise UserError(f"--option is {text!r}; give a name and a value, as kind=logits")
+            given[name] = _python_value(value)
+        return given
+
+
+def _python_value(text: str) -> Any:
+    """Returns the number or numbers that a text holds, or the text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float | tuple) else text
 
 
 def _numbers(flag: flags.FlagHolder[Any], kind: type, example: str) -> tuple[Any, ...] | None:

@@ -2,13 +2,15 @@
 
 python -m kdjax label --teacher TEACHER --images photos --output labeled --masks --overlays 4
 
-The teacher is a network checkpoint, a workdir, or "package.module:attribute". `scores/` then holds
+The teacher is a network checkpoint, a workdir, an ONNX or TensorFlow Lite file, or
+"package.module:attribute". `scores/` then holds
 a file for each image, for `config.teacher.logits`. With `--masks`, the output is also a source for
 `kdjax prepare folder`. The same command continues an interrupted one.
 """
 
 from absl import flags
 
+from kdjax.cli.flags import ModelFileFlags
 from kdjax.experiment.label import label
 from kdjax.utils import environment
 
@@ -25,6 +27,7 @@ _OVERLAYS = flags.DEFINE_integer("overlays", 0, "Number of images to draw the la
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images labeled at once; by default one per device.", lower_bound=1
 )
+_MODEL_FILE = ModelFileFlags()
 
 
 def main(argv: list[str]) -> None:
@@ -39,6 +42,7 @@ def main(argv: list[str]) -> None:
         min_confidence=_MIN_CONFIDENCE.value,
         overlays=_OVERLAYS.value,
         batch_size=_BATCH_SIZE.value,
+        options=_MODEL_FILE.options(),
     )
     print(f"{labeled.images} images, {labeled.new} of them labeled now")
     print(f"config.teacher.logits={labeled.scores}")

@@ -1,4 +1,4 @@
-"""Predicts images with a trained student, or any network checkpoint.
+"""Predicts images with a trained student, any network checkpoint, or a model file.
 
 python -m kdjax predict --workdir runs/first --images 'photos/**/*.jpg' --output labelled
 
@@ -10,13 +10,16 @@ from typing import Any
 
 from absl import flags
 
-from kdjax.cli.flags import InferenceFlags
+from kdjax.cli.flags import InferenceFlags, ModelFileFlags
 from kdjax.evaluation.predict_files import SAVED
 from kdjax.experiment.predict import predict
 from kdjax.utils import environment
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "A workdir of kdjax train, or a network checkpoint.", required=True
+    "workdir",
+    None,
+    "A workdir of kdjax train, a network checkpoint, or a .onnx or .tflite file.",
+    required=True,
 )
 _IMAGES = flags.DEFINE_string(
     "images",
@@ -39,6 +42,7 @@ _SAVE_SCORES: flags.FlagHolder[Any] = flags.DEFINE_enum(
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results.")
 _INFERENCE = InferenceFlags()
+_MODEL_FILE = ModelFileFlags()
 
 
 def main(argv: list[str]) -> None:
@@ -54,6 +58,7 @@ def main(argv: list[str]) -> None:
         batch_size=_BATCH_SIZE.value,
         save_scores=_SAVE_SCORES.value,
         overwrite=_OVERWRITE.value,
+        options=_MODEL_FILE.options(),
         **_INFERENCE.options(),
     )
     print(timing)

@@ -299,7 +299,8 @@ def _check_teacher(config: Config, files: Workdir) -> None:
     checkpoint = config.teacher.checkpoint
     if not checkpoint or not files.config.exists():
         return
-    if serialization.fingerprint_in(checkpoint) != serialization.fingerprint_in(files.path):
+    given = serialization.fingerprint_in(checkpoint, config.teacher.options.to_dict())
+    if given != serialization.fingerprint_in(files.path):
         raise UserError(
             f"config.teacher.checkpoint is {checkpoint}, but {files.path} contains another teacher "
             "that was trained there. Choose another --workdir."

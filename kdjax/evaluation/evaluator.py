@@ -317,23 +317,30 @@ class TrainedNetwork:
 
     @classmethod
     def load(
-        cls, path: str, *, dtype: str = "float32", inference: Inference = WHOLE
+        cls,
+        path: str,
+        *,
+        dtype: str = "float32",
+        inference: Inference = WHOLE,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> "TrainedNetwork":
-        """Reads a network checkpoint, or the student of a finished run.
+        """Reads a network checkpoint, the student of a finished run, or a model file.
 
             network = kdjax.load("runs/first")
             labels = network.predict(images)
 
         Args:
           path: a checkpoint, or the workdir of a run; or "package.module:attribute" of a network
-            that includes its trained variables, or of a function that returns one.
+            that includes its trained variables, or of a function that returns one; or an ONNX or
+            TensorFlow Lite file.
           dtype: the dtype that the network computes in.
           inference: the views of an image; whole images by default.
+          options: how to read a model file, as `config.teacher.options` takes them.
 
         Raises:
           UserError: if there is no network, it is damaged, or its store does not answer.
         """
-        network, variables, info = serialization.load(path, dtype=dtype)
+        network, variables, info = serialization.load(path, dtype=dtype, options=options)
         return cls(info, network, variables, Predictor(network, info.preprocessing, inference))
 
     def running(

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,7 @@ def evaluate(  # noqa: PLR0913
     flip: bool = False,
     pad_to: int | None = None,
     any_class_names: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluates the student of a finished run, or another network on the same data.
 
@@ -67,6 +69,8 @@ def evaluate(  # noqa: PLR0913
         sliding windows, where None means 64. By default, whole images are padded as in the run.
       any_class_names: match classes by their numbers, whatever their names. By default, class
         scores in another order are reordered.
+      options: how to read a checkpoint that is a model file, as `config.teacher.options` takes
+        them. By default, the run's teacher is read as in the run.
 
     Raises:
       UserError: if there is no run or no network, if an option is wrong, or if the network has
@@ -78,21 +82,24 @@ def evaluate(  # noqa: PLR0913
             "and mirror images"
         )
     files = Workdir(workdir)
-    options = files.read_options()
-    placement = _placement(options.mesh)
+    run = files.read_options()
+    placement = _placement(run.mesh)
     shards = placement.batch_shards
     examples = dataclasses.replace(
-        options.data,
-        data_dir=data_dir or options.data.data_dir,
+        run.data,
+        data_dir=data_dir or run.data.data_dir,
         # Blank images fill the last batch and do not count.
-        eval_batch_size=-(-options.data.eval_batch_size // shards) * shards,
+        eval_batch_size=-(-run.data.eval_batch_size // shards) * shards,
     )
     images = RunData(examples, data, where=f"{files.config}: config.data")
     chosen = split or examples.val_split
     inference = make_inference(mode, window, stride, scales, flip, crop_size=examples.crop_size)
     if exported is None:
         network = TrainedNetwork.load(
-            str(checkpoint or workdir), dtype=_dtype(options, checkpoint), inference=inference
+            str(checkpoint or workdir),
+            dtype=_dtype(run, checkpoint),
+            inference=inference,
+            options=_file_options(run, checkpoint) if options is None else options,
         )
         network = network.in_order_of(
             images.class_names,
@@ -148,6 +155,12 @@ def _dtype(options: RunOptions, checkpoint: epath.PathLike | None) -> str:
         return options.student.dtype
     is_teacher = os.fspath(checkpoint) == options.teacher.checkpoint
     return options.teacher.dtype if is_teacher else "float32"
+
+
+def _file_options(options: RunOptions, checkpoint: epath.PathLike | None) -> Mapping[str, Any]:
+    """Returns how a model file is read: as in the run, if it is the run's teacher."""
+    is_teacher = checkpoint is not None and os.fspath(checkpoint) == options.teacher.checkpoint
+    return options.teacher.options if is_teacher else {}
 
 
 def calibration_images(

@@ -5,6 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +64,7 @@ def label(
     min_confidence: float = 0.0,
     overlays: int = 0,
     batch_size: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Labeled:
     """Writes a teacher's class scores for every image of a folder.
 
@@ -74,13 +76,15 @@ def label(
     continues an interrupted one.
 
     Args:
-      teacher: a network checkpoint, the workdir of a run, or "package.module:attribute".
+      teacher: a network checkpoint, the workdir of a run, "package.module:attribute", or an ONNX or
+        TensorFlow Lite file.
       images: a folder; images may lie in folders inside it.
       output: the folder to write to.
       masks: True to write label images.
       min_confidence: pixels whose highest probability is below it have the label 255.
       overlays: the number of images, evenly spread, whose labels are drawn over them.
       batch_size: images at once; None for one per device.
+      options: how to read a model file, as `config.teacher.options` takes them.
 
     Raises:
       UserError: if there is no teacher or no image, an image is damaged, or the output holds
@@ -92,7 +96,7 @@ def label(
         raise UserError(f"--output is {os.fspath(output)}; it must be a local folder")
     folder, root = pathlib.Path(output), pathlib.Path(images)
     photos = [_Photo(path, name) for name, path in find_photos(root).items()]
-    network = TrainedNetwork.load(teacher)
+    network = TrainedNetwork.load(teacher, options=options)
     drawn = _evenly_spread(photos, overlays)
     _claim(folder, network, root, masks=masks, min_confidence=min_confidence)
     waiting = [photo for photo in photos if not _is_done(folder, photo, masks, photo in drawn)]

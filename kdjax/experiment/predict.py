@@ -1,7 +1,9 @@
 """`kdjax.predict`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from etils import epath
 
@@ -31,8 +33,9 @@ def predict(  # noqa: PLR0913
     flip: bool = False,
     pad_to: int | None = None,
     save_scores: Saved = "none",
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Timing:
-    """Labels image files with a finished student, or any network checkpoint.
+    """Labels image files with a finished student, a network checkpoint, or a model file.
 
     Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png`, and `legend.png`.
     Photos are rotated as their EXIF data say. Needs no TensorFlow. For arrays, use `kdjax.load`.
@@ -40,7 +43,7 @@ def predict(  # noqa: PLR0913
         print(kdjax.predict("runs/first", "photos/**/*.jpg", "labelled"))
 
     Args:
-      workdir: the directory of a run, or a network checkpoint.
+      workdir: the directory of a run, a network checkpoint, or an ONNX or TensorFlow Lite file.
       images: a folder, whose own image files are labelled, or a pattern of paths, in which `**`
         stands for any number of folders.
       output: the folder to write to.
@@ -55,6 +58,7 @@ def predict(  # noqa: PLR0913
       flip: as in `kdjax.evaluate`.
       pad_to: as in `kdjax.evaluate`, but whole images are not padded by default.
       save_scores: "scores" or "probabilities" to write `scores/*.npy` too, float16 [H, W, K].
+      options: how to read a model file, as `config.teacher.options` takes them.
 
     Returns:
       The number of images and the time.
@@ -74,7 +78,7 @@ def predict(  # noqa: PLR0913
     values = None if ids is None else original_labels(ids)
     found = find_images(images, os.fspath(output), overwrite=overwrite)
     return predict_files(
-        TrainedNetwork.load(str(workdir), inference=inference),
+        TrainedNetwork.load(str(workdir), inference=inference, options=options),
         found,
         os.fspath(output),
         batch_size=batch_size or Placement().mesh.size,

@@ -69,7 +69,8 @@ def predict_panels(
     examples = images.panel_examples()
     predictions: dict[str, Sequence[np.ndarray]] = {}
     for name, path in panels.items():
-        network = ordered_teacher(TrainedNetwork.load(path), options.teacher, images.class_names)
+        network = TrainedNetwork.load(path, options=options.teacher.options)
+        network = ordered_teacher(network, options.teacher, images.class_names)
         if network.info.num_classes == images.num_classes:
             predictions[name] = predict_examples(
                 functools.partial(network.predictor, network.variables),

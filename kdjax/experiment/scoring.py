@@ -171,7 +171,9 @@ def score_checkpoint(
       data: the data set if it is an object, as `RunData` takes it.
     """
     images, placement = open_images(options, data), Placement(options.mesh)
-    network = TrainedNetwork.load(checkpoint, dtype=options.teacher.dtype)
+    network = TrainedNetwork.load(
+        checkpoint, dtype=options.teacher.dtype, options=options.teacher.options
+    )
     network = ordered_teacher(network, options.teacher, images.class_names)
     if network.info.num_classes != images.num_classes:
         return

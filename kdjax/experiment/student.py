@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from kdjax.config import RunOptions
 from kdjax.interop import imagenet
 from kdjax.models import Network, NNXNetwork, Variables, serialization
+from kdjax.models.model_files import is_model_file
 from kdjax.models.network import arrays_by_path, is_random_key, preprocessing_of
 from kdjax.models.options import IMAGENET_WEIGHTS, StudentOptions
 from kdjax.models.serialization import NetworkInfo
@@ -46,6 +47,12 @@ def make_student(
         image_size=options.data.crop_size,
         source=f"trained by kdjax from seed {options.seed}",
     )
+    for key in ("checkpoint", "backbone"):
+        if is_model_file(path := getattr(student, key)):
+            raise UserError(
+                f"config.student.{key} is {path}: a model file cannot be trained, and can only be "
+                "config.teacher.checkpoint"
+            )
     if student.checkpoint:
         network, variables, start = serialization.load(
             student.checkpoint, dtype=student.dtype, seed=options.seed

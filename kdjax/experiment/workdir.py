@@ -267,11 +267,11 @@ class Workdir:
         changed = [
             key
             for key in there.keys() | here.keys()
-            if not self._alike(key, there.get(key), here.get(key))
+            if not self._alike(key, there.get(key), here.get(key), options.teacher.options)
         ]
         return {key: there.get(key) for key in changed}, {key: here.get(key) for key in changed}
 
-    def _alike(self, key: str, there: Any, here: Any) -> bool:
+    def _alike(self, key: str, there: Any, here: Any, how: Mapping[str, Any]) -> bool:
         """Returns True if a stored value has the meaning of the present one."""
         if there == here:
             return True
@@ -282,17 +282,17 @@ class Workdir:
             return True
         # If nothing tells the weights of the teacher, the run has no checkpoint, or a checkpoint
         # that names them itself and refuses another teacher.
-        return key == TEACHER and self._teacher_fingerprint(there) in (
+        return key == TEACHER and self._teacher_fingerprint(there, how) in (
             None,
-            serialization.fingerprint_in(here),
+            serialization.fingerprint_in(here, how),
         )
 
-    def _teacher_fingerprint(self, path: str) -> str | None:
-        """Returns the fingerprint of the run's teacher, given the path in its config."""
+    def _teacher_fingerprint(self, path: str, how: Mapping[str, Any]) -> str | None:
+        """Returns the fingerprint of the run's teacher, given its path and options."""
         if self.result.exists():
             _, fingerprint = self.read_result().get("teacher") or (None, None)
             return fingerprint
-        return serialization.fingerprint_in(path)
+        return serialization.fingerprint_in(path, how)
 
 
 def _number(value: float | None) -> float:

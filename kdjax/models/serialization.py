@@ -14,6 +14,7 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,6 +25,8 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from kdjax.distillation.feature_maps import array_of
 from kdjax.models.adapters import is_network, network_of
+from kdjax.models.file_network import load_file_network
+from kdjax.models.model_files import is_model_file
 from kdjax.models.network import (
     SCORES,
     Network,
@@ -34,6 +37,7 @@ from kdjax.models.network import (
     preprocessing_of,
     trace_maps,
 )
+from kdjax.models.options import NetworkOptions
 from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.models.registry import make_network
 from kdjax.utils import imports
@@ -232,16 +236,23 @@ def _folder_in_use(directory: epath.Path) -> str | None:
 
 
 def load(
-    path: epath.PathLike, *, dtype: str = "float32", seed: int = 0
+    path: epath.PathLike,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Network, Variables, NetworkInfo]:
-    """Reads a network checkpoint, or the student of a finished run.
+    """Reads a network checkpoint, the student of a finished run, or a model file.
 
     Args:
       path: a network checkpoint, or the workdir of a run, which holds one as `student/`. Or
         "package.module:attribute" of a user's trained network, or of a function without arguments
-        that returns one. Its `init` returns the trained variables. It may have `class_names`.
+        that returns one. Its `init` returns the trained variables. It may have `class_names`. Or an
+        ONNX or TensorFlow Lite file.
       dtype: the type in which the network computes.
       seed: of the random state of modules that have their own, such as `nnx.Dropout`.
+      options: how to read a model file, see `kdjax.models.file_reading.FileOptions`. Other networks
+        bring their own options.
 
     Raises:
       UserError: if there is no checkpoint, it is damaged, its store does not answer, or its network
@@ -249,6 +260,8 @@ def load(
     """
     if not imports.is_path(os.fspath(path)):
         return _load_by_name(os.fspath(path), dtype, seed)
+    if is_model_file(path):
+        return _load_model_file(os.fspath(path), dtype, options)
     directory = _find(path)
     if directory is None:
         raise UserError(
@@ -314,6 +327,33 @@ def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables,
     return network, variables, info
 
 
+def _load_model_file(
+    path: str, dtype: str, options: Mapping[str, Any]
+) -> tuple[Network, Variables, NetworkInfo]:
+    """Loads the network in an ONNX or TensorFlow Lite file.
+
+    Raises:
+      UserError: see `load_file_network`, or if the network should compute in another dtype.
+    """
+    if dtype != "float32":
+        raise UserError(f"{path} sets its dtype by itself; kdjax cannot change it to {dtype}")
+    network, found = load_file_network(path, options)
+    count = len(network.class_names)
+    info = NetworkInfo(
+        name=os.path.basename(path),
+        num_classes=count,
+        width=NetworkOptions.width,
+        auxiliary=False,
+        class_names=network.class_names,
+        palette=tuple(tuple(color) for color in distinct_colors(count).tolist()),
+        preprocessing=network.preprocessing,
+        source=path,
+        fingerprint=found,
+        options=options,
+    )
+    return network, network.init(jax.random.key(0), info.blank_image()), info
+
+
 def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -> str:
     """Returns a hash of the scores on a fixed batch, for a network without arrays.
 
@@ -343,7 +383,7 @@ def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -
 
 
 def info_in(path: epath.PathLike) -> NetworkInfo | None:
-    """Returns the description of the network that `load` would read, or None if there is none.
+    """Returns the description of the checkpoint that `load` would read, or None if there is none.
 
     Raises:
       UserError: if the description is damaged, or its store does not answer.
@@ -352,8 +392,20 @@ def info_in(path: epath.PathLike) -> NetworkInfo | None:
     return None if directory is None else _read_info(directory / DESCRIPTION)
 
 
-def fingerprint_in(path: epath.PathLike) -> str | None:
-    """Returns the fingerprint of the network that `load` would read, or None if there is none."""
+def fingerprint_in(
+    path: epath.PathLike, options: Mapping[str, Any] = MappingProxyType({})
+) -> str | None:
+    """Returns the fingerprint of the network that `load` would read, or None if there is none.
+
+    A user's network has none before it is loaded, and a file that is missing has none.
+
+    Args:
+      path: see `load`.
+      options: see `load`.
+    """
+    if is_model_file(path):
+        exists = os.path.isfile(path)
+        return load_file_network(os.fspath(path), options)[1] if exists else None
     info = info_in(path)
     return info and info.fingerprint
 

@@ -15,6 +15,7 @@ from kdjax.experiment.build import build_distiller, build_state, build_step
 from kdjax.models import Network, Variables, make_network, serialization
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.folding import FrozenNetwork, can_freeze
+from kdjax.models.model_files import is_model_file
 from kdjax.models.network import maps_of, preprocessing_of
 from kdjax.training.profiling import count_flops
 from kdjax.training.sharding import Placement
@@ -185,8 +186,10 @@ def _teacher(
         # A converted teacher includes its auxiliary head. The step does not compute the head, but
         # the head takes memory.
         network, start = _network(options, "teacher", True, num_classes)
-    elif source and not imports.is_path(source):
-        network, variables, _ = serialization.load(source, dtype=options.teacher.dtype)
+    elif source and (is_model_file(source) or not imports.is_path(source)):
+        network, variables, _ = serialization.load(
+            source, dtype=options.teacher.dtype, options=options.teacher.options
+        )
         start = lambda: variables  # noqa: E731
     else:
         raise UserError(

@@ -80,7 +80,8 @@ def open_images(
 
 
 def _classes_of(options: TeacherOptions) -> ClassTable:
-    info = TrainedNetwork.load(options.checkpoint, dtype=options.dtype).info
+    loaded = TrainedNetwork.load(options.checkpoint, dtype=options.dtype, options=options.options)
+    info = loaded.info
     return info.class_names, np.array(info.palette, np.uint8)
 
 
@@ -102,10 +103,11 @@ def load_teacher(
     if not wanted.checkpoint:
         raise UserError(
             "config.terms need a teacher: set config.teacher.checkpoint to a network checkpoint, "
-            'the workdir of a finished run, or "package.module:attribute" of a trained network; or '
+            'the workdir of a finished run, "package.module:attribute" of a trained network, or an '
+            "ONNX or TensorFlow Lite file; or "
             "config.teacher.logits to the scores of a teacher that ran elsewhere"
         )
-    network = TrainedNetwork.load(wanted.checkpoint, dtype=wanted.dtype)
+    network = TrainedNetwork.load(wanted.checkpoint, dtype=wanted.dtype, options=wanted.options)
     _check_described(wanted, network.info)
     if wanted.min_miou and not comparable(network, images):
         raise UserError(
@@ -142,7 +144,7 @@ def _maps_to_cache(
             )
         return None
     others = [
-        TrainedNetwork.load(path, dtype=wanted.dtype)
+        TrainedNetwork.load(path, dtype=wanted.dtype, options=wanted.options)
         .frozen(wanted.dtype)
         .in_order_of(
             images.class_names,

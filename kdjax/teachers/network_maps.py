@@ -140,8 +140,7 @@ class NetworkMaps:
     def _single(self, placement: Placement) -> Callable[[Array], dict[str, Array]]:
         # The run's own variables may be split over the devices of all processes.
         options = self._options.teacher
-        whole = TrainedNetwork.load(options.checkpoint, dtype=options.dtype).frozen(options.dtype)
-        variables = placement.replicate(whole.variables)
+        variables = placement.replicate(_load(options.checkpoint, options).variables)
         return functools.partial(jax.jit(self._forward), variables)
 
     def _averaged(self, placement: Placement) -> Callable[[Array], dict[str, Array]]:
@@ -152,9 +151,7 @@ class NetworkMaps:
             (self._options.teacher.checkpoint, *self._options.teacher.ensemble),
             strict=True,
         ):
-            dtype = self._options.teacher.dtype
-            whole = TrainedNetwork.load(path, dtype=dtype).frozen(dtype)
-            variables = placement.replicate(whole.variables)
+            variables = placement.replicate(_load(path, self._options.teacher).variables)
             looks.append(functools.partial(_look_of(network), variables))
 
         def probabilities(look: Any, images: Array) -> Array:
@@ -180,6 +177,11 @@ class NetworkMaps:
         pixels = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
         maps = jax.eval_shape(self._forward, self._teacher.variables, pixels)
         return {name: value.shape for name, value in maps.items()}
+
+
+def _load(path: str, options: TeacherOptions) -> TrainedNetwork:
+    loaded = TrainedNetwork.load(path, dtype=options.dtype, options=options.options)
+    return loaded.frozen(options.dtype)
 
 
 def views(options: TeacherOptions) -> Inference:

@@ -234,7 +234,7 @@ def test_limits_of_control_groups_are_read(tmp_path, monkeypatch, listed, limits
 )
 def test_processes_agree_on_the_least_memory(monkeypatch, other, agreed):
     monkeypatch.setattr(caching, "_device_bytes", lambda: 1 << 36)
-    monkeypatch.setattr(caching, "machine_bytes", lambda: 1 << 34)
+    monkeypatch.setattr(caching, "machine_bytes", lambda: 1 << 35)  # of two processes
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
         caching.multihost_utils,
