@@ -60,8 +60,8 @@ class FileNetwork:
     def apply(self, variables: Variables, images: Images, *, train: bool, key: Key) -> Applied:
         """Returns the class scores, and the variables.
 
-        If the file takes images of one size, the scores of stretched images have the size of the
-        file's output, and those of tiled images the size of the images.
+        The scores have the stride of the file's output. Those of tiled images have the size of the
+        images.
 
         Raises:
           UserError: if the file fails on images of this size.
@@ -75,10 +75,13 @@ class FileNetwork:
             return self._tiled(images)
         taken = reading.size or tuple(round_up(side, reading.multiple) for side in size)
         if reading.fit == "resize":
-            if size != taken:
-                shape = (images.shape[0], *taken, 3)
-                images = jax.image.resize(images, shape, "linear", antialias=True)
-            return self._call(images)
+            if size == taken:
+                return self._call(images)
+            shape = (images.shape[0], *taken, 3)
+            scores = self._call(jax.image.resize(images, shape, "linear", antialias=True))
+            # Terms expect maps of one stride, whatever the size of the images.
+            stride = max(1, round(taken[0] / scores.shape[1]))
+            return resize(scores, (-(-size[0] // stride), -(-size[1] // stride)))
         below, right = (inner - side for inner, side in zip(taken, size, strict=True))
         padded = jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
         return _without_padding(self._call(padded), size, taken)
