@@ -172,11 +172,15 @@ def teaches(teacher, terms, size):
     student = make_network("tiny", num_classes=3, width=4)
     pixels = np.random.default_rng(1).integers(0, 256, (4, *size, 3), np.uint8)
     variables = student.init(jax.random.key(0), jnp.zeros((1, *size, 3)))
-    given = teacher.preprocessing(pixels)
+
+    def taught(pixels):
+        output = apply(teacher, teacher.preprocessing(pixels))
+        return output if isinstance(output, dict) else {"logits": output}
+
     distiller = Distiller(
         terms,
         student=trace_maps(student, variables, size, train=True),
-        teacher=jax.eval_shape(lambda x: apply(teacher, x), given),
+        teacher=jax.eval_shape(taught, pixels),
     )
     learned, carried = distiller.init(jax.random.key(1))
     params = {"student": variables["params"], "terms": learned}
@@ -184,14 +188,15 @@ def teaches(teacher, terms, size):
 
     @jax.jit
     def step(params, state, pixels):
-        maps = jax.lax.stop_gradient(apply(teacher, teacher.preprocessing(pixels)))
+        maps = jax.lax.stop_gradient(taught(pixels))
 
         def loss_of(params):
             own = {"params": params["student"], "state": variables["state"]}
             seen = models.Preprocessing((120.0,) * 3, (60.0,) * 3)(pixels)
             output, _ = student.apply(own, seen, train=True, key=jax.random.key(2))
-            found = maps_of(output)
-            return distiller(params["terms"], carried, found, maps, step=0, steps=10)[0]
+            given = maps_of(output), maps
+            key = jax.random.key(3)
+            return distiller(params["terms"], carried, *given, step=0, steps=10, key=key)[0]
 
         loss, gradients = jax.value_and_grad(loss_of)(params)
         updates, state = optimizer.update(gradients, state)
@@ -260,9 +265,10 @@ def test_the_example_of_huggingface_reads_a_saved_model(example, monkeypatch, tm
     example.teacher.cache_clear()
     assert info.class_names == huggingface_models.NAMES
     np.testing.assert_allclose(info.preprocessing, [[25.5, 51, 76.5], [102, 127.5, 153]])
+    images = np.random.default_rng(0).standard_normal((2, 64, 96, 3)).astype(np.float32)
     with torch.no_grad():
-        expected = model(torch.tensor(IMAGES).permute(0, 3, 1, 2)).logits.permute(0, 2, 3, 1)
-    found = scores_of(network.apply(variables, IMAGES, train=False, key=None)[0])
+        expected = model(torch.tensor(images).permute(0, 3, 1, 2)).logits.permute(0, 2, 3, 1)
+    found = scores_of(network.apply(variables, images, train=False, key=None)[0])
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
