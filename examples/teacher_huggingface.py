@@ -2,7 +2,8 @@
 
     pip install torch transformers
     export TEACHER=facebook/mask2former-swin-tiny-cityscapes-semantic
-    python -m kdjax train --config examples/teacher_huggingface.py --workdir runs/from_huggingface
+    python -m kdjax train --config examples/teacher_huggingface.py --workdir runs/from_hub \\
+        --config.data.name=cityscapes --config.data.data_dir=data/cityscapes
 
 TEACHER is a model's name on the Hub, or a folder of `save_pretrained`. This file accepts four kinds
 of models:
@@ -11,7 +12,8 @@ of models:
 - scores from queries: MaskFormer, Mask2Former, EoMT;
 - features in place of scores: DINOv2, DINOv3.
 
-The data must have the classes of the model. The config here has the quickstart's three shapes.
+The data must have the classes of the model. Without the two keys of the data, the config trains on
+the quickstart's shapes.
 """
 
 import functools

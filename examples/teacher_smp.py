@@ -2,10 +2,12 @@
 
     pip install torch torchvision segmentation-models-pytorch
     export TEACHER=my_unet
-    python -m kdjax train --config examples/teacher_smp.py --workdir runs/from_smp
+    python -m kdjax train --config examples/teacher_smp.py --workdir runs/from_smp \\
+        --config.data.name=folder --config.data.data_dir=data/mine
 
 TEACHER is a folder of the model's `save_pretrained`, or its name on the Hub. The data must have the
-classes of the model, in the same order. The config here has the quickstart's three shapes.
+classes of the model, in the same order. Without the two keys of the data, the config trains on the
+quickstart's shapes.
 """
 
 import functools

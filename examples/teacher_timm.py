@@ -5,7 +5,7 @@
     python -m kdjax train --config examples/teacher_timm.py --workdir runs/from_timm
 
 The maps are named "features1" (the finest) and so on. `model.feature_info` has their channels and
-strides.
+strides. The config trains on the quickstart's shapes.
 """
 
 import functools

@@ -17,10 +17,10 @@ def query_scores(
 ) -> Float[Array, "B h w K"]:
     """Returns the score of every class at every pixel, by which these networks are evaluated.
 
-    The score of a class is the sum over the queries of the probability of the class times the
-    probability that the mask covers the pixel: `sum_q softmax(class_logits)_k sigmoid(mask_logits)`.
-    This is `post_process_semantic_segmentation` of `transformers` before the argmax. For Mask2Former
-    and EoMT, `transformers` resizes the mask logits first.
+    The score of a class is `sum_q softmax(class_logits)_k sigmoid(mask_logits)`: the sum over the
+    queries of the probability of the class times the probability that the mask covers the pixel.
+    This is `post_process_semantic_segmentation` of `transformers` before the argmax. For
+    Mask2Former and EoMT, `transformers` resizes the mask logits first.
 
     The scores are sums of probabilities, not logits: they lie between 0 and Q, and their softmax is
     almost uniform. Losses should read `query_logits`.
