@@ -36,13 +36,13 @@ QUERIES = ("MaskFormer", "Mask2Former", "Eomt")
 def teacher() -> TorchTeacher:
     """Returns the teacher that `config.teacher.checkpoint` names."""
     source = os.environ["TEACHER"]
-    config = transformers.AutoConfig.from_pretrained(source)
+    config: Any = transformers.AutoConfig.from_pretrained(source)
     model = getattr(transformers, config.architectures[0]).from_pretrained(source)
     return teacher_of(model, preprocessing(source))
 
 
-def teacher_of(model: transformers.PreTrainedModel, preprocessing: Preprocessing) -> TorchTeacher:
-    """Returns a model as a teacher."""
+def teacher_of(model: Any, preprocessing: Preprocessing) -> TorchTeacher:
+    """Returns a model of transformers as a teacher."""
     kind, names = type(model).__name__, tuple(model.config.id2label.values())
     if kind.startswith(QUERIES):
         return TorchTeacher(

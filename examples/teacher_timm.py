@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.config import resolve_model_data_config
 
 from kdjax import recipes
 from kdjax.config import Config, term
@@ -29,7 +30,7 @@ def teacher() -> TorchTeacher:
 
 def teacher_of(model: Any) -> TorchTeacher:
     """Returns a model of `timm.create_model(..., features_only=True)` as a teacher."""
-    values = timm.data.resolve_model_data_config(model)
+    values = resolve_model_data_config(model)
     mean, std = (tuple(255 * x for x in values[key]) for key in ("mean", "std"))
     return TorchTeacher(model, forward=features, preprocessing=Preprocessing(mean, std))
 

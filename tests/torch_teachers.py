@@ -34,3 +34,7 @@ def with_features(module, images):
 
 def three_names():
     return TorchTeacher(network(classes=4), class_names=NAMES)
+
+
+def on_gpu():
+    return TorchTeacher(network(), device="cuda:1")

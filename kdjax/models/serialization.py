@@ -308,6 +308,8 @@ def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables,
     found = imports.resolve("network", name, {}, asked_by="the path of a network")
     try:
         network = network_of(found if is_network(found) else found())
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     except RAISED_BY_USERS as error:
         raise UserError(f"{name}: {type(error).__name__}: {error}") from error
     info = NetworkInfo(name, 1, 64, False, (), (), source=name)
@@ -358,7 +360,7 @@ def _load_model_file(
 def _fingerprint_of(network: Network, variables: Variables, info: NetworkInfo) -> str:
     """Returns the hash that a user's network gives, or one of its arrays, or one of its scores."""
     given = getattr(network, "fingerprint", None)
-    if given:
+    if isinstance(given, str):
         return given
     return fingerprint(variables) if _kept(variables) else _hash_of_scores(network, variables, info)
 

@@ -56,7 +56,7 @@ def _add_a_thread() -> None:
     the other devices wait for the teacher, and no thread is left to copy. XLA takes the number of
     threads from NPROC, by default the number of processors.
     """
-    devices = jax.config.jax_num_cpu_devices
+    devices = jax.config.values["jax_num_cpu_devices"]
     if devices > 1:
         os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, devices + 1)))
 

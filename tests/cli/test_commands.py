@@ -509,7 +509,8 @@ def test_threads_are_added_for_several_devices(monkeypatch, devices, threads):
     monkeypatch.setenv("NPROC", "")  # restored at the end
     monkeypatch.delenv("NPROC")
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(environment.jax, "config", mock.Mock(jax_num_cpu_devices=devices))
+    values = {"jax_num_cpu_devices": devices}
+    monkeypatch.setattr(environment.jax, "config", mock.Mock(values=values))
     environment._add_a_thread()
     assert os.environ.get("NPROC") == threads
 

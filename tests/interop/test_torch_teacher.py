@@ -130,8 +130,11 @@ def test_wrong_teachers_are_refused_in_one_line():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named():
-    with pytest.raises(UserError, match='the device is "cuda:1", but PyTorch finds no GPU'):
-        TorchTeacher(torch_teachers.network(), device="cuda:1")
+    expected = (
+        '^torch_teachers:on_gpu: the device is "cuda:1", but PyTorch finds no GPU; use "cpu"$'
+    )
+    with pytest.raises(UserError, match=expected):
+        serialization.load("torch_teachers:on_gpu")
 
 
 @pytest.fixture(scope="module")
