@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import thorough
 import tiny_run
 from ml_collections import ConfigDict
 
@@ -156,7 +155,8 @@ def config(data_dir):
     return config
 
 
-@pytest.mark.parametrize("cached", thorough.after(1, [False, True]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("cached", [False, True])
 def test_a_run_of_a_config(config, tmp_path, cached):
     if cached:
         config.teacher.cache = str(tmp_path / "cache")
