@@ -62,6 +62,7 @@ def ensemble():
 def get_config() -> Config:
     """Returns the config: the quickstart's shapes, with both teachers."""
     config = recipes.shapes()
+    config.teacher.name = ""  # the checkpoint describes the network
     config.teacher.checkpoint = "ensemble_of_teachers:ensemble"
     with config.unlocked():
         config.terms.cwd = term("cwd")

@@ -5,6 +5,7 @@ from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.network import Network, Variables, maps_of, scores_of
 from kdjax.models.options import DTYPES
 from kdjax.models.outputs import FeatureSpec, Preprocessing, SegmentationOutput
+from kdjax.models.queries import query_logits, query_scores
 from kdjax.models.registry import NETWORKS, create, make_network
 from kdjax.models.segmenter import Segmenter
 
@@ -24,5 +25,7 @@ __all__ = [
     "make_network",
     "maps_of",
     "network_of",
+    "query_logits",
+    "query_scores",
     "scores_of",
 ]

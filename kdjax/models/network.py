@@ -40,6 +40,8 @@ class Network(Protocol):
 
     It may have an attribute `preprocessing` (`kdjax.models.Preprocessing`), which turns 8-bit
     pixels into its input. The default is the mean and deviation of ImageNet.
+    A network whose weights are not among its variables may have a `fingerprint`, a string that
+    identifies them.
     """
 
     def init(self, key: PRNGKeyArray, images: Images) -> Variables:

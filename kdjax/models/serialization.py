@@ -247,8 +247,9 @@ def load(
     Args:
       path: a network checkpoint, or the workdir of a run, which holds one as `student/`. Or
         "package.module:attribute" of a user's trained network, or of a function without arguments
-        that returns one. Its `init` returns the trained variables. It may have `class_names`. Or an
-        ONNX or TensorFlow Lite file.
+        that returns one. Its `init` returns the trained variables. It may have `class_names`, and
+        a `fingerprint` that identifies weights outside of its variables. Or an ONNX or TensorFlow
+        Lite file.
       dtype: the type in which the network computes.
       seed: of the random state of modules that have their own, such as `nnx.Dropout`.
       options: how to read a model file, see `kdjax.models.file_reading.FileOptions`. Other networks
@@ -307,6 +308,8 @@ def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables,
     found = imports.resolve("network", name, {}, asked_by="the path of a network")
     try:
         network = network_of(found if is_network(found) else found())
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     except RAISED_BY_USERS as error:
         raise UserError(f"{name}: {type(error).__name__}: {error}") from error
     info = NetworkInfo(name, 1, 64, False, (), (), source=name)
@@ -314,15 +317,15 @@ def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables,
     maps = trace_maps(network, variables, info.image_size, train=False, name=name)
     count = array_of(maps[SCORES]).shape[-1]
     named = getattr(network, "class_names", None) or numbered_names(count)
+    if len(named) != count:
+        raise UserError(f"{name}: it names {len(named)} classes and scores {count}")
     info = dataclasses.replace(
         info,
         num_classes=count,
         class_names=tuple(named),
         palette=tuple(tuple(color) for color in distinct_colors(count).tolist()),
         preprocessing=preprocessing_of(network),
-        fingerprint=fingerprint(variables)
-        if _kept(variables)
-        else _hash_of_scores(network, variables, info),
+        fingerprint=_fingerprint_of(network, variables, info),
     )
     return network, variables, info
 
@@ -352,6 +355,14 @@ def _load_model_file(
         options=options,
     )
     return network, network.init(jax.random.key(0), info.blank_image()), info
+
+
+def _fingerprint_of(network: Network, variables: Variables, info: NetworkInfo) -> str:
+    """Returns the hash that a user's network gives, or one of its arrays, or one of its scores."""
+    given = getattr(network, "fingerprint", None)
+    if isinstance(given, str):
+        return given
+    return fingerprint(variables) if _kept(variables) else _hash_of_scores(network, variables, info)
 
 
 def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -> str:

@@ -27,6 +27,7 @@ def set_up_jax() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "kdjax" / "jax"))
     _keep_freed_memory()
+    _add_a_thread()
 
 
 def _keep_freed_memory() -> None:
@@ -45,6 +46,19 @@ def _keep_freed_memory() -> None:
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, -1)
     library.mallopt(_M_ARENA_MAX, 1)
+
+
+def _add_a_thread() -> None:
+    """Gives XLA's client for CPUs more threads than it has devices.
+
+    XLA copies the arguments of a callback with the threads that run the programs of the devices.
+    With one thread for each device, a device that calls a teacher on the host waits for the copy,
+    the other devices wait for the teacher, and no thread is left to copy. XLA takes the number of
+    threads from NPROC, by default the number of processors.
+    """
+    devices = jax.config.values["jax_num_cpu_devices"]
+    if devices > 1:
+        os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, devices + 1)))
 
 
 def compiler_options(platform: str) -> dict[str, str]:

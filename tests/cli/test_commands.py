@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from unittest import mock
 
 import jax
 import pytest
@@ -466,10 +467,52 @@ def test_an_empty_variable_puts_no_compiled_programs_into_the_working_directory(
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("MALLOC_ARENA_MAX", "8")  # so that this process's memory is left alone
+    monkeypatch.setenv("NPROC", "9")  # and its variables
     updates = {}
     monkeypatch.setattr(jax.config, "update", updates.__setitem__)
     environment.set_up_jax()
     assert updates == {"jax_compilation_cache_dir": "/home/somebody/.cache/kdjax/jax"}
+
+
+_CALL_THE_HOST = """
+import jax, numpy as np
+from kdjax.training.sharding import Placement
+from kdjax.utils import environment
+
+environment.set_up_jax()
+devices = jax.devices()
+
+@jax.jit
+def step(images):
+    shape = jax.ShapeDtypeStruct(images.shape[:1], np.float32)
+    return jax.pure_callback(lambda x: np.asarray(x).sum((1, 2, 3)), shape, images), images.sum()
+
+# Small arguments of a callback are copied at once.
+images = np.ones((len(devices), 256, 256, 3), np.float32)
+placed = Placement(devices=devices).put_batch({"image": images})["image"]
+for _ in range(5):
+    sums, total = step(placed)
+print(len(devices), float(sums.sum()) == float(total) == images.size)
+"""
+
+
+@pytest.mark.thorough
+def test_a_device_for_each_processor_leaves_a_thread_for_callbacks():
+    env = {key: value for key, value in os.environ.items() if key != "NPROC"}
+    devices = os.cpu_count() or 1
+    run = warm.run("-c", _CALL_THE_HOST, env={**env, "JAX_NUM_CPU_DEVICES": str(devices)})
+    assert run.stdout == f"{devices} True\n", run.stderr
+
+
+@pytest.mark.parametrize(("devices", "threads"), [(-1, None), (1, None), (3, "4"), (16, "17")])
+def test_threads_are_added_for_several_devices(monkeypatch, devices, threads):
+    monkeypatch.setenv("NPROC", "")  # restored at the end
+    monkeypatch.delenv("NPROC")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    values = {"jax_num_cpu_devices": devices}
+    monkeypatch.setattr(environment.jax, "config", mock.Mock(values=values))
+    environment._add_a_thread()
+    assert os.environ.get("NPROC") == threads
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
