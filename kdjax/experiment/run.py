@@ -34,7 +34,7 @@ from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, PreprocessedNetwork, TrainState
 from kdjax.utils import environment, processes
-from kdjax.utils.classes import of_one_class
+from kdjax.utils.classes import iou_of_object, of_one_class
 from kdjax.utils.errors import Preempted, UserError
 from kdjax.utils.log import RunLogger
 
@@ -514,5 +514,6 @@ def _finish(parts: _Parts, trained: _Trained, cache: OpenCache | None) -> None:
         parts.log.info(
             f"{split} mIoU{against} {100 * value.miou:.2f} %{of_one_class(value.iou)}, "
             f"{accuracy} {100 * value.pixel_accuracy:.2f} %"
+            f"{iou_of_object(parts.info.class_names, value.iou)}"
         )
     parts.interruption.check(f"the run in {run.files.path} is done")

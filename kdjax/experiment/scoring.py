@@ -11,12 +11,14 @@ from kdjax.data.run_data import RunData
 from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate, predict_examples
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import Variables
+from kdjax.models.model_files import is_model_file
 from kdjax.reporting import pictures
 from kdjax.reporting.results import Example, Role
 from kdjax.teachers.loading import open_images, ordered_teacher
 from kdjax.training.loop import Interruption
 from kdjax.training.sharding import Placement
 from kdjax.utils import environment, imports, processes
+from kdjax.utils.classes import iou_of_object
 from kdjax.utils.errors import UserError
 from kdjax.utils.log import RunLogger
 
@@ -98,11 +100,13 @@ class Scoring:
             return
         scores = self.scores(teacher.predictor, teacher.variables, options.data.val_split)
         info = teacher.info
-        # A user's network has no width that kdjax knows.
-        width = "" if imports.SEPARATOR in info.name else f"width {info.width}, "
+        # kdjax does not know the width of a user's network.
+        unknown = imports.SEPARATOR in info.name or is_model_file(info.name)
+        width = "" if unknown else f"width {info.width}, "
         log.info(
             f"teacher {info.name} ({width}weights {info.fingerprint}) has "
             f"{options.data.val_split} mIoU {100 * scores.miou:.2f} %"
+            f"{iou_of_object(self._images.class_names, scores.iou)}"
         )
         if not scores.miou >= options.teacher.min_miou:
             raise UserError(

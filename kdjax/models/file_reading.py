@@ -332,7 +332,7 @@ def _choose_output(
     if any(_layout(found[index], size, usual) for index in chosen):
         raise UserError(
             f"{path}: its outputs are {listed}, whole numbers; a teacher needs class scores, not "
-            "class ids: export the file without its last argmax"
+            "class ids: export the file without its last argmax (kdjax export --returned scores)"
         )
     raise UserError(
         f"{path}: its outputs are {listed}; a teacher has an output of class scores, "

@@ -65,7 +65,8 @@ class Table(NamedTuple):
 def method_rows(report: Report, *, by_seed: bool = False) -> list[dict[str, Any]]:
     """Returns a row per method, or per run, with means over the seeds, gains, and costs.
 
-    Fractions and seconds are not rounded. A number is None if it is unknown.
+    Fractions and seconds are not rounded. A number is None if it is unknown. For two classes,
+    "object_iou" is the IoU of the second one.
     """
     methods = report.methods()
     plain, teacher = plain_student(methods), teacher_of(methods)
@@ -84,6 +85,8 @@ def method_rows(report: Report, *, by_seed: bool = False) -> list[dict[str, Any]
             numbers |= {field: result.mean(field) for field in _MEANS}
             name = f"{method.method}, seed {result.runs[0].seed}" if by_seed else method.method
             row = {"method": name, "role": method.role, "seeds": len(result.runs)}
+            if len(report.class_names) == 2:
+                numbers["object_iou"] = result.class_iou[1]
             for key, number in numbers.items():
                 row[key] = None if number is None or math.isnan(number) else float(number)
             rows.append(row)
@@ -93,17 +96,20 @@ def method_rows(report: Report, *, by_seed: bool = False) -> list[dict[str, Any]
 def method_table(report: Report, *, by_seed: bool = False) -> Table:
     """Makes the table of `method_rows`, without the columns in which nothing is known."""
     numbers = method_rows(report, by_seed=by_seed)
-    rows = [_cells(row, report.builds_on.get(row["method"])) for row in numbers]
+    name = report.class_names[1] if len(report.class_names) == 2 else None
+    rows = [_cells(row, report.builds_on.get(row["method"]), name) for row in numbers]
     header = [name for name in rows[0] if any(row[name].text != _UNKNOWN.text for row in rows)]
     cells = [[row[name] for name in header] for row in rows]
     return Table(header, cells, [row["role"] for row in numbers])
 
 
-def _cells(row: Mapping[str, Any], base: str | None) -> dict[str, Cell]:
+def _cells(row: Mapping[str, Any], base: str | None, name: str | None) -> dict[str, Cell]:
     own = estimate_text(row, "own_effect", "+.2f")
+    of_object = {f"IoU of {name} %": _number(row["object_iou"], _percent)} if name else {}
     return {
         "Method": Cell(row["method"], row["method"]),
         "mIoU %": _number(row["miou"], lambda _: miou_text(row)),
+        **of_object,
         "vs plain": _number(row["vs_plain"], lambda _: estimate_text(row, "vs_plain", "+.2f")),
         "Own effect": _number(row["own_effect"], lambda _: f"{own} on {base}" if base else own),
         "Gap closed %": _number(

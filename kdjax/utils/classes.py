@@ -52,6 +52,21 @@ def of_one_class(iou: Iterable[float]) -> str:
     return f" (only 1 of {len(occurs)} classes occurs)" if sum(occurs) == 1 < len(occurs) else ""
 
 
+def iou_of_object(class_names: Sequence[str], iou: Iterable[float]) -> str:
+    """Returns the IoU of the object for a line of text, or "" unless there are two classes.
+
+    The mean over a large background and an object hides errors of the object.
+
+    Args:
+      class_names: the names by id. Of two classes, the first is the background.
+      iou: the IoU of all classes; NaN for a class in neither labels nor predictions.
+    """
+    if len(class_names) != 2:
+        return ""
+    _, value = iou
+    return f", IoU of {class_names[1]} {100 * value:.2f} %"
+
+
 class LabelTable:
     """Maps label values to class ids.
 

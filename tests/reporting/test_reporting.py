@@ -390,3 +390,11 @@ def test_runs_are_read_as_they_were_written(tmp_path):
         for read, written in zip(found[split], summaries, strict=True):
             expected = dataclasses.asdict(dataclasses.replace(written, history=()))
             np.testing.assert_equal(dataclasses.asdict(read), expected)
+
+
+def test_the_table_names_the_iou_of_the_only_object():
+    runs = [run("plain", "plain", 0, 0.6, class_iou=[0.9, 0.3])]
+    table = method_table(report(runs, class_names=["background", "text"]))
+    column = table.header.index("IoU of text %")
+    assert table.texts()[0][column] == "30.00"
+    assert not any("IoU of" in name for name in method_table(report(runs)).header)

@@ -1,6 +1,7 @@
 """A teacher in an ONNX file: in every step, in the cache, evaluated, and predicting."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -72,6 +73,8 @@ def test_a_file_teaches_in_every_step_and_from_the_cache(config, tmp_path, capsy
     train(config, tmp_path / "live")
     said = capsys.readouterr().out
     assert said.count("is read with layout=NCHW (read)") == 1
+    assert re.search(r"teacher net\.onnx \(weights .* mIoU 100.00 %, IoU of bright 100.00 %", said)
+    assert re.search(r"val mIoU .* %, pixel accuracy .* %, IoU of bright \d+\.\d\d %", said)
     live = distillation_losses(tmp_path / "live")
     assert len(live) == 2
     config.teacher.cache = str(tmp_path / "cache")
