@@ -251,6 +251,21 @@ def test_models_of_huggingface_teach(example, kind):
     assert values[-1] < values[0]
 
 
+@pytest.mark.parametrize(("kind", "others"), [("dinov2", 1), ("dinov3", 5)])
+def test_features_of_vision_transformers_are_in_the_place_of_their_patch(example, kind, others):
+    example = example("teacher_huggingface", "transformers")
+    import huggingface_models
+
+    model = huggingface_models.model(kind)
+    images = np.random.default_rng(0).standard_normal((1, 64, 96, 3)).astype(np.float32)
+    teacher = example.teacher_of(model, Preprocessing((0.0,) * 3, (1.0,) * 3))
+    found = apply(teacher, images)["features"]
+    with torch.no_grad():
+        tokens = model(torch.tensor(images).permute(0, 3, 1, 2)).last_hidden_state
+    assert found.shape == (1, 4, 6, 16)
+    np.testing.assert_allclose(found[0, 2, 3], tokens[0, others + 2 * 6 + 3], atol=1e-5)
+
+
 def test_the_example_of_huggingface_reads_a_saved_model(example, monkeypatch, tmp_path):
     example = example("teacher_huggingface", "transformers")
     import huggingface_models
@@ -286,6 +301,9 @@ def test_a_model_of_smp_teaches(example, monkeypatch, tmp_path):
     teacher = example.teacher()
     example.teacher.cache_clear()
     # 40 is no multiple of 32.
+    maps = apply(teacher, np.zeros((1, 40, 64, 3), np.float32))
+    assert maps["logits"].shape == (1, 40, 64, 3)
+    assert maps["head"].shape == (1, 40, 64, 16)
     values = teaches(teacher, config.terms, (40, 64))
     assert values[-1] < values[0]
 
@@ -301,5 +319,7 @@ def test_a_backbone_of_timm_teaches(example, name):
     configuration.read(config)
     teacher = example.teacher_of(model)
     np.testing.assert_allclose(teacher.preprocessing.mean, [123.675, 116.28, 103.53])
+    found = apply(teacher, np.zeros((1, 64, 64, 3), np.float32)).values()
+    assert [maps.shape[-1] for maps in found] == model.feature_info.channels()
     values = teaches(teacher, config.terms, (64, 64))
     assert values[-1] < values[0]
