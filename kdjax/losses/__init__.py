@@ -36,6 +36,7 @@ from kdjax.losses.isda import isda_cross_entropy, isda_logits
 from kdjax.losses.jml import jml
 from kdjax.losses.kl import dkd, gap_weighted_kl, pixelwise_kl, wsld
 from kdjax.losses.l2 import l2
+from kdjax.losses.logit_standardization import standardized_kl
 from kdjax.losses.nfd import dead_channels, nfd
 from kdjax.losses.pfs import pfs
 from kdjax.losses.phi_s import phi_s
@@ -72,6 +73,7 @@ __all__ = [
     "resize_labels",
     "sampling_weights",
     "skd_pairwise",
+    "standardized_kl",
     "upsampled_cross_entropy",
     "valid_mean",
     "wsld",

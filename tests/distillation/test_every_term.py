@@ -15,6 +15,7 @@ from kdjax.distillation import Loss, Spec
 from kdjax.distillation.methods import LOSSES
 from kdjax.distillation.methods.af_dcd import AfDCD
 from kdjax.distillation.methods.attn_fd import AttnFD
+from kdjax.distillation.methods.cankd import CanKD
 from kdjax.distillation.methods.cirkd import CIRKDMemory
 from kdjax.distillation.methods.mas_kd import MasKD
 from kdjax.distillation.methods.ofd import OFD
@@ -25,6 +26,7 @@ ONE, TWO = ("a",), ("a", "logits")
 # Each with nothing masked, as what is drawn for an image goes with its place in the batch.
 TERMS: dict[str, Loss] = {
     "af_dcd": AfDCD(masked=0.0, pool=1, groups=3, temperature=1.0),
+    "cankd": CanKD(student="a", teacher="a"),
     "attn_fd": AttnFD(student=ONE, teacher=ONE, reduction=2),
     "ofd": OFD(student=ONE, teacher=ONE, divisors=(1.0,), adapter="never"),
     "standardized_l2": StandardizedL2(standardize="channel", fitted_over=1),

@@ -128,6 +128,7 @@ FIELD = {
     "jml": losses.jml,
     "bpkd-body": functools.partial(losses.bpkd, window=3),
     "bpkd-edge": _edges_alone,
+    "standardized_kl": _imitation(losses.standardized_kl),
     "dkd": losses.dkd,
     "wsld": losses.wsld,
     "ifvd": functools.partial(losses.ifvd, num_classes=CLASSES),

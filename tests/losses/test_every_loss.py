@@ -186,7 +186,9 @@ def test_forward_mode_and_second_derivatives(name):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["cirkd_minibatch", "dkd", "dsd_pairs", "ifvd", "jml"])
+@pytest.mark.parametrize(
+    "name", ["cirkd_minibatch", "dkd", "dsd_pairs", "ifvd", "jml", "standardized_kl"]
+)
 def test_forward_mode_over_reverse(name):
     """Half of the above, for those of the field whose derivatives are not made of others' alone."""
     student, teacher, truth = batch()
@@ -289,6 +291,7 @@ MASKED.remove("upsampled_cross_entropy")
 
 
 LEVEL_FREE = ("pixelwise_kl", "cwd", "dkd", "wsld", "gap-probability", "bpkd-edge", "cross_entropy")
+LEVEL_FREE = (*LEVEL_FREE, "standardized_kl")
 
 
 @pytest.mark.parametrize("name", LEVEL_FREE)
@@ -345,6 +348,7 @@ TEMPERED = {
     "dist_inter": losses.dist_inter,
     "dist_intra": losses.dist_intra,
     "dkd": lambda s, t, **options: losses.dkd(s, t, labels(2), **options),
+    "standardized_kl": losses.standardized_kl,
     "wsld": lambda s, t, **options: losses.wsld(s, t, labels(2), **options),
     "gap": lambda s, t, **options: losses.gap_weighted_kl(s, t, labels(2), **options),
     "fakd_kl": lambda s, t, **options: losses.fakd_kl(

@@ -122,6 +122,14 @@ def test_cwd_sees_neither_levels_nor_the_order_of_pixels(seed, temperature):
     close(loss(*moved), value)
 
 
+def test_standardized_kl_ignores_the_scale_and_the_level_of_the_scores():
+    student, teacher = normal(0), normal(1)
+    scale, level = np.exp(normal(2, (2, 4, 5, 1))), normal(3, (2, 4, 5, 1))
+    loss = jax.jit(losses.standardized_kl)
+    close(loss(scale * student + level, teacher), loss(student, teacher))
+    assert jnp.max(loss(scale * teacher + level, teacher)) < 1e-6
+
+
 @few
 @given(seeds)
 def test_cwd_scales_with_the_square_of_a_common_factor(seed):
@@ -202,6 +210,7 @@ def test_the_gap_is_a_constant_to_the_second_derivative_too(gap):
 IMPOSSIBLE = {
     "pixelwise_kl": lambda s, t: losses.pixelwise_kl(s, t, temperature=2.0),
     "cwd": losses.cwd,
+    "standardized_kl": losses.standardized_kl,
     **{
         gap: functools.partial(losses.gap_weighted_kl, labels=TRUTH % 5, gap=gap)
         for gap in ("probability", "cross_entropy", "total_variation")

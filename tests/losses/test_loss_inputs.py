@@ -117,6 +117,7 @@ def test_the_temperature_is_positive(temperature):
     head = (X, KERNEL, BIAS, X, Y, COVARIANCE)
     for function in (losses.pixelwise_kl, losses.cwd, losses.dist_inter, losses.dist_intra):
         refused(ValueError, message, function, X, X, temperature=temperature)
+    refused(ValueError, message, losses.standardized_kl, X, X, temperature=temperature)
     for function in (losses.gap_weighted_kl, losses.dkd, losses.wsld):
         refused(ValueError, message, function, X, X, Y, temperature=temperature)
     refused(ValueError, message, losses.pfs, X, X, similarity="softmax", temperature=temperature)

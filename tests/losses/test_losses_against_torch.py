@@ -50,6 +50,20 @@ def test_pixelwise_kl_is_cirkds(tau):
     )
 
 
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_standardized_kl_is_the_authors(tau):
+    def theirs(student, teacher):
+        rows = [x.movedim(1, -1).reshape(-1, x.shape[1]) for x in (student, teacher)]
+        return torch_reference.standardized_kl(*rows, tau)
+
+    against(
+        lambda s, t: losses.standardized_kl(s, t, temperature=tau),
+        theirs,
+        normal(0, (2, 9, 7, 5)),
+        normal(1, (2, 9, 7, 5)),
+    )
+
+
 def test_nfd_over_batch_and_space_is_twice_pkd():
     samples = 2 * 9 * 7  # PKD divides by the unbiased standard deviation
     against(

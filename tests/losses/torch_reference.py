@@ -16,6 +16,17 @@ def pkd(student, teacher):
     return functional.mse_loss(norm(student), norm(teacher)) / 2
 
 
+def standardized_kl(student, teacher, temperature):
+    """`kd_loss` of logit standardization, of rows of scores."""
+
+    def normalize(logit):
+        return (logit - logit.mean(-1, keepdim=True)) / (1e-7 + logit.std(-1, keepdim=True))
+
+    log_q = torch.log_softmax(normalize(student) / temperature, 1)
+    p = torch.softmax(normalize(teacher) / temperature, 1)
+    return functional.kl_div(log_q, p, reduction="none").sum(1).mean() * temperature**2
+
+
 def pair_wise(student, teacher, scale=0.5):
     """SKD's pair-wise loss, the norm detached as in the authors' code."""
 
