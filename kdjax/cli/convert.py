@@ -4,8 +4,8 @@ python -m kdjax convert --source FILE --model pspnet_r101 --num_classes 19 --out
 
 FILE is a `.pth` or a `.safetensors` file of mmsegmentation, torchvision (`deeplabv3_resnet101`),
 HuggingFace's SegFormer or its authors' (`segformer_linear_b0`, `segformer_b0@nvlabs`), CIRKD or
-TorchDistiller (`deeplabv3_r18@cirkd`); or an image classifier, whose backbone gets fresh heads
-(`pspnet_r18b`). FILE may be a directory that HuggingFace's `save_pretrained` wrote. Use the result
+TorchDistiller (`deeplabv3_r18@cirkd`); or an image classifier or DINO, whose backbone gets fresh
+heads (`pspnet_r18b`), or none (`r18b`, `dinov2_s`; without --num_classes). FILE may be a directory that HuggingFace's `save_pretrained` wrote. Use the result
 as `config.teacher.checkpoint`, `config.student.checkpoint`, or `config.student.backbone`. If the
 network was not trained with its project's normalization, give --mean and --std, or --bgr.
 """
@@ -24,6 +24,7 @@ from kdjax import interop
 from kdjax.interop import origins
 from kdjax.models import NETWORKS, NNXNetwork, Segmenter, create, serialization
 from kdjax.models.adapters import traced_rngs
+from kdjax.models.architectures import EXTRACTORS
 from kdjax.utils.classes import distinct_colors, numbered_names
 from kdjax.utils.errors import UserError
 
@@ -61,7 +62,11 @@ def main(argv: list[str]) -> None:
     preprocessing = {flag.name: _three(flag) for flag in (_MEAN, _STD) if flag.value is not None}
     weights, meta = interop.read_weights(_SOURCE.value)
     try:
-        class_names, palette = _classes(meta, _NUM_CLASSES.value, given)
+        class_names, palette = (), ()
+        if _MODEL.value not in EXTRACTORS:
+            class_names, palette = _classes(meta, _NUM_CLASSES.value, given)
+        elif _NUM_CLASSES.value or given:
+            raise UserError(f"{_MODEL.value} scores no classes: leave out their number and names")
         count = len(class_names)
         origin = interop.origin(weights)
         if _BGR.value and origin in origins.BLUE_FIRST:
@@ -71,7 +76,7 @@ def main(argv: list[str]) -> None:
             name=_MODEL.value,
             num_classes=count,
             width=64,
-            auxiliary=interop.has_auxiliary_head(weights),
+            auxiliary=bool(count) and interop.has_auxiliary_head(weights),
             class_names=class_names,
             palette=palette,
             preprocessing=interop.preprocessing(origin)._replace(**preprocessing),
@@ -94,7 +99,8 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         raise UserError(f"{_SOURCE.value}: {error}") from error
     info = serialization.save(_OUTPUT.value, info, NNXNetwork.of(net)[1])
-    print(f"{info.name} with {count} classes is in {_OUTPUT.value} (weights {info.fingerprint})")
+    scored = f"with {count} classes" if count else "without class scores"
+    print(f"{info.name} {scored} is in {_OUTPUT.value} (weights {info.fingerprint})")
 
 
 # The SegFormers of each origin, by size.

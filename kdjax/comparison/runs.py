@@ -18,6 +18,7 @@ from kdjax.experiment.scoring import score_checkpoint
 from kdjax.experiment.workdir import Workdir
 from kdjax.interop import imagenet
 from kdjax.models import serialization
+from kdjax.models.architectures import EXTRACTORS
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.recipes import teacher_of
 from kdjax.utils import imports, processes, schema
@@ -309,6 +310,11 @@ def _check_teacher(config: Config, files: Workdir) -> None:
 
 def _check_methods(config: Config) -> None:
     compare = config.compare
+    if config.student.name in EXTRACTORS:
+        raise UserError(
+            f"config.student.name is {config.student.name}, which has no class scores to compare. "
+            "Train it with kdjax.train, or choose a network with a head."
+        )
     if not compare.methods:
         raise UserError("config.compare.methods is empty. Add a method, as in {'plain': {}}.")
     for name in compare.methods:

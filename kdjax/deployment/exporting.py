@@ -103,6 +103,7 @@ def export(
     _check_calibration(formats, size, calibration or ())
     _check_output(output)
     network, variables, info = serialization.load(source)
+    info.require_scores(os.fspath(source))
     sizes = _sizes(make_predict_fn(network, variables, info.preprocessing), info, formats, size)
     original = network, variables
     written = fold_batch_norm(*original) if folded else original

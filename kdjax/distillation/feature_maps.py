@@ -87,7 +87,9 @@ def spec_of(name: str, value: Any, image_size: tuple[int, int] | None = None) ->
     _, height, width, channels = value.shape
     stride = None
     if image_size:
-        stride = max(1, round(image_size[0] / height))
+        # The longer side tells strides such as 14 and 16 apart.
+        extent, cells = max(zip(image_size, (height, width), strict=True))
+        stride = max(1, round(extent / cells))
         if not fits((height, width), image_size, stride):
             raise ValueError(
                 f'the map "{name}" is {list(value.shape)} on images of {image_size[0]} x '

@@ -6,10 +6,9 @@ import jax
 
 from kdjax.config import RunOptions
 from kdjax.data.run_data import RunData
-from kdjax.distillation import Distiller, Spec
-from kdjax.distillation.feature_maps import array_of
+from kdjax.distillation import Distiller, Maps, Spec
 from kdjax.models import Network, Variables
-from kdjax.models.network import SCORES, trace_maps
+from kdjax.models.network import scored_classes, trace_maps
 from kdjax.training import optimizer as optimizers
 from kdjax.training.step import (
     Objective,
@@ -41,16 +40,17 @@ def build_distiller(
       num_classes: the number of classes of the data.
 
     Raises:
-      UserError: if a term does not fit the networks, or if a network fails or scores other classes.
+      UserError: if a term does not fit the networks, if a network fails or scores other classes, or
+        if a student without class scores should learn from labels.
     """
     size, micro_batch = options.data.crop_size, micro_batch_size(options)
     name = f"config.student {options.student.name}"
     maps = trace_maps(*student, size, train=True, batch=micro_batch, name=name)
-    if (found := array_of(maps[SCORES]).shape[-1]) != num_classes:
-        raise UserError(
-            f"config.student {options.student.name} scores {found} classes; the data have "
-            f"{num_classes}"
-        )
+    found = scored_classes(maps)
+    if not found:
+        _check_extractor(options, maps)
+    elif found != num_classes:
+        raise UserError(f"{name} scores {found} classes; the data have {num_classes}")
     if not options.terms:
         return None
     if teacher is None or isinstance(teacher, Mapping):
@@ -66,6 +66,18 @@ def build_distiller(
         ignore_label=IGNORE_LABEL,
         where="config.terms",
     )
+
+
+def _check_extractor(options: RunOptions, maps: Maps) -> None:
+    """Requires that a student without class scores learns from terms alone."""
+    name = f"config.student {options.student.name} has no class scores"
+    if options.loss.cross_entropy:
+        raise UserError(
+            f"{name}, only {', '.join(maps)}, so no cross-entropy; set config.loss.cross_entropy "
+            "to 0, or choose a network with a head"
+        )
+    if not options.terms:
+        raise UserError(f"{name}, so it needs config.terms to learn from")
 
 
 def micro_batch_size(options: RunOptions) -> int:

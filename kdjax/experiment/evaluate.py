@@ -101,6 +101,7 @@ def evaluate(  # noqa: PLR0913
             inference=inference,
             options=_file_options(run, checkpoint) if options is None else options,
         )
+        network.info.require_scores(str(checkpoint or workdir))
         network = network.in_order_of(
             images.class_names,
             where=str(checkpoint or workdir),

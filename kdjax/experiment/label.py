@@ -97,6 +97,7 @@ def label(
     folder, root = pathlib.Path(output), pathlib.Path(images)
     photos = [_Photo(path, name) for name, path in find_photos(root).items()]
     network = TrainedNetwork.load(teacher, options=options)
+    network.info.require_scores(f"--teacher {teacher}")
     drawn = _evenly_spread(photos, overlays)
     _claim(folder, network, root, masks=masks, min_confidence=min_confidence)
     waiting = [photo for photo in photos if not _is_done(folder, photo, masks, photo in drawn)]

@@ -77,8 +77,10 @@ def predict(  # noqa: PLR0913
     inference = make_inference(mode, window, stride, scales, flip, crop_size=crop_size)
     values = None if ids is None else original_labels(ids)
     found = find_images(images, os.fspath(output), overwrite=overwrite)
+    network = TrainedNetwork.load(str(workdir), inference=inference, options=options)
+    network.info.require_scores(str(workdir))
     return predict_files(
-        TrainedNetwork.load(str(workdir), inference=inference, options=options),
+        network,
         found,
         os.fspath(output),
         batch_size=batch_size or Placement().mesh.size,

@@ -40,13 +40,15 @@ def make_report(
       remarks: lines on how settings were chosen, and on runs that diverged.
     """
     split = options.data.test_split or options.data.val_split
+    summaries = [run.summary(split) for run in runs]
+    scored = any(len(summary.class_iou) for summary in summaries)
     return Report(
         title=title,
         subtitle=subtitle,
-        split=split if images.labeled else f"{split}, against the teacher's labels",
-        runs=[run.summary(split) for run in runs],
-        class_names=images.class_names,
-        palette=images.palette,
+        split=split if images.labeled or not scored else f"{split}, against the teacher's labels",
+        runs=summaries,
+        class_names=images.class_names if scored else (),
+        palette=images.palette if scored else np.zeros((0, 3), np.uint8),
         examples=examples,
         config=options.stored,
         versions=environment.describe(),
@@ -65,6 +67,9 @@ def predict_panels(
       options: the config.
       images: the data set.
       panels: the network checkpoint of each column. Networks of other classes are left out.
+
+    Returns:
+      The examples; none if no network predicts the classes.
     """
     examples = images.panel_examples()
     predictions: dict[str, Sequence[np.ndarray]] = {}
@@ -77,7 +82,7 @@ def predict_panels(
                 examples,
                 options.data.eval_batch_size,
             )
-    return with_predictions(examples, predictions)
+    return with_predictions(examples, predictions) if predictions else []
 
 
 def _command() -> str | None:

@@ -47,6 +47,11 @@ class RunResult:
         return {split: SplitScores.of(found[split], self._class_names) for split in found}
 
     @property
+    def losses(self) -> Mapping[str, float]:
+        """The loss by split, of a student without class scores. Empty for other students."""
+        return self._values.get("losses", {})
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """The log: a dict for each line, oldest first, with its `step`.
 
@@ -60,8 +65,11 @@ class RunResult:
         return TrainedNetwork.load(str(self.files.student))
 
     def figures(self) -> dict[str, Figure]:
-        """Returns charts by title: validation mIoU, the loss and its terms, and IoU by class."""
-        split = next(reversed([split for split in self.scores if "/" not in split]))
+        """Returns charts by title: validation mIoU, the loss and its terms, and IoU by class.
+
+        A student without class scores has a chart of the loss on the validation split instead.
+        """
+        split = next(reversed([split for split in self.scores if "/" not in split]), "")
         return run_figures(self.files.summary(split), self._class_names)
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,8 +88,9 @@ class RunResult:
         return info.class_names
 
     def __repr__(self) -> str:
-        scored = ", ".join(f"{split} mIoU {percent(s.miou)} %" for split, s in self.scores.items())
-        return f"RunResult({str(self.files.path)!r}: {scored})"
+        judged = [f"{split} mIoU {percent(s.miou)} %" for split, s in self.scores.items()]
+        judged += [f"{split} loss {loss:.4f}" for split, loss in self.losses.items()]
+        return f"RunResult({str(self.files.path)!r}: {', '.join(judged)})"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -89,6 +98,9 @@ class RunResult:
             for split, s in self.scores.items()
         ]
         shown = [html_table(("split", "mIoU %", "pixel acc. %", "agreement %"), rows)]
+        if self.losses:
+            losses = [(split, f"{loss:.4f}") for split, loss in self.losses.items()]
+            shown = [html_table(("split", "loss"), losses)]
         shown += [figures.svg(chart) for chart in [*self.figures().values()][:_SHOWN]]
         if self.files.examples.exists():
             picture = base64.b64encode(self.files.examples.read_bytes()).decode()

@@ -16,6 +16,7 @@ from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import Predictor, Scores
 from kdjax.experiment.build import build_distiller, build_state, build_step, check_evaluation
+from kdjax.experiment.held_out import HeldOutLoss
 from kdjax.experiment.input_pipeline import make_input_pipeline
 from kdjax.experiment.scoring import Scoring
 from kdjax.experiment.student import make_student
@@ -179,6 +180,7 @@ class _Parts:
       distiller: the terms, if there are any.
       cache: the cache of the teacher's maps, if the run uses one.
       scoring: evaluates the student and its teacher.
+      held_out: evaluates a student without class scores; None for other students.
       interruption: tells whether the run must stop.
     """
 
@@ -193,6 +195,7 @@ class _Parts:
     distiller: Distiller | None
     cache: TeacherCache | None
     scoring: Scoring
+    held_out: HeldOutLoss | None
     interruption: Interruption
 
 
@@ -220,7 +223,19 @@ def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
     cache = None
     if distiller and teacher and teacher.cached:
         cache = TeacherCache(options, images, teacher.cached, distiller, log)
-    interruption = Interruption()
+    interruption, state = Interruption(), build_state(options, variables, distiller)
+    held_out = None
+    if distiller and not info.num_classes:
+        held_out = HeldOutLoss(
+            options,
+            images,
+            placement,
+            PreprocessedNetwork(student, info.preprocessing),
+            state,
+            teacher and teacher.network,
+            distiller,
+            interruption,
+        )
     return _Parts(
         run=run,
         log=log,
@@ -228,11 +243,12 @@ def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
         placement=placement,
         student=student,
         info=info,
-        state=build_state(options, variables, distiller),
+        state=state,
         teacher=teacher,
         distiller=distiller,
         cache=cache,
         scoring=Scoring(options, images, placement, scored, interruption),
+        held_out=held_out,
         interruption=interruption,
     )
 
@@ -297,12 +313,14 @@ class _Trained(NamedTuple):
       student: the variables of the exported student.
       seconds: the time of all starts of the run.
       scores: the scores by split and group.
+      losses: in place of scores, the loss by split of a student without class scores.
     """
 
     fitted: Fitted
     student: Variables
     seconds: float
     scores: dict[str, Scores]
+    losses: dict[str, float]
 
 
 class _Opened(NamedTuple):
@@ -406,8 +424,12 @@ def _train(
         state = fitted.state
         if options.export == "best" and checkpoints.best_step is not None:
             state = checkpoints.restore(checkpoints.best_step, state)
-        found = parts.scoring.final_scores(predictor, state.student())
-        examples = parts.scoring.examples(predictor, state.student())
+        found, losses, examples = {}, {}, []
+        if parts.held_out:
+            losses = parts.held_out.final_losses(state)
+        else:
+            found = parts.scoring.final_scores(predictor, state.student())
+            examples = parts.scoring.examples(predictor, state.student())
     finally:
         if profile:
             profile.close()
@@ -418,7 +440,7 @@ def _train(
         # Only these two errors reach all processes alike.
         checkpoints.close(wait=error is None or isinstance(error, Diverged | Preempted))
     student = parts.placement.fetch(state.student())
-    return _Trained(fitted, student, seconds, found), examples
+    return _Trained(fitted, student, seconds, found, losses), examples
 
 
 def _restore(parts: _Parts) -> tuple[Checkpoints, int, TrainState]:
@@ -455,9 +477,18 @@ def _own_writers(own: contextlib.ExitStack, run: Run, first_step: int) -> list[W
 def _evaluate(
     parts: _Parts, predictor: Predictor, writer: Writers, step: int, state: TrainState
 ) -> float:
-    """Scores a state on the validation split, writes scores and pictures, and returns the mIoU."""
+    """Scores a state on the validation split, writes scores and pictures, and returns the mIoU.
+
+    For a student without class scores, it writes the loss, and returns the loss times -1.
+    """
     weights, started = state.student(), time.perf_counter()
-    scores = parts.scoring.scores(predictor, weights, parts.run.options.data.val_split)
+    split = parts.run.options.data.val_split
+    if parts.held_out:
+        loss = parts.held_out.loss(state, split)
+        seconds = time.perf_counter() - started
+        writer.scalars(step, {"val/loss": loss, "val/seconds": seconds})
+        return -loss
+    scores = parts.scoring.scores(predictor, weights, split)
     pictures = parts.scoring.pictures(predictor, weights)
     writer.scalars(
         step,
@@ -502,12 +533,15 @@ def _finish(parts: _Parts, trained: _Trained, cache: OpenCache | None) -> None:
                 and {"megabytes": cache.num_bytes / 1e6, "seconds": cache.seconds},
                 "weights": dict(parts.info.initial_weights),
                 "scores": {split: value.as_dict() for split, value in trained.scores.items()},
+                **({"losses": trained.losses} if trained.losses else {}),
                 "versions": environment.describe(),
             }
         )
 
     # The other processes wait, because the student may be the next run's teacher.
     processes.lead(write)
+    for split, loss in trained.losses.items():
+        parts.log.info(f"{split} loss {loss:.4f}")
     for split, value in trained.scores.items():
         accuracy = "pixel accuracy" if parts.images.labeled else "agreement with the teacher"
         against = "" if parts.images.labeled else " against the teacher's labels"

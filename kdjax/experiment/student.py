@@ -12,7 +12,13 @@ from kdjax.config import RunOptions
 from kdjax.interop import imagenet
 from kdjax.models import Network, NNXNetwork, Variables, serialization
 from kdjax.models.model_files import is_model_file
-from kdjax.models.network import arrays_by_path, is_random_key, preprocessing_of
+from kdjax.models.network import (
+    arrays_by_path,
+    is_random_key,
+    preprocessing_of,
+    scored_classes,
+    trace_maps,
+)
 from kdjax.models.options import IMAGENET_WEIGHTS, StudentOptions
 from kdjax.models.serialization import NetworkInfo
 from kdjax.utils.classes import class_order, differing_class
@@ -28,17 +34,17 @@ def make_student(
 
     Args:
       options: the options of the run.
-      class_names: the names of the data's classes.
+      class_names: the names of the data's classes. A student without class scores has none.
       palette: a color for each class.
 
     Raises:
-      UserError: if the network cannot be made, or if its initial checkpoint is missing, damaged, or
-        of another network.
+      UserError: if the network cannot be made, if it has class scores and the data have no classes,
+        or if its initial checkpoint is missing, damaged, or of another network.
     """
     student = options.student
     info = NetworkInfo(
         name=student.name,
-        num_classes=len(class_names),
+        num_classes=max(1, len(class_names)),
         width=student.width,
         auxiliary=student.auxiliary,
         class_names=tuple(class_names),
@@ -57,16 +63,31 @@ def make_student(
         network, variables, start = serialization.load(
             student.checkpoint, dtype=student.dtype, seed=options.seed
         )
+        info = _with_classes_of(network, variables, info)
         _check_start(student, info, start, variables)
         return network, variables, _started_from(info, start, student.checkpoint)
     network = info.make(dtype=student.dtype, where="config.student")
     variables = network.init(jax.random.key(options.seed), info.blank_image())
+    info = _with_classes_of(network, variables, info)
     info = dataclasses.replace(info, preprocessing=preprocessing_of(network))
     if student.backbone == IMAGENET_WEIGHTS:
         return network, *_take_imagenet(student, network, variables, info)
     if student.backbone:
         return network, *_take_backbone(student.backbone, variables, info, options.seed)
     return network, variables, info
+
+
+def _with_classes_of(network: Network, variables: Variables, info: NetworkInfo) -> NetworkInfo:
+    """Returns the description without classes if the network has no class scores."""
+    name = f"config.student {info.name}"
+    if not scored_classes(trace_maps(network, variables, info.image_size, train=False, name=name)):
+        return dataclasses.replace(info, num_classes=0, class_names=(), palette=())
+    if not info.class_names:
+        raise UserError(
+            f"{name} scores classes, and nothing teaches them: the images have no labels, and the "
+            "teacher has no class scores. Train a backbone alone, such as r18"
+        )
+    return info
 
 
 def _check_start(

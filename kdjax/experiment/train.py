@@ -101,5 +101,6 @@ def _report(run: Run, data: SegmentationSet | None, trained: TrainedRun | None) 
         subtitle=f"{run.method}, {options.steps} steps of {options.data.batch_size} images",
         call=f'kdjax.train(config, "{files.path}")',
     )
-    write_atomically(files.examples, examples_png(report))
+    if report.examples:
+        write_atomically(files.examples, examples_png(report))
     write_report(files.report, report)

@@ -24,6 +24,7 @@ from kdjax.utils.lock import Lock
 CHECKPOINTS = ("student.checkpoint", "student.backbone", "teacher.backbone", "teacher.checkpoint")
 PATHS = (*CHECKPOINTS, "teacher.cache", "teacher.logits")
 TEACHER = "teacher.checkpoint"
+_NO_SCORES: dict[str, Any] = {"miou": None, "pixel_accuracy": None, "agreement": None, "iou": []}
 # Sections of every config, which tell it from the config.json of another program.
 _SECTIONS = {"data", "student", "teacher", "terms", "optimizer"}
 
@@ -239,9 +240,12 @@ class Workdir:
         return read_metrics(self.metrics) if self.metrics.exists() else []
 
     def summary(self, split: str) -> RunSummary:
-        """Returns the finished run, with its scores on a split, for tables and reports."""
+        """Returns the finished run, with its scores on a split, for tables and reports.
+
+        Without scores, as of a student without class scores, they are NaN.
+        """
         result = self.read_result()
-        scores = result["scores"][split]
+        scores = result["scores"].get(split, _NO_SCORES)
         # Results of older versions lack some fields.
         fields: dict[str, Any] = {field: result.get(field) for field in COLUMNS}
         return RunSummary(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kdjax.interop.files import read_weights
 from kdjax.interop.origins import load_weights, origin, preprocessing
-from kdjax.models import NNXNetwork, Preprocessing, Segmenter, Variables
+from kdjax.models import FeatureExtractor, NNXNetwork, Preprocessing, Segmenter, Variables
 from kdjax.models.architectures import BACKBONES
 from kdjax.models.options import IMAGENET_WEIGHTS, NetworkOptions
 from kdjax.utils.environment import cache_folder
@@ -130,7 +130,7 @@ class ImageNetFile(NamedTuple):
         """
         weights = read_weights(self.path).weights
         module = network.module(variables)
-        assert isinstance(module, Segmenter)
+        assert isinstance(module, Segmenter | FeatureExtractor)
         try:
             load_weights(module, weights)
         except UserError as error:

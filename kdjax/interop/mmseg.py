@@ -118,6 +118,22 @@ def _transformers() -> Rules:
     ]
 
 
+def _vision_transformer() -> Rules:
+    """Returns the rules for DINOv2 and DINOv3, with the names of DINOv2's authors."""
+    block, name = r"backbone/blocks/(\d+)", r"backbone.blocks.\1"
+    return [
+        ("backbone", "backbone"),
+        ("backbone/embedding", "backbone.patch_embed.proj"),
+        ("backbone/norm", "backbone.norm"),
+        (rf"{block}/(norm1|norm2)", rf"{name}.\2"),
+        (rf"{block}/attention/in_projection", rf"{name}.attn.qkv"),
+        (rf"{block}/attention/out_projection", rf"{name}.attn.proj"),
+        (rf"{block}/scale([12])", rf"{name}.ls\2"),
+        (rf"{block}/ffn/expand", rf"{name}.mlp.fc1"),
+        (rf"{block}/ffn/contract", rf"{name}.mlp.fc2"),
+    ]
+
+
 HEAD_CONV_MODULES = {
     r"convs/(\d+)": r"convs.\1",
     "merge": "conv_cat",
@@ -159,6 +175,7 @@ RULES: Rules = [
     *_efficientnet_lite(),
     *_hrnet(),
     *_transformers(),
+    *_vision_transformer(),
     *_head("head", "decode_head"),
     *_head("auxiliary_head", "auxiliary_head"),
 ]

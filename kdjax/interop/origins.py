@@ -27,7 +27,7 @@ from kdjax.interop.mmseg import (
     red_first,
     unwrapped,
 )
-from kdjax.models import Preprocessing, Segmenter
+from kdjax.models import FeatureExtractor, Preprocessing, Segmenter
 from kdjax.models.mobilenet import LAYERS
 from kdjax.models.outputs import EFFICIENTNET_LITE as EFFICIENTNET_LITE_PREPROCESSING
 from kdjax.models.outputs import IMAGENET as IMAGENET_PREPROCESSING
@@ -42,11 +42,12 @@ TORCHDISTILLER = "TorchDistiller"
 NVLABS = "SegFormer's authors"
 IMAGENET = "an image classifier"
 EFFICIENTNET_LITE = "EfficientNet-Lite"
+DINO = "DINOv2 and DINOv3"
 
 # Projects whose images have blue first. `load_weights` reverses their first convolution.
 BLUE_FIRST = (CIRKD, TORCHDISTILLER)
 # Weights of a backbone alone.
-CLASSIFIERS = (IMAGENET, EFFICIENTNET_LITE)
+CLASSIFIERS = (IMAGENET, EFFICIENTNET_LITE, DINO)
 AUXILIARY_HEADS = ("auxiliary_head.", "aux_classifier.", "auxlayer.", "dsn.")
 
 Weights = dict[str, np.ndarray]
@@ -368,6 +369,70 @@ def _efficientnet_layers(weights: Weights) -> Weights:
 
 PACKAGE_EFFICIENTNET = Naming(_PACKAGE_EFFICIENTNET, _efficientnet_layers)
 
+
+def _dino_huggingface(weights: Weights) -> Weights:
+    """Joins queries, keys, and values, and the two parts of SwiGLU."""
+    zeros = {
+        name.replace("q_proj", "k_proj"): np.zeros_like(array)
+        for name, array in weights.items()
+        if name.endswith("q_proj.bias")
+    }
+    # The keys of DINOv3 have no bias.
+    weights = {**zeros, **weights}
+    for parts, whole in (
+        ((".q_proj.", ".k_proj.", ".v_proj."), ".qkv."),
+        ((".attention.query.", ".attention.key.", ".attention.value."), ".qkv."),
+        ((".gate_proj.", ".up_proj."), ".fc1."),
+    ):
+        if any(parts[0] in name for name in weights):
+            weights = _fused(parts, whole, weights)
+    return weights
+
+
+def _dino_authors(weights: Weights) -> Weights:
+    """Applies the masks of DINOv3's biases, and joins the two parts of its SwiGLU."""
+    masked = dict(weights)
+    for name in [name for name in weights if name.endswith(".bias_mask")]:
+        bias = name.removesuffix("_mask")
+        masked[bias] = np.where(masked.pop(name) > 0, masked[bias], 0)
+    if any(".mlp.w1." in name for name in masked):
+        masked = _fused((".mlp.w1.", ".mlp.w2."), ".mlp.fc1.", masked)
+    return masked
+
+
+_VIT = r"(?:dinov2\.|dinov2_with_registers\.|dinov3_vit\.|backbone\.)?"
+_VIT_LAYER = rf"{_VIT}(?:encoder\.|model\.)?layer\.(\d+)\."
+DINO_HUGGINGFACE = Naming(
+    [
+        (rf"{_VIT}embeddings\.mask_token|classifier\.", ""),
+        (rf"{_VIT}embeddings\.(cls_token|register_tokens)", r"backbone.\1"),
+        (rf"{_VIT}embeddings\.position_embeddings", "backbone.pos_embed"),
+        (rf"{_VIT}embeddings\.patch_embeddings\.(?:projection\.)?", "backbone.patch_embed.proj."),
+        (rf"{_VIT}(?:layer)?norm\.", "backbone.norm."),
+        (rf"{_VIT_LAYER}(norm[12])\.", r"backbone.blocks.\1.\2."),
+        (rf"{_VIT_LAYER}attention\.qkv\.", r"backbone.blocks.\1.attn.qkv."),
+        (
+            rf"{_VIT_LAYER}attention\.(?:o_proj|output\.dense)\.",
+            r"backbone.blocks.\1.attn.proj.",
+        ),
+        (rf"{_VIT_LAYER}layer_scale([12])\.lambda1", r"backbone.blocks.\1.ls\2.gamma"),
+        (rf"{_VIT_LAYER}mlp\.(?:fc1|weights_in|up_proj)\.", r"backbone.blocks.\1.mlp.fc1."),
+        (rf"{_VIT_LAYER}mlp\.(?:fc2|weights_out|down_proj)\.", r"backbone.blocks.\1.mlp.fc2."),
+    ],
+    _dino_huggingface,
+)
+DINO_AUTHORS = Naming(
+    [
+        # The norm of DINOv3's class token in local crops, and constants.
+        (r"mask_token|rope_embed\.|local_cls_norm\.", ""),
+        (r"storage_tokens", "backbone.register_tokens"),
+        (r"(blocks\.\d+)\.mlp\.w12\.", r"backbone.\1.mlp.fc1."),
+        (r"(blocks\.\d+)\.mlp\.w3\.", r"backbone.\1.mlp.fc2."),
+        _AS_BACKBONE,
+    ],
+    _dino_authors,
+)
+
 # The project, the beginnings of names, and the naming. A row fits if every beginning occurs, with
 # or without "backbone." before it. The first row that fits counts.
 ORIGINS: list[tuple[str, list[str], Naming]] = [
@@ -384,6 +449,9 @@ ORIGINS: list[tuple[str, list[str], Naming]] = [
     (TORCHDISTILLER, ["pspmodule.", "head."], TORCHDISTILLER_PSPNET),
     (EFFICIENTNET_LITE, ["conv_stem.", "blocks."], TIMM_EFFICIENTNET),
     (EFFICIENTNET_LITE, ["_conv_stem.", "_blocks."], PACKAGE_EFFICIENTNET),
+    (DINO, ["embeddings.cls_token", "embeddings.patch_embeddings."], DINO_HUGGINGFACE),
+    (DINO, ["dinov2", "classifier."], DINO_HUGGINGFACE),
+    (DINO, ["cls_token", "patch_embed.proj.", "blocks.0.ls1."], DINO_AUTHORS),
     (IMAGENET, ["features.0.0.", "features.18."], TORCHVISION_MOBILENET),
     (IMAGENET, ["patch_embed1.", "block1."], SEGFORMER),
     (IMAGENET, ["layers.0.0.projection."], PLAIN_BACKBONE),
@@ -405,14 +473,14 @@ def _find(names: Sequence[str]) -> tuple[str, Naming]:
         "torchvision's FCN and DeepLabV3, SegFormer of HuggingFace and of its authors, CIRKD, "
         "TorchDistiller, and the backbones ResNet, MobileNetV2, EfficientNet-Lite, Mix "
         "Transformer, Swin, and HRNet of torchvision, timm, OpenMMLab, efficientnet-lite-pytorch, "
-        "and SegFormer's authors"
+        "and SegFormer's authors, and DINOv2 and DINOv3 of HuggingFace and of their authors"
     )
 
 
 def origin(names: Iterable[str]) -> str:
     """Returns the project that weights of these names come from, for example "mmsegmentation".
 
-    The backbones of all projects but EfficientNet-Lite have the origin `IMAGENET`.
+    All backbones but EfficientNet-Lite and DINO have the origin `IMAGENET`.
 
     Raises:
       UserError: if the names are of no known project.
@@ -436,7 +504,7 @@ def has_auxiliary_head(names: Iterable[str]) -> bool:
 
 
 def load_weights(
-    net: Segmenter, weights: Mapping[str, Any], *, new_classifier: bool = False
+    net: Segmenter | FeatureExtractor, weights: Mapping[str, Any], *, new_classifier: bool = False
 ) -> None:
     """Sets a network to the weights of any known project.
 
@@ -455,7 +523,7 @@ def load_weights(
 
     Raises:
       UserError: if the origin is unknown, or the weights do not fit the network. The message uses
-        mmsegmentation's names.
+        mmsegmentation's names, and for DINO those of DINOv2's authors.
     """
     arrays = floats_of(weights)
     project, naming = _find([*arrays])
@@ -463,6 +531,10 @@ def load_weights(
     if project in CLASSIFIERS:
         wanted = {name: leaf for name, leaf in leaves(net).items() if name.startswith("backbone.")}
         assign(net, wanted, arrays)
+    elif isinstance(net, FeatureExtractor):
+        raise UserError(
+            f"the weights of {project} are those of a network with a head, not of a backbone alone"
+        )
     else:
         from_mmseg(net, arrays, new_classifier=new_classifier)
     if project in BLUE_FIRST:

@@ -7,12 +7,13 @@ from kdjax.models.options import DTYPES
 from kdjax.models.outputs import FeatureSpec, Preprocessing, SegmentationOutput
 from kdjax.models.queries import query_logits, query_scores
 from kdjax.models.registry import NETWORKS, create, make_network
-from kdjax.models.segmenter import Segmenter
+from kdjax.models.segmenter import FeatureExtractor, Segmenter
 
 __all__ = [
     "DTYPES",
     "NETWORKS",
     "BatchNorm",
+    "FeatureExtractor",
     "FeatureSpec",
     "LinenNetwork",
     "NNXNetwork",

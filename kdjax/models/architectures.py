@@ -2,7 +2,8 @@
 
 The name of most networks is a head, an underscore, and a backbone. Their channels are those of
 mmsegmentation's published configs, as multiples of the width. Any backbone that maps images to
-"stage1" to "stage4" works with any head. A new backbone is one file and one line in this table.
+"stage1" to "stage4" works with any head. A new backbone is one file and one line in this table. The
+name of a backbone alone is a network without class scores.
 
 The networks of other projects, whose names end with "@" and the project, have other settings of the
 same layers. CIRKD and TorchDistiller have a stem of twice the width, more dilations, and pyramids
@@ -38,8 +39,10 @@ from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.outputs import STAGES
 from kdjax.models.pyramids import AtrousPyramid, PyramidPooling
 from kdjax.models.resnet import DEPTHS, ResNet
-from kdjax.models.segmenter import Architecture
+from kdjax.models.segmenter import Architecture, FeatureExtractor, make_extractor
 from kdjax.models.swin import SwinTransformer
+from kdjax.models.vit import VARIANTS as VIT_VARIANTS
+from kdjax.models.vit import VisionTransformer
 
 
 class Family(NamedTuple):
@@ -76,6 +79,13 @@ FAMILIES = {
         shallow_channels=1.5,
     ),
     "fpn_light": Family(FPNHead, output_stride=32, channels=1.5, shallow_channels=1.5),
+    # A 1x1 convolution on the last stage, whose channels it keeps.
+    "linear": Family(
+        partial(FCNHead, sources=("stage4",), num_convs=0),
+        channels=0,
+        shallow_channels=0,
+        auxiliary=False,
+    ),
 }
 
 # Backbones that can dilate. As in mmsegmentation, "b" after the depth means torchvision's stem.
@@ -90,6 +100,7 @@ FIXED: dict[str, Callable[..., Any]] = {
     **{f"hr{variant}": partial(HRNet, variant) for variant in VARIANTS},
     **{f"mit_{size}": partial(MixTransformer, size) for size in SIZES},
     "swin_t": SwinTransformer,
+    **{name: partial(VisionTransformer, name) for name in VIT_VARIANTS},
 }
 SHALLOW = ("r18", "r34", "r18b", "r34b")
 
@@ -193,3 +204,13 @@ for _depth in (50, 101):
     ARCHITECTURES[f"deeplabv3_resnet{_depth}"] = Architecture(_plain, DeepLabHead, 4, 4)
     BACKBONES |= {f"{head}_resnet{_depth}": f"r{_depth}b" for head in ("fcn", "deeplabv3")}
 ARCHITECTURES |= _cirkd() | _torchdistiller()
+
+# Networks without class scores. Backbones that can dilate have the stride 32 here.
+EXTRACTORS: dict[str, Callable[..., FeatureExtractor]] = {
+    name: partial(make_extractor, backbone)
+    for name, backbone in (
+        *((name, partial(factory, output_stride=32)) for name, factory in DILATABLE.items()),
+        *FIXED.items(),
+    )
+}
+BACKBONES |= {name: name for name in EXTRACTORS}

@@ -63,8 +63,9 @@ class Network(Protocol):
           key: for random draws, for example of dropout; None if `train` is False.
 
         Returns:
-          The class scores [B, h, w, K], or a dict of maps [B, h, w, C] by name that contains
-          "logits", or a `SegmentationOutput`; and the variables.
+          The class scores [B, h, w, K], or a dict of maps [B, h, w, C] by name, or a
+          `SegmentationOutput`; and the variables. The class scores are the map "logits". A network
+          without it is a feature extractor: it may teach features, and train to match them.
         """
         ...
 
@@ -78,23 +79,35 @@ def maps_of(output: Any) -> Maps:
     """Returns the maps by name in the output of a network.
 
     Raises:
-      NotANetwork: if the output is neither scores nor maps that contain "logits".
+      NotANetwork: if the output is neither scores nor maps.
     """
     if isinstance(output, SegmentationOutput):
         return output.maps
-    if isinstance(output, Mapping) and SCORES in output:
+    if isinstance(output, Mapping) and output:
         return output
     if isinstance(output, jax.Array):
         return {SCORES: output}
-    found = f"maps {', '.join(output)}" if isinstance(output, Mapping) else type(output).__name__
+    found = "an empty dict" if isinstance(output, Mapping) else type(output).__name__
     raise NotANetwork(
-        f'its output must be the class scores, or a dict of maps with "{SCORES}"; it is {found}'
+        f'its output must be the class scores, or a dict of maps, as "{SCORES}"; it is {found}'
     )
 
 
+def scored_classes(maps: Maps) -> int:
+    """Returns the number of classes that a network scores; 0 for a feature extractor."""
+    return array_of(maps[SCORES]).shape[-1] if SCORES in maps else 0
+
+
 def scores_of(output: Any) -> Float[Array, "B h w K"]:
-    """Returns the class scores in the output of a network."""
-    return array_of(maps_of(output)[SCORES])
+    """Returns the class scores in the output of a network.
+
+    Raises:
+      UserError: if the network has none.
+    """
+    maps = maps_of(output)
+    if SCORES not in maps:
+        raise UserError(f'the network has no class scores ("{SCORES}"), only {", ".join(maps)}')
+    return array_of(maps[SCORES])
 
 
 class ReorderedClasses:
@@ -188,6 +201,8 @@ def _check_maps(name: str, maps: Maps, batch: int) -> None:
             raise UserError(
                 f'{name}: its map "{key}" is {array_of(value).dtype}; maps must be real numbers'
             )
+    if SCORES not in maps:
+        return
     scores = array_of(maps[SCORES])
     shape = list(scores.shape)
     if len(shape) != 4 or shape[0] != batch or 0 in shape:

@@ -3,24 +3,35 @@
 import types
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.models.adapters import NNXNetwork, is_network, network_of, traced_rngs
-from kdjax.models.architectures import ARCHITECTURES
+from kdjax.models.architectures import ARCHITECTURES, EXTRACTORS
 from kdjax.models.network import Network, NotANetwork
 from kdjax.models.options import DTYPES, NetworkOptions
-from kdjax.models.segmenter import Segmenter
+from kdjax.models.segmenter import FeatureExtractor, Segmenter
 from kdjax.utils import imports, schema
 from kdjax.utils.errors import RAISED_BY_USERS, UserError, WrongValue
 
 # Built-in networks are imported by "package.module:attribute" like a user's own.
-built_in = types.SimpleNamespace(**ARCHITECTURES)
-NETWORKS = {name: f"{__name__}:built_in.{name}" for name in ARCHITECTURES}
+built_in = types.SimpleNamespace(**ARCHITECTURES, **EXTRACTORS)
+NETWORKS = {name: f"{__name__}:built_in.{name}" for name in vars(built_in)}
 
 
+@overload
+def create(
+    name: str,
+    *,
+    num_classes: Literal[0],
+    rngs: nnx.Rngs,
+    width: int = NetworkOptions.width,
+    auxiliary: bool = True,
+    dtype: str = NetworkOptions.dtype,
+) -> FeatureExtractor: ...
+@overload
 def create(
     name: str,
     *,
@@ -29,12 +40,21 @@ def create(
     width: int = NetworkOptions.width,
     auxiliary: bool = True,
     dtype: str = NetworkOptions.dtype,
-) -> Segmenter:
+) -> Segmenter: ...
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    width: int = NetworkOptions.width,
+    auxiliary: bool = True,
+    dtype: str = NetworkOptions.dtype,
+) -> Segmenter | FeatureExtractor:
     """Creates a network of kdjax, with new float32 parameters.
 
     Args:
-      name: one of `NETWORKS`, for example "pspnet_r18".
-      num_classes: K, the number of class scores per pixel.
+      name: one of `NETWORKS`, for example "pspnet_r18", or "dinov2_s" for a backbone alone.
+      num_classes: K, the number of class scores per pixel; 0 for a backbone alone.
       rngs: source of the initial parameters.
       width: channels of the first stage, an even number. 64 is the published network; other
         widths scale all channels.
@@ -112,8 +132,8 @@ def find(
       UserError: for an unknown name, width, dtype or option, or a missing argument.
     """
     found = imports.resolve("network", name, NETWORKS, asked_by=f"{where}.name")
-    if num_classes < 1:
-        raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
+    if num_classes < 0:
+        raise UserError(f"num_classes is {num_classes}; it must not be negative")
     schema.check_number(f"{where}.width", width, schema.WIDTH)
     if dtype not in DTYPES:
         raise WrongValue(f"{where}.dtype", f'is "{dtype}"; it must be {" or ".join(DTYPES)}')

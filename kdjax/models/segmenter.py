@@ -1,4 +1,4 @@
-"""A segmentation network: a backbone, a head, and an auxiliary head."""
+"""A segmentation network: a backbone, a head, and an auxiliary head; or the backbone alone."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from kdjax.models.heads import FCNHead, Head
 from kdjax.models.layers import Common, Features, Rngs
 from kdjax.models.outputs import FeatureSpec, SegmentationOutput
+from kdjax.utils.errors import UserError
 
 
 class Backbone(Protocol):
@@ -20,6 +21,38 @@ class Backbone(Protocol):
     def feature_specs(self) -> dict[str, FeatureSpec]: ...  # noqa: D102
 
     def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features: ...  # noqa: D102
+
+
+class FeatureExtractor(nnx.Module):
+    """A backbone alone, a network without class scores."""
+
+    def __init__(self, backbone: Backbone, *, dtype: jnp.dtype):
+        self.backbone = backbone
+        self.dtype = dtype
+
+    @property
+    def feature_specs(self) -> dict[str, FeatureSpec]:
+        """Channels and stride of all maps, by name."""
+        return dict(self.backbone.feature_specs)
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, train: bool = False, rngs: Rngs = None
+    ) -> Features:
+        """Returns the maps of the backbone by name; see `Segmenter` for the arguments."""
+        return dict(self.backbone(images.astype(self.dtype), train=train, rngs=rngs))
+
+
+def make_extractor(
+    backbone: Callable[..., Any],
+    *,
+    num_classes: int,
+    width: int,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> FeatureExtractor:
+    """Builds a backbone alone, from (width=, dtype=, rngs=). It scores no classes."""
+    del num_classes
+    return FeatureExtractor(backbone(width=width, dtype=dtype, rngs=rngs), dtype=dtype)
 
 
 class Segmenter(nnx.Module):
@@ -94,7 +127,13 @@ class Architecture:
     def __call__(
         self, *, num_classes: int, width: int, auxiliary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> Segmenter:
-        """Builds the network; `auxiliary` includes the auxiliary head."""
+        """Builds the network; `auxiliary` includes the auxiliary head.
+
+        Raises:
+          UserError: if there are no classes.
+        """
+        if num_classes < 1:
+            raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
         common = Common(dtype=dtype, rngs=rngs)
         backbone = self.backbone(width=width, **common)
         specs = backbone.feature_specs

@@ -35,6 +35,7 @@ from kdjax.models.network import (
     is_random_key,
     maps_of,
     preprocessing_of,
+    scored_classes,
     trace_maps,
 )
 from kdjax.models.options import NetworkOptions
@@ -72,7 +73,7 @@ class NetworkInfo:
 
     Attributes:
       name: of the network or its factory, for `kdjax.models.make_network`.
-      num_classes: number of class scores per pixel.
+      num_classes: number of class scores per pixel; 0 for a feature extractor.
       width: channels of the first stage.
       auxiliary: True if it has its auxiliary head.
       class_names: a name per class.
@@ -112,6 +113,21 @@ class NetworkInfo:
             options=self.options,
             where=where,
         )
+
+    def require_scores(self, where: str) -> None:
+        """Requires class scores, for callers that predict classes.
+
+        Args:
+          where: the network, for messages.
+
+        Raises:
+          UserError: if the network is a feature extractor.
+        """
+        if not self.num_classes:
+            raise UserError(
+                f"{where}: {self.name} has no class scores, only features; name a network that "
+                "scores classes"
+            )
 
     def blank_image(self) -> np.ndarray:
         """Returns images [1, H, W, 3] for `Network.init`."""
@@ -315,7 +331,7 @@ def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables,
     info = NetworkInfo(name, 1, 64, False, (), (), source=name)
     variables = network.init(jax.random.key(seed), info.blank_image())
     maps = trace_maps(network, variables, info.image_size, train=False, name=name)
-    count = array_of(maps[SCORES]).shape[-1]
+    count = scored_classes(maps)
     named = getattr(network, "class_names", None) or numbered_names(count)
     if len(named) != count:
         raise UserError(f"{name}: it names {len(named)} classes and scores {count}")
@@ -369,14 +385,17 @@ def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -
     """Returns a hash of the scores on a fixed batch, for a network without arrays.
 
     Another framework holds the weights of such a network. The hash uses the mean score of each
-    class, to three digits, so that it does not depend on the number of threads. All networks that
-    fail on the batch have the same hash, and a warning is logged.
+    class, or of each channel of a feature extractor, to three digits, so that it does not depend on
+    the number of threads. All networks that fail on the batch have the same hash, and a warning is
+    logged.
     """
     shape = (2, *info.image_size, 3)
     images = jax.device_put(np.random.default_rng(0).standard_normal(shape, np.float32))
     try:
         output, _ = network.apply(variables, images, train=False, key=None)
-        scores = np.asarray(array_of(maps_of(output)[SCORES]), np.float64)
+        maps = maps_of(output)
+        read = [SCORES] if SCORES in maps else sorted(maps)
+        found = [np.asarray(array_of(maps[name]), np.float64) for name in read]
     # A user's code in a callback can raise any error.
     except Exception as error:
         # A callback puts a traceback before the message of its error.
@@ -387,7 +406,7 @@ def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -
             "kdjax will not notice a change of its weights"
         )
         return _hash({})
-    means = scores.mean((0, 1, 2))
+    means = np.concatenate([values.mean((0, 1, 2)) for values in found])
     scale = max(np.abs(means).max(), np.finfo(np.float32).tiny)
     # Adding 0 turns -0 into 0.
     return _hash({"means": np.round(means / scale, 3) + 0.0, "scale": np.array(f"{scale:.2e}")})

@@ -25,6 +25,8 @@ from kdjax.utils.files import write_atomically
 
 _MIOU, _LOSS = "val/miou", "train/loss"
 _AGREEMENT = "val/agreement_miou"  # of images without labels
+_HELD_OUT = "val/loss"  # of students without class scores
+_JUDGED = (_MIOU, _AGREEMENT, _HELD_OUT, _LOSS)
 # Costs, which are in the tables.
 _NOT_DRAWN = {f"train/step_{name}" for name in ("seconds", "processor_seconds", "flops", "bytes")}
 _MAX_CURVES = 5  # in one chart
@@ -32,6 +34,7 @@ _MAX_CURVES = 5  # in one chart
 _TITLES = {
     _MIOU: "mIoU on val (%)",
     _AGREEMENT: "mIoU against the teacher's labels on val (%)",
+    _HELD_OUT: "loss on val",
     "train/images_per_second": "images/s",
 }
 
@@ -66,7 +69,7 @@ def write_report(path: epath.PathLike, report: Report) -> None:
         method_table=tables.method_table(report),
         run_table=tables.method_table(report, by_seed=True),
         interval_charts=_interval_charts(report, methods, colors),
-        curves=[*_cost_chart(drawn, colors), *_charts(drawn, [_MIOU, _AGREEMENT, _LOSS], colors)],
+        curves=[*_cost_chart(drawn, colors), *_charts(drawn, _JUDGED, colors)],
         best_drawn=len(drawn) - 1 if len(drawn) < len(methods) else 0,
         other_curves=_charts(drawn, _logged(report.runs), colors),
         class_table=class_table,
@@ -97,7 +100,9 @@ def write_results(directory: epath.PathLike, report: Report) -> None:
 def run_figures(run: RunSummary, class_names: Sequence[str]) -> dict[str, Figure]:
     """Returns the charts of a run by title: mIoU on val, what training logs, IoU by class."""
     colors = figures.method_colors([run.method])
-    drawn = _curves(by_method([run]), [_MIOU, _AGREEMENT, _LOSS, *_logged([run])], colors)
+    drawn = _curves(by_method([run]), [*_JUDGED, *_logged([run])], colors)
+    if not len(run.class_iou):
+        return drawn
     title = "IoU by class (%)"
     return drawn | {title: figures.class_iou_bars(run.class_iou, class_names, title)}
 
@@ -115,6 +120,8 @@ def _headline(report: Report, methods: Sequence[MethodResult]) -> str:
     plain, best = plain_student(methods), _best_distilled(methods)
     if plain is None or best is None or math.isnan(plain.miou):
         result = best or plain or methods[0]
+        if losses := result.series(_HELD_OUT):
+            return f"{result.method}: loss {losses[0][1][-1]:.4f} on {report.split}"
         return f"{result.method}: {100 * result.miou:.2f} % mIoU on {report.split}"
     points = 100 * (best.miou - plain.miou)
     if points <= 0:

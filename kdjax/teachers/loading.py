@@ -201,6 +201,6 @@ def _check_described(wanted: TeacherOptions, info: NetworkInfo) -> None:
 
 def comparable(teacher: TrainedNetwork | None, images: RunData) -> TrainedNetwork | None:
     """Returns the teacher if it predicts as many classes as the data have, else None."""
-    if teacher is None or teacher.info.num_classes != images.num_classes:
+    if teacher is None or not teacher.info.num_classes:
         return None
-    return teacher
+    return teacher if teacher.info.num_classes == images.num_classes else None

@@ -15,7 +15,7 @@ from kdjax.distillation import Classification, Distiller, Maps
 from kdjax.distillation.feature_maps import array_of
 from kdjax.distillation.loss import Metrics
 from kdjax.models import Network, Preprocessing, Variables
-from kdjax.models.network import maps_of
+from kdjax.models.network import SCORES, maps_of
 from kdjax.utils import schema
 from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.schema import Section
@@ -152,8 +152,10 @@ class Objective:
           steps: length of the run.
           key: the source of the terms' random numbers.
         """
-        parts = {"cross_entropy": self._cross_entropy(student["logits"], labels)}
-        loss = self.cross_entropy * parts["cross_entropy"]
+        loss, parts = jnp.zeros(()), {}
+        if SCORES in student:
+            parts["cross_entropy"] = self._cross_entropy(student[SCORES], labels)
+            loss = self.cross_entropy * parts["cross_entropy"]
         if "aux_logits" in student and self.auxiliary:
             parts["auxiliary_cross_entropy"] = self._cross_entropy(student["aux_logits"], labels)
             loss += self.auxiliary * parts["auxiliary_cross_entropy"]

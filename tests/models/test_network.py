@@ -302,12 +302,11 @@ def test_mistakes_in_ones_own_network_are_one_line():
         "of_two_axes",
         r"its logits are \[2, 192\] for 2 images; they must be \[2, h, w, K\], channels last",
     )
-    refused(
-        "without_logits", 'config.student: its output must be .* with "logits"; it is maps scor'
-    )
     refused("InLinen", r"options\.chanels is no argument of .*\"channels\"", options={"chanels": 1})
     refused("InLinen", r"config\.student\.width is 16, and .* takes no width", width=16)
     refused("Plain", r"config\.student\.dtype is 'bfloat16', and .* takes no", dtype="bfloat16")
     refused("IMAGES", 'has no "IMAGES"')
     with pytest.raises(TypeError, match=r"its output must be the class scores.*it is list"):
         maps_of([])
+    with pytest.raises(TypeError, match=r"it is an empty dict"):
+        maps_of({})
