@@ -3,14 +3,15 @@
 import importlib
 import statistics
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from kdjax.config import Config, default, network, without_terms
+from kdjax.config import Config, default, network, term, without_terms
 from kdjax.data.interface import SegmentationSet
 from kdjax.distillation.methods import LOSSES
+from kdjax.models import serialization
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.utils import imports
 from kdjax.utils.classes import UNLABELLED
@@ -63,6 +64,51 @@ def teach(config: Config, method: str, teacher: str) -> Config:
     """
     with config.unlocked():
         config.terms = ConfigDict(terms_of(method))
+    config.teacher.checkpoint = teacher
+    return config
+
+
+ADAPTER_RATE = 10.0  # per rate of the backbone, because adapters begin from noise
+# Losses between the features of a backbone and those of its teacher.
+FEATURE_LOSSES: dict[str, dict[str, Any]] = {
+    "phi_s": {"loss": "standardized_l2"},
+    "nfd": {"loss": "nfd"},
+    "cwd": {"loss": "cwd", "weight": 50.0},
+    "l2": {"loss": "l2"},
+}
+
+
+def match_features(
+    config: Config, method: str, teacher: str, *, pairs: Mapping[str, str]
+) -> Config:
+    """Adds terms on features and a teacher to a config, without cross-entropy, and returns it.
+
+    Args:
+      config: the config of a backbone without class scores.
+      method: a key of `FEATURE_LOSSES`.
+      teacher: a path as `config.teacher.checkpoint` takes it. Each of several teachers gets terms.
+      pairs: the teacher's map for each of the student's.
+
+    Raises:
+      UserError: if the method is unknown.
+    """
+    if method not in FEATURE_LOSSES:
+        raise UserError(f'no method "{method}": {did_you_mean(method, FEATURE_LOSSES)}')
+    names = serialization.several(teacher)
+    terms = {}
+    for name in names:
+        for student_map, teacher_map in pairs.items():
+            read = f"{name}/{teacher_map}" if len(names) > 1 else teacher_map
+            key = "_".join([*([name] if len(names) > 1 else []), student_map])
+            terms[key.replace(".", "_")] = term(
+                **FEATURE_LOSSES[method],
+                student=student_map,
+                teacher=read,
+                learning_rate=ADAPTER_RATE,
+            )
+    with config.unlocked():
+        config.terms = ConfigDict(terms)
+    config.loss.cross_entropy = config.loss.auxiliary = 0.0
     config.teacher.checkpoint = teacher
     return config
 

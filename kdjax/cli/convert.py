@@ -5,9 +5,10 @@ python -m kdjax convert --source FILE --model pspnet_r101 --num_classes 19 --out
 FILE is a `.pth` or a `.safetensors` file of mmsegmentation, torchvision (`deeplabv3_resnet101`),
 HuggingFace's SegFormer or its authors' (`segformer_linear_b0`, `segformer_b0@nvlabs`), CIRKD or
 TorchDistiller (`deeplabv3_r18@cirkd`); or an image classifier or DINO, whose backbone gets fresh
-heads (`pspnet_r18b`), or none (`r18b`, `dinov2_s`; without --num_classes). FILE may be a directory that HuggingFace's `save_pretrained` wrote. Use the result
-as `config.teacher.checkpoint`, `config.student.checkpoint`, or `config.student.backbone`. If the
-network was not trained with its project's normalization, give --mean and --std, or --bgr.
+heads (`pspnet_r18b`), or none (`r18b`, `dinov2_s`; without --num_classes). FILE may be a directory
+that HuggingFace's `save_pretrained` wrote. Use the result as `config.teacher.checkpoint`,
+`config.student.checkpoint`, or `config.student.backbone`. If the network was not trained with its
+project's normalization, give --mean and --std, or --bgr.
 """
 
 import math

@@ -537,5 +537,5 @@ def load_weights(
         )
     else:
         from_mmseg(net, arrays, new_classifier=new_classifier)
-    if project in BLUE_FIRST:
-        red_first(net)
+        if project in BLUE_FIRST:
+            red_first(net)

@@ -22,7 +22,7 @@ NETWORKS = {name: f"{__name__}:built_in.{name}" for name in vars(built_in)}
 
 
 @overload
-def create(
+def create(  # pyright: ignore[reportOverlappingOverload]  an int may be 0
     name: str,
     *,
     num_classes: Literal[0],

@@ -41,6 +41,7 @@ from kdjax.models.network import (
 from kdjax.models.options import NetworkOptions
 from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.models.registry import make_network
+from kdjax.models.several import SeveralNetworks
 from kdjax.utils import imports
 from kdjax.utils.classes import distinct_colors, numbered_names
 from kdjax.utils.errors import RAISED_BY_USERS, UserError
@@ -265,7 +266,8 @@ def load(
         "package.module:attribute" of a user's trained network, or of a function without arguments
         that returns one. Its `init` returns the trained variables. It may have `class_names`, and
         a `fingerprint` that identifies weights outside of its variables. Or an ONNX or TensorFlow
-        Lite file.
+        Lite file. Or several of these, with commas between them: a network that returns the maps
+        of all, as "NAME/stage4", where NAME is the last part of a path.
       dtype: the type in which the network computes.
       seed: of the random state of modules that have their own, such as `nnx.Dropout`.
       options: how to read a model file, see `kdjax.models.file_reading.FileOptions`. Other networks
@@ -275,6 +277,8 @@ def load(
       UserError: if there is no checkpoint, it is damaged, its store does not answer, or its network
         cannot be made.
     """
+    if len(paths := several(os.fspath(path))) > 1:
+        return _load_several(paths, dtype, seed, options)
     if not imports.is_path(os.fspath(path)):
         return _load_by_name(os.fspath(path), dtype, seed)
     if is_model_file(path):
@@ -311,6 +315,50 @@ def load(
         arrays |= jax.jit(random_keys)()
     leaves = [arrays[path] for path in paths]
     return network, jax.tree.unflatten(jax.tree.structure(abstract), leaves), info
+
+
+def several(path: str) -> dict[str, str]:
+    """Returns the paths in a path with commas, by the last part of each.
+
+    Raises:
+      UserError: if two have the same last part, or one is empty.
+    """
+    paths = path.split(",")
+    found = {
+        one.rpartition(imports.SEPARATOR)[2].rstrip("/").rpartition("/")[2]: one for one in paths
+    }
+    if "" in found or len(found) < len(paths):
+        raise UserError(
+            f"{path} names several networks: their last parts must differ, and none may be empty, "
+            "because they are the names of the networks"
+        )
+    return found
+
+
+def _load_several(
+    paths: Mapping[str, str], dtype: str, seed: int, options: Mapping[str, Any]
+) -> tuple[Network, Variables, NetworkInfo]:
+    """Loads several networks as one without class scores."""
+    loaded = {
+        name: load(path, dtype=dtype, seed=seed, options=options) for name, path in paths.items()
+    }
+    network = SeveralNetworks(
+        {name: (one, own, info.preprocessing) for name, (one, own, info) in loaded.items()}
+    )
+    joined = ",".join(paths.values())
+    fingerprints = {name: np.array(info.fingerprint) for name, (_, _, info) in loaded.items()}
+    info = NetworkInfo(
+        name=joined,
+        num_classes=0,
+        width=NetworkOptions.width,
+        auxiliary=False,
+        class_names=(),
+        palette=(),
+        preprocessing=network.preprocessing,
+        source=joined,
+        fingerprint=_hash(fingerprints),
+    )
+    return network, network.init(jax.random.key(seed), info.blank_image()), info
 
 
 def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables, NetworkInfo]:

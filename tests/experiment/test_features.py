@@ -1,10 +1,12 @@
 """Networks without class scores: as teachers, as students, and where classes are predicted."""
 
-import json
+import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import thorough
 import tiny
 from flax import nnx
 from ml_collections import ConfigDict
@@ -17,6 +19,7 @@ from kdjax.data import sets
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import FeatureExtractor, NNXNetwork, maps_of, scores_of, serialization
 from kdjax.models.serialization import NetworkInfo
+from kdjax.utils import config_file
 from kdjax.utils.errors import UserError
 
 
@@ -103,7 +106,7 @@ def backbone_config(photos, teacher, kind="unlabelled"):
     return config
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", thorough.after(1, [True, False]))
 def test_features_teach_a_student_that_learns_labels(photos, teacher, tmp_path, cached):
     config = config_of(photos, "labelled", teacher)
     if cached:
@@ -152,9 +155,13 @@ def test_a_backbone_matches_the_teacher_on_photos_alone(photos, teacher, tmp_pat
     assert "loss on val" in result.figures()
     assert f"loss {expected:.4f} on val" in result.files.report.read_text()
     assert f"val loss {expected:.4f}" in repr(result)
+    # A finished run stays as it is.
+    again = kdjax.train(backbone_config(photos, teacher), tmp_path / "run")
+    assert again.losses == result.losses
     assert "loss" in result._repr_html_()
 
 
+@pytest.mark.thorough
 def test_the_best_backbone_has_the_lowest_loss(photos, teacher, tmp_path):
     config = backbone_config(photos, teacher)
     config.export, config.eval_every = "best", 1
@@ -183,6 +190,7 @@ def test_a_pretrained_backbone_begins_a_student(photos, teacher, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_unlabelled_photos_join_labelled_ones(photos, teacher, tmp_path):
     config = config_of(photos, "labelled", teacher)
     with config.unlocked():
@@ -250,10 +258,66 @@ def test_a_callback_without_scores_is_identified_by_its_features():
     assert first.fingerprint == TrainedNetwork.load("test_features:by_callback").info.fingerprint
 
 
-def test_the_result_holds_losses_in_place_of_scores(photos, teacher, tmp_path):
-    result = kdjax.train(backbone_config(photos, teacher), tmp_path / "run")
-    stored = json.loads(result.files.result.read_text())
-    assert stored["scores"] == {}
-    assert stored["losses"] == result.losses
-    # A finished run stays as it is.
-    assert kdjax.train(backbone_config(photos, teacher), tmp_path / "run").losses == result.losses
+def test_several_networks_are_one_with_the_maps_of_all(teacher):
+    path = f"{teacher},test_features:by_callback"
+    name = teacher.rpartition("/")[2]
+    both, first = TrainedNetwork.load(path), TrainedNetwork.load(teacher)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), np.uint8)
+
+    def maps(network):
+        images = network.info.preprocessing(pixels)
+        return maps_of(network.network.apply(network.variables, images, train=False, key=None)[0])
+
+    found, other = maps(both), maps(TrainedNetwork.load("test_features:by_callback"))
+    assert {*found} == {f"{name}/stage3", f"{name}/stage4", "by_callback/deep"}
+    np.testing.assert_allclose(found[f"{name}/stage4"], maps(first)["stage4"], rtol=1e-6)
+    np.testing.assert_allclose(found["by_callback/deep"], other["deep"], rtol=1e-6)
+    assert both.info.num_classes == 0
+    assert both.info.fingerprint not in (first.info.fingerprint, "")
+    for wrong in (f"{teacher},{teacher}/", f"{teacher},"):
+        with pytest.raises(UserError, match="their last parts must differ, and none may be empty"):
+            TrainedNetwork.load(wrong)
+
+
+def pretrain(photos, words):
+    return config_file.read(f"configs/pretrain.py:{photos / 'unlabelled'},{words}")
+
+
+def test_pretrain_trains_a_backbone_with_several_teachers(photos, teacher, tmp_path, capsys):
+    name = teacher.rpartition("/")[2]
+    config = pretrain(photos, f"{teacher},{teacher}/../{name}2,method=l2")
+    assert "no labels, mostly 48 x 40 pixels" in capsys.readouterr().out
+    other = pathlib.Path(teacher).parent / f"{name}2"
+    shutil.copytree(teacher, other, dirs_exist_ok=True)
+    config.student.update(configuration.network(NAME, width=4))
+    config.student.backbone = ""
+    config.steps, config.optimizer.warmup_steps = 2, 0
+    config.teacher.cache = str(tmp_path / "cache")
+    result = kdjax.train(config, tmp_path / "run")
+    terms = {f"train/{name}_stage4", f"train/{name}2_stage4"}
+    assert terms <= result.history[0].keys()
+    assert result.losses["val"] > 0
+
+
+def test_words_of_pretrain(photos, teacher):
+    for method, loss in (("phi_s", "standardized_l2"), ("nfd", "nfd"), ("cwd", "cwd")):
+        config = pretrain(photos, f"{teacher},method={method},map=stage3")
+        (entry,) = config.terms.values()
+        assert (entry.loss, entry.student, entry.teacher) == (loss, "stage4", "stage3")
+    assert pretrain(photos, teacher).student.name == "efficientnet_lite0"
+    assert config.loss.cross_entropy == 0
+    for words, message in (
+        ("method=nfd", r"pretrain\.py takes two words or more, as pretrain\.py:data/mine,TEACHER"),
+        ("a,methods=nfd", r'no option methods: .*"method"'),
+        ("a,method=nfl", r'no method "nfl": .*"nfd"'),
+    ):
+        with pytest.raises(UserError, match=message):
+            pretrain(photos, words)
+
+
+def test_camvid_pretrain_matches_three_stages():
+    config = config_file.read("configs/camvid_pretrain.py:full")
+    assert [*config.terms] == ["stage2", "stage3", "stage4"]
+    assert config.data.data_dir == "data/camvid_full"
+    with pytest.raises(UserError, match=r"camvid_pretrain\.py:whole: it takes half, full"):
+        config_file.read("configs/camvid_pretrain.py:whole")

@@ -157,7 +157,7 @@ def test_a_student_without_labels_reports_its_agreement(unlabelled, teacher, tmp
         capsys.readouterr().out,
     )
     assert said
-    images, student = RunData(unlabelled.data, classes=lambda: (NAMES, np.array(PALETTE))), 0
+    images = RunData(unlabelled.data, classes=lambda: (NAMES, np.array(PALETTE)))
     network, alike, pixels = TrainedNetwork.load(teacher), 0, 0
     student = result.student
     for example in images.spread_examples("val", 9):
