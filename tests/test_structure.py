@@ -34,7 +34,7 @@ PACKAGES = {
     "teachers": {*CORE, "config", "data", "evaluation"},
     "experiment": RUNNING - {"experiment"},
     "planning": {*CORE, "config", "data", "experiment"},
-    "comparison": RUNNING - {"deployment", "teachers"},
+    "comparison": RUNNING - {"deployment"},
     "cli": {*RUNNING, "planning", "comparison"},
 }
 
