@@ -44,10 +44,10 @@ class Part:
     """One benchmark.
 
     Attributes:
-      title: The heading.
-      words: The words after `python -m`; {camvid} stands for the folder.
-      small: The same words for a rehearsal.
-      minutes: The time limit on a GPU; a rehearsal has the minutes of all parts.
+      title: the heading.
+      words: the words after `python -m`; {camvid} stands for the folder.
+      small: the same words for a rehearsal.
+      minutes: the time limit on a GPU; a rehearsal has the minutes of all parts.
     """
 
     title: str

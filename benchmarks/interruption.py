@@ -63,15 +63,15 @@ class Row:
     """The result of one fault.
 
     Attributes:
-      number: The number of the fault, from 1.
-      fault: The fault, as in `FAULTS`.
+      number: the number of the fault, from 1.
+      fault: the fault, as in `FAULTS`.
       moment: "starting", "stepping" or "saving".
-      process: The process that the fault affected, -1 for both.
-      statuses: The exit statuses of both processes.
-      seconds_to_end: Time from the fault to the end of both processes.
-      seconds_to_continue: Time from the next start to its first step.
-      steps_again: The number of logged steps that were repeated.
-      line: The last line that each process printed on stderr, if it printed one.
+      process: the process that the fault affected, -1 for both.
+      statuses: the exit statuses of both processes.
+      seconds_to_end: time from the fault to the end of both processes.
+      seconds_to_continue: time from the next start to its first step.
+      steps_again: the number of logged steps that were repeated.
+      line: the last line that each process printed on stderr, if it printed one.
     """
 
     number: int

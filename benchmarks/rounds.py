@@ -28,8 +28,8 @@ def table(seconds: Mapping[str, Sequence[float]], images: int) -> str:
     """Returns a table: median, images/s, and the ratio to the first call of the same round.
 
     Args:
-      seconds: The result of `timed`.
-      images: The number of images of one call.
+      seconds: the result of `timed`.
+      images: the number of images of one call.
     """
     first = next(iter(seconds))
     lines = [f"| step | ms | images/s | ratio to {first} |", "| --- | ---: | ---: | ---: |"]

@@ -14,14 +14,14 @@ class Work:
 
     Attributes:
       teacher_depth, teacher_width: of a PSPNet on ResNet-v1c.
-      student_depth, student_width: The same of the student, which has an auxiliary head.
-      classes: Number of classes.
-      crop: Height and width of the images.
-      batch_size: Images of a step.
-      dtype: The type of the networks' arithmetic, "float32" or "bfloat16".
-      steps: Length of the poly schedule.
+      student_depth, student_width: the same of the student, which has an auxiliary head.
+      classes: number of classes.
+      crop: height and width of the images.
+      batch_size: images of a step.
+      dtype: the type of the networks' arithmetic, "float32" or "bfloat16".
+      steps: length of the poly schedule.
       distilled: True if the teacher's forward pass is part of the step, even if unread.
-      terms: Config entries of the distillation terms by name, as `kdjax.config.term` makes them.
+      terms: config entries of the distillation terms by name, as `kdjax.config.term` makes them.
     """
 
     teacher_depth: int = 101

@@ -24,9 +24,9 @@ class Scene:
     Attributes:
       image: `[H, W, 3]` uint8.
       label: `[H, W]` uint8.
-      small: The labels `[h, w]` at the resolution of the networks' maps.
-      teacher: The teacher's output, a batch of one.
-      student: The student's output.
+      small: the labels `[h, w]` at the resolution of the networks' maps.
+      teacher: the teacher's output, a batch of one.
+      student: the student's output.
     """
 
     image: np.ndarray

@@ -158,10 +158,10 @@ class PSPNet(nn.Module):
 
     Args:
       depth: 18, 34, 50 or 101.
-      width: Channels of the first stage. 64 is the published network.
-      classes: Number of classes.
+      width: channels of the first stage. 64 is the published network.
+      classes: number of classes.
       auxiliary: True to build the head that only training reads.
-      dropout: Share of the channels that training drops before the classifiers.
+      dropout: share of the channels that training drops before the classifiers.
     """
 
     def __init__(

@@ -87,10 +87,10 @@ class Trainer:
 
     Args:
       student: trained in place; returns its maps by name.
-      teacher: The frozen teacher, in evaluation mode.
-      recipe: The computation.
-      execution: Its execution.
-      adapters: Weights [T, S, 1, 1] of the 1x1 convolutions that the terms learn, by term.
+      teacher: the frozen teacher, in evaluation mode.
+      recipe: the computation.
+      execution: its execution.
+      adapters: weights [T, S, 1, 1] of the 1x1 convolutions that the terms learn, by term.
     """
 
     def __init__(

@@ -45,10 +45,10 @@ def run(
     * 130 for Ctrl-C if there was nothing to save.
 
     Args:
-      main: The command, called as `main([program, word, ...])`.
-      about: The text that `--help` prints before the flags.
-      extras: The optional dependencies that the command needs.
-      words: The number of words that the command takes in addition to its flags.
+      main: the command, called as `main([program, word, ...])`.
+      about: the text that `--help` prints before the flags.
+      extras: the optional dependencies that the command needs.
+      words: the number of words that the command takes in addition to its flags.
       resumes: True if the same command continues what an earlier one did not finish.
     """
     name = sys.argv[0]
@@ -92,7 +92,7 @@ def _call(main: Callable[[list[str]], None], argv: list[str]) -> None:
     """Calls a command.
 
     Raises:
-      UserError: If a user's own code, which the command runs, exits.
+      UserError: if a user's own code, which the command runs, exits.
     """
     try:
         main(argv)
@@ -267,8 +267,8 @@ def advice(extras: Sequence[str], error: ImportError) -> str | None:
     """Returns one line that says what to install, or None if none of the extras has the module.
 
     Args:
-      extras: The extras that the command needs. The line names all of them.
-      error: The error of an import anywhere in the command.
+      extras: the extras that the command needs. The line names all of them.
+      error: the error of an import anywhere in the command.
     """
     package = (error.name or "").partition(".")[0]
     if not any(package in MODULES[extra] for extra in extras):

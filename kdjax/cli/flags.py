@@ -19,7 +19,7 @@ class _ConfigParser(flags.ArgumentParser[ConfigDict]):
         """Returns the config of a file, locked.
 
         Raises:
-          UserError: As in `kdjax.utils.config_file.read`.
+          UserError: as in `kdjax.utils.config_file.read`.
         """
         return config_file.read(argument)
 
@@ -85,7 +85,7 @@ class InferenceFlags:
         """Returns the flags as arguments of `kdjax.evaluate` and `kdjax.predict`.
 
         Raises:
-          UserError: If a value is not a number.
+          UserError: if a value is not a number.
         """
         return {
             "mode": self._mode.value,
@@ -115,7 +115,7 @@ class ModelFileFlags:
         """Returns the flags as `TrainedNetwork.load` takes them.
 
         Raises:
-          UserError: If an option has no value.
+          UserError: if an option has no value.
         """
         given = {} if self._classes.value is None else {"classes": self._classes.value}
         for text in self._options.value:

@@ -16,8 +16,8 @@ class Command(NamedTuple):
     """What `command.run` must know about a command before it imports its module.
 
     Attributes:
-      extras: The optional dependencies of `pyproject.toml` that the command needs.
-      words: The number of words that the command takes in addition to its flags.
+      extras: the optional dependencies of `pyproject.toml` that the command needs.
+      words: the number of words that the command takes in addition to its flags.
       resumes: True if the same command continues what an earlier one did not finish.
     """
 

@@ -34,10 +34,10 @@ class ComparisonResult:
     """The result of a comparison. It prints as tables, and a notebook shows its main table.
 
     Attributes:
-      report: The HTML page, in the same directory as `results.md`, `results.csv`, and `runs.csv`.
-      students: The finished run of each method's first seed, by the method's name in the tables.
-      choices: The settings that each method tried on validation, and the choice among them.
-      notes: Lines on these settings, on runs that diverged, and on longer plain students.
+      report: the HTML page, in the same directory as `results.md`, `results.csv`, and `runs.csv`.
+      students: the finished run of each method's first seed, by the method's name in the tables.
+      choices: the settings that each method tried on validation, and the choice among them.
+      notes: lines on these settings, on runs that diverged, and on longer plain students.
     """
 
     report: epath.Path
@@ -112,19 +112,19 @@ def compare(
         print(result)
 
     Args:
-      config: From `kdjax.default_config`, with `config.compare.methods`, or the path of a config
+      config: from `kdjax.default_config`, with `config.compare.methods`, or the path of a config
         file.
-      workdir: The directory of the runs, the tables, and the report.
-      data: As for `kdjax.train`. With parallel runs, name it in the config instead.
-      parallel: The number of runs at once, in processes that share the accelerators or else the
+      workdir: the directory of the runs, the tables, and the report.
+      data: as for `kdjax.train`. With parallel runs, name it in the config instead.
+      parallel: the number of runs at once, in processes that share the accelerators or else the
         cores.
-      seeds: The seeds of the runs that are reported; by default `config.compare.seeds`.
+      seeds: the seeds of the runs that are reported; by default `config.compare.seeds`.
 
     Raises:
-      UserError: For a mistake in the config, a workdir with another comparison, or a workdir that
+      UserError: for a mistake in the config, a workdir with another comparison, or a workdir that
         another process uses.
-      Preempted: If the process was asked to stop. The progress is saved.
-      Transient: If every run that failed may succeed at the next try.
+      Preempted: if the process was asked to stop. The progress is saved.
+      Transient: if every run that failed may succeed at the next try.
     """
     options = configuration.read(config, data)
     workdir = os.fspath(workdir)

@@ -45,9 +45,9 @@ def longer_students(
     later have as many steps.
 
     Args:
-      path: The file.
-      results: Of the finished runs, each with the name of its method.
-      steps_each: The steps of every run.
+      path: the file.
+      results: of the finished runs, each with the name of its method.
+      steps_each: the steps of every run.
 
     Returns:
       The students, and a line on the methods that cost no more than the plain student.

@@ -32,8 +32,8 @@ def train_one(run: Run, data: SegmentationSet | None = None) -> None:
     """Trains a run. If it diverges, notes why, and never starts it again.
 
     Args:
-      run: The run.
-      data: As for `kdjax.train`.
+      run: the run.
+      data: as for `kdjax.train`.
     """
     files, log = run.files, RunLogger(run.name)
     if files.diverged.exists():
@@ -64,14 +64,14 @@ def train_all(runs: Sequence[Run], parallel: int = 1, data: SegmentationSet | No
     """Trains the runs that are not finished.
 
     Args:
-      runs: No run needs the result of another one.
-      parallel: The number of processes, which share the accelerators or else the cores.
-      data: As for `kdjax.train`, if `parallel` is 1.
+      runs: no run needs the result of another one.
+      parallel: the number of processes, which share the accelerators or else the cores.
+      data: as for `kdjax.train`, if `parallel` is 1.
 
     Raises:
-      UserError: If a run failed, or there are fewer devices than processes.
-      Preempted: If the process was asked to stop. The progress is saved.
-      Transient: If every run that failed may succeed at the next try.
+      UserError: if a run failed, or there are fewer devices than processes.
+      Preempted: if the process was asked to stop. The progress is saved.
+      Transient: if every run that failed may succeed at the next try.
     """
     if parallel == 1:
         for run in runs:

@@ -35,11 +35,11 @@ class Comparison(NamedTuple):
     """The finished runs of a comparison.
 
     Attributes:
-      runs: The workdirs of the finished runs, the teacher's first, then by seed. The workdir of a
+      runs: the workdirs of the finished runs, the teacher's first, then by seed. The workdir of a
         teacher that kdjax did not train holds only its scores.
-      students: By method, the workdir of its first finished seed; the plain student first.
-      choices: The settings that were tried on validation.
-      notes: Lines on these settings, on runs that diverged, and on the longer plain student.
+      students: by method, the workdir of its first finished seed; the plain student first.
+      choices: the settings that were tried on validation.
+      notes: lines on these settings, on runs that diverged, and on the longer plain student.
     """
 
     runs: list[Workdir]

@@ -59,8 +59,8 @@ class TuningResult(NamedTuple):
     """The settings that a method tried, and their scores.
 
     Attributes:
-      method: The name of the method.
-      tried: The settings.
+      method: the name of the method.
+      tried: the settings.
       scores: MIoU on validation by setting and seed; NaN for a run that diverged. Empty without
         tuning.
     """

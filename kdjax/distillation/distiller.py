@@ -45,19 +45,19 @@ class Distiller:
     """Distillation terms between two networks, for any training loop.
 
     Args:
-      terms: The terms by name, each a `Loss` or the result of `term`. Metrics use the same names.
-      student: The student's maps by name: arrays, `jax.ShapeDtypeStruct`s, or `Spec`s.
-      teacher: The teacher's maps. None if no term reads the teacher.
-      image_size: Height and width of the images, from which the strides of the maps follow.
-      ignore_label: The label of pixels that do not count.
-      where: The name of the terms in error messages.
+      terms: the terms by name, each a `Loss` or the result of `term`. Metrics use the same names.
+      student: the student's maps by name: arrays, `jax.ShapeDtypeStruct`s, or `Spec`s.
+      teacher: the teacher's maps. None if no term reads the teacher.
+      image_size: height and width of the images, from which the strides of the maps follow.
+      ignore_label: the label of pixels that do not count.
+      where: the name of the terms in error messages.
 
     Raises:
-      UserError: If a loss, an option, or a map is unknown, if maps do not fit together, or if a
+      UserError: if a loss, an option, or a map is unknown, if maps do not fit together, or if a
         term raises an error when it is traced on maps of these shapes. The message names the term.
 
     Attributes:
-      terms: The losses by name.
+      terms: the losses by name.
 
     Examples:
       >>> distiller = Distiller({"cwd": term("cwd")}, student=student_maps, teacher=teacher_maps)
@@ -153,14 +153,14 @@ class Distiller:
         `student`.
 
         Args:
-          params: The parameters of the terms, as `init` returns them.
-          state: The state of the terms, as `init` returns it.
-          student: The student's maps by name. Losses that augment features need a `Classification`.
-          teacher: The teacher's maps, which receive no gradient. None if no term reads them.
-          labels: Class indices at the size of the images. None if no term reads them.
-          step: The number of steps done.
-          steps: The number of steps of the whole run.
-          key: A random key, the same in every step. Each step and term derives its own from it.
+          params: the parameters of the terms, as `init` returns them.
+          state: the state of the terms, as `init` returns it.
+          student: the student's maps by name. Losses that augment features need a `Classification`.
+          teacher: the teacher's maps, which receive no gradient. None if no term reads them.
+          labels: class indices at the size of the images. None if no term reads them.
+          step: the number of steps done.
+          steps: the number of steps of the whole run.
+          key: a random key, the same in every step. Each step and term derives its own from it.
 
         Returns:
           The loss, and the new state with the metrics. The metrics are the unweighted value of

@@ -21,10 +21,10 @@ class Classification:
     need one.
 
     Attributes:
-      logits: Class scores `[B, h, w, K]`.
-      inputs: The input of the last 1x1 convolution, `[B, h, w, A]`. In training, after dropout.
-      kernel: The kernel of that convolution, `[A, K]`.
-      bias: Its bias, `[K]`.
+      logits: class scores `[B, h, w, K]`.
+      inputs: the input of the last 1x1 convolution, `[B, h, w, A]`. In training, after dropout.
+      kernel: the kernel of that convolution, `[A, K]`.
+      bias: its bias, `[K]`.
     """
 
     logits: Float[Array, "B h w K"]
@@ -42,11 +42,11 @@ class Spec:
     """The properties of a map that a loss may rely on.
 
     Attributes:
-      channels: The number of channels C.
-      stride: Pixels of the image per cell of the map, or None if unknown.
-      size: Height and width of the map, or None if unknown.
+      channels: the number of channels C.
+      stride: pixels of the image per cell of the map, or None if unknown.
+      size: height and width of the map, or None if unknown.
       scores: True if the map holds class scores.
-      classified: The number of channels that the classifier reads, or None if unknown.
+      classified: the number of channels that the classifier reads, or None if unknown.
     """
 
     channels: int
@@ -67,13 +67,13 @@ def spec_of(name: str, value: Any, image_size: tuple[int, int] | None = None) ->
     """Returns the spec of a map.
 
     Args:
-      name: The name of the map.
-      value: An array or `jax.ShapeDtypeStruct` `[B, h, w, C]`, a `Classification` of these, or a
+      name: the name of the map.
+      value: an array or `jax.ShapeDtypeStruct` `[B, h, w, C]`, a `Classification` of these, or a
         `Spec`.
-      image_size: Height and width of the images, if known.
+      image_size: height and width of the images, if known.
 
     Raises:
-      ValueError: If the value is not a map.
+      ValueError: if the value is not a map.
     """
     if isinstance(value, Spec):
         return dataclasses.replace(value, scores=value.scores or name in SCORES)

@@ -19,9 +19,9 @@ def init_adapter(
     default has no bias, as in CIRKD and TorchDistiller.
 
     Args:
-      key: Random key of the kernel.
-      channels: Channels of the student's map.
-      wanted: Channels of the teacher's map.
+      key: random key of the kernel.
+      channels: channels of the student's map.
+      wanted: channels of the teacher's map.
       bias: True if the convolution has a bias.
       norm: True if a batch norm follows. It uses the statistics of each batch and keeps none,
         because an adapter runs only in training.

@@ -33,17 +33,17 @@ class Inputs:
     `resize` and `adapter` say. If a term names several maps, each field is a tuple in their order.
 
     Attributes:
-      student: The student's map `[B, h, w, C]`, or a tuple of maps.
-      teacher: The teacher's map, without gradient. None if the loss does not read the teacher.
-      labels: Class indices at the size of the map, `[B, h, w]`, or a tuple. None without labels.
-      full_labels: Class indices at the size of the images, `[B, H, W]`.
+      student: the student's map `[B, h, w, C]`, or a tuple of maps.
+      teacher: the teacher's map, without gradient. None if the loss does not read the teacher.
+      labels: class indices at the size of the map, `[B, h, w]`, or a tuple. None without labels.
+      full_labels: class indices at the size of the images, `[B, H, W]`.
       valid: True for each entry of `labels` that is not the ignore label.
-      classifier: How the student's scores were made, at the size of the map. None if unknown.
-      progress: The share of the run that is done, 0 to 1.
-      step: The number of steps done.
-      key: A random key. It depends only on the seed, the step, the micro-batch, and the
+      classifier: how the student's scores were made, at the size of the map. None if unknown.
+      progress: the share of the run that is done, 0 to 1.
+      step: the number of steps done.
+      key: a random key. It depends only on the seed, the step, the micro-batch, and the
         term's name, so that an image receives the same random numbers on any number of devices.
-      ignore_label: The label of pixels that do not count.
+      ignore_label: the label of pixels that do not count.
     """
 
     student: Any
@@ -62,7 +62,7 @@ def read_labels(inputs: Inputs) -> tuple[Int[Array, "B h w"], Bool[Array, "B h w
     """Returns the labels at the size of the map, and the mask of those that count.
 
     Raises:
-      ValueError: If the batch has no labels.
+      ValueError: if the batch has no labels.
     """
     if inputs.labels is None:
         raise ValueError("reads labels, and there are none")
@@ -86,19 +86,19 @@ class Loss:
     numbers in that range (`kdjax.utils.schema.Range`).
 
     Attributes:
-      student: The name of the student's map, or several names.
-      teacher: The name of the teacher's map, or as many names. None for a loss without a teacher.
-      weight: The factor of the loss at the start of a run.
-      schedule: How the weight changes during a run: "constant", or "linear" or "cosine" to
+      student: the name of the student's map, or several names.
+      teacher: the name of the teacher's map, or as many names. None for a loss without a teacher.
+      weight: the factor of the loss at the start of a run.
+      schedule: how the weight changes during a run: "constant", or "linear" or "cosine" to
         `final_weight`.
-      final_weight: The weight at the end.
-      resize: The side whose size the maps take if sizes differ. Resizing is bilinear. "none" keeps
+      final_weight: the weight at the end.
+      resize: the side whose size the maps take if sizes differ. Resizing is bilinear. "none" keeps
         both sizes.
-      adapter: When a 1x1 convolution maps the student's channels to the teacher's: "where_needed",
+      adapter: when a 1x1 convolution maps the student's channels to the teacher's: "where_needed",
         "always", or "never". It is trained with the student, and exports leave it out.
       adapter_bias: True if the adapter has a bias.
       adapter_norm: True if a batch norm follows the adapter.
-      learning_rate: The factor of the run's learning rate for the parameters of the term.
+      learning_rate: the factor of the run's learning rate for the parameters of the term.
     """
 
     student: Names = "logits"
@@ -128,21 +128,21 @@ class Loss:
         """Refuses maps on which the loss is not defined.
 
         Args:
-          student: The `Spec` of the student's map after resizing and adapter, or a tuple of specs.
-          teacher: The same for the teacher. None if the loss does not read the teacher.
+          student: the `Spec` of the student's map after resizing and adapter, or a tuple of specs.
+          teacher: the same for the teacher. None if the loss does not read the teacher.
 
         Raises:
-          ValueError: If the loss is not defined. The message says what would be right.
+          ValueError: if the loss is not defined. The message says what would be right.
         """
 
     def check_steps(self, steps: int) -> None:
         """Refuses a run that is too short, for losses that are 0 in their first steps.
 
         Args:
-          steps: The number of steps of the whole run.
+          steps: the number of steps of the whole run.
 
         Raises:
-          ValueError: If the run is too short. The message says what would be right.
+          ValueError: if the run is too short. The message says what would be right.
         """
 
     def init_params(self, key: PRNGKeyArray, student: Any, teacher: Any) -> PyTree:
@@ -197,8 +197,8 @@ class Loss:
         """Returns the specs of the maps after resizing and adapter.
 
         Args:
-          student: The specs of the student's maps that the loss names.
-          teacher: The specs of the teacher's maps that the loss names.
+          student: the specs of the student's maps that the loss names.
+          teacher: the specs of the teacher's maps that the loss names.
 
         Returns:
           For each side a spec, or a tuple if the loss names several maps. None for a teacher that
@@ -252,13 +252,13 @@ def loss_class(
     """Returns a loss class, and makes one if it gets a function.
 
     Args:
-      target: A subclass of `Loss`, or a function `(student, teacher, *, ...)` or
+      target: a subclass of `Loss`, or a function `(student, teacher, *, ...)` or
         `(student, teacher, labels, *, ...)` of arrays. The keyword arguments become the fields.
-      mean_over: The entries of the function's result whose mean is the loss: "all", or those of
+      mean_over: the entries of the function's result whose mean is the loss: "all", or those of
         the pixels with a label.
 
     Raises:
-      ValueError: If the target is neither.
+      ValueError: if the target is neither.
     """
     if isinstance(target, type) and issubclass(target, Loss):
         return target

@@ -18,13 +18,13 @@ def term(loss: str | type[Loss] | Callable[..., Any], **options: Any) -> dict[st
     """Returns a term as a config holds it: the name of its loss, with all options.
 
     Args:
-      loss: A built-in name, "package.module:attribute", or the class or function itself.
-      **options: Options that differ from the defaults: `student` and `teacher` (the map of each
+      loss: a built-in name, "package.module:attribute", or the class or function itself.
+      **options: options that differ from the defaults: `student` and `teacher` (the map of each
         side, or several), `weight`, `schedule`, and the other fields of `distillation.Loss` and of
         the loss.
 
     Raises:
-      UserError: If the loss or an option is unknown. The message names the nearest one.
+      UserError: if the loss or an option is unknown. The message names the nearest one.
     """
     name = imports.name_of("loss", loss)
     kind = _class_of("term", name)
@@ -36,11 +36,11 @@ def make_loss(where: str, entry: Any) -> Loss:
     """Makes the loss of a term and checks every value that needs no network.
 
     Args:
-      where: The key of the term, for messages, such as "config.terms.cwd".
-      entry: A loss, or the result of `term`.
+      where: the key of the term, for messages, such as "config.terms.cwd".
+      entry: a loss, or the result of `term`.
 
     Raises:
-      UserError: If the loss or an option is unknown, or a value has the wrong type or range.
+      UserError: if the loss or an option is unknown, or a value has the wrong type or range.
     """
     name = where.rpartition(".")[2]
     if name in RESERVED:

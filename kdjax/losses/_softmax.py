@@ -20,7 +20,7 @@ class Normalizer(NamedTuple):
     The sum of the two would lose the digits of `log_sum` if all scores share a large offset.
 
     Attributes:
-      largest: The largest score, or 0 if all scores are -inf.
+      largest: the largest score, or 0 if all scores are -inf.
       log_sum: `log sum exp((scores - largest) / temperature)`.
     """
 
@@ -39,11 +39,11 @@ def softmax_kl(student, teacher, temperature, axis, where=None):
     -inf, the divergence is 0. If only the student's score is -inf, the divergence is infinite.
 
     Args:
-      student: Scores.
-      teacher: Scores of the same shape; they receive no gradient.
-      temperature: A number or array; it receives no gradient.
-      axis: One axis or several, over which each softmax is taken.
-      where: Which softmaxes to compare, bool, of the shape of a normalizer. The scores of the
+      student: scores.
+      teacher: scores of the same shape; they receive no gradient.
+      temperature: a number or array; it receives no gradient.
+      axis: one axis or several, over which each softmax is taken.
+      where: which softmaxes to compare, bool, of the shape of a normalizer. The scores of the
         others count as 0, whatever they are.
 
     Returns:

@@ -17,8 +17,8 @@ def attention_transfer(
     `a_i = e_i / |e|`, with `e_i` the mean square of the features of pixel `i`.
 
     Args:
-      student: Features `[..., H, W, D]`, any floating type.
-      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
+      student: features `[..., H, W, D]`, any floating type.
+      teacher: features `[..., H, W, E]` of the same size; they receive no gradient.
 
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.

@@ -32,13 +32,13 @@ def bpkd(
     edges, times the number of classes.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices at the size of the maps or larger.
-      part: Which part of the loss to return.
-      window: Rows and columns, in pixels of the labels.
-      temperature: Softens the distributions. A setting: it receives no gradient.
-      ignore_label: The label of pixels that do not count.
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      labels: class indices at the size of the maps or larger.
+      part: which part of the loss to return.
+      window: rows and columns, in pixels of the labels.
+      temperature: softens the distributions. A setting: it receives no gradient.
+      ignore_label: the label of pixels that do not count.
 
     Returns:
       float32 `[..., C]`; the plain mean is the loss. A class without edges adds 0 to `"edge"`.

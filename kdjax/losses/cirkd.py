@@ -26,14 +26,14 @@ def cirkd_minibatch(
     proportion to their square.
 
     Args:
-      student: Features `[..., H, W, D]`, any floating type.
-      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      temperature: Of the softmax. A setting: it receives no gradient.
-      pool: Rows and columns of the windows over which features are averaged first. Windows at the
+      student: features `[..., H, W, D]`, any floating type.
+      teacher: features `[..., H, W, E]` of the same size; they receive no gradient.
+      temperature: of the softmax. A setting: it receives no gradient.
+      pool: rows and columns of the windows over which features are averaged first. Windows at the
         far edges may be cut off.
-      group: The number of consecutive images that are compared with each other; 0 for all. The
+      group: the number of consecutive images that are compared with each other; 0 for all. The
         authors' code compares the 2 images of a device.
-      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are split.
+      axis_name: inside `shard_map`, the mesh axes over which the images of the batch are split.
 
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.

@@ -27,7 +27,7 @@ class ClassStatistics:
     of the pixels seen in a class no longer changes them.
 
     Attributes:
-      count: Number of pixels seen, int32 `[K]`. It is exact up to 2^31 - 1, where it stays.
+      count: number of pixels seen, int32 `[K]`. It is exact up to 2^31 - 1, where it stays.
       mean: float32 `[K, A]`.
       covariance: float32 `[K, A]` (the diagonal, as in ISDA and FAKD) or `[K, A, A]`.
 
@@ -67,10 +67,10 @@ class ClassStatistics:
 
         Args:
           features: `[..., H, W, A]`, any floating type; they receive no gradient.
-          labels: Class indices `[..., H, W]`, nearest-resized to the features' size. Pixels whose
+          labels: class indices `[..., H, W]`, nearest-resized to the features' size. Pixels whose
             label is `ignore_label` or no class are left out, whatever their features are.
-          ignore_label: The label of pixels that do not count.
-          axis_name: Inside `shard_map`, the mesh axes over which the pixels are split. The
+          ignore_label: the label of pixels that do not count.
+          axis_name: inside `shard_map`, the mesh axes over which the pixels are split. The
             statistics are then those of all pixels, and the same on every device.
         """
         check_map("features", features)

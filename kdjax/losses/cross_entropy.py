@@ -21,9 +21,9 @@ def cross_entropy(
     class nor `ignore_label` gives NaN, so that a wrong label map does not go unnoticed.
 
     Args:
-      logits: Scores `[..., H, W, C]`, any floating type.
-      labels: Class indices `[..., H, W]`, any integer type.
-      ignore_label: The label of pixels that do not count.
+      logits: scores `[..., H, W, C]`, any floating type.
+      labels: class indices `[..., H, W]`, any integer type.
+      ignore_label: the label of pixels that do not count.
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`, whatever the scores are.
@@ -62,10 +62,10 @@ def upsampled_cross_entropy(
     only the pixels that are interpolated from its cell. A score of -inf counts as -1e30.
 
     Args:
-      logits: Scores `[..., h, w, C]`, any floating type.
-      labels: Class indices `[..., H, W]`, any integer type.
-      ignore_label: The label of pixels that do not count.
-      align_corners: As in PyTorch's `interpolate`. False aligns the edges of the two maps
+      logits: scores `[..., h, w, C]`, any floating type.
+      labels: class indices `[..., H, W]`, any integer type.
+      ignore_label: the label of pixels that do not count.
+      align_corners: as in PyTorch's `interpolate`. False aligns the edges of the two maps
         (mmsegmentation). True aligns the centers of their corner pixels (the first public PSPNet
         code, SKD, TorchDistiller, CIRKD, ISDA). Neither smooths if the labels are the smaller map.
 
@@ -126,8 +126,8 @@ def valid_mean(values: Float[Array, "*shape"], valid: Bool[Array, "*shape"]) -> 
     anything, even NaN.
 
     Args:
-      values: Terms of a loss, any shape.
-      valid: Which of them count, the same shape.
+      values: terms of a loss, any shape.
+      valid: which of them count, the same shape.
     """
     if valid.dtype != jnp.bool_:
         raise TypeError(f"valid must be boolean, got {valid.dtype} {shape_of(valid)}")

@@ -21,9 +21,9 @@ def cwd(
     nothing. A pixel, or a whole channel, that is -inf in both networks adds nothing.
 
     Args:
-      student: Logits or features `[..., H, W, C]`, any floating type.
-      teacher: The same shape; it receives no gradient.
-      temperature: Softens both distributions. A setting: it receives no gradient.
+      student: logits or features `[..., H, W, C]`, any floating type.
+      teacher: the same shape; it receives no gradient.
+      temperature: softens both distributions. A setting: it receives no gradient.
 
     Returns:
       float32 `[..., C]`; the plain mean is the loss.

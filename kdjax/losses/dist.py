@@ -24,10 +24,10 @@ def dist_inter(
     student's softmax `p` and `q` over the channels.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      temperature: Softens both distributions. A setting: it receives no gradient.
-      eps: Keeps a uniform distribution finite. Its correlation with anything is 0.
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      temperature: softens both distributions. A setting: it receives no gradient.
+      eps: keeps a uniform distribution finite. Its correlation with anything is 0.
 
     Returns:
       float32 `[..., H, W]`; the plain mean is the loss.
@@ -57,16 +57,16 @@ def dist_intra(
     `1 - rho(p_c, q_c)` over the pixels of all images, for every class.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      temperature: As in `dist_inter`.
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      temperature: as in `dist_inter`.
       classes: `"all"`, as the authors' code, or `"present"` for classes that have the teacher's
         highest score at some pixel. Under `"all"`, a class that neither network predicts adds 1 and
         hardly any gradient.
-      eps: Keeps such a class finite.
-      group: The number of consecutive images that are taken together; 0 for all. The authors' code
+      eps: keeps such a class finite.
+      group: the number of consecutive images that are taken together; 0 for all. The authors' code
         takes the 2 images of a device.
-      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are split.
+      axis_name: inside `shard_map`, the mesh axes over which the images of the batch are split.
 
     Returns:
       float32 `[C]`, or `[..., B / group, C]`; the plain mean is the loss.

@@ -22,9 +22,9 @@ def dsd_pairs(
     `attention_transfer`.
 
     Args:
-      student: Two or more maps `[..., H, W, C]` of one size, in the order of the network. The
+      student: two or more maps `[..., H, W, C]` of one size, in the order of the network. The
         authors take the auxiliary scores, the features before the classifier, and the scores.
-      teacher: As many maps of the same size; they receive no gradient.
+      teacher: as many maps of the same size; they receive no gradient.
 
     Returns:
       float32 `[..., pairs]`; the plain mean is the loss.

@@ -50,17 +50,17 @@ def fakd_kl(  # noqa: PLR0913
     All options equal the plain loss at strength 0, are never below it, and grow with the strength.
 
     Args:
-      student_features: Input `[..., H, W, A]` of the student's last 1x1 convolution.
-      kernel: Its kernel `[A, C]`.
-      bias: Its bias `[C]`, or None.
+      student_features: input `[..., H, W, A]` of the student's last 1x1 convolution.
+      kernel: its kernel `[A, C]`.
+      bias: its bias `[C]`, or None.
       teacher_logits: `[..., H, W, C]`; they receive no gradient.
-      labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
-      covariance: Of the student's features in each class, `[C, A]` (diagonal) or `[C, A, A]`, as
+      labels: class indices `[..., H, W]`, nearest-resized to the features' size.
+      covariance: of the student's features in each class, `[C, A]` (diagonal) or `[C, A, A]`, as
         in `ClassStatistics.covariance`; it receives no gradient. A full one costs P C^3.
-      strength: Scale of the augmentation, which usually grows linearly from 0 over the training.
-      temperature: Softens both distributions. It receives no gradient.
-      bound: The choice of `v`.
-      ignore_label: The label of pixels that do not count.
+      strength: scale of the augmentation, which usually grows linearly from 0 over the training.
+      temperature: softens both distributions. It receives no gradient.
+      bound: the choice of `v`.
+      ignore_label: the label of pixels that do not count.
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`. `valid_mean` over the other pixels is

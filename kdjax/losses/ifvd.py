@@ -22,11 +22,11 @@ def ifvd(
     over the pixels that have the label of pixel `i`.
 
     Args:
-      student: Features `[..., H, W, D]`, any floating type.
-      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      labels: Class indices `[..., H, W]`. Labels of `num_classes` and above add nothing.
-      num_classes: Number of classes. Time and memory are in proportion to it.
-      ignore_label: The label of pixels that do not count.
+      student: features `[..., H, W, D]`, any floating type.
+      teacher: features `[..., H, W, E]` of the same size; they receive no gradient.
+      labels: class indices `[..., H, W]`. Labels of `num_classes` and above add nothing.
+      num_classes: number of classes. Time and memory are in proportion to it.
+      ignore_label: the label of pixels that do not count.
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`. The plain mean over all pixels is the

@@ -32,15 +32,15 @@ def isda_logits(
     `upsampled_cross_entropy(isda_logits(...), labels, align_corners=True)`.
 
     Args:
-      features: Input `[..., H, W, A]` of the last 1x1 convolution.
-      kernel: Its kernel `[A, C]`.
-      bias: Its bias `[C]`, or None.
-      labels: Class indices `[..., H, W]`, nearest-resized to the features' size.
-      covariance: Of the features in each class, `[C, A]` (diagonal) or `[C, A, A]`. It receives no
+      features: input `[..., H, W, A]` of the last 1x1 convolution.
+      kernel: its kernel `[A, C]`.
+      bias: its bias `[C]`, or None.
+      labels: class indices `[..., H, W]`, nearest-resized to the features' size.
+      covariance: of the features in each class, `[C, A]` (diagonal) or `[C, A, A]`. It receives no
         gradient; features and kernel do.
-      strength: Scale of the augmentation. In segmentation, ISDA increases it linearly from 0 to
+      strength: scale of the augmentation. In segmentation, ISDA increases it linearly from 0 to
         7.5.
-      ignore_label: The label of pixels that are not augmented.
+      ignore_label: the label of pixels that are not augmented.
 
     Returns:
       float32 `[..., H, W, C]`.

@@ -28,15 +28,15 @@ def jml(
     losses of products of probabilities, it is 0 if both are equal.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. Pixels whose label is no class do not count.
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      labels: class indices `[..., H, W]`. Pixels whose label is no class do not count.
       target: `"teacher"` for the teacher's softmax, or `"labels"`. With labels, only classes that
         occur in the batch count.
-      smooth: Keeps a class that occurs nowhere finite; a share of the pixels.
-      group: The number of consecutive images that are taken together; 0 for all.
-      axis_name: Inside `shard_map`, the mesh axes over which the images of the batch are split.
-      ignore_label: The label of pixels that do not count.
+      smooth: keeps a class that occurs nowhere finite; a share of the pixels.
+      group: the number of consecutive images that are taken together; 0 for all.
+      axis_name: inside `shard_map`, the mesh axes over which the images of the batch are split.
+      ignore_label: the label of pixels that do not count.
 
     Returns:
       float32 `[C]`, or `[..., B / group, C]`; the plain mean is the loss.

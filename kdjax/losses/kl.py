@@ -30,9 +30,9 @@ def pixelwise_kl(
     score is -inf, the loss is infinite.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      temperature: Softens both distributions. A setting: it receives no gradient.
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      temperature: softens both distributions. A setting: it receives no gradient.
 
     Returns:
       float32 `[..., H, W]`; the plain mean is the loss.
@@ -71,13 +71,13 @@ def gap_weighted_kl(
     - `"total_variation"`: `1/2 sum_c |p_c - q_c|`. It reads the labels only to find ignored pixels.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. A label that is neither a class nor `ignore_label` gives
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      labels: class indices `[..., H, W]`. A label that is neither a class nor `ignore_label` gives
         NaN with the first two gaps.
-      temperature: Softens the distributions inside the divergence.
-      gap: How the gap is measured.
-      ignore_label: The label of pixels that do not count.
+      temperature: softens the distributions inside the divergence.
+      gap: how the gap is measured.
+      ignore_label: the label of pixels that do not count.
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`, whatever the scores are. `valid_mean`
@@ -145,13 +145,13 @@ def dkd(
     loss is `pixelwise_kl`.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. Pixels whose label is no class add nothing.
-      alpha: Weight of the labeled class.
-      beta: Weight of the other classes; a number, or one for every pixel.
-      temperature: Softens both distributions. A setting: it receives no gradient.
-      ignore_label: The label of pixels that do not count.
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      labels: class indices `[..., H, W]`. Pixels whose label is no class add nothing.
+      alpha: weight of the labeled class.
+      beta: weight of the other classes; a number, or one for every pixel.
+      temperature: softens both distributions. A setting: it receives no gradient.
+      ignore_label: the label of pixels that do not count.
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`; `valid_mean` over the other pixels is
@@ -203,11 +203,11 @@ def wsld(
     ratio.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      labels: Class indices `[..., H, W]`. Pixels whose label is no class add nothing.
-      temperature: Softens the distributions inside the divergence. It receives no gradient.
-      ignore_label: The label of pixels that do not count.
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      labels: class indices `[..., H, W]`. Pixels whose label is no class add nothing.
+      temperature: softens the distributions inside the divergence. It receives no gradient.
+      ignore_label: the label of pixels that do not count.
 
     Returns:
       float32 `[..., H, W]`, 0 if the label is `ignore_label`; `valid_mean` over the other pixels is

@@ -16,9 +16,9 @@ def l2(
     may not suit another. `nfd` and `pkd` remove the scale first.
 
     Args:
-      student: Features `[..., H, W, C]`, any floating type, after a 1x1 convolution. The authors
+      student: features `[..., H, W, C]`, any floating type, after a 1x1 convolution. The authors
         learn one even if the networks' channels agree.
-      teacher: Features of the same shape; they receive no gradient.
+      teacher: features of the same shape; they receive no gradient.
 
     Returns:
       float32 `[..., H, W]`; the plain mean is the loss.

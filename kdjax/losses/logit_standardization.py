@@ -27,9 +27,9 @@ def standardized_kl(
     If all scores of a pixel are equal, they are not divided, so that the gradient stays finite.
 
     Args:
-      student: Logits `[..., H, W, C]`, any floating type.
-      teacher: Logits of the same shape; they receive no gradient.
-      temperature: The authors' base temperature, which softens both distributions. A setting: it
+      student: logits `[..., H, W, C]`, any floating type.
+      teacher: logits of the same shape; they receive no gradient.
+      temperature: the authors' base temperature, which softens both distributions. A setting: it
         receives no gradient.
 
     Returns:

@@ -31,14 +31,14 @@ def nfd(
     - `"all"`: all pixels and channels of an image.
 
     Args:
-      student: Features `[..., H, W, C]`, any floating type, after a 1x1 convolution if the
+      student: features `[..., H, W, C]`, any floating type, after a 1x1 convolution if the
         networks' channels differ. Its bias has no effect under `"space"` and `"batch_space"`.
-      teacher: Features of the same shape; they receive no gradient.
-      axes: The axes that are normalized together.
-      eps: Added to the variance; keeps a constant channel finite.
-      group: For `"batch_space"`, the number of consecutive images that are normalized together; 0
+      teacher: features of the same shape; they receive no gradient.
+      axes: the axes that are normalized together.
+      eps: added to the variance; keeps a constant channel finite.
+      group: for `"batch_space"`, the number of consecutive images that are normalized together; 0
         for all. Code that runs one process per device normalizes the images of each device.
-      axis_name: For `"batch_space"` inside `shard_map`, the mesh axes over which the images of the
+      axis_name: for `"batch_space"` inside `shard_map`, the mesh axes over which the images of the
         batch are split. Without a name, every device normalizes its own images.
 
     Returns:

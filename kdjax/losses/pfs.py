@@ -39,10 +39,10 @@ def pfs(
     proportion to P. Time is P D^2 for the cosine and P^2 D for the softmax.
 
     Args:
-      student: Features `[..., H, W, D]`, any floating type.
-      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      similarity: The kind of table.
-      temperature: Of the softmax; the cosine form takes none. It receives no gradient.
+      student: features `[..., H, W, D]`, any floating type.
+      teacher: features `[..., H, W, E]` of the same size; they receive no gradient.
+      similarity: the kind of table.
+      temperature: of the softmax; the cosine form takes none. It receives no gradient.
 
     Returns:
       float32 `[...]`, one value per image; the plain mean is the loss.

@@ -19,7 +19,7 @@ def phi_s(covariance: Float[Array, "D D"]) -> Float[Array, "D D"]:
     divided by v, the mean variance of x, and `v * matrix.T` is the inverse.
 
     Args:
-      covariance: Of the features, `[D, D]`, as one entry of a full `ClassStatistics.covariance`.
+      covariance: of the features, `[D, D]`, as one entry of a full `ClassStatistics.covariance`.
 
     Returns:
       float32 `[D, D]`.

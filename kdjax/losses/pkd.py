@@ -18,11 +18,11 @@ def pkd(
     It is half of `nfd` over `"batch_space"`.
 
     Args:
-      student: Features `[..., H, W, C]`, any floating type.
-      teacher: Features of the same shape; they receive no gradient.
-      eps: Added to the variance.
-      group: The number of consecutive images that are normalized together; 0 for all.
-      axis_name: As in `nfd`.
+      student: features `[..., H, W, C]`, any floating type.
+      teacher: features of the same shape; they receive no gradient.
+      eps: added to the variance.
+      group: the number of consecutive images that are normalized together; 0 for all.
+      axis_name: as in `nfd`.
 
     Returns:
       float32 `[..., C]`; the plain mean is the loss.

@@ -14,8 +14,8 @@ def resize(
     """Resizes a map bilinearly without antialiasing, as PyTorch's `interpolate`.
 
     Args:
-      x: The map.
-      size: Height and width of the result.
+      x: the map.
+      size: height and width of the result.
       align_corners: True aligns the centers of the corner pixels, False the edges of the maps.
     """
     *batch, height, width, channels = x.shape
@@ -56,10 +56,10 @@ def sampling_weights(
     """Returns the matrix that samples an axis linearly, for a size that is traced.
 
     Args:
-      centres: Where to sample, in cells from the start of the axis; the first cell's center is at
+      centres: where to sample, in cells from the start of the axis; the first cell's center is at
         0.5. Positions beyond the outermost centers take the value of the edge.
-      size: How many of the cells hold data.
-      length: Of the axis, with padding.
+      size: how many of the cells hold data.
+      length: of the axis, with padding.
     """
     places = jnp.clip(centres - 0.5, 0, jnp.maximum(size - 1, 0))
     return jnp.maximum(1 - jnp.abs(places[:, None] - jnp.arange(length)), 0)

@@ -22,9 +22,9 @@ def skd_pairwise(
     one window of the map, and `a_ij` is the cosine of two nodes.
 
     Args:
-      student: Features `[..., H, W, D]`, any floating type.
-      teacher: Features `[..., H, W, E]` of the same size; they receive no gradient.
-      window: Rows and columns of a node. None is half the map, as in SKD: 2 x 2 nodes, or 3 x 3
+      student: features `[..., H, W, D]`, any floating type.
+      teacher: features `[..., H, W, E]` of the same size; they receive no gradient.
+      window: rows and columns of a node. None is half the map, as in SKD: 2 x 2 nodes, or 3 x 3
         if the size is odd, because the last window may be cut off. CIRKD uses 2.
       stop_norms: True treats the nodes' norms as constants in the gradient, as SKD does. False
         differentiates through them, as CIRKD does. The value is the same.

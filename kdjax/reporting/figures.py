@@ -103,9 +103,9 @@ def curves(
     """Draws learning curves: each seed as a faint line, the mean of a method as a strong one.
 
     Args:
-      series: For each method one curve per seed. Long curves are averaged over equal intervals.
-      title: The metric and its unit.
-      colors: From `method_colors`.
+      series: for each method one curve per seed. Long curves are averaged over equal intervals.
+      title: the metric and its unit.
+      colors: from `method_colors`.
     """
     colors = colors or method_colors(series)
     figure, axes = _chart(2.7, title)
@@ -133,10 +133,10 @@ def curves_by_cost(
     """Draws a metric against what training has cost so far, with its intervals over the seeds.
 
     Args:
-      series: Of each method, fractions, drawn in percent.
-      title: The metric and its unit.
-      unit: Of the cost.
-      colors: From `method_colors`.
+      series: of each method, fractions, drawn in percent.
+      title: the metric and its unit.
+      unit: of the cost.
+      colors: from `method_colors`.
     """
     figure, axes = _chart(2.7, title)
     for method, curve in series.items():
@@ -160,7 +160,7 @@ def class_iou_bars(iou: ArrayLike, class_names: Sequence[str], title: str) -> Fi
     Args:
       iou: `[K]`, 0 to 1. NaN is labeled as absent and not drawn as zero.
       class_names: `K` names.
-      title: Of the chart.
+      title: of the chart.
     """
     percent = 100 * np.asarray(iou, float)
     figure, axes = _chart(0.6 + 0.24 * len(class_names), title)
@@ -187,11 +187,11 @@ def interval_dots(
     bar that extends further is cut. A dot further out becomes an arrow with the value.
 
     Args:
-      estimates: Of each method, fractions, drawn in percent. A row without a value is empty.
-      seeds: The values whose mean each estimate is.
-      title: The metric and its unit.
-      colors: From `method_colors`.
-      line_at: The value of the plain student, drawn as a line through all rows.
+      estimates: of each method, fractions, drawn in percent. A row without a value is empty.
+      seeds: the values whose mean each estimate is.
+      title: the metric and its unit.
+      colors: from `method_colors`.
+      line_at: the value of the plain student, drawn as a line through all rows.
     """
     figure, axes = _chart(0.75 + 0.26 * len(estimates), title)
     values = [estimate.value for estimate in estimates.values()]
@@ -256,7 +256,7 @@ def samples(
     a bounded size.
 
     Args:
-      examples: At least one, each with `image` `[H, W, 3]` and `label` `[H, W]`, both uint8, and
+      examples: at least one, each with `image` `[H, W, 3]` and `label` `[H, W]`, both uint8, and
         perhaps with `predictions`: label maps by title, the same titles in each example.
       class_names: `K` names. The legend shows those in the label maps.
       palette: `[K, 3]` uint8. Ignored pixels are white, since gray may be the color of a class.

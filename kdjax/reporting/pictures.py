@@ -82,7 +82,7 @@ def overlay_png(image: np.ndarray, label: np.ndarray, palette: np.ndarray, opaci
       image: `[H, W, 3]` uint8.
       label: `[H, W]` uint8, class numbers.
       palette: `[K, 3]` uint8.
-      opacity: Of the colors, 0 to 1.
+      opacity: of the colors, 0 to 1.
     """
     colors = Image.fromarray(colorize(label, palette))
     return _png(Image.blend(Image.fromarray(image), colors, opacity))

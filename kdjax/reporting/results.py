@@ -22,24 +22,24 @@ class RunSummary:
     """One trained network. Metrics are fractions, 0 to 1.
 
     Attributes:
-      method: The row of the table that the run belongs to. Runs of a method differ in `seed`.
-      role: A teacher, a student trained without a teacher, or a distilled student.
-      steps: Training steps; None for a network that kdjax did not train. The learning rate and
+      method: the row of the table that the run belongs to. Runs of a method differ in `seed`.
+      role: a teacher, a student trained without a teacher, or a distilled student.
+      steps: training steps; None for a network that kdjax did not train. The learning rate and
         the times are then None too.
-      learning_rate: The highest of the schedule.
+      learning_rate: the highest of the schedule.
       class_iou: `[K]`; NaN if neither labels nor predictions contain the class.
-      parameters: Of the network without adapters.
-      seconds: Wall time of the training, over all starts of the run.
-      step_seconds: The median of the logged times of a step, without the first step of a start.
-      step_processor_seconds: Processor time of a step in all threads of the first process.
-      images_per_second: The median of the logged values.
-      step_flops: Operations of a step on all devices; None if unknown.
-      step_bytes: Memory of a device during a step; None if unknown.
-      config_fingerprint: The fingerprint of the config, without the paths of its files.
-      agreement: Fraction of the labeled pixels on which student and teacher agree; None without
+      parameters: of the network without adapters.
+      seconds: wall time of the training, over all starts of the run.
+      step_seconds: the median of the logged times of a step, without the first step of a start.
+      step_processor_seconds: processor time of a step in all threads of the first process.
+      images_per_second: the median of the logged values.
+      step_flops: operations of a step on all devices; None if unknown.
+      step_bytes: memory of a device during a step; None if unknown.
+      config_fingerprint: the fingerprint of the config, without the paths of its files.
+      agreement: fraction of the labeled pixels on which student and teacher agree; None without
         a teacher.
       platform: "cpu", "gpu", or "tpu"; None if unknown.
-      history: The lines of metrics.jsonl.
+      history: the lines of metrics.jsonl.
     """
 
     method: str
@@ -145,18 +145,18 @@ class Report:
     """The contents of a report.
 
     Attributes:
-      title: What was compared or trained.
-      subtitle: One sentence: data, networks, budget.
-      split: The split on which the metrics of the runs were measured.
-      runs: In the order of the table.
+      title: what was compared or trained.
+      subtitle: one sentence: data, networks, budget.
+      split: the split on which the metrics of the runs were measured.
+      runs: in the order of the table.
       class_names: `K` names.
       palette: `[K, 3]` uint8.
-      examples: With the predictions to show.
-      config: The config as text.
-      versions: Of the packages and the hardware, by name.
-      command: The command or call that makes the same report again.
-      remarks: Lines on how settings were chosen, and on runs that diverged.
-      builds_on: By method, the method that it extends.
+      examples: with the predictions to show.
+      config: the config as text.
+      versions: of the packages and the hardware, by name.
+      command: the command or call that makes the same report again.
+      remarks: lines on how settings were chosen, and on runs that diverged.
+      builds_on: by method, the method that it extends.
     """
 
     title: str
@@ -208,8 +208,8 @@ def write_runs(
     """Writes runs as CSV.
 
     Args:
-      path: The file.
-      splits: By split, the same runs in the same order with their scores on the split.
+      path: the file.
+      splits: by split, the same runs in the same order with their scores on the split.
       class_names: `K` names.
     """
     scores = [*_SCORES, *(f"iou {name}" for name in class_names)]

@@ -33,10 +33,10 @@ class Cell(NamedTuple):
     """A cell of a table.
 
     Attributes:
-      text: The text of the cell.
-      key: The value by which rows are sorted; empty if unknown.
-      background: A CSS color; empty for none.
-      interval: The interval as text; empty for none.
+      text: the text of the cell.
+      key: the value by which rows are sorted; empty if unknown.
+      background: a CSS color; empty for none.
+      interval: the interval as text; empty for none.
       bold: True if the interval excludes zero.
     """
 

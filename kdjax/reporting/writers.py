@@ -77,9 +77,9 @@ class JsonLines:
     ignored.
 
     Args:
-      path: The file, local or in an object store (`gs://`). A local file contains every line when
+      path: the file, local or in an object store (`gs://`). A local file contains every line when
         `scalars` returns; in a store it is updated every half minute.
-      resume_step: The step of the checkpoint that the run continues from. Later lines, which a
+      resume_step: the step of the checkpoint that the run continues from. Later lines, which a
         killed run may have written, and an incomplete last line are removed. None starts a new
         file.
     """
@@ -150,8 +150,8 @@ class TensorBoard:
     """TensorBoard event files, flushed after every evaluation and every half minute.
 
     Args:
-      directory: The directory of the event files, local or in an object store (`gs://`).
-      resume_step: The step of the checkpoint that the run continues from. TensorBoard then hides
+      directory: the directory of the event files, local or in an object store (`gs://`).
+      resume_step: the step of the checkpoint that the run continues from. TensorBoard then hides
         what an earlier process wrote after it. None hides everything written before.
     """
 
@@ -220,10 +220,10 @@ class Console:
     prints a plain line instead.
 
     Args:
-      total_steps: The step at which the training ends.
-      start_step: The step from which it starts or continues.
-      description: The beginning of every line.
-      stream: By default standard output, or nothing if the logger "kdjax" is quieter than INFO.
+      total_steps: the step at which the training ends.
+      start_step: the step from which it starts or continues.
+      description: the beginning of every line.
+      stream: by default standard output, or nothing if the logger "kdjax" is quieter than INFO.
     """
 
     def __init__(

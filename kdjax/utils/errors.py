@@ -17,8 +17,8 @@ class WrongValue(UserError):
     """A wrong value of a config.
 
     Attributes:
-      key: The key of the value, such as `config.optimizer.momentum`.
-      problem: The message without the key.
+      key: the key of the value, such as `config.optimizer.momentum`.
+      problem: the message without the key.
     """
 
     def __init__(self, key: str, problem: str):

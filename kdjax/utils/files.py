@@ -44,8 +44,8 @@ def reachable(path: epath.PathLike) -> epath.Path:
     """Returns a path whose store answers.
 
     Raises:
-      UserError: If the store does not answer.
-      Transient: If the store reports a failure that may pass.
+      UserError: if the store does not answer.
+      Transient: if the store reports a failure that may pass.
     """
     path = epath.Path(path)
     if is_remote(path):
@@ -64,7 +64,7 @@ def check_folder(path: epath.PathLike) -> None:
     """Checks that a local path is a folder or can become one.
 
     Raises:
-      UserError: If the path, or a path above it, is a file.
+      UserError: if the path, or a path above it, is a file.
     """
     path = epath.Path(path)
     try:
@@ -107,7 +107,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     When the function returns, the content survives a power cut.
 
     Raises:
-      OSError: If the file cannot be written. `path` is then unchanged.
+      OSError: if the file cannot be written. `path` is then unchanged.
     """
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -169,8 +169,8 @@ def undo_unfinished(directory: epath.Path, pattern: str, *, made: bool) -> None:
     """Removes unfinished files. Never raises, because that would hide the error that led here.
 
     Args:
-      directory: The directory of the files.
-      pattern: The pattern of the names of unfinished files.
+      directory: the directory of the files.
+      pattern: the pattern of the names of unfinished files.
       made: True if the directory was made for the files and is removed, too.
     """
     for _ in range(UNDO_TRIES):
@@ -189,7 +189,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-      UserError: If the file holds anything else.
+      UserError: if the file holds anything else.
     """
     try:
         found = json.loads(epath.Path(path).read_text())
@@ -204,8 +204,8 @@ def to_json(value: Any, indent: int | None = 2) -> str:
     """Returns JSON that every reader accepts, with a final line break. NaN and inf become `null`.
 
     Args:
-      value: Dicts with text keys, lists, tuples, text, numbers, and None.
-      indent: As in `json.dumps`. None writes a single line.
+      value: dicts with text keys, lists, tuples, text, numbers, and None.
+      indent: as in `json.dumps`. None writes a single line.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
 

@@ -25,13 +25,13 @@ def resolve(kind: str, name: str, builtin: Mapping[str, str], *, asked_by: str) 
     """Returns the object that a name stands for.
 
     Args:
-      kind: What the name stands for, such as "network", for messages.
-      name: A key of `builtin`, or "package.module:attribute".
-      builtin: Built-in name -> "package.module:attribute".
-      asked_by: The key or the file that holds the name, for messages.
+      kind: what the name stands for, such as "network", for messages.
+      name: a key of `builtin`, or "package.module:attribute".
+      builtin: built-in name -> "package.module:attribute".
+      asked_by: the key or the file that holds the name, for messages.
 
     Raises:
-      UserError: If the name is unknown (with the nearest known one), or the module cannot be
+      UserError: if the name is unknown (with the nearest known one), or the module cannot be
         imported or has no such attribute.
     """
     module, separator, attribute = builtin.get(name, name).partition(SEPARATOR)
@@ -86,18 +86,18 @@ def arguments(
     """Returns the keyword arguments of a named factory: its options, and offers that it accepts.
 
     Args:
-      kind: What the name stands for, for messages.
-      name: The factory's name, as in `resolve`.
-      factory: The factory.
-      options: The user's options, which are passed unchanged.
-      offered: Value by possible names of one argument. The value is passed under the first name
+      kind: what the name stands for, for messages.
+      name: the factory's name, as in `resolve`.
+      factory: the factory.
+      options: the user's options, which are passed unchanged.
+      offered: value by possible names of one argument. The value is passed under the first name
         that the factory accepts, unless an option sets it.
-      if_required: Value by argument. It is passed to an argument of that name without a default.
-      key: The key of the name, for messages.
-      options_key: The key of the options, for messages.
+      if_required: value by argument. It is passed to an argument of that name without a default.
+      key: the key of the name, for messages.
+      options_key: the key of the options, for messages.
 
     Raises:
-      UserError: If the factory does not accept an option, or an argument is missing.
+      UserError: if the factory does not accept an option, or an argument is missing.
     """
     try:
         signature = _signature(factory)
@@ -155,11 +155,11 @@ def name_of(kind: str, value: str | Callable[..., Any]) -> str:
     it.
 
     Args:
-      kind: What the name stands for, for messages.
-      value: A name, or a function or class at the top of a module.
+      kind: what the name stands for, for messages.
+      value: a name, or a function or class at the top of a module.
 
     Raises:
-      UserError: If the object has no name, such as a lambda or the result of a function.
+      UserError: if the object has no name, such as a lambda or the result of a function.
     """
     if isinstance(value, str):
         return value

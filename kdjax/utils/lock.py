@@ -41,9 +41,9 @@ class Lock:
     owner that finds another owner in the file ends its process.
 
     Args:
-      path: The lock file, which exists while the lock is held.
-      subject: The name of the locked directory in messages.
-      advice: The end of the error message: what the user can do.
+      path: the lock file, which exists while the lock is held.
+      subject: the name of the locked directory in messages.
+      advice: the end of the error message: what the user can do.
     """
 
     def __init__(self, path: epath.PathLike, subject: str, advice: str):
@@ -61,12 +61,12 @@ class Lock:
         """Takes the lock.
 
         Args:
-          patience: Seconds to wait for the owner. An owner that may have died unnoticed, because it
+          patience: seconds to wait for the owner. An owner that may have died unnoticed, because it
             is on another machine or there is no `flock`, gets at least two minutes.
 
         Raises:
-          UserError: If another process keeps the lock. The message names the process.
-          OSError: If the file cannot be written.
+          UserError: if another process keeps the lock. The message names the process.
+          OSError: if the file cannot be written.
         """
         if self._flocks:
             self._made = [path for path in self._path.parents if not path.exists()]

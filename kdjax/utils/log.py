@@ -37,7 +37,7 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
     """Logs progress, and prefixes every line with the name of the run.
 
     Args:
-      run: The name of the run, such as "cwd, seed 0". None for lines without a prefix.
+      run: the name of the run, such as "cwd, seed 0". None for lines without a prefix.
     """
 
     def __init__(self, run: str | None = None):

@@ -84,8 +84,8 @@ def join(asked: Flags) -> None:
     Must be called before JAX is asked for its devices.
 
     Raises:
-      UserError: If the flags are wrong, or JAX cannot connect the processes.
-      Transient: If the other processes do not start in time.
+      UserError: if the flags are wrong, or JAX cannot connect the processes.
+      Transient: if the other processes do not start in time.
     """
     coordinator, count, index = (flag.value for flag in asked)
     given = [value is not None for value in (coordinator, count, index)]
@@ -131,8 +131,8 @@ def lead(work: Callable[[], object]) -> None:
     """Calls `work` in process 0. The other processes wait for its end.
 
     Raises:
-      UserError: In every process, if `work` raises it or cannot write.
-      Transient: In every process, if `work` raises it or the disk may work again later.
+      UserError: in every process, if `work` raises it or cannot write.
+      Transient: in every process, if `work` raises it or the disk may work again later.
     """
     if not jax.distributed.is_initialized():
         work()
@@ -170,8 +170,8 @@ def fail(status: int, *lines: str) -> NoReturn:
     reported, and not this error.
 
     Args:
-      status: The exit status.
-      *lines: The reason, for stderr.
+      status: the exit status.
+      *lines: the reason, for stderr.
     """
     _ignore_sigterm()
     _ending.acquire()
@@ -196,7 +196,7 @@ def fail_from_thread(error: UserError | Transient) -> None:
     Does nothing if `join` connected no processes.
 
     Args:
-      error: The reason. The status is 2 for a `UserError` and 75 for a `Transient`.
+      error: the reason. The status is 2 for a `UserError` and 75 for a `Transient`.
     """
     if not _watching.is_set():
         return
@@ -223,7 +223,7 @@ def end_when_asked(name: str) -> None:
     `kdjax.training.loop` handles both signals while there is something to save.
 
     Args:
-      name: The command's name, with which the printed line begins.
+      name: the command's name, with which the printed line begins.
     """
     line = f"{name}: stopped as asked: the same command continues\n".encode()
     numbers, notice = os.pipe()

@@ -312,6 +312,12 @@ def test_a_wrong_entry_names_itself_and_what_would_be_right(entry, message):
         values(t=entry)
 
 
+def test_standardized_scores_of_two_classes_are_refused():
+    two = {"logits": Spec(2, 8)}
+    with pytest.raises(UserError, match=r"terms\.t: needs three classes, got 2"):
+        Distiller({"t": term("standardized_kl")}, student=two, teacher=two)
+
+
 def test_reserved_names_other_classes_and_tokens_are_refused():
     with pytest.raises(UserError, match=r"terms\.loss is the name of a metric that is always"):
         values(loss=term("cwd"))

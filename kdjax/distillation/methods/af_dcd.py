@@ -22,13 +22,13 @@ class AfDCD(Generated):
     all other groups in the patch. `mask="centre"` is the authors' other mask.
 
     Attributes:
-      alpha: As in MGD; the authors' constant on Cityscapes.
-      contrast: Weight of the contrast, which is a mean; 16 times the authors' constant on
+      alpha: as in MGD; the authors' constant on Cityscapes.
+      contrast: weight of the contrast, which is a mean; 16 times the authors' constant on
         Cityscapes, since they sum over 16 groups.
-      pool: Rows and columns of the max-pooling windows.
-      patch: Positions along a side of a patch.
-      groups: The number of groups into which the teacher's channels are cut.
-      temperature: Temperature of the contrast.
+      pool: rows and columns of the max-pooling windows.
+      patch: positions along a side of a patch.
+      groups: the number of groups into which the teacher's channels are cut.
+      temperature: temperature of the contrast.
     """
 
     alpha = 2e-6

@@ -31,7 +31,7 @@ class AttnFD(Loss):
     distance that is divided once more by 6, the images of their batch.
 
     Attributes:
-      reduction: The divisor of the channels inside the CBAM.
+      reduction: the divisor of the channels inside the CBAM.
     """
 
     student = teacher = ("stage4", "head")

@@ -28,8 +28,8 @@ class Ring(NamedTuple):
     """The last vectors of each class. New vectors overwrite the oldest.
 
     Attributes:
-      vectors: Vectors of length 1, `[K, size, D]`. They are random until they are overwritten.
-      written: The number of vectors written to each class, `[K]`. After the first round, whole
+      vectors: vectors of length 1, `[K, size, D]`. They are random until they are overwritten.
+      written: the number of vectors written to each class, `[K]`. After the first round, whole
         rounds are subtracted.
     """
 
@@ -49,16 +49,16 @@ class CIRKDMemory(Loss):
     the scores. The weight is the authors' on Cityscapes; theirs on VOC is 0.01.
 
     Attributes:
-      temperature: Temperature of the similarities.
-      pixels: Size of the memory of pixels, over all classes. The authors have 20000 for each of 19
+      temperature: temperature of the similarities.
+      pixels: size of the memory of pixels, over all classes. The authors have 20000 for each of 19
         classes.
-      regions: Size of the memory of regions, over all classes. The authors have 2000 for each.
-      pixels_per_class: The largest number of pixels of one image and class that are written.
-      compared_pixels: The number of stored pixels with which a pixel is compared, over all classes.
-      compared_regions: The same number for regions.
-      sampling: Which pixels of a class are written: "class" draws from its pixels. "image" draws
+      regions: size of the memory of regions, over all classes. The authors have 2000 for each.
+      pixels_per_class: the largest number of pixels of one image and class that are written.
+      compared_pixels: the number of stored pixels with which a pixel is compared, over all classes.
+      compared_regions: the same number for regions.
+      sampling: which pixels of a class are written: "class" draws from its pixels. "image" draws
         from as many first pixels of the image, whatever their class, as the published code does.
-      storage: The type of the memories.
+      storage: the type of the memories.
     """
 
     student = teacher = ("head", "logits")

@@ -22,8 +22,8 @@ class Tokens(NamedTuple):
 
     Attributes:
       tokens: `[T, K]`. The masks are the sigmoid of their products with the teacher's scores.
-      momentum: The momentum of SGD, `[T, K]`.
-      loss: The loss of the tokens in their last training step.
+      momentum: the momentum of SGD, `[T, K]`.
+      loss: the loss of the tokens in their last training step.
     """
 
     tokens: Float[Array, "T K"]
@@ -39,10 +39,10 @@ class MasKD(ScoreLoss):
     stay the same.
 
     Attributes:
-      count: The number of tokens.
-      fitted_until: The share of the run in which the tokens are trained. The authors train them in
+      count: the number of tokens.
+      fitted_until: the share of the run in which the tokens are trained. The authors train them in
         10000 steps before the run of 40000 steps.
-      token_rate: The initial learning rate of SGD.
+      token_rate: the initial learning rate of SGD.
     """
 
     adapter = "never"

@@ -22,11 +22,11 @@ class Generated(Loss):
     the C channels of the teacher, often more than the student.
 
     Attributes:
-      alpha: Weight of the squared distance, which is summed over pixels and channels and averaged
+      alpha: weight of the squared distance, which is summed over pixels and channels and averaged
         over images. It is the authors' constant, so that the loss grows with the map as theirs
         does.
-      masked: Share of the student's map that is set to 0.
-      mask: The masked part: random pixels, random channels, or the center of the map.
+      masked: share of the student's map that is set to 0.
+      mask: the masked part: random pixels, random channels, or the center of the map.
     """
 
     student = teacher = "stage4"

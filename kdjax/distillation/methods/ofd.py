@@ -17,8 +17,8 @@ class Margin(NamedTuple):
     """The mean of the negative values in each channel of a map.
 
     Attributes:
-      mean: The means `[C]`, 0 for channels without negative values.
-      seen: The number of negative values in each channel, `[C]`.
+      mean: the means `[C]`, 0 for channels without negative values.
+      seen: the number of negative values in each channel, `[C]`.
     """
 
     mean: Float[Array, " C"]
@@ -33,10 +33,10 @@ class OFD(Loss):
     the mean of a channel's negative values in all batches so far. Maps after a ReLU have none.
 
     Attributes:
-      alpha: Weight of the squared distance, which is summed over the pixels and channels of each
+      alpha: weight of the squared distance, which is summed over the pixels and channels of each
         map and averaged over images. It is the authors' constant, so that the loss grows with the
         maps as theirs does.
-      divisors: The divisor of each map's part. The default is the authors', for four stages and
+      divisors: the divisor of each map's part. The default is the authors', for four stages and
         ASPP.
     """
 

@@ -18,7 +18,7 @@ class Standard(NamedTuple):
     """The map that standardizes features: `(x - mean) * scale`, or `(x - mean) @ scale`.
 
     Attributes:
-      statistics: The statistics of the features so far, as one class.
+      statistics: the statistics of the features so far, as one class.
       mean: `[D]`.
       scale: `[D]`, or a matrix `[D, D]`.
     """
@@ -38,7 +38,7 @@ class StandardizedL2(Loss):
     Attributes:
       standardize: "phi_s" rotates the features and scales all directions alike; "channel" scales
         each channel by itself.
-      fitted_over: The number of steps that collect statistics. A run needs more steps than that.
+      fitted_over: the number of steps that collect statistics. A run needs more steps than that.
     """
 
     student = teacher = "head"

@@ -28,7 +28,7 @@ class SKDPairwise(Loss):
     """Similarities of pairs of regions: Liu et al. 2019, with the weight of the authors' script.
 
     Attributes:
-      window: Rows and columns of a region. 0 is half the map, as in the authors' code.
+      window: rows and columns of a region. 0 is half the map, as in the authors' code.
       stop_norms: True if the gradient treats the regions' norms as constants, as in the authors'
         code. False as in CIRKD's code.
     """
@@ -54,13 +54,13 @@ class Discriminator(NamedTuple):
     """The discriminator between the scores of teacher and student, and the state of its training.
 
     Attributes:
-      judge: The parameters that judge the student in this step.
-      trained: The parameters after this step, which judge the student in the next.
-      directions: For each strided convolution, an estimate of the output direction with the
+      judge: the parameters that judge the student in this step.
+      trained: the parameters after this step, which judge the student in the next.
+      directions: for each strided convolution, an estimate of the output direction with the
         largest singular value.
-      moments: The first and second moments of Adam, each with the structure of the parameters.
-      steps: The number of training steps.
-      loss: The discriminator's loss in this step.
+      moments: the first and second moments of Adam, each with the structure of the parameters.
+      steps: the number of training steps.
+      loss: the discriminator's loss in this step.
     """
 
     judge: PyTree
@@ -80,12 +80,12 @@ class Holistic(ScoreLoss):
     Self-attention follows the last two.
 
     Attributes:
-      channels: Output channels of the strided convolutions. With n of them, maps need 4 * 2^n rows
+      channels: output channels of the strided convolutions. With n of them, maps need 4 * 2^n rows
         and columns or more.
-      objective: The discriminator's objective: "hinge", or "wgan_gp" as in SKD and IFVD, which is
+      objective: the discriminator's objective: "hinge", or "wgan_gp" as in SKD and IFVD, which is
         the mean difference with a penalty on gradients.
-      discriminator_rate: The discriminator's learning rate.
-      discriminator_decay: The power of its poly decay. SKD and IFVD use 0.9.
+      discriminator_rate: the discriminator's learning rate.
+      discriminator_decay: the power of its poly decay. SKD and IFVD use 0.9.
     """
 
     weight = 0.001
