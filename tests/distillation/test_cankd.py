@@ -87,7 +87,7 @@ def test_cankd_is_the_authors():
     with torch.no_grad():
         for name in NAMES:
             kernel, bias = (learned()[name].get(part) for part in ("kernel", "bias"))
-            layers[name].weight[..., 0, 0] = torch.from_numpy(np.array(kernel[0, 0].T))
+            layers[name].weight[..., 0, 0] = torch.from_numpy(np.array(kernel)[0, 0].T.copy())
             if bias is not None:
                 layers[name].bias.copy_(torch.from_numpy(np.array(bias)))
         layers["norm"].weight.copy_(torch.from_numpy(learned()["output"]["scale"]))
@@ -117,5 +117,8 @@ def test_cankd_is_the_authors():
     close(5 * value, theirs.detach().numpy())
     close(5 * by_student, student.grad.numpy().transpose(0, 2, 3, 1))
     for name in NAMES:
-        close(5 * by_params[name]["kernel"][0, 0], layers[name].weight.grad[..., 0, 0].numpy().T)
+        close(
+            5 * np.array(by_params[name]["kernel"])[0, 0],
+            layers[name].weight.grad[..., 0, 0].numpy().T,
+        )
     close(5 * by_params["output"]["scale"], layers["norm"].weight.grad.numpy())

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -316,7 +317,7 @@ def test_words_of_pretrain(photos, teacher):
 
 
 def test_camvid_pretrain_matches_three_stages():
-    config = config_file.read("configs/camvid_pretrain.py:full")
+    config: Any = config_file.read("configs/camvid_pretrain.py:full")
     assert [*config.terms] == ["stage2", "stage3", "stage4"]
     assert config.data.data_dir == "data/camvid_full"
     with pytest.raises(UserError, match=r"camvid_pretrain\.py:whole: it takes half, full"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_labels_are_no_part_of_a_run_without_labels(unlabelled, tmp_path):
 
 
 def test_from_teacher_chooses_from_the_photos(unlabelled, teacher, tmp_path, capsys):
-    config = config_file.read(f"configs/from_teacher.py:{tmp_path / 'data'},{teacher}")
+    config: Any = config_file.read(f"configs/from_teacher.py:{tmp_path / 'data'},{teacher}")
     assert (config.loss.cross_entropy, config.data.max_class_share) == (0.0, 1.0)
     assert config.data.batch_size <= 8
     assert [*config.terms] == ["pixelwise_kl"]
