@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     load = TrainedNetwork.load
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "ComparisonResult",
