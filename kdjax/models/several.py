@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from kdjax.models.network import Applied, Images, Key, Network, Variables, maps_of
@@ -33,7 +34,7 @@ class SeveralNetworks:
         del train, key
         maps = {}
         for name, (network, _, preprocessing) in self._networks.items():
-            own, seen = variables["state"][name], preprocessing(images)
+            own, seen = variables["state"][name], preprocessing(jnp.asarray(images))
             output, _ = network.apply(own, seen, train=False, key=None)
             maps |= {f"{name}/{key}": value for key, value in maps_of(output).items()}
         return maps, variables

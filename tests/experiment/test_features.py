@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -279,7 +280,7 @@ def test_several_networks_are_one_with_the_maps_of_all(teacher):
             TrainedNetwork.load(wrong)
 
 
-def pretrain(photos, words):
+def pretrain(photos, words) -> Any:
     return config_file.read(f"configs/pretrain.py:{photos / 'unlabelled'},{words}")
 
 
@@ -291,6 +292,7 @@ def test_pretrain_trains_a_backbone_with_several_teachers(photos, teacher, tmp_p
     shutil.copytree(teacher, other, dirs_exist_ok=True)
     config.student.update(configuration.network(NAME, width=4))
     config.student.backbone = ""
+    config.data.batch_size = config.data.eval_batch_size = 8
     config.steps, config.optimizer.warmup_steps = 2, 0
     config.teacher.cache = str(tmp_path / "cache")
     result = kdjax.train(config, tmp_path / "run")
@@ -316,7 +318,7 @@ def test_words_of_pretrain(photos, teacher):
 
 
 def test_camvid_pretrain_matches_three_stages():
-    config = config_file.read("configs/camvid_pretrain.py:full")
+    config: Any = config_file.read("configs/camvid_pretrain.py:full")
     assert [*config.terms] == ["stage2", "stage3", "stage4"]
     assert config.data.data_dir == "data/camvid_full"
     with pytest.raises(UserError, match=r"camvid_pretrain\.py:whole: it takes half, full"):
