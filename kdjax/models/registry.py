@@ -21,8 +21,9 @@ built_in = types.SimpleNamespace(**ARCHITECTURES, **EXTRACTORS)
 NETWORKS = {name: f"{__name__}:built_in.{name}" for name in vars(built_in)}
 
 
+# 0 is an int too.
 @overload
-def create(  # pyright: ignore[reportOverlappingOverload]  an int may be 0
+def create(  # pyright: ignore[reportOverlappingOverload]
     name: str,
     *,
     num_classes: Literal[0],
