@@ -108,9 +108,9 @@ def skd_pairwise(student, teacher):
 def augmentation(kernel, covariance, labels, anchor):
     valid = (labels != 255)[..., None]
     variance = covariance[labels.clamp(max=kernel.shape[1] - 1)] * valid
-    centre = anchor @ kernel.T
-    spread = variance @ kernel**2 - 2 * (variance * centre) @ kernel
-    return spread + (variance * centre**2).sum(-1, keepdim=True)
+    center = anchor @ kernel.T
+    spread = variance @ kernel**2 - 2 * (variance * center) @ kernel
+    return spread + (variance * center**2).sum(-1, keepdim=True)
 
 
 def fakd_kl(features, kernel, bias, teacher, labels, covariance):

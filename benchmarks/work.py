@@ -50,8 +50,8 @@ class Work:
         height, width = self.crop
         cells = rng.integers(0, self.classes, (self.batch_size, -(-height // 16), -(-width // 16)))
         labels = cells.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
-        colours = np.random.default_rng(0).integers(0, 256, (self.classes, 3))
-        images = colours[labels] + rng.normal(0, 40, (*labels.shape, 3)).astype(np.float32)
+        colors = np.random.default_rng(0).integers(0, 256, (self.classes, 3))
+        images = colors[labels] + rng.normal(0, 40, (*labels.shape, 3)).astype(np.float32)
         labels[:, :, :3] = 255
         return {
             "image": np.clip(images, 0, 255).astype(np.uint8),

@@ -12,8 +12,8 @@ def cosine(student, teacher, *, power=2.0):
     return (1 - jnp.sum(student * teacher, axis=-1) / norms) ** power
 
 
-def labelled_distance(student, teacher, labels, *, ignore_label=255):
-    """The squared distance of labelled pixels."""
+def labeled_distance(student, teacher, labels, *, ignore_label=255):
+    """The squared distance of labeled pixels."""
     distance = jnp.mean(jnp.square(student - teacher), axis=-1)
     return jnp.where(labels == ignore_label, 0.0, distance)
 

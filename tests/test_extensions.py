@@ -175,7 +175,7 @@ def test_a_finished_run_is_evaluated_elsewhere(house, trained):
 @pytest.mark.parametrize("kind", ["Nnx", "Linen", "Plain"])
 def test_a_student_predicts_and_is_exported_elsewhere(house, trained, photo, tmp_path, kind):
     workdir, _ = trained[kind]
-    labels, exported = tmp_path / "labelled", tmp_path / "exported"
+    labels, exported = tmp_path / "labeled", tmp_path / "exported"
     arguments = ("--workdir", workdir, "--images", photo, "--output", labels)
     house.run("predict", *arguments, path=(house.theirs,))
     arguments = ("--source", workdir, "--format=stablehlo", "--output", exported)

@@ -240,7 +240,7 @@ def prepared_step(config):
 
 
 def abstract_step(config):
-    """As `prepared_step`, with shapes in place of arrays: initialising takes longer than a step."""
+    """As `prepared_step`, with shapes in place of arrays: initializing takes longer than a step."""
     found = []
 
     def make():

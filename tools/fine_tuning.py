@@ -35,7 +35,7 @@ WAYS: dict[str, dict[str, object]] = {
     "warm-up of 100": {"optimizer.warmup_steps": 100},
     "decay 0.05": {"optimizer.weight_decay": 0.05},
     "batch norm frozen": {"student.batch_norm": "frozen"},
-    "colours changed": {"data.photometric": True},
+    "colors changed": {"data.photometric": True},
     **{
         f"SGD, rate {rate}": {
             "optimizer.name": "sgd",

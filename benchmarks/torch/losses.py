@@ -35,13 +35,13 @@ def gap_weighted_kl(student, teacher, labels, temperature=1.0):
     labels = labels[:, None].to(student.dtype)
     # The label under the center of each cell.
     labels = functional.interpolate(labels, student.shape[2:], mode="nearest-exact").long()
-    labelled = labels != IGNORED
-    classes = torch.where(labelled, labels, 0)
+    labeled = labels != IGNORED
+    classes = torch.where(labeled, labels, 0)
     with torch.no_grad():
         q, p = (x.softmax(1).gather(1, classes) for x in (student, teacher))
-        weight = (p - q).clamp(min=0) * labelled
+        weight = (p - q).clamp(min=0) * labeled
     values = weight[:, 0] * _kl(student, teacher, temperature)
-    return values.sum() / labelled.sum().clamp(min=1)
+    return values.sum() / labeled.sum().clamp(min=1)
 
 
 def _kl(student, teacher, temperature):

@@ -61,7 +61,7 @@ class Execution:
         return cls(device, channels_last=True, bfloat16=bfloat16, compiled=device == "cuda")
 
 
-def normalise(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def normalize(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Converts uint8 images [B, H, W, 3] to a network's input [B, 3, H, W]."""
     mean, std = (torch.tensor(x, dtype=dtype, device=images.device) for x in (MEAN, STD))
     return ((images.to(dtype) - mean) / std).permute(0, 3, 1, 2)
@@ -78,7 +78,7 @@ def settle(net: nn.Module, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
     with torch.no_grad():
         for batch in batches:
             images = torch.from_numpy(batch["image"]).to(parameter.device)
-            net(normalise(images, parameter.dtype))
+            net(normalize(images, parameter.dtype))
     net.eval()
 
 
@@ -151,7 +151,7 @@ class Trainer:
 
     def _input(self, images: torch.Tensor) -> torch.Tensor:
         # A view of [B, H, W, 3] as [B, 3, H, W] is what PyTorch calls channels_last.
-        images = normalise(images, self.dtype)
+        images = normalize(images, self.dtype)
         return images if self.execution.channels_last else images.contiguous()
 
     def _teacher_maps(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Builder of `coco_stuff`: the 164k images of COCO 2017, labelled with 171 things and stuff."""
+"""Builder of `coco_stuff`: the 164k images of COCO 2017, labeled with 171 things and stuff."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""Builder of `pascal_context`: VOC 2010's photos with every pixel labelled, 59 or 60 classes."""
+"""Builder of `pascal_context`: VOC 2010's photos with every pixel labeled, 59 or 60 classes."""
 
 import pathlib
 from collections.abc import Mapping

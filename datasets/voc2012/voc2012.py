@@ -21,8 +21,8 @@ _IDS = LabelMap(_TABLE.ids(ignored=[IGNORE_LABEL]), "0..20 and 255")
 class Voc2012(PublishedBuilder):
     """Photos with labels of 20 kinds of objects and background.
 
-    `train_aug` adds to `train` all images that SBD has labelled and `val` does not hold. An image
-    that VOC itself has labelled keeps that label.
+    `train_aug` adds to `train` all images that SBD has labeled and `val` does not hold. An image
+    that VOC itself has labeled keeps that label.
     """
 
     CLASSES = _TABLE

@@ -1,6 +1,6 @@
 """Predicts images with a trained student, any network checkpoint, or a model file.
 
-python -m kdjax predict --workdir runs/first --images 'photos/**/*.jpg' --output labelled
+python -m kdjax predict --workdir runs/first --images 'photos/**/*.jpg' --output labeled
 
 Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png`, and `legend.png`, and
 prints the time. Photos are rotated as their EXIF data say. No image is ever replaced.

@@ -61,7 +61,7 @@ class TuningResult(NamedTuple):
     Attributes:
       method: the name of the method.
       tried: the settings.
-      scores: MIoU on validation by setting and seed; NaN for a run that diverged. Empty without
+      scores: mIoU on validation by setting and seed; NaN for a run that diverged. Empty without
         tuning.
     """
 

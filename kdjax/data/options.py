@@ -33,7 +33,7 @@ class CropOptions(Section):
     # mmsegmentation's RandomResize(scale=(2048, 512)); () to keep the size of the image.
     base_size: Annotated[tuple[int, int] | tuple[()], schema.COUNT] = ()
     # A crop is drawn again, up to ten times, while one class covers at least this share of its
-    # labelled pixels. 1.0 takes the first crop.
+    # labeled pixels. 1.0 takes the first crop.
     max_class_share: Annotated[float, schema.SHARE_ABOVE_ZERO] = 0.75
     flip: bool = True  # mirror each crop left to right with probability 0.5
     photometric: bool = True  # change brightness, contrast, saturation and hue

@@ -46,9 +46,9 @@ def adapt(params: Params, x: Float[Array, "B h w S"]) -> Float[Array, "B h w T"]
 def batch_norm(params: Params, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
     """Normalizes a map by the statistics of the batch, and applies "scale" and "shift"."""
     full = x.astype(jnp.float32)
-    centred = full - full.mean((0, 1, 2))
-    deviation = jnp.sqrt(jnp.square(centred).mean((0, 1, 2)) + _EPSILON)
-    return (centred / deviation * params["scale"] + params["shift"]).astype(x.dtype)
+    centered = full - full.mean((0, 1, 2))
+    deviation = jnp.sqrt(jnp.square(centered).mean((0, 1, 2)) + _EPSILON)
+    return (centered / deviation * params["scale"] + params["shift"]).astype(x.dtype)
 
 
 def init_convolution(key: PRNGKeyArray, size: int, inputs: int, outputs: int) -> Params:

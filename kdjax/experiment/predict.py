@@ -40,11 +40,11 @@ def predict(  # noqa: PLR0913
     Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png`, and `legend.png`.
     Photos are rotated as their EXIF data say. Needs no TensorFlow. For arrays, use `kdjax.load`.
 
-        print(kdjax.predict("runs/first", "photos/**/*.jpg", "labelled"))
+        print(kdjax.predict("runs/first", "photos/**/*.jpg", "labeled"))
 
     Args:
       workdir: the directory of a run, a network checkpoint, or an ONNX or TensorFlow Lite file.
-      images: a folder, whose own image files are labelled, or a pattern of paths, in which `**`
+      images: a folder, whose own image files are labeled, or a pattern of paths, in which `**`
         stands for any number of folders.
       output: the folder to write to.
       ids: a data set, such as "cityscapes", whose original ids replace the class numbers.

@@ -61,7 +61,7 @@ def make_report(
 def predict_panels(
     options: RunOptions, images: RunData, panels: Mapping[str, str]
 ) -> list[Example]:
-    """Returns a few labelled examples with the predictions of networks.
+    """Returns a few labeled examples with the predictions of networks.
 
     Args:
       options: the config.

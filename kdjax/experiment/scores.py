@@ -15,9 +15,9 @@ class SplitScores:
 
     Attributes:
       miou: the mean of the IoU over the classes that occur.
-      pixel_accuracy: the share of the labelled pixels that are right.
+      pixel_accuracy: the share of the labeled pixels that are right.
       iou: the intersection over union by class name.
-      agreement: the share of the labelled pixels on which student and teacher agree. None without
+      agreement: the share of the labeled pixels on which student and teacher agree. None without
         a teacher.
     """
 

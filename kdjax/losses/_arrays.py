@@ -105,6 +105,6 @@ def moments(features, axes, axis_name):
         array = jnp.mean(array, axes, keepdims=True)
         return array if axis_name is None else jax.lax.pmean(array, axis_name)
 
-    centred = features - origin
-    centred -= mean(centred)
-    return centred, mean(jnp.square(centred))
+    centered = features - origin
+    centered -= mean(centered)
+    return centered, mean(jnp.square(centered))

@@ -92,13 +92,13 @@ class ClassStatistics:
         member = member.astype(jnp.float32)
         mean = _over_pixels("nk,na->ka", member, jnp.where(counted, features, 0.0))
         mean = everywhere(mean) / seen[:, None]
-        centred = jnp.where(counted, features - einsum("nk,ka->na", member, mean), 0.0)
+        centered = jnp.where(counted, features - einsum("nk,ka->na", member, mean), 0.0)
         if self.covariance.ndim == 2:
-            moment = _over_pixels("nk,na->ka", member, jnp.square(centred))
+            moment = _over_pixels("nk,na->ka", member, jnp.square(centered))
         else:
             # Class by class, because pixels x classes x channels values would not fit in memory.
             moment = jax.lax.map(
-                lambda weight: _over_pixels("na,nb->ab", weight[:, None] * centred, centred),
+                lambda weight: _over_pixels("na,nb->ab", weight[:, None] * centered, centered),
                 member.T,
             )
         covariance = everywhere(moment) / _like(seen, moment)

@@ -48,9 +48,9 @@ def ifvd(
         features = features.astype(jnp.float32).reshape(*batch, height * width, -1)
         features = jnp.where(valid, features, 0.0)
         # A sum in place of the mean: the length of a center does not matter.
-        centres = einsum("...pk,...pc->...kc", chosen, features)
-        centres, features = centres / length(centres), features / length(features)
-        return jnp.sum(chosen * einsum("...pc,...kc->...pk", features, centres), -1)
+        centers = einsum("...pk,...pc->...kc", chosen, features)
+        centers, features = centers / length(centers), features / length(features)
+        return jnp.sum(chosen * einsum("...pc,...kc->...pk", features, centers), -1)
 
     apart = likeness(student) - likeness(jax.lax.stop_gradient(teacher))
     return jnp.square(apart).reshape(labels.shape)

@@ -52,9 +52,9 @@ def isda_logits(
     member = check_head(features, kernel, bias, labels, covariance, strength, ignore_label)
     kernel = kernel.astype(jnp.float32)
     covariance = jax.lax.stop_gradient(covariance).astype(jnp.float32)
-    centred = kernel - jnp.mean(kernel, axis=-1, keepdims=True)
+    centered = kernel - jnp.mean(kernel, axis=-1, keepdims=True)
     classes = jnp.eye(kernel.shape[-1], dtype=jnp.float32)
-    table = weight_spread(centred, covariance, classes, classes)
+    table = weight_spread(centered, covariance, classes, classes)
     return class_scores(features, kernel, bias) + strength / 2 * einsum(
         "...k,kj->...j", member, table
     )
@@ -117,11 +117,11 @@ def weight_spread(kernel, covariance, member, anchor):
     """
     if covariance.ndim == 2:
         variance = einsum("...k,ka->...a", member, covariance)
-        centre = einsum("...c,ac->...a", anchor, kernel)
+        center = einsum("...c,ac->...a", anchor, kernel)
         return (
             einsum("...a,aj->...j", variance, jnp.square(kernel))
-            - 2 * einsum("...a,aj->...j", variance * centre, kernel)
-            + jnp.sum(variance * jnp.square(centre), axis=-1, keepdims=True)
+            - 2 * einsum("...a,aj->...j", variance * center, kernel)
+            + jnp.sum(variance * jnp.square(center), axis=-1, keepdims=True)
         )
 
     # Class by class, because one covariance per pixel would not fit in memory.

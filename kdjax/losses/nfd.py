@@ -109,5 +109,5 @@ def _over(axes, ndim, together):
 
 
 def _normalize(features, axes, eps, axis_name):
-    centred, variance = moments(features, axes, axis_name)
-    return centred * jax.lax.rsqrt(variance + eps)
+    centered, variance = moments(features, axes, axis_name)
+    return centered * jax.lax.rsqrt(variance + eps)

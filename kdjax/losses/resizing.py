@@ -51,17 +51,17 @@ def resizing_weights(
 
 
 def sampling_weights(
-    centres: Float[Array, " places"], size: Int[Array, ""], length: int
+    centers: Float[Array, " places"], size: Int[Array, ""], length: int
 ) -> Float[Array, "places length"]:
     """Returns the matrix that samples an axis linearly, for a size that is traced.
 
     Args:
-      centres: where to sample, in cells from the start of the axis; the first cell's center is at
+      centers: where to sample, in cells from the start of the axis; the first cell's center is at
         0.5. Positions beyond the outermost centers take the value of the edge.
       size: how many of the cells hold data.
       length: of the axis, with padding.
     """
-    places = jnp.clip(centres - 0.5, 0, jnp.maximum(size - 1, 0))
+    places = jnp.clip(centers - 0.5, 0, jnp.maximum(size - 1, 0))
     return jnp.maximum(1 - jnp.abs(places[:, None] - jnp.arange(length)), 0)
 
 

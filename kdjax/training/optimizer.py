@@ -43,7 +43,7 @@ class OptimizerOptions(Section):
     rates: tuple[tuple[str, float], ...] = ()
     head_multiplier: Annotated[float, schema.POSITIVE] = 1.0  # the same of heads and adapters
     gradient_clip: Annotated[float, schema.NOT_NEGATIVE] = 0.0  # global norm; 0 for none
-    # Micro-batches per step. Their gradients count alike, each that of its own mean over labelled
+    # Micro-batches per step. Their gradients count alike, each that of its own mean over labeled
     # pixels: where some have more ignored pixels, these count less than in one large batch.
     accumulate: Annotated[int, schema.COUNT] = 1
     ema_decay: Annotated[float, schema.SHARE_BELOW_ONE] = 0.0  # 0 for no moving average

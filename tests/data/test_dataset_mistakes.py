@@ -113,7 +113,7 @@ def test_a_value_that_is_no_label_is_named_with_its_file(name, value, tmp_path):
     refuses(name, source, tmp_path, rf"\.png holds the value {value}; allowed are ")
 
 
-def test_a_value_outside_the_mapping_of_matlab_labels_and_colours(tmp_path):
+def test_a_value_outside_the_mapping_of_matlab_labels_and_colors(tmp_path):
     for value in (460, 500):
         source = write_tree(tmp_path / f"{value}", pascal_context([0, value, 70]))
         message = rf"\.mat holds the value {value}; allowed are 0\.\.459"

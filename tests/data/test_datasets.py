@@ -146,8 +146,8 @@ def test_coco_stuff_from_its_archives_with_images_of_all_kinds(tmp_path):
     dataset = prepare("coco_stuff", source, tmp_path)
     assert dataset.splits == {"train": 2, "val": 1}
     assert_labels(dataset, values, committed("coco_stuff")[0])
-    grey, cmyk = (e["image"] for e in pipeline.load_examples(dataset, "train", range(2)))
-    assert (grey == grey[..., :1]).all()
+    gray, cmyk = (e["image"] for e in pipeline.load_examples(dataset, "train", range(2)))
+    assert (gray == gray[..., :1]).all()
     plain = image_like(label_of(values)).astype(int)
     assert np.abs(cmyk.astype(int) - plain)[:, 8:80].mean() < 12
 

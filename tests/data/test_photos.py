@@ -50,14 +50,14 @@ def test_a_label_of_the_photo_as_stored_is_refused(tmp_path):
 
 # Height and width of what is looked at; a crop of training is 16 x 16.
 SIZES = {"lying.JPG": (24, 32), "stored_lying.jpeg": (32, 24), "stored_head_down.jpg": (24, 32)}
-SIZES |= {"grey.PNG": (12, 40)}
+SIZES |= {"gray.PNG": (12, 40)}
 SIZES |= {"palette.png": (32, 24), "alpha.png": (10, 8), "wide.tif": (24, 32), "CMYK.jpg": (12, 40)}
 # The note of a camera that turns it, and what it has stored.
 STORED = {
     "stored_lying.jpeg": (6, Image.Transpose.ROTATE_90),
     "stored_head_down.jpg": (3, Image.Transpose.ROTATE_180),
 }
-MODES = {"grey.PNG": "L", "palette.png": "P", "alpha.png": "RGBA", "CMYK.jpg": "CMYK"}
+MODES = {"gray.PNG": "L", "palette.png": "P", "alpha.png": "RGBA", "CMYK.jpg": "CMYK"}
 
 
 def write_photos(source, classes):
@@ -79,7 +79,7 @@ def write_photos(source, classes):
 
 
 @pytest.mark.thorough
-def test_photos_of_all_sizes_train_and_are_scored_and_labelled(tmp_path):
+def test_photos_of_all_sizes_train_and_are_scored_and_labeled(tmp_path):
     source, workdir = tmp_path / "source", tmp_path / "run"
     write_photos(source, classes=200)
     dataset = prepare("folder", source, tmp_path, val_share=0.2)
@@ -88,7 +88,7 @@ def test_photos_of_all_sizes_train_and_are_scored_and_labelled(tmp_path):
         for example in pipeline.load_examples(dataset, split, range(count)):
             # The image has the colors of its label, up to JPEG and palette errors.
             shown = dataset.palette[example["label"]].astype(int)
-            if example["name"] != "grey":
+            if example["name"] != "gray":
                 assert np.abs(example["image"] - shown).mean() < 20
     config = configuration.default()
     config.update({"steps": 2, "log_every": 1, "eval_every": 2})
@@ -114,7 +114,7 @@ def test_photos_without_labels_are_ignored_throughout(tmp_path):
         examples = pipeline.load_examples(labelled, split, range(count))
         pixels |= {example["name"]: example["image"] for example in examples}
     (source / "images").rename(flat)
-    (flat / "grey.PNG").rename(flat / "CMYK.jpg.part")  # no image by its name
+    (flat / "gray.PNG").rename(flat / "CMYK.jpg.part")  # no image by its name
     (flat / "deep" / "er").mkdir(parents=True)
     (flat / "lying.JPG").rename(flat / "deep" / "er" / "lying.JPG")
     dataset = prepare("folder", flat, tmp_path / "more", unlabelled=True)
@@ -122,7 +122,7 @@ def test_photos_without_labels_are_ignored_throughout(tmp_path):
     assert [*dataset.splits] == ["train"]
     examples = pipeline.load_examples(dataset, "train", range(dataset.splits["train"]))
     assert {example["name"] for example in examples} == {
-        "deep/er/lying" if name == "lying" else name for name in pixels if name != "grey"
+        "deep/er/lying" if name == "lying" else name for name in pixels if name != "gray"
     }
     for example in examples:
         assert (example["label"] == 255).all()

@@ -234,7 +234,7 @@ def test_the_auxiliary_head_is_not_written(net, source, tmp_path):
     ("name", "expected"), [("tiny", True), ("pspnet_r18", False), ("segformer_b0", False)]
 )
 @pytest.mark.usefixtures("shallow")
-def test_networks_that_compute_with_their_images_size_are_recognised(name, expected):
+def test_networks_that_compute_with_their_images_size_are_recognized(name, expected):
     net = nnx.eval_shape(
         lambda: models.create(name, num_classes=CLASSES, width=4, rngs=nnx.Rngs(0))
     )

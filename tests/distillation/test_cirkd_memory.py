@@ -162,7 +162,7 @@ def formula(loss, params, state, inputs):
 
 
 @pytest.mark.parametrize("loss", [SMALL, EXACT], ids=["bfloat16", "float32"])
-def test_the_value_is_the_divergence_of_similarities_over_labelled_pixels(loss):
+def test_the_value_is_the_divergence_of_similarities_over_labeled_pixels(loss):
     params, state = begun(loss)
     inputs = batch(0)
     value, after, logged, (by_params, by_student, by_teacher) = measure(loss, params, state, inputs)

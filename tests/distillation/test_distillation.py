@@ -98,8 +98,8 @@ class TestOwnLosses:
         assert term(own_losses.cosine)["loss"] == "own_losses:cosine"
 
     def test_a_function_may_read_labels_at_the_size_of_its_maps(self):
-        found = values(t=term("own_losses:labelled_distance"))["t"]
-        expected = mean(own_losses.labelled_distance, scores(STUDENT), scores(TEACHER), SMALL)
+        found = values(t=term("own_losses:labeled_distance"))["t"]
+        expected = mean(own_losses.labeled_distance, scores(STUDENT), scores(TEACHER), SMALL)
         assert found == pytest.approx(expected, rel=1e-6)
 
     def test_what_is_told_inside_shard_map_is_no_option_of_a_term(self):
@@ -210,7 +210,7 @@ class TestAdapter:
         ):
             values(t=term("nfd", student="stage4", teacher="stage4", adapter="never"))
 
-    def test_it_computes_a_normalised_convolution(self):
+    def test_it_computes_a_normalized_convolution(self):
         params = layers.init_adapter(jax.random.key(0), 6, 9, bias=True, norm=True)
         params["bias"], params["shift"] = jnp.arange(9.0), jnp.ones(9)
         found = np.asarray(layers.adapt(params, STUDENT["stage4"]))
@@ -455,7 +455,7 @@ def test_ignored_pixels_do_not_count_where_a_loss_reads_labels():
     maps, share = (scores(STUDENT), scores(TEACHER)), VALID.mean()
     expected = mean(losses.gap_weighted_kl, *maps, SMALL, gap="total_variation") / share
     assert found["gap"] == pytest.approx(expected, rel=1e-5)
-    # At the start FAKD is the plain divergence, over the labelled pixels.
+    # At the start FAKD is the plain divergence, over the labeled pixels.
     expected = mean(lambda *maps: losses.pixelwise_kl(*maps) * VALID, *maps) / share
     assert run(step=0)[2]["fakd"] == pytest.approx(expected, rel=1e-5)
 
@@ -469,7 +469,7 @@ def test_another_label_may_be_the_ignored_one():
     jax.tree.map(np.testing.assert_array_equal, other, state)
 
 
-def test_isda_is_the_mean_over_the_labelled_pixels_at_the_labels_size():
+def test_isda_is_the_mean_over_the_labeled_pixels_at_the_labels_size():
     entry = term("isda_cross_entropy", strength=2.0)
     _, state, metrics = measure({"isda": entry})
     classifier = STUDENT["logits"]

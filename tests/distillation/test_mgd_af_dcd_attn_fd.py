@@ -64,8 +64,8 @@ def test_mgd_is_the_distance_of_what_is_made_from_unmasked_pixels(masked):
 
 def test_what_mgd_makes_of_everything_may_be_the_teacher_itself():
     """With identity kernels and without a mask, the loss is plain L2."""
-    centre = jnp.zeros((3, 3, 6, 6)).at[1, 1].set(jnp.eye(6))
-    passing = {"kernel": centre, "bias": jnp.zeros(6)}
+    center = jnp.zeros((3, 3, 6, 6)).at[1, 1].set(jnp.eye(6))
+    passing = {"kernel": center, "bias": jnp.zeros(6)}
     params = {"first": passing, "second": passing}
     student = np.abs(ALIGNED)
     value, *_ = measure(MGD(masked=0.0), params, {}, given(student, TEACHER))
@@ -74,7 +74,7 @@ def test_what_mgd_makes_of_everything_may_be_the_teacher_itself():
     assert float(same) < 1e-12
 
 
-def test_masks_of_channels_and_of_the_centre():
+def test_masks_of_channels_and_of_the_center():
     params = drawn(MGD())
 
     def changed_by(loss):

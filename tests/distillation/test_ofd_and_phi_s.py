@@ -114,15 +114,15 @@ def test_the_target_is_standardised_once_it_was_looked_at(standardize):
     both = np.float64(np.concatenate(seen[:2]).reshape(-1, 12))
     close(state.mean, both.mean(0))
     assert int(state.statistics.count[0]) == len(both)  # it is not looked at any more
-    centred = both - both.mean(0)
+    centered = both - both.mean(0)
     scale = np.float64(state.scale)
     if standardize == "phi_s":
         # One variance for all channels, by one scale for all directions.
-        expected = centred @ scale
-        close(scale @ scale.T, np.eye(12) / centred.var(0).mean(), 1e-4)
+        expected = centered @ scale
+        close(scale @ scale.T, np.eye(12) / centered.var(0).mean(), 1e-4)
     else:
-        close(scale, 1 / centred.std(0))
-        expected, scale = centred * scale, np.diag(scale)
+        close(scale, 1 / centered.std(0))
+        expected, scale = centered * scale, np.diag(scale)
     close(expected.var(0), np.ones(12), 1e-4)
     target = (np.float64(seen[2]) - both.mean(0)) @ scale
     close(value, np.mean((student - target) ** 2))
@@ -135,8 +135,8 @@ def test_turned_features_are_as_far_apart_after_phi_s():
     rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((12, 12)))
     apart = []
     for x in (features, features @ rotation):
-        centred = x - x.mean(0)
-        y = centred @ np.float64(losses.phi_s(jnp.float32(centred.T @ centred / len(x))))
+        centered = x - x.mean(0)
+        y = centered @ np.float64(losses.phi_s(jnp.float32(centered.T @ centered / len(x))))
         apart.append(np.linalg.norm(y[:8, None] - y[None, :8], axis=-1))
     close(*apart, 1e-4)
     with pytest.raises(ValueError, match=r"covariance must be \[3, 3\], got \[3, 2\]"):

@@ -193,8 +193,8 @@ def test_extreme_scores_are_judged_by_finite_numbers(scale):
 def test_neither_discriminator_nor_tokens_depend_on_the_devices():
     cases = [
         (WGAN, drawn(WGAN), given(STUDENT, TEACHER), {"trained": ()}),
-        (MASKED, MASKED.init_state(SCORES, SCORES), labelled(0.0), {}),
-        (MASKED, fixed(normal(3, 4, 3)), labelled(0.5), {}),
+        (MASKED, MASKED.init_state(SCORES, SCORES), labeled(0.0), {}),
+        (MASKED, fixed(normal(3, 4, 3)), labeled(0.5), {}),
     ]
     for loss, state, inputs, kept in cases:
         expected, found = (measure(loss, {}, state, x) for x in (inputs, over_devices(inputs)))
@@ -210,7 +210,7 @@ def test_neither_discriminator_nor_tokens_depend_on_the_devices():
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     for loss, begun, inputs in (
         (HINGE, HINGE.init_state(SCORES, SCORES), given(STUDENT, TEACHER)),
-        (MASKED, MASKED.init_state(SCORES, SCORES), labelled(0.1)),
+        (MASKED, MASKED.init_state(SCORES, SCORES), labeled(0.1)),
     ):
         state = measure(loss, {}, begun, inputs)[1]
         found = resumed_from(tmp_path / type(loss).__name__, {}, state)
@@ -223,7 +223,7 @@ MASKED = MasKD(count=4, fitted_until=0.2)
 LABELS = np.random.default_rng(4).choice([0, 1, 2, 255], (8, 36, 32)).astype(np.int32)
 
 
-def labelled(progress, student=STUDENT, teacher=TEACHER, labels=LABELS):
+def labeled(progress, student=STUDENT, teacher=TEACHER, labels=LABELS):
     inputs = given(student, teacher, losses.resize_labels(labels, student.shape[1:3]))
     return dataclasses.replace(inputs, progress=jnp.float32(progress), full_labels=labels)
 
@@ -239,7 +239,7 @@ def masks_of(tokens, scores):
 def test_mas_kd_is_a_squared_distance_under_each_mask():
     tokens = normal(3, 4, 3)
     value, state, logged, (_, by_student, by_teacher) = measure(
-        MASKED, {}, fixed(tokens), labelled(0.2)
+        MASKED, {}, fixed(tokens), labeled(0.2)
     )
     masks, square = masks_of(tokens, TEACHER), (np.float64(STUDENT) - TEACHER) ** 2
     of_each = np.einsum("bhwt,bhwk->btk", masks**2, square)
@@ -250,23 +250,23 @@ def test_mas_kd_is_a_squared_distance_under_each_mask():
     assert np.asarray(by_student).any()
     assert not np.asarray(by_teacher).any()
     # The order of tokens is nothing, and twice as far is four times as much.
-    turned = measure(MASKED, {}, fixed(tokens[::-1]), labelled(0.2))
+    turned = measure(MASKED, {}, fixed(tokens[::-1]), labeled(0.2))
     close(turned[0], expected)
-    far = measure(MASKED, {}, fixed(tokens), labelled(0.2, student=2 * STUDENT - TEACHER))
+    far = measure(MASKED, {}, fixed(tokens), labeled(0.2, student=2 * STUDENT - TEACHER))
     close(far[0], 4 * expected, 1e-4)
-    same = measure(MASKED, {}, fixed(tokens), labelled(0.2, student=TEACHER))
+    same = measure(MASKED, {}, fixed(tokens), labeled(0.2, student=TEACHER))
     assert float(same[0]) == 0
     assert not np.asarray(same[3][1]).any()
     # The masks are of the teacher's own scores, and not of their order alone.
     other = measure(
-        MASKED, {}, fixed(tokens), labelled(0.2, student=STUDENT + 1, teacher=TEACHER + 1)
+        MASKED, {}, fixed(tokens), labeled(0.2, student=STUDENT + 1, teacher=TEACHER + 1)
     )
     assert float(other[0]) != pytest.approx(expected, rel=1e-3)
 
 
 def test_full_masks_make_it_half_the_squared_distance():
     teacher = np.abs(TEACHER) + 1
-    value, *_ = measure(MASKED, {}, fixed(np.full((4, 3), 50.0)), labelled(0.2, teacher=teacher))
+    value, *_ = measure(MASKED, {}, fixed(np.full((4, 3), 50.0)), labeled(0.2, teacher=teacher))
     close(value, losses.l2(STUDENT, teacher).mean() / 2)
 
 
@@ -291,7 +291,7 @@ def test_tokens_are_fitted_to_the_labels_in_the_first_part_of_a_run():
     close(np.std(MasKD(count=500).init_state(SCORES, SCORES).tokens), 0.01, 0.05)
     states = [state]
     for progress in (0.0, 0.1):
-        inputs = labelled(progress, labels=SMALL)
+        inputs = labeled(progress, labels=SMALL)
         value, after, logged, (_, by_student, _) = measure(MASKED, {}, states[-1], inputs)
         close(logged["fitting"], objective(states[-1].tokens))
         assert float(value) == 0
@@ -319,7 +319,7 @@ def test_tokens_are_fitted_with_aligned_corners_as_the_authors():
     functional = torch.nn.functional
     truth = np.random.default_rng(0).choice([0, 1, 2, 255], (8, 50, 33)).astype(np.int32)
     state = fixed(normal(3, 4, 3))
-    _, after, logged, _ = measure(MASKED, {}, state, labelled(0.0, labels=truth))
+    _, after, logged, _ = measure(MASKED, {}, state, labeled(0.0, labels=truth))
 
     tokens = torch.tensor(np.asarray(state.tokens), requires_grad=True)
     scores = torch.from_numpy(TEACHER.transpose(0, 3, 1, 2).copy())
@@ -348,7 +348,7 @@ def test_alike_masks_overlap_wholly_and_single_ones_not_at_all():
 
 
 def test_a_batch_without_labels_moves_no_token_by_its_scores():
-    inputs = labelled(0.0, labels=np.full_like(LABELS, 255))
+    inputs = labeled(0.0, labels=np.full_like(LABELS, 255))
     found = measure(MASKED, {}, MASKED.init_state(SCORES, SCORES), inputs)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     assert 0.9 < float(found[1].loss) <= 1  # the masks of small tokens are alike

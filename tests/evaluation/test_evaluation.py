@@ -25,7 +25,7 @@ def reference_confusion(predictions, labels, num_classes):
     return matrix
 
 
-def test_confusion_matrix_counts_labelled_pixels_exactly():
+def test_confusion_matrix_counts_labeled_pixels_exactly():
     labels = RNG.choice([0, 1, 2, 3, 255], (2, 9, 7)).astype(np.uint8)
     predictions = RNG.integers(0, 4, labels.shape)
     found = jax.jit(confusion_matrix, static_argnums=2)(predictions, labels, 4)

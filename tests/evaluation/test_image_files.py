@@ -51,7 +51,7 @@ def photos(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.save(folder / "deep" / "lying.jpg", exif=exif, quality=95)
-    picture.convert("L").save(folder / "deep" / "er" / "grey.png")
+    picture.convert("L").save(folder / "deep" / "er" / "gray.png")
     picture.convert("CMYK").save(folder / "cmyk.jpg")
     picture.quantize(16).save(folder / "palette.png")
     picture.convert("RGBA").save(folder / "alpha.png")
@@ -86,13 +86,13 @@ def test_class_scores_are_saved_beside_the_labels(checkpoint, photos, tmp_path, 
         np.testing.assert_array_equal(chosen, found.max(-1))
 
 
-def test_every_kind_of_image_is_labelled_at_its_own_size(network, photos, tmp_path):
+def test_every_kind_of_image_is_labeled_at_its_own_size(network, photos, tmp_path):
     files = find_images(f"{photos}/**/*.*", str(tmp_path / "out"), overwrite=False)
     timing = predict_files(network, files, str(tmp_path / "out"), batch_size=8, pad_to=16)
     assert timing.images == len(files) == 7
     assert re.search(r"^7 images in .* 1 size of images\); network: ", str(timing))
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
-    kinds = ("plain", "cmyk", "palette", "alpha", "deep", "deep/lying", "deep/er/grey")
+    kinds = ("plain", "cmyk", "palette", "alpha", "deep", "deep/lying", "deep/er/gray")
     assert names == {
         "legend.png",
         *(f"{place}/{kind}.png" for place in ("labels", "overlays") for kind in kinds),
@@ -212,7 +212,7 @@ def test_an_image_too_small_for_a_scale_is_named_before_anything_is_written(phot
     assert not (tmp_path / "out").exists()
 
 
-def test_original_ids_have_the_colours_of_their_classes(network, photos, tmp_path):
+def test_original_ids_have_the_colors_of_their_classes(network, photos, tmp_path):
     values = [7, 200, 11]
     for name, ids in (("ids", values), ("numbers", None)):
         files = find_images(f"{photos}/plain.png", str(tmp_path / name), overwrite=False)

@@ -14,7 +14,7 @@ CLASSES = 5
     [
         ([0, 1, 2, 3, 4, 255], [0, 1, 2, 3, 4]),
         ([0, 1, 3, 255], [0, 1, 3]),  # two classes are in neither
-        ([0, 1, 255], [0, 1, 4]),  # one is predicted and never labelled
+        ([0, 1, 255], [0, 1, 4]),  # one is predicted and never labeled
         ([0, 1, 2], [0]),
         ([3], [3]),  # images of one class
         ([3, 255], [2]),

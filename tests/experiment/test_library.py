@@ -208,7 +208,7 @@ def test_the_file_of_an_exported_student_is_evaluated_itself(trained, tmp_path):
         kdjax.evaluate(workdir, exported=file)
 
 
-def test_a_network_that_was_loaded_labels_what_the_files_are_labelled(trained, tmp_path):
+def test_a_network_that_was_loaded_labels_what_the_files_are_labeled(trained, tmp_path):
     workdir, result, _ = trained
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "photo.png")

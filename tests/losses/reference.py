@@ -42,7 +42,7 @@ def cross_entropy(logits, labels, ignore_label=255):
 def resize(image, height, width, align_corners):
     """Bilinear, `[h, w, C]` to `[height, width, C]`."""
 
-    def neighbours(i, size, new_size):
+    def neighbors(i, size, new_size):
         if align_corners:
             x = i * (size - 1) / max(new_size - 1, 1)
         else:
@@ -52,9 +52,9 @@ def resize(image, height, width, align_corners):
 
     out = np.zeros((height, width, image.shape[-1]))
     for row in range(height):
-        top, bottom, down = neighbours(row, image.shape[0], height)
+        top, bottom, down = neighbors(row, image.shape[0], height)
         for column in range(width):
-            left, right, across = neighbours(column, image.shape[1], width)
+            left, right, across = neighbors(column, image.shape[1], width)
             upper = (1 - across) * image[top, left] + across * image[top, right]
             lower = (1 - across) * image[bottom, left] + across * image[bottom, right]
             out[row, column] = (1 - down) * upper + down * lower

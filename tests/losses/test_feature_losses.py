@@ -78,9 +78,9 @@ def test_space_sees_neither_scale_nor_level_and_a_sign_flips_it(seed):
 def test_space_pushes_neither_on_scale_nor_on_level():
     student, teacher = normal(0), normal(1)
     gradient = jax.grad(lambda s: losses.nfd(s, teacher).mean())(student)
-    centred = student - student.mean((1, 2), keepdims=True)
+    centered = student - student.mean((1, 2), keepdims=True)
     np.testing.assert_allclose(gradient.sum((1, 2)), 0, atol=1e-7)
-    np.testing.assert_allclose((gradient * centred).sum((1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose((gradient * centered).sum((1, 2)), 0, atol=1e-5)
 
 
 def test_an_adapter_bias_receives_no_gradient():

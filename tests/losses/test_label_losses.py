@@ -46,9 +46,9 @@ def ifvd(student, teacher, truth):
             here = truth[b] == k
             if here.any():
                 pixels = np.float64(features[b][here])
-                centre = pixels.sum(0) / (here.sum() + 1e-6)
-                norms = np.linalg.norm(pixels, axis=-1) * np.linalg.norm(centre)
-                out[b][here] = pixels @ centre / np.maximum(norms, 1e-8)
+                center = pixels.sum(0) / (here.sum() + 1e-6)
+                norms = np.linalg.norm(pixels, axis=-1) * np.linalg.norm(center)
+                out[b][here] = pixels @ center / np.maximum(norms, 1e-8)
         return out
 
     return (likeness(student) - likeness(teacher)) ** 2
@@ -114,7 +114,7 @@ def test_ifvd_sees_neither_basis_nor_scale_nor_the_names_of_classes():
     close(loss(scale * (student @ turn), 7 * teacher, truth).values, values)
     renamed = np.where(truth == 255, 255, (truth + 2) % 6)
     close(loss(student, teacher, renamed).values, values)
-    # The length of single pixels moves the centre; a level moves everything.
+    # The length of single pixels moves the center; a level moves everything.
     assert (
         np.abs(loss(np.exp(normal(4, (2, 4, 5, 1))) * student, teacher, truth).mean - values.mean())
         > 1e-3

@@ -97,13 +97,13 @@ def test_pixelwise_kl_ignores_a_shift_of_all_classes(seed, temperature):
     close(shifted, loss(student, teacher), 1e-5)
 
 
-def test_pixelwise_kl_at_high_temperature_is_a_centred_distance():
+def test_pixelwise_kl_at_high_temperature_is_a_centered_distance():
     student, teacher = normal(0), normal(1)
     difference = teacher - student
-    centred = difference - difference.mean(-1, keepdims=True)
+    centered = difference - difference.mean(-1, keepdims=True)
     close(
         pixelwise_kl(student, teacher, temperature=30.0).mean(),
-        0.5 * (centred**2).mean(),
+        0.5 * (centered**2).mean(),
         3e-2,
     )
 

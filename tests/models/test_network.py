@@ -136,7 +136,7 @@ def test_what_trains_draws_and_what_predicts_does_not(kind):
     assert np.array_equal(drawn[0], drawn[2]) == (kind == "InNNX")
 
 
-def test_the_kinds_are_recognised():
+def test_the_kinds_are_recognized():
     assert isinstance(made("InNNX")[0], NNXNetwork)
     assert isinstance(made("InLinen")[0], LinenNetwork)
     assert isinstance(made("bridged")[0], LinenNetwork)

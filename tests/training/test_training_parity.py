@@ -34,7 +34,7 @@ from benchmarks.torch.trainer import (  # noqa: E402
     Recipe,
     Term,
     Trainer,
-    normalise,
+    normalize,
     settle,
 )
 
@@ -59,16 +59,16 @@ def make_batch(rng, count, height, width):
     coarse = rng.integers(0, CLASSES, (count, -(-height // 8), -(-width // 8)))
     labels = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
     labels[:, :, :3] = 255
-    colours = np.random.default_rng(0).integers(0, 256, (CLASSES, 3))
-    images = colours[labels % CLASSES] + rng.normal(0, 40, (count, height, width, 3))
+    colors = np.random.default_rng(0).integers(0, 256, (CLASSES, 3))
+    images = colors[labels % CLASSES] + rng.normal(0, 40, (count, height, width, 3))
     return {
         "image": np.clip(images, 0, 255).astype(np.uint8),
         "label": labels.astype(np.uint8),
     }
 
 
-def normalised(images):
-    return normalise(torch.from_numpy(images), torch.float64)
+def normalized(images):
+    return normalize(torch.from_numpy(images), torch.float64)
 
 
 def network(name, width=8):
@@ -132,7 +132,7 @@ def compare_gradients(theirs, net, *, zero=0):
     """
     batch = make_batch(np.random.default_rng(0), 4, 49, 65)
     theirs = theirs.double().train()
-    output = theirs(normalised(batch["image"]))
+    output = theirs(normalized(batch["image"]))
     labels = torch.from_numpy(batch["label"]).long()
     expected_loss = cross_entropy(output["logits"], labels)
     if "aux_logits" in output:
@@ -327,7 +327,7 @@ def test_adaptive_pooling_where_the_bins_do_not_divide_the_map_or_outnumber_it(b
 
 
 @pytest.mark.parametrize("size", [(29, 40), (6, 5), (13, 4)])
-def test_resizing_has_half_pixel_centres_and_no_antialiasing(size):
+def test_resizing_has_half_pixel_centers_and_no_antialiasing(size):
     compare_layer(
         partial(layers.resize, size=size),
         partial(functional.interpolate, size=size, mode="bilinear", align_corners=False),

@@ -123,7 +123,7 @@ class SplitStatistics:
       num_examples: the number of images.
       smallest: height and width of the image with the smallest area, in pixels.
       largest: those of the largest.
-      class_shares: the share of each of the K classes among the labelled pixels.
+      class_shares: the share of each of the K classes among the labeled pixels.
       ignored_share: the share of ignored pixels among all.
       mean: mean red, green, and blue, 0..255.
       std: their standard deviations.

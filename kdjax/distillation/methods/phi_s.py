@@ -78,11 +78,11 @@ class StandardizedL2(Loss):
         return jax.lax.cond(last, fit, lambda same: Standard(same, *state[1:]), statistics)
 
     def __call__(self, inputs: Inputs, params: PyTree, state: Standard) -> Float[Array, ""]:
-        centred = jax.lax.stop_gradient(inputs.teacher).astype(jnp.float32) - state.mean
+        centered = jax.lax.stop_gradient(inputs.teacher).astype(jnp.float32) - state.mean
         if state.scale.ndim == 2:
-            target = jnp.matmul(centred, state.scale, precision=jax.lax.Precision.HIGHEST)
+            target = jnp.matmul(centered, state.scale, precision=jax.lax.Precision.HIGHEST)
         else:
-            target = centred * state.scale
+            target = centered * state.scale
         value = jnp.mean(losses.l2(inputs.student, target))
         return jnp.where(inputs.step < self.fitted_over, 0.0, value)
 

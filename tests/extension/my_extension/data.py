@@ -10,7 +10,7 @@ EXAMPLES = {"train": 12, "val": 4}
 
 
 class Stripes(tfds.core.GeneratorBasedBuilder):
-    """Stripes of two colours."""
+    """Stripes of two colors."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -37,7 +37,7 @@ def stripes(*, seed):
 
 
 def draw(split, seed):
-    """The examples of a split: a bright stripe on noise, in one of two colours."""
+    """The examples of a split: a bright stripe on noise, in one of two colors."""
     generator, examples = np.random.default_rng([seed, *split.encode()]), []
     for number in range(EXAMPLES[split]):
         label = np.zeros((32, 64, 1), np.uint8)

@@ -1,6 +1,6 @@
 """The same small network in Flax NNX, in Flax Linen, and as an object that knows no framework.
 
-Each normalises its batch and keeps running statistics, and draws random numbers in training: by a
+Each normalizes its batch and keeps running statistics, and draws random numbers in training: by a
 module of its own, by Linen's streams, from the key.
 """
 
