@@ -54,11 +54,17 @@ def _add_a_thread() -> None:
     XLA copies the arguments of a callback with the threads that run the programs of the devices.
     With one thread for each device, a device that calls a teacher on the host waits for the copy,
     the other devices wait for the teacher, and no thread is left to copy. XLA takes the number of
-    threads from NPROC, by default the number of processors.
+    threads from NPROC, by default the number of processors that this process may use.
     """
-    devices = jax.config.values["jax_num_cpu_devices"]
-    if devices > 1:
-        os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, devices + 1)))
+    devices = max(jax.config.values["jax_num_cpu_devices"], 1)
+    if _processors() <= devices:
+        os.environ.setdefault("NPROC", str(devices + 1))
+
+
+def _processors() -> int:
+    # Only Linux says which processors a process may use.
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def compiler_options(platform: str) -> dict[str, str]:

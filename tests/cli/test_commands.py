@@ -504,11 +504,30 @@ def test_a_device_for_each_processor_leaves_a_thread_for_callbacks():
     assert run.stdout == f"{devices} True\n", run.stderr
 
 
-@pytest.mark.parametrize(("devices", "threads"), [(-1, None), (1, None), (3, "4"), (16, "17")])
-def test_threads_are_added_for_several_devices(monkeypatch, devices, threads):
+@pytest.mark.thorough
+def test_a_process_on_one_processor_can_call_the_host():
+    """As a run of `compare --parallel` that has one processor."""
+    env = {key: value for key, value in os.environ.items() if key != "NPROC"}
+    code = f"import os\nos.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n{_CALL_THE_HOST}"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**env, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.stdout == "1 True\n", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("devices", "processors", "threads"),
+    [(-1, 4, None), (-1, 1, "2"), (1, 2, None), (3, 4, None), (4, 4, "5"), (16, 4, "17")],
+)
+def test_a_thread_is_added_if_devices_take_all(monkeypatch, devices, processors, threads):
     monkeypatch.setenv("NPROC", "")  # restored at the end
     monkeypatch.delenv("NPROC")
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(processors)})
     values = {"jax_num_cpu_devices": devices}
     monkeypatch.setattr(environment.jax, "config", mock.Mock(values=values))
     environment._add_a_thread()
