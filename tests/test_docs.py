@@ -81,7 +81,14 @@ def test_links_and_pictures_lead_somewhere(page):
 
 
 @pytest.mark.parametrize(
-    "path", ["README.md", "docs/coming_from.md", "docs/configs.md", "docs/own_loss.md"]
+    "path",
+    [
+        "README.md",
+        "docs/coming_from.md",
+        "docs/configs.md",
+        "docs/own_loss.md",
+        "docs/pretraining.md",
+    ],
 )
 def test_other_snippets_run(path):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / path).read_text(), re.M | re.S)

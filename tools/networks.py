@@ -23,7 +23,7 @@ from jax.extend.core import jaxprs_in_params
 from kdjax import models
 from kdjax.models import layers
 from kdjax.models.adapters import traced_rngs
-from kdjax.models.architectures import FIXED
+from kdjax.models.architectures import EXTRACTORS, FIXED
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "networks.md"
 SIZE = (512, 1024)
@@ -50,6 +50,12 @@ backbones:
 - `fpn_light` is the top-down path of a feature pyramid, also with 96 channels, at output stride 32.
   Its finest map is classified.
 
+`linear` is a 1x1 convolution on the last stage, as a linear probe has it. The backbones `dinov2_s`,
+`_b`, `_l`, and `_g` (each also with `_reg`, for registers), and `dinov3_s`, `_splus`, `_b`, `_l`,
+and `_hplus` are Vision Transformers: all four stages have the stride of a patch, 14 or 16. The name
+of a backbone alone, such as `dinov2_s` or `r18`, is a network without class scores, for
+`num_classes=0`: [it teaches features, or learns them](pretraining.md).
+
 A new backbone is one file that maps images to `stage1` to `stage4`, and one line in
 `kdjax/models/architectures.py`. The same holds for a new head.
 
@@ -70,9 +76,11 @@ LIGHT = ("lraspp_", "deeplabv3plus_light_", "fpn_light_")
 def listed(name: str) -> bool:
     """Returns True if the table has the network.
 
-    The table has the networks that other projects have, light heads on light backbones, and all
-    heads on EfficientNet-Lite0.
+    The table has the networks that other projects have, light heads on light backbones, all heads
+    on EfficientNet-Lite0, and the linear head on Vision Transformers.
     """
+    if name in EXTRACTORS:
+        return False
     if name.endswith("efficientnet_lite0"):
         return True
     if "_efficientnet_lite" in name:
@@ -80,7 +88,10 @@ def listed(name: str) -> bool:
     if name.startswith(LIGHT):
         return name.endswith("_mbv2")
     others = name.endswith(tuple(f"_{backbone}" for backbone in FIXED))
-    return not others or name.startswith(("fcn_hr", "segformer")) or name == "upernet_swin_t"
+    own = ("fcn_hr", "segformer", "linear_dino")
+    if name.startswith("linear_"):
+        return name.startswith(own)
+    return not others or name.startswith(own) or name == "upernet_swin_t"
 
 
 LISTED = list(filter(listed, models.NETWORKS))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kdjax.models import NNXNetwork, Segmenter, serialization
+from kdjax.models import FeatureExtractor, NNXNetwork, Segmenter, serialization
 from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.resnet import ResNet
 from kdjax.models.swin import relative_position_index
@@ -293,7 +293,7 @@ def to_timm(net: nnx.Module | Loaded | str | os.PathLike[str]) -> dict[str, np.n
     return weights
 
 
-def red_first(net: Segmenter) -> None:
+def red_first(net: Segmenter | FeatureExtractor) -> None:
     """Reverses the input channels of the first convolution, in place.
 
     Raises:

@@ -280,7 +280,7 @@ def test_several_networks_are_one_with_the_maps_of_all(teacher):
             TrainedNetwork.load(wrong)
 
 
-def pretrain(photos, words):
+def pretrain(photos, words) -> Any:
     return config_file.read(f"configs/pretrain.py:{photos / 'unlabelled'},{words}")
 
 
@@ -292,6 +292,7 @@ def test_pretrain_trains_a_backbone_with_several_teachers(photos, teacher, tmp_p
     shutil.copytree(teacher, other, dirs_exist_ok=True)
     config.student.update(configuration.network(NAME, width=4))
     config.student.backbone = ""
+    config.data.batch_size = config.data.eval_batch_size = 8
     config.steps, config.optimizer.warmup_steps = 2, 0
     config.teacher.cache = str(tmp_path / "cache")
     result = kdjax.train(config, tmp_path / "run")
