@@ -277,8 +277,9 @@ def load(
       UserError: if there is no checkpoint, it is damaged, its store does not answer, or its network
         cannot be made.
     """
-    if len(paths := split_paths(os.fspath(path))) > 1:
-        return _load_several(paths, dtype, seed, options)
+    # A folder may have a comma in its name.
+    if "," in os.fspath(path) and not reachable(path).exists():
+        return _load_several(split_paths(os.fspath(path)), dtype, seed, options)
     if not imports.is_path(os.fspath(path)):
         return _load_by_name(os.fspath(path), dtype, seed)
     if is_model_file(path):

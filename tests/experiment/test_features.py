@@ -281,7 +281,7 @@ def test_a_callback_without_scores_is_identified_by_its_features():
     assert first.fingerprint == TrainedNetwork.load("test_features:by_callback").info.fingerprint
 
 
-def test_several_networks_are_one_with_the_maps_of_all(teacher):
+def test_several_networks_are_one_with_the_maps_of_all(teacher, tmp_path):
     path = f"{teacher},test_features:by_callback"
     name = teacher.rpartition("/")[2]
     both, first = TrainedNetwork.load(path), TrainedNetwork.load(teacher)
@@ -297,6 +297,8 @@ def test_several_networks_are_one_with_the_maps_of_all(teacher):
     np.testing.assert_allclose(found["by_callback/deep"], other["deep"], rtol=1e-6)
     assert both.info.num_classes == 0
     assert both.info.fingerprint not in (first.info.fingerprint, "")
+    folder = shutil.copytree(teacher, tmp_path / "one,two")
+    assert TrainedNetwork.load(str(folder)).info.fingerprint == first.info.fingerprint
     for wrong in (f"{teacher},{teacher}/", f"{teacher},"):
         with pytest.raises(UserError, match="their last parts must differ, and none may be empty"):
             TrainedNetwork.load(wrong)
