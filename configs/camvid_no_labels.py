@@ -9,8 +9,7 @@
 
 runs/camvid_lite2 is the teacher of configs/camvid_lite.py. PHOTOS has CamVid's images of training
 and validation in `images/train` and `images/val`, without labels. The networks, steps, and rates
-are those of the students with labels in camvid_lite.py:lite0_cached. docs/results/no_labels.md has
-the results.
+are those of the students with labels in camvid_lite.py:lite0_cached.
 """
 
 from kdjax import recipes

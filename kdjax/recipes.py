@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from kdjax.config import Config, default, network, term, without_terms
 from kdjax.data.interface import SegmentationSet
 from kdjax.distillation.methods import LOSSES
-from kdjax.models import serialization
 from kdjax.models.options import IMAGENET_WEIGHTS
+from kdjax.models.several import split_paths
 from kdjax.utils import imports
 from kdjax.utils.classes import UNLABELLED
 from kdjax.utils.errors import UserError
@@ -94,7 +94,7 @@ def match_features(
     """
     if method not in FEATURE_LOSSES:
         raise UserError(f'no method "{method}": {did_you_mean(method, FEATURE_LOSSES)}')
-    names = serialization.several(teacher)
+    names = split_paths(teacher)
     terms = {}
     for name in names:
         for student_map, teacher_map in pairs.items():

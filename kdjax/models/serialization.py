@@ -41,7 +41,7 @@ from kdjax.models.network import (
 from kdjax.models.options import NetworkOptions
 from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.models.registry import make_network
-from kdjax.models.several import SeveralNetworks
+from kdjax.models.several import SeveralNetworks, split_paths
 from kdjax.utils import imports
 from kdjax.utils.classes import distinct_colors, numbered_names
 from kdjax.utils.errors import RAISED_BY_USERS, UserError
@@ -277,8 +277,9 @@ def load(
       UserError: if there is no checkpoint, it is damaged, its store does not answer, or its network
         cannot be made.
     """
-    if len(paths := several(os.fspath(path))) > 1:
-        return _load_several(paths, dtype, seed, options)
+    # A folder may have a comma in its name.
+    if "," in os.fspath(path) and not reachable(path).exists():
+        return _load_several(split_paths(os.fspath(path)), dtype, seed, options)
     if not imports.is_path(os.fspath(path)):
         return _load_by_name(os.fspath(path), dtype, seed)
     if is_model_file(path):
@@ -315,24 +316,6 @@ def load(
         arrays |= jax.jit(random_keys)()
     leaves = [arrays[path] for path in paths]
     return network, jax.tree.unflatten(jax.tree.structure(abstract), leaves), info
-
-
-def several(path: str) -> dict[str, str]:
-    """Returns the paths in a path with commas, by the last part of each.
-
-    Raises:
-      UserError: if two have the same last part, or one is empty.
-    """
-    paths = path.split(",")
-    found = {
-        one.rpartition(imports.SEPARATOR)[2].rstrip("/").rpartition("/")[2]: one for one in paths
-    }
-    if "" in found or len(found) < len(paths):
-        raise UserError(
-            f"{path} names several networks: their last parts must differ, and none may be empty, "
-            "because they are the names of the networks"
-        )
-    return found
 
 
 def _load_several(

@@ -7,6 +7,24 @@ from jaxtyping import PRNGKeyArray
 
 from kdjax.models.network import Applied, Images, Key, Network, Variables, maps_of
 from kdjax.models.outputs import Preprocessing
+from kdjax.utils.errors import UserError
+from kdjax.utils.imports import SEPARATOR
+
+
+def split_paths(path: str) -> dict[str, str]:
+    """Returns the paths in a path with commas, by the last part of each.
+
+    Raises:
+      UserError: if there are several, and two have the same last part, or one has none.
+    """
+    paths = path.split(",")
+    ends = [one.rpartition(SEPARATOR)[2].rstrip("/").rpartition("/")[2] for one in paths]
+    if len(paths) > 1 and ("" in ends or len(set(ends)) < len(ends)):
+        raise UserError(
+            f"{path} names several networks: their last parts must differ, and none may be empty, "
+            "because they are the names of the networks"
+        )
+    return dict(zip(ends, paths, strict=True))
 
 
 class SeveralNetworks:

@@ -15,10 +15,11 @@ from PIL import Image
 
 import kdjax
 from kdjax import config as configuration
+from kdjax import models
 from kdjax.config import extra_set, term
 from kdjax.data import sets
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.models import FeatureExtractor, NNXNetwork, maps_of, scores_of, serialization
+from kdjax.models import FeatureExtractor, NNXNetwork, maps_of, scores_of, serialization, vit
 from kdjax.models.serialization import NetworkInfo
 from kdjax.utils import config_file
 from kdjax.utils.errors import UserError
@@ -116,6 +117,27 @@ def test_features_teach_a_student_that_learns_labels(photos, teacher, tmp_path, 
     assert result.scores["val"].agreement is None
     assert result.history[0]["train/l2"] > 0
     assert result.student.info.class_names == ("dark", "bright")
+
+
+@pytest.mark.parametrize("name", thorough.after(1, ["dinov3_s", "dinov2_s_reg"]))
+def test_a_vision_transformer_teaches_ten_steps(photos, tmp_path, monkeypatch, name):
+    small = vit.VARIANTS[name]._replace(heads=2, depth=4, grid=min(vit.VARIANTS[name].grid, 5))
+    monkeypatch.setitem(vit.VARIANTS, name, small)
+    net = models.create(name, num_classes=0, width=8, rngs=nnx.Rngs(1))
+    info = NetworkInfo(name, 0, 8, False, (), ())
+    serialization.save(tmp_path / "vit", info, NNXNetwork.of(net)[1])
+    config = config_of(photos, "labelled", str(tmp_path / "vit"))
+    config.teacher.name, config.teacher.width = name, 8
+    config.steps, config.eval_every = 10, 10
+    with config.unlocked():
+        config.terms.l2 = term("l2", student="stage4", teacher="stage4")
+    losses = [
+        line["train/l2"]
+        for line in kdjax.train(config, tmp_path / "run").history
+        if "train/l2" in line
+    ]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
 
 
 def test_a_comparison_has_no_row_for_a_teacher_without_scores(photos, teacher, tmp_path):
@@ -259,7 +281,7 @@ def test_a_callback_without_scores_is_identified_by_its_features():
     assert first.fingerprint == TrainedNetwork.load("test_features:by_callback").info.fingerprint
 
 
-def test_several_networks_are_one_with_the_maps_of_all(teacher):
+def test_several_networks_are_one_with_the_maps_of_all(teacher, tmp_path):
     path = f"{teacher},test_features:by_callback"
     name = teacher.rpartition("/")[2]
     both, first = TrainedNetwork.load(path), TrainedNetwork.load(teacher)
@@ -275,6 +297,8 @@ def test_several_networks_are_one_with_the_maps_of_all(teacher):
     np.testing.assert_allclose(found["by_callback/deep"], other["deep"], rtol=1e-6)
     assert both.info.num_classes == 0
     assert both.info.fingerprint not in (first.info.fingerprint, "")
+    folder = shutil.copytree(teacher, tmp_path / "one,two")
+    assert TrainedNetwork.load(str(folder)).info.fingerprint == first.info.fingerprint
     for wrong in (f"{teacher},{teacher}/", f"{teacher},"):
         with pytest.raises(UserError, match="their last parts must differ, and none may be empty"):
             TrainedNetwork.load(wrong)

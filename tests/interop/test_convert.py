@@ -48,6 +48,23 @@ def test_convert_writes_a_network_checkpoint(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_convert_writes_a_backbone_alone(tmp_path):
+    file, output = tmp_path / "net.safetensors", tmp_path / "net"
+    weights = random_weights(abstract("fcn_mbv2", width=64, auxiliary=False))
+    weights = {name: x for name, x in weights.items() if name.startswith("backbone.")}
+    safetensors.numpy.save_file(weights, file)
+    arguments = (f"--source={file}", f"--output={output}", "--model=mbv2")
+    run = convert(*arguments)
+    assert run.returncode == 0, run.stderr
+    assert "mbv2 without class scores is in" in run.stdout
+    network, variables, info = serialization.load(output)
+    assert_same(interop.to_mmseg(network.module(variables)), weights)
+    assert (info.num_classes, info.class_names, info.auxiliary) == (0, (), False)
+    run = convert(*arguments, "--num_classes=3")
+    assert run.returncode == 2
+    assert "mbv2 scores no classes: leave out their number and names" in run.stderr
+
+
 @pytest.mark.thorough
 def test_convert_records_what_the_images_were(tmp_path):
     file = tmp_path / "net.safetensors"
