@@ -170,7 +170,7 @@ def test_a_run_with_imagenet_weights_is_no_other_run(config, tmp_path):
     # It is no path.
     config.student.backbone = "imagenet"
     files = Workdir("imagenet")
-    assert not files._alike("student.backbone", "imagenet", os.path.abspath("imagenet"))
+    assert not files._alike("student.backbone", "imagenet", os.path.abspath("imagenet"), {})
 
 
 def test_another_backbone_is_refused(config, tmp_path):
