@@ -21,8 +21,6 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from kdjax.utils import environment
-
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -44,8 +42,8 @@ _CONTEXT.set_forkserver_preload(
         "tensorboardX",
     ]
 )
-# Before the first import of TensorFlow, which is in the process that the others are forks of.
-environment.set_up_tensorflow()
+# For the import of TensorFlow in the process that the others are forks of.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 class Process:

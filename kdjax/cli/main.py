@@ -13,7 +13,7 @@ from kdjax.utils.imports import did_you_mean
 
 
 class Command(NamedTuple):
-    """What `command.run` must know about a command before it imports its module.
+    """The properties of a command that `command.run` needs before it imports its module.
 
     Attributes:
       extras: the optional dependencies of `pyproject.toml` that the command needs.

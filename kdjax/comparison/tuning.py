@@ -16,7 +16,7 @@ from kdjax.distillation import term
 
 
 class Setting(NamedTuple):
-    """What may differ between two runs of one method."""
+    """The values that may differ between two runs of one method."""
 
     learning_rate: float
     weight_decay: float

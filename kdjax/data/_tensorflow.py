@@ -5,9 +5,8 @@ import re
 
 from kdjax.utils import environment
 
-environment.set_up_tensorflow()
-
-import tensorflow as tf  # noqa: E402  reads the environment
+with environment.importing_tensorflow():
+    import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")

@@ -17,10 +17,9 @@ from kdjax.deployment.formats import (
     Size,
     digest,
     files_of,
-    first_line,
     labels_of,
 )
-from kdjax.utils.errors import UserError
+from kdjax.utils.errors import UserError, first_line
 
 WARM_UP = 3  # images
 

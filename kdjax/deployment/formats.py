@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import Network, Preprocessing, Variables
 from kdjax.utils import environment
-from kdjax.utils.errors import UserError
+from kdjax.utils.errors import UserError, first_line
 
 # JAX arrays while a function is traced, NumPy arrays for a loaded file.
 Images = UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"]
@@ -139,9 +139,9 @@ def import_tensorflow() -> Any:
     Raises:
       UserError: if TensorFlow is not installed.
     """
-    environment.set_up_tensorflow()
     try:
-        import tensorflow as tf
+        with environment.importing_tensorflow():
+            import tensorflow as tf
     except ImportError as error:
         raise UserError(
             'the formats savedmodel and tflite need TensorFlow: pip install "kdjax[export]"'
@@ -360,8 +360,3 @@ def digest(path: pathlib.Path) -> str:
         found.update(f"{file.relative_to(path)}\n{file.stat().st_size}\n".encode())
         found.update(file.read_bytes())
     return found.hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of a library's error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

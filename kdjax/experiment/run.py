@@ -60,7 +60,7 @@ class Run:
 
 
 class TrainedRun(NamedTuple):
-    """What a run that has just ended still has in memory, for its report.
+    """The objects of a finished run that its report needs.
 
     Attributes:
       images: the data set.
@@ -324,7 +324,7 @@ class _Trained(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """What a run has open while it trains.
+    """The open files and the running objects of a training.
 
     Attributes:
       checkpoints: its checkpoints.

@@ -19,12 +19,11 @@ from kdjax.models.model_files import (
     ModelFile,
     channels_last,
     digest,
-    first_line,
     open_model_file,
     run_batch,
 )
 from kdjax.models.network import Applied, Images, Key, Variables
-from kdjax.utils.errors import UserError
+from kdjax.utils.errors import UserError, first_line
 
 OVERLAP = 0.25  # least share of a tile that its neighbor covers too
 EPSILON = 1e-6  # least probability

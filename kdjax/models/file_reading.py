@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from kdjax.models.model_files import ModelFile, Tensor, channels_last, first_line, run_batch
+from kdjax.models.model_files import ModelFile, Tensor, channels_last, run_batch
 from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.utils import schema
 from kdjax.utils.classes import numbered_names
-from kdjax.utils.errors import UserError, WrongValue
+from kdjax.utils.errors import UserError, WrongValue, first_line
 from kdjax.utils.files import read_json
 from kdjax.utils.log import logger
 from kdjax.utils.schema import Range, Section, with_tuples

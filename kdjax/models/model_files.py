@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from kdjax.utils import environment
-from kdjax.utils.errors import UserError
+from kdjax.utils.errors import UserError, first_line
 from kdjax.utils.files import is_remote
 
 INSTALL = 'pip install "kdjax[model-files]"'
@@ -152,8 +152,8 @@ def _interpreter(path: pathlib.Path) -> Any:
     try:
         return importlib.import_module("ai_edge_litert.interpreter").Interpreter(**arguments)
     except ModuleNotFoundError:
-        environment.set_up_tensorflow()
-        lite = _import("tensorflow", path).lite
+        with environment.importing_tensorflow():
+            lite = _import("tensorflow", path).lite
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated", UserWarning)
         return lite.Interpreter(**arguments)
@@ -271,8 +271,3 @@ def _threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of a runtime's error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

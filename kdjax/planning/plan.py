@@ -1,4 +1,4 @@
-"""What a compiled training step needs, and the least time that it takes."""
+"""Measures the memory, work, and least time of a compiled training step."""
 
 import dataclasses
 import time
@@ -18,7 +18,7 @@ _WARM_UP, _LEAST_STEPS, _STEPS, _SECONDS = 2, 3, 20, 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a training step needs on a topology.
+    """The needs of a training step on a topology.
 
     Attributes:
       batch_size: images on all devices together.

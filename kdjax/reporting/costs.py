@@ -1,4 +1,4 @@
-"""What training costs, and which method is ahead at equal cost."""
+"""Compares methods at equal cost of training."""
 
 import math
 import statistics

@@ -116,13 +116,9 @@ def curves(
         steps, values = _condensed(_mean_curve(seeds))
         marker = "o" if len(steps) <= 25 else None
         axes.plot(steps, values, color=colors[method], marker=marker, markersize=3.5)
-    axes.set_xlabel("step")
-    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    if len(series) > 1:
-        _legend(figure, {method: colors[method] for method in series})
+    _finish_curves(figure, axes, "step", {method: colors[method] for method in series})
     return figure
 
 
@@ -145,11 +141,7 @@ def curves_by_cost(
             axes.fill_between(curve.cost, *ends, color=colors[method], alpha=0.15, lw=0)
         marker = "o" if len(curve.cost) <= 25 else None
         axes.plot(curve.cost, 100 * curve.mean, color=colors[method], marker=marker, markersize=3.5)
-    axes.set_xlabel(unit)
-    axes.set_xlim(left=0)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    if len(series) > 1:
-        _legend(figure, {method: colors[method] for method in series})
+    _finish_curves(figure, axes, unit, {method: colors[method] for method in series})
     return figure
 
 
@@ -292,6 +284,15 @@ def _chart(height: float, title: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_title(title)
     return figure, axes
+
+
+def _finish_curves(figure: Figure, axes: Axes, unit: str, drawn: Mapping[str, str]) -> None:
+    """Names the horizontal axis, which begins at 0, and the methods if there are several."""
+    axes.set_xlabel(unit)
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if len(drawn) > 1:
+        _legend(figure, drawn)
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:

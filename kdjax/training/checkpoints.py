@@ -22,7 +22,7 @@ from kdjax.models.serialization import local_checkpointer
 from kdjax.training.checksum import checksum
 from kdjax.training.step import TrainState
 from kdjax.utils import processes
-from kdjax.utils.errors import Transient, UserError
+from kdjax.utils.errors import Transient, UserError, first_line
 from kdjax.utils.files import (
     absolute,
     is_remote,
@@ -336,15 +336,15 @@ def _reading(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        reason = first_line(error)[:200]
         if may_pass(error):
-            raise Transient(f"cannot read {path}: {_first_line(error)}") from error
+            raise Transient(f"cannot read {path}: {reason}") from error
         code = os_error_code(error)
         if code in _MISSING if code else isinstance(error, ValueError):
-            raise Damaged(f"{path}: this checkpoint is damaged ({_first_line(error)})") from error
+            raise Damaged(f"{path}: this checkpoint is damaged ({reason})") from error
         # The cause is memory, permissions, the disk, or the version of a library.
         raise UserError(
-            f"cannot read {path}: {type(error).__name__}: {_first_line(error)}; the checkpoint is "
-            "left as it is"
+            f"cannot read {path}: {type(error).__name__}: {reason}; the checkpoint is left as it is"
         ) from error
 
 
@@ -377,7 +377,3 @@ def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
     ]
     more = f", and {len(changed) - 2} more differ" if len(changed) > 2 else ""
     return ", ".join(changed[:2]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

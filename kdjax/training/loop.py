@@ -143,7 +143,7 @@ class Intervals:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What a training calls.
+    """The functions and objects that a training calls.
 
     Attributes:
       log: receives `train/...` values. `step_seconds` is the time of a step,

@@ -8,12 +8,14 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Iterator
 
 import jax
 
 import kdjax
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu")
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -114,18 +116,27 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def set_up_tensorflow() -> None:
-    """Makes TensorFlow quiet and switches off oneDNN, before TensorFlow is imported.
+@contextlib.contextmanager
+def importing_tensorflow() -> Iterator[None]:
+    """Switches off oneDNN for the import of TensorFlow inside this context.
 
     oneDNN prints a notice at every start, rounds differently, and speeds up no input pipeline.
+    TensorFlow reads the variable when it is imported, so that it is removed afterwards. JAX sets
+    the variable that keeps TensorFlow's log quiet.
 
     Triton, which comes with PyTorch for GPUs, is imported first if it is installed. Triton and
     TensorFlow both contain LLVM, and TensorFlow exports its symbols, so that the process crashes if
     Triton is loaded second.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if "tensorflow" not in sys.modules:
         # A broken Triton does not matter to TensorFlow.
         with contextlib.suppress(Exception):
             importlib.import_module("triton")
+    if _ONEDNN in os.environ:
+        yield
+        return
+    os.environ[_ONEDNN] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_ONEDNN]

@@ -5,6 +5,11 @@
 RAISED_BY_USERS = (Exception, SystemExit)
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error, or the name of its class if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class UserError(Exception):
     """A mistake in a config, a path, or an input file.
 

@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from kdjax.utils import environment
-from kdjax.utils.errors import Transient, UserError
+from kdjax.utils.errors import Transient, UserError, first_line
 
 # TensorStore reports a full disk only in the text of an error.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
@@ -50,13 +50,13 @@ def reachable(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path)
     if is_remote(path):
         # epath opens remote files with TensorFlow if it is installed.
-        environment.set_up_tensorflow()
         try:
-            path.exists()
+            with environment.importing_tensorflow():
+                path.exists()
         # Clients of stores have their own errors.
         except Exception as error:
             kind = Transient if may_pass(error) else UserError
-            raise kind(f"{path}: the store does not answer: {_first_line(error)}") from error
+            raise kind(f"{path}: the store does not answer: {first_line(error)}") from error
     return path
 
 
@@ -87,7 +87,7 @@ def why_unwritable(error: Exception) -> str:
     """Returns in a few words why a file could not be written."""
     if code := os_error_code(error):
         return os.strerror(code)
-    return _first_line(error)[:200]
+    return first_line(error)[:200]
 
 
 def may_pass(error: Exception) -> bool:
@@ -95,10 +95,6 @@ def may_pass(error: Exception) -> bool:
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     return bool(_PASSING.match(str(error))) and not _OS_ERROR.search(str(error))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:

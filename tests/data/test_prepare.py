@@ -667,16 +667,28 @@ def test_importing_the_package_imports_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.parametrize(("own", "during"), [(None, "0"), ("1", "1")])
+def test_the_environment_is_as_before_the_import_of_tensorflow(monkeypatch, own, during):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", own)
+    with environment.importing_tensorflow():
+        assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == during
+    assert os.environ.get("TF_ENABLE_ONEDNN_OPTS") == own
+
+
 @pytest.mark.parametrize("content", ["", "raise OSError"])
 def test_triton_is_loaded_before_tensorflow(tmp_path, monkeypatch, content):
     (tmp_path / "triton.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "tensorflow", tempfile)  # any module
     monkeypatch.delitem(sys.modules, "triton", raising=False)
-    environment.set_up_tensorflow()
+    with environment.importing_tensorflow():
+        pass
     assert "triton" not in sys.modules
     monkeypatch.delitem(sys.modules, "tensorflow")
-    environment.set_up_tensorflow()
+    with environment.importing_tensorflow():
+        pass
     assert ("triton" in sys.modules) == (not content)
 
 

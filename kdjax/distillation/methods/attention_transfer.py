@@ -6,7 +6,7 @@ from kdjax.distillation.terms import term
 
 
 class AttentionTransfer(loss_class(losses.attention_transfer)):
-    """Where features are large: Zagoruyko and Komodakis 2017.
+    """Attention maps, which show where features are large: Zagoruyko and Komodakis 2017.
 
     CIRKD's weight is 10000 on a mean over 64 x 128 pixels, which is 1.2 on a sum.
     """
