@@ -3,11 +3,9 @@
 python -m kdjax export --source runs/first --output student --format stablehlo,savedmodel
 
 The source is the workdir of a run, or any network checkpoint. Every file takes 8-bit RGB images
-[B, H, W, 3] and returns class ids [B, H, W] int32, or class scores [B, H, W, K] float32
-(`--returned`). It includes normalization and resizing. Before the output appears, each file is
-loaded and compared with the network. `tflite`, and networks that compute with the size of their
-images (PSPNet, UPerNet, SegFormer, Swin), need `--height` and `--width`. Without them, `onnx` takes
-images of any size if the network allows it.
+[B, H, W, 3] and returns class ids [B, H, W] int32, or class scores [B, H, W, K] float32. Each file
+is compared with the network. `tflite`, and networks that compute with the size of their images
+(PSPNet, UPerNet, SegFormer, Swin), need `--height` and `--width`; else images may have any size.
 
 With `--int8 --calibrate DIR`, `tflite` is also written in 8-bit integers, calibrated on images of
 the run's training split, whose data set is prepared in DIR. Then both files are evaluated on the
@@ -28,7 +26,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "A new directory for the files.", 
 _FORMAT = flags.DEFINE_list("format", None, f"One or more of {', '.join(FORMATS)}.", required=True)
 _FOLD = flags.DEFINE_bool("fold_batch_norm", False, "Fold batch norm into the convolutions.")
 _RETURNED: flags.FlagHolder[Any] = flags.DEFINE_enum(
-    "returned", "labels", RETURNED, "What the files return: labels, scores, or probabilities."
+    "returned", "labels", RETURNED, "What the files return."
 )
 _INT8 = flags.DEFINE_bool("int8", False, "Also write the tflite file in 8-bit integers.")
 _CALIBRATE = flags.DEFINE_string(

@@ -2,8 +2,7 @@
 
 python -m kdjax predict --workdir runs/first --images 'photos/**/*.jpg' --output labeled
 
-Writes `labels/*.png` (class numbers, with a palette), `overlays/*.png`, and `legend.png`, and
-prints the time. Photos are rotated as their EXIF data say. No image is ever replaced.
+Writes `labels/*.png` (class numbers), `overlays/*.png`, and `legend.png`, and prints the time.
 """
 
 from typing import Any
@@ -38,7 +37,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images predicted at once; by default one per device.", lower_bound=1
 )
 _SAVE_SCORES: flags.FlagHolder[Any] = flags.DEFINE_enum(
-    "save_scores", "none", SAVED, "Write scores/*.npy too: scores or probabilities, [H, W, K]."
+    "save_scores", "none", SAVED, "Also write scores/*.npy, [H, W, K]."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results.")
 _INFERENCE = InferenceFlags()

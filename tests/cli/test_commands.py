@@ -118,6 +118,7 @@ def test_the_help_of_a_command_fits_on_a_screen(name):
     shared = {
         "ConfigFlag()": {"--config"},
         "InferenceFlags()": {"--mode", "--window", "--stride", "--scales", "--flip", "--pad_to"},
+        "ModelFileFlags()": {"--classes", "--option"},
         "processes.define_flags()": {"--coordinator", "--num_processes", "--process_id"},
     }
     others = [flags for call, flags in shared.items() if call in source]

@@ -142,8 +142,9 @@ def test_a_tree_without_labels_may_have_splits_and_nothing_that_would_not_be_rea
     (source / "images" / "later").mkdir()
     (source / "images" / "train" / "b.jpg").rename(source / "images" / "later" / "b.jpg")
     refuses("folder", source, tmp_path, r"--source \S+/source/images$", unlabelled=True)
-    refuses("folder", source, tmp_path, "leave --val_share out", unlabelled=True, val_share=0.1)
+    refuses("folder", source, tmp_path, "leave --ignore out", unlabelled=True, ignore=[1])
     (source / "labels").rename(tmp_path / "labels")
+    refuses("folder", source, tmp_path, "leave --val_share 0.1 out", unlabelled=True, val_share=0.1)
     refuses("folder", source, tmp_path, "or --unlabelled if there are images alone")
     assert prepare("folder", source, tmp_path, unlabelled=True).splits == {"train": 1, "later": 1}
 

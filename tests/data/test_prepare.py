@@ -690,6 +690,8 @@ def test_triton_is_loaded_before_tensorflow(tmp_path, monkeypatch, content):
     with environment.importing_tensorflow():
         pass
     assert ("triton" in sys.modules) == (not content)
+    # Other tests must not find the stand-in.
+    sys.modules.pop("triton", None)
 
 
 def run_prepare(*arguments):

@@ -28,6 +28,7 @@ from PIL import Image
 
 import kdjax
 from kdjax import config as configuration
+from kdjax import recipes
 from kdjax.comparison.runs import run_comparison
 from kdjax.data import sets
 from kdjax.data.run_data import RunData
@@ -521,8 +522,10 @@ def test_a_workdir_on_a_read_only_path(config, read_only):
 # Of the family, one; the tests of recipes build all.
 ARGUMENTS = {
     "published": ["cityscapes,pspnet_r101_r18,cwd"],
+    "camvid_pretrain": ["half", "full"],
     "camvid_lite": [
         "lite0",
+        "lite0_cached",
         "scratch",
         "cached",
         "field",
@@ -541,7 +544,8 @@ ARGUMENTS = {
 def test_every_config_builds(name, argument, data_dir):
     path = ROOT / "configs" / f"{name}.py"
     module = runpy.run_path(str(path))
-    argument = argument or (str(data_dir) if name == "photos" else "")
+    taught = {"photos": "", "from_teacher": ",a.onnx", "pretrain": ",a"}
+    argument = argument or (f"{data_dir}{taught[name]}" if name in taught else "")
     config = module["get_config"](*([argument] if argument else []))
     configuration.read(config)
     again = configuration.from_json(configuration.to_json(config))
@@ -549,7 +553,7 @@ def test_every_config_builds(name, argument, data_dir):
     assert f"configs/{path.name}" in module["__doc__"], "its docstring holds the command to run"
 
 
-def test_photos_decide_their_recipe(tmp_path, data_dir, capsys):
+def test_photos_decide_their_recipe(tmp_path, data_dir, capsys, monkeypatch):
     get_config = runpy.run_path(str(ROOT / "configs" / "photos.py"))["get_config"]
     config = get_config(str(data_dir))
     # Nine images of 24 x 32 pixels, and three of each of the other splits, of one shape.
@@ -580,7 +584,7 @@ def test_photos_decide_their_recipe(tmp_path, data_dir, capsys):
     # With 156 images without labels for 9 that have some, of which there is one for each then.
     more = tmp_path / "more"
     sets.prepare("folder", more, source=source / "images" / "train", unlabelled=True)
-    get_config.__globals__["EPOCHS"] = 100
+    monkeypatch.setattr(recipes, "PHOTO_EPOCHS", 100)
     config = get_config(f"{data_dir},{more}")
     assert (config.data.weight, config.data.mixture.more.weight) == (1, 1)
     assert (config.steps, config.compare.teacher_steps) == (round(100 * 165 / 8), 600)
