@@ -38,24 +38,14 @@ def get_config(argument: str) -> Config:
     if not teacher:
         raise UserError("from_teacher.py takes two words, as from_teacher.py:data/mine,TEACHER")
     photos = sets.open_set("folder", data_dir, asked_by="the argument of from_teacher.py")
-    if absent := {"train", "val"} - photos.splits.keys():
-        raise UserError(
-            f"from_teacher.py: {data_dir} has no split {absent.pop()}; prepare it with "
-            "--unlabelled --val_share 0.1"
-        )
+    recipes.require_splits(photos, "from_teacher.py", data_dir, "--unlabelled --val_share 0.1")
     config = recipes.fine_tune(recipes.default(), teacher=STUDENT, student=STUDENT)
     config.teacher.name = config.teacher.backbone = ""
     recipes.fit_to_photos(config, photos, data_dir, log)
     # There are no labels, so no crop has too much of one class.
     config.data.max_class_share = 1.0
     config.loss.cross_entropy = config.loss.auxiliary = 0.0
-    config.steps = recipes.photo_steps(photos.splits["train"], config)
-    config.eval_every = max(100, config.steps // 4)
-    fewest, most = recipes.PHOTO_STEPS
-    log.info(
-        f"unless --config.steps overrides it, {config.steps} steps of {config.data.batch_size} "
-        f"images: {recipes.PHOTO_EPOCHS} times through all images, but {fewest} to {most} steps"
-    )
+    recipes.choose_steps(config, len(photos.records("train")), log)
     # Named after the teacher, so that another teacher gets a cache of its own.
     config.teacher.cache = f"{data_dir}/teacher_{re.sub(r'[^a-zA-Z0-9]+', '_', teacher)}"
     log.info(

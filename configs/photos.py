@@ -30,7 +30,7 @@ def get_config(argument: str) -> Config:
     Args:
       argument: the data directory; optionally, after a comma, another one with unlabeled photos.
     """
-    data_dir, _, unlabelled_dir = argument.partition(",")
+    data_dir, _, unlabeled_dir = argument.partition(",")
     log = RunLogger("photos")
     photos = sets.open_set("folder", data_dir, asked_by="the argument of photos.py")
     if photos.class_names == (UNLABELLED,):
@@ -39,42 +39,33 @@ def get_config(argument: str) -> Config:
             f"directory with labels: photos.py:DATA_DIR,{data_dir}; or train with a teacher of "
             f"your own, from_teacher.py:{data_dir},TEACHER"
         )
-    if absent := {"train", "val"} - photos.splits.keys():
-        raise UserError(
-            f"photos.py: {data_dir} has no split {absent.pop()}; prepare it with --val_share 0.2"
-        )
+    recipes.require_splits(photos, "photos.py", data_dir, "--val_share 0.2")
     config = recipes.fine_tune(
         recipes.default(),
         teacher="fpn_light_efficientnet_lite2",
         student="fpn_light_efficientnet_lite0",
     )
     recipes.fit_to_photos(config, photos, data_dir, log)
-    labelled = photos.splits["train"]
-    unlabelled = _add_unlabelled(config, unlabelled_dir, labelled, log)
-    config.compare.teacher_steps = recipes.photo_steps(labelled, config)
-    config.steps = recipes.photo_steps(labelled + unlabelled, config)
-    config.eval_every = max(100, config.steps // 4)
-    fewest, most = recipes.PHOTO_STEPS
-    log.info(
-        f"unless --config.steps overrides it, {config.steps} steps of {config.data.batch_size} "
-        f"images: {recipes.PHOTO_EPOCHS} times through all images, but {fewest} to {most} steps"
-    )
+    labeled = len(photos.records("train"))
+    unlabeled = _add_unlabeled(config, unlabeled_dir, labeled, log)
+    config.compare.teacher_steps = recipes.photo_steps(labeled, config)
+    recipes.choose_steps(config, labeled + unlabeled, log)
     log.info(
         "unless --config.compare.teacher_steps overrides it, the teacher trains for "
         f"{config.compare.teacher_steps} steps"
     )
     log.info("networks: EfficientNet-Lite2 teaches Lite0, both with fpn_light and from ImageNet")
-    methods = ("plain", "pixelwise_kl", "cwd") if unlabelled else ("plain", "cwd")
+    methods = ("plain", "pixelwise_kl", "cwd") if unlabeled else ("plain", "cwd")
     return recipes.compare_methods(config, methods)
 
 
-def _add_unlabelled(config: Config, data_dir: str, labelled: int, log: RunLogger) -> int:
+def _add_unlabeled(config: Config, data_dir: str, labeled: int, log: RunLogger) -> int:
     """Adds the unlabeled photos of a directory to the mixture, and returns their number."""
     if not data_dir:
         return 0
     more = sets.open_set("folder", data_dir, asked_by="the argument of photos.py")
     count = more.splits["train"]
-    config.data.weight = max(1, round(labelled / count))
+    config.data.weight = max(1, round(labeled / count))
     with config.unlocked():
         config.data.mixture.more = extra_set("folder", data_dir=data_dir, labelled=False)
     log.info(

@@ -50,24 +50,14 @@ def get_config(argument: str) -> Config:
             raise UserError(f"pretrain.py: no option {key}: {did_you_mean(key, OPTIONS)}")
     chosen = {**OPTIONS, **given}
     photos = sets.open_set("folder", data_dir, asked_by="the argument of pretrain.py")
-    if absent := {"train", "val"} - photos.splits.keys():
-        raise UserError(
-            f"pretrain.py: {data_dir} has no split {absent.pop()}; prepare it with "
-            "--unlabelled --val_share 0.1"
-        )
+    recipes.require_splits(photos, "pretrain.py", data_dir, "--unlabelled --val_share 0.1")
     config = recipes.fine_tune(recipes.default(), teacher=STUDENT, student=STUDENT)
     config.teacher.name = config.teacher.backbone = ""
     config.optimizer.head_multiplier = 1.0  # there is no head
     recipes.fit_to_photos(config, photos, data_dir, log)
     # Labels are not read, so no crop has too much of one class.
     config.data.max_class_share = 1.0
-    config.steps = recipes.photo_steps(photos.splits["train"], config)
-    config.eval_every = max(100, config.steps // 4)
-    log.info(
-        f"unless --config.steps overrides it, {config.steps} steps of {config.data.batch_size} "
-        f"images: {recipes.PHOTO_EPOCHS} times through all images, within "
-        f"{' to '.join(map(str, recipes.PHOTO_STEPS))} steps"
-    )
+    recipes.choose_steps(config, len(photos.records("train")), log)
     log.info(
         f'student: {STUDENT} from ImageNet weights; its "stage4" learns the "{chosen["map"]}" of '
         f"{' and '.join(teachers)} by {chosen['method']}"

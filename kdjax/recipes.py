@@ -458,7 +458,34 @@ def fit_to_photos(config: Config, photos: SegmentationSet, data_dir: str, log: R
     return config
 
 
+def require_splits(photos: SegmentationSet, file: str, data_dir: str, advice: str) -> None:
+    """Checks that a prepared folder has images to train on and to validate.
+
+    Args:
+      photos: the prepared set.
+      file: the name of the config file, for messages.
+      data_dir: the directory of the set.
+      advice: the flags of `kdjax prepare` that make the splits.
+
+    Raises:
+      UserError: if a split is missing.
+    """
+    if absent := {"train", "val"} - {*photos.splits}:
+        raise UserError(f"{file}: {data_dir} has no split {absent.pop()}; prepare it with {advice}")
+
+
 def photo_steps(images: int, config: Config) -> int:
     """Returns the number of steps for a number of photos."""
     steps = round(PHOTO_EPOCHS * images / config.data.batch_size)
     return min(max(steps, PHOTO_STEPS[0]), PHOTO_STEPS[1])
+
+
+def choose_steps(config: Config, images: int, log: RunLogger) -> None:
+    """Sets the steps of a config, and between evaluations, by the number of photos."""
+    config.steps = photo_steps(images, config)
+    config.eval_every = max(100, config.steps // 4)
+    fewest, most = PHOTO_STEPS
+    log.info(
+        f"unless --config.steps overrides it, {config.steps} steps of {config.data.batch_size} "
+        f"images: {PHOTO_EPOCHS} times through all images, but {fewest} to {most} steps"
+    )

@@ -22,7 +22,7 @@ from kdjax.utils.classes import IGNORE_LABEL, class_order
 from kdjax.utils.environment import compiler_options
 from kdjax.utils.errors import UserError
 
-_SMALLEST = 1e-30  # a probability whose logarithm is finite
+SMALLEST = 1e-30  # a probability whose logarithm is finite
 
 
 def confusion_matrix(
@@ -121,7 +121,7 @@ class Predictor:
             return resize(scores_of(output).astype(jnp.float32), pixels.shape[1:3])
 
         def log(probabilities: Float[Array, "B H W K"]) -> Float[Array, "B H W K"]:
-            return jnp.log(jnp.maximum(probabilities, _SMALLEST))
+            return jnp.log(jnp.maximum(probabilities, SMALLEST))
 
         def best(scores: Float[Array, "B H W K"]) -> Int[Array, "B H W"]:
             return jnp.argmax(scores, axis=-1).astype(jnp.int32)

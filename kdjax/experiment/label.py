@@ -81,7 +81,7 @@ def label(
       images: a folder; images may lie in folders inside it.
       output: the folder to write to.
       masks: True to write label images.
-      min_confidence: pixels whose highest probability is below it have the label 255.
+      min_confidence: the least probability of a labeled pixel; other pixels get 255.
       overlays: the number of images, evenly spread, whose labels are drawn over them.
       batch_size: images at once; None for one per device.
       options: how to read a model file, as `config.teacher.options` takes them.

@@ -1,4 +1,4 @@
-"""Finds out how a model file is read: what it takes, what it returns, and what users must say."""
+"""Determines how to read a model file: its input, its output, and the options that users set."""
 
 import dataclasses
 import os
@@ -140,7 +140,7 @@ def find_reading(file: ModelFile, path: str, options: FileOptions) -> Reading:
 
 
 def own_description(path: pathlib.Path) -> dict[str, Any]:
-    """Returns what `kdjax.export` wrote beside its file, or nothing beside other files."""
+    """Returns the description that `kdjax.export` wrote next to a file, or {} for other files."""
     beside = path.with_name(DESCRIPTION)
     if not beside.is_file():
         return {}

@@ -78,7 +78,7 @@ def verdict(methods: Sequence[MethodResult], split: str) -> str:
         f"At the cost of {result.method} ({training_cost(result, unit):,.0f} "
         f"{unit.removeprefix('step_').replace('_', ' ')}, {_ratio(result, methods, unit)})"
     )
-    where = f"{points} points of mIoU on {split} compared with {student.method}"
+    where = f"{points} points of mIoU on {split} over the {student.method}"
     if best.low is None:
         return f"{budget}, the gain is {where}. One seed each: the difference may be chance."
     if best.low > 0:
@@ -89,7 +89,7 @@ def verdict(methods: Sequence[MethodResult], split: str) -> str:
 def _ratio(result: MethodResult, methods: Sequence[MethodResult], unit: str) -> str:
     plain = plain_student(methods)
     cost, base = step_cost(result, unit), plain and step_cost(plain, unit)
-    return f"{cost / base:.2f} plain steps a step" if cost and base else "unknown cost of a step"
+    return f"{cost / base:.2f} times a plain step" if cost and base else "unknown cost of a step"
 
 
 def cost_curves(methods: Sequence[MethodResult], metric: str, unit: str) -> dict[str, CostCurve]:

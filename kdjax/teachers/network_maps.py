@@ -14,17 +14,15 @@ from kdjax.config import RunOptions
 from kdjax.data.run_data import RunData
 from kdjax.distillation.feature_maps import SCORES as CLASS_SCORES
 from kdjax.distillation.feature_maps import array_of
-from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.evaluation.inference import Inference, class_scores, make_inference
+from kdjax.evaluation.evaluator import SMALLEST, Predictor, TrainedNetwork
+from kdjax.evaluation.inference import WHOLE, Inference, make_inference
 from kdjax.models import Variables
 from kdjax.models.layers import resize
-from kdjax.models.network import SCORES, ReorderedClasses, maps_of, scores_of
+from kdjax.models.network import SCORES, ReorderedClasses, maps_of
 from kdjax.models.options import TeacherOptions
 from kdjax.teachers.compression import Compression
 from kdjax.training.sharding import Placement
 from kdjax.utils.errors import UserError
-
-_SMALLEST = 1e-30  # a probability whose logarithm is finite
 
 # By name, the arrays of the compressed maps of an image.
 ImageMaps = dict[str, dict[str, np.ndarray]]
@@ -63,7 +61,7 @@ class NetworkMaps:
         self._options, self._images, self._teacher = options, images, teacher
         self._others = tuple(others)
         self._inference = views(options.teacher)
-        self._averages = bool(others) or not _is_one_look(self._inference)
+        self._averages = bool(others) or self._inference != WHOLE
         if features := [name for name in names if self._averages and name != SCORES]:
             raise UserError(
                 f"config.teacher: scales, flip, window, and ensemble average class scores, but a "
@@ -145,24 +143,23 @@ class NetworkMaps:
 
     def _averaged(self, placement: Placement) -> Callable[[Array], dict[str, Array]]:
         """Returns a function to the logarithm of the mean probabilities of all views."""
-        looks = []
-        for network, path in zip(
-            (self._teacher, *self._others),
-            (self._options.teacher.checkpoint, *self._options.teacher.ensemble),
-            strict=True,
-        ):
-            variables = placement.replicate(_load(path, self._options.teacher).variables)
-            looks.append(functools.partial(_look_of(network), variables))
-
-        def probabilities(look: Any, images: Array) -> Array:
-            scores = class_scores(look, images, None, self._inference)
-            # For several views, `class_scores` returns probabilities.
-            return jax.nn.softmax(scores) if self._inference.is_one_view else scores
+        options = self._options.teacher
+        members = [
+            (
+                Predictor(network.network, network.info.preprocessing, self._inference),
+                placement.replicate(_load(path, options).variables),
+            )
+            for network, path in zip(
+                (self._teacher, *self._others),
+                (options.checkpoint, *options.ensemble),
+                strict=True,
+            )
+        ]
 
         def forward(images: Array) -> dict[str, Array]:
-            mean = sum(probabilities(look, images) for look in looks) / len(looks)
+            scores = [predictor.scores(variables, images) for predictor, variables in members]
             grid = self._shapes(images.shape[1:3])[SCORES][1:3]
-            return {SCORES: _log(mean, grid)}
+            return {SCORES: _log_mean(scores, grid)}
 
         return forward
 
@@ -191,10 +188,6 @@ def views(options: TeacherOptions) -> Inference:
     return make_inference(mode, window, None, options.scales, options.flip, crop_size=None)
 
 
-def _is_one_look(inference: Inference) -> bool:
-    return inference == Inference()
-
-
 def _describe(network: TrainedNetwork, options: RunOptions) -> dict[str, Any]:
     info = network.info
     return {
@@ -206,19 +199,10 @@ def _describe(network: TrainedNetwork, options: RunOptions) -> dict[str, Any]:
     }
 
 
-def _look_of(network: TrainedNetwork) -> Callable[..., Array]:
-    """Returns a compiled function from variables and pixels to scores at the size of the pixels."""
-
-    @jax.jit
-    def look(variables: Variables, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
-        images = network.info.preprocessing(pixels)
-        output, _ = network.network.apply(variables, images, train=False, key=None)
-        return resize(scores_of(output).astype(jnp.float32), pixels.shape[1:3])
-
-    return look
-
-
 @functools.partial(jax.jit, static_argnames="grid")
-def _log(probabilities: Float[Array, "B H W K"], grid: tuple[int, int]) -> Float[Array, "B h w K"]:
-    """Returns log probabilities at another size."""
-    return jnp.log(jnp.maximum(resize(probabilities, grid), _SMALLEST))
+def _log_mean(
+    scores: Sequence[Float[Array, "B H W K"]], grid: tuple[int, int]
+) -> Float[Array, "B h w K"]:
+    """Returns the logarithm of the mean probabilities of several scores, at another size."""
+    mean = jnp.mean(jnp.stack([jax.nn.softmax(values) for values in scores]), axis=0)
+    return jnp.log(jnp.maximum(resize(mean, grid), SMALLEST))

@@ -57,8 +57,8 @@ def test_a_method_is_compared_with_the_plain_student_of_its_own_cost():
 
 def test_the_sentence_names_the_method_that_is_ahead():
     assert verdict(PLAIN, LONGER, CHEAP, DEAR) == (
-        "At the cost of cached (21 processor seconds, 1.05 plain steps a step), cached is ahead: "
-        "+5.7 [+4.2, +7.1] points of mIoU on test compared with plain student."
+        "At the cost of cached (21 processor seconds, 1.05 times a plain step), cached is ahead: "
+        "+5.7 [+4.2, +7.1] points of mIoU on test over the plain student."
     )
 
 
@@ -66,7 +66,7 @@ def test_the_sentence_claims_nothing_that_the_seeds_do_not_allow():
     said = verdict(PLAIN, LONGER, DEAR)
     assert "no method is ahead with an interval above zero" in said
     assert said.endswith(
-        "+0.0 [-2.5, +2.5] points of mIoU on test compared with plain student, 2.0x time."
+        "+0.0 [-2.5, +2.5] points of mIoU on test over the plain student, 2.0x time."
     )
     assert "One seed each" in verdict(PLAIN[:1], CHEAP[:1])
 
