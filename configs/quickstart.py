@@ -2,8 +2,8 @@
 
     python -m kdjax compare --config configs/quickstart.py --workdir runs/quickstart
 
-It takes three to four minutes on two CPU cores. Scores differ little between seeds and machines: the
-steps are enough for the plain student to learn every class (docs/start.md has five seeds).
+It takes three to four minutes on two CPU cores. Scores differ little between seeds and machines:
+the steps are enough for the plain student to learn every class (docs/start.md has five seeds).
 """
 
 from kdjax import recipes
