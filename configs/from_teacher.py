@@ -11,9 +11,11 @@ TEACHER is a network checkpoint, the workdir of a run, an ONNX or TensorFlow Lit
 learns the teacher's class scores by pixelwise KL. The log gives each choice and its reason. You can
 override any of them, for example with --config.steps=2000. The photos of the split "val" are held
 out: the run reports how far the student agrees with the teacher there, not whether either is right.
-To score the student on labeled images, run
+With the directory of a labeled set, which `kdjax prepare folder` made of images in the split
+"test" among others, the run also reports the mIoU there:
 
-    python -m kdjax evaluate --workdir runs/mine --data_dir LABELED
+    python -m kdjax train --config configs/from_teacher.py:data/mine,TEACHER,data/labeled \\
+        --workdir runs/mine
 """
 
 import re
@@ -31,17 +33,23 @@ def get_config(argument: str) -> Config:
     """Returns the config for a folder of photos and a teacher.
 
     Args:
-      argument: the data directory and the teacher, with a comma between them.
+      argument: the data directory, the teacher, and optionally the directory of a labeled set with
+        a split "test", with commas between them.
     """
-    data_dir, _, teacher = argument.partition(",")
+    data_dir, teacher, labeled_dir, *more = [*argument.split(","), "", ""]
     log = RunLogger("from_teacher")
-    if not teacher:
-        raise UserError("from_teacher.py takes two words, as from_teacher.py:data/mine,TEACHER")
+    if not teacher or any(more):
+        raise UserError(
+            "from_teacher.py takes two or three words, as from_teacher.py:data/mine,TEACHER or "
+            "from_teacher.py:data/mine,TEACHER,data/labeled"
+        )
     photos = sets.open_set("folder", data_dir, asked_by="the argument of from_teacher.py")
     recipes.require_splits(photos, "from_teacher.py", data_dir, "--unlabelled --val_share 0.1")
     config = recipes.fine_tune(recipes.default(), teacher=STUDENT, student=STUDENT)
     config.teacher.name = config.teacher.backbone = ""
     recipes.fit_to_photos(config, photos, data_dir, log)
+    if labeled_dir:
+        config.data.test_split, config.data.test_data_dir = "test", labeled_dir
     # There are no labels, so no crop has too much of one class.
     config.data.max_class_share = 1.0
     config.loss.cross_entropy = config.loss.auxiliary = 0.0

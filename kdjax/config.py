@@ -124,6 +124,7 @@ class RunOptions(Section):
                 del values[side]["any_class_names"]
         for data in (values["data"], *values["data"]["mixture"].values()):
             del data["data_dir"]
+        del values["data"]["test_data_dir"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

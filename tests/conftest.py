@@ -19,6 +19,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax  # noqa: E402  reads the variables above
 
 jax.config.update("jax_num_cpu_devices", 8)
+# As the commands do, since a teacher behind a callback needs a thread besides those of the devices.
+os.environ.setdefault("NPROC", "9")
 
 import pytest  # noqa: E402
 

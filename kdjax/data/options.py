@@ -64,6 +64,9 @@ class DataOptions(CropOptions):
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = ""  # evaluated once, at the end; empty for none
+    # The folder that holds the set of `test_split`; empty for `data_dir`. A student that learns
+    # without labels can be scored on labeled images in this way.
+    test_data_dir: str = ""
     # Groups of test images: a regular expression on their names for each group.
     test_groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     batch_size: Annotated[int, schema.COUNT] = 16  # of all devices together

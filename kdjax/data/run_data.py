@@ -63,7 +63,7 @@ class RunData:
         self.class_names = self._set.class_names
         self.palette = self._set.palette
         self.fingerprint = self._set.fingerprint
-        self.labeled = tuple(self.class_names) != (UNLABELLED,)
+        self.labeled = has_labels(self._set)
         if not self.labeled:
             if classes is None:
                 raise UserError(
@@ -73,14 +73,45 @@ class RunData:
                     "teacher alone, as configs/from_teacher.py does"
                 )
             self.class_names, self.palette = classes()
-        for key in ("train_split", "val_split", "test_split"):
-            split = getattr(options, key)
-            if split and split not in self._set.splits:
-                place = "" if data else f" in {options.data_dir}"
-                raise UserError(
-                    f'config.data.{key} is "{split}"; {self._set.name}{place} has '
-                    f"{', '.join(self._set.splits)}"
-                )
+        for key in ("train_split", "val_split"):
+            self._check_split(key, self._set, "" if data else options.data_dir)
+        self._test_set = self._set
+        if options.test_split:
+            self._test_set = self._open_test_set(where)
+            self._check_split("test_split", self._test_set, "" if data else self._test_dir)
+
+    @property
+    def _test_dir(self) -> str:
+        return self._options.test_data_dir or self._options.data_dir
+
+    def _open_test_set(self, where: str) -> SegmentationSet:
+        from kdjax.data import sets
+
+        options = self._options
+        if not options.test_data_dir:
+            return self._set
+        found = sets.open_named(
+            options.name, options.test_data_dir, options.options, asked_by=f"{where}.name"
+        )
+        difference = differing_class(self.class_names, found.class_names, here="training")
+        if has_labels(found) and difference:
+            raise UserError(f"{where}.test_data_dir: its labels mean other classes ({difference})")
+        return found
+
+    def _check_split(self, key: str, data: SegmentationSet, data_dir: str) -> None:
+        split = getattr(self._options, key)
+        if split and split not in data.splits:
+            place = f" in {data_dir}" if data_dir else ""
+            raise UserError(
+                f'config.data.{key} is "{split}"; {data.name}{place} has {", ".join(data.splits)}'
+            )
+
+    def labeled_split(self, split: str) -> bool:
+        """Returns whether the images of a split to evaluate on have labels."""
+        return has_labels(self._evaluated_set(split))
+
+    def _evaluated_set(self, split: str) -> SegmentationSet:
+        return self._test_set if split == self._options.test_split else self._set
 
     @property
     def num_classes(self) -> int:
@@ -196,7 +227,7 @@ class RunData:
         from kdjax.data.loading import pipeline
 
         return pipeline.eval_batches(
-            self._set,
+            self._evaluated_set(split),
             split,
             batch_size=self._options.eval_batch_size,
             pad_to=self._options.eval_pad_to if pad_to is None else pad_to,
@@ -255,11 +286,11 @@ class RunData:
 
     def names(self, split: str) -> list[str]:
         """Returns the names of all examples of a split."""
-        return self._set.records(split).names()
+        return self._evaluated_set(split).records(split).names()
 
     def sizes(self, split: str) -> list[tuple[int, int]]:
         """Returns height and width of every image of a split."""
-        examples = self._set.records(split)
+        examples = self._evaluated_set(split).records(split)
         return examples.sizes(range(len(examples)))
 
     def evaluated_sizes(self) -> list[tuple[int, int]]:
@@ -301,6 +332,11 @@ class RunData:
         last = len(self._set.records(split)) - 1
         indices = np.unique(np.linspace(0, last, count).astype(int))
         return pipeline.load_examples(self._set, split, indices.tolist())
+
+
+def has_labels(data: SegmentationSet) -> bool:
+    """Returns False for a set of images alone, as `prepare folder --unlabelled` makes it."""
+    return tuple(data.class_names) != (UNLABELLED,)
 
 
 def open_mixed(key: str, options: ExtraSet, class_names: Sequence[str]) -> SegmentationSet:

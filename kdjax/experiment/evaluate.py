@@ -83,11 +83,14 @@ def evaluate(  # noqa: PLR0913
         )
     files = Workdir(workdir)
     run = files.read_options()
+    if split and split == run.data.test_split:
+        data_dir = data_dir or run.data.test_data_dir
     placement = _placement(run.mesh)
     shards = placement.batch_shards
     examples = dataclasses.replace(
         run.data,
         data_dir=data_dir or run.data.data_dir,
+        test_data_dir="",
         # Blank images fill the last batch and do not count.
         eval_batch_size=-(-run.data.eval_batch_size // shards) * shards,
     )

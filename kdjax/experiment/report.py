@@ -42,10 +42,11 @@ def make_report(
     split = options.data.test_split or options.data.val_split
     summaries = [run.summary(split) for run in runs]
     scored = any(len(summary.class_iou) for summary in summaries)
+    against = "" if images.labeled_split(split) or not scored else ", against the teacher's labels"
     return Report(
         title=title,
         subtitle=subtitle,
-        split=split if images.labeled or not scored else f"{split}, against the teacher's labels",
+        split=f"{split}{against}",
         runs=summaries,
         class_names=images.class_names if scored else (),
         palette=images.palette if scored else np.zeros((0, 3), np.uint8),

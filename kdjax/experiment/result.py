@@ -15,6 +15,7 @@ from kdjax.experiment.workdir import Workdir
 from kdjax.models import serialization
 from kdjax.reporting import figures
 from kdjax.reporting.report import run_figures
+from kdjax.utils.classes import iou_of_object
 from kdjax.utils.errors import UserError
 
 _SHOWN = 2  # charts in a notebook; `figures` returns all
@@ -88,7 +89,10 @@ class RunResult:
         return info.class_names
 
     def __repr__(self) -> str:
-        judged = [f"{split} mIoU {percent(s.miou)} %" for split, s in self.scores.items()]
+        judged = [
+            f"{split} mIoU {percent(s.miou)} %{iou_of_object([*s.iou], s.iou.values())}"
+            for split, s in self.scores.items()
+        ]
         judged += [f"{split} loss {loss:.4f}" for split, loss in self.losses.items()]
         return f"RunResult({str(self.files.path)!r}: {', '.join(judged)})"
 

@@ -35,7 +35,7 @@ from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
 from kdjax.training.step import Batch, PreprocessedNetwork, TrainState
 from kdjax.utils import environment, processes
-from kdjax.utils.classes import iou_of_object, of_one_class
+from kdjax.utils.classes import iou_of_object, object_iou, of_one_class
 from kdjax.utils.errors import Preempted, UserError
 from kdjax.utils.log import RunLogger
 
@@ -495,9 +495,13 @@ def _evaluate(
         {
             **(
                 {"val/miou": scores.miou, "val/pixel_accuracy": scores.pixel_accuracy}
-                if parts.images.labeled
+                if parts.images.labeled_split(split)
                 else {"val/agreement_miou": scores.miou, "val/agreement": scores.pixel_accuracy}
             ),
+            **{
+                f"val/iou_{name}": value
+                for name, value in object_iou(parts.info.class_names, scores.iou).items()
+            },
             "val/seconds": time.perf_counter() - started,
         },
     )
@@ -543,8 +547,9 @@ def _finish(parts: _Parts, trained: _Trained, cache: OpenCache | None) -> None:
     for split, loss in trained.losses.items():
         parts.log.info(f"{split} loss {loss:.4f}")
     for split, value in trained.scores.items():
-        accuracy = "pixel accuracy" if parts.images.labeled else "agreement with the teacher"
-        against = "" if parts.images.labeled else " against the teacher's labels"
+        labeled = parts.images.labeled_split(split.partition("/")[0])
+        accuracy = "pixel accuracy" if labeled else "agreement with the teacher"
+        against = "" if labeled else " against the teacher's labels"
         parts.log.info(
             f"{split} mIoU{against} {100 * value.miou:.2f} %{of_one_class(value.iou)}, "
             f"{accuracy} {100 * value.pixel_accuracy:.2f} %"

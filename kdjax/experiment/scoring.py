@@ -67,7 +67,7 @@ class Scoring:
         Raises:
           Preempted: if the run must stop.
         """
-        reference, labeled = None, self._images.labeled
+        reference, labeled = None, self._images.labeled_split(split)
         if self._teacher and (agreement or not labeled):
             reference = (self._teacher.predictor, self._teacher.variables)
         return evaluate(
@@ -96,16 +96,17 @@ class Scoring:
           UserError: if the mIoU is below `config.teacher.min_miou`.
         """
         teacher, options = self._teacher, self._options
-        if teacher is None or not self._images.labeled:
+        split = options.data.val_split
+        if teacher is None or not self._images.labeled_split(split):
             return
-        scores = self.scores(teacher.predictor, teacher.variables, options.data.val_split)
+        scores = self.scores(teacher.predictor, teacher.variables, split)
         info = teacher.info
         # kdjax does not know the width of a user's network.
         unknown = imports.SEPARATOR in info.name or is_model_file(info.name)
         width = "" if unknown else f"width {info.width}, "
         log.info(
             f"teacher {info.name} ({width}weights {info.fingerprint}) has "
-            f"{options.data.val_split} mIoU {100 * scores.miou:.2f} %"
+            f"{split} mIoU {100 * scores.miou:.2f} %"
             f"{iou_of_object(self._images.class_names, scores.iou)}"
         )
         if not scores.miou >= options.teacher.min_miou:

@@ -24,6 +24,7 @@ _INTERVAL = 30.0
 
 # Metrics that are fractions, shown in percent.
 _FRACTIONS = ("miou", "pixel_accuracy", "agreement", "agreement_miou")
+_CLASS_IOU = "iou_"  # before the name of a class
 
 
 class Writer(Protocol):
@@ -303,6 +304,8 @@ def _in_words(name: str, value: float) -> str:
     group, _, metric = name.rpartition("/")
     if metric == "seconds":
         return f"{group} took {value:.1f} s"
-    number = f"{100 * value:.2f} %" if metric in _FRACTIONS else f"{value:.4g}"
-    words = name.replace("/", " ").replace("_", " ").replace("miou", "mIoU")
+    is_share = metric in _FRACTIONS or metric.startswith(_CLASS_IOU)
+    number = f"{100 * value:.2f} %" if is_share else f"{value:.4g}"
+    words = name.replace("/", " ").replace(_CLASS_IOU, "IoU of ")
+    words = words.replace("_", " ").replace("miou", "mIoU")
     return f"{words} {number}"

@@ -52,8 +52,8 @@ def of_one_class(iou: Iterable[float]) -> str:
     return f" (only 1 of {len(occurs)} classes occurs)" if sum(occurs) == 1 < len(occurs) else ""
 
 
-def iou_of_object(class_names: Sequence[str], iou: Iterable[float]) -> str:
-    """Returns the IoU of the object for a line of text, or "" unless there are two classes.
+def object_iou(class_names: Sequence[str], iou: Iterable[float]) -> dict[str, float]:
+    """Returns the IoU of the object by its name, or an empty dict unless there are two classes.
 
     The mean over a large background and an object hides errors of the object.
 
@@ -62,9 +62,15 @@ def iou_of_object(class_names: Sequence[str], iou: Iterable[float]) -> str:
       iou: the IoU of all classes; NaN for a class in neither labels nor predictions.
     """
     if len(class_names) != 2:
-        return ""
+        return {}
     _, value = iou
-    return f", IoU of {class_names[1]} {100 * value:.2f} %"
+    return {class_names[1]: float(value)}
+
+
+def iou_of_object(class_names: Sequence[str], iou: Iterable[float]) -> str:
+    """Returns what `object_iou` returns as the end of a line of text, or ""."""
+    found = object_iou(class_names, iou)
+    return "".join(f", IoU of {name} {100 * value:.2f} %" for name, value in found.items())
 
 
 class LabelTable:

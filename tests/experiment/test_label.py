@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import made_up_files
 import numpy as np
 import pytest
 import tiny
@@ -174,6 +175,57 @@ def test_a_student_without_labels_reports_its_agreement(unlabelled, teacher, tmp
     assert not any("val/miou" in line for line in lines)
 
 
+@made_up_files.needs_onnx
+def test_a_binary_teacher_teaches_a_binary_student(unlabelled, tmp_path, capsys):
+    unlabelled.teacher.checkpoint = made_up_files.write_onnx(
+        tmp_path / "a.onnx",
+        weights=np.array([[0.05, -0.02, -0.03]], np.float32),
+        last=[("Sigmoid", {})],
+    )
+    with unlabelled.unlocked():
+        unlabelled.teacher.options.classes = ("background", "dirt")
+    result = kdjax.train(unlabelled, tmp_path / "run")
+    assert result.student.info.class_names == ("background", "dirt")
+    share = f"IoU of dirt {100 * result.scores['val'].iou['dirt']:.2f} %"
+    assert share in repr(result)
+    # One line for the evaluation at the last step, and one at the end.
+    assert capsys.readouterr().out.count(share) == 2
+    assert [line["step"] for line in result.history if "val/iou_dirt" in line] == [3]
+
+
+def test_a_labeled_set_scores_a_student_without_labels(unlabelled, teacher, tmp_path, capsys):
+    """The labels are the teacher's own, so the teacher is right everywhere."""
+    kdjax.label(teacher, tmp_path / "photos", tmp_path / "labeled", masks=True)
+    shares = {"val_share": 0.3, "test_share": 0.3}
+    sets.prepare("folder", tmp_path / "more", source=tmp_path / "labeled", **shares)
+    unlabelled.data.test_split = "test"
+    unlabelled.data.test_data_dir = str(tmp_path / "more")
+    result = kdjax.train(unlabelled, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "val mIoU against the teacher's labels" in said
+    assert re.search(r"test mIoU [\d.]+ %, pixel accuracy", said)
+    scores = result.scores["test"]
+    assert scores.pixel_accuracy == scores.agreement
+    assert kdjax.evaluate(tmp_path / "run", split="test").miou == scores.miou
+
+    unlabelled.data.test_split = "unknown"
+    with pytest.raises(UserError, match=r'test_split is "unknown"; folder in .*more has'):
+        kdjax.train(unlabelled, tmp_path / "other")
+
+
+def test_the_labeled_set_must_have_the_teachers_classes(unlabelled, tmp_path):
+    for kind, mode in (("images", "RGB"), ("labels", "L")):
+        for split in ("train", "val", "test"):
+            (tmp_path / "source" / kind / split).mkdir(parents=True)
+            Image.new(mode, (32, 32)).save(tmp_path / "source" / kind / split / "a.png")
+    (tmp_path / "source" / "classes.txt").write_text("red\ngreen\nviolet\n")
+    sets.prepare("folder", tmp_path / "more", source=tmp_path / "source")
+    unlabelled.data.test_split = "test"
+    unlabelled.data.test_data_dir = str(tmp_path / "more")
+    with pytest.raises(UserError, match=r"test_data_dir: its labels mean .*violet"):
+        kdjax.train(unlabelled, tmp_path / "run")
+
+
 def test_labels_are_no_part_of_a_run_without_labels(unlabelled, tmp_path):
     unlabelled.loss.cross_entropy = 1.0
     with pytest.raises(UserError, match=r"cross_entropy is 1\.0, but the images .* set it to 0"):
@@ -189,5 +241,7 @@ def test_from_teacher_chooses_from_the_photos(unlabelled, teacher, tmp_path, cap
     assert config.data.batch_size <= 8
     assert [*config.terms] == ["pixelwise_kl"]
     assert "no labels, mostly" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"takes two words, as from_teacher\.py:data/mine,TEACHER"):
+    labeled = config_file.read(f"configs/from_teacher.py:{tmp_path / 'data'},{teacher},data/more")
+    assert (labeled.data.test_split, labeled.data.test_data_dir) == ("test", "data/more")
+    with pytest.raises(UserError, match=r"takes two or three words, as from_teacher\.py:data/mine"):
         config_file.read(f"configs/from_teacher.py:{tmp_path / 'data'}")
