@@ -11,9 +11,9 @@ TEACHER is a network checkpoint, the workdir of a run, an ONNX or TensorFlow Lit
 learns the teacher's class scores by pixelwise KL. The log gives each choice and its reason. You can
 override any of them, for example with --config.steps=2000. The photos of the split "val" are held
 out: the run reports how far the student agrees with the teacher there, not whether either is right.
-With the directory of a labeled set, which `kdjax prepare folder` made of images in the split
-"test" among others, the run also reports the mIoU there:
+With a labeled set, the run also reports the mIoU there:
 
+    python -m kdjax prepare folder --test_share 1 --source LABELED --data_dir data/labeled
     python -m kdjax train --config configs/from_teacher.py:data/mine,TEACHER,data/labeled \\
         --workdir runs/mine
 """

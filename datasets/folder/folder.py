@@ -65,7 +65,7 @@ class Folder(ConversionBuilder):
           ignore_unknown: whether unknown values and colors become 255 too.
           colors: a table of class colors.
           val_share: the share of images to validate on, in a tree without splits.
-          test_share: the share of images to test on, in a tree without splits.
+          test_share: the share of images to test on, in a tree without splits; 1 for all.
           unlabelled: whether there are images alone. Excludes the options on labels.
           **kwargs: options of `ConversionBuilder`.
 
@@ -169,9 +169,14 @@ class Folder(ConversionBuilder):
 
 def _checked_shares(shares: Mapping[str, float | None]) -> dict[str, float]:
     given = {split: share for split, share in shares.items() if share is not None}
+    if given == {"test": 1}:
+        return given
     for split, share in given.items():
         if not 0 < share < 1:
-            raise UserError(f"--{split}_share {share}: a share is above 0 and below 1, as 0.1")
+            raise UserError(
+                f"--{split}_share {share}: a share is above 0 and below 1, as 0.1; --test_share 1 "
+                "alone makes a set that only scores networks"
+            )
     if sum(given.values()) >= 1:
         raise UserError(
             f"{_flags(given)} add up to {sum(given.values()):g}, which leaves no image to train "
@@ -255,6 +260,8 @@ def _no_images(folder: pathlib.Path) -> UserError:
 
 def _share_out(pairs: Sequence[Pair], shares: Mapping[str, float]) -> dict[str, list[Pair]]:
     """Returns the pairs of each split. Those in no share are `train`."""
+    if shares == {"test": 1}:
+        return {"test": [*pairs]}
     found: dict[str, list[Pair]] = {split: [] for split in _USUAL_SPLITS if split in shares}
     found = {"train": [], **found}
     for pair in pairs:

@@ -16,11 +16,13 @@ import pytest
 import warm
 from PIL import Image
 
+from kdjax import config as configuration
 from kdjax.data import sets
 from kdjax.data.loading import pipeline
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.builder import find_builder
 from kdjax.data.preparing.classes import known_classes, original_labels
+from kdjax.data.run_data import RunData
 from kdjax.utils import environment
 from kdjax.utils.errors import UserError
 
@@ -610,7 +612,8 @@ def test_shares_split_by_name_and_adding_images_moves_none(tmp_path):
         ({"val_share": -0.1}, "--val_share -0.1: a share is above 0 and below 1"),
         ({"test_share": 0.0}, "--test_share 0.0: a share is above 0"),
         ({"val_share": float("nan")}, "--val_share nan: a share"),
-        ({"test_share": 1.0}, "--test_share 1.0: a share is .* below 1"),
+        ({"test_share": 1.5}, "--test_share 1.5: a share is .* below 1"),
+        ({"val_share": 1.0}, "--val_share 1.0: .*; --test_share 1 alone makes a set that only"),
         ({"val_share": 0.5, "test_share": 0.5}, "--test_share 0.5 add up to 1, which leaves no"),
         ({"val_share": 1e-9}, "--val_share 1e-09 of 2 images leave none to val; give other"),
         ({"val_share": 1 - 1e-9}, "leave none to train"),
@@ -621,6 +624,16 @@ def test_shares_that_make_no_splits_are_refused(tmp_path, shares, wanted):
     with pytest.raises(UserError, match=wanted):
         prepare(tmp_path / "source", tmp_path, **shares)
     assert not sets.is_prepared("folder", tmp_path / "data")
+
+
+def test_a_set_may_hold_test_images_alone(tmp_path):
+    write_images(tmp_path / "source", NAMES)
+    prepared = sets.prepare("folder", tmp_path, source=tmp_path / "source", test_share=1.0)
+    assert names_by_split(prepared) == {"test": {*NAMES}}
+    config = configuration.default()
+    config.data.update({"name": "folder", "data_dir": str(tmp_path)})
+    with pytest.raises(UserError, match=r'train_split is "train"; folder in .* has test'):
+        RunData(config.data)
 
 
 @pytest.mark.parametrize("splits", [("train", "val", "test"), ("Training", "validation", "more")])

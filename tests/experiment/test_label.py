@@ -196,8 +196,7 @@ def test_a_binary_teacher_teaches_a_binary_student(unlabelled, tmp_path, capsys)
 def test_a_labeled_set_scores_a_student_without_labels(unlabelled, teacher, tmp_path, capsys):
     """The labels are the teacher's own, so the teacher is right everywhere."""
     kdjax.label(teacher, tmp_path / "photos", tmp_path / "labeled", masks=True)
-    shares = {"val_share": 0.3, "test_share": 0.3}
-    sets.prepare("folder", tmp_path / "more", source=tmp_path / "labeled", **shares)
+    sets.prepare("folder", tmp_path / "more", source=tmp_path / "labeled", test_share=1.0)
     unlabelled.data.test_split = "test"
     unlabelled.data.test_data_dir = str(tmp_path / "more")
     result = kdjax.train(unlabelled, tmp_path / "run")
