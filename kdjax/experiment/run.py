@@ -15,7 +15,13 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import Predictor, Scores
-from kdjax.experiment.build import build_distiller, build_state, build_step, check_evaluation
+from kdjax.experiment.build import (
+    build_distiller,
+    build_state,
+    build_step,
+    check_evaluation,
+    with_class_weights,
+)
 from kdjax.experiment.held_out import HeldOutLoss
 from kdjax.experiment.input_pipeline import make_input_pipeline
 from kdjax.experiment.scoring import Scoring
@@ -30,6 +36,7 @@ from kdjax.teachers.cache import OpenCache, TeacherCache
 from kdjax.teachers.loading import Teacher, comparable, load_teacher, open_images
 from kdjax.training import optimizer as optimizers
 from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.label_losses import LossOptions
 from kdjax.training.loop import Diverged, Fitted, Hooks, Interruption, Intervals, fit, jit_step
 from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
@@ -172,6 +179,7 @@ class _Parts:
       run: the run.
       log: its log.
       images: its data set.
+      loss: the options of its loss, with class weights as numbers.
       placement: its mesh.
       student: the network.
       info: the description of the student.
@@ -187,6 +195,7 @@ class _Parts:
     run: Run
     log: RunLogger
     images: RunData
+    loss: LossOptions
     placement: Placement
     student: Network
     info: NetworkInfo
@@ -202,6 +211,7 @@ class _Parts:
 def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
     options = run.options
     images = open_images(options, data)
+    loss = with_class_weights(options.loss, images)
     placement = Placement(options.mesh)
     placement.check_batch_size(
         "data.batch_size", options.data.batch_size, accumulate=options.optimizer.accumulate
@@ -240,6 +250,7 @@ def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
         run=run,
         log=log,
         images=images,
+        loss=loss,
         placement=placement,
         student=student,
         info=info,
@@ -266,6 +277,9 @@ def _announce(parts: _Parts) -> None:
     if parts.placement.mesh.size > 1:
         log.info(f"mesh {parts.placement.describe()}")
     log.info(parts.images.cache.reason)
+    if weights := parts.loss.class_weights:
+        named = zip(parts.images.class_names, weights, strict=True)
+        log.info(f"class weights {', '.join(f'{name} {weight:.3g}' for name, weight in named)}")
     for line in parts.distiller.describe() if parts.distiller else ():
         log.info(f"loss term {line}")
     for key in () if options.terms else parts.images.unlabelled:
@@ -371,7 +385,7 @@ def _open(parts: _Parts, cache: OpenCache | None, writers: Sequence[Writer]) -> 
         cache=cache,
     )
     train_step = build_step(
-        options,
+        dataclasses.replace(options, loss=parts.loss),
         PreprocessedNetwork(parts.student, parts.info.preprocessing),
         teacher and PreprocessedNetwork(teacher.network, teacher.info.preprocessing),
         parts.distiller,
