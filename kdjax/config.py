@@ -89,6 +89,8 @@ class RunOptions(Section):
     eval_every: Annotated[int, schema.COUNT] = 500  # steps; each evaluation saves a checkpoint
     # Steps between further checkpoints; 0 for none.
     checkpoint_every: Annotated[int, schema.COUNT_OR_ZERO] = 500
+    # Measures Boundary IoU and boundary F1 in the last evaluation.
+    boundaries: bool = False
     # The weights that are exported: the last, or the best on the validation split.
     export: Literal["last", "best"] = "last"
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
@@ -135,6 +137,8 @@ class RunOptions(Section):
             if not values[side]["any_class_names"]:
                 del values[side]["any_class_names"]
         without = json.loads(to_json(default()))
+        if not values["boundaries"]:
+            del values["boundaries"]
         for section, keys in _NEWER.items():
             for key in keys:
                 if values[section][key] == without[section][key]:

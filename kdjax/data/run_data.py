@@ -328,13 +328,17 @@ class RunData:
         """Returns a few examples of the validation split, for pictures."""
         return self.spread_examples(self._options.val_split, PANEL_EXAMPLES)
 
-    def spread_examples(self, split: str, count: int) -> list[dict[str, Any]]:
-        """Returns `count` evenly spread examples of a split, or all if there are fewer."""
+    def examples(self, split: str, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the examples at some indices of a split."""
         from kdjax.data.loading import pipeline
 
+        return pipeline.load_examples(self._set, split, indices)
+
+    def spread_examples(self, split: str, count: int) -> list[dict[str, Any]]:
+        """Returns `count` evenly spread examples of a split, or all if there are fewer."""
         last = len(self._set.records(split)) - 1
         indices = np.unique(np.linspace(0, last, count).astype(int))
-        return pipeline.load_examples(self._set, split, indices.tolist())
+        return self.examples(split, indices.tolist())
 
 
 def open_mixed(key: str, options: ExtraSet, class_names: Sequence[str]) -> SegmentationSet:

@@ -24,13 +24,13 @@ from kdjax.experiment.build import (
 )
 from kdjax.experiment.held_out import HeldOutLoss
 from kdjax.experiment.input_pipeline import make_input_pipeline
-from kdjax.experiment.scoring import Scoring
+from kdjax.experiment.scoring import Scoring, inspect
 from kdjax.experiment.student import make_student
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import Network, Variables, serialization
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.serialization import NetworkInfo
-from kdjax.reporting.results import Example, Role
+from kdjax.reporting.results import Example, Inspected, Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.teachers.cache import OpenCache, TeacherCache
 from kdjax.teachers.loading import Teacher, comparable, load_teacher, open_images
@@ -73,10 +73,12 @@ class TrainedRun(NamedTuple):
       images: the data set.
       examples: a few images of the validation split, with the predictions of "teacher" and
         "student".
+      inspected: the images to look at in the test split, or else in the validation split.
     """
 
     images: RunData
     examples: list[Example]
+    inspected: Inspected = Inspected()
 
 
 def train_run(
@@ -135,7 +137,7 @@ def train_run(
         with parts.interruption:
             trained, examples = _train(parts, opened, profile)
             _finish(parts, trained, opened.cache)
-    return TrainedRun(parts.images, examples)
+    return TrainedRun(parts.images, examples, _inspect(parts, trained))
 
 
 _training = threading.Lock()
@@ -457,6 +459,13 @@ def _train(
     return _Trained(fitted, student, seconds, found, losses), examples
 
 
+def _inspect(parts: _Parts, trained: _Trained) -> Inspected:
+    data = parts.run.options.data
+    split = data.test_split or data.val_split
+    scores = trained.scores.get(split)
+    return inspect(scores.images, parts.images, split) if scores and scores.images else Inspected()
+
+
 def _restore(parts: _Parts) -> tuple[Checkpoints, int, TrainState]:
     """Returns the checkpoints, the number of steps that are done, and the state on the devices."""
     files, log, teacher = parts.run.files, parts.log, parts.teacher
@@ -547,6 +556,11 @@ def _finish(parts: _Parts, trained: _Trained, cache: OpenCache | None) -> None:
                 and {"megabytes": cache.num_bytes / 1e6, "seconds": cache.seconds},
                 "weights": dict(parts.info.initial_weights),
                 "scores": {split: value.as_dict() for split, value in trained.scores.items()},
+                "inspected": {
+                    split: value.images.as_dict(parts.images.names(split))
+                    for split, value in trained.scores.items()
+                    if value.images
+                },
                 **({"losses": trained.losses} if trained.losses else {}),
                 "versions": environment.describe(),
             }
