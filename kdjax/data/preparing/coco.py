@@ -167,7 +167,7 @@ class CocoLabels:
         counts = _counts(counts) if isinstance(counts, str) else counts
         if not _are_counts(counts) or sum(counts) != height * width:
             raise UserError(
-                f"{path} has a damaged RLE mask: its counts do not add up to the pixels of the image"
+                f"{path} has a damaged RLE mask: its counts do not add up to the image's pixels"
             )
         return self._mask.frPyObjects({**mask, "counts": counts}, height, width)
 
