@@ -10,6 +10,7 @@
     python -m kdjax compare --config configs/camvid_lite.py:field --workdir runs/camvid_field
     python -m kdjax compare --config configs/camvid_lite.py:field_longer --workdir runs/field_longer
     python -m kdjax compare --config configs/camvid_lite.py:field_sums --workdir runs/field_sums
+    python -m kdjax compare --config configs/camvid_lite.py:rare --workdir runs/camvid_rare
 
     python -m kdjax prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
     python -m kdjax train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
@@ -37,7 +38,14 @@ VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong"
 TEACHER, TEACHER_DIR = "fpn_light_efficientnet_lite2", "runs/camvid_lite2"
 PAIR = {"teacher": TEACHER, "student": "fpn_light_efficientnet_lite0"}
 FIELD = ("field", "field_longer", "field_sums")
-CHOICES = ("lite0", "lite0_cached", "scratch", "cached", *FIELD, "teacher", "full_teacher")
+CHOICES = ("lite0", "lite0_cached", "rare", "scratch", "cached", *FIELD, "teacher", "full_teacher")
+# Ways to help rare classes, without a teacher. The hardest quarter of the pixels, and half of the
+# crops, are the values of the published codes.
+RARE = {
+    "weighted": {"loss": {"class_weighting": "median_frequency"}},
+    "ohem": {"loss": {"hard_share": 0.25, "hard_below": 0.7}},
+    "sampled": {"data": {"class_uniform": 0.5}},
+}
 
 
 def get_config(student: str = "lite0") -> Config:
@@ -47,6 +55,8 @@ def get_config(student: str = "lite0") -> Config:
       student: one of
         "lite0", a comparison with EfficientNet-Lite0 as the student;
         "lite0_cached", the same with the teacher's scores from a cache, and fewer methods;
+        "rare", plain EfficientNet-Lite0 students with class weights, online hard example mining, or
+        crops drawn by class;
         "scratch", a comparison with a ResNet-18 from scratch;
         "cached", the same with the teacher's scores from a cache;
         "field", short runs of every method;
@@ -62,7 +72,7 @@ def get_config(student: str = "lite0") -> Config:
     config = recipes.camvid()
     if student.endswith("teacher"):
         return _teacher(recipes.fine_tune(config, **PAIR), full=student != "teacher")
-    if student.startswith("lite0"):
+    if student in ("lite0", "lite0_cached", "rare"):
         config = recipes.fine_tune(config, **PAIR)
         config.steps = 600
         config.compare.learning_rates = (3e-4, 6e-4, 1.2e-3)
@@ -75,6 +85,8 @@ def get_config(student: str = "lite0") -> Config:
     config.compare.seeds = (0, 1, 2, 3, 4)
     if student == "lite0":
         return recipes.compare_camvid_methods(config, METHODS)
+    if student == "rare":
+        return _rare(config)
     if student == "lite0_cached":
         config.teacher.cache = "caches/camvid_lite2"
         # The recipe's rate, which docs/results/pretrained.md compares with two others.
@@ -89,6 +101,10 @@ def get_config(student: str = "lite0") -> Config:
     if student == "cached":
         config.steps, config.teacher.cache = 1000, "caches/camvid_lite2"
         return recipes.compare_camvid_methods(config, CACHED)
+    return _field(config, student)
+
+
+def _field(config: Config, student: str) -> Config:
     config.steps, config.data.crop_size = 400, (128, 160)
     if student == "field_longer":
         config.steps, config.compare.learning_rates = 750, (0.1,)
@@ -115,6 +131,14 @@ def get_config(student: str = "lite0") -> Config:
             config.compare.methods[name].cirkd_minibatch.pool = 2
         # An eighth of the authors' numbers, because the maps have a sixth of their cells.
         config.compare.methods.cirkd.cirkd_memory.update(compared_pixels=512, compared_regions=128)
+    return config
+
+
+def _rare(config: Config) -> Config:
+    config.compare.learning_rates = config.compare.weight_factors = ()
+    with config.unlocked():
+        config.compare.methods = {name: {} for name in ("plain", *RARE)}
+        config.compare.changes = RARE
     return config
 
 

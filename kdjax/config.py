@@ -22,16 +22,25 @@ from kdjax.distillation import term as term
 from kdjax.models.options import IMAGENET_WEIGHTS, NetworkOptions, StudentOptions, TeacherOptions
 from kdjax.models.registry import find as find_network
 from kdjax.training import optimizer as optimizers
+from kdjax.training.label_losses import LossOptions, RareClassOptions
 from kdjax.training.optimizer import OptimizerOptions
 from kdjax.training.sharding import MeshOptions
-from kdjax.training.step import LossOptions
 from kdjax.utils import config_file, imports, schema
 from kdjax.utils.errors import UserError, WrongValue
+from kdjax.utils.imports import did_you_mean
 from kdjax.utils.schema import Section
 
 # A config as users write it: a ConfigDict, of which type checkers know nothing, because its keys
 # are set at run time.
 Config = Any
+
+
+# Published fingerprints are older than these keys, which count only if they change something.
+_NEWER = {
+    "loss": tuple(field.name for field in dataclasses.fields(RareClassOptions)),
+    "data": ("class_uniform",),
+    "compare": ("changes",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +51,9 @@ class CompareOptions(Section):
     methods: Mapping[str, Mapping[str, Loss]] = dataclasses.field(default_factory=dict)
     # By name, the method that it extends. The tables show what the extension adds.
     builds_on: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # By name, what a method changes in config.loss and config.data, as {"loss": {"dice": 1.0}}. A
+    # method may have changes, terms, or both. Without both, it is the plain student.
+    changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     seeds: Annotated[tuple[int, ...], schema.SEED] = (0,)
     # Methods whose terms read the teacher's class scores alone take them from a cache in the
     # workdir, if it fits into memory. A path in config.teacher.cache goes first.
@@ -77,6 +89,8 @@ class RunOptions(Section):
     eval_every: Annotated[int, schema.COUNT] = 500  # steps; each evaluation saves a checkpoint
     # Steps between further checkpoints; 0 for none.
     checkpoint_every: Annotated[int, schema.COUNT_OR_ZERO] = 500
+    # Measures Boundary IoU and boundary F1 in the last evaluation.
+    boundaries: bool = False
     # The weights that are exported: the last, or the best on the validation split.
     export: Literal["last", "best"] = "last"
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
@@ -122,6 +136,13 @@ class RunOptions(Section):
             # Published fingerprints are older than this key.
             if not values[side]["any_class_names"]:
                 del values[side]["any_class_names"]
+        without = json.loads(to_json(default()))
+        if not values["boundaries"]:
+            del values["boundaries"]
+        for section, keys in _NEWER.items():
+            for key in keys:
+                if values[section][key] == without[section][key]:
+                    del values[section][key]
         for data in (values["data"], *values["data"]["mixture"].values()):
             del data["data_dir"]
         del values["data"]["test_data_dir"]
@@ -238,6 +259,7 @@ def read(config: Config, data: Any = None, *, tuning: bool = False) -> RunOption
             )
     _check_splits(options.data, tuning)
     _check_tried(options)
+    _check_changes(config)
     return options
 
 
@@ -299,6 +321,48 @@ def _check_tried(options: RunOptions) -> None:
                 f"would change nothing: config.optimizer.{name} is set by options, or is not taken "
                 f"by {options.optimizer.name} with {options.optimizer.schedule}",
             )
+
+
+def change(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Sets other values in `config.loss` and `config.data`, as `config.compare.changes` has them.
+
+    Args:
+      config: the config.
+      changes: the values by section and key.
+
+    Raises:
+      WrongValue: if a section, key, or type is wrong.
+    """
+    for section, values in changes.items():
+        if section not in ("loss", "data") or not isinstance(values, Mapping | ConfigDict):
+            raise WrongValue(section, 'cannot be changed; give {"loss": {...}, "data": {...}}')
+        for key, value in values.items():
+            if key not in config[section]:
+                raise WrongValue(
+                    f"{section}.{key}", f"is not known: {did_you_mean(key, config[section])}"
+                )
+            try:
+                config[section][key] = value
+            except TypeError as error:
+                raise WrongValue(f"{section}.{key}", str(error)) from error
+
+
+def _check_changes(config: Config) -> None:
+    """Checks what each method of a comparison changes."""
+    for method, changes in config.compare.changes.items():
+        where = f"config.compare.changes.{method}"
+        if method not in config.compare.methods:
+            known = did_you_mean(method, config.compare.methods)
+            raise WrongValue(where, f"is no method of config.compare.methods: {known}")
+        if not isinstance(changes, ConfigDict):
+            raise WrongValue(where, f'is {changes!r}; give {{"loss": {{...}}, "data": {{...}}}}')
+        changed = config.copy_and_resolve_references()
+        try:
+            change(changed, changes)
+            typed(changed)
+        except WrongValue as error:
+            key = error.key.removeprefix("config.")
+            raise WrongValue(f"{where}.{key}", error.problem) from None
 
 
 def to_json(config: Config) -> str:

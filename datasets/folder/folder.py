@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.data.preparing.class_tables import label_reader
+from kdjax.data.preparing.coco import BACKGROUND, FILE, CocoLabels, annotation_files
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
 from kdjax.data.preparing.image_io import SUFFIXES
 from kdjax.data.preparing.tree import check_name
@@ -37,6 +38,9 @@ class Folder(ConversionBuilder):
     Everything is checked before anything is written. Labels hold class ids, or values or colors
     that a table names (`kdjax.data.preparing.class_tables`). Without a table, the largest id gives
     the number of classes.
+
+    In place of `labels`, COCO's `annotations.json`, or `annotations/<split>.json`, may contain
+    polygons and run-length encoded masks.
 
     With `unlabelled`, the source or its folder `images` holds images alone. All are `train` unless
     there are folders of splits or shares, and all of their pixels are ignored.
@@ -112,8 +116,9 @@ class Folder(ConversionBuilder):
                 "with labelled=False"
             )
             return pairs
-        pairs = self._find_splits(source)
-        self._reader = label_reader(source, **self._options)
+        annotations = self._annotations(source)
+        pairs = self._find_splits(source, annotations)
+        self._reader = annotations or label_reader(source, **self._options)
         self._colors = self._reader.palette
         found = self._find_ids(pairs)
         highest = max(found - {IGNORE_LABEL}, default=-1)
@@ -148,11 +153,44 @@ class Folder(ConversionBuilder):
             found.update(*(ids for _, ids in readable))
         return found
 
-    def _find_splits(self, source: pathlib.Path) -> dict[str, list[Pair]]:
+    def _annotations(self, source: pathlib.Path) -> CocoLabels | None:
+        """Returns the labels in COCO's annotation files, if there are any next to the images."""
+        files = annotation_files(source)
+        if not files:
+            return None
+        for option in ("colors", "ignore_unknown"):
+            if self._options[option]:
+                raise UserError(
+                    f"{source} has COCO annotations without colors; leave --{option} out"
+                )
+        self._findings.append(
+            f"{source}: labels are drawn from {', '.join(path.name for path in files.values())}; "
+            f"pixels without a mask are the class {BACKGROUND} (--ignore {BACKGROUND} ignores them)"
+        )
+        return CocoLabels(files, self._options["ignore"])
+
+    def _find_splits(
+        self, source: pathlib.Path, annotations: CocoLabels | None
+    ) -> dict[str, list[Pair]]:
         """Returns the pairs of each split, from folders of splits or by shares."""
-        if splits := _find_splits(source, self._shares):
-            return {split: _pair_up(source, split) for split in splits}
-        pairs = _pair_up(source, "")
+
+        def pair_up(split: str) -> list[Pair]:
+            if annotations is None:
+                return _pair_up(source, split)
+            images = _by_name(source / "images" / split)
+            if not images:
+                raise _no_images(source / "images" / split)
+            return annotations.pair_up(source / "images", split, images)
+
+        kinds = ("images",) if annotations else ("images", "labels")
+        if splits := _find_splits(source, self._shares, kinds):
+            found = {split: pair_up(split) for split in splits}
+            if annotations:
+                annotations.check_found([pair for pairs in found.values() for pair in pairs])
+            return found
+        pairs = pair_up("")
+        if annotations:
+            annotations.check_found(pairs)
         shared_out = _share_out(pairs, self._shares or {"val": _VAL_SHARE})
         if not self._shares:
             self._findings.append(
@@ -189,18 +227,21 @@ def _flags(shares: Mapping[str, float]) -> str:
     return " ".join(f"--{split}_share {share}" for split, share in shares.items())
 
 
-def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]:
-    """Returns the splits that have folders, or none for a tree without splits."""
+def _find_splits(
+    source: pathlib.Path, shares: Mapping[str, float], kinds: Sequence[str]
+) -> list[str]:
+    """Returns the splits that have folders of all kinds, or none for a tree without splits."""
     _check_source(source)
     trees = {}
-    for kind in ("images", "labels"):
+    for kind in kinds:
         if not (source / kind).is_dir():
             raise UserError(
-                f"{source} has no folder {kind}/; it needs images/ and labels/, or --unlabelled "
-                "if there are images alone"
+                f"{source} has no folder {kind}/; it needs images/ and labels/ (or COCO's {FILE}), "
+                "or --unlabelled if there are images alone"
             )
         trees[kind] = {path.name for path in (source / kind).iterdir() if _is_split(path)}
-    there = sorted(filter(_SPLIT_LIKE.fullmatch, trees["images"] | trees["labels"]))
+    folders = set[str]().union(*trees.values())
+    there = sorted(filter(_SPLIT_LIKE.fullmatch, folders))
     if not there:
         return []
     if shares:
@@ -208,7 +249,7 @@ def _find_splits(source: pathlib.Path, shares: Mapping[str, float]) -> list[str]
             f"{source} has splits already, such as the folder {there[0]}/: leave {_flags(shares)} "
             "out"
         )
-    splits = sorted(trees["images"] | trees["labels"] | {"train"}, key=_split_order)
+    splits = sorted(folders | {"train"}, key=_split_order)
     for split in splits:
         for kind, found in trees.items():
             if split not in found:

@@ -1,7 +1,6 @@
 """Evaluates the student of a finished run, or any network checkpoint, and prints each class's IoU.
 
-python -m kdjax evaluate --workdir runs/first --split test
-python -m kdjax evaluate --workdir runs/first --mode slide --window 512,512 --scales 0.5,1.0 --flip
+python -m kdjax evaluate --workdir runs/first --split test --scales 0.5,1.0 --flip --details worst
 """
 
 from absl import flags
@@ -27,6 +26,11 @@ _DATA_DIR = flags.DEFINE_string(
 _ANY_CLASS_NAMES = flags.DEFINE_bool(
     "any_class_names", False, "Match classes by number, whatever their names."
 )
+_DETAILS = flags.DEFINE_string(
+    "details",
+    None,
+    "Measure boundaries too; folder for pictures of bad results and doubtful labels.",
+)
 _PROCESSES = processes.define_flags()
 _INFERENCE = InferenceFlags()
 _MODEL_FILE = ModelFileFlags()
@@ -47,6 +51,8 @@ def main(argv: list[str]) -> None:
         data_dir=_DATA_DIR.value,
         any_class_names=_ANY_CLASS_NAMES.value,
         options=_MODEL_FILE.options() or None,
+        boundaries=_DETAILS.value is not None,
+        pictures=_DETAILS.value,
         **_INFERENCE.options(),
     )
     logger.info(found)

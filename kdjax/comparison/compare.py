@@ -196,8 +196,12 @@ def _write(
         teacher = options.teacher.checkpoint or str(found.runs[0].student)
         networks = {TEACHER: teacher, **networks}
     main = reports[options.data.test_split or options.data.val_split]
-    examples = predict_panels(options, images, networks)
-    write_report(path, dataclasses.replace(main, examples=examples))
+    # The images to look at are those of the best student, in the run of its first seed.
+    best = max(
+        found.students.values(), key=lambda files: files.summary(main.split).miou, default=None
+    )
+    examples, inspected = predict_panels(options, images, networks, best)
+    write_report(path, dataclasses.replace(main, examples=examples, inspected=inspected))
     write_results(path.parent, main)
     runs = {split: report.runs for split, report in reports.items()}
     write_runs(path.parent / "runs.csv", runs, main.class_names)

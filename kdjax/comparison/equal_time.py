@@ -32,8 +32,9 @@ class LongerStudent(NamedTuple):
 
 def is_asked_for(config: Config) -> bool:
     """Returns True if a comparison has methods to compare with longer plain students."""
-    kinds = {bool(terms) for terms in config.compare.methods.values()}
-    return config.compare.equal_time and len(kinds) > 1
+    compare = config.compare
+    kinds = {bool(terms or compare.changes.get(name)) for name, terms in compare.methods.items()}
+    return compare.equal_time and len(kinds) > 1
 
 
 def longer_students(

@@ -10,7 +10,7 @@ from kdjax.comparison.cached_teacher import CachePlan, plan_cache, reads_scores_
 from kdjax.comparison.equal_time import PLAIN
 from kdjax.comparison.parallel import train_all
 from kdjax.comparison.tuning import Setting, TuningResult
-from kdjax.config import Config, default, read, without_terms
+from kdjax.config import Config, change, default, read, without_terms
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.run_data import RunData
 from kdjax.experiment.run import Run
@@ -60,9 +60,9 @@ def run_comparison(
     The workdir contains `teacher/`, `tuning/<method>/<setting>/seed<N>/`, `<method>/seed<N>/`, and
     `equal_time/<steps>_steps/seed<N>/`, each a workdir of `kdjax.train`, and `teacher_cache/`. The
     choices are kept in `tuning.json` and `equal_time.json`. Students differ only in their terms,
-    the weights of these, and their seed. The teacher and plain students train on labeled images
-    only. Only runs with a chosen setting see the test split. The arguments and errors are those of
-    `kdjax.compare`.
+    the weights of these, the changes of their method, and their seed. The teacher and students
+    without terms train on labeled images only. Only runs with a chosen setting see the test split.
+    The arguments and errors are those of `kdjax.compare`.
     """
     _check_seeds(config, seeds)
     _check_methods(config)
@@ -155,17 +155,20 @@ class _Runner:
     def _tune(self, checkpoint: str) -> list[TuningResult]:
         """Returns the choice of the plain student, if there is one, and then of the methods."""
         config = self.config
-        methods = in_order(config.compare.methods)
+        methods = in_order(config)
         chosen: Setting | None = Setting(
             config.optimizer.learning_rate, config.optimizer.weight_decay
         )
         choices = []
-        plain = [name for name, terms in methods if not terms]
+        plain = [name for name, _ in methods if is_plain(config, name)]
         if plain:
             choices = self._try(plain, tuning.plain_settings(config), checkpoint)
             chosen = choices[0].best()
         if chosen is None:
             raise UserError(f"{choices[0].describe()}; try lower config.compare.learning_rates")
+        # Without terms, there are no weights to try.
+        changed = [name for name, terms in methods if not terms and name not in plain]
+        choices = choices + self._try(changed, [chosen], checkpoint)
         distilled = [name for name, terms in methods if terms]
         settings = tuning.method_settings(config, chosen)
         return choices + self._try(distilled, settings, checkpoint)
@@ -232,6 +235,7 @@ class _Runner:
             student.teacher.checkpoint = checkpoint if terms else ""
             student.seed = seed
             setting.apply(student)
+            change(student, self.config.compare.changes.get(name, {}))
             # Methods and seeds may be added later, so the config of a run does not contain them.
             student.compare = default().compare
             if not terms:
@@ -247,18 +251,25 @@ class _Runner:
             Workdir(self.root.path / folder / f"seed{seed}"),
             ", ".join([*parts, f"seed {seed}"]),
             _title(self.config, name),
-            "distilled" if terms else "plain",
+            "plain" if is_plain(self.config, name) else "distilled",
         )
 
 
-def in_order(methods: Config) -> list[tuple[str, Config]]:
+def is_plain(config: Config, name: str) -> bool:
+    """Returns True if a method has neither terms nor changes."""
+    return not config.compare.methods[name] and not config.compare.changes.get(name)
+
+
+def in_order(config: Config) -> list[tuple[str, Config]]:
     """Returns the methods and their terms, the plain student first."""
-    return sorted(methods.items(), key=lambda method: len(method[1]) > 0)
+    return sorted(
+        config.compare.methods.items(), key=lambda method: not is_plain(config, method[0])
+    )
 
 
 def _title(config: Config, name: str) -> str:
     """Returns the name of a method in tables."""
-    return name if config.compare.methods[name] else PLAIN
+    return PLAIN if is_plain(config, name) else name
 
 
 def _remove_cache(config: Config) -> None:
@@ -271,7 +282,10 @@ def _outlook(config: Config, seeds: Sequence[int], *, trains_teacher: bool) -> s
     """Returns a line on the number and length of the runs."""
     methods, factors = config.compare.methods, config.compare.weight_factors
     plain_settings = tuning.plain_settings(config)
-    tried = [len(factors if terms else plain_settings) for terms in methods.values()]
+    tried = [
+        len(plain_settings) if is_plain(config, name) else len(factors if terms else ())
+        for name, terms in methods.items()
+    ]
     tuned = sum(count for count in tried if count > 1) * len(config.compare.tuning_seeds)
     runs = len(methods) * len(seeds)
     parts = [f"{runs} run{'s' if runs > 1 else ''} of {config.steps} steps ({', '.join(methods)})"]
@@ -325,11 +339,11 @@ def _check_methods(config: Config) -> None:
                 f"A method cannot be named {name!r}, because its folder has the same name. Use "
                 "letters, digits, and spaces."
             )
-    plain = [name for name, terms in compare.methods.items() if not terms]
+    plain = [name for name in compare.methods if is_plain(config, name)]
     if len(plain) > 1:
         raise UserError(
             f'config.compare.methods "{plain[0]}" and "{plain[1]}" both have no terms, so both are '
-            "the plain student. Remove one."
+            "the plain student. Remove one, or change something in config.compare.changes."
         )
     if not plain and (compare.learning_rates or compare.weight_decays):
         raise UserError(

@@ -5,15 +5,16 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from kdjax.data import class_balance
 from kdjax.data.caching import CacheDecision, decide_cache, least_memory
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.loading import sampling
-from kdjax.data.loading.sampling import AugmentOptions, padded
+from kdjax.data.loading.sampling import AugmentOptions, ClassSampling, padded
 from kdjax.data.options import CropOptions, DataOptions, ExtraSet
 from kdjax.utils.classes import UNLABELLED, differing_class
 from kdjax.utils.errors import UserError
@@ -146,6 +147,38 @@ class RunData:
         )
 
     @functools.cached_property
+    def _class_counts(self) -> np.ndarray:
+        """The labeled pixels of each class in every training example, int64 [N, K]."""
+        options, counts = self._options, []
+        labelled = [self.labeled, *(extra.labelled for extra in options.mixture.values())]
+        for (data, split), used in zip(self._training_sets, labelled, strict=True):
+            records = data.records(split)
+            counts.append(
+                records.class_counts(self.num_classes)
+                if used
+                else np.zeros((len(records), self.num_classes), np.int64)
+            )
+        found = np.concatenate(counts)
+        if not found.any():
+            raise UserError(
+                f"no pixel of the split {options.train_split} has a label; leave "
+                "config.loss.class_weighting and config.data.class_uniform at their defaults"
+            )
+        return found
+
+    def class_weights(
+        self, weighting: Literal["inverse_frequency", "median_frequency"]
+    ) -> tuple[float, ...]:
+        """Returns a weight for each class; see `kdjax.data.class_balance.class_weights`."""
+        return class_balance.class_weights(self._class_counts, weighting)
+
+    @functools.cached_property
+    def _by_class(self) -> ClassSampling | None:
+        """The sampling of crops by class, if the config asks for it."""
+        share = self._options.class_uniform
+        return class_balance.class_sampling(self._class_counts, share) if share else None
+
+    @functools.cached_property
     def cache(self) -> CacheDecision:
         """The place of decoded training examples. Every process must read this property."""
         device_bytes, host_bytes = least_memory()
@@ -206,6 +239,7 @@ class RunData:
             "seed": seed,
             "steps": range(first_step, steps),
             "options": self.augment_options(**views),
+            "by_class": self._by_class,
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
         }
@@ -325,13 +359,17 @@ class RunData:
         """Returns a few examples of the validation split, for pictures."""
         return self.spread_examples(self._options.val_split, PANEL_EXAMPLES)
 
-    def spread_examples(self, split: str, count: int) -> list[dict[str, Any]]:
-        """Returns `count` evenly spread examples of a split, or all if there are fewer."""
+    def examples(self, split: str, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the examples at some indices of a split."""
         from kdjax.data.loading import pipeline
 
-        last = len(self._set.records(split)) - 1
+        return pipeline.load_examples(self._evaluated_set(split), split, indices)
+
+    def spread_examples(self, split: str, count: int) -> list[dict[str, Any]]:
+        """Returns `count` evenly spread examples of a split, or all if there are fewer."""
+        last = len(self._evaluated_set(split).records(split)) - 1
         indices = np.unique(np.linspace(0, last, count).astype(int))
-        return pipeline.load_examples(self._set, split, indices.tolist())
+        return self.examples(split, indices.tolist())
 
 
 def has_labels(data: SegmentationSet) -> bool:

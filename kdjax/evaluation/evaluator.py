@@ -12,6 +12,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from kdjax.evaluation.boundaries import BoundaryScores
+from kdjax.evaluation.image_scores import ImageScores
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.models import Network, Preprocessing, Variables, serialization
 from kdjax.models.folding import FrozenNetwork, can_freeze
@@ -53,24 +55,36 @@ class Scores:
       agreement: share of the labeled pixels where student and teacher predict the same class, or
         None without a teacher.
       groups: scores of some of the images alone, by the group's name.
+      boundaries: Boundary IoU and boundary F1, if they were measured.
+      images: the images to look at, if they were collected.
     """
 
     confusion: np.ndarray
     agreement: float | None = None
     groups: Mapping[str, "Scores"] = dataclasses.field(default_factory=dict)
+    boundaries: BoundaryScores | None = None
+    images: ImageScores | None = None
 
     @property
     def iou(self) -> np.ndarray:
         """Intersection over union [K]; NaN for a class that neither label nor prediction has."""
         hits = np.diag(self.confusion)
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
-        return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+        return _share(hits, self.confusion.sum(0) + self.confusion.sum(1) - hits)
 
     @property
     def miou(self) -> float:
         """Mean of the IoU over the classes that occur; NaN if no pixel has a label."""
-        iou = self.iou
-        return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
+        return mean_of_known(self.iou)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Share of the pixels predicted as a class that have its label [K]; NaN without any."""
+        return _share(np.diag(self.confusion), self.confusion.sum(0))
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Share of the pixels labeled as a class that are predicted as it [K]; NaN without any."""
+        return _share(np.diag(self.confusion), self.confusion.sum(1))
 
     @property
     def pixel_accuracy(self) -> float:
@@ -79,17 +93,35 @@ class Scores:
         return float(np.trace(self.confusion) / total) if total else float("nan")
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the scores for JSON, with None in place of NaN."""
+        """Returns the scores for JSON, with None in place of NaN.
+
+        Precision and recall are included for two classes, a background and an object.
+        """
 
         def known(value: float | None) -> float | None:
             return None if value is None or np.isnan(value) else float(value)
 
+        by_class = {"iou": self.iou}
+        if len(self.confusion) == 2:
+            by_class |= {"precision": self.precision, "recall": self.recall}
+        if self.boundaries:
+            by_class |= {"boundary_iou": self.boundaries.iou, "boundary_f1": self.boundaries.f1}
         return {
             "miou": known(self.miou),
             "pixel_accuracy": known(self.pixel_accuracy),
             "agreement": known(self.agreement),
-            "iou": [known(value) for value in self.iou],
+            **{name: [known(value) for value in values] for name, values in by_class.items()},
         }
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """Returns the mean of the values that are not NaN; NaN if all are."""
+    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Returns quotients, and NaN where the divisor is 0."""
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
 class Predictor:
@@ -185,7 +217,7 @@ def _compiled(function: Callable[[Variables, Any], Array]) -> Callable[[Variable
 Predict = Callable[[Variables, Array, Array], Int[Array, "B H W"]]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     predictor: Predict,
     variables: Variables,
     batches: Iterable[Mapping[str, np.ndarray]],
@@ -195,6 +227,7 @@ def evaluate(
     reference: tuple[Predict, Variables] | None = None,
     labels_of_reference: bool = False,
     groups: Mapping[str, Collection[int]] = MappingProxyType({}),
+    observe: Callable[[dict[str, Array]], None] | None = None,
 ) -> Scores:
     """Scores a network on batches, and on groups of their images in the same pass.
 
@@ -210,6 +243,8 @@ def evaluate(
       labels_of_reference: True to score against the predictions of the reference, for images
         without labels.
       groups: the indices of the images of each group, by name.
+      observe: called with the maps of each batch: `prediction`, `label`, and with a reference
+        `reference`, [B, H, W]; `size` [B, 2]; and `index` [B], -1 for blank images.
     """
     confusion = np.zeros((1 + len(groups), num_classes, num_classes), np.int64)
     agreeing = np.zeros(1 + len(groups), np.int64)
@@ -223,6 +258,8 @@ def evaluate(
         given = {key: batch[key] for key in ("image", "label", "size")}
         members = [np.isin(batch["index"], list(group)) for group in groups.values()]
         given["groups"] = np.stack([np.ones(len(given["label"]), bool), *members], axis=1)
+        if observe:
+            given["index"] = batch["index"]
         arrays = put(given)
         predictions = predictor(variables, arrays["image"], arrays["size"])
         references = predictions
@@ -230,6 +267,10 @@ def evaluate(
             references = reference[0](reference[1], arrays["image"], arrays["size"])
         if labels_of_reference:
             arrays["label"] = _inside(references, arrays["size"])
+        if observe:
+            maps = {key: arrays[key] for key in ("label", "size", "index")}
+            maps |= {"reference": references} if reference else {}
+            observe({"prediction": predictions, **maps})
         counts = _count(predictions, references, arrays["label"], arrays["groups"], num_classes)
         # Reading the counts one batch later keeps the devices busy.
         if unread:

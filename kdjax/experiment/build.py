@@ -1,5 +1,6 @@
 """Makes the distiller, the state, and the step of a run from its options and networks."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -10,6 +11,7 @@ from kdjax.distillation import Distiller, Maps, Spec
 from kdjax.models import Network, Variables
 from kdjax.models.network import scored_classes, trace_maps
 from kdjax.training import optimizer as optimizers
+from kdjax.training.label_losses import LossOptions
 from kdjax.training.step import (
     Objective,
     PreprocessedNetwork,
@@ -71,10 +73,10 @@ def build_distiller(
 def _check_extractor(options: RunOptions, maps: Maps) -> None:
     """Requires that a student without class scores learns from terms alone."""
     name = f"config.student {options.student.name} has no class scores"
-    if options.loss.cross_entropy:
+    if options.loss.reads_scores:
         raise UserError(
             f"{name}, only {', '.join(maps)}, so no cross-entropy; set config.loss.cross_entropy "
-            "to 0, or choose a network with a head"
+            "(and dice and lovasz) to 0, or choose a network with a head"
         )
     if not options.terms:
         raise UserError(f"{name}, so it needs config.terms to learn from")
@@ -105,6 +107,27 @@ def check_evaluation(
         trace_maps(network, variables, size, train=False, batch=batch, name=name)
 
 
+def with_class_weights(loss: LossOptions, images: RunData) -> LossOptions:
+    """Returns the options of a loss with class weights as numbers, if there are any.
+
+    Args:
+      loss: the options.
+      images: the data set, whose training images weightings are computed from.
+
+    Raises:
+      UserError: if the weights are not one for each class, or no pixel has a label.
+    """
+    if loss.class_weighting != "given":
+        weights = images.class_weights(loss.class_weighting)
+        return dataclasses.replace(loss, class_weights=weights, class_weighting="given")
+    if loss.class_weights and len(loss.class_weights) != images.num_classes:
+        raise UserError(
+            f"config.loss.class_weights has {len(loss.class_weights)} numbers; the data have "
+            f"{images.num_classes} classes: {', '.join(images.class_names)}"
+        )
+    return loss
+
+
 def build_state(options: RunOptions, student: Variables, distiller: Distiller | None) -> TrainState:
     """Returns the state before the first step."""
     return create_state(
@@ -122,13 +145,16 @@ def build_step(
     teacher: PreprocessedNetwork | None,
     distiller: Distiller | None,
 ) -> TrainStep:
-    """Returns the training step, not yet under `jax.jit`."""
+    """Returns the training step, not yet under `jax.jit`.
+
+    Class weights are those that the options give. Without data, "inverse_frequency" and
+    "median_frequency" are unknown, and all classes count equally.
+    """
+    loss = options.loss
     return make_train_step(
         student,
         teacher,
-        Objective(
-            options.loss.cross_entropy, options.loss.auxiliary, distiller, options.loss.mean_over
-        ),
+        Objective(loss.cross_entropy, loss.auxiliary, distiller, loss.mean_over, rare=loss),
         optimizers.make_optimizer(options.optimizer, options.steps),
         optimizers.learning_rate_schedule(options.optimizer, options.steps),
         steps=options.steps,

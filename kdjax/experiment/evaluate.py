@@ -15,13 +15,21 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.data.run_data import RunData
 from kdjax.deployment import ExportedStudent
 from kdjax.evaluation import evaluator
-from kdjax.evaluation.evaluator import TrainedNetwork, order_by_name
-from kdjax.evaluation.inference import make_inference, padding
-from kdjax.experiment.scores import Evaluation
+from kdjax.evaluation.boundaries import BoundaryScores
+from kdjax.evaluation.evaluator import Predictor, TrainedNetwork, order_by_name
+from kdjax.evaluation.image_scores import ImageScores
+from kdjax.evaluation.inference import Inference, make_inference, padding
+from kdjax.experiment.scores import Evaluation, SplitScores
+from kdjax.experiment.scoring import inspect, observed_by
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import Variables
+from kdjax.reporting.pictures import rgb_png, side_by_side
+from kdjax.reporting.results import Inspected
+from kdjax.teachers.loading import comparable, ordered_teacher
 from kdjax.training.sharding import MeshOptions, Placement
+from kdjax.utils import processes
 from kdjax.utils.errors import UserError
+from kdjax.utils.files import write_atomically
 from kdjax.utils.log import logger
 
 # The option that matches classes by their numbers, for messages.
@@ -44,6 +52,8 @@ def evaluate(  # noqa: PLR0913
     pad_to: int | None = None,
     any_class_names: bool = False,
     options: Mapping[str, Any] | None = None,
+    boundaries: bool = False,
+    pictures: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Evaluates the student of a finished run, or another network on the same data.
 
@@ -71,6 +81,9 @@ def evaluate(  # noqa: PLR0913
         scores in another order are reordered.
       options: how to read a checkpoint that is a model file, as `config.teacher.options` takes
         them. By default, the run's teacher is read as in the run.
+      boundaries: also measure Boundary IoU and boundary F1.
+      pictures: a folder for pictures of the images with the lowest mIoU, and, if the run has a
+        teacher, of those where student and teacher agree against the label. The result names them.
 
     Raises:
       UserError: if there is no run or no network, if an option is wrong, or if the network has
@@ -123,6 +136,12 @@ def evaluate(  # noqa: PLR0913
         raise UserError(
             f"the network scores {num_classes} classes, the data set has {images.num_classes}"
         )
+    inspected = None
+    reference = None
+    if pictures is not None:
+        inspected = ImageScores(images.num_classes)
+        reference = _teacher(run, images, inference, placement)
+    outlines = BoundaryScores(images.num_classes) if boundaries else None
     scores = evaluator.evaluate(
         predictor,
         placement.put_state(variables),
@@ -133,14 +152,47 @@ def evaluate(  # noqa: PLR0913
         ),
         images.num_classes,
         placement.put_batch,
+        reference=reference,
+        observe=observed_by(placement, inspected, outlines),
     )
-    return Evaluation(
+    found = dataclasses.replace(scores, boundaries=outlines)
+    evaluation = Evaluation(
+        **vars(SplitScores.of(found.as_dict(), images.class_names)),
         split=chosen,
-        miou=scores.miou,
-        pixel_accuracy=scores.pixel_accuracy,
-        iou={name: float(iou) for name, iou in zip(images.class_names, scores.iou, strict=True)},
         shapes=len(predictor.shapes),
     )
+    if inspected is None or pictures is None:
+        return evaluation
+    shown = inspect(inspected, images, chosen)
+    processes.lead(lambda: _write_pictures(pictures, shown, images.palette))
+    worst, disputed = ([image.describe() for image in kind] for kind in shown)
+    return dataclasses.replace(evaluation, worst=worst, disputed=disputed)
+
+
+def _teacher(
+    run: RunOptions, images: RunData, inference: Inference, placement: Placement
+) -> tuple[Predictor, Variables] | None:
+    """Returns the run's teacher and its variables, if the run has one that scores the classes."""
+    if not run.teacher.checkpoint:
+        return None
+    teacher = TrainedNetwork.load(
+        run.teacher.checkpoint,
+        dtype=run.teacher.dtype,
+        inference=inference,
+        options=run.teacher.options,
+    )
+    teacher = comparable(ordered_teacher(teacher, run.teacher, images.class_names), images)
+    return teacher and (teacher.predictor, placement.put_state(teacher.variables))
+
+
+def _write_pictures(folder: str | os.PathLike[str], shown: Inspected, palette: np.ndarray) -> None:
+    """Writes image, label, and predictions of each image side by side, as PNG files."""
+    for kind, images in shown._asdict().items():
+        for number, image in enumerate(images, start=1):
+            example = image.example
+            picture = side_by_side(example.image, example.label, example.predictions, palette)
+            path = epath.Path(folder) / f"{kind}_{number}.png"
+            write_atomically(path, rgb_png(picture))
 
 
 def _placement(mesh: MeshOptions) -> Placement:

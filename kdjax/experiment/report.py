@@ -11,7 +11,7 @@ from kdjax.data.run_data import RunData
 from kdjax.evaluation.evaluator import TrainedNetwork, predict_examples
 from kdjax.experiment.scoring import with_predictions
 from kdjax.experiment.workdir import Workdir
-from kdjax.reporting.results import Example, Report
+from kdjax.reporting.results import Example, Inspected, InspectedImage, Report
 from kdjax.teachers.loading import ordered_teacher
 from kdjax.utils import environment
 
@@ -60,19 +60,26 @@ def make_report(
 
 
 def predict_panels(
-    options: RunOptions, images: RunData, panels: Mapping[str, str]
-) -> list[Example]:
-    """Returns a few labeled examples with the predictions of networks.
+    options: RunOptions, images: RunData, panels: Mapping[str, str], inspected: Workdir | None
+) -> tuple[list[Example], Inspected]:
+    """Returns a few labeled examples, and the images to look at, with the predictions of networks.
 
     Args:
       options: the config.
       images: the data set.
       panels: the network checkpoint of each column. Networks of other classes are left out.
+      inspected: the run whose images to look at are shown; None for none.
 
     Returns:
-      The examples; none if no network predicts the classes.
+      The examples and the images; none if no network predicts the classes.
     """
-    examples = images.panel_examples()
+    split = options.data.test_split or options.data.val_split
+    # Results of older versions do not name images.
+    result = inspected.read_result() if inspected else {}
+    stored = result.get("inspected", {}).get(split, {})
+    chosen = [entry for kind in Inspected._fields for entry in stored.get(kind, ())]
+    panel = images.panel_examples()
+    examples = [*panel, *images.examples(split, [entry["index"] for entry in chosen])]
     predictions: dict[str, Sequence[np.ndarray]] = {}
     for name, path in panels.items():
         network = TrainedNetwork.load(path, options=options.teacher.options)
@@ -83,7 +90,23 @@ def predict_panels(
                 examples,
                 options.data.eval_batch_size,
             )
-    return with_predictions(examples, predictions) if predictions else []
+    if not predictions:
+        return [], Inspected()
+    predicted = with_predictions(examples, predictions)
+    found = iter(predicted[len(panel) :])
+    kinds = (
+        [
+            InspectedImage(
+                name=entry["name"],
+                miou=entry["miou"],
+                disputed=entry["disputed"],
+                example=next(found),
+            )
+            for entry in stored.get(kind, ())
+        ]
+        for kind in Inspected._fields
+    )
+    return predicted[: len(panel)], Inspected(*kinds)
 
 
 def _command() -> str | None:

@@ -15,21 +15,28 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.evaluation.evaluator import Predictor, Scores
-from kdjax.experiment.build import build_distiller, build_state, build_step, check_evaluation
+from kdjax.experiment.build import (
+    build_distiller,
+    build_state,
+    build_step,
+    check_evaluation,
+    with_class_weights,
+)
 from kdjax.experiment.held_out import HeldOutLoss
 from kdjax.experiment.input_pipeline import make_input_pipeline
-from kdjax.experiment.scoring import Scoring
+from kdjax.experiment.scoring import Scoring, inspect
 from kdjax.experiment.student import make_student
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import Network, Variables, serialization
 from kdjax.models.batch_norm import with_batch_norm
 from kdjax.models.serialization import NetworkInfo
-from kdjax.reporting.results import Example, Role
+from kdjax.reporting.results import Example, Inspected, Role
 from kdjax.reporting.writers import Console, JsonLines, TensorBoard, Writer, Writers, check_writers
 from kdjax.teachers.cache import OpenCache, TeacherCache
 from kdjax.teachers.loading import Teacher, comparable, load_teacher, open_images
 from kdjax.training import optimizer as optimizers
 from kdjax.training.checkpoints import Checkpoints
+from kdjax.training.label_losses import LossOptions
 from kdjax.training.loop import Diverged, Fitted, Hooks, Interruption, Intervals, fit, jit_step
 from kdjax.training.profiling import Profile, check_steps, logged_seconds
 from kdjax.training.sharding import Placement
@@ -66,10 +73,12 @@ class TrainedRun(NamedTuple):
       images: the data set.
       examples: a few images of the validation split, with the predictions of "teacher" and
         "student".
+      inspected: the images to look at in the test split, or else in the validation split.
     """
 
     images: RunData
     examples: list[Example]
+    inspected: Inspected = Inspected()
 
 
 def train_run(
@@ -128,7 +137,7 @@ def train_run(
         with parts.interruption:
             trained, examples = _train(parts, opened, profile)
             _finish(parts, trained, opened.cache)
-    return TrainedRun(parts.images, examples)
+    return TrainedRun(parts.images, examples, _inspect(parts, trained))
 
 
 _training = threading.Lock()
@@ -172,6 +181,7 @@ class _Parts:
       run: the run.
       log: its log.
       images: its data set.
+      loss: the options of its loss, with class weights as numbers.
       placement: its mesh.
       student: the network.
       info: the description of the student.
@@ -187,6 +197,7 @@ class _Parts:
     run: Run
     log: RunLogger
     images: RunData
+    loss: LossOptions
     placement: Placement
     student: Network
     info: NetworkInfo
@@ -202,6 +213,7 @@ class _Parts:
 def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
     options = run.options
     images = open_images(options, data)
+    loss = with_class_weights(options.loss, images)
     placement = Placement(options.mesh)
     placement.check_batch_size(
         "data.batch_size", options.data.batch_size, accumulate=options.optimizer.accumulate
@@ -240,6 +252,7 @@ def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
         run=run,
         log=log,
         images=images,
+        loss=loss,
         placement=placement,
         student=student,
         info=info,
@@ -266,6 +279,9 @@ def _announce(parts: _Parts) -> None:
     if parts.placement.mesh.size > 1:
         log.info(f"mesh {parts.placement.describe()}")
     log.info(parts.images.cache.reason)
+    if weights := parts.loss.class_weights:
+        named = zip(parts.images.class_names, weights, strict=True)
+        log.info(f"class weights {', '.join(f'{name} {weight:.3g}' for name, weight in named)}")
     for line in parts.distiller.describe() if parts.distiller else ():
         log.info(f"loss term {line}")
     for key in () if options.terms else parts.images.unlabelled:
@@ -371,7 +387,7 @@ def _open(parts: _Parts, cache: OpenCache | None, writers: Sequence[Writer]) -> 
         cache=cache,
     )
     train_step = build_step(
-        options,
+        dataclasses.replace(options, loss=parts.loss),
         PreprocessedNetwork(parts.student, parts.info.preprocessing),
         teacher and PreprocessedNetwork(teacher.network, teacher.info.preprocessing),
         parts.distiller,
@@ -441,6 +457,13 @@ def _train(
         checkpoints.close(wait=error is None or isinstance(error, Diverged | Preempted))
     student = parts.placement.fetch(state.student())
     return _Trained(fitted, student, seconds, found, losses), examples
+
+
+def _inspect(parts: _Parts, trained: _Trained) -> Inspected:
+    data = parts.run.options.data
+    split = data.test_split or data.val_split
+    scores = trained.scores.get(split)
+    return inspect(scores.images, parts.images, split) if scores and scores.images else Inspected()
 
 
 def _restore(parts: _Parts) -> tuple[Checkpoints, int, TrainState]:
@@ -537,6 +560,11 @@ def _finish(parts: _Parts, trained: _Trained, cache: OpenCache | None) -> None:
                 and {"megabytes": cache.num_bytes / 1e6, "seconds": cache.seconds},
                 "weights": dict(parts.info.initial_weights),
                 "scores": {split: value.as_dict() for split, value in trained.scores.items()},
+                "inspected": {
+                    split: value.images.as_dict(parts.images.names(split))
+                    for split, value in trained.scores.items()
+                    if value.images
+                },
                 **({"losses": trained.losses} if trained.losses else {}),
                 "versions": environment.describe(),
             }

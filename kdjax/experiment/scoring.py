@@ -1,19 +1,23 @@
 """Scores and pictures of the student of a run, next to its teacher."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from kdjax.config import RunOptions
 from kdjax.data.interface import SegmentationSet
 from kdjax.data.run_data import RunData
+from kdjax.evaluation.boundaries import BoundaryScores
 from kdjax.evaluation.evaluator import Predictor, Scores, TrainedNetwork, evaluate, predict_examples
+from kdjax.evaluation.image_scores import ImageScore, ImageScores
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import Variables
 from kdjax.models.model_files import is_model_file
 from kdjax.reporting import pictures
-from kdjax.reporting.results import Example, Role
+from kdjax.reporting.results import Example, Inspected, InspectedImage, Role
 from kdjax.teachers.loading import open_images, ordered_teacher
 from kdjax.training.loop import Interruption
 from kdjax.training.sharding import Placement
@@ -60,17 +64,27 @@ class Scoring:
         variables: Variables,
         split: str,
         *,
-        agreement: bool = False,
+        final: bool = False,
     ) -> Scores:
         """Returns the scores on a split, and on the groups of the test split.
+
+        Args:
+          predictor: the network.
+          variables: its variables.
+          split: the split.
+          final: True for the scores of the exported student: with the agreement with the teacher,
+            the images to look at, and boundaries if the config asks for them.
 
         Raises:
           Preempted: if the run must stop.
         """
         reference, labeled = None, self._images.labeled_split(split)
-        if self._teacher and (agreement or not labeled):
+        if self._teacher and (final or not labeled):
             reference = (self._teacher.predictor, self._teacher.variables)
-        return evaluate(
+        classes = self._images.num_classes
+        images = ImageScores(classes) if final and labeled else None
+        boundaries = BoundaryScores(classes) if final and self._options.boundaries else None
+        scores = evaluate(
             predictor,
             variables,
             self._interruption.stop_between(self._images.eval_batches(split)),
@@ -79,13 +93,15 @@ class Scoring:
             reference=reference,
             labels_of_reference=not labeled,
             groups=self._groups if split == self._options.data.test_split else {},
+            observe=observed_by(self._placement, images, boundaries),
         )
+        return dataclasses.replace(scores, images=images, boundaries=boundaries)
 
     def final_scores(self, predictor: Predictor, variables: Variables) -> dict[str, Scores]:
         """Returns the scores with agreement by split, and by group as "test/group"."""
         data, found = self._options.data, {}
         for split in filter(None, (data.val_split, data.test_split)):
-            found[split] = self.scores(predictor, variables, split, agreement=True)
+            found[split] = self.scores(predictor, variables, split, final=True)
             found |= {f"{split}/{name}": group for name, group in found[split].groups.items()}
         return found
 
@@ -136,6 +152,51 @@ class Scoring:
             return self._placement.fetch(predictor(variables, self._placement.put_images(images)))
 
         return predict_examples(predict, self._examples, self._options.data.eval_batch_size)
+
+
+def observed_by(
+    placement: Placement, *observers: ImageScores | BoundaryScores | None
+) -> Callable[[dict[str, Array]], None] | None:
+    """Returns a function that passes the maps of an evaluation to observers, if there are any.
+
+    Args:
+      placement: the mesh.
+      *observers: the observers; None for those that are not wanted.
+    """
+    wanted = [observer for observer in observers if observer]
+
+    def observe(maps: dict[str, Array]) -> None:
+        on_host = placement.fetch(maps)
+        for observer in wanted:
+            observer.add(on_host)
+
+    return observe if wanted else None
+
+
+def inspect(scores: ImageScores, images: RunData, split: str) -> Inspected:
+    """Returns the images to look at with their pixels.
+
+    Args:
+      scores: their scores.
+      images: the data set.
+      split: their split.
+    """
+
+    def loaded(chosen: Sequence[ImageScore]) -> list[InspectedImage]:
+        examples = images.examples(split, [score.index for score in chosen])
+        return [
+            InspectedImage(
+                name=example["name"],
+                miou=score.miou,
+                disputed=score.disputed,
+                example=Example(
+                    image=example["image"], label=example["label"], predictions=score.predictions
+                ),
+            )
+            for score, example in zip(chosen, examples, strict=True)
+        ]
+
+    return Inspected(worst=loaded(scores.worst), disputed=loaded(scores.disputed))
 
 
 def with_predictions(

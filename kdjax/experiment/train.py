@@ -1,5 +1,6 @@
 """`kdjax.train`."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -91,7 +92,7 @@ def _report(run: Run, data: SegmentationSet | None, trained: TrainedRun | None) 
         if need_teacher(options.terms) and not options.teacher.logits:
             panels = {"teacher": options.teacher.checkpoint, **panels}
         images = open_images(options, data)
-        trained = TrainedRun(images, predict_panels(options, images, panels))
+        trained = TrainedRun(images, *predict_panels(options, images, panels, files))
     report = make_report(
         options,
         trained.images,
@@ -101,6 +102,7 @@ def _report(run: Run, data: SegmentationSet | None, trained: TrainedRun | None) 
         subtitle=f"{run.method}, {options.steps} steps of {options.data.batch_size} images",
         call=f'kdjax.train(config, "{files.path}")',
     )
+    report = dataclasses.replace(report, inspected=trained.inspected)
     if report.examples:
         write_atomically(files.examples, examples_png(report))
     write_report(files.report, report)

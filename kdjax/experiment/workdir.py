@@ -4,7 +4,8 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -253,6 +254,10 @@ class Workdir:
             miou=_number(scores["miou"]),
             pixel_accuracy=_number(scores["pixel_accuracy"]),
             agreement=scores["agreement"],
+            precision=_of_object(scores.get("precision")),
+            recall=_of_object(scores.get("recall")),
+            boundary_iou=_mean(scores.get("boundary_iou")),
+            boundary_f1=_mean(scores.get("boundary_f1")),
             class_iou=[_number(value) for value in scores["iou"]],
             history=self.history(),
         )
@@ -297,6 +302,17 @@ class Workdir:
             _, fingerprint = self.read_result().get("teacher") or (None, None)
             return fingerprint
         return serialization.fingerprint_in(path, how)
+
+
+def _of_object(values: Sequence[float | None] | None) -> float | None:
+    """Returns the score of the second of two classes, if there is one."""
+    return values[1] if values else None
+
+
+def _mean(values: Sequence[float | None] | None) -> float | None:
+    """Returns the mean of the known scores of classes; None if there is none."""
+    known = [value for value in values or () if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _number(value: float | None) -> float:

@@ -31,12 +31,14 @@ from kdjax.losses.cwd import cwd
 from kdjax.losses.dist import dist_inter, dist_intra
 from kdjax.losses.dsd import dsd_pairs
 from kdjax.losses.fakd import fakd_cwd, fakd_kl
+from kdjax.losses.hard_pixels import focal, hard_pixels
 from kdjax.losses.ifvd import ifvd
 from kdjax.losses.isda import isda_cross_entropy, isda_logits
 from kdjax.losses.jml import jml
 from kdjax.losses.kl import dkd, gap_weighted_kl, pixelwise_kl, wsld
 from kdjax.losses.l2 import l2
 from kdjax.losses.logit_standardization import standardized_kl
+from kdjax.losses.lovasz import lovasz_softmax
 from kdjax.losses.nfd import dead_channels, nfd
 from kdjax.losses.pfs import pfs
 from kdjax.losses.phi_s import phi_s
@@ -58,12 +60,15 @@ __all__ = [
     "dsd_pairs",
     "fakd_cwd",
     "fakd_kl",
+    "focal",
     "gap_weighted_kl",
+    "hard_pixels",
     "ifvd",
     "isda_cross_entropy",
     "isda_logits",
     "jml",
     "l2",
+    "lovasz_softmax",
     "nfd",
     "pfs",
     "phi_s",

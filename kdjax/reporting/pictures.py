@@ -88,6 +88,11 @@ def overlay_png(image: np.ndarray, label: np.ndarray, palette: np.ndarray, opaci
     return _png(Image.blend(Image.fromarray(image), colors, opacity))
 
 
+def rgb_png(image: np.ndarray) -> bytes:
+    """Returns an image `[H, W, 3]` uint8 as a PNG."""
+    return _png(Image.fromarray(image))
+
+
 def legend_png(class_names: Sequence[str], palette: np.ndarray) -> bytes:
     """Returns a picture of the color, number, and name of every class, one per row."""
     font = ImageFont.load_default(14)

@@ -77,6 +77,7 @@ def write_report(path: epath.PathLike, report: Report) -> None:
         has_intervals=any(cell.interval for row in class_table.rows for cell in row),
         legend=_legend(report),
         examples=examples,
+        inspected=_inspected(report),
         hidden={name for name in distilled if best and name != best.method},
     )
     write_atomically(path, text)
@@ -159,6 +160,28 @@ def _legend(report: Report) -> list[tuple[str, str]]:
     if any((example.label >= classes).any() for example in report.examples):
         colors.append(("ignored", css_color([IGNORED_GRAY] * 3)))
     return colors
+
+
+def _inspected(report: Report) -> list[tuple[str, str, list[tuple[str, dict[str, str]]]]]:
+    """Returns heading, explanation, and captioned pictures of each kind of image to look at."""
+    kinds = (
+        ("Lowest IoU", "The images of the split with the lowest mean IoU.", report.inspected.worst),
+        (
+            "Labels to check",
+            "The images where student and teacher agree against the label on the largest share of "
+            "the pixels. A label may be wrong, or both networks.",
+            report.inspected.disputed,
+        ),
+    )
+    return [
+        (
+            title,
+            explanation,
+            [(image.describe(), _pictures(image.example, report.palette)) for image in images],
+        )
+        for title, explanation, images in kinds
+        if images
+    ]
 
 
 def _pictures(example: Example, palette: np.ndarray) -> dict[str, str]:

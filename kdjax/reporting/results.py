@@ -6,7 +6,7 @@ import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -38,6 +38,10 @@ class RunSummary:
       config_fingerprint: the fingerprint of the config, without the paths of its files.
       agreement: fraction of the labeled pixels on which student and teacher agree; None without
         a teacher.
+      precision: of two classes, that of the second one; None for other numbers of classes.
+      recall: the same for the recall.
+      boundary_iou: the mean over the classes; None if it was not measured.
+      boundary_f1: the same for boundary F1.
       platform: "cpu", "gpu", or "tpu"; None if unknown.
       history: the lines of metrics.jsonl.
     """
@@ -59,6 +63,10 @@ class RunSummary:
     step_bytes: float | None = None
     config_fingerprint: str | None = None
     agreement: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    boundary_iou: float | None = None
+    boundary_f1: float | None = None
     platform: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
 
@@ -141,6 +149,43 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectedImage:
+    """An image to look at.
+
+    Attributes:
+      name: the name of the image.
+      miou: the mean of the IoU over the classes in its label.
+      disputed: the share of its labeled pixels where student and teacher agree on another class.
+      example: the image with its label and predictions.
+    """
+
+    name: str
+    miou: float
+    disputed: float
+    example: Example
+
+    def describe(self) -> str:
+        """Returns the name and both shares, for print."""
+        line = f"{self.name}: mIoU {100 * self.miou:.1f} %"
+        if self.disputed:
+            line += f", student and teacher against the label on {100 * self.disputed:.1f} %"
+        return line
+
+
+class Inspected(NamedTuple):
+    """The images to look at.
+
+    Attributes:
+      worst: those with the lowest mIoU, the lowest first.
+      disputed: those where student and teacher agree against the label on the largest share of the
+        pixels. Their labels may be wrong.
+    """
+
+    worst: Sequence[InspectedImage] = ()
+    disputed: Sequence[InspectedImage] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """The contents of a report.
 
@@ -152,6 +197,7 @@ class Report:
       class_names: `K` names.
       palette: `[K, 3]` uint8.
       examples: with the predictions to show.
+      inspected: the images to look at.
       config: the config as text.
       versions: of the packages and the hardware, by name.
       command: the command or call that makes the same report again.
@@ -166,6 +212,7 @@ class Report:
     class_names: Sequence[str]
     palette: np.ndarray
     examples: Sequence[Example] = ()
+    inspected: Inspected = dataclasses.field(default_factory=Inspected)
     config: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     command: str = ""
@@ -200,6 +247,8 @@ COLUMNS: dict[str, type] = {
     "step_bytes": float,
 }
 _SCORES = ("miou", "pixel_accuracy", "agreement")
+# Scores that some runs lack.
+OPTIONAL_SCORES = ("precision", "recall", "boundary_iou", "boundary_f1")
 
 
 def write_runs(
@@ -212,12 +261,18 @@ def write_runs(
       splits: by split, the same runs in the same order with their scores on the split.
       class_names: `K` names.
     """
-    scores = [*_SCORES, *(f"iou {name}" for name in class_names)]
+    summaries = [run for runs in splits.values() for run in runs]
+    measured = [
+        name
+        for name in (*_SCORES, *OPTIONAL_SCORES)
+        if name in _SCORES or any(getattr(run, name) is not None for run in summaries)
+    ]
+    scores = [*measured, *(f"iou {name}" for name in class_names)]
     rows = [[*COLUMNS, *(f"{split} {score}" for split in splits for score in scores)]]
     for summaries in zip(*splits.values(), strict=True):
         row = [getattr(summaries[0], column) for column in COLUMNS]
         for run in summaries:
-            row += [*(getattr(run, score) for score in _SCORES), *run.class_iou]
+            row += [*(getattr(run, score) for score in measured), *run.class_iou]
         rows.append(row)
     write_atomically(path, to_csv(rows))
 
@@ -246,8 +301,9 @@ def _summary(row: Mapping[str, str], split: str) -> RunSummary:
         for column, kind in COLUMNS.items()
     }
     scores: dict[str, Any] = {name: _score(row.get(f"{split} {name}")) for name in _SCORES}
-    if not row.get(f"{split} agreement"):
-        scores["agreement"] = None
+    for name in ("agreement", *OPTIONAL_SCORES):
+        text = row.get(f"{split} {name}")
+        scores[name] = float(text) if text else None
     iou = [_score(text) for name, text in row.items() if name.startswith(f"{split} iou ")]
     return RunSummary(**fields, **scores, class_iou=iou)
 

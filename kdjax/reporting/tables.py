@@ -16,7 +16,7 @@ from kdjax.reporting.intervals import (
     gap_closed,
     without_outliers,
 )
-from kdjax.reporting.results import Report, plain_student, teacher_of
+from kdjax.reporting.results import OPTIONAL_SCORES, Report, plain_student, teacher_of
 from kdjax.utils.files import to_csv
 
 _ENDS = ("", "_low", "_high")
@@ -66,10 +66,16 @@ def method_rows(report: Report, *, by_seed: bool = False) -> list[dict[str, Any]
     """Returns a row per method, or per run, with means over the seeds, gains, and costs.
 
     Fractions and seconds are not rounded. A number is None if it is unknown. For two classes,
-    "object_iou" is the IoU of the second one.
+    "object_iou" is the IoU of the second one. Boundary scores, precision, and recall are included
+    if a run has them.
     """
     methods = report.methods()
     plain, teacher = plain_student(methods), teacher_of(methods)
+    optional = [
+        name
+        for name in OPTIONAL_SCORES
+        if any(getattr(run, name) is not None for run in report.runs)
+    ]
     rows = []
     for method in methods:
         base = report.base(method)
@@ -82,7 +88,7 @@ def method_rows(report: Report, *, by_seed: bool = False) -> list[dict[str, Any]
                 ("gap_closed", gap_closed(result, plain, teacher)),
             ):
                 numbers |= {f"{name}{end}": x for end, x in zip(_ENDS, estimate, strict=True)}
-            numbers |= {field: result.mean(field) for field in _MEANS}
+            numbers |= {field: result.mean(field) for field in (*_MEANS, *optional)}
             name = f"{method.method}, seed {result.runs[0].seed}" if by_seed else method.method
             row = {"method": name, "role": method.role, "seeds": len(result.runs)}
             if len(report.class_names) == 2:
@@ -106,10 +112,16 @@ def method_table(report: Report, *, by_seed: bool = False) -> Table:
 def _cells(row: Mapping[str, Any], base: str | None, name: str | None) -> dict[str, Cell]:
     own = estimate_text(row, "own_effect", "+.2f")
     of_object = {f"IoU of {name} %": _number(row["object_iou"], _percent)} if name else {}
+    titles = ("Precision %", "Recall %", "Boundary IoU %", "Boundary F1 %")
+    optional = {
+        title: _number(row.get(key), _percent)
+        for title, key in zip(titles, OPTIONAL_SCORES, strict=True)
+    }
     return {
         "Method": Cell(row["method"], row["method"]),
         "mIoU %": _number(row["miou"], lambda _: miou_text(row)),
         **of_object,
+        **optional,
         "vs plain": _number(row["vs_plain"], lambda _: estimate_text(row, "vs_plain", "+.2f")),
         "Own effect": _number(row["own_effect"], lambda _: f"{own} on {base}" if base else own),
         "Gap closed %": _number(

@@ -70,7 +70,7 @@ def open_images(
     )
     if images.labeled:
         return images
-    for key in ("cross_entropy", "auxiliary"):
+    for key in ("cross_entropy", "auxiliary", "dice", "lovasz"):
         if weight := getattr(options.loss, key):
             raise UserError(
                 f"config.loss.{key} is {weight}, but the images of {where} have no labels; set it "

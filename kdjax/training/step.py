@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +10,17 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from kdjax import losses
-from kdjax.distillation import Classification, Distiller, Maps
+from kdjax.distillation import Distiller, Maps
 from kdjax.distillation.feature_maps import array_of
 from kdjax.distillation.loss import Metrics
 from kdjax.models import Network, Preprocessing, Variables
 from kdjax.models.network import SCORES, maps_of
-from kdjax.utils import schema
-from kdjax.utils.classes import IGNORE_LABEL
-from kdjax.utils.schema import Section
-
-
-@dataclasses.dataclass(frozen=True)
-class LossOptions(Section):
-    """`config.loss`: the cross-entropies with the labels."""
-
-    cross_entropy: Annotated[float, schema.NOT_NEGATIVE] = 1.0  # weight of the cross-entropy
-    auxiliary: Annotated[float, schema.NOT_NEGATIVE] = 0.4  # weight of the auxiliary head's
-    # The pixels over which both are averaged: "labelled"; or "all", with 0 for ignored pixels, as
-    # in mmsegmentation.
-    mean_over: Literal["labelled", "all"] = "labelled"
+from kdjax.training.label_losses import (
+    MeanOver,
+    RareClassOptions,
+    mean_cross_entropy,
+    overlap_losses,
+)
 
 
 @struct.dataclass
@@ -121,12 +112,14 @@ class Objective:
       auxiliary: weight of the auxiliary head's cross-entropy.
       distiller: the distillation terms; None for a plain student.
       mean_over: the pixels over which both cross-entropies are averaged; see `LossOptions`.
+      rare: the options for rare classes. Class weights must be given.
     """
 
     cross_entropy: float
     auxiliary: float
     distiller: Distiller | None = None
-    mean_over: Literal["labelled", "all"] = "labelled"
+    mean_over: MeanOver = "labelled"
+    rare: RareClassOptions = dataclasses.field(default_factory=RareClassOptions)
 
     def __call__(
         self,
@@ -154,10 +147,15 @@ class Objective:
         """
         loss, parts = jnp.zeros(()), {}
         if SCORES in student:
-            parts["cross_entropy"] = self._cross_entropy(student[SCORES], labels)
+            scores = array_of(student[SCORES])
+            parts["cross_entropy"] = self._cross_entropy(scores, labels)
             loss = self.cross_entropy * parts["cross_entropy"]
+            for name, (weight, value) in overlap_losses(scores, labels, self.rare).items():
+                parts[name] = value
+                loss += weight * value
         if "aux_logits" in student and self.auxiliary:
-            parts["auxiliary_cross_entropy"] = self._cross_entropy(student["aux_logits"], labels)
+            scores = array_of(student["aux_logits"])
+            parts["auxiliary_cross_entropy"] = self._cross_entropy(scores, labels)
             loss += self.auxiliary * parts["auxiliary_cross_entropy"]
         if self.distiller:
             distillation, (state, metrics) = self.distiller(
@@ -168,13 +166,9 @@ class Objective:
         return loss, (state, {"loss": loss, **parts})
 
     def _cross_entropy(
-        self, scores: Array | Classification, labels: Int[Array, "B H W"]
+        self, scores: Float[Array, "B h w K"], labels: Int[Array, "B H W"]
     ) -> Float[Array, ""]:
-        """Returns the mean cross-entropy at the size of the labels."""
-        values = losses.upsampled_cross_entropy(array_of(scores), labels, ignore_label=IGNORE_LABEL)
-        if self.mean_over == "all":
-            return jnp.mean(values)
-        return losses.valid_mean(values, labels != IGNORE_LABEL)
+        return mean_cross_entropy(scores, labels, self.rare, self.mean_over)
 
 
 Batch = dict[str, Any]

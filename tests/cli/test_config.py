@@ -54,13 +54,14 @@ def fields(kind=RunOptions, prefix=""):
 
 NUMBERS = {key: range_of(field) for key, field in fields() if range_of(field)}
 CHOICES = [key for key, field in fields() if choices_of(field)]
+FINGERPRINT = "97b06ccbefd9"
 # Regular expressions on the paths of parameters, alone or each with a number.
 PATTERNS = ("optimizer.no_decay", "optimizer.rates", "teacher.ensemble")
 
 
 def test_every_number_has_a_range_and_every_tuple():
-    assert len(NUMBERS) == 41
-    assert len(CHOICES) == 8
+    assert len(NUMBERS) == 48
+    assert len(CHOICES) == 9
     found = {
         key
         for key, value in leaves(configuration.default())
@@ -135,6 +136,13 @@ def test_a_name_that_there_is_not(key):
         ("data.test_groups", ConfigDict({"a": 3}), r"test_groups\.a is 3; it must be like '', a t"),
         ("data.test_split", "val", r'data\.test_split is "val", as config\.data\.val_split is'),
         ("data.mixture", ConfigDict({"a": 3}), r"mixture\.a is 3; it must hold data_dir, labelled"),
+        ("loss.class_weights", (0.0, 0), r"loss\.class_weights are all 0; one must be positive"),
+        ("loss.hard_below", 0.7, r"loss\.hard_below changes nothing while hard_share is 1\.0; set"),
+        (
+            "compare.changes",
+            ConfigDict({"weighted": {"loss": {"dice": 1.0}}}),
+            r"compare\.changes\.weighted is no method of config\.compare\.methods",
+        ),
         ("optimizer", 3, r"config\.optimizer is 3; it must hold accumulate, dec"),
         ("terms", 3, r"config\.terms is 3; it must be a dict of terms by name"),
         (
@@ -200,6 +208,39 @@ def test_what_an_optimizer_would_not_read(changes, message):
 
 def unmasked(learning_rate, weight_decay):
     raise AssertionError("a validation calls no factory")
+
+
+def test_class_weights_come_from_one_place():
+    config = changed("loss.class_weights", (1.0, 2.0))
+    configuration.read(config)
+    config.loss.class_weighting = "median_frequency"
+    fails(config, r"class_weights are given, and class_weighting is median_frequency; set one of")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"dise": 1.0}}, r'changes\.mine\.loss\.dise is not known: did you mean "dice"'),
+        ({"loss": {"dice": -1.0}}, r"changes\.mine\.loss\.dice is -1\.0; it must be 0 or more"),
+        ({"loss": {"dice": "much"}}, r"changes\.mine\.loss\.dice "),
+        ({"optimizer": {"name": "adamw"}}, r"changes\.mine\.optimizer cannot be changed; give"),
+        ({"loss": 3}, r"changes\.mine\.loss cannot be changed; give"),
+        (3, r"changes\.mine is 3; give"),
+    ],
+)
+def test_what_a_method_may_not_change(changes, message):
+    config = changed("compare.methods", ConfigDict({"mine": {}}))
+    with config.unlocked():
+        config.compare.changes = ConfigDict({"mine": changes})
+    fails(config, message)
+
+
+def test_new_keys_leave_published_fingerprints_alone():
+    """That of the default config was the same before the options for rare classes."""
+    config = configuration.default()
+    assert configuration.read(config).fingerprint == FINGERPRINT
+    config.loss.dice = 1.0
+    assert configuration.read(config).fingerprint != FINGERPRINT
 
 
 def test_sections_that_are_missing():

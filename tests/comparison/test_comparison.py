@@ -401,6 +401,41 @@ def test_a_wrong_group_is_found_before_anything_is_trained(config, tmp_path, mon
     assert train.configs
 
 
+def test_methods_may_change_the_loss_and_the_crops(config, tmp_path, monkeypatch):
+    train = Trained(score)
+    monkeypatch.setattr(parallel, "train_run", train)
+    config.compare.equal_time = False
+    with config.unlocked():
+        config.compare.methods = ConfigDict(
+            {"weighted": {}, "plain": {}, "both": config.compare.methods.cwd}
+        )
+        config.compare.changes = ConfigDict(
+            {
+                "weighted": {"loss": {"class_weighting": "median_frequency"}},
+                "both": {"loss": {"lovasz": 0.5}, "data": {"class_uniform": 0.25}},
+            }
+        )
+    comparison = run_comparison(config, str(tmp_path), (0,))
+    found = {
+        name: (run.loss.class_weighting, run.loss.lovasz, run.data.class_uniform, bool(run.terms))
+        for name, run in train.configs.items()
+        if run.seed == 0 and name != "teacher"
+    }
+    assert found == {
+        "plain, seed 0": ("given", 0.0, 0.0, False),
+        "weighted, seed 0": ("median_frequency", 0.0, 0.0, False),
+        "both, seed 0": ("given", 0.5, 0.25, True),
+    }
+    # Without terms, there are no weights to try, and no teacher.
+    tuned = {name for name, run in train.configs.items() if run.seed in (7, 8)}
+    assert not any(name.startswith("weighted") for name in tuned)
+    assert sum(name.startswith("both") for name in tuned) == 6
+    weighted = train.configs["weighted, seed 0"]
+    assert (weighted.teacher.checkpoint, weighted.compare.changes) == ("", {})
+    assert weighted.optimizer.learning_rate == 0.2  # the choice of the plain student
+    assert [*comparison.students] == ["plain student", "weighted", "both"]
+
+
 @pytest.mark.parametrize(
     ("seeds", "changes", "message"),
     [

@@ -11,7 +11,14 @@ from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.augment import augment
 from kdjax.data.loading.device_augment import augment_batch
-from kdjax.data.loading.sampling import AugmentOptions, Draws, draw, index_batches
+from kdjax.data.loading.sampling import (
+    AugmentOptions,
+    ClassSampling,
+    Draws,
+    draw,
+    examples_at,
+    index_batches,
+)
 from kdjax.data.loading.sources import InMemoryExamples
 from kdjax.experiment.input_pipeline import prefetch
 from kdjax.training.sharding import Placement
@@ -57,8 +64,14 @@ def in_stream(held, options):
 def both(held, options, seed, count=8):
     """Returns the batch of `count` examples by tf.data, and by the device."""
     arrays = held.padded()
-    draws = draw(options, seed, range(count))
-    indices = np.arange(count, dtype=np.int32) % len(held)
+    by_class = None
+    if options.class_uniform:
+        members = (np.arange(len(held)),) * 2
+        by_class = ClassSampling(options.class_uniform, ((1, members[0]), (3, members[1])))
+    indices, draws = examples_at(
+        np.arange(count), seed, held.lengths, held.weights, options, by_class
+    )
+    indices = indices.astype(np.int32)
     found = on_device(options)(arrays, indices, draws)
     crop = in_stream(held, options)
     crops = [
@@ -80,6 +93,8 @@ def both(held, options, seed, count=8):
             {"photometric": False, "flip": False, "max_class_share": 1},
             {"photometric": False, "scale_range": (1, 1), "crop_size": (70, 100)},
             {"photometric": False, "max_class_share": 0.3},
+            {"photometric": False, "class_uniform": 0.8},
+            {"photometric": False, "class_uniform": 1.0, "base_size": (90, 30)},
         ],
     ),
 )

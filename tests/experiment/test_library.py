@@ -186,6 +186,67 @@ def test_the_evaluation_of_a_run_returns_its_scores(trained):
         kdjax.evaluate(workdir / "student")
 
 
+def test_an_evaluation_names_what_to_look_at(trained, tmp_path):
+    """With itself as the teacher, both networks agree wherever the student is wrong."""
+    workdir, result, _ = trained
+    plain = kdjax.evaluate(workdir)
+    assert (plain.boundary_iou, plain.worst, plain.disputed) == ({}, (), ())
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["teacher"]["checkpoint"] = str(workdir)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    found = kdjax.evaluate(tmp_path / "run", boundaries=True, pictures=tmp_path / "pictures")
+    assert (found.miou, found.iou) == (plain.miou, plain.iou)
+    assert len(found.worst) == len(found.disputed) == 3
+    assert sorted(name.partition(":")[0] for name in found.worst) == ["a0", "b1", "b2"]
+    wrong = [100 * (1 - found.pixel_accuracy)]
+    shares = [float(line.split()[-2]) for line in found.disputed]
+    assert sum(shares) / 3 == pytest.approx(*wrong, abs=0.1)
+    assert shares == sorted(shares, reverse=True)
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
+        f"{kind}_{number}.png" for kind in ("worst", "disputed") for number in (1, 2, 3)
+    }
+    with Image.open(tmp_path / "pictures" / "worst_1.png") as picture:
+        assert picture.size == (4 * 32 + 3 * 4, 24)  # image, label, teacher, student
+    assert [*found.boundary_iou] == [*found.boundary_f1] == [*found.iou]
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["IoU", "boundary", "F1"]
+    assert "mean Boundary IoU" in lines[4]
+    assert lines[5] == "lowest IoU:"
+    assert "labels to check:" in lines
+    assert found.to_dict()["boundary_f1"].keys() == found.iou.keys()
+    # The result and the report of the run itself name the same images.
+    stored = result.to_dict()["inspected"]["val"]
+    assert [entry["name"] for entry in stored["worst"]] == [
+        line.partition(":")[0] for line in found.worst
+    ]
+    report = (workdir / "report.html").read_text()
+    assert "<h2>Lowest IoU</h2>" in report
+    assert "Labels to check" not in report  # without a teacher
+
+
+def test_boundaries_are_measured_if_the_config_asks(config, tmp_path):
+    config.steps, config.boundaries = 2, True
+    scores = kdjax.train(config, tmp_path).scores["val"]
+    assert [*scores.boundary_iou] == [*scores.iou]
+    report = (tmp_path / "report.html").read_text()
+    assert "Boundary IoU %" in report
+    assert "Boundary F1 %" in report
+
+
+def test_a_report_that_is_written_later_shows_the_same_images(trained, config, tmp_path):
+    workdir, _, _ = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    kdjax.train(config, tmp_path / "run")
+    found, expected = (
+        re.findall(r"<p>(.*): mIoU", (folder / "report.html").read_text())
+        for folder in (tmp_path / "run", workdir)
+    )
+    assert found == expected
+    assert len(found) == 3
+
+
 def test_the_file_of_an_exported_student_is_evaluated_itself(trained, tmp_path):
     workdir, result, _ = trained
     kdjax.export(workdir, tmp_path / "out", ["stablehlo"], size=(24, 32))

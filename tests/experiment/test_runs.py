@@ -526,6 +526,7 @@ ARGUMENTS = {
     "camvid_lite": [
         "lite0",
         "lite0_cached",
+        "rare",
         "scratch",
         "cached",
         "field",

@@ -60,8 +60,11 @@ def augment(
     """
     size = tf.shape(label)
     scaled = _scaled_size(size, draws.scale, options)
-    room = tf.maximum(scaled - options.crop_size, 0) + 1
-    corners = tf.minimum(
+    low, high = tf.zeros(2, tf.int32), tf.maximum(scaled - options.crop_size, 0)
+    if options.class_uniform:
+        low, high = _around_class(label, scaled, high, draws, options)
+    room = high - low + 1
+    corners = low + tf.minimum(
         tf.cast(draws.corners * tf.cast(room, tf.float32), tf.int32),
         room - 1,  # a number just below 1 may be rounded to it
     )
@@ -99,6 +102,32 @@ def _scaled_size(size: tf.Tensor, scale: tf.Tensor, options: AugmentOptions) -> 
     long_binds = to_long * short < to_short * long
     target, side = tf.where(long_binds, to_long, to_short), tf.where(long_binds, long, short)
     return tf.cast(tf.maximum((2 * size * target + side) // (2 * side), 1), tf.int32)
+
+
+def _around_class(
+    label: tf.Tensor,
+    scaled: tf.Tensor,
+    last: tf.Tensor,
+    draws: Draws,
+    options: AugmentOptions,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the first and the last corner of crops that show a pixel of the wanted class.
+
+    All corners up to `last` if the label has no such pixel.
+    """
+    size = tf.shape(label)
+    pixels = tf.where(tf.equal(tf.cast(label, tf.int32), draws.wanted))
+    count = tf.shape(pixels)[0]
+
+    def around() -> tuple[tf.Tensor, tf.Tensor]:
+        place = tf.cast(draws.anchor * tf.cast(count, tf.float32), tf.int32)
+        pixel = tf.cast(pixels[tf.minimum(place, count - 1)], tf.int64)
+        wide = tf.cast(scaled, tf.int64)
+        target = tf.cast((2 * pixel + 1) * wide // (2 * tf.cast(size, tf.int64)), tf.int32)
+        low = tf.maximum(target - options.crop_size + 1, 0)
+        return tf.minimum(low, last), tf.minimum(target, last)
+
+    return tf.cond(count > 0, around, lambda: (tf.zeros(2, tf.int32), last))
 
 
 def _first_varied(

@@ -83,8 +83,12 @@ def _augment(
 ) -> dict[str, Array]:
     size = examples["size"][index]
     scaled = _scaled_size(size, draws.scale, options)
-    room = jnp.maximum(scaled - jnp.array(options.crop_size), 0) + 1
+    low, high = jnp.zeros(2, jnp.int32), jnp.maximum(scaled - jnp.array(options.crop_size), 0)
+    if options.class_uniform:
+        low, high = _around_class(examples["label"][index], size, scaled, high, draws, options)
+    room = high - low + 1
     corners = jnp.minimum((draws.corners * room.astype(jnp.float32)).astype(jnp.int32), room - 1)
+    corners += low
 
     def label_at(corner: Int[Array, "2"]) -> UInt8[Array, "h w"]:
         crop = _Crop(index, size, scaled, corner)
@@ -129,6 +133,30 @@ def _scaled_size(
     target, side = jnp.where(long_binds, to_long, to_short), jnp.where(long_binds, long, short)
     whole, rest = _multiply_divide(size, target, side)
     return jnp.maximum(whole + (2 * rest >= side), 1)
+
+
+def _around_class(
+    label: UInt8[Array, "H W"],
+    size: Int[Array, "2"],
+    scaled: Int[Array, "2"],
+    last: Int[Array, "2"],
+    draws: Draws,
+    options: AugmentOptions,
+) -> tuple[Int[Array, "2"], Int[Array, "2"]]:
+    """Returns the first and the last corner of crops that show a pixel of the wanted class.
+
+    All corners up to `last` if the label has no such pixel.
+    """
+    found = jnp.cumsum((label.ravel() == draws.wanted).astype(jnp.int32))
+    count = found[-1]
+    place = (draws.anchor * count.astype(jnp.float32)).astype(jnp.int32)
+    first = jnp.searchsorted(found, jnp.minimum(place, count - 1), side="right")
+    pixel = jnp.stack(jnp.divmod(first, label.shape[1])).astype(jnp.int32)
+    target = jnp.stack(
+        [_multiply_divide(2 * pixel[a] + 1, scaled[a], 2 * size[a])[0] for a in (0, 1)]
+    )
+    low = jnp.minimum(jnp.maximum(target - jnp.array(options.crop_size) + 1, 0), last)
+    return jnp.where(count > 0, low, 0), jnp.where(count > 0, jnp.minimum(target, last), last)
 
 
 def _multiply_divide(

@@ -18,23 +18,25 @@ from kdjax.data.loading.sampling import (
     IMAGE_PADDING,
     AugmentOptions,
     BatchIndices,
+    ClassSampling,
     Draws,
     batch_by_size,
     draw,
-    example_indices,
+    examples_at,
     rows_of_process,
 )
 from kdjax.data.loading.sources import InMemoryExamples, Mixture, Part
 from kdjax.utils.classes import IGNORE_LABEL
 
 
-def train_batches(
+def train_batches(  # noqa: PLR0913
     source: Mixture | InMemoryExamples | Records,
     *,
     batch_size: int,
     seed: int,
     steps: range,
     options: AugmentOptions,
+    by_class: ClassSampling | None = None,
     num_threads: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -42,6 +44,7 @@ def train_batches(
     """Returns the batches of some steps, in order.
 
     Every epoch visits each example once, in its own order. An epoch may begin within a batch.
+    `by_class` replaces some of the examples.
 
     Args:
       source: the examples, such as `records(split)` of a set.
@@ -49,6 +52,7 @@ def train_batches(
       seed: a non-negative number that determines the order of examples and the augmentation.
       steps: the steps, counted from 0: `range(first, last + 1)`.
       options: the augmentations. Their crop size is the size of the images.
+      by_class: draws a share of the examples by class.
       num_threads: threads that decode and augment; None to let tf.data choose.
       process_index: the index of this process, which reads its own rows alone. The rows of all
         processes, in order, are the batch of a single process.
@@ -69,8 +73,10 @@ def train_batches(
     form = draw(options, seed, rows)
 
     def locate(positions: np.ndarray) -> list[np.ndarray]:
-        indices = example_indices(positions, seed, examples.lengths, examples.weights)
-        return [indices, *draw(options, seed, positions)]
+        indices, draws = examples_at(
+            positions, seed, examples.lengths, examples.weights, options, by_class
+        )
+        return [indices, *draws]
 
     @traced_as_written
     def fetch(step: tf.Tensor) -> tuple[tf.Tensor, Any, Draws]:

@@ -5,6 +5,7 @@ import io
 import itertools
 import pathlib
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from kdjax.data._tensorflow import reason, tf, traced_as_written
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Height and width. Smaller tiles decode fewer pixels outside a crop, but cost calls and bytes.
 TILE = (64, 256)
+# Next to the records of a prepared set: the pixels of each class in each example, by split.
+CLASS_COUNTS = "class_counts.npz"
 _SCHEMA = {
     "image": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),  # a file or tiles
     "label": tf.io.FixedLenFeature([], tf.string),
@@ -154,6 +157,31 @@ class Records(abc.ABC):
                 self._sizes[index] = int(height), int(width)
         return [self._sizes[index] for index in indices]
 
+    def class_counts(self, num_classes: int) -> Int64[np.ndarray, "N K"]:
+        """Counts the pixels of each class in every example. Decodes all labels.
+
+        Args:
+          num_classes: K.
+        """
+
+        def count(label: bytes, size: np.ndarray) -> np.ndarray:
+            if len(size):
+                values = np.frombuffer(label, np.uint8)
+            else:
+                with Image.open(io.BytesIO(label)) as picture:
+                    values = np.asarray(picture).ravel()
+            return np.bincount(values, minlength=num_classes)[:num_classes]
+
+        counts = np.zeros((len(self), num_classes), np.int64)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for chunk in _chunks(range(len(self))):
+                fields = self._fields(chunk, "label", "size")
+                try:
+                    counts[list(chunk)] = [*pool.map(count, fields["label"], fields["size"])]
+                except OSError as error:
+                    raise self.error(f"a label cannot be decoded: {error}") from error
+        return counts
+
     def _fields(self, indices: Sequence[int], *keys: str) -> dict[str, np.ndarray]:
         records = self.read_serialized(indices)
         try:
@@ -224,6 +252,20 @@ class FileRecords(Records):
             raise damaged(self.directory, f"{path.name}{what}") from error
         if found != length:
             raise self.error(f"it holds {found} records instead of {length}")
+
+    def class_counts(self, num_classes: int) -> Int64[np.ndarray, "N K"]:
+        """Returns the counts that `prepare` wrote; counts again if an older version prepared."""
+        path = self.directory / CLASS_COUNTS
+        if not path.exists():
+            return super().class_counts(num_classes)
+        try:
+            with np.load(path) as stored:
+                counts = stored[f"pixels {self._split}"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise self.error(f"{CLASS_COUNTS}: {error}") from error
+        if counts.shape != (len(self), num_classes):
+            raise self.error(f"{CLASS_COUNTS} holds counts of shape {counts.shape}")
+        return counts
 
     def error(self, what: str) -> UserError:
         """Returns the error for a damaged set."""

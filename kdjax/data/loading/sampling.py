@@ -52,6 +52,9 @@ class Draws(NamedTuple):
       contrast_first: bool, whether contrast comes before saturation and hue or after.
       saturation: float32, factor in 0.5..1.5.
       hue: float32, in turns of the circle, in -0.1..0.1 (18 of OpenCV's 180 steps).
+      wanted: int32, the class that the crop must contain, or -1 for any crop.
+      anchor: float32 in 0..1, relative place among the pixels of that class of the pixel around
+        which the crop is drawn.
     """
 
     scale: Any
@@ -62,6 +65,8 @@ class Draws(NamedTuple):
     contrast_first: Any
     saturation: Any
     hue: Any
+    wanted: Any
+    anchor: Any
 
 
 def draw(options: AugmentOptions, seed: int, positions: Sequence[int] | np.ndarray) -> Draws:
@@ -92,12 +97,60 @@ def draw(options: AugmentOptions, seed: int, positions: Sequence[int] | np.ndarr
         contrast_first=contrast_first < 0.5,
         saturation=amount(2, 0.5, 1.0),
         hue=amount(3, 0.1, 0.0),
+        wanted=np.full(len(rows), -1, np.int32),
+        anchor=np.zeros(len(rows), np.float32),
     )
 
 
 def _uniform(seed: int, position: int) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(key=[seed, position]))
     return generator.random(2 + 9 + 2 * (CROP_TRIES + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSampling:
+    """Draws a share of the examples by class instead of by their order.
+
+    Attributes:
+      share: the share, 0 to 1.
+      examples: for each class that occurs, its number and the indices of the examples with it.
+
+    Source:
+      Zhu et al., "Improving semantic segmentation via video propagation and label relaxation" (CVPR
+      2019), class uniform sampling.
+    """
+
+    share: float
+    examples: tuple[tuple[int, Int64[np.ndarray, "n"]], ...]
+
+    def __call__(
+        self, indices: Int64[np.ndarray, "B"], draws: Draws, seed: int, positions: Sequence[int]
+    ) -> tuple[Int64[np.ndarray, "B"], Draws]:
+        """Replaces a share of the examples at `positions`, and names the class that each is for."""
+        indices, wanted, anchor = indices.copy(), draws.wanted.copy(), draws.anchor.copy()
+        for row, position in enumerate(positions):
+            # The counter separates these numbers from those of `draw`.
+            philox = np.random.Philox(key=[seed, int(position)], counter=[0, 0, 0, 1])
+            chance, which, member, place = np.random.Generator(philox).random(4)
+            if chance < self.share:
+                wanted[row], members = self.examples[int(which * len(self.examples))]
+                indices[row] = members[int(member * len(members))]
+                anchor[row] = place
+        return indices, draws._replace(wanted=wanted, anchor=anchor)
+
+
+def examples_at(
+    positions: Int64[np.ndarray, "B"],
+    seed: int,
+    lengths: Sequence[int],
+    weights: Sequence[int],
+    options: AugmentOptions,
+    by_class: ClassSampling | None = None,
+) -> tuple[Int64[np.ndarray, "B"], Draws]:
+    """Returns the examples at `positions` of a run, and their random numbers."""
+    indices = example_indices(positions, seed, lengths, weights)
+    draws = draw(options, seed, positions)
+    return by_class(indices, draws, seed, positions) if by_class else (indices, draws)
 
 
 def rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
@@ -217,7 +270,7 @@ def padded(
     return height, width
 
 
-def index_batches(
+def index_batches(  # noqa: PLR0913
     lengths: Sequence[int],
     weights: Sequence[int],
     *,
@@ -225,6 +278,7 @@ def index_batches(
     seed: int,
     steps: range,
     options: AugmentOptions,
+    by_class: ClassSampling | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
@@ -237,6 +291,7 @@ def index_batches(
       seed: a non-negative number that determines the order of examples and the augmentation.
       steps: the steps, counted from 0.
       options: the augmentations.
+      by_class: draws a share of the examples by class.
       process_index: the index of this process.
       process_count: the number n of processes that share a batch.
 
@@ -249,5 +304,5 @@ def index_batches(
     rows = np.array(rows_of_process(batch_size, process_index, process_count))
     for step in steps:
         positions = step * batch_size + rows
-        indices = example_indices(positions, seed, lengths, weights)
-        yield {"indices": indices.astype(np.int32), "draws": draw(options, seed, positions)}
+        indices, draws = examples_at(positions, seed, lengths, weights, options, by_class)
+        yield {"indices": indices.astype(np.int32), "draws": draws}

@@ -22,6 +22,7 @@ from kdjax.data.preparing.prepared import (
     open_directory,
     open_records,
     read_receipt,
+    write_class_counts,
 )
 from kdjax.data.preparing.tree import state_of_source
 from kdjax.utils import imports
@@ -180,6 +181,7 @@ def _write(
         }
         written = pathlib.Path(builder.data_path)
         (written / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n")
+        write_class_counts(open_directory(written))
         written.rename(directory)
     except (OSError, RuntimeError, shutil.Error) as error:
         # array_record and shutil give the reason in the text only.

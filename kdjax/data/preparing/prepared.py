@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from kdjax.data._tensorflow import reason, tf
-from kdjax.data.loading.records import FileRecords, damaged
+from kdjax.data.loading.records import CLASS_COUNTS, FileRecords, damaged
 from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
@@ -113,6 +113,15 @@ def fingerprint(records: Mapping[str, FileRecords]) -> str:
                 for value in example.features.feature[key].bytes_list.value:
                     digest.update(hashlib.sha256(value).digest())
     return digest.hexdigest()[:16]
+
+
+def write_class_counts(dataset: PreparedSet) -> None:
+    """Writes the pixels of each class in every example, which `FileRecords.class_counts` reads."""
+    counts = {
+        f"pixels {split}": dataset.records(split).class_counts(dataset.num_classes)
+        for split in dataset.splits
+    }
+    np.savez_compressed(dataset.directory / CLASS_COUNTS, allow_pickle=False, **counts)
 
 
 @dataclasses.dataclass(frozen=True)
