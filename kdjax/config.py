@@ -358,7 +358,7 @@ def _check_changes(config: Config) -> None:
             raise WrongValue(where, f'is {changes!r}; give {{"loss": {{...}}, "data": {{...}}}}')
         changed = config.copy_and_resolve_references()
         try:
-            change(changed, changes)
+            change(changed, changes.to_dict())
             typed(changed)
         except WrongValue as error:
             key = error.key.removeprefix("config.")

@@ -1,9 +1,10 @@
 """Scores students that were trained without labels on labeled images, beside students with labels.
 
-python -m tools.no_labels --labeled runs/lite0_cached --unlabeled runs/no_labels \\
-    docs/results/no_labels.csv
+python -m tools.no_labels --labeled runs/lite0_cached --output docs/results/no_labels.csv \\
+    --unlabeled "DIST, no labels=runs/no_labels"
 
-Both folders hold runs as METHOD/seedN or seedN. `python -m tools.comparison` prints the table.
+The first folder holds runs as METHOD/seedN, the others as seedN. `python -m tools.comparison`
+prints the table.
 """
 
 import argparse
@@ -17,28 +18,32 @@ from kdjax.reporting.results import RunSummary, write_runs
 from kdjax.utils import config_file
 
 CONFIG = "configs/camvid_lite.py:lite0_cached"
-METHOD = "KL, no labels"
 
 
 def main() -> None:
     """Writes the CSV."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--labeled", required=True, help="a comparison")
-    parser.add_argument("--unlabeled", required=True, help="a folder with seed0, seed1, ...")
-    parser.add_argument("output", help="the CSV")
+    parser.add_argument("--unlabeled", required=True, nargs="+", help="METHOD=FOLDER, several")
+    parser.add_argument("--output", required=True, help="the CSV")
     given = parser.parse_args()
     options = read(config_file.read(CONFIG))
     splits = ("val", "test", "test/unseen")
     found: dict[str, list[RunSummary]] = {split: [] for split in splits}
-    teacher = Workdir(pathlib.Path(given.unlabeled, "scores", "teacher"))
+    teacher = Workdir(pathlib.Path(given.labeled, "scores", "teacher"))
     score_checkpoint(options, teacher, options.teacher.checkpoint, "teacher")
     finished = [*pathlib.Path(given.labeled).glob("*/seed*/result.json")]
     runs = [teacher, *(Workdir(path.parent) for path in sorted(finished))]
     for run in runs:
         for split in splits:
             found[split].append(run.summary(split))
-    for path in sorted(pathlib.Path(given.unlabeled).glob("seed*/result.json")):
-        scored = Workdir(pathlib.Path(given.unlabeled, "scores", path.parent.name))
+    unlabeled = [
+        (method, path)
+        for method, _, folder in (words.partition("=") for words in given.unlabeled)
+        for path in sorted(pathlib.Path(folder).glob("seed*/result.json"))
+    ]
+    for method, path in unlabeled:
+        scored = Workdir(path.parent.parent / "scores" / path.parent.name)
         score_checkpoint(options, scored, str(path.parent), "distilled")
         own = Workdir(path.parent).summary("val")
         for split in splits:
@@ -46,7 +51,7 @@ def main() -> None:
             found[split].append(
                 dataclasses.replace(
                     own,
-                    method=METHOD,
+                    method=method,
                     miou=miou.miou,
                     pixel_accuracy=miou.pixel_accuracy,
                     class_iou=miou.class_iou,

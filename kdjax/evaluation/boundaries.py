@@ -27,7 +27,7 @@ def band(
       width: a positive number of pixels.
     """
     around = np.pad(mask | ignored, 1)
-    distance = ndimage.distance_transform_cdt(around, "chessboard")[1:-1, 1:-1]
+    distance = np.asarray(ndimage.distance_transform_cdt(around, "chessboard"))[1:-1, 1:-1]
     return mask & ~ignored & (distance <= width)
 
 
@@ -35,7 +35,7 @@ def outline(
     mask: Bool[np.ndarray, "H W"], ignored: Bool[np.ndarray, "H W"]
 ) -> Bool[np.ndarray, "H W"]:
     """Returns the pixels of a mask next to another class. The edge of the image is none."""
-    inner = ndimage.binary_erosion(mask | ignored, _BOX, border_value=1)
+    inner = np.asarray(ndimage.binary_erosion(mask | ignored, _BOX, border_value=1), bool)
     return mask & ~ignored & ~inner
 
 
@@ -117,5 +117,5 @@ def _near(points: np.ndarray, others: np.ndarray, tolerance: float) -> int:
     if not len(points) or not len(others):
         return 0
     # Outlines are thin, so a tree of their points is faster than the distances of all pixels.
-    distances, _ = spatial.cKDTree(others).query(points)
+    distances, _ = spatial.KDTree(others).query(points)
     return int(np.sum(distances <= tolerance))

@@ -96,19 +96,22 @@ def evaluate(  # noqa: PLR0913
         )
     files = Workdir(workdir)
     run = files.read_options()
-    if split and split == run.data.test_split:
+    chosen = split or run.data.val_split
+    if chosen == run.data.test_split:
         data_dir = data_dir or run.data.test_data_dir
+    # Another set may have only the split that is evaluated.
+    splits = {"train_split": chosen, "val_split": chosen, "test_split": ""} if data_dir else {}
     placement = _placement(run.mesh)
     shards = placement.batch_shards
     examples = dataclasses.replace(
         run.data,
         data_dir=data_dir or run.data.data_dir,
         test_data_dir="",
+        **splits,
         # Blank images fill the last batch and do not count.
         eval_batch_size=-(-run.data.eval_batch_size // shards) * shards,
     )
     images = RunData(examples, data, where=f"{files.config}: config.data")
-    chosen = split or examples.val_split
     inference = make_inference(mode, window, stride, scales, flip, crop_size=examples.crop_size)
     if exported is None:
         network = TrainedNetwork.load(

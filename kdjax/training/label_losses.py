@@ -1,7 +1,7 @@
 """Losses between class scores and labels, with options for rare classes."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import jax.numpy as jnp
 import optax.losses
@@ -140,6 +140,9 @@ def _dice(scores: Float[Array, "B H W K"], labels: Int[Array, "B H W"]) -> Float
     )
     targets = jnp.where(valid[..., 0], labels, classes)[..., None] == jnp.arange(classes + 1)
     values = optax.losses.dice_loss(
-        scores, targets.astype(jnp.float32), reduction="none", axis=(0, 1, 2)
+        scores,
+        targets.astype(jnp.float32),
+        reduction="none",
+        axis=cast(Any, (0, 1, 2)),  # Optax's annotation forgets tuples
     )[:classes]
     return losses.valid_mean(values, jnp.any(targets, axis=(0, 1, 2))[:classes])

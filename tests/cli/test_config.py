@@ -248,7 +248,7 @@ def test_sections_that_are_missing():
     with config.unlocked():
         del config.optimizer
     fails(config, r"config\.optimizer is missing; begin with kdjax\.default_config\(\)")
-    fails(ConfigDict({"steps": 3}), r"config\.checkpoint_every is missing")
+    fails(ConfigDict({"steps": 3}), r"config\.boundaries is missing")
     fails({"steps": 3}, "config is of type dict; it must be as kdjax")
 
 

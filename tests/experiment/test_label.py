@@ -238,7 +238,7 @@ def test_from_teacher_chooses_from_the_photos(unlabelled, teacher, tmp_path, cap
     config: Any = config_file.read(f"configs/from_teacher.py:{tmp_path / 'data'},{teacher}")
     assert (config.loss.cross_entropy, config.data.max_class_share) == (0.0, 1.0)
     assert config.data.batch_size <= 8
-    assert [*config.terms] == ["pixelwise_kl"]
+    assert [*config.terms] == ["inter", "intra"]
     assert "no labels, mostly" in capsys.readouterr().out
     labeled = config_file.read(f"configs/from_teacher.py:{tmp_path / 'data'},{teacher},data/more")
     assert (labeled.data.test_split, labeled.data.test_data_dir) == ("test", "data/more")

@@ -124,7 +124,11 @@ class ClassSampling:
     examples: tuple[tuple[int, Int64[np.ndarray, "n"]], ...]
 
     def __call__(
-        self, indices: Int64[np.ndarray, "B"], draws: Draws, seed: int, positions: Sequence[int]
+        self,
+        indices: Int64[np.ndarray, "B"],
+        draws: Draws,
+        seed: int,
+        positions: Int64[np.ndarray, "B"],
     ) -> tuple[Int64[np.ndarray, "B"], Draws]:
         """Replaces a share of the examples at `positions`, and names the class that each is for."""
         indices, wanted, anchor = indices.copy(), draws.wanted.copy(), draws.anchor.copy()
