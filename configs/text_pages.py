@@ -1,4 +1,4 @@
-"""Rendered pages without labels: PP-OCRv4's text detector teaches a network of a third of its size.
+"""Rendered pages without labels: PP-OCRv4's text detector teaches a network of half its size.
 
     pip install "kdjax[onnx]"
     python -m tools.pages --photos PHOTOS --output pages --count 400
@@ -40,5 +40,5 @@ def get_config() -> Config:
         config.teacher.options.update(
             channels="BGR", mean=127.5, std=127.5, classes=("background", "text")
         )
-    # Pixelwise KL alone finds no text in the first 500 steps, because most pixels are background.
+    # Pixelwise KL found less of the text (docs/results/text_pages.md).
     return recipes.teach(config, "dist", DETECTOR)
