@@ -91,6 +91,7 @@ def test_links_and_pictures_lead_somewhere(page):
         "docs/configs.md",
         "docs/own_loss.md",
         "docs/pretraining.md",
+        "docs/rare_classes.md",
     ],
 )
 def test_other_snippets_run(path):

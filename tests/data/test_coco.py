@@ -178,5 +178,5 @@ def test_sizes_options_and_files_that_contradict_each_other(source):
 
 def test_without_pycocotools_the_error_says_how_to_install_it(source, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
-    with pytest.raises(UserError, match=r"is read by pycocotools: pip install pycocotools$"):
+    with pytest.raises(UserError, match=r'is read by pycocotools: pip install "kdjax\[coco\]"$'):
         prepare(source)

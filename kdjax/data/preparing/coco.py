@@ -72,7 +72,7 @@ class CocoLabels:
             self._mask = importlib.import_module("pycocotools.mask")
         except ImportError as error:
             raise UserError(
-                f"{next(iter(files.values()))} is read by pycocotools: pip install pycocotools"
+                f'{next(iter(files.values()))} is read by pycocotools: pip install "kdjax[coco]"'
             ) from error
         self._files = files
         self._images: dict[pathlib.Path, dict[str, _Image]] = {}
