@@ -334,7 +334,7 @@ def change(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> None:
       WrongValue: if a section, key, or type is wrong.
     """
     for section, values in changes.items():
-        if section not in ("loss", "data") or not isinstance(values, Mapping | ConfigDict):
+        if section not in ("loss", "data") or not isinstance(values, Mapping):
             raise WrongValue(section, 'cannot be changed; give {"loss": {...}, "data": {...}}')
         for key, value in values.items():
             if key not in config[section]:

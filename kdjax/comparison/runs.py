@@ -235,7 +235,7 @@ class _Runner:
             student.teacher.checkpoint = checkpoint if terms else ""
             student.seed = seed
             setting.apply(student)
-            change(student, self.config.compare.changes.get(name, {}))
+            change(student, self.config.compare.changes.to_dict().get(name, {}))
             # Methods and seeds may be added later, so the config of a run does not contain them.
             student.compare = default().compare
             if not terms:

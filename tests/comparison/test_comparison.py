@@ -246,7 +246,7 @@ def test_scores_of_a_split_without_labels_are_null(tmp_path):
     written = json.loads(files.result.read_text(), parse_constant=pytest.fail)
     assert written["scores"]["val"] == {
         **dict.fromkeys(("miou", "pixel_accuracy", "agreement")),
-        "iou": [None, None],
+        **{name: [None, None] for name in ("iou", "precision", "recall")},
     }
     assert math.isnan(files.miou("val"))
     summary = files.summary("val")

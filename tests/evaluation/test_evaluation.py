@@ -10,7 +10,7 @@ from kdjax import models
 from kdjax.data.loading.sampling import IMAGE_PADDING
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import Scores, confusion_matrix
-from kdjax.experiment.evaluate import Evaluation
+from kdjax.experiment.scores import Evaluation, SplitScores
 from kdjax.models import NNXNetwork
 from kdjax.models.outputs import IMAGENET
 
@@ -161,3 +161,18 @@ def test_a_mean_over_a_single_class_is_marked(confusion, remark):
     )
     assert f"mIoU {100 * scores.miou:.2f} %{remark}, pixel accuracy" in str(evaluation)
     assert f"<th>mIoU{remark}</th>" in evaluation._repr_html_()
+
+
+def test_a_set_of_one_object_has_its_precision_and_recall():
+    scores = Scores(np.array([[80, 5], [10, 5]]))
+    np.testing.assert_allclose(scores.precision, [80 / 90, 0.5])
+    np.testing.assert_allclose(scores.recall, [80 / 85, 5 / 15])
+    assert scores.as_dict()["recall"] == pytest.approx([80 / 85, 5 / 15])
+    assert "recall" not in Scores(np.eye(3, dtype=int)).as_dict()
+    found = SplitScores.of(scores.as_dict(), ["background", "leaf"])
+    evaluation = Evaluation(**vars(found), split="val", shapes=1)
+    assert "precision of leaf 50.00 %, recall of leaf 33.33 %, IoU of leaf 25.00 %" in str(
+        evaluation
+    )
+    assert "<th>recall of leaf</th>" in evaluation._repr_html_()
+    assert evaluation.to_dict()["precision"]["leaf"] == 0.5

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kdjax.reporting import figures, pictures
 from kdjax.reporting.report import write_report, write_results
-from kdjax.reporting.results import Example, read_runs, write_runs
+from kdjax.reporting.results import Example, Inspected, InspectedImage, read_runs, write_runs
 from kdjax.reporting.tables import csv_table, markdown_table, method_table, note, text_table
 
 
@@ -398,3 +398,38 @@ def test_the_table_names_the_iou_of_the_only_object():
     column = table.header.index("IoU of text %")
     assert table.texts()[0][column] == "30.00"
     assert not any("IoU of" in name for name in method_table(report(runs)).header)
+
+
+def test_scores_that_only_some_runs_have(tmp_path):
+    runs = [run("plain", "plain", 0, 0.6), run("cwd", "distilled", 0, 0.7)]
+    assert not any("oundary" in name for name in method_table(report(runs)).header)
+    runs[1] = dataclasses.replace(runs[1], boundary_iou=0.41, boundary_f1=0.52)
+    table = method_table(report(runs))
+    column = table.header.index("Boundary IoU %")
+    assert [row[column] for row in table.texts()] == ["–", "41.00"]
+    write_runs(tmp_path / "runs.csv", {"val": runs}, ["a", "b", "c"])
+    read = read_runs(tmp_path / "runs.csv")["val"]
+    assert [(x.boundary_iou, x.boundary_f1, x.precision) for x in read] == [
+        (None, None, None),
+        (0.41, 0.52, None),
+    ]
+
+
+def test_the_report_shows_the_images_to_look_at(tmp_path):
+    label = np.zeros((8, 8), np.uint8)
+    example = Example(
+        image=np.zeros((8, 8, 3), np.uint8),
+        label=label,
+        predictions={"teacher": label + 1, "student": label + 1},
+    )
+    image = InspectedImage(name="street <7>", miou=0.123, disputed=0.456, example=example)
+    runs = [run("plain", "plain", 0, 0.6)]
+    path = tmp_path / "report.html"
+    write_report(path, report(runs))
+    assert "Lowest IoU" not in path.read_text()
+    inspected = Inspected(worst=[image], disputed=[image])
+    write_report(path, dataclasses.replace(report(runs), inspected=inspected))
+    page = path.read_text()
+    line = "street &lt;7&gt;: mIoU 12.3 %, student and teacher against the label on 45.6 %"
+    assert page.count(f"<p>{line}</p>") == 2
+    assert page.count('alt="teacher of example Labels to check 1"') == 1
