@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from kdjax.data import sets
-from kdjax.data.loading import pipeline, sources
+from kdjax.data.loading import pipeline, sampling, sources
 from kdjax.data.loading.sampling import AugmentOptions
 from kdjax.data.preparing import image_io, prepared
 from kdjax.utils.errors import UserError
@@ -203,7 +203,7 @@ def test_an_example_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
     steps = pipeline.train_batches(
         records, batch_size=1, seed=0, steps=range(4), options=AugmentOptions((4, 4))
     )
-    order = [int(i) for i in pipeline.example_indices(np.arange(4), 0, [4])]
+    order = [int(i) for i in sampling.example_indices(np.arange(4), 0, [4])]
     for _ in range(order.index(2)):
         next(steps)
     assert named in refused(next, steps)

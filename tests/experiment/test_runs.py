@@ -129,11 +129,13 @@ def test_a_comparison_ends_in_a_table_and_a_report(config, compared):
     images = RunData(config.data)
     panels = {"teacher": str(runs[0].student), "cwd": str(runs[2].path)}
     options = configuration.read(config)
+    examples, inspected = predict_panels(options, images, panels, runs[2])
+    assert inspected.worst
     report = make_report(
         options,
         images,
         runs,
-        predict_panels(options, images, panels),
+        examples,
         title="A test",
         subtitle="of everything",
     )
