@@ -279,7 +279,8 @@ command.run(main)
 def test_a_config_that_exits_is_a_mistake(tmp_path):
     (tmp_path / "mine.py").write_text("import exits\n")
     (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
-    run = warm.run("-m", "kdjax", "train", "--config=mine.py", "--workdir=run", cwd=tmp_path)
+    words = ("-m", "kdjax", "train", "--config=mine.py", "--workdir=run")
+    run = warm.run(*words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert run.returncode == 2
     assert run.stderr == "kdjax train: error: mine.py, line 1: SystemExit: 0\n"
 
@@ -295,7 +296,7 @@ def main(argv):
 sys.argv = ["kdjax train"]
 command.run(main)
 """
-    run = warm.run("-c", code, cwd=tmp_path)
+    run = warm.run("-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert run.returncode == 2
     assert run.stderr == (
         f"kdjax train: error: {tmp_path}/own.py, line 4: sys.exit(0) ends the command before its "
@@ -349,7 +350,7 @@ command.run(main)
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt:\n    pass\n"
     )
-    run = warm.run("-c", code, cwd=tmp_path)
+    run = warm.run("-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (run.returncode, run.stdout) == (130, "removed\n")
     assert run.stderr == "\nkdjax: interrupted\n"
 
