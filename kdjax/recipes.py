@@ -68,6 +68,24 @@ def teach(config: Config, method: str, teacher: str) -> Config:
     return config
 
 
+def teach_without_labels(config: Config, teacher: str) -> Config:
+    """Makes a teacher's class scores all that a student learns from, and returns the config.
+
+    DIST teaches: docs/results/no_labels.md compares it with pixelwise KL. Its weight is the one
+    that configs/camvid_lite.py:cached chose.
+
+    Args:
+      config: the config of a plain student.
+      teacher: a path as `config.teacher.checkpoint` takes it.
+    """
+    # There are no labels, so no crop has too much of one class.
+    config.data.max_class_share = 1.0
+    config.loss.cross_entropy = config.loss.auxiliary = 0.0
+    config = teach(config, "dist", teacher)
+    config.terms.inter.weight = config.terms.intra.weight = 3.0
+    return config
+
+
 ADAPTER_RATE = 10.0  # per rate of the backbone, because adapters begin from noise
 # Losses between the features of a backbone and those of its teacher.
 FEATURE_LOSSES: dict[str, dict[str, Any]] = {

@@ -37,8 +37,8 @@ class CropOptions(Section):
     max_class_share: Annotated[float, schema.SHARE_ABOVE_ZERO] = 0.75
     flip: bool = True  # mirror each crop left to right with probability 0.5
     photometric: bool = True  # change brightness, contrast, saturation and hue
-    # The share of the crops that are drawn by class: first a class, each with the same probability,
-    # then an image that contains it, then a crop around one of its pixels. docs/rare_classes.md.
+    # The share of crops that are drawn by class: first a class, all with the same probability, then
+    # an image that contains it, then a crop around one of its pixels. See docs/rare_classes.md.
     class_uniform: Annotated[float, schema.SHARE] = 0.0
 
     def __post_init__(self) -> None:

@@ -77,20 +77,21 @@ class BoundaryScores:
     def iou(self) -> Float[np.ndarray, "K"]:
         """Boundary IoU; NaN for a class that neither label nor prediction has."""
         both, either, *_ = self._counts
-        return _ratio(both, either)
+        return ratio(both, either)
 
     @property
     def f1(self) -> Float[np.ndarray, "K"]:
         """Boundary F1; NaN for a class without an outline in labels and predictions."""
         _, _, found, predicted, matched, labeled = self._counts
-        precision, recall = _ratio(found, predicted), _ratio(matched, labeled)
+        precision, recall = ratio(found, predicted), ratio(matched, labeled)
         # With an outline on one side alone, nothing matches.
         total = np.nan_to_num(precision) + np.nan_to_num(recall)
-        score = _ratio(2 * np.nan_to_num(precision) * np.nan_to_num(recall), total)
+        score = ratio(2 * np.nan_to_num(precision) * np.nan_to_num(recall), total)
         return np.where(predicted + labeled == 0, np.nan, np.nan_to_num(score))
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Returns quotients, and NaN where the divisor is 0."""
     return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from kdjax.evaluation.boundaries import BoundaryScores
+from kdjax.evaluation.boundaries import BoundaryScores, ratio
 from kdjax.evaluation.image_scores import ImageScores
 from kdjax.evaluation.inference import WHOLE, Inference, class_scores
 from kdjax.models import Network, Preprocessing, Variables, serialization
@@ -69,22 +69,23 @@ class Scores:
     def iou(self) -> np.ndarray:
         """Intersection over union [K]; NaN for a class that neither label nor prediction has."""
         hits = np.diag(self.confusion)
-        return _share(hits, self.confusion.sum(0) + self.confusion.sum(1) - hits)
+        return ratio(hits, self.confusion.sum(0) + self.confusion.sum(1) - hits)
 
     @property
     def miou(self) -> float:
         """Mean of the IoU over the classes that occur; NaN if no pixel has a label."""
-        return mean_of_known(self.iou)
+        iou = self.iou
+        return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
 
     @property
     def precision(self) -> np.ndarray:
         """Share of the pixels predicted as a class that have its label [K]; NaN without any."""
-        return _share(np.diag(self.confusion), self.confusion.sum(0))
+        return ratio(np.diag(self.confusion), self.confusion.sum(0))
 
     @property
     def recall(self) -> np.ndarray:
         """Share of the pixels labeled as a class that are predicted as it [K]; NaN without any."""
-        return _share(np.diag(self.confusion), self.confusion.sum(1))
+        return ratio(np.diag(self.confusion), self.confusion.sum(1))
 
     @property
     def pixel_accuracy(self) -> float:
@@ -112,16 +113,6 @@ class Scores:
             "agreement": known(self.agreement),
             **{name: [known(value) for value in values] for name, values in by_class.items()},
         }
-
-
-def mean_of_known(values: np.ndarray) -> float:
-    """Returns the mean of the values that are not NaN; NaN if all are."""
-    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Returns quotients, and NaN where the divisor is 0."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
 class Predictor:

@@ -145,7 +145,7 @@ def build_step(
     teacher: PreprocessedNetwork | None,
     distiller: Distiller | None,
 ) -> TrainStep:
-    """Returns the training step, not yet under `jax.jit`.
+    """Returns the training step, without `jax.jit`.
 
     Class weights are those that the options give. Without data, "inverse_frequency" and
     "median_frequency" are unknown, and all classes count equally.

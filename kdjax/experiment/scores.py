@@ -7,9 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kdjax.reporting.results import OPTIONAL_SCORES
 from kdjax.utils.classes import of_one_class
-
-_OPTIONAL = ("precision", "recall", "boundary_iou", "boundary_f1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class SplitScores:
             pixel_accuracy=accuracy,
             iou=by_name("iou"),
             agreement=values["agreement"],
-            **{key: by_name(key) for key in _OPTIONAL},
+            **{key: by_name(key) for key in OPTIONAL_SCORES},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +68,7 @@ class SplitScores:
             "iou": {name: _known(iou) for name, iou in self.iou.items()},
             **{
                 key: {name: _known(share) for name, share in shares.items()}
-                for key in _OPTIONAL
+                for key in OPTIONAL_SCORES
                 if (shares := getattr(self, key))
             },
         }
@@ -101,8 +100,8 @@ class Evaluation(SplitScores):
     Attributes:
       split: the name of the split.
       shapes: the number of image shapes for which the network was compiled.
-      worst: lines on the images with the lowest mIoU, if pictures were asked for.
-      disputed: lines on the images whose labels may be wrong, if pictures were asked for.
+      worst: a line for each of the images with the lowest mIoU. Empty unless pictures are written.
+      disputed: a line for each image whose label may be wrong. Empty unless pictures are written.
     """
 
     split: str

@@ -13,10 +13,10 @@ _SMALLEST_MISS = 1e-12
 
 
 def focal(values: Float[Array, "*shape"], gamma: float = 2.0) -> Float[Array, "*shape"]:
-    """Focal loss of cross-entropies: each is multiplied by `(1 - p)^gamma`.
+    """The focal loss: multiplies cross-entropies by `(1 - p)^gamma`.
 
-    `p = exp(-values)` is the probability of the label. The larger `gamma`, the less count pixels
-    that are already predicted well.
+    `p = exp(-values)` is the probability of the label. With a larger `gamma`, pixels that are
+    already predicted well count less.
 
     Args:
       values: cross-entropies of single pixels, any shape.
@@ -44,7 +44,7 @@ def hard_pixels(
       values: cross-entropies of single pixels, any shape.
       valid: the pixels that count, of the same shape.
       share: the share of the valid pixels to keep, above 0 and at most 1. At least one is kept.
-      below: also keep every pixel whose label has a lower probability than this. 0 keeps none.
+      below: pixels whose label has a lower probability than this are kept, too. 0 adds none.
 
     Returns:
       bool, of the same shape. A valid pixel whose value is NaN is kept.

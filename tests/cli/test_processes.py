@@ -1,6 +1,7 @@
 """Several processes of JAX compute the same as one, and end together."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -150,6 +151,10 @@ def test_processes_that_are_killed_or_stop_together_continue_and_do_what_one_doe
     assert "train:" not in ended[1][1]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 3
     tiny_run.assert_same(tmp_path, alone)
+    # The label maps of all processes were looked at.
+    inspected = json.loads((tmp_path / "result.json").read_text())["inspected"]
+    worst = inspected["val"]["worst"]
+    assert sorted(image["name"] for image in worst) == ["a0", "b1", "b2"]
 
 
 WAITING = """

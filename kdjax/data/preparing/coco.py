@@ -49,7 +49,7 @@ class _Image:
 
 
 class CocoLabels:
-    """Draws the label of an image, in place of a file that holds it.
+    """Draws the label of an image from its annotations.
 
     Smaller masks are drawn over larger ones. A pixel without a mask is of the class "background".
 
