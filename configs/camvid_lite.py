@@ -11,6 +11,13 @@
     python -m kdjax compare --config configs/camvid_lite.py:field_longer --workdir runs/field_longer
     python -m kdjax compare --config configs/camvid_lite.py:field_sums --workdir runs/field_sums
     python -m kdjax compare --config configs/camvid_lite.py:rare --workdir runs/camvid_rare
+    python -m kdjax compare --config configs/camvid_lite.py:features --workdir runs/camvid_features
+    python -m kdjax compare --config configs/camvid_lite.py:strong --workdir runs/camvid_strong
+    python -m kdjax compare --config configs/camvid_lite.py:longer,4000 --workdir runs/camvid_4000
+
+    python -m kdjax train --config configs/camvid_lite.py:few_teacher --workdir runs/few_lite2
+    python -m kdjax compare --config configs/camvid_lite.py:few --workdir runs/camvid_few
+    python -m kdjax compare --config configs/camvid_lite.py:few_labeled --workdir runs/few_labeled
 
     python -m kdjax prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
     python -m kdjax train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
@@ -24,8 +31,11 @@ weights of every method are picked on validation.
 
 from typing import Any
 
+import numpy as np
+
 from kdjax import recipes
-from kdjax.config import Config, network
+from kdjax.config import Config, extra_set, network
+from kdjax.data import Dataset, sets
 from kdjax.utils.errors import UserError
 
 # Methods that read only the teacher's class scores, which a cache contains.
@@ -35,10 +45,21 @@ METHODS = ("plain", "cwd", "nfd", "pfs", "fakd_cwd", "pixelwise_kl", "pixelwise_
 NEED_LARGER_CROPS = ("skd", "ifvd")
 # Parts and other strengths of methods that the table already has.
 VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong")
-TEACHER, TEACHER_DIR = "fpn_light_efficientnet_lite2", "runs/camvid_lite2"
+TEACHER, TEACHER_DIR, FEW_DIR = (
+    "fpn_light_efficientnet_lite2",
+    "runs/camvid_lite2",
+    "runs/few_lite2",
+)
 PAIR = {"teacher": TEACHER, "student": "fpn_light_efficientnet_lite0"}
 FIELD = ("field", "field_longer", "field_sums")
-CHOICES = ("lite0", "lite0_cached", "rare", "scratch", "cached", *FIELD, "teacher", "full_teacher")
+# Comparisons of a student from scratch, whose settings `cached` tuned.
+TUNED = ("strong", "longer", "few", "few_labeled")
+TEACHERS = ("teacher", "full_teacher", "few_teacher")
+CHOICES = (
+    *("lite0", "lite0_cached", "rare", "scratch", "cached", "features"),
+    *(*TUNED, *FIELD, *TEACHERS),
+)
+LABELED = 40  # photos of `few` with labels, of 367
 # Ways to help rare classes, without a teacher. The hardest quarter of the pixels, and half of the
 # crops, are the values of the published codes.
 RARE = {
@@ -48,7 +69,22 @@ RARE = {
 }
 
 
-def get_config(student: str = "lite0") -> Config:
+def few(data_dir: str) -> Dataset:
+    """Returns CamVid with `LABELED` of its training photos, evenly spread over its sequences."""
+    camvid = sets.open_set("folder", data_dir)
+    splits = {}
+    for split in camvid.splits:
+        records = camvid.records(split)
+        chosen = np.arange(len(records))
+        if split == "train":
+            chosen = np.linspace(0, len(records) - 1, LABELED).astype(int)
+        splits[split] = list(records.decoded(chosen.tolist()))
+    return Dataset(
+        splits, camvid.class_names, palette=camvid.palette, example_name="name", name="few CamVid"
+    )
+
+
+def get_config(student: str = "lite0", steps: str = "1000") -> Config:
     """Returns the config.
 
     Args:
@@ -59,19 +95,28 @@ def get_config(student: str = "lite0") -> Config:
         crops drawn by class;
         "scratch", a comparison with a ResNet-18 from scratch;
         "cached", the same with the teacher's scores from a cache;
+        "features", NFD and PFS with the teacher's features from the cache;
+        "strong", DIST and CWD from the mean of the teacher's answers for four scales, each also
+        mirrored;
+        "longer", plain, DIST, and CWD from the cache in a given number of steps;
+        "few", plain on 40 labeled photos, and DIST and CWD on these and all photos without labels,
+        with a teacher that was trained on the 40;
+        "few_labeled", DIST on the 40 photos alone, with the same teacher;
         "field", short runs of every method;
         "field_longer", the plain student of "field" with as many steps as take as long as those of
         most methods (`compare` itself counts by the most expensive method);
         "field_sums", three methods with their authors' constants for CamVid, and KL + L2 with a
         small weight of L2;
         "teacher", the teacher of all comparisons;
-        "full_teacher", the teacher at 360 x 480.
+        "full_teacher", the teacher at 360 x 480;
+        "few_teacher", the teacher of 40 labeled photos.
+      steps: the number of steps of "longer".
     """
     if student not in CHOICES:
         raise UserError(f"camvid_lite.py:{student}: it takes {', '.join(CHOICES)}")
     config = recipes.camvid()
-    if student.endswith("teacher"):
-        return _teacher(recipes.fine_tune(config, **PAIR), full=student != "teacher")
+    if student in TEACHERS:
+        return _teacher(recipes.fine_tune(config, **PAIR), student)
     if student in ("lite0", "lite0_cached", "rare"):
         config = recipes.fine_tune(config, **PAIR)
         config.steps = 600
@@ -101,7 +146,43 @@ def get_config(student: str = "lite0") -> Config:
     if student == "cached":
         config.steps, config.teacher.cache = 1000, "caches/camvid_lite2"
         return recipes.compare_camvid_methods(config, CACHED)
+    if student == "features":
+        config.steps, config.teacher.cache = 1000, "caches/camvid_lite2"
+        # The rate that `cached` picked. Its plain student is also this one's.
+        config.compare.learning_rates, config.compare.equal_time = (0.2,), False
+        return recipes.compare_camvid_methods(config, ("nfd", "pfs"))
+    if student in TUNED:
+        return _tuned(config, student, int(steps))
     return _field(config, student)
+
+
+def _tuned(config: Config, student: str, steps: int) -> Config:
+    config.compare.learning_rates = config.compare.weight_factors = ()
+    config.compare.equal_time = False
+    config.steps, config.teacher.cache = 1000, "caches/camvid_lite2"
+    methods = ("plain", "dist", "cwd")
+    if student == "strong":
+        config.teacher.cache = "caches/camvid_lite2_views"
+        config.teacher.scales, config.teacher.flip = (0.75, 1.0, 1.25, 1.5), True
+        methods = ("dist", "cwd")
+    elif student == "longer":
+        config.steps, config.compare.seeds = steps, (0, 1, 2)
+        config.eval_every = 1000
+    else:
+        config.data.name = "camvid_lite:few"
+        config.teacher.checkpoint, config.teacher.cache = FEW_DIR, "caches/camvid_few"
+        if student == "few_labeled":
+            config.teacher.cache, methods = "caches/camvid_few_labeled", ("dist",)
+        else:
+            with config.unlocked():
+                config.data.mixture.all = extra_set(
+                    "folder", data_dir=config.data.data_dir, labelled=False
+                )
+    methods = recipes.compare_camvid_methods(config, methods).compare.methods
+    for terms in methods.values():
+        for options in terms.values():
+            options.weight = 3.0 * options.get("weight", 1.0)
+    return config
 
 
 def _field(config: Config, student: str) -> Config:
@@ -142,12 +223,14 @@ def _rare(config: Config) -> Config:
     return config
 
 
-def _teacher(config: Config, *, full: bool) -> Config:
-    config.compare.teacher_steps = 1400
+def _teacher(config: Config, name: str) -> Config:
+    config.compare.teacher_steps = 600 if name == "few_teacher" else 1400
     config.eval_every = 350
     config.data.photometric = True
     config = recipes.teacher_of(config)
-    if full:
+    if name == "few_teacher":
+        config.data.name = "camvid_lite:few"
+    if name == "full_teacher":
         config.data.data_dir, config.data.crop_size = "data/camvid_full", (320, 416)
         # Continue from the teacher that was trained on photos of half the size.
         config.student.checkpoint, config.student.backbone = TEACHER_DIR, ""

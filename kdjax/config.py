@@ -40,6 +40,7 @@ _NEWER = {
     "loss": tuple(field.name for field in dataclasses.fields(RareClassOptions)),
     "data": ("class_uniform",),
     "compare": ("changes",),
+    "teacher": ("bands",),
 }
 
 

@@ -14,8 +14,8 @@ from kdjax.models.layers import ConvNorm
 
 
 class Backbone(nnx.Module):
-    def __init__(self, width, *, dtype, rngs):
-        self.stem = ConvNorm(3, width, 3, stride=4, dtype=dtype, rngs=rngs)
+    def __init__(self, width, *, dtype, rngs, in_channels=3):
+        self.stem = ConvNorm(in_channels, width, 3, stride=4, dtype=dtype, rngs=rngs)
         self.body = ConvNorm(width, 2 * width, 3, stride=2, dtype=dtype, rngs=rngs)
         self.width = width
 
@@ -40,8 +40,9 @@ class Noisy(Backbone):
         return features | {"stage4": self.dropout(features["stage4"])}
 
 
-def create(*, num_classes, width, auxiliary, dtype, rngs, backbone=Backbone):
-    backbone = backbone(width, dtype=dtype, rngs=rngs)
+def create(*, num_classes, width, auxiliary, dtype, rngs, backbone=Backbone, in_channels=3):
+    more = {} if in_channels == 3 else {"in_channels": in_channels}
+    backbone = backbone(width, dtype=dtype, rngs=rngs, **more)
     specs = backbone.feature_specs
     head = FCNHead(specs, width, num_classes, sources=("stage4",), dtype=dtype, rngs=rngs)
     auxiliary_head = None

@@ -1,5 +1,6 @@
 """Builder of `folder`: a user's images and labels, in two trees of the same shape."""
 
+import functools
 import hashlib
 import pathlib
 import re
@@ -9,11 +10,21 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
+from kdjax.data.preparing.band_files import (
+    IMAGE_SUFFIXES,
+    PHOTO,
+    BandImage,
+    Form,
+    form_of,
+    read_bands,
+)
 from kdjax.data.preparing.class_tables import label_reader
 from kdjax.data.preparing.coco import BACKGROUND, FILE, CocoLabels, annotation_files
 from kdjax.data.preparing.conversion import ConversionBuilder, Pair
-from kdjax.data.preparing.image_io import SUFFIXES
+from kdjax.data.preparing.image_io import SUFFIXES, Photo
+from kdjax.data.preparing.shrinking import shrink
 from kdjax.data.preparing.tree import check_name
+from kdjax.utils.bands import RGB, Bands, BandSums, check_rgb
 from kdjax.utils.classes import IGNORE_LABEL, UNLABELLED, distinct_colors
 from kdjax.utils.errors import UserError
 
@@ -44,10 +55,14 @@ class Folder(ConversionBuilder):
 
     With `unlabelled`, the source or its folder `images` holds images alone. All are `train` unless
     there are folders of splits or shares, and all of their pixels are ignored.
+
+    Images are photos, or all have the same bands: TIFF files of 1 to 16 bands, 16-bit PNG files, or
+    NumPy files. Bands keep their numbers, and their statistics are measured on `train`.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
         *("ignore", "ignore_unknown", "colors", "val_share", "test_share", "unlabelled"),
+        *("rgb", "max_side"),
     )
     UPRIGHT: ClassVar[bool] = True
 
@@ -60,6 +75,8 @@ class Folder(ConversionBuilder):
         val_share: float | None = None,
         test_share: float | None = None,
         unlabelled: bool = False,
+        rgb: Sequence[int] = (),
+        max_side: int | None = None,
         **kwargs,
     ):
         """Checks the tree.
@@ -71,6 +88,8 @@ class Folder(ConversionBuilder):
           val_share: the share of images to validate on, in a tree without splits.
           test_share: the share of images to test on, in a tree without splits; 1 for all.
           unlabelled: whether there are images alone. Excludes the options on labels.
+          rgb: the bands that stand for red, green, and blue; the first three by default.
+          max_side: images with a longer side are made smaller, so that it has this many pixels.
           **kwargs: options of `ConversionBuilder`.
 
         Raises:
@@ -79,6 +98,9 @@ class Folder(ConversionBuilder):
         self._shares = _checked_shares({"val": val_share, "test": test_share})
         self._options = {"ignore": ignore, "ignore_unknown": ignore_unknown, "colors": colors}
         self._unlabelled = unlabelled
+        self._rgb, self._max_side = tuple(rgb), max_side
+        if max_side is not None and max_side < 1:
+            raise UserError(f"--max_side {max_side}: give a number of pixels, as 2000")
         given = [name for name, value in self._options.items() if value]
         if unlabelled and given:
             raise UserError(f"--unlabelled takes images alone; leave --{given[0]} out")
@@ -103,11 +125,17 @@ class Folder(ConversionBuilder):
             palette[number] = self._colors.get(name, palette[number])
         return palette
 
+    @property
+    def bands(self) -> Bands:
+        """The bands of the images, measured on the split `train`, or else on all splits."""
+        return self._bands
+
     def find_pairs(self, source: pathlib.Path) -> dict[str, list[Pair]]:
         """Returns the pairs of each split, sorted by name, after reading each once."""
         if self._unlabelled:
             pairs = _find_unlabelled(source, self._shares)
             self._class_names, self._colors = [UNLABELLED], {}
+            self._find_form(pairs)
             self._find_ids(pairs)
             counts = ", ".join(f"{len(found)} of {split}" for split, found in pairs.items())
             self._findings.append(
@@ -120,6 +148,7 @@ class Folder(ConversionBuilder):
         pairs = self._find_splits(source, annotations)
         self._reader = annotations or label_reader(source, **self._options)
         self._colors = self._reader.palette
+        self._find_form(pairs)
         found = self._find_ids(pairs)
         highest = max(found - {IGNORE_LABEL}, default=-1)
         names = self._reader.names
@@ -139,19 +168,60 @@ class Folder(ConversionBuilder):
         self._class_names = names or [f"class_{i}" for i in range(highest + 1)]
         return pairs
 
-    def _find_ids(self, pairs: dict[str, list[Pair]]) -> set[int]:
-        """Returns the class ids, and 255, in all labels. Removes pairs with damaged files."""
+    def _find_form(self, pairs: Mapping[str, Sequence[Pair]]) -> None:
+        """Takes the form of the first image for that of all."""
+        first = next(iter(pairs.values()))[0].image
+        self._form: Form = form_of(first)
+        if self._form == PHOTO:
+            if self._rgb:
+                raise UserError(f"--rgb is for images of several bands, and {first} is a photo")
+            return
+        if self._rgb:
+            check_rgb(self._rgb, self._form.channels, "--rgb")
+        self._findings.append(
+            f"{first} has {self._form}: all images must have them, and keep their numbers"
+        )
 
-        def checked(pair: Pair) -> tuple[Pair, list[int]]:
-            return pair, np.unique(self.read(pair)[1]).tolist()
+    def _find_ids(self, pairs: dict[str, list[Pair]]) -> set[int]:
+        """Returns the class ids, and 255, in all labels. Removes pairs with damaged files.
+
+        Also measures the bands.
+        """
+        measured = ("train",) if "train" in pairs else tuple(pairs)
+        photos = self._form == PHOTO
+
+        def checked(pair: Pair, split: str) -> tuple[Pair, list[int], BandSums | None]:
+            image, label = self.read(pair)
+            sums = None
+            if isinstance(image, BandImage) and split in measured:
+                sums = BandSums(self._form.channels)
+                sums.add(image.pixels)
+            return pair, np.unique(label).tolist(), sums
 
         found: set[int] = set()
+        total = BandSums(self._form.channels)
         for split in pairs:
-            results = self.each(checked, pairs[split], f"checking {split}")
+            check = functools.partial(checked, split=split)
+            results = self.each(check, pairs[split], f"checking {split}")
             readable = list(self.require_some(results, split))
-            pairs[split] = [pair for pair, _ in readable]
-            found.update(*(ids for _, ids in readable))
+            pairs[split] = [pair for pair, _, _ in readable]
+            found.update(*(ids for _, ids, _ in readable))
+            for _, _, sums in readable:
+                if sums:
+                    total.join(sums)
+        self._bands = RGB if photos else total.bands(self._form.dtype, self._rgb)
         return found
+
+    def read_image(self, path: pathlib.Path) -> Photo | BandImage:
+        """Decodes an image of the form of the first one."""
+        return super().read_image(path) if self._form == PHOTO else read_bands(path, self._form)
+
+    def read(self, pair: Pair) -> tuple[Photo | BandImage, UInt8[np.ndarray, "H W"]]:
+        """Decodes an image and its label, and makes both smaller if `max_side` asks for it."""
+        image, label = super().read(pair)
+        if self._max_side is None or max(label.shape) <= self._max_side:
+            return image, label
+        return shrink(image, label, self._max_side)
 
     def _annotations(self, source: pathlib.Path) -> CocoLabels | None:
         """Returns the labels in COCO's annotation files, if there are any next to the images."""
@@ -177,7 +247,7 @@ class Folder(ConversionBuilder):
         def pair_up(split: str) -> list[Pair]:
             if annotations is None:
                 return _pair_up(source, split)
-            images = _by_name(source / "images" / split)
+            images = _by_name(source / "images" / split, IMAGE_SUFFIXES)
             if not images:
                 raise _no_images(source / "images" / split)
             return annotations.pair_up(source / "images", split, images)
@@ -278,7 +348,7 @@ def _find_unlabelled(source: pathlib.Path, shares: Mapping[str, float]) -> dict[
             )
     found = {}
     for split in sorted(folders, key=_split_order):
-        images = _by_name(folders[split])
+        images = _by_name(folders[split], IMAGE_SUFFIXES)
         if not images:
             raise _no_images(folders[split])
         found[split] = [Pair(name, images[name], None) for name in sorted(images)]
@@ -296,7 +366,7 @@ def _check_split(folder: pathlib.Path) -> None:
 
 
 def _no_images(folder: pathlib.Path) -> UserError:
-    return UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
 
 
 def _share_out(pairs: Sequence[Pair], shares: Mapping[str, float]) -> dict[str, list[Pair]]:
@@ -338,9 +408,9 @@ def _is_split(path: pathlib.Path) -> bool:
 
 def _pair_up(source: pathlib.Path, split: str) -> list[Pair]:
     """Returns all pairs of a split, or of a tree without splits if `split` is ""."""
-    images = _by_name(source / "images" / split)
+    images = _by_name(source / "images" / split, IMAGE_SUFFIXES)
     labels: dict[str, pathlib.Path] = {}
-    for named, path in _by_name(source / "labels" / split).items():
+    for named, path in _by_name(source / "labels" / split, SUFFIXES).items():
         bare = (named.removesuffix(ending) for ending in ("", *_LABEL_ENDINGS))
         name = next((name for name in bare if name in images), named)
         if name in labels:
@@ -362,13 +432,13 @@ def _pair_up(source: pathlib.Path, split: str) -> list[Pair]:
     return [Pair(name, images[name], labels[name]) for name in sorted(images)]
 
 
-def _by_name(root: pathlib.Path) -> dict[str, pathlib.Path]:
+def _by_name(root: pathlib.Path, suffixes: Sequence[str]) -> dict[str, pathlib.Path]:
     """Returns the images under `root` by their path below it, without the suffix."""
     found: dict[str, pathlib.Path] = {}
     for path in sorted(root.rglob("*")):
         below = path.relative_to(root)
         hidden = any(part.startswith(".") for part in below.parts)
-        if hidden or path.suffix.lower() not in SUFFIXES:
+        if hidden or path.suffix.lower() not in suffixes:
             continue
         check_name(str(path))
         name = below.with_suffix("").as_posix()

@@ -9,6 +9,7 @@ python -m kdjax prepare cityscapes --source DIR --data_dir data
 import os
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from kdjax.data import sets
 from kdjax.data.preparing import prepared
 from kdjax.data.preparing.prepared import PreparedSet
 from kdjax.reporting import figures
+from kdjax.utils.bands import RGB
 from kdjax.utils.classes import UNLABELLED
 from kdjax.utils.errors import UserError
 
@@ -45,6 +47,12 @@ _VAL_SHARE = flags.DEFINE_float(
     "folder without splits: share to validate on (0.2 if neither share is given).",
 )
 _TEST_SHARE = flags.DEFINE_float("test_share", None, "folder without splits: the share to test on.")
+_RGB = flags.DEFINE_string(
+    "rgb", None, "folder of band images: bands shown as red, green, blue, as 3,2,1 (0,1,2)."
+)
+_MAX_SIDE = flags.DEFINE_integer(
+    "max_side", None, "folder: make images whose longer side is above this smaller."
+)
 _UNLABELLED = flags.DEFINE_bool(
     "unlabelled",
     False,
@@ -100,6 +108,10 @@ def _options() -> dict[str, Any]:
     for flag in (_VAL_SHARE, _TEST_SHARE):
         if flag.value is not None:
             options[flag.name] = flag.value
+    if _RGB.value is not None:
+        options["rgb"] = [int(band) for band in _RGB.value.split(",") if band.strip().isdecimal()]
+    if _MAX_SIDE.value is not None:
+        options["max_side"] = _MAX_SIDE.value
     if _UNLABELLED.value:
         options["unlabelled"] = True
     if _TILES.value:
@@ -137,8 +149,7 @@ def _summary(dataset: PreparedSet) -> str:
         row("images", [f"{split.num_examples}" for split in splits]),
         row("smallest", ["{} x {}".format(*split.smallest[::-1]) for split in splits]),
         row("largest", ["{} x {}".format(*split.largest[::-1]) for split in splits]),
-        row("mean RGB", [_triple(split.mean) for split in splits]),
-        row("standard deviation", [_triple(split.std) for split in splits]),
+        *_statistics(dataset, splits, row),
         "",
         row("ignored pixels", [f"{split.ignored_share:.2%}" for split in splits]),
     ]
@@ -154,10 +165,30 @@ def _draw_samples(dataset: PreparedSet) -> pathlib.Path:
     """Draws evenly spread examples of the first split to a file in the folder of the set."""
     records = dataset.records(next(iter(dataset.splits)))
     indices = np.linspace(0, len(records) - 1, min(_SAMPLES, len(records))).round().astype(int)
-    examples = list(records.decoded(indices.tolist()))
+    examples = [
+        {**example, "image": dataset.bands.picture(example["image"])}
+        for example in records.decoded(indices.tolist())
+    ]
     path = dataset.directory / "samples.png"
     figures.samples(examples, dataset.class_names, dataset.palette).savefig(path)
     return path
+
+
+def _statistics(
+    dataset: PreparedSet,
+    splits: Sequence[prepared.SplitStatistics],
+    row: Callable[[str, list[str]], str],
+) -> list[str]:
+    """Returns the mean and the deviation of the colors of photos, or of each other band."""
+    if dataset.bands == RGB:
+        return [
+            row("mean RGB", [_triple(split.mean) for split in splits]),
+            row("standard deviation", [_triple(split.std) for split in splits]),
+        ]
+    return [
+        row(f"band {band}", [f"{s.mean[band]:.4g} ± {s.std[band]:.4g}" for s in splits])
+        for band in range(dataset.bands.channels)
+    ]
 
 
 def _triple(values: tuple[float, ...]) -> str:

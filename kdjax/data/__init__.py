@@ -5,5 +5,6 @@ batches. Importing `kdjax.data` itself does not import TensorFlow.
 """
 
 from kdjax.data.dataset import Dataset, RandomAccess
+from kdjax.utils.bands import Bands, measure_bands
 
-__all__ = ["Dataset", "RandomAccess"]
+__all__ = ["Bands", "Dataset", "RandomAccess", "measure_bands"]

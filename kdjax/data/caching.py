@@ -13,7 +13,6 @@ CachePlace = Literal["none", "host", "device"]
 # The share of memory that "auto" uses. Networks and activations need the rest.
 DEVICE_SHARE = 0.25
 HOST_SHARE = 0.125
-BYTES_PER_PIXEL = 4  # RGB and label
 
 
 class CacheDecision(NamedTuple):
@@ -28,6 +27,7 @@ def decide_cache(
     num_examples: int,
     sizes: Sequence[tuple[int, int]],
     *,
+    pixel_bytes: int,
     device_bytes: int | None,
     host_bytes: int,
 ) -> CacheDecision:
@@ -37,12 +37,13 @@ def decide_cache(
       wanted: `config.data.cache`.
       num_examples: the number of training examples in all sets.
       sizes: height and width of some of them.
+      pixel_bytes: the bytes of a pixel of an image, with its label.
       device_bytes: the memory of a device; None if it has no memory of its own.
       host_bytes: the memory of the machine.
     """
     pixels = np.array(sizes, np.int64)
-    on_host = int(num_examples * pixels.prod(1).mean() * BYTES_PER_PIXEL)
-    on_device = int(num_examples * pixels.max(0).prod() * BYTES_PER_PIXEL)
+    on_host = int(num_examples * pixels.prod(1).mean() * pixel_bytes)
+    on_device = int(num_examples * pixels.max(0).prod() * pixel_bytes)
     images = f"the {num_examples} training images"
     lines: dict[CachePlace, str] = {
         "device": f"Keeping {images} on every device, padded to one size, about {_size(on_device)}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import ArrayLike, UInt8
 
+from kdjax.utils.bands import MOST, RGB, TYPES, Bands, check_rgb
 from kdjax.utils.classes import IGNORE_LABEL, LabelTable, distinct_colors
 from kdjax.utils.errors import UserError
 
@@ -37,6 +38,7 @@ class Dataset:
       class_names: the names of the K classes, in the order of their ids 0..K-1.
       palette: the RGB color of each class.
       splits: the source of each split.
+      bands: the bands of the images.
     """
 
     def __init__(  # noqa: PLR0913
@@ -51,6 +53,7 @@ class Dataset:
         label_ids: Mapping[int, int] | None = None,
         name: str = "own",
         version: str = "",
+        bands: Bands = RGB,
     ):
         """Describes a set without reading it.
 
@@ -61,7 +64,7 @@ class Dataset:
           class_names: the names of the K classes, 1 to 255 of them.
           palette: the RGB color of each class, `[K, 3]`, 0..255; None for distinct colors.
           image: the feature that holds the image: an array of integers 0..255, `[H, W, 3]`, or a
-            PIL image of any mode.
+            PIL image of any mode; with `bands`, an array `[H, W, C]` of their number type.
           label: the feature that holds the label: integers `[H, W]` or `[H, W, 1]`, or a PIL image
             of one channel. Its values are class ids, and 255 for ignored pixels.
           example_name: the feature that holds the name of an example; empty for its index.
@@ -71,6 +74,7 @@ class Dataset:
             object to let other commands find it.
           version: part of the fingerprint, for changes in examples that the fingerprint does not
             read.
+          bands: the bands of images that are not photos, from `kdjax.data.measure_bands`.
 
         Raises:
           UserError: if the description is invalid.
@@ -105,6 +109,13 @@ class Dataset:
                     f"label_ids maps {value} to {number}; class ids are 0..{count - 1}, and "
                     f"{IGNORE_LABEL} is ignored"
                 )
+        self.bands = Bands(*bands)
+        if self.bands.dtype not in TYPES or not 1 <= self.bands.channels <= MOST:
+            raise self._error(
+                f"bands has {self.bands.channels} bands of {self.bands.dtype}; images have 1 to "
+                f"{MOST} bands of {', '.join(TYPES)}"
+            )
+        check_rgb(self.bands.rgb, self.bands.channels, f"data set {name}: bands.rgb")
         self._version = version
         self._features = {"image": image, "label": label, "example_name": example_name}
         self._label_ids = {IGNORE_LABEL: IGNORE_LABEL} | ids
@@ -135,6 +146,8 @@ class Dataset:
 
         features = dict(zip(("image", "label", "name"), self._features.values(), strict=True))
         add([self.class_names, features, sorted(self._label_ids.items()), self._version])
+        if self.bands != RGB:  # photos have the fingerprint of older versions
+            add(self.bands)
         for split in sorted(self.splits):
             read = self._readers[split]
             chosen = np.unique(np.linspace(0, len(read) - 1, _HASHED).astype(int)).tolist()
@@ -172,6 +185,7 @@ class ExampleReader:
 
     def __init__(self, dataset: Dataset, split: str, source: RandomAccess):
         self._source = source
+        self.bands = dataset.bands
         self._features = dataset._features
         self._ids = LabelTable(dataset._label_ids)
         self._allowed = dataset._allowed
@@ -208,7 +222,12 @@ class ExampleReader:
                     f"has no {key!r}; it has {found}: choose one by Dataset({role}=...)"
                 )
             features |= {role: example[key]} if key else {}
-        image, label = _image_of(features["image"]), _label_of(features["label"])
+        image = (
+            _image_of(features["image"])
+            if self.bands == RGB
+            else _bands_of(features["image"], self.bands)
+        )
+        label = _label_of(features["label"])
         if image.shape[:2] != label.shape:
             sizes = [f"{array.shape[1]} x {array.shape[0]}" for array in (image, label)]
             raise ValueError(
@@ -223,7 +242,7 @@ class ExampleReader:
             )
         name = features["example_name"]
         return {
-            "image": image.astype(np.uint8),
+            "image": image.astype(self.bands.dtype),
             "label": ids.astype(np.uint8),
             "name": name if isinstance(name, bytes) else str(name).encode(),
         }
@@ -242,6 +261,22 @@ def _image_of(value: Any) -> np.ndarray:
             f"(H, W, 3){hint}"
         )
     return pixels
+
+
+def _bands_of(value: Any, bands: Bands) -> np.ndarray:
+    image = np.asarray(value)
+    if image.ndim == 2 and bands.channels == 1:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] != bands.channels or image.dtype != bands.dtype:
+        raise ValueError(
+            f"has an image that is {_form(image)}; it must be {bands.dtype} of shape "
+            f"(H, W, {bands.channels}), as Dataset(bands=...) says"
+        )
+    if not np.isfinite(image).all():
+        raise ValueError(
+            "has an image with NaN or infinity; give those pixels a number, and the label 255"
+        )
+    return image
 
 
 def _label_of(value: Any) -> np.ndarray:

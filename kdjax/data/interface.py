@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from kdjax.utils.bands import Bands
+
 if TYPE_CHECKING:
     from kdjax.data.loading.records import Records
 
@@ -19,6 +21,7 @@ class SegmentationSet(Protocol):
       palette: an RGB color for each class.
       fingerprint: 16 hexadecimal digits that change with the content of the set.
       splits: the names of the splits.
+      bands: the bands of its images.
     """
 
     @property
@@ -35,6 +38,9 @@ class SegmentationSet(Protocol):
 
     @property
     def splits(self) -> Collection[str]: ...  # noqa: D102
+
+    @property
+    def bands(self) -> Bands: ...  # noqa: D102
 
     def records(self, split: str) -> "Records":
         """Returns the examples of a split, by index.

@@ -44,6 +44,7 @@ class RunData:
 
     Attributes:
       labeled: False if the set has images alone. Labels are then 255 everywhere.
+      bands: the bands of the images.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class RunData:
         self.class_names = self._set.class_names
         self.palette = self._set.palette
         self.fingerprint = self._set.fingerprint
+        self.bands = self._set.bands
         self.labeled = has_labels(self._set)
         if not self.labeled:
             if classes is None:
@@ -97,6 +99,7 @@ class RunData:
         difference = differing_class(self.class_names, found.class_names, here="training")
         if has_labels(found) and difference:
             raise UserError(f"{where}.test_data_dir: its labels mean other classes ({difference})")
+        check_same_bands(self._set, found, f"{where}.test_data_dir")
         return found
 
     def _check_split(self, key: str, data: SegmentationSet, data_dir: str) -> None:
@@ -127,10 +130,12 @@ class RunData:
     @functools.cached_property
     def _training_sets(self) -> list[tuple[SegmentationSet, str]]:
         """The sets that training reads, in the order of their examples, each with its split."""
-        return [(self._set, self._options.train_split)] + [
-            (open_mixed(key, extra, self.class_names), extra.split)
-            for key, extra in self._options.mixture.items()
-        ]
+        found = [(self._set, self._options.train_split)]
+        for key, extra in self._options.mixture.items():
+            mixed = open_mixed(key, extra, self.class_names)
+            check_same_bands(self._set, mixed, f"config.data.mixture.{key}")
+            found.append((mixed, extra.split))
+        return found
 
     @functools.cached_property
     def _source(self) -> Any:
@@ -186,6 +191,7 @@ class RunData:
             self._options.cache,
             len(self._source),
             self._source.sample_sizes(SIZE_SAMPLE),
+            pixel_bytes=np.dtype(self.bands.dtype).itemsize * self.bands.channels + 1,
             device_bytes=device_bytes,
             host_bytes=host_bytes,
         )
@@ -196,7 +202,9 @@ class RunData:
         from kdjax.data.loading import sources
 
         source = self._source
-        return sources.InMemoryExamples(source.decoded(), source.lengths, source.weights)
+        return sources.InMemoryExamples(
+            source.decoded(), source.lengths, source.weights, bands=self.bands
+        )
 
     def augment_options(self, *, clean_view: bool = False, place: bool = False) -> AugmentOptions:
         """Returns the augmentations in the config."""
@@ -204,7 +212,7 @@ class RunData:
             field.name: getattr(self._options, field.name)
             for field in dataclasses.fields(CropOptions)
         }
-        return AugmentOptions(**chosen, clean_view=clean_view, place=place)
+        return AugmentOptions(**chosen, clean_view=clean_view, place=place, bands=self.bands)
 
     def train_batches(
         self, *, first_step: int, steps: int, seed: int, **views: bool
@@ -370,6 +378,19 @@ class RunData:
         last = len(self._evaluated_set(split).records(split)) - 1
         indices = np.unique(np.linspace(0, last, count).astype(int))
         return self.examples(split, indices.tolist())
+
+
+def check_same_bands(main: SegmentationSet, other: SegmentationSet, where: str) -> None:
+    """Requires that two sets have the same number and type of bands.
+
+    Raises:
+      UserError: if they differ. `where` names the other set.
+    """
+    (here, there) = (f"{data.bands.channels} of {data.bands.dtype}" for data in (main, other))
+    if here != there:
+        raise UserError(
+            f"{where}: its images have other bands ({there}) than the main set ({here})"
+        )
 
 
 def has_labels(data: SegmentationSet) -> bool:

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped
 
 from kdjax.deployment.formats import Images, Labels, PredictFn, Size, make_predict_fn
 from kdjax.models import Network, Preprocessing, Variables
 from kdjax.models.layers import resize
 from kdjax.models.network import scores_of
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.errors import UserError
 
 # Programs add in different orders. Two classes are a tie if their scores differ by less than this
@@ -42,23 +43,35 @@ class Agreement(NamedTuple):
         )
 
 
-def random_images(size: Size) -> list[UInt8[np.ndarray, "B H W 3"]]:
+def random_images(size: Size, bands: Bands = RGB) -> list[Shaped[np.ndarray, "B H W C"]]:
     """Returns batches of two and of one image: noise, and patches of even color.
 
     A network with large windows sees noise as uniform, so noise alone tests too little.
 
     Args:
       size: the size of the images. If it is `ANY`, the batches differ in size.
+      bands: their bands. Values are up to two standard deviations from the mean, if they are not
+        those of photos.
     """
     generator = np.random.default_rng(0)
     batches = []
     for count, tried in zip((2, 1), TRIED, strict=True):
         height, width = size.or_else(tried)
-        patches = generator.integers(0, 256, (count, -(-height // 16), -(-width // 16), 3))
+        cells = -(-height // 16), -(-width // 16)
+        patches = generator.integers(0, 256, (count, *cells, bands.channels))
         images = patches.repeat(16, 1).repeat(16, 2)[:, :height, :width]
         images[0] += generator.integers(-64, 65, images[0].shape)
-        batches.append(images.clip(0, 255).astype(np.uint8))
+        batches.append(_in_units_of(bands, images.clip(0, 255)))
     return batches
+
+
+def _in_units_of(bands: Bands, levels: np.ndarray) -> np.ndarray:
+    """Returns levels of 0..255 as values of bands."""
+    if bands != RGB:
+        levels = np.array(bands.mean) + np.array(bands.std) * (levels / 63.75 - 2)
+        if bands.dtype != "float32":
+            levels = levels.round().clip(0, np.iinfo(bands.dtype).max)
+    return levels.astype(bands.dtype)
 
 
 def compare_predictions(
@@ -66,7 +79,7 @@ def compare_predictions(
     network: Network,
     variables: Variables,
     preprocessing: Preprocessing,
-    batches: Iterable[UInt8[np.ndarray, "B H W 3"]],
+    batches: Iterable[Shaped[np.ndarray, "B H W C"]],
     *,
     least: float | None = None,
 ) -> Agreement:

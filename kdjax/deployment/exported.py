@@ -28,16 +28,20 @@ class ExportedStudent(NamedTuple):
     """A file that `kdjax.export` wrote.
 
     Attributes:
-      predict: maps 8-bit RGB images to class ids.
-      run: maps 8-bit RGB images to what the file returns.
+      predict: maps images to class ids.
+      run: maps images to what the file returns.
       size: the size of the images that it takes.
       class_names: a name per class.
+      dtype: the number type of the images.
+      channels: the number of their bands, 3 for photos.
     """
 
     predict: PredictFn
     run: PredictFn
     size: Size
     class_names: tuple[str, ...]
+    dtype: str
+    channels: int
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ExportedStudent":
@@ -60,7 +64,8 @@ class ExportedStudent(NamedTuple):
         try:
             description = json.loads(beside.read_text(encoding="utf-8"))
             written = description["exports"][name]
-            _, height, width, _ = written["input_shape"]
+            _, height, width, channels = written["input_shape"]
+            dtype = description["input"]["type"]
             class_names = tuple(description["class_names"])
             returned = description["output"]["name"]
             same = written["sha256"] == digest(file)
@@ -80,7 +85,8 @@ class ExportedStudent(NamedTuple):
         except Exception as error:
             raise UserError(f"{file}: this file cannot be loaded: {first_line(error)}") from error
 
-        return cls(labels_of(run, returned), run, Size(height, width), class_names)
+        size = Size(height, width)
+        return cls(labels_of(run, returned), run, size, class_names, dtype, channels)
 
 
 class Measured(NamedTuple):
@@ -129,7 +135,7 @@ def measure(
     generator = np.random.default_rng(0)
     seconds = []
     for _ in range(rounds + WARM_UP):
-        images = generator.integers(0, 256, (1, *chosen, 3), np.uint8)
+        images = generator.integers(0, 256, (1, *chosen, student.channels)).astype(student.dtype)
         started = time.perf_counter()
         np.asarray(student.run(images))
         seconds.append(time.perf_counter() - started)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from kdjax.deployment.agreement import Agreement, compare_predictions, random_images
 from kdjax.deployment.formats import (
@@ -31,6 +31,7 @@ from kdjax.deployment.rewriting import plain, plain_convolutions
 from kdjax.models import Network, Variables, serialization
 from kdjax.models.folding import fold_batch_norm
 from kdjax.models.serialization import NetworkInfo
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.environment import versions
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import check_folder, is_remote, why_unwritable
@@ -68,14 +69,15 @@ def export(
     *,
     size: tuple[int, int] | Size | None = None,
     folded: bool = False,
-    calibration: Sequence[UInt8[np.ndarray, "H W 3"]] | None = None,
+    calibration: Sequence[Shaped[np.ndarray, "H W C"]] | None = None,
     returned: Returned = "labels",
 ) -> list[Export]:
     """Writes a network without its auxiliary head, and `export.json`, which describes the files.
 
         kdjax.export("runs/first", "exported", ["stablehlo", "tflite"], size=(512, 1024))
 
-    Every file takes 8-bit RGB images [B, H, W, 3] and returns class ids [B, H, W] int32 at the
+    Every file takes 8-bit RGB images [B, H, W, 3], or the bands and the number type that the
+    network was trained on, and returns class ids [B, H, W] int32 at the
     images' size, as `kdjax.evaluation` computes them; or class scores [B, H, W, K] float32. Before
     the directory appears, each file is loaded and compared with the network on random images.
 
@@ -100,10 +102,10 @@ def export(
     formats = list(dict.fromkeys([formats] if isinstance(formats, str) else formats))
     output, size = os.fspath(output), Size(*size) if size else ANY
     _check_formats(formats, size)
-    _check_calibration(formats, size, calibration or ())
     _check_output(output)
     network, variables, info = serialization.load(source)
     info.require_scores(os.fspath(source))
+    _check_calibration(formats, size, calibration or (), info.bands)
     sizes = _sizes(make_predict_fn(network, variables, info.preprocessing), info, formats, size)
     original = network, variables
     written = fold_batch_norm(*original) if folded else original
@@ -150,8 +152,8 @@ def _export_as(
     (network, variables), original = networks
     network = plain_convolutions(network) if chosen.plain else network
     function = make_predict_fn(network, variables, info.preprocessing, returned)
-    images, least = random_images(size), None
-    options: dict[str, Any] = {"returned": returned}
+    images, least = random_images(size, info.bands), None
+    options: dict[str, Any] = {"returned": returned, "bands": info.bands}
     if chosen.calibrated:
         images, least = [image[None] for image in calibration[:COMPARED_INT8]], LEAST_INT8
         options["calibration"] = calibration
@@ -179,7 +181,7 @@ def _check_formats(formats: Sequence[str], size: Size) -> None:
 
 
 def _check_calibration(
-    formats: Sequence[str], size: Size, calibration: Sequence[np.ndarray]
+    formats: Sequence[str], size: Size, calibration: Sequence[np.ndarray], bands: Bands
 ) -> None:
     if not any(FORMATS[name].calibrated for name in formats):
         return
@@ -188,10 +190,11 @@ def _check_calibration(
             "tflite_int8 is calibrated on images of the training split: give --int8 --calibrate DIR"
         )
     for image in calibration:
-        if image.shape != (*size, 3) or image.dtype != np.uint8:
+        shape = (*size, bands.channels)
+        if image.shape != shape or image.dtype != bands.dtype:
             raise UserError(
                 f"an image for calibration is {image.dtype} {list(image.shape)}, and the file "
-                f"takes uint8 {[*size, 3]}: give its --height and --width"
+                f"takes {bands.dtype} {list(shape)}: give its --height and --width"
             )
 
 
@@ -214,7 +217,7 @@ def _sizes(
         if FORMATS[name].flexible and not (FORMATS[name].keeps_size and size.fixed)
     ]
     sizes = dict.fromkeys(formats, size)
-    if flexible and takes_any_size(predict_fn):
+    if flexible and takes_any_size(predict_fn, info.bands):
         sizes |= dict.fromkeys(flexible, ANY)
     elif flexible and not size.fixed:
         raise UserError(
@@ -236,7 +239,13 @@ def _description(
         "source": info.source,
         "fingerprint": info.fingerprint,
         "batch_norm_folded": folded,
-        "input": {"name": "images", "type": "uint8", "channels": "RGB, not normalised"},
+        "input": {
+            "name": "images",
+            "type": info.bands.dtype,
+            "channels": "RGB, not normalised"
+            if info.bands == RGB
+            else f"{info.bands.channels} bands, not normalised",
+        },
         "output": {
             "name": returned,
             "type": "int32" if returned == "labels" else "float32",
@@ -245,7 +254,7 @@ def _description(
         "exports": {
             export.format: {
                 "file": export.file,
-                "input_shape": FORMATS[export.format].input_shape(export.size),
+                "input_shape": FORMATS[export.format].input_shape(export.size, info.bands.channels),
                 "sha256": export.sha256,
                 "agreement": export.agreement._asdict(),
             }

@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import export
 from jax.extend import core
 from jax.interpreters import partial_eval
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped
 
 from kdjax.evaluation.evaluator import Predictor
 from kdjax.models import Network, Preprocessing, Variables
 from kdjax.utils import environment
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.errors import UserError, first_line
 
 # JAX arrays while a function is traced, NumPy arrays for a loaded file.
-Images = UInt8[Array, "B H W 3"] | UInt8[np.ndarray, "B H W 3"]
+Images = Shaped[Array, "B H W C"] | Shaped[np.ndarray, "B H W C"]
 Labels = Int[Array, "B H W"] | Int[np.ndarray, "B H W"]
 Scores = Float[Array, "B H W K"] | Float[np.ndarray, "B H W K"]
 # What a file returns: class ids, class scores (logits), or their softmax.
@@ -44,10 +44,10 @@ class Size(NamedTuple):
         """True if images must have this size."""
         return self.height is not None
 
-    @property
-    def symbolic(self) -> str:
-        """The input's shape in JAX's notation, with an open batch."""
-        return f"(b, {self.height}, {self.width}, 3)" if self.fixed else "(b, h, w, 3)"
+    def symbolic(self, channels: int) -> str:
+        """Returns the input's shape in JAX's notation, with an open batch."""
+        sides = f"{self.height}, {self.width}" if self.fixed else "h, w"
+        return f"(b, {sides}, {channels})"
 
     def or_else(self, default: tuple[int, int]) -> tuple[int, int]:
         """Returns height and width, or `default` for any size."""
@@ -104,15 +104,19 @@ def labels_of(predict_fn: PredictFn, returned: Returned) -> PredictFn:
     return lambda images: np.asarray(predict_fn(images)).argmax(-1).astype(np.int32)
 
 
-def takes_any_size(predict_fn: PredictFn) -> bool:
+def _input(size: Size, bands: Bands) -> jax.ShapeDtypeStruct:
+    shape = export.symbolic_shape(size.symbolic(bands.channels))
+    return jax.ShapeDtypeStruct(shape, bands.dtype)
+
+
+def takes_any_size(predict_fn: PredictFn, bands: Bands = RGB) -> bool:
     """Returns True if JAX can trace the function without knowing the height and width.
 
     Adaptive pooling (PSPNet, UPerNet) and window attention (Swin) compute array sizes from the
     image's size in Python.
     """
-    shape = export.symbolic_shape(ANY.symbolic)
     try:
-        jax.eval_shape(predict_fn, jax.ShapeDtypeStruct(shape, jnp.uint8))
+        jax.eval_shape(predict_fn, _input(ANY, bands))
     # `range` and NumPy raise the first if they get a symbol, comparisons the second.
     except (TypeError, jax.errors.InconclusiveDimensionOperation):
         return False
@@ -120,11 +124,16 @@ def takes_any_size(predict_fn: PredictFn) -> bool:
 
 
 def write_stablehlo(
-    predict_fn: PredictFn, size: Size, path: pathlib.Path, *, returned: Returned = "labels"
+    predict_fn: PredictFn,
+    size: Size,
+    path: pathlib.Path,
+    *,
+    bands: Bands = RGB,
+    returned: Returned = "labels",
 ) -> None:
     """Writes the serialized function, whose result has no name."""
     del returned
-    images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
+    images = _input(size, bands)
     path.write_bytes(export.export(jax.jit(predict_fn), platforms=PLATFORMS)(images).serialize())
 
 
@@ -160,6 +169,7 @@ def write_savedmodel(
     *,
     batch: int | None = None,
     platforms: Sequence[str] = PLATFORMS,
+    bands: Bands = RGB,
     returned: Returned = "labels",
 ) -> None:
     """Writes a folder with one signature, which takes `images` and has one result.
@@ -170,6 +180,7 @@ def write_savedmodel(
       path: the folder.
       batch: the number of images; None for any number.
       platforms: the platforms that the function can run on.
+      bands: the bands of the images.
       returned: the name of the result.
     """
     tf = import_tensorflow()
@@ -177,7 +188,7 @@ def write_savedmodel(
 
     converted = jax2tf.convert(
         predict_fn,
-        polymorphic_shapes=[size.symbolic] if batch is None else None,
+        polymorphic_shapes=[size.symbolic(bands.channels)] if batch is None else None,
         with_gradient=False,
         native_serialization_platforms=platforms,
     )
@@ -185,7 +196,7 @@ def write_savedmodel(
     def predict(images: Any) -> dict[str, Any]:
         return {returned: converted(images)}
 
-    images = tf.TensorSpec([batch, *size, 3], tf.uint8, name="images")
+    images = tf.TensorSpec([batch, *size, bands.channels], bands.dtype, name="images")
     # autograph would rewrite Python code that JAX traces.
     function = tf.function(predict, input_signature=[images], autograph=False)
     try:
@@ -210,11 +221,12 @@ def write_tflite(
     path: pathlib.Path,
     *,
     calibration: Iterable[np.ndarray] | None = None,
+    bands: Bands = RGB,
     returned: Returned = "labels",
 ) -> None:
     """Writes a file for one image of a fixed size at a time.
 
-    The file computes in float32, or in int8 with ranges from calibration images [H, W, 3].
+    The file computes in float32, or in int8 with ranges from calibration images [H, W, C].
 
     Raises:
       UserError: if TensorFlow Lite has no operation that the network needs.
@@ -223,7 +235,15 @@ def write_tflite(
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         # The converter needs StableHLO for one platform and known shapes.
         folder = pathlib.Path(scratch)
-        write_savedmodel(predict_fn, size, folder, batch=1, platforms=("cpu",), returned=returned)
+        write_savedmodel(
+            predict_fn,
+            size,
+            folder,
+            batch=1,
+            platforms=("cpu",),
+            bands=bands,
+            returned=returned,
+        )
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         # Excludes TensorFlow's own operations, which a plain runtime lacks.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -257,14 +277,19 @@ def _only(results: Mapping[str, Any]) -> Any:
 
 
 def write_onnx(
-    predict_fn: PredictFn, size: Size, path: pathlib.Path, *, returned: Returned = "labels"
+    predict_fn: PredictFn,
+    size: Size,
+    path: pathlib.Path,
+    *,
+    bands: Bands = RGB,
+    returned: Returned = "labels",
 ) -> None:
     """Writes an ONNX file.
 
     Raises:
       UserError: if jax2onnx is not installed, or cannot convert the network.
     """
-    images = jax.ShapeDtypeStruct(export.symbolic_shape(size.symbolic), jnp.uint8)
+    images = _input(size, bands)
     # Traced first, because the converter replaces Flax's layers and fails on dropout.
     program = jax.make_jaxpr(predict_fn)(images)
     to_onnx = _import("jax2onnx").to_onnx
@@ -332,9 +357,9 @@ class Format(NamedTuple):
     keeps_size: bool = False
     calibrated: bool = False
 
-    def input_shape(self, size: Size) -> list[int | None]:
+    def input_shape(self, size: Size, channels: int = 3) -> list[int | None]:
         """Returns the shape of the images, with None for open sides."""
-        return [None if self.flexible else 1, *size, 3]
+        return [None if self.flexible else 1, *size, channels]
 
 
 FORMATS = {

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from kdjax.evaluation.boundaries import BoundaryScores, ratio
 from kdjax.evaluation.image_scores import ImageScores
@@ -20,6 +20,7 @@ from kdjax.models.folding import FrozenNetwork, can_freeze
 from kdjax.models.layers import resize
 from kdjax.models.network import ReorderedClasses, scores_of
 from kdjax.models.serialization import NetworkInfo
+from kdjax.utils.bands import RGB
 from kdjax.utils.classes import IGNORE_LABEL, class_order
 from kdjax.utils.environment import compiler_options
 from kdjax.utils.errors import UserError
@@ -138,7 +139,7 @@ class Predictor:
         self.shapes: list[tuple[int, ...]] = []
         shapes = self.shapes
 
-        def look(variables: Variables, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
+        def look(variables: Variables, pixels: Float[Array, "B H W C"]) -> Float[Array, "B H W K"]:
             shapes.append(pixels.shape)  # runs once per shape, when JAX traces the function
             output, _ = network.apply(variables, preprocessing(pixels), train=False, key=None)
             return resize(scores_of(output).astype(jnp.float32), pixels.shape[1:3])
@@ -157,14 +158,15 @@ class Predictor:
     def __call__(
         self,
         variables: Variables,
-        images: UInt8[Array, "B H W 3"] | np.ndarray,
+        images: Shaped[Array, "B H W C"] | np.ndarray,
         sizes: Int[Array, "B 2"] | np.ndarray | None = None,
     ) -> Int[Array, "B H W"]:
         """Returns the class of every pixel, at the images' own size.
 
         Args:
           variables: the variables of the network.
-          images: 8-bit RGB images of one size, or padded to one size below and on the right.
+          images: 8-bit RGB images, or images of the network's bands, of one size, or padded to one
+            size below and on the right.
           sizes: height and width of each image without padding. Sliding windows avoid the padding.
         """
         if self.inference == WHOLE:
@@ -172,10 +174,16 @@ class Predictor:
         look = functools.partial(self._look, variables)
         return self._best(class_scores(look, jnp.asarray(images), sizes, self.inference))
 
+    def look(
+        self, variables: Variables, images: Shaped[Array, "B H W C"] | np.ndarray
+    ) -> Float[Array, "B H W K"]:
+        """Returns the class scores of whole images, such as windows that the caller cut out."""
+        return self._look(variables, images)
+
     def scores(
         self,
         variables: Variables,
-        images: UInt8[Array, "B H W 3"] | np.ndarray,
+        images: Shaped[Array, "B H W C"] | np.ndarray,
         sizes: Int[Array, "B 2"] | np.ndarray | None = None,
     ) -> Float[Array, "B H W K"]:
         """Returns the class scores of every pixel, whose softmax are the probabilities.
@@ -225,7 +233,7 @@ def evaluate(  # noqa: PLR0913
     Args:
       predictor: the network, or any function with the same signature.
       variables: the variables of the network.
-      batches: each has `image` [B, H, W, 3] uint8, `label` [B, H, W], and `size` [B, 2], the
+      batches: each has `image` [B, H, W, C], `label` [B, H, W], and `size` [B, 2], the
         height and width of each image. The blank images that fill the last batch have the label 255
         everywhere. Groups also need the `index` [B] of each image.
       num_classes: K.
@@ -435,16 +443,19 @@ class TrainedNetwork:
         """Returns the class of every pixel, int32 `[B, H, W]`, or `[H, W]` for a single image.
 
         Args:
-          images: 8-bit RGB, `[B, H, W, 3]` or `[H, W, 3]`. The network is compiled for each size.
+          images: 8-bit RGB, `[B, H, W, 3]` or `[H, W, 3]`; or the bands and the number type that
+            the network was trained on. The network is compiled for each size.
 
         Raises:
           UserError: if the shape or the dtype is wrong.
         """
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+        images, bands = np.asarray(images), self.info.bands
+        shaped = images.ndim in (3, 4) and images.shape[-1] == bands.channels
+        if images.dtype != bands.dtype or not shaped:
+            kind = "RGB of 8 bits, " if bands == RGB else ""
             raise UserError(
-                f"images are {images.dtype} {list(images.shape)}; they must be RGB of 8 bits, "
-                "uint8 [B, H, W, 3] or [H, W, 3]"
+                f"images are {images.dtype} {list(images.shape)}; they must be {kind}{bands.dtype} "
+                f"[B, H, W, {bands.channels}] or [H, W, {bands.channels}]"
             )
         whole = images if images.ndim == 4 else images[None]
         labels = np.asarray(self.predictor(self.variables, whole))
@@ -459,7 +470,7 @@ def predict_examples(
     Batches have the size of evaluation, so that no other program is compiled.
 
     Args:
-      predict: returns the class ids [B, H, W] of images [B, H, W, 3].
+      predict: returns the class ids [B, H, W] of images [B, H, W, C].
       examples: each has `image` and `label`.
       batch_size: B.
     """
@@ -470,7 +481,10 @@ def predict_examples(
     for size, indices in by_size.items():
         for start in range(0, len(indices), batch_size):
             chunk = indices[start : start + batch_size]
-            batch = np.zeros((batch_size, *size, 3), np.uint8)
+            # As in the batches of evaluation, all numbers of more than 8 bits are float32.
+            image = examples[chunk[0]]["image"]
+            dtype = image.dtype if image.dtype == np.uint8 else np.float32
+            batch = np.zeros((batch_size, *size, image.shape[-1]), dtype)
             batch[: len(chunk)] = [examples[index]["image"] for index in chunk]
             found = np.asarray(predict(batch), np.uint8)
             predictions |= dict(zip(chunk, found[: len(chunk)], strict=True))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped
 
 from kdjax.losses import sampling_weights
 from kdjax.utils.errors import UserError
@@ -25,7 +25,7 @@ MAX_SCALE = 10
 # The largest side at any scale, in pixels. Beyond it, 32-bit integers overflow in `scaled`.
 _MAX_SIDE = 2**31 // (2 * _STEPS) - 1
 
-Look = Callable[[Float[Array, "B H W 3"]], Float[Array, "B H W K"]]
+Look = Callable[[Float[Array, "B H W C"]], Float[Array, "B H W K"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def scaled(size: Any, scale: float) -> Any:
 
 def class_scores(
     look: Look,
-    images: UInt8[Array, "B H W 3"],
+    images: Shaped[Array, "B H W C"],
     sizes: Int[Array, "B 2"] | np.ndarray | None,
     inference: Inference,
 ) -> Float[Array, "B H W K"]:
@@ -198,7 +198,7 @@ def class_scores(
 
 def _slide(
     look: Look,
-    images: Float[Array, "B H W 3"],
+    images: Float[Array, "B H W C"],
     sizes: Int[Array, "B 2"],
     window: tuple[int, int],
     stride: tuple[int, int],
@@ -240,9 +240,10 @@ class _Windows(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="windows")
 def _cut(images: Array, sizes: Array, index: Array, *, windows: _Windows) -> Array:
-    """Returns one window of every image [B, h, w, 3]."""
+    """Returns one window of every image [B, h, w, C]."""
     start, _ = windows.locate(sizes, index)
-    cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), (*windows.shape, 3)))
+    shape = (*windows.shape, images.shape[-1])
+    cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), shape))
     return _mirror(cut(images, start), mirrored=windows.mirrored)
 
 

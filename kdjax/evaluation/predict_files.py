@@ -16,11 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kdjax.data.loading.sampling import IMAGE_PADDING, BatchIndices, batch_by_size
+from kdjax.data.loading.sampling import BatchIndices, batch_by_size
+from kdjax.data.preparing.band_files import IMAGE_SUFFIXES, Form, read_bands, size_of
 from kdjax.data.preparing.image_io import SUFFIXES, read_photo, upright_size
 from kdjax.evaluation.evaluator import TrainedNetwork
-from kdjax.reporting.pictures import full_palette, label_png, legend_png, overlay_png
+from kdjax.evaluation.large_images import in_strips, label_strips
+from kdjax.reporting.pictures import (
+    blend,
+    full_palette,
+    label_png,
+    legend_png,
+    rgb_png,
+)
 from kdjax.training.sharding import Placement
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import is_remote, why_unwritable, write_atomically
 
@@ -32,7 +41,7 @@ Saved = Literal["none", "scores", "probabilities"]
 SAVED: tuple[str, ...] = get_args(Saved)
 LEGEND = "legend.png"
 
-# Images [B, H, W, 3], their sizes [B, 2] (0 for a blank row), and the errors of damaged files.
+# Images [B, H, W, C], their sizes [B, 2] (0 for a blank row), and the errors of damaged files.
 DecodedBatch = tuple[np.ndarray, np.ndarray, list[UserError]]
 
 
@@ -81,7 +90,7 @@ class Timing:
         )
 
 
-def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
+def find_images(pattern: str, output: str, *, overwrite: bool, bands: Bands = RGB) -> list[Files]:
     """Finds the images of a folder or a pattern, and names their results.
 
     Results are `labels/*.png`, `overlays/*.png`, and perhaps `scores/*.npy`. Their names are the
@@ -91,6 +100,7 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
       pattern: a pattern for `glob`; or a folder, without the folders inside it.
       output: the folder of the results and of `legend.png`.
       overwrite: True to replace existing results. Images are never replaced.
+      bands: the bands of the images. Photos are no .npy files.
 
     Raises:
       UserError: if no image matches, two results have the same name, a result exists, or an image
@@ -101,7 +111,7 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
     folder = pathlib.Path(output)
     if os.path.isdir(pattern):
         root = pattern
-        images = [path for path in sorted(pathlib.Path(root).iterdir()) if _is_image(path)]
+        images = [path for path in sorted(pathlib.Path(root).iterdir()) if _is_image(path, bands)]
     else:
         root = _fixed_part(pattern)
         paths = sorted(set(glob.glob(pattern, recursive=True)))
@@ -123,8 +133,12 @@ def find_images(pattern: str, output: str, *, overwrite: bool) -> list[Files]:
     return files
 
 
-def find_photos(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def find_photos(folder: pathlib.Path, bands: Bands = RGB) -> dict[str, pathlib.Path]:
     """Returns all images of a folder and of the folders inside it.
+
+    Args:
+      folder: the folder.
+      bands: as in `find_images`.
 
     Returns:
       The images by their paths below the folder, without the suffix, in order.
@@ -135,7 +149,7 @@ def find_photos(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     found: dict[str, pathlib.Path] = {}
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
-        if not _is_image(path) or any(part.startswith(".") for part in below.parts):
+        if not _is_image(path, bands) or any(part.startswith(".") for part in below.parts):
             continue
         other = found.setdefault(below.with_suffix("").as_posix(), path)
         if other != path:
@@ -145,8 +159,9 @@ def find_photos(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return found
 
 
-def _is_image(path: pathlib.Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+def _is_image(path: pathlib.Path, bands: Bands) -> bool:
+    suffixes = SUFFIXES if bands == RGB else IMAGE_SUFFIXES
+    return path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(".")
 
 
 def _fixed_part(pattern: str) -> str:
@@ -238,54 +253,31 @@ def predict_files(
             f"--batch_size is {batch_size}; it must be a multiple of the {devices} devices"
         )
     palette = np.array(network.info.palette, np.uint8)
-    numbers = _numbers(len(palette), values)
-    colors = full_palette(palette)
-    colors[numbers] = palette
+    inference, bands = network.predictor.inference, network.info.bands
+    drawing = _Drawing(palette, _numbers(len(palette), values), opacity, bands)
     timing, started = Timing(), time.perf_counter()
-    inference = network.predictor.inference
-    sizes, damaged = image_sizes([one.image for one in files])
+    sizes, damaged = image_sizes([one.image for one in files], bands)
     for index, size in sizes:
         try:
             inference.check_size(size)
         except UserError as error:
             raise UserError(f"{files[index].image}: {error}") from error
+    # Saved scores are as large as what strips avoid.
+    large = [] if save != "none" else [i for i, size in sizes if in_strips(size, inference)]
     batches = batch_by_size(
-        sizes,
+        [(index, size) for index, size in sizes if index not in large],
         # A larger batch would have blank rows only.
         min(batch_size, max(1, -(-len(files) // devices)) * devices),
         pad_to=pad_to,
         exact_below=inference.exact_below,
     )
     predict = _timed(network, placement, timing, save)
-
-    def write(one: Files, image: np.ndarray, label: np.ndarray, scores: np.ndarray | None) -> None:
-        write_atomically(one.label, label_png(numbers[label], colors))
-        write_atomically(one.overlay, overlay_png(image, label, palette, opacity))
-        if scores is not None:
-            write_atomically(one.scores, npy(scores))
-
     try:
         legend = legend_png(network.info.class_names, palette)
         write_atomically(pathlib.Path(output) / LEGEND, legend)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            writing: list[Future[None]] = []
-            for batch, (images, extents, errors) in read_ahead(
-                pool, [one.image for one in files], batches
-            ):
-                damaged += errors
-                labels, scores = predict(images, extents)
-                # Waits for the previous batch, so that few images are in memory.
-                for written in writing:
-                    written.result()
-                writing = []
-                for row in np.flatnonzero(extents.all(axis=1)):
-                    height, width = extents[row]
-                    place = np.s_[row, :height, :width]
-                    kept = None if scores is None else scores[place]
-                    pixels = images[place], labels[place], kept
-                    writing.append(pool.submit(write, files[batch.indices[row]], *pixels))
-            for written in writing:
-                written.result()
+        damaged += _predict_batches(predict, files, batches, drawing)
+        for index in large:
+            damaged += _predict_large(network, placement, files[index], timing, drawing)
     except OSError as error:
         raise UserError(f"cannot write to --output {output}: {why_unwritable(error)}") from error
     timing.seconds = time.perf_counter() - started
@@ -294,13 +286,114 @@ def predict_files(
     return timing
 
 
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    """The way from predictions to files.
+
+    Attributes:
+      palette: an RGB color for each class, uint8 [K, 3].
+      numbers: the value of each class in the label maps, uint8 [K].
+      opacity: of the colors over the image, 0 to 1.
+      bands: the bands of the images.
+    """
+
+    palette: np.ndarray
+    numbers: np.ndarray
+    opacity: float
+    bands: Bands
+
+    def write(
+        self, one: Files, image: np.ndarray, label: np.ndarray, scores: np.ndarray | None
+    ) -> None:
+        """Writes the results of an image."""
+        self.write_both(one, self.over(image, label), label)
+        if scores is not None:
+            write_atomically(one.scores, npy(scores))
+
+    def over(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Returns the colors of a label map over the picture of an image."""
+        return blend(self.bands.picture(image), label, self.palette, self.opacity)
+
+    def write_both(self, one: Files, overlay: np.ndarray, label: np.ndarray) -> None:
+        """Writes an overlay and a label map."""
+        colors = full_palette(self.palette)
+        colors[self.numbers] = self.palette
+        write_atomically(one.label, label_png(self.numbers[label], colors))
+        write_atomically(one.overlay, rgb_png(overlay))
+
+
+def _predict_batches(
+    predict: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+    files: Sequence[Files],
+    batches: Iterable[BatchIndices],
+    drawing: _Drawing,
+) -> list[UserError]:
+    """Labels whole images in batches. Returns the errors of damaged files."""
+    damaged: list[UserError] = []
+    paths = [one.image for one in files]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        writing: list[Future[None]] = []
+        for batch, (images, extents, errors) in read_ahead(pool, paths, batches, drawing.bands):
+            damaged += errors
+            labels, scores = predict(images, extents)
+            # Waits for the previous batch, so that few images are in memory.
+            for written in writing:
+                written.result()
+            writing = []
+            for row in np.flatnonzero(extents.all(axis=1)):
+                height, width = extents[row]
+                place = np.s_[row, :height, :width]
+                kept = None if scores is None else scores[place]
+                pixels = images[place], labels[place], kept
+                writing.append(pool.submit(drawing.write, files[batch.indices[row]], *pixels))
+        for written in writing:
+            written.result()
+    return damaged
+
+
+def _predict_large(
+    network: TrainedNetwork,
+    placement: Placement,
+    one: Files,
+    timing: Timing,
+    drawing: _Drawing,
+) -> list[UserError]:
+    """Labels an image in strips. Returns the error if its file is damaged."""
+    bands, predictor = network.info.bands, network.predictor
+    variables = placement.replicate(network.variables)
+    started, compiled = time.perf_counter(), len(predictor.shapes)
+    try:
+        image = _pixels(one.image, bands)
+    except UserError as error:
+        return [error]
+    # The overlay takes the place of the pixels that no later window reads.
+    overlay = image if bands == RGB else np.empty((*image.shape[:2], 3), np.uint8)
+    label, top = np.empty(image.shape[:2], np.uint8), 0
+
+    def look(windows: np.ndarray) -> np.ndarray:
+        return np.asarray(predictor.look(variables, placement.put_images(windows)))
+
+    for rows in label_strips(look, image, predictor.inference, batch_size=placement.mesh.size):
+        place = np.s_[top : top + len(rows)]
+        label[place] = rows
+        overlay[place] = drawing.over(image[place], rows)
+        top += len(rows)
+    drawing.write_both(one, overlay, label)
+    timing.images += 1
+    timing.shapes = len(predictor.shapes)
+    if timing.shapes == compiled:
+        timing.network_images += 1
+        timing.network_seconds += time.perf_counter() - started
+    return []
+
+
 def image_sizes(
-    images: Sequence[pathlib.Path],
+    images: Sequence[pathlib.Path], bands: Bands
 ) -> tuple[list[tuple[int, tuple[int, int]]], list[UserError]]:
     """Returns index and size of every image that can be opened, and the errors of the others."""
     sizes, damaged = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
-        opened = [pool.submit(upright_size, path) for path in images]
+        opened = [pool.submit(upright_size if bands == RGB else size_of, path) for path in images]
     for index, reading in enumerate(opened):
         try:
             sizes.append((index, reading.result()))
@@ -365,12 +458,15 @@ def _timed(
 
 
 def read_ahead(
-    pool: ThreadPoolExecutor, images: Sequence[pathlib.Path], batches: Iterable[BatchIndices]
+    pool: ThreadPoolExecutor,
+    images: Sequence[pathlib.Path],
+    batches: Iterable[BatchIndices],
+    bands: Bands,
 ) -> Iterator[tuple[BatchIndices, DecodedBatch]]:
     """Yields batches with their images, reading the next ones while the caller works."""
     waiting: collections.deque[tuple[BatchIndices, Future[DecodedBatch]]] = collections.deque()
     for batch in batches:
-        waiting.append((batch, pool.submit(_read, images, batch)))
+        waiting.append((batch, pool.submit(_read, images, batch, bands)))
         if len(waiting) > _AHEAD:
             first, reading = waiting.popleft()
             yield first, reading.result()
@@ -378,18 +474,26 @@ def read_ahead(
         yield first, reading.result()
 
 
-def _read(paths: Sequence[pathlib.Path], batch: BatchIndices) -> DecodedBatch:
-    images = np.full((len(batch.indices), *batch.size, 3), IMAGE_PADDING, np.uint8)
+def _pixels(path: pathlib.Path, bands: Bands) -> np.ndarray:
+    """Returns the pixels of an image, `[H, W, C]`, in an array of their own."""
+    if bands == RGB:
+        return np.array(read_photo(path, upright=True).pixels)
+    return read_bands(path, Form(bands.dtype, bands.channels)).pixels
+
+
+def _read(paths: Sequence[pathlib.Path], batch: BatchIndices, bands: Bands) -> DecodedBatch:
+    shape = (len(batch.indices), *batch.size, bands.channels)
+    images = np.full(shape, bands.padding, bands.batch_dtype)
     sizes, damaged = np.zeros((len(batch.indices), 2), np.int32), []
     for row, index in enumerate(batch.indices):
         if index < 0:
             continue
         try:
-            photo = read_photo(paths[index], upright=True)
+            pixels = _pixels(paths[index], bands)
         except UserError as error:
             damaged.append(error)
             continue
-        height, width = photo.shape
-        images[row, :height, :width] = np.asarray(photo.pixels)
+        height, width = pixels.shape[:2]
+        images[row, :height, :width] = pixels
         sizes[row] = height, width
     return images, sizes, damaged

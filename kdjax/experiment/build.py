@@ -30,6 +30,7 @@ def build_distiller(
     teacher: tuple[Network, Variables] | Mapping[str, Spec] | None,
     *,
     num_classes: int,
+    channels: tuple[int, int] = (3, 3),
 ) -> Distiller | None:
     """Returns the distillation terms of a config, or None if the config has none.
 
@@ -40,6 +41,7 @@ def build_distiller(
       student: the network and its variables, which may be `jax.ShapeDtypeStruct`s.
       teacher: the same for the teacher, or its maps alone. None if no term reads the teacher.
       num_classes: the number of classes of the data.
+      channels: the number of channels that the student and the teacher take.
 
     Raises:
       UserError: if a term does not fit the networks, if a network fails or scores other classes, or
@@ -47,7 +49,9 @@ def build_distiller(
     """
     size, micro_batch = options.data.crop_size, micro_batch_size(options)
     name = f"config.student {options.student.name}"
-    maps = trace_maps(*student, size, train=True, batch=micro_batch, name=name)
+    maps = trace_maps(
+        *student, size, train=True, batch=micro_batch, channels=channels[0], name=name
+    )
     found = scored_classes(maps)
     if not found:
         _check_extractor(options, maps)
@@ -59,7 +63,9 @@ def build_distiller(
         teacher_maps = teacher
     else:
         name = f"config.teacher {options.teacher.name or options.teacher.checkpoint}"
-        teacher_maps = trace_maps(*teacher, size, train=False, batch=micro_batch, name=name)
+        teacher_maps = trace_maps(
+            *teacher, size, train=False, batch=micro_batch, channels=channels[1], name=name
+        )
     return Distiller(
         options.terms,
         student=maps,
@@ -88,7 +94,13 @@ def micro_batch_size(options: RunOptions) -> int:
 
 
 def check_evaluation(
-    options: RunOptions, images: RunData, network: Network, variables: Variables, name: str
+    options: RunOptions,
+    images: RunData,
+    network: Network,
+    variables: Variables,
+    name: str,
+    *,
+    channels: int,
 ) -> None:
     """Traces a network on the smallest and the largest images of the evaluation.
 
@@ -98,13 +110,14 @@ def check_evaluation(
       network: the network.
       variables: its arrays.
       name: the network's name in messages.
+      channels: the number of channels that the network takes.
 
     Raises:
       UserError: if the network fails on such images.
     """
     for size in images.evaluated_sizes():
         batch = options.data.eval_batch_size
-        trace_maps(network, variables, size, train=False, batch=batch, name=name)
+        trace_maps(network, variables, size, train=False, batch=batch, channels=channels, name=name)
 
 
 def with_class_weights(loss: LossOptions, images: RunData) -> LossOptions:

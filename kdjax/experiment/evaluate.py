@@ -23,9 +23,10 @@ from kdjax.experiment.scores import Evaluation, SplitScores
 from kdjax.experiment.scoring import inspect, observed_by
 from kdjax.experiment.workdir import Workdir
 from kdjax.models import Variables
+from kdjax.models.options import TeacherOptions
 from kdjax.reporting.pictures import rgb_png, side_by_side
 from kdjax.reporting.results import Inspected
-from kdjax.teachers.loading import comparable, ordered_teacher
+from kdjax.teachers.loading import comparable, ordered_teacher, reading_bands
 from kdjax.training.sharding import MeshOptions, Placement
 from kdjax.utils import processes
 from kdjax.utils.errors import UserError
@@ -121,6 +122,9 @@ def evaluate(  # noqa: PLR0913
             options=_file_options(run, checkpoint) if options is None else options,
         )
         network.info.require_scores(str(checkpoint or workdir))
+        is_teacher = checkpoint is not None and os.fspath(checkpoint) == run.teacher.checkpoint
+        wanted = run.teacher if is_teacher else TeacherOptions()
+        network = reading_bands(network, wanted, images.bands, str(checkpoint or workdir))
         network = network.in_order_of(
             images.class_names,
             where=str(checkpoint or workdir),
@@ -132,8 +136,8 @@ def evaluate(  # noqa: PLR0913
         num_classes = network.info.num_classes
     else:
         student = ExportedStudent.load(exported)
-        wanted = student.class_names if any_class_names else images.class_names
-        predictor, variables = _Exported(student, exported, wanted), {}
+        names = student.class_names if any_class_names else images.class_names
+        predictor, variables = _Exported(student, exported, names), {}
         num_classes = len(student.class_names)
     if num_classes != images.num_classes:
         raise UserError(
@@ -184,6 +188,7 @@ def _teacher(
         inference=inference,
         options=run.teacher.options,
     )
+    teacher = reading_bands(teacher, run.teacher, images.bands, run.teacher.checkpoint)
     teacher = comparable(ordered_teacher(teacher, run.teacher, images.class_names), images)
     return teacher and (teacher.predictor, placement.put_state(teacher.variables))
 
@@ -225,7 +230,7 @@ def _file_options(options: RunOptions, checkpoint: epath.PathLike | None) -> Map
 def calibration_images(
     workdir: epath.PathLike, *, data_dir: str | None = None, count: int = 100
 ) -> list[np.ndarray]:
-    """Returns evenly spread images [H, W, 3] of a run's training split, for `kdjax.export`.
+    """Returns evenly spread images [H, W, C] of a run's training split, for `kdjax.export`.
 
     Args:
       workdir: the directory of a run.
@@ -270,12 +275,18 @@ class _Exported:
     def __call__(self, variables: Variables, images: Array, sizes: Array) -> Array:
         del variables, sizes
         size, taken = images.shape[1:3], self._student.size
-        if taken.fixed and size != taken:
+        if images.shape[3] != self._student.channels:
+            raise UserError(
+                f"{self._path} takes {self._student.channels} bands, and the data set has "
+                f"{images.shape[3]}"
+            )
+        if taken.fixed and size != (taken.height, taken.width):
             raise UserError(
                 f"{self._path} takes images of {taken.height} x {taken.width}, and the data set "
                 f"has {size[0]} x {size[1]}: export it with --height {size[0]} --width {size[1]}"
             )
         self.shapes.add(images.shape)
         # Through the host, so that images may be on any number of devices.
-        labels = np.asarray(self._student.predict(np.asarray(images)))
+        pixels = np.asarray(images).astype(self._student.dtype)
+        labels = np.asarray(self._student.predict(pixels))
         return jnp.asarray(labels if self._numbers is None else self._numbers[labels])

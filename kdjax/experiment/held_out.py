@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from kdjax.config import RunOptions
 from kdjax.data.run_data import RunData
@@ -56,7 +56,9 @@ class HeldOutLoss:
         self._sums = jax.jit(self._sums_of_batch)
         # Here, so that a mistake is an error before training.
         for size in images.evaluated_sizes():
-            pixels = jax.ShapeDtypeStruct((options.data.eval_batch_size, *size, 3), jnp.uint8)
+            bands = images.bands
+            shape = (options.data.eval_batch_size, *size, bands.channels)
+            pixels = jax.ShapeDtypeStruct(shape, bands.batch_dtype)
             valid = jax.ShapeDtypeStruct(pixels.shape[:1], jnp.bool)
             try:
                 jax.eval_shape(self._sums_of_batch, state, self._frozen, pixels, valid)
@@ -95,7 +97,7 @@ class HeldOutLoss:
         self,
         state: TrainState,
         frozen: Variables | None,
-        pixels: UInt8[Array, "B H W 3"],
+        pixels: Shaped[Array, "B H W C"],
         valid: Bool[Array, " B"],
     ) -> tuple[Float[Array, ""], Array]:
         """Returns the sum of the losses of the valid images, and their number."""

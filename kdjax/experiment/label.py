@@ -95,9 +95,9 @@ def label(
     if is_remote(output):
         raise UserError(f"--output is {os.fspath(output)}; it must be a local folder")
     folder, root = pathlib.Path(output), pathlib.Path(images)
-    photos = [_Photo(path, name) for name, path in find_photos(root).items()]
     network = TrainedNetwork.load(teacher, options=options)
     network.info.require_scores(f"--teacher {teacher}")
+    photos = [_Photo(path, name) for name, path in find_photos(root, network.info.bands).items()]
     drawn = _evenly_spread(photos, overlays)
     _claim(folder, network, root, masks=masks, min_confidence=min_confidence)
     waiting = [photo for photo in photos if not _is_done(folder, photo, masks, photo in drawn)]
@@ -206,11 +206,12 @@ def _predictions(
         }
 
     paths = [photo.path for photo in photos]
-    sizes, damaged = image_sizes(paths)
+    bands = network.info.bands
+    sizes, damaged = image_sizes(paths, bands)
     devices = placement.mesh.size
     batches = batch_by_size(sizes, batch_size or devices)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for batch, (pixels, _, errors) in read_ahead(pool, paths, batches):
+        for batch, (pixels, _, errors) in read_ahead(pool, paths, batches, bands):
             if damaged := [*damaged, *errors]:
                 raise damaged[0]
             found = jax.device_get(predict(variables, placement.put_images(pixels)))
@@ -237,4 +238,5 @@ def _mask(network: TrainedNetwork, found: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _overlay(network: TrainedNetwork, pixels: np.ndarray, labels: np.ndarray) -> bytes:
-    return overlay_png(pixels, labels, _palette(network), _OPACITY)
+    picture = network.info.bands.picture(pixels)
+    return overlay_png(picture, labels, _palette(network), _OPACITY)

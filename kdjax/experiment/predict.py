@@ -76,9 +76,9 @@ def predict(  # noqa: PLR0913
     crop_size = files.read_options().data.crop_size if files.config.exists() else None
     inference = make_inference(mode, window, stride, scales, flip, crop_size=crop_size)
     values = None if ids is None else original_labels(ids)
-    found = find_images(images, os.fspath(output), overwrite=overwrite)
     network = TrainedNetwork.load(str(workdir), inference=inference, options=options)
     network.info.require_scores(str(workdir))
+    found = find_images(images, os.fspath(output), overwrite=overwrite, bands=network.info.bands)
     return predict_files(
         network,
         found,

@@ -12,7 +12,7 @@ from kdjax.evaluation.evaluator import TrainedNetwork, predict_examples
 from kdjax.experiment.scoring import with_predictions
 from kdjax.experiment.workdir import Workdir
 from kdjax.reporting.results import Example, Inspected, InspectedImage, Report
-from kdjax.teachers.loading import ordered_teacher
+from kdjax.teachers.loading import ordered_teacher, reading_bands
 from kdjax.utils import environment
 
 
@@ -83,6 +83,8 @@ def predict_panels(
     predictions: dict[str, Sequence[np.ndarray]] = {}
     for name, path in panels.items():
         network = TrainedNetwork.load(path, options=options.teacher.options)
+        if path == options.teacher.checkpoint:
+            network = reading_bands(network, options.teacher, images.bands, path)
         network = ordered_teacher(network, options.teacher, images.class_names)
         if network.info.num_classes == images.num_classes:
             predictions[name] = predict_examples(
@@ -92,7 +94,7 @@ def predict_panels(
             )
     if not predictions:
         return [], Inspected()
-    predicted = with_predictions(examples, predictions)
+    predicted = with_predictions(images.bands, examples, predictions)
     found = iter(predicted[len(panel) :])
     kinds = (
         [

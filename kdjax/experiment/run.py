@@ -219,7 +219,9 @@ def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
         "data.batch_size", options.data.batch_size, accumulate=options.optimizer.accumulate
     )
     placement.check_batch_size("data.eval_batch_size", options.data.eval_batch_size)
-    student, variables, info = make_student(options, images.class_names, images.palette)
+    student, variables, info = make_student(
+        options, images.class_names, images.palette, images.bands
+    )
     student = with_batch_norm(student, options.student.batch_norm, placement.batch_shards)
     teacher = load_teacher(options, images, placement, log)
     distiller = build_distiller(
@@ -227,11 +229,17 @@ def _prepare(run: Run, data: SegmentationSet | None, log: RunLogger) -> _Parts:
         (student, variables),
         teacher and teacher.maps,
         num_classes=images.num_classes,
+        channels=(
+            info.in_channels,
+            teacher.network.info.in_channels if teacher and teacher.network else 0,
+        ),
     )
-    check_evaluation(options, images, student, variables, f"config.student {info.name}")
+    name = f"config.student {info.name}"
+    check_evaluation(options, images, student, variables, name, channels=info.in_channels)
     if scored := comparable(teacher and teacher.network, images):
         name = f"config.teacher {scored.info.name}"
-        check_evaluation(options, images, scored.network, scored.variables, name)
+        channels = scored.info.in_channels
+        check_evaluation(options, images, scored.network, scored.variables, name, channels=channels)
     cache = None
     if distiller and teacher and teacher.cached:
         cache = TeacherCache(options, images, teacher.cached, distiller, log)

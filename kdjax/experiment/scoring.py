@@ -18,10 +18,11 @@ from kdjax.models import Variables
 from kdjax.models.model_files import is_model_file
 from kdjax.reporting import pictures
 from kdjax.reporting.results import Example, Inspected, InspectedImage, Role
-from kdjax.teachers.loading import open_images, ordered_teacher
+from kdjax.teachers.loading import open_images, ordered_teacher, reading_bands
 from kdjax.training.loop import Interruption
 from kdjax.training.sharding import Placement
 from kdjax.utils import environment, imports, processes
+from kdjax.utils.bands import Bands
 from kdjax.utils.classes import iou_of_object
 from kdjax.utils.errors import UserError
 from kdjax.utils.log import RunLogger
@@ -135,7 +136,7 @@ class Scoring:
         """Returns a few examples with the predictions of "student" and, if any, "teacher"."""
         teacher = {"teacher": self._teacher_predictions} if self._teacher_predictions else {}
         student = self._label_maps(predictor, variables)
-        return with_predictions(self._examples, {**teacher, "student": student})
+        return with_predictions(self._images.bands, self._examples, {**teacher, "student": student})
 
     def pictures(self, predictor: Predictor, variables: Variables) -> dict[str, np.ndarray]:
         """Returns image, label, teacher, and student of a few examples, side by side."""
@@ -190,7 +191,9 @@ def inspect(scores: ImageScores, images: RunData, split: str) -> Inspected:
                 miou=score.miou,
                 disputed=score.disputed,
                 example=Example(
-                    image=example["image"], label=example["label"], predictions=score.predictions
+                    image=images.bands.picture(example["image"]),
+                    label=example["label"],
+                    predictions=score.predictions,
                 ),
             )
             for score, example in zip(chosen, examples, strict=True)
@@ -200,17 +203,20 @@ def inspect(scores: ImageScores, images: RunData, split: str) -> Inspected:
 
 
 def with_predictions(
-    examples: Sequence[Mapping[str, np.ndarray]], predictions: Mapping[str, Sequence[np.ndarray]]
+    bands: Bands,
+    examples: Sequence[Mapping[str, np.ndarray]],
+    predictions: Mapping[str, Sequence[np.ndarray]],
 ) -> list[Example]:
     """Returns examples with predictions, for a report.
 
     Args:
-      examples: dicts with `image` [H, W, 3] and `label` [H, W].
+      bands: the bands of the images, which become pictures.
+      examples: dicts with `image` [H, W, C] and `label` [H, W].
       predictions: the label map [H, W] of each example, by network.
     """
     return [
         Example(
-            image=example["image"],
+            image=bands.picture(example["image"]),
             label=example["label"],
             predictions={name: maps[index] for name, maps in predictions.items()},
         )
@@ -240,6 +246,7 @@ def score_checkpoint(
     network = TrainedNetwork.load(
         checkpoint, dtype=options.teacher.dtype, options=options.teacher.options
     )
+    network = reading_bands(network, options.teacher, images.bands, checkpoint)
     network = ordered_teacher(network, options.teacher, images.class_names)
     if network.info.num_classes != images.num_classes:
         return

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -20,7 +21,9 @@ from kdjax.models.network import (
     trace_maps,
 )
 from kdjax.models.options import IMAGENET_WEIGHTS, StudentOptions
+from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.models.serialization import NetworkInfo
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.classes import class_order, differing_class
 from kdjax.utils.errors import UserError
 
@@ -28,7 +31,10 @@ BACKBONE = "backbone"
 
 
 def make_student(
-    options: RunOptions, class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
+    options: RunOptions,
+    class_names: Sequence[str],
+    palette: UInt8[np.ndarray, "K 3"],
+    bands: Bands = RGB,
 ) -> tuple[Network, Variables, NetworkInfo]:
     """Returns the student of a config, its initial variables, and its description.
 
@@ -36,6 +42,8 @@ def make_student(
       options: the options of the run.
       class_names: the names of the data's classes. A student without class scores has none.
       palette: a color for each class.
+      bands: the bands of the images. If they are not those of photos, they are normalized by their
+        own statistics, and weights for photos are spread over them.
 
     Raises:
       UserError: if the network cannot be made, if it has class scores and the data have no classes,
@@ -52,7 +60,10 @@ def make_student(
         options=dict(student.options),
         image_size=options.data.crop_size,
         source=f"trained by kdjax from seed {options.seed}",
+        bands=bands,
     )
+    if bands != RGB:
+        info = dataclasses.replace(info, preprocessing=Preprocessing(bands.mean, bands.std))
     for key in ("checkpoint", "backbone"):
         if is_model_file(path := getattr(student, key)):
             raise UserError(
@@ -63,13 +74,15 @@ def make_student(
         network, variables, start = serialization.load(
             student.checkpoint, dtype=student.dtype, seed=options.seed
         )
+        _check_bands(student.checkpoint, start, info)
         info = _with_classes_of(network, variables, info)
         _check_start(student, info, start, variables)
         return network, variables, _started_from(info, start, student.checkpoint)
     network = info.make(dtype=student.dtype, where="config.student")
     variables = network.init(jax.random.key(options.seed), info.blank_image())
     info = _with_classes_of(network, variables, info)
-    info = dataclasses.replace(info, preprocessing=preprocessing_of(network))
+    if bands == RGB:
+        info = dataclasses.replace(info, preprocessing=preprocessing_of(network))
     if student.backbone == IMAGENET_WEIGHTS:
         return network, *_take_imagenet(student, network, variables, info)
     if student.backbone:
@@ -80,7 +93,10 @@ def make_student(
 def _with_classes_of(network: Network, variables: Variables, info: NetworkInfo) -> NetworkInfo:
     """Returns the description without classes if the network has no class scores."""
     name = f"config.student {info.name}"
-    if not scored_classes(trace_maps(network, variables, info.image_size, train=False, name=name)):
+    maps = trace_maps(
+        network, variables, info.image_size, train=False, channels=info.in_channels, name=name
+    )
+    if not scored_classes(maps):
         return dataclasses.replace(info, num_classes=0, class_names=(), palette=())
     if not info.class_names:
         raise UserError(
@@ -137,6 +153,7 @@ def _take_backbone(
     taken = {}
     for kind, tree in variables.items():
         fresh, trained = tree.get(BACKBONE, {}), source[kind].get(BACKBONE, {})
+        trained = _spread(fresh, trained, info.bands)
         if _shapes(fresh) != _shapes(trained) or (kind == "params" and not fresh):
             raise UserError(
                 f"config.student.backbone {path} is that of {start.name} (width {start.width}); "
@@ -146,10 +163,42 @@ def _take_backbone(
     return taken, _started_from(info, start, path, "its backbone ")
 
 
+def _check_bands(path: str, start: NetworkInfo, info: NetworkInfo) -> None:
+    if start.in_channels != info.in_channels:
+        raise UserError(
+            f"config.student.checkpoint {path} takes images of {start.in_channels} bands; these "
+            f"have {info.in_channels}: name it in config.student.backbone, whose first layer is "
+            "spread over the bands"
+        )
+
+
+def _spread(fresh: Any, trained: Any, bands: Bands) -> Any:
+    """Returns the weights of a backbone for photos, with a first layer for other bands.
+
+    The bands of `bands.rgb` take the weights of red, green, and blue, and all others their mean.
+    The sum over a pixel keeps its size: all weights are multiplied by 3 / C.
+    """
+    if bands.channels == 3 or jax.tree.structure(fresh) != jax.tree.structure(trained):
+        return trained
+
+    def fitted(new: Any, old: Any) -> Any:
+        # Kernels are [height, width, channels, filters].
+        wanted = (*old.shape[:2], bands.channels, *old.shape[3:])
+        if is_random_key(old) or old.shape[2:3] != (3,) or new.shape != wanted:
+            return old
+        old = np.asarray(old)
+        kernel = np.repeat(old.mean(axis=2, keepdims=True), bands.channels, axis=2)
+        for color, band in enumerate(bands.rgb):
+            kernel[:, :, band] = old[:, :, color]
+        return jnp.asarray(kernel * (3 / bands.channels))
+
+    return jax.tree.map(fitted, fresh, trained)
+
+
 def _started_from(info: NetworkInfo, start: NetworkInfo, path: str, how: str = "") -> NetworkInfo:
     return dataclasses.replace(
         info,
-        preprocessing=start.preprocessing,
+        preprocessing=start.preprocessing if info.bands == RGB else info.preprocessing,
         source=f"{info.source}, {how}from {path} ({start.fingerprint})",
         initial_weights={"path": path, "fingerprint": start.fingerprint},
     )
@@ -160,11 +209,25 @@ def _take_imagenet(
 ) -> tuple[Variables, NetworkInfo]:
     """Returns the variables with the published weights of the backbone, and the description."""
     found = imagenet.find(options, "config.student")
-    assert isinstance(network, NNXNetwork)  # as every network with published weights is
-    variables, preprocessing = found.load(network, variables)
-    return variables, dataclasses.replace(
+    # Those of photos, as the file has them.
+    photos = dataclasses.replace(info, preprocessing=IMAGENET)
+    target = network
+    if info.in_channels != photos.in_channels:
+        target = photos.make(dtype=options.dtype, where="config.student")
+    assert isinstance(target, NNXNetwork)  # as every network with published weights is
+    start = variables
+    if target is not network:
+        start = target.init(jax.random.key(0), photos.blank_image())
+    loaded, preprocessing = found.load(target, start)
+    taken = {
+        kind: {**tree, BACKBONE: _spread(tree[BACKBONE], loaded[kind][BACKBONE], info.bands)}
+        if BACKBONE in tree
+        else tree
+        for kind, tree in variables.items()
+    }
+    return taken, dataclasses.replace(
         info,
-        preprocessing=preprocessing,
+        preprocessing=preprocessing if info.bands == RGB else info.preprocessing,
         source=f"{info.source}, its backbone from {found.path.name} (SHA-256 {found.sha256})",
         initial_weights={"file": found.path.name, "sha256": found.sha256},
     )

@@ -65,6 +65,7 @@ class EfficientNetLite(nnx.Module):
       width: 64 is the published network; all channels scale with it.
       output_stride: of the last stage: 8, 16 or 32.
       drop_path: in training, the drop rates of the blocks rise linearly from 0 towards this rate.
+      in_channels: the bands of the images.
       **common: see `Common`.
     """
 
@@ -75,12 +76,13 @@ class EfficientNetLite(nnx.Module):
         width: int = 64,
         output_stride: int = 8,
         drop_path: float = 0.2,
+        in_channels: int = 3,
         **common: Unpack[Common],
     ):
         norm = partial(BatchNorm, momentum=0.99, epsilon=1e-3)
         conv = partial(ConvNorm, same=True, norm=norm)
         channels = scaled(ENTRY_CHANNELS, width)
-        self.conv_stem = conv(3, channels, 3, stride=2, activation=jax.nn.relu6, **common)
+        self.conv_stem = conv(in_channels, channels, 3, stride=2, activation=jax.nn.relu6, **common)
         self.blocks, self.feature_specs = build_layers(
             layers_of(size),
             channels,

@@ -42,6 +42,7 @@ class FileNetwork:
     Attributes:
       preprocessing: turns pixels into the values of the input, red first.
       class_names: a name for each class.
+      bands: the bands of the images.
     """
 
     def __init__(self, file: ModelFile, reading: Reading):
@@ -49,6 +50,7 @@ class FileNetwork:
         self._reading = reading
         self.preprocessing = reading.preprocessing
         self.class_names = reading.class_names
+        self.bands = reading.bands
         self._output_shape = functools.cache(self._find_output_shape)
 
     def init(self, key: PRNGKeyArray, images: Images) -> Variables:
@@ -68,7 +70,7 @@ class FileNetwork:
         del train, key
         return self._scores(jnp.asarray(images, jnp.float32)), variables
 
-    def _scores(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w K"]:
+    def _scores(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
         reading, size = self._reading, images.shape[1:3]
         if reading.fit == "tile":
             return self._tiled(images)
@@ -76,7 +78,7 @@ class FileNetwork:
         if reading.fit == "resize":
             if size == taken:
                 return self._call(images)
-            shape = (images.shape[0], *taken, 3)
+            shape = (images.shape[0], *taken, images.shape[-1])
             scores = self._call(jax.image.resize(images, shape, "linear", antialias=True))
             # Terms expect maps of one stride, whatever the size of the images.
             stride = max(1, round(taken[0] / scores.shape[1]))
@@ -85,7 +87,7 @@ class FileNetwork:
         padded = jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
         return _without_padding(self._call(padded), size, taken)
 
-    def _tiled(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H W K"]:
+    def _tiled(self, images: Float[Array, "B H W C"]) -> Float[Array, "B H W K"]:
         """Returns the mean scores of overlapping tiles."""
         assert self._reading.size
         height, width = self._reading.size
@@ -107,7 +109,7 @@ class FileNetwork:
             count[area] += 1
         return (total / count)[:, : size[0], : size[1]]
 
-    def _call(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w K"]:
+    def _call(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w K"]:
         """Returns the class scores of images that have a size of the file."""
         batch, height, width, _ = images.shape
         shape = jax.ShapeDtypeStruct((batch, *self._output_shape(height, width)), jnp.float32)
@@ -120,7 +122,7 @@ class FileNetwork:
         return max(EPSILON, output.scale / 2) if output.quantized else EPSILON
 
     def _find_output_shape(self, height: int, width: int) -> tuple[int, ...]:
-        blank = np.zeros((1, height, width, 3), np.float32)
+        blank = np.zeros((1, height, width, len(self.preprocessing.mean)), np.float32)
         try:
             return self._run(blank).shape[1:]
         # Each runtime has its own errors.

@@ -11,6 +11,7 @@ import numpy as np
 from kdjax.models.model_files import ModelFile, Tensor, channels_last, run_batch
 from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.utils import schema
+from kdjax.utils.bands import RGB, Bands, default_rgb
 from kdjax.utils.classes import numbered_names
 from kdjax.utils.errors import UserError, WrongValue, first_line
 from kdjax.utils.files import read_json
@@ -25,6 +26,7 @@ TESTED = (64, 96)  # least size of the image that shows what a file returns
 
 _PIXELS = Range("from 0 to 255, as the pixels are", lambda x: 0 <= x <= 255)
 _DEVIATION = Range("1 or more, in the units of 8-bit pixels (0 to 255)", lambda x: x >= 1)
+_MOST_CHANNELS = 16
 _LAYOUTS = {"NCHW": (2, 3, 1), "NHWC": (1, 2, 3)}  # axes of height, width, and channels
 
 
@@ -34,9 +36,11 @@ class FileOptions(Section):
 
     layout: Literal["auto", "NCHW", "NHWC"] = AUTO  # of the input
     channels: Literal["RGB", "BGR"] = "RGB"  # order of the input's channels
-    # Normalization of the pixels, red first, in units of 8-bit pixels; one number or three.
-    mean: Annotated[tuple[float, ...], _PIXELS] = ()
-    std: Annotated[tuple[float, ...], _DEVIATION] = ()
+    # Normalization of the pixels, red first, in the units of the images: those of 8-bit pixels for
+    # photos. One number, or one for each channel.
+    mean: Annotated[tuple[float, ...], schema.FINITE] = ()
+    std: Annotated[tuple[float, ...], schema.POSITIVE] = ()
+    image_type: Literal["uint8", "uint16", "float32"] = "uint8"  # of the images
     # How images get a size that the file takes: stretched, cut into overlapping tiles of the
     # file's size, or padded to a multiple.
     fit: Literal["auto", "resize", "tile", "pad"] = AUTO
@@ -61,9 +65,7 @@ class FileOptions(Section):
         for key in ("mean", "std"):
             value = given.get(key, ())
             if isinstance(value, int | float):
-                given[key] = (float(value),) * 3
-            elif isinstance(value, tuple) and len(value) not in (0, 3):
-                raise WrongValue(f"{where}: options.{key}", f"is {value}; give one number or three")
+                given[key] = (float(value),)
         if isinstance(given.get("output"), int):
             given["output"] = str(given["output"])
         if isinstance(given.get("classes"), str):
@@ -99,6 +101,7 @@ class Reading:
       output_layout: axes of the output, or "NHW" if it has no axis for the class.
       kind: see `FileOptions`.
       class_names: a name for each class.
+      bands: the bands of the images.
     """
 
     layout: str
@@ -111,6 +114,7 @@ class Reading:
     output_layout: str = ""
     kind: str = ""
     class_names: tuple[str, ...] = ()
+    bands: Bands = RGB
 
 
 def round_up(side: int, multiple: int) -> int:
@@ -176,7 +180,9 @@ def _read_input(
     height, width = (taken.shape[axis] for axis in _LAYOUTS[layout][:2])
     size = (height, width) if height and width else None
     notes["channels"] = f"{options.channels} ({_source(options.channels != 'RGB')})"
-    preprocessing = _preprocessing(taken, options, notes, file.layout)
+    # An axis of any length is taken for the three colors of photos.
+    channels = taken.shape[_LAYOUTS[layout][2]] or 3
+    preprocessing = _preprocessing(taken, path, options, notes, file.layout, channels)
     fits = ("resize", "tile") if size else ("pad", "resize")
     fit = fits[0] if options.fit == AUTO else options.fit
     if fit not in fits:
@@ -188,7 +194,17 @@ def _read_input(
     multiple = options.multiple or (1 if own else MULTIPLE)
     if size is None:
         notes["multiple"] = f"{multiple} ({_source(bool(options.multiple), read=bool(own))})"
-    return Reading(layout, options.channels, preprocessing, size, fit, multiple)
+    photos = channels == 3 and options.image_type == "uint8"
+    bands = Bands(options.image_type, preprocessing.mean, preprocessing.std, default_rgb(channels))
+    return Reading(
+        layout,
+        options.channels,
+        preprocessing,
+        size,
+        fit,
+        multiple,
+        bands=RGB if photos else bands,
+    )
 
 
 def _source(given: bool, *, read: bool = False) -> str:
@@ -198,9 +214,11 @@ def _source(given: bool, *, read: bool = False) -> str:
 def _input_layout(
     taken: Tensor, path: str, options: FileOptions, usual: str, notes: dict[str, str]
 ) -> str:
-    """Returns the layout whose axis of channels has three entries."""
+    """Returns the layout whose axis of channels has three entries, or else some."""
     possible = [name for name in _LAYOUTS if _may_be_images(taken, name)]
-    sure = [name for name in possible if taken.shape[_LAYOUTS[name][2]] == 3]
+    found = {name: taken.shape[_LAYOUTS[name][2]] for name in possible}
+    sure = [name for name in possible if found[name] == 3]
+    sure = sure or [name for name in possible if found[name]]
     allowed = sure or possible
     layout = options.layout
     if layout == AUTO:
@@ -208,7 +226,7 @@ def _input_layout(
     if layout not in possible:
         wanted = {"NCHW": "[batch, 3, height, width]", "NHWC": "[batch, height, width, 3]"}
         raise UserError(
-            f"{path}: its input is {taken}; a teacher takes RGB images of one size or of any, "
+            f"{path}: its input is {taken}; a teacher takes images of one size or of any, "
             f"{wanted.get(layout) or ' or '.join(wanted.values())}"
         )
     source = _source(options.layout != AUTO, read=len(sure) == 1)
@@ -218,41 +236,52 @@ def _input_layout(
 
 def _may_be_images(taken: Tensor, layout: str) -> bool:
     height, width, channels = (taken.shape[axis] for axis in _LAYOUTS[layout])
-    return channels in (3, None) and (height is None) == (width is None)
+    few = channels is None or channels <= _MOST_CHANNELS
+    return few and (height is None) == (width is None)
 
 
 def _preprocessing(
-    taken: Tensor, options: FileOptions, notes: dict[str, str], usual: str
+    taken: Tensor,
+    path: str,
+    options: FileOptions,
+    notes: dict[str, str],
+    usual: str,
+    channels: int,
 ) -> Preprocessing:
     """Returns the normalization of pixels: the given one, or the usual one of such an input."""
     read = taken.dtype is not None and bool(np.issubdtype(taken.dtype, np.integer))
     if read and taken.quantized:
         # The smallest integer of the input stands for the pixel 0.
         lowest = taken.zero_point - np.iinfo(str(taken.dtype)).min
-        default = _of_all_channels(float(lowest), 1 / taken.scale)
-    elif read:
-        default = _of_all_channels(0.0, 1.0)
+        default = _constant(float(lowest), 1 / taken.scale, channels)
+    elif read or channels != 3 or options.image_type != "uint8":
+        default = _constant(0.0, 1.0, channels)
     else:
-        default = IMAGENET if usual == "NCHW" else _of_all_channels(0.0, 255.0)
+        default = IMAGENET if usual == "NCHW" else _constant(0.0, 255.0, channels)
     found = Preprocessing(
-        _three(options.mean) or default.mean,
-        _three(options.std) or default.std,
+        _one_each(options.mean, channels, f"{path}: options.mean") or default.mean,
+        _one_each(options.std, channels, f"{path}: options.std") or default.std,
     )
-    for key, value, given in zip(found._fields, found, (options.mean, options.std), strict=True):
+    if channels == 3 and options.image_type == "uint8":
+        for key, allowed in (("mean", _PIXELS), ("std", _DEVIATION)):
+            for value in getattr(options, key):
+                schema.check_number(f"{path}: options.{key}", value, allowed)
+    for key, given in (("mean", options.mean), ("std", options.std)):
+        value = getattr(found, key)
         shown = " ".join(f"{number:g}" for number in value)
         notes[key] = f"{shown} ({_source(bool(given), read=read)})"
     return found
 
 
-def _of_all_channels(mean: float, std: float) -> Preprocessing:
-    return Preprocessing((mean, mean, mean), (std, std, std))
+def _constant(mean: float, std: float, channels: int) -> Preprocessing:
+    return Preprocessing((mean,) * channels, (std,) * channels)
 
 
-def _three(values: tuple[float, ...]) -> tuple[float, float, float] | None:
-    if not values:
-        return None
-    red, green, blue = map(float, values)
-    return red, green, blue
+def _one_each(values: tuple[float, ...], channels: int, where: str) -> tuple[float, ...]:
+    """Returns a number for each channel; () if none is given."""
+    if len(values) not in (0, 1, channels):
+        raise WrongValue(where, f"is {values}; give one number or {channels}")
+    return tuple(map(float, values)) * (channels if len(values) == 1 else 1)
 
 
 def _read_output(
@@ -274,7 +303,8 @@ def _read_output(
       notes: takes a line for each option.
     """
     size = reading.size or tuple(round_up(side, reading.multiple) for side in TESTED)
-    pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3))
+    channels = len(reading.preprocessing.mean)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, *size, channels))
     images = (pixels - reading.preprocessing.mean) / np.array(reading.preprocessing.std)
     try:
         found = run_batch(file, images.astype(np.float32), reading.layout, reading.channels)

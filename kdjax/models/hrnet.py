@@ -101,14 +101,17 @@ class HRNet(nnx.Module):
     Args:
       variant: "18s" (W18-small), "18" or "48", a name of `VARIANTS`.
       width: 64 is the published network; all channels scale with it.
+      in_channels: the bands of the images.
       **common: see `Common`.
     """
 
-    def __init__(self, variant: str, *, width: int = 64, **common: Unpack[Common]):
+    def __init__(
+        self, variant: str, *, width: int = 64, in_channels: int = 3, **common: Unpack[Common]
+    ):
         published, blocks, modules = VARIANTS[variant]
         branches = tuple(scaled(published * 2**i, width) for i in range(4))
         self.feature_specs = stage_specs(branches)
-        self.conv1 = ConvNorm(3, width, 3, stride=2, **common)
+        self.conv1 = ConvNorm(in_channels, width, 3, stride=2, **common)
         self.conv2 = ConvNorm(width, width, 3, stride=2, **common)
         self.layer1, channels = nnx.List([]), width
         for _ in range(blocks):

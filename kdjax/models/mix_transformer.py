@@ -206,6 +206,7 @@ class MixTransformer(nnx.Module):
       epsilon: of the layer norms.
       conv_epsilon: of the layer norms right behind a convolution.
       drop_path: drop rate of the last block in training. The rate rises linearly from 0.
+      in_channels: the bands of the images.
       **common: see `Common`.
     """
 
@@ -220,6 +221,7 @@ class MixTransformer(nnx.Module):
         epsilon: float = 1e-6,
         conv_epsilon: float = 1e-6,
         drop_path: float = 0.1,
+        in_channels: int = 3,
         **common: Unpack[Common],
     ):
         divisor, depths = SIZES[size]
@@ -228,9 +230,9 @@ class MixTransformer(nnx.Module):
         epsilons = Epsilons(epsilon=epsilon, conv_epsilon=conv_epsilon)
         self.stages = nnx.List([])
         for stage, rates in enumerate(drop_path_rates(drop_path, depths)):
-            in_channels = channels[stage - 1] if stage else 3
+            incoming = channels[stage - 1] if stage else in_channels
             self.stages.append(
-                MixStage(in_channels, channels[stage], stage, epsilons, rates, **common)
+                MixStage(incoming, channels[stage], stage, epsilons, rates, **common)
             )
 
     def __call__(self, images: Array, *, train: bool, rngs: Rngs) -> Features:

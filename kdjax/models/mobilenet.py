@@ -166,6 +166,7 @@ class MobileNetV2(nnx.Module):
       width: 64 is the published network; all channels scale with it.
       output_stride: of the last stage: 8, 16 or 32.
       dilate_all: see `build_layers`; mmsegmentation's networks of output stride 8 have False.
+      in_channels: the bands of the images.
       **common: see `Common`.
     """
 
@@ -175,10 +176,11 @@ class MobileNetV2(nnx.Module):
         width: int = 64,
         output_stride: int = 8,
         dilate_all: bool = False,
+        in_channels: int = 3,
         **common: Unpack[Common],
     ):
         channels = scaled(32, width)
-        self.entry = ConvNorm(3, channels, 3, stride=2, activation=jax.nn.relu6, **common)
+        self.entry = ConvNorm(in_channels, channels, 3, stride=2, activation=jax.nn.relu6, **common)
         self.layers, self.feature_specs = build_layers(
             LAYERS,
             channels,

@@ -24,7 +24,7 @@ Variables = dict[str, PyTree]
 """All arrays of a network. "params" are trained. "state" changes in other ways, such as running
 statistics and the random state of modules that have their own."""
 
-Images = Float[Array, "B H W 3"] | Float[np.ndarray, "B H W 3"]
+Images = Float[Array, "B H W C"] | Float[np.ndarray, "B H W C"]
 Key = PRNGKeyArray | None
 Applied = tuple[Any, Variables]  # the output of a network, and the variables after a step
 SCORES = "logits"
@@ -152,6 +152,7 @@ def trace_maps(
     *,
     train: bool,
     batch: int = 2,
+    channels: int = 3,
     name: str = "the network",
 ) -> Maps:
     """Returns the shapes and types of a network's maps, by name, without running the network.
@@ -162,6 +163,7 @@ def trace_maps(
       size: height and width of the images.
       train: True for the maps of a training step, which include those of an auxiliary head.
       batch: number of images.
+      channels: of the images.
       name: of the network in messages.
 
     Raises:
@@ -176,7 +178,7 @@ def trace_maps(
         before, changed = (variables["state"], after["state"]) if train else ({}, {})
         return maps_of(output), before, changed
 
-    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *size, channels), jnp.float32)
     try:
         maps, before, after = jax.eval_shape(forward, variables, images)
     except UserError:

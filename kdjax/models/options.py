@@ -70,6 +70,8 @@ class TeacherOptions(NetworkOptions):
     backbone: str = ""
     # The teacher sees each crop as the student does, or before its colors were changed.
     view: Literal["student", "clean"] = "student"
+    # The bands of the images that the teacher reads, in its order, as (3, 2, 1); empty for all.
+    bands: Annotated[tuple[int, ...], schema.COUNT_OR_ZERO] = ()
     # A directory for the teacher's maps of the whole training images, at scale 1 and without color
     # changes. The first run fills it; steps then read it and do not run the teacher. If it is
     # empty, every step runs the teacher.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped
 
 from kdjax.distillation import Classification, Maps
 
@@ -28,7 +28,7 @@ def stage_specs(channels: Sequence[int]) -> dict[str, FeatureSpec]:
 
 @struct.dataclass
 class SegmentationOutput:
-    """The output of a network on images [B, H, W, 3].
+    """The output of a network on images [B, H, W, C].
 
     Attributes:
       logits: class scores [B, h, w, K] at the network's own stride.
@@ -52,13 +52,22 @@ class SegmentationOutput:
 
 
 class Preprocessing(NamedTuple):
-    """Mean and standard deviation of each channel, in the units of 8-bit RGB pixels."""
+    """The way from images to the input of a network.
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    Attributes:
+      mean: the mean of each channel, in the units of the images: 8-bit RGB pixels for photos.
+      std: the standard deviation of each channel.
+      bands: the bands of the images that become the channels, in their order; empty for all.
+    """
 
-    def __call__(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
-        """Normalizes 8-bit RGB images."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bands: tuple[int, ...] = ()
+
+    def __call__(self, images: Shaped[Array, "B H W N"]) -> Float[Array, "B H W C"]:
+        """Normalizes images."""
+        if self.bands:
+            images = images[..., jnp.array(self.bands)]
         return (images.astype(jnp.float32) - jnp.array(self.mean)) / jnp.array(self.std)
 
 

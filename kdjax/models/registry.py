@@ -30,6 +30,7 @@ def create(  # pyright: ignore[reportOverlappingOverload]
     rngs: nnx.Rngs,
     width: int = NetworkOptions.width,
     auxiliary: bool = True,
+    in_channels: int = 3,
     dtype: str = NetworkOptions.dtype,
 ) -> FeatureExtractor: ...
 @overload
@@ -40,6 +41,7 @@ def create(
     rngs: nnx.Rngs,
     width: int = NetworkOptions.width,
     auxiliary: bool = True,
+    in_channels: int = 3,
     dtype: str = NetworkOptions.dtype,
 ) -> Segmenter: ...
 def create(
@@ -49,6 +51,7 @@ def create(
     rngs: nnx.Rngs,
     width: int = NetworkOptions.width,
     auxiliary: bool = True,
+    in_channels: int = 3,
     dtype: str = NetworkOptions.dtype,
 ) -> Segmenter | FeatureExtractor:
     """Creates a network of kdjax, with new float32 parameters.
@@ -61,13 +64,19 @@ def create(
         widths scale all channels.
       auxiliary: build the auxiliary head, which runs only in training. `fcn_hr*`, SegFormer, and
         CIRKD's MobileNetV2 have none.
+      in_channels: the channels of the images: 3 for photos, or the number of their bands.
       dtype: the type in which the network computes, "float32" or "bfloat16".
 
     Raises:
       UserError: for an unknown name, width or dtype.
     """
     factory, arguments = find(
-        name, num_classes=num_classes, width=width, auxiliary=auxiliary, dtype=dtype
+        name,
+        num_classes=num_classes,
+        width=width,
+        auxiliary=auxiliary,
+        in_channels=in_channels,
+        dtype=dtype,
     )
     return factory(**{**arguments, "rngs": rngs})
 
@@ -110,21 +119,23 @@ def find(
     num_classes: int,
     width: int = NetworkOptions.width,
     auxiliary: bool = True,
+    in_channels: int = 3,
     dtype: str = NetworkOptions.dtype,
     options: Mapping[str, Any] = MappingProxyType({}),
     where: str = "network",
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the object that a name refers to, and the arguments to call it with.
 
-    A factory gets `num_classes`, and those of `width`, `auxiliary`, `dtype`, and `rngs` that it
-    has. It must have `num_classes`, unless it is a class with the methods of a `Network`. Width and
-    dtype must keep their defaults if the factory does not have them.
+    A factory gets `num_classes`, and those of `width`, `auxiliary`, `in_channels`, `dtype`, and
+    `rngs` that it has. It must have `num_classes`, unless it is a class with the methods of a
+    `Network`. Width and dtype must keep their defaults if the factory does not have them.
 
     Args:
       name: one of `NETWORKS`, or "package.module:attribute" of a factory or of a network.
       num_classes: as in `create`.
       width: as in `create`.
       auxiliary: as in `create`.
+      in_channels: as in `create`.
       dtype: as in `create`.
       options: further keyword arguments of the factory.
       where: what holds the name, for messages.
@@ -141,7 +152,13 @@ def find(
     settings = {"width": width, "auxiliary": auxiliary, "dtype": dtype}
     given: dict[str, Any] = {}
     if not is_network(found):
-        offered = {"num_classes": num_classes, **settings, "dtype": jnp.dtype(dtype), "rngs": None}
+        offered = {
+            "num_classes": num_classes,
+            **settings,
+            "in_channels": in_channels,
+            "dtype": jnp.dtype(dtype),
+            "rngs": None,
+        }
         given = imports.arguments(
             "network",
             name,

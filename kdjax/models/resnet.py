@@ -99,6 +99,7 @@ class ResNet(nnx.Module):
       contract: the first block of a dilated stage has half the dilation.
       dilate_second: the second convolution of a `BasicBlock` has the dilation of its stage.
       ceil_pool: the max-pooling is in ceil mode.
+      in_channels: the bands of the images.
       **common: see `Common`.
     """
 
@@ -112,19 +113,20 @@ class ResNet(nnx.Module):
         contract: bool = True,
         dilate_second: bool = False,
         ceil_pool: bool = False,
+        in_channels: int = 3,
         **common: Unpack[Common],
     ):
         block, counts = DEPTHS[depth]
-        in_channels = 2 * width if stem == "wide" else width
+        incoming = 2 * width if stem == "wide" else width
         if stem == "plain":
-            self.conv1 = ConvNorm(3, in_channels, 7, stride=2, **common)
+            self.conv1 = ConvNorm(in_channels, incoming, 7, stride=2, **common)
         else:
-            half = in_channels // 2
+            half = incoming // 2
             self.stem = nnx.List(
                 [
-                    ConvNorm(3, half, 3, stride=2, **common),
+                    ConvNorm(in_channels, half, 3, stride=2, **common),
                     ConvNorm(half, half, 3, **common),
-                    ConvNorm(half, in_channels, 3, **common),
+                    ConvNorm(half, incoming, 3, **common),
                 ]
             )
         self.deep_stem, self.ceil_pool = stem != "plain", ceil_pool
@@ -141,7 +143,7 @@ class ResNet(nnx.Module):
                 first = position == 0
                 blocks.append(
                     block(
-                        in_channels,
+                        incoming,
                         channels,
                         stride=strides[index] if first else 1,
                         dilation=max(1, dilation // 2) if first and contract else dilation,
@@ -149,10 +151,10 @@ class ResNet(nnx.Module):
                         **common,
                     )
                 )
-                in_channels = channels * block.expansion
+                incoming = channels * block.expansion
             self.stages.append(blocks)
             total_stride *= strides[index]
-            self.feature_specs[f"stage{index + 1}"] = FeatureSpec(in_channels, total_stride)
+            self.feature_specs[f"stage{index + 1}"] = FeatureSpec(incoming, total_stride)
 
     def __call__(self, images: Array, *, train: bool, rngs: Rngs = None) -> Features:
         """Returns the outputs of the four stages as "stage1" to "stage4"."""

@@ -36,7 +36,7 @@ class FeatureExtractor(nnx.Module):
         return dict(self.backbone.feature_specs)
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool = False, rngs: Rngs = None
+        self, images: Float[Array, "B H W C"], *, train: bool = False, rngs: Rngs = None
     ) -> Features:
         """Returns the maps of the backbone by name; see `Segmenter` for the arguments."""
         return dict(self.backbone(images.astype(self.dtype), train=train, rngs=rngs))
@@ -49,10 +49,12 @@ def make_extractor(
     width: int,
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
+    in_channels: int = 3,
 ) -> FeatureExtractor:
-    """Builds a backbone alone, from (width=, dtype=, rngs=). It scores no classes."""
+    """Builds a backbone alone, from (width=, in_channels=, dtype=, rngs=). It scores no classes."""
     del num_classes
-    return FeatureExtractor(backbone(width=width, dtype=dtype, rngs=rngs), dtype=dtype)
+    made = backbone(width=width, in_channels=in_channels, dtype=dtype, rngs=rngs)
+    return FeatureExtractor(made, dtype=dtype)
 
 
 class Segmenter(nnx.Module):
@@ -88,12 +90,12 @@ class Segmenter(nnx.Module):
         return specs
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, train: bool = False, rngs: Rngs = None
+        self, images: Float[Array, "B H W C"], *, train: bool = False, rngs: Rngs = None
     ) -> SegmentationOutput:
         """Runs the network.
 
         Args:
-          images: normalized images [B, H, W, 3] of any size.
+          images: normalized images [B, H, W, C] of any size, 3 channels for photos.
           train: use batch statistics and dropout, and run the auxiliary head.
           rngs: the randomness of dropout and drop path, needed in training.
         """
@@ -111,7 +113,7 @@ class Architecture:
     """The parts of a network, which a call builds.
 
     Attributes:
-      backbone: built from (width=, dtype=, rngs=).
+      backbone: built from (width=, in_channels=, dtype=, rngs=).
       head: built from (specs, channels, num_classes, dtype=, rngs=).
       channels: of the head, per channel of the width.
       auxiliary_channels: of the auxiliary head, which reads "stage3"; 0 if the network has none.
@@ -125,7 +127,14 @@ class Architecture:
     auxiliary_head: Callable[..., Head] = FCNHead
 
     def __call__(
-        self, *, num_classes: int, width: int, auxiliary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        *,
+        num_classes: int,
+        width: int,
+        auxiliary: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        in_channels: int = 3,
     ) -> Segmenter:
         """Builds the network; `auxiliary` includes the auxiliary head.
 
@@ -135,7 +144,7 @@ class Architecture:
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
         common = Common(dtype=dtype, rngs=rngs)
-        backbone = self.backbone(width=width, **common)
+        backbone = self.backbone(width=width, in_channels=in_channels, **common)
         specs = backbone.feature_specs
         head = self.head(specs, round(self.channels * width), num_classes, **common)
         auxiliary_head = None

@@ -43,6 +43,7 @@ from kdjax.models.outputs import IMAGENET, Preprocessing
 from kdjax.models.registry import make_network
 from kdjax.models.several import SeveralNetworks, split_paths
 from kdjax.utils import imports
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.classes import distinct_colors, numbered_names
 from kdjax.utils.errors import RAISED_BY_USERS, UserError
 from kdjax.utils.files import (
@@ -87,6 +88,7 @@ class NetworkInfo:
       image_size: height and width that its parameters were made for, if they depend on them.
       initial_weights: the weights at the start of training: "path" and "fingerprint" of a network
         checkpoint, "file" and "sha256" of ImageNet weights, or nothing.
+      bands: the bands of the images that it was trained on.
     """
 
     name: str
@@ -102,6 +104,12 @@ class NetworkInfo:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int] = (64, 64)
     initial_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    bands: Bands = RGB
+
+    @property
+    def in_channels(self) -> int:
+        """The channels of its input."""
+        return len(self.preprocessing.mean)
 
     def make(self, *, dtype: str, where: str = "network") -> Network:
         """Makes the network, without variables. `where` holds its name, for messages."""
@@ -110,6 +118,7 @@ class NetworkInfo:
             num_classes=self.num_classes,
             width=self.width,
             auxiliary=self.auxiliary,
+            in_channels=self.in_channels,
             dtype=dtype,
             options=self.options,
             where=where,
@@ -131,8 +140,8 @@ class NetworkInfo:
             )
 
     def blank_image(self) -> np.ndarray:
-        """Returns images [1, H, W, 3] for `Network.init`."""
-        return np.zeros((1, *self.image_size, 3), np.float32)
+        """Returns images [1, H, W, C] for `Network.init`."""
+        return np.zeros((1, *self.image_size, self.in_channels), np.float32)
 
 
 def fingerprint(variables: Variables) -> str:
@@ -359,9 +368,12 @@ def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables,
         raise UserError(f"{name}: {error}") from error
     except RAISED_BY_USERS as error:
         raise UserError(f"{name}: {type(error).__name__}: {error}") from error
-    info = NetworkInfo(name, 1, 64, False, (), (), source=name)
+    preprocessing = preprocessing_of(network)
+    info = NetworkInfo(name, 1, 64, False, (), (), preprocessing, source=name)
     variables = network.init(jax.random.key(seed), info.blank_image())
-    maps = trace_maps(network, variables, info.image_size, train=False, name=name)
+    maps = trace_maps(
+        network, variables, info.image_size, train=False, channels=info.in_channels, name=name
+    )
     count = scored_classes(maps)
     named = getattr(network, "class_names", None) or numbered_names(count)
     if len(named) != count:
@@ -371,7 +383,6 @@ def _load_by_name(name: str, dtype: str, seed: int) -> tuple[Network, Variables,
         num_classes=count,
         class_names=tuple(named),
         palette=tuple(tuple(color) for color in distinct_colors(count).tolist()),
-        preprocessing=preprocessing_of(network),
         fingerprint=_fingerprint_of(network, variables, info),
     )
     return network, variables, info
@@ -400,6 +411,7 @@ def _load_model_file(
         source=path,
         fingerprint=found,
         options=options,
+        bands=network.bands,
     )
     return network, network.init(jax.random.key(0), info.blank_image()), info
 
@@ -420,7 +432,7 @@ def _hash_of_scores(network: Network, variables: Variables, info: NetworkInfo) -
     the number of threads. All networks that fail on the batch have the same hash, and a warning is
     logged.
     """
-    shape = (2, *info.image_size, 3)
+    shape = (2, *info.image_size, info.in_channels)
     images = jax.device_put(np.random.default_rng(0).standard_normal(shape, np.float32))
     try:
         output, _ = network.apply(variables, images, train=False, key=None)
@@ -513,6 +525,8 @@ def _read_info(path: epath.Path) -> NetworkInfo:
         values["palette"] = tuple(map(tuple, values["palette"]))
         values["options"] = with_tuples(values["options"])
         values["image_size"] = tuple(values["image_size"])
+        dtype, *measured = values.get("bands", RGB)
+        values["bands"] = Bands(dtype, *map(tuple, measured))
         return NetworkInfo(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged: {error}") from error

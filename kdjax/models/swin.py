@@ -169,14 +169,24 @@ class SwinTransformer(nnx.Module):
       width: an even number; 64 is the published network. An attention head has half of it as
         channels, and the stages have 3, 6, 12, and 24 heads.
       drop_path: drop rate of the last block in training. The rate rises linearly from 0.
+      in_channels: the bands of the images.
       **common: see `Common`.
     """
 
-    def __init__(self, *, width: int = 64, drop_path: float = 0.3, **common: Unpack[Common]):
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        drop_path: float = 0.3,
+        in_channels: int = 3,
+        **common: Unpack[Common],
+    ):
         channels = [width // 2 * heads for heads in HEADS]
         self.feature_specs = stage_specs(channels)
         patch = (PATCH_SIZE, PATCH_SIZE)
-        projection = nnx.Conv(3, channels[0], patch, strides=patch, padding="VALID", **common)
+        projection = nnx.Conv(
+            in_channels, channels[0], patch, strides=patch, padding="VALID", **common
+        )
         self.embedding = PatchEmbedding(projection, epsilon=EPSILON, **common)
         self.stages = nnx.List([])
         for c, heads, rates in zip(

@@ -220,10 +220,13 @@ class VisionTransformer(nnx.Module):
     Args:
       name: a key of `VARIANTS`.
       width: channels of a head; 64 is the published network.
+      in_channels: the bands of the images.
       **common: see `Common`.
     """
 
-    def __init__(self, name: str, *, width: int = 64, **common: Unpack[Common]):
+    def __init__(
+        self, name: str, *, width: int = 64, in_channels: int = 3, **common: Unpack[Common]
+    ):
         variant = VARIANTS[name]
         if not variant.grid and width % 4:
             raise UserError(f"the width is {width}; that of {name} must be a multiple of 4")
@@ -231,7 +234,13 @@ class VisionTransformer(nnx.Module):
         self.feature_specs = {stage: FeatureSpec(channels, variant.patch) for stage in STAGES}
         patch = (variant.patch, variant.patch)
         self.embedding = nnx.Conv(
-            3, channels, patch, strides=patch, padding="VALID", kernel_init=linear_normal, **common
+            in_channels,
+            channels,
+            patch,
+            strides=patch,
+            padding="VALID",
+            kernel_init=linear_normal,
+            **common,
         )
 
         def tokens(count: int) -> nnx.Param:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 IGNORED_GRAY = 128
@@ -75,7 +76,9 @@ def label_png(values: np.ndarray, colors: np.ndarray) -> bytes:
     return _png(picture)
 
 
-def overlay_png(image: np.ndarray, label: np.ndarray, palette: np.ndarray, opacity: float) -> bytes:
+def blend(
+    image: np.ndarray, label: np.ndarray, palette: np.ndarray, opacity: float
+) -> UInt8[np.ndarray, "H W 3"]:
     """Returns the image blended with the colors of its classes.
 
     Args:
@@ -85,7 +88,12 @@ def overlay_png(image: np.ndarray, label: np.ndarray, palette: np.ndarray, opaci
       opacity: of the colors, 0 to 1.
     """
     colors = Image.fromarray(colorize(label, palette))
-    return _png(Image.blend(Image.fromarray(image), colors, opacity))
+    return np.asarray(Image.blend(Image.fromarray(image), colors, opacity))
+
+
+def overlay_png(image: np.ndarray, label: np.ndarray, palette: np.ndarray, opacity: float) -> bytes:
+    """Returns `blend` as a PNG."""
+    return rgb_png(blend(image, label, palette, opacity))
 
 
 def rgb_png(image: np.ndarray) -> bytes:

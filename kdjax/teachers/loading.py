@@ -13,12 +13,15 @@ from kdjax.distillation import Spec, need_teacher
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.evaluation.inference import WHOLE
 from kdjax.models import Network, Variables
+from kdjax.models.model_files import is_model_file
 from kdjax.models.options import TeacherOptions
 from kdjax.models.serialization import NetworkInfo
+from kdjax.models.several import SeveralNetworks
 from kdjax.teachers.network_maps import NetworkMaps, views
 from kdjax.teachers.precomputed_logits import PrecomputedLogits
 from kdjax.training.sharding import Placement
-from kdjax.utils.errors import UserError
+from kdjax.utils.bands import Bands
+from kdjax.utils.errors import UserError, WrongValue
 from kdjax.utils.log import RunLogger
 
 
@@ -109,6 +112,7 @@ def load_teacher(
         )
     network = TrainedNetwork.load(wanted.checkpoint, dtype=wanted.dtype, options=wanted.options)
     _check_described(wanted, network.info)
+    network = reading_bands(network, wanted, images.bands, wanted.checkpoint)
     if wanted.min_miou and not comparable(network, images):
         raise UserError(
             f"config.teacher.min_miou is {wanted.min_miou}, but {wanted.checkpoint} scores "
@@ -144,7 +148,12 @@ def _maps_to_cache(
             )
         return None
     others = [
-        TrainedNetwork.load(path, dtype=wanted.dtype, options=wanted.options)
+        reading_bands(
+            TrainedNetwork.load(path, dtype=wanted.dtype, options=wanted.options),
+            wanted,
+            images.bands,
+            path,
+        )
         .frozen(wanted.dtype)
         .in_order_of(
             images.class_names,
@@ -163,6 +172,46 @@ def _maps_to_cache(
             )
     names = {name for loss in options.terms.values() for name in loss.names("teacher")}
     return NetworkMaps(options, images, teacher, sorted(names), others)
+
+
+def reading_bands(
+    teacher: TrainedNetwork, options: TeacherOptions, bands: Bands, path: str
+) -> TrainedNetwork:
+    """Returns the teacher with the bands that it reads of the images.
+
+    Args:
+      teacher: the teacher.
+      options: the config section.
+      bands: the bands of the images.
+      path: the teacher's, for messages.
+
+    Raises:
+      UserError: if the images lack a band, the teacher takes another number of bands, or it was
+        trained on numbers of another type.
+    """
+    info, chosen = teacher.info, options.bands
+    if chosen and max(chosen) >= bands.channels:
+        raise WrongValue(
+            "config.teacher.bands",
+            f"is {chosen}; the images have the bands 0..{bands.channels - 1}",
+        )
+    found = len(chosen) or bands.channels
+    # Several networks select bands themselves.
+    if info.in_channels != found and not isinstance(teacher.network, SeveralNetworks):
+        raise UserError(
+            f"{path} takes {info.in_channels} channels, and gets {found} bands; name those of the "
+            "images that the teacher reads, in its order, in config.teacher.bands"
+        )
+    if info.bands.dtype != bands.dtype and not is_model_file(path):
+        raise UserError(
+            f"{path} was trained on {info.bands.dtype}, and the images are {bands.dtype}; it needs "
+            "images of the same numbers"
+        )
+    if not chosen:
+        return teacher
+    preprocessing = info.preprocessing._replace(bands=tuple(chosen))
+    changed = dataclasses.replace(info, preprocessing=preprocessing)
+    return teacher.running(teacher.network, teacher.variables, changed)
 
 
 def ordered_teacher(

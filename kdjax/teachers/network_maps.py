@@ -171,7 +171,8 @@ class NetworkMaps:
 
     def _shapes(self, size: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every map for one image, from tracing the network."""
-        pixels = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
+        bands = self._images.bands
+        pixels = jax.ShapeDtypeStruct((1, *size, bands.channels), bands.batch_dtype)
         maps = jax.eval_shape(self._forward, self._teacher.variables, pixels)
         return {name: value.shape for name, value in maps.items()}
 
@@ -192,7 +193,7 @@ def _describe(network: TrainedNetwork, options: RunOptions) -> dict[str, Any]:
     info = network.info
     return {
         "network": f"{info.name} {info.fingerprint} in {options.teacher.dtype}",
-        "preprocessing": [list(values) for values in info.preprocessing],
+        "preprocessing": [list(values) for values in info.preprocessing if values],
         "class_order": network.network.order
         if isinstance(network.network, ReorderedClasses)
         else None,

@@ -11,7 +11,8 @@ from made_up_images import noise
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading import records
 from kdjax.data.loading.augment import augment, distort
-from kdjax.data.loading.sampling import IMAGE_PADDING, AugmentOptions, Draws, draw
+from kdjax.data.loading.sampling import AugmentOptions, Draws, draw
+from kdjax.utils.bands import RGB
 
 PLAIN = AugmentOptions(
     (16, 24), scale_range=(1, 1), max_class_share=1, flip=False, photometric=False
@@ -172,7 +173,7 @@ def test_scales_fill_their_range():
 def test_what_an_image_does_not_cover_is_padded():
     image, label = noise(10, 30)
     crop, crop_label = run(image, label, 3, PLAIN)
-    assert (crop[10:] == IMAGE_PADDING).all()
+    assert (crop[10:] == RGB.padding).all()
     assert (crop_label[10:] == 255).all()
     assert (crop_label[:10] != 255).all()
 
@@ -181,7 +182,7 @@ def test_padding_keeps_its_color_under_distortion():
     image, label = noise(10, 30)
     for seed in range(8):
         crop, _ = run(image, label, seed, options(photometric=True))
-        assert (crop[10:] == IMAGE_PADDING).all()
+        assert (crop[10:] == RGB.padding).all()
 
 
 def test_half_of_the_examples_are_mirrored():

@@ -10,8 +10,9 @@ from kdjax.data import sets
 from kdjax.data._tensorflow import tf
 from kdjax.data.loading import pipeline
 from kdjax.data.loading.records import Records
-from kdjax.data.loading.sampling import IMAGE_PADDING, AugmentOptions, example_indices
+from kdjax.data.loading.sampling import AugmentOptions, example_indices
 from kdjax.data.preparing.builder import find_builder
+from kdjax.utils.bands import RGB
 from kdjax.utils.errors import UserError
 
 
@@ -183,11 +184,11 @@ def assert_holds_val(dataset, found, pad_to):
                 assert (height, width) == examples[index]["label"].shape
                 np.testing.assert_array_equal(image[:height, :width], examples[index]["image"])
                 np.testing.assert_array_equal(label[:height, :width], examples[index]["label"])
-                image[:height, :width], label[:height, :width] = IMAGE_PADDING, 255
+                image[:height, :width], label[:height, :width] = RGB.padding, 255
                 seen.append(index)
             else:
                 assert index == -1
-            assert (image == IMAGE_PADDING).all()
+            assert (image == RGB.padding).all()
             assert (label == 255).all()
     assert sorted(seen) == list(range(7))
 

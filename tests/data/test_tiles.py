@@ -1,5 +1,6 @@
 """Images in tiles: a crop decodes its own tiles, and equals the crop of a whole image."""
 
+import functools
 import json
 
 import numpy as np
@@ -19,7 +20,11 @@ SIZES = [(20, 30), (16, 48), (8, 16), (41, 17)]
 def small_tiles(monkeypatch):
     monkeypatch.setattr(records, "TILE", (8, 16))
     # Trace with this tile size, instead of reusing an earlier trace.
-    monkeypatch.setattr(records, "_decode_example", records.decode_example)
+    monkeypatch.setattr(
+        records,
+        "_decoder",
+        lambda bands: functools.partial(records.decode_example, bands=bands),
+    )
 
 
 def noise(height, width):

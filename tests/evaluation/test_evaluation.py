@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 from kdjax import models
-from kdjax.data.loading.sampling import IMAGE_PADDING
 from kdjax.evaluation import evaluator
 from kdjax.evaluation.evaluator import Scores, confusion_matrix
 from kdjax.experiment.scores import Evaluation, SplitScores
 from kdjax.models import NNXNetwork
 from kdjax.models.outputs import IMAGENET
+from kdjax.utils.bands import RGB
 
 RNG = np.random.default_rng(0)
 
@@ -137,7 +137,7 @@ def test_padding_changes_nothing_far_from_it():
     """The network's receptive field is 30 pixels. Global pooling would change every pixel."""
     net = models.create("tiny", num_classes=5, width=4, rngs=nnx.Rngs(0))
     image = RNG.integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
-    padded = np.full((1, 96, 128, 3), IMAGE_PADDING, np.uint8)
+    padded = np.full((1, 96, 128, 3), RGB.padding, np.uint8)
     padded[:, :64, :64] = image
 
     def scores(images):

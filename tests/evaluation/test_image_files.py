@@ -19,6 +19,7 @@ from kdjax.evaluation.inference import WHOLE, Inference
 from kdjax.evaluation.predict_files import find_images, predict_files
 from kdjax.models import NNXNetwork, serialization
 from kdjax.reporting.pictures import label_png, overlay_png
+from kdjax.utils.bands import RGB
 from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -204,7 +205,8 @@ def test_images_in_the_folders_of_results_are_refused(photos, pattern, overwrite
 def test_an_image_too_small_for_a_scale_is_named_before_anything_is_written(photos, tmp_path):
     inference = Inference(scales=(1.0, 0.01))
     network = SimpleNamespace(
-        info=SimpleNamespace(palette=PALETTE), predictor=SimpleNamespace(inference=inference)
+        info=SimpleNamespace(palette=PALETTE, bands=RGB),
+        predictor=SimpleNamespace(inference=inference),
     )
     files = find_images(f"{photos}/plain.png", str(tmp_path / "out"), overwrite=False)
     with pytest.raises(UserError, match=r"plain\.png: at scale 0\.01, 32 x 40 pixels become 0 x 0"):

@@ -201,7 +201,7 @@ MIB, GIB = 2**20, 2**30
 def test_what_auto_chooses_and_says(wanted, device, host, place, reason):
     # 4 examples, 3 MiB as they are, and 4 MiB padded to the larger of the two sizes.
     sizes = [(512, 512), (256, 512)]
-    decision = decide_cache(wanted, 4, sizes, device_bytes=device, host_bytes=host)
+    decision = decide_cache(wanted, 4, sizes, pixel_bytes=4, device_bytes=device, host_bytes=host)
     assert decision.place == place
     assert re.search(reason, decision.reason)
 

@@ -133,16 +133,20 @@ def test_one_of_several_outputs_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("made", "options", "message"),
     [
-        ({"weights": np.ones((2, 6), np.float32)}, {}, r'"images" float32 \[any, 6, any, any\]; a'),
+        (
+            {"weights": np.ones((2, 20), np.float32)},
+            {},
+            r'"images" float32 \[any, 20, any, any\]; a',
+        ),
         (
             {},
             {"layout": "NHWC"},
-            r"takes RGB images of one size or of any, \[batch, height, width, 3\]",
+            r"takes images of one size or of any, \[batch, height, width, 3\]",
         ),
         (
             {"size": ("h", 32)},
             {},
-            r"\[any, 3, any, 32\]; a teacher takes RGB images of one size or",
+            r"\[any, 3, any, 32\]; a teacher takes images of one size or",
         ),
         ({"size": (16, 32)}, {"fit": "pad"}, "fit is pad; the file takes images of 16 x 32 alone"),
         ({"last": [("ArgMax", {"axis": 1})]}, {}, "a teacher needs class scores, not class ids"),
@@ -151,7 +155,7 @@ def test_one_of_several_outputs_is_named(tmp_path):
         ({}, {"kind": "sigmoid"}, "has 4 channels, which hold logits or probabilities"),
         ({}, {"kind": "logit"}, 'options.kind is "logit"; it must be auto or logits'),
         ({}, {"std": 0.229}, r"std is 0.229; it must be 1 or more, in the units of 8-bit pixels"),
-        ({}, {"mean": (1, 2)}, "give one number or three"),
+        ({}, {"mean": (1, 2)}, "give one number or 3"),
         ({}, {"channel": "BGR"}, 'options.channel is not known: did you mean "channels"'),
         ({}, {"classes": ("a", "b")}, "names 2 classes, 2 of them different; the file scores 4"),
     ],

@@ -11,7 +11,6 @@ from kdjax.data._tensorflow import tf
 from kdjax.data.loading.records import Window, WindowReader
 from kdjax.data.loading.sampling import (
     CROP_TRIES,
-    IMAGE_PADDING,
     WEIGHT_BITS,
     AugmentOptions,
     Draws,
@@ -53,10 +52,11 @@ def augment(
       options: the augmentations.
 
     Returns:
-      `image`, uint8 `[h, w, 3]`, padded with `IMAGE_PADDING`; `label`, uint8 `[h, w]`, padded
-      with 255. With `options.clean_view` also `clean`, the image before its colors are distorted.
-      With `options.place` also `place`, int32 `[5]`: height and width of the scaled image, row and
-      column of the crop's corner in it, and 1 if the crop is mirrored, else 0.
+      `image`, uint8 `[h, w, 3]`, padded with `options.bands.padding`, or `[h, w, C]` for other
+      bands than those of photos, float32 if they have more than 8 bits; `label`, uint8 `[h, w]`,
+      padded with 255. With `options.clean_view` also `clean`, the image before its colors are
+      distorted. With `options.place` also `place`, int32 `[5]`: height and width of the scaled
+      image, row and column of the crop's corner in it, and 1 if the crop is mirrored, else 0.
     """
     size = tf.shape(label)
     scaled = _scaled_size(size, draws.scale, options)
@@ -72,14 +72,17 @@ def augment(
     ends = tf.stack([crop.corner, tf.minimum(crop.corner + options.crop_size, scaled) - 1])
     low, high, _ = _neighbors(size, scaled, ends)
     window = read_window(low[0], high[1] + 1)
-    clean = _sample_image(window, crop, options.crop_size)
-    images = {"image": distort(clean, draws) if options.photometric else clean}
+    clean = _sample_image(window, crop, options.crop_size, options.bands.channels)
+    images = {"image": distort(clean, draws) if options.distorts else clean}
     if options.clean_view:
         images["clean"] = clean
     covered = scaled - crop.corner
     images = tf.cond(
         tf.reduce_any(covered < options.crop_size),
-        lambda: {key: _padded(image, covered, options.crop_size) for key, image in images.items()},
+        lambda: {
+            key: _padded(image, covered, options.crop_size, options.bands.padding)
+            for key, image in images.items()
+        },
         lambda: images,
     )
     result = {**images, "label": crop_label}
@@ -220,33 +223,41 @@ def _gather_label(
     return tf.where(_inside(covered, crop_size), crop, tf.constant(IGNORE_LABEL, tf.uint8))
 
 
-def _sample_image(window: Window, crop: _Crop, crop_size: tuple[int, int]) -> tf.Tensor:
-    """Returns a crop of the bilinearly scaled image, computed in integers.
+def _sample_image(
+    window: Window, crop: _Crop, crop_size: tuple[int, int], channels: int
+) -> tf.Tensor:
+    """Returns a crop of the bilinearly scaled image.
 
-    Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing.
+    Pixel i lies at (i + 1/2) * source / scaled - 1/2 of the source, without antialiasing. Pixels of
+    8 bits are computed in integers, all others in float32.
     """
     layout = tf.shape(window.tiles)[1:3], window.per_row, window.corner
-    return _interpolate(_filled_up(window.tiles), *_image_places(layout, crop, crop_size))
+    places = _image_places(layout, crop, crop_size, channels)
+    return _interpolate(_filled_up(window.tiles), *places, channels=channels)
 
 
 @_compiled
 def _image_places(
-    layout: tuple[tf.Tensor, tf.Tensor, tf.Tensor], crop: _Crop, crop_size: tuple[int, int]
+    layout: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+    crop: _Crop,
+    crop_size: tuple[int, int],
+    channels: int,
 ) -> tuple[tf.Tensor, ...]:
     """Returns, for both axes, the offsets of two neighbors of each target, and their weight."""
     tile, per_row, window_corner = layout
     rows, columns = _targets(crop, crop_size)
     top, bottom, down = _neighbors(crop.size[0], crop.scaled[0], rows)
     left, right, across = _neighbors(crop.size[1], crop.scaled[1], columns)
-    tile_size = tile[0] * tile[1] * 3
+    tile_size = tile[0] * tile[1] * channels
 
     def down_to(row: tf.Tensor) -> tf.Tensor:
         row -= window_corner[0]
-        return row // tile[0] * per_row * tile_size + tf.math.floormod(row, tile[0]) * tile[1] * 3
+        inside = tf.math.floormod(row, tile[0]) * tile[1] * channels
+        return row // tile[0] * per_row * tile_size + inside
 
     def across_to(column: tf.Tensor) -> tf.Tensor:
         column -= window_corner[1]
-        return column // tile[1] * tile_size + tf.math.floormod(column, tile[1]) * 3
+        return column // tile[1] * tile_size + tf.math.floormod(column, tile[1]) * channels
 
     return down_to(top), down_to(bottom), down, across_to(left), across_to(right), across
 
@@ -260,19 +271,26 @@ def _interpolate(
     left: tf.Tensor,
     right: tf.Tensor,
     across: tf.Tensor,
+    channels: int,
 ) -> tf.Tensor:
+    integers = pixels.dtype == tf.uint8
+
     def at(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:
-        places = row[:, None, None] + (column[:, None] + tf.range(3))
-        return tf.cast(tf.gather(pixels, places), tf.int32)
+        places = row[:, None, None] + (column[:, None] + tf.range(channels))
+        return tf.cast(tf.gather(pixels, places), tf.int32 if integers else tf.float32)
 
     def blend(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-        return low * (1 << WEIGHT_BITS) + (high - low) * weight
+        if integers:
+            return low * (1 << WEIGHT_BITS) + (high - low) * weight
+        return low + (high - low) * (tf.cast(weight, tf.float32) / (1 << WEIGHT_BITS))
 
     blended = blend(
         blend(at(top, left), at(bottom, left), down[:, None, None]),
         blend(at(top, right), at(bottom, right), down[:, None, None]),
         across[:, None],
     )
+    if not integers:
+        return blended
     half = 1 << (2 * WEIGHT_BITS - 1)
     return tf.cast(tf.bitwise.right_shift(blended + half, 2 * WEIGHT_BITS), tf.uint8)
 
@@ -305,9 +323,14 @@ def _inside(covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
 
 
 @_compiled
-def _padded(image: tf.Tensor, covered: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
+def _padded(
+    image: tf.Tensor,
+    covered: tf.Tensor,
+    crop_size: tuple[int, int],
+    padding: tuple[float, ...],
+) -> tf.Tensor:
     inside = tf.expand_dims(_inside(covered, crop_size), -1)
-    return tf.where(inside, image, tf.constant(IMAGE_PADDING, tf.uint8))
+    return tf.where(inside, image, tf.constant(padding, image.dtype))
 
 
 def distort(image: tf.Tensor, draws: Draws) -> tf.Tensor:

@@ -2,18 +2,17 @@
 
 Corners, labels, and scaled pixels are computed in the same integers, so that without photometric
 distortion the crops are equal bit for bit. Colors are computed in float32 in another order, so that
-a level may differ by one.
+a level may differ by one. Pixels of more than 8 bits are computed in float32 by both.
 """
 
 from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from kdjax.data.loading.sampling import (
     CROP_TRIES,
-    IMAGE_PADDING,
     WEIGHT_BITS,
     AugmentOptions,
     Draws,
@@ -29,11 +28,12 @@ _DIGIT_BITS = 11
 class PaddedExamples(TypedDict):
     """Examples on the device, padded below and on the right to a common size.
 
-    `image` [N, H, W, 3] and `label` [N, H, W] are uint8. `size` [N, 2] int32 holds height and width
+    `image` [N, H, W, C], for photos [N, H, W, 3], and `label` [N, H, W] are uint8, but images of
+    other bands than those of photos may have more bits. `size` [N, 2] int32 holds height and width
     of each example without its padding.
     """
 
-    image: UInt8[Array, "N H W 3"]
+    image: Shaped[Array, "N H W C"]
     label: UInt8[Array, "N H W"]
     size: Int[Array, "N 2"]
 
@@ -97,7 +97,7 @@ def _augment(
     corner = corners[_first_varied(label_at, corners, options)]
     crop = _Crop(index, size, scaled, corner)
     clean = _sample_image(examples["image"], crop, options.crop_size)
-    result = {"image": distort(clean, draws) if options.photometric else clean}
+    result = {"image": distort(clean, draws) if options.distorts else clean}
     result["label"] = label_at(corner)
     if options.clean_view:
         result["clean"] = clean
@@ -111,7 +111,7 @@ def _augment(
     result = {
         key: jnp.where(inside, value, IGNORE_LABEL)
         if key == "label"
-        else jnp.where(inside[..., None], value, jnp.array(IMAGE_PADDING, jnp.uint8))
+        else jnp.where(inside[..., None], value, jnp.array(options.bands.padding, value.dtype))
         for key, value in result.items()
     }
     if options.place:
@@ -223,9 +223,10 @@ def _sample_label(
 
 
 def _sample_image(
-    images: UInt8[Array, "N H W 3"], crop: _Crop, crop_size: tuple[int, int]
-) -> UInt8[Array, "h w 3"]:
+    images: Shaped[Array, "N H W C"], crop: _Crop, crop_size: tuple[int, int]
+) -> Shaped[Array, "h w C"]:
     """Returns a crop of a bilinearly scaled image, with arbitrary pixels outside."""
+    integers = images.dtype == jnp.uint8
 
     def neighbors(axis: int) -> tuple[Array, Array, Array]:
         scaled = crop.scaled[axis]
@@ -237,7 +238,10 @@ def _sample_image(
         weight = (part * (1 << WEIGHT_BITS) + scaled) // (2 * scaled)
         return jnp.maximum(low, 0), jnp.minimum(low + 1, crop.size[axis] - 1), weight
 
-    def blend(low: Array, high: Array, weight: Array) -> Int[Array, "..."]:
+    def blend(low: Array, high: Array, weight: Array) -> Array:
+        if not integers:
+            low, high = low.astype(jnp.float32), high.astype(jnp.float32)
+            return low + (high - low) * (weight.astype(jnp.float32) / (1 << WEIGHT_BITS))
         low, high = low.astype(jnp.int32), high.astype(jnp.int32)
         return low * (1 << WEIGHT_BITS) + (high - low) * weight
 
@@ -245,6 +249,8 @@ def _sample_image(
     left, right, across = neighbors(1)
     rows = blend(images[crop.example, top], images[crop.example, bottom], down[:, None, None])
     pixels = blend(rows[:, left], rows[:, right], across[:, None])
+    if not integers:
+        return pixels
     half = 1 << (2 * WEIGHT_BITS - 1)
     return ((pixels + half) >> (2 * WEIGHT_BITS)).astype(jnp.uint8)
 

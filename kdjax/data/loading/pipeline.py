@@ -15,7 +15,6 @@ from kdjax.data.interface import SegmentationSet
 from kdjax.data.loading.augment import augment
 from kdjax.data.loading.records import Records, explained
 from kdjax.data.loading.sampling import (
-    IMAGE_PADDING,
     AugmentOptions,
     BatchIndices,
     ClassSampling,
@@ -26,6 +25,7 @@ from kdjax.data.loading.sampling import (
     rows_of_process,
 )
 from kdjax.data.loading.sources import InMemoryExamples, Mixture, Part
+from kdjax.utils.bands import Bands
 from kdjax.utils.classes import IGNORE_LABEL
 
 
@@ -59,7 +59,8 @@ def train_batches(  # noqa: PLR0913
       process_count: the number n of processes that share a batch.
 
     Returns:
-      An iterator of `image`, uint8 `[B / n, h, w, 3]`, and `label`, uint8 `[B / n, h, w]`. With
+      An iterator of `image`, uint8 `[B / n, h, w, 3]` (see `augment` for other bands than those of
+      photos), and `label`, uint8 `[B / n, h, w]`. With
       `options.clean_view` also `clean`, like `image`. With `options.place` also `place`, int32
       `[B / n, 5]`, as `augment` describes it, and `index`, int32 `[B / n]`, the examples' indices
       in the source.
@@ -143,10 +144,11 @@ def eval_batches(
       process_count: the number n of processes that share a batch.
 
     Returns:
-      An iterator of `image`, uint8 `[B / n, H, W, 3]`, padded with `IMAGE_PADDING`; `label`,
-      uint8 `[B / n, H, W]`, padded with 255; `size`, int32 `[B / n, 2]`, height and width of the
-      image, 0 for blank ones; `valid`, bool `[B / n]`, False for blank images, whose label is 255
-      throughout; `index`, int32 `[B / n]`, the index of the image in the split, -1 for blank ones.
+      An iterator of `image`, `[B / n, H, W, C]` of `Bands.batch_dtype`, padded with
+      `Bands.padding`; `label`, uint8 `[B / n, H, W]`, padded with 255; `size`, int32
+      `[B / n, 2]`, height and width of the image, 0 for blank ones; `valid`, bool `[B / n]`, False
+      for blank images, whose label is 255 throughout; `index`, int32 `[B / n]`, the index of the
+      image in the split, -1 for blank ones.
 
     Raises:
       UserError: if the set has no such split, or the processes cannot share a batch evenly.
@@ -162,14 +164,16 @@ def eval_batches(
     )
     own = [index for batch in batches for index in batch.indices if index >= 0]
     examples = records.decoded(own)
-    return (_eval_batch(batch, examples) for batch in batches)
+    return (_eval_batch(batch, examples, records.bands) for batch in batches)
 
 
-def _eval_batch(batch: BatchIndices, examples: Iterator[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _eval_batch(
+    batch: BatchIndices, examples: Iterator[dict[str, Any]], bands: Bands
+) -> dict[str, np.ndarray]:
     """Returns a batch of the next examples, padded to its size."""
     rows = len(batch.indices)
     arrays = {
-        "image": np.full((rows, *batch.size, 3), IMAGE_PADDING, np.uint8),
+        "image": np.full((rows, *batch.size, bands.channels), bands.padding, bands.batch_dtype),
         "label": np.full((rows, *batch.size), IGNORE_LABEL, np.uint8),
         "size": np.zeros((rows, 2), np.int32),
         "valid": np.array(batch.indices) >= 0,
@@ -189,7 +193,8 @@ def load_examples(
     """Decodes the examples at `indices` of a split.
 
     Returns:
-      For each `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, str.
+      For each `image`, `[H, W, C]`, uint8 `[H, W, 3]` for photos; `label`, uint8 `[H, W]`; `name`,
+      str.
 
     Raises:
       UserError: if the set has no such split.

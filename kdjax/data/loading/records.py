@@ -1,6 +1,7 @@
 """The examples of a split as records: read by index, with images in one file or in tiles."""
 
 import abc
+import functools
 import io
 import itertools
 import pathlib
@@ -17,6 +18,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from kdjax.data._tensorflow import reason, tf, traced_as_written
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ TILE = (64, 256)
 # Next to the records of a prepared set: the pixels of each class in each example, by split.
 CLASS_COUNTS = "class_counts.npz"
 _SCHEMA = {
-    "image": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),  # a file or tiles
+    # A file or tiles: PNG or JPEG of photos, and compressed values of other bands.
+    "image": tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
     "label": tf.io.FixedLenFeature([], tf.string),
     "name": tf.io.FixedLenFeature([], tf.string),
     # Height and width, if image and label hold plain pixels.
@@ -43,7 +46,7 @@ class Window(NamedTuple):
     """A part of an image, in adjacent tiles.
 
     Attributes:
-      tiles: uint8 `[n, h, w, 3]`, row by row.
+      tiles: `[n, h, w, C]`, row by row.
       per_row: the number of tiles in a row, int32.
       corner: row and column of the image where the first tile begins, int32 `[2]`.
     """
@@ -80,54 +83,87 @@ def _encode_tile(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return buffer.getvalue()
 
 
+def encode_bands(image: np.ndarray, *, tiled: bool) -> list[bytes]:
+    """Returns the compressed values of an image `[H, W, C]`, whole or in tiles like `encode_tiles`.
+
+    Tiles have the size `TILE`, unless there is one alone, which has the size of the image.
+    """
+    (height, width), (h, w) = image.shape[:2], TILE if tiled else image.shape[:2]
+    rows, columns = -(-height // h), -(-width // w)
+    if rows * columns > 1:
+        image = np.pad(image, ((0, rows * h - height), (0, columns * w - width), (0, 0)), "edge")
+    little = image.astype(image.dtype.newbyteorder("<"))
+    return [
+        zlib.compress(little[row * h : (row + 1) * h, column * w : (column + 1) * w].tobytes(), 1)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
 def whole_window(image: tf.Tensor) -> Window:
-    """Returns an image `[H, W, 3]` as one tile."""
+    """Returns an image `[H, W, C]` as one tile."""
     return Window(image[None], tf.constant(1), tf.zeros(2, tf.int32))
 
 
-def decode_window(encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor) -> Window:
+def decode_window(
+    encoded: tf.Tensor, size: tf.Tensor, begin: tf.Tensor, end: tf.Tensor, bands: Bands = RGB
+) -> Window:
     """Decodes a window of an image.
 
     Args:
-      encoded: one PNG or JPEG file, or the tiles of `encode_tiles`: strings `[n]`.
+      encoded: one PNG or JPEG file, or the tiles of `encode_tiles`; for other bands than those of
+        photos, what `encode_bands` returns: strings `[n]`.
       size: height and width of the image, int32 `[2]`.
       begin: the first row and column of the window, int32 `[2]`.
       end: the row and the column after its last.
+      bands: the bands of the image.
     """
 
+    def decode(file: tf.Tensor, height: Any, width: Any) -> tf.Tensor:
+        if bands == RGB:
+            return tf.io.decode_image(file, channels=3, expand_animations=False)
+        values = tf.io.decode_raw(tf.io.decode_compressed(file, "ZLIB"), bands.dtype)
+        return tf.reshape(values, [height, width, bands.channels])
+
     def from_file() -> Window:
-        image = tf.io.decode_image(encoded[0], channels=3, expand_animations=False)
-        return whole_window(tf.ensure_shape(image, [None, None, 3]))
+        image = decode(encoded[0], size[0], size[1])
+        return whole_window(tf.ensure_shape(image, [None, None, bands.channels]))
 
     def from_tiles() -> Window:
         first, last = begin // TILE, (end - 1) // TILE
         rows, columns = tf.range(first[0], last[0] + 1), tf.range(first[1], last[1] + 1)
         numbers = rows[:, None] * -(-size[1] // TILE[1]) + columns
         decoded = tf.map_fn(
-            lambda tile: tf.ensure_shape(tf.io.decode_png(tile, channels=3), [*TILE, 3]),
+            lambda tile: tf.ensure_shape(decode(tile, *TILE), [*TILE, bands.channels]),
             tf.gather(encoded, tf.reshape(numbers, [-1])),
-            fn_output_signature=tf.TensorSpec([*TILE, 3], tf.uint8),
+            fn_output_signature=tf.TensorSpec([*TILE, bands.channels], bands.dtype),
         )
         return Window(decoded, tf.size(columns), first * TILE)
 
     window = tf.cond(tf.size(encoded) > 1, from_tiles, from_file)
-    return window._replace(tiles=tf.ensure_shape(window.tiles, [None, None, None, 3]))
+    return window._replace(tiles=tf.ensure_shape(window.tiles, [None, None, None, bands.channels]))
 
 
 def pixels(window: Window, begin: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    """Returns the pixels from `begin` to before `end` of a window, uint8 `[h, w, 3]`."""
+    """Returns the pixels from `begin` to before `end` of a window, `[h, w, C]`."""
     count, height, width, _ = tf.unstack(tf.shape(window.tiles))
-    grid = [count // window.per_row, window.per_row, height, width * 3]
+    channels = window.tiles.shape[-1]
+    grid = [count // window.per_row, window.per_row, height, width * channels]
     joined = tf.transpose(tf.reshape(window.tiles, grid), [0, 2, 1, 3])
-    image = tf.reshape(joined, [grid[0] * height, grid[1] * width, 3])
+    image = tf.reshape(joined, [grid[0] * height, grid[1] * width, channels])
     begin, end = begin - window.corner, end - window.corner
     return image[begin[0] : end[0], begin[1] : end[1]]
 
 
 class Records(abc.ABC):
-    """The examples of one split by index. Several threads may read them at once."""
+    """The examples of one split by index. Several threads may read them at once.
 
-    def __init__(self) -> None:
+    Attributes:
+      bands: the bands of the images.
+    """
+
+    def __init__(self, bands: Bands) -> None:
+        self.bands = bands
         self._sizes: dict[int, tuple[int, int]] = {}
 
     @abc.abstractmethod
@@ -194,7 +230,7 @@ class Records(abc.ABC):
         """Decodes an example, and raises a `UserError` if it is damaged."""
         (record,) = self.read_serialized([index])
         try:
-            decode_example(tf.constant(record))
+            decode_example(tf.constant(record), self.bands)
         except tf.errors.OpError as error:
             (name,) = self._fields([index], "name")["name"]
             what = f'example "{name.decode()}" cannot be decoded: {reason(error)}'
@@ -204,7 +240,8 @@ class Records(abc.ABC):
         """Yields examples in the order of `indices`, decoded in parallel, as NumPy.
 
         Yields:
-          `image`, uint8 `[H, W, 3]`; `label`, uint8 `[H, W]`; `name`, bytes.
+          `image`, `[H, W, C]`, uint8 `[H, W, 3]` for photos; `label`, uint8 `[H, W]`; `name`,
+          bytes.
         """
 
         def read(indices: tf.Tensor) -> tf.Tensor:
@@ -225,7 +262,7 @@ class Records(abc.ABC):
             .batch(_READ_SIZE)
             .map(traced_as_written(read))
             .unbatch()
-            .map(_decode_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .map(_decoder(self.bands), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .prefetch(4)
         )
         return explained(cast(Iterator[dict[str, Any]], examples.as_numpy_iterator()), check)
@@ -238,9 +275,9 @@ class FileRecords(Records):
       directory: the folder of the set.
     """
 
-    def __init__(self, files: Sequence[str], length: int, split: str):
+    def __init__(self, files: Sequence[str], length: int, split: str, bands: Bands = RGB):
         """Opens the `files` of `split`, which together hold `length` records."""
-        super().__init__()
+        super().__init__(bands)
         self.directory = pathlib.Path(files[0]).parent
         self._split = split
         try:
@@ -286,7 +323,7 @@ class SourceRecords(Records):
     """Records of plain pixels, made from the examples of a user's source when they are read."""
 
     def __init__(self, reader: "ExampleReader"):
-        super().__init__()
+        super().__init__(reader.bands)
         self._reader = reader
 
     def error(self, what: str) -> UserError:
@@ -356,14 +393,14 @@ def _chunks(indices: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 @traced_as_written
-def decode_example(record: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Decodes a serialized example: `image` uint8 `[H, W, 3]`, `label` uint8 `[H, W]`, `name`."""
-    name, label, read_window = open_example(record)
+def decode_example(record: tf.Tensor, bands: Bands) -> dict[str, tf.Tensor]:
+    """Decodes a serialized example: `image` `[H, W, C]`, `label` uint8 `[H, W]`, `name`."""
+    name, label, read_window = open_example(record, bands)
     ends = tf.zeros(2, tf.int32), tf.shape(label)
     return {"image": pixels(read_window(*ends), *ends), "label": label, "name": name}
 
 
-def open_example(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, WindowReader]:
+def open_example(record: tf.Tensor, bands: Bands) -> tuple[tf.Tensor, tf.Tensor, WindowReader]:
     """Returns name and label of a serialized example, and a reader of windows of its image."""
     example = tf.io.parse_single_example(record, _SCHEMA)
     plain = tf.size(example["size"]) > 0
@@ -377,19 +414,24 @@ def open_example(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, WindowReader]
 
     def read_window(begin: tf.Tensor, end: tf.Tensor) -> Window:
         def from_pixels() -> Window:
-            image = tf.io.decode_raw(example["image"][0], tf.uint8)
-            return whole_window(tf.reshape(image, tf.concat([size, [3]], 0)))
+            image = tf.io.decode_raw(example["image"][0], bands.dtype)
+            return whole_window(tf.reshape(image, tf.concat([size, [bands.channels]], 0)))
 
         def encoded() -> Window:
-            return decode_window(example["image"], tf.shape(label), begin, end)
+            return decode_window(example["image"], tf.shape(label), begin, end, bands)
 
         window = tf.cond(plain, from_pixels, encoded)
-        return window._replace(tiles=tf.ensure_shape(window.tiles, [None, None, None, 3]))
+        tiles = tf.ensure_shape(window.tiles, [None, None, None, bands.channels])
+        return window._replace(tiles=tiles)
 
     return example["name"], label, read_window
 
 
 # Traced once and not by every pipeline, because a run reads its validation split many times.
-_decode_example = tf.function(
-    decode_example, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
-)
+@functools.cache
+def _decoder(bands: Bands) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    return tf.function(
+        lambda record: decode_example(record, bands),
+        input_signature=[tf.TensorSpec([], tf.string)],
+        autograph=False,
+    )

@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from kdjax.data.options import CropOptions
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.errors import UserError
 
-# The rounded ImageNet mean, which normalization on the device turns into (almost) 0.
-IMAGE_PADDING = (124, 116, 104)
 # Crops that are tried for one that no class fills, before the next one is taken as it is.
 CROP_TRIES = 10
 # A place between two pixels is rounded to 1/2048, as in OpenCV. The sum of four 8-bit pixels with
@@ -31,10 +30,17 @@ class AugmentOptions(CropOptions):
     Attributes:
       clean_view: also return the crop before its colors are distorted.
       place: also return which example was cropped, and where.
+      bands: the bands of the images. Colors are distorted only in photos.
     """
 
     clean_view: bool = False
     place: bool = False
+    bands: Bands = RGB
+
+    @property
+    def distorts(self) -> bool:
+        """True if colors are distorted."""
+        return self.photometric and self.bands == RGB
 
 
 class Draws(NamedTuple):

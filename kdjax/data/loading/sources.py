@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdjax.data.loading.sampling import IMAGE_PADDING
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.classes import IGNORE_LABEL
 
 if TYPE_CHECKING:
@@ -43,10 +43,12 @@ class Mixture:
     Attributes:
       lengths: the number of examples of each part.
       weights: how many of the examples in a row come from each part.
+      bands: the bands of the images of all parts.
     """
 
     def __init__(self, parts: Sequence[Part]):
         self._parts = tuple(parts)
+        self.bands = parts[0].records.bands
         self.lengths = tuple(len(part.records) for part in parts)
         self.weights = tuple(part.weight for part in parts)
         self._ends = np.cumsum(self.lengths)
@@ -81,7 +83,7 @@ class Mixture:
         from kdjax.data._tensorflow import tf
         from kdjax.data.loading import records
 
-        _, label, read_window = records.open_example(fetched.record)
+        _, label, read_window = records.open_example(fetched.record, self.bands)
         label = tf.where(fetched.labelled, label, tf.constant(IGNORE_LABEL, tf.uint8))
         return label, read_window
 
@@ -120,6 +122,8 @@ class InMemoryExamples:
         examples: Iterable[Mapping[str, np.ndarray]],
         lengths: Sequence[int] | None = None,
         weights: Sequence[int] = (1,),
+        *,
+        bands: Bands = RGB,
     ):
         """Stores `image`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`, of every example.
 
@@ -127,6 +131,7 @@ class InMemoryExamples:
           examples: the examples of all sets, one set after the other.
           lengths: the number of examples of each set; None for one set.
           weights: how many of the examples in a row come from each set.
+          bands: the bands of the images, if they are not photos.
 
         Raises:
           ValueError: if an example has another form.
@@ -135,15 +140,18 @@ class InMemoryExamples:
         self._labels: list[np.ndarray] = []
         for number, example in enumerate(examples):
             image, label = example["image"], example["label"]
-            if image.shape != (*label.shape, 3) or not image.dtype == label.dtype == np.uint8:
+            fits = image.shape == (*label.shape, bands.channels) and image.dtype == bands.dtype
+            if not fits or label.dtype != np.uint8:
                 raise ValueError(
                     f"example {number}: image {image.dtype} {image.shape} and label {label.dtype} "
-                    f"{label.shape}; they must be uint8, [H, W, 3] and [H, W]"
+                    f"{label.shape}; they must be {bands.dtype} [H, W, {bands.channels}] and uint8 "
+                    "[H, W]"
                 )
             self._images.append(image)
             self._labels.append(label)
         self.lengths = tuple(lengths or (len(self._images),))
         self.weights = tuple(weights)
+        self.bands = bands
 
     def __len__(self) -> int:
         return len(self._images)
@@ -161,8 +169,9 @@ class InMemoryExamples:
             return self._images[index][begin[0] : end[0], begin[1] : end[1]]
 
         def read_window(begin: "tf.Tensor", end: "tf.Tensor") -> Window:
-            image = tf.numpy_function(cut, [fetched, begin, end], tf.uint8)
-            return Window(tf.ensure_shape(image, [None, None, 3])[None], tf.constant(1), begin)
+            image = tf.numpy_function(cut, [fetched, begin, end], self.bands.dtype)
+            image = tf.ensure_shape(image, [None, None, self.bands.channels])
+            return Window(image[None], tf.constant(1), begin)
 
         label = tf.numpy_function(lambda index: self._labels[index], [fetched], tf.uint8)
         return tf.ensure_shape(label, [None, None]), read_window
@@ -174,8 +183,8 @@ class InMemoryExamples:
         """Returns all examples as `kdjax.data.loading.device_augment.PaddedExamples`."""
         sizes = np.array([label.shape for label in self._labels], np.int32)
         height, width = sizes.max(0)
-        images = np.empty((len(self), height, width, 3), np.uint8)
-        images[:] = IMAGE_PADDING
+        images = np.empty((len(self), height, width, self.bands.channels), self.bands.dtype)
+        images[:] = self.bands.padding
         labels = np.full((len(self), height, width), IGNORE_LABEL, np.uint8)
         for row, (h, w) in enumerate(sizes):
             images[row, :h, :w], labels[row, :h, :w] = self._images[row], self._labels[row]

@@ -16,6 +16,7 @@ from tensorflow_datasets.core import registered
 from kdjax.data.preparing.classes import builder_folder
 from kdjax.data.preparing.image_io import encode_png as encode_png
 from kdjax.utils import imports
+from kdjax.utils.bands import RGB, Bands
 from kdjax.utils.classes import IGNORE_LABEL, distinct_colors
 from kdjax.utils.errors import RAISED_BY_USERS, UserError, WrongValue
 
@@ -30,8 +31,9 @@ class _Info(tfds.core.DatasetInfo):
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS builder whose records hold an image, its label and its name.
 
-    A record is `image`: PNG or JPEG bytes of an 8-bit RGB image, or its `tiles`; `label`: PNG bytes
-    of one channel with the class ids 0..K-1, and 255 for ignored pixels; `name`: an id for people.
+    A record is `image`: PNG or JPEG bytes of an 8-bit RGB image, or its `tiles`, or the compressed
+    values of other bands; `label`: PNG bytes of one channel with the class ids 0..K-1, and 255 for
+    ignored pixels; `name`: an id for people.
     A subclass defines its classes and yields its examples in the order of their keys.
     """
 
@@ -63,9 +65,16 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return distinct_colors(len(self.class_names))
 
     @property
+    def bands(self) -> Bands:
+        """The bands of the images."""
+        return RGB
+
+    @property
     def image_feature(self) -> tfds.features.FeatureConnector:
         """The TFDS feature of an image."""
-        return tfds.features.Image(shape=(None, None, 3))
+        if self.bands == RGB:
+            return tfds.features.Image(shape=(None, None, 3))
+        return tfds.features.Sequence(tfds.features.Text())  # of bytes
 
     def _info(self) -> tfds.core.DatasetInfo:
         return _Info(
@@ -79,16 +88,20 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 }
             ),
             disable_shuffling=True,  # The pipeline shuffles when it reads.
-            metadata=metadata_of(self.class_names, self.palette),
+            metadata=metadata_of(self.class_names, self.palette, self.bands),
         )
 
 
 def metadata_of(
-    class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"]
+    class_names: Sequence[str], palette: UInt8[np.ndarray, "K 3"], bands: Bands = RGB
 ) -> tfds.core.MetadataDict:
     """Returns the metadata of a set, which TFDS writes next to its records."""
+    measured = {} if bands == RGB else {"bands": list(bands)}
     return tfds.core.MetadataDict(
-        class_names=list(class_names), palette=palette.tolist(), ignore_label=IGNORE_LABEL
+        class_names=list(class_names),
+        palette=palette.tolist(),
+        ignore_label=IGNORE_LABEL,
+        **measured,
     )
 
 

@@ -12,10 +12,12 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from kdjax.data.preparing.band_files import BandImage
 from kdjax.data.preparing.builder import SegmentationBuilder
 from kdjax.data.preparing.classes import ClassTable
 from kdjax.data.preparing.image_io import DamagedFile, Photo, encode_png, read_photo, read_text
 from kdjax.data.preparing.tree import Listing, Tree
+from kdjax.utils.bands import RGB
 from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
@@ -80,7 +82,7 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
     def image_feature(self) -> tfds.features.FeatureConnector:
         """Returns the image as one file, or as tiles."""
         image = super().image_feature
-        return tfds.features.Sequence(image) if self._tiles else image
+        return tfds.features.Sequence(image) if self._tiles and self.bands == RGB else image
 
     @property
     def skipped(self) -> list[str]:
@@ -109,13 +111,17 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
         image = photo.encode_tiles() if self._tiles else photo.encode()
         return {"image": image, "label": encode_png(label), "name": pair.name}
 
-    def read(self, pair: Pair) -> tuple[Photo, UInt8[np.ndarray, "H W"]]:
+    def read_image(self, path: pathlib.Path) -> Photo | BandImage:
+        """Decodes an image."""
+        return read_photo(path, upright=self.UPRIGHT, for_training=True)
+
+    def read(self, pair: Pair) -> tuple[Photo | BandImage, UInt8[np.ndarray, "H W"]]:
         """Decodes an image and its label. Without a label, all pixels are ignored.
 
         Raises:
           UserError: if a file cannot be read or used, or their sizes differ.
         """
-        photo = read_photo(pair.image, upright=self.UPRIGHT, for_training=True)
+        photo = self.read_image(pair.image)
         if pair.label is None:
             return photo, np.full(photo.shape, IGNORE_LABEL, np.uint8)
         label = self.read_label(pair.label)

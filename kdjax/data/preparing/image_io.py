@@ -14,10 +14,15 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from kdjax.utils.classes import hexadecimal
 from kdjax.utils.errors import UserError
 
+# Pillow refuses images of more than 179 million pixels, as attacks. Users read their own files.
+Image.MAX_IMAGE_PIXELS = None
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # of images, in lower case
 # Pillow's modes with more than 8 bits per channel.
 _WIDE_MODES = {"I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "I": 32, "F": 32}
-_PNG_DEPTH = 24  # offset of the byte in a PNG file that holds the bits per channel
+# A JPEG of fewer pixels decodes fast, and is much smaller than its tiles.
+LARGE_JPEG = 2_000_000
+PNG_DEPTH = 24  # offset of the byte in a PNG file that holds the bits per channel
 
 
 class DamagedFile(UserError):
@@ -46,8 +51,9 @@ class Photo:
         return self.original or encode_png(np.asarray(self.pixels))
 
     def encode_tiles(self) -> list[bytes]:
-        """Returns PNG tiles of the pixels. A JPEG, which decodes fast, stays one file."""
-        if self.original and self.pixels.format == "JPEG":
+        """Returns PNG tiles of the pixels. A JPEG that is not large stays one file."""
+        height, width = self.shape
+        if self.original and self.pixels.format == "JPEG" and height * width < LARGE_JPEG:
             return [self.original]
         from kdjax.data.loading import records
 
@@ -95,7 +101,7 @@ def _too_wide(name: str, bits: int) -> UserError:
 
 def _check_channels(path: pathlib.Path, data: bytes, image: Image.Image) -> None:
     """Refuses images whose low bits or additional channels Pillow would drop silently."""
-    bits = data[_PNG_DEPTH] if image.format == "PNG" else 8
+    bits = data[PNG_DEPTH] if image.format == "PNG" else 8
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
         channels = image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)

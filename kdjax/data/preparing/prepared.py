@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from kdjax.data._tensorflow import reason, tf
 from kdjax.data.loading.records import CLASS_COUNTS, FileRecords, damaged
+from kdjax.utils.bands import RGB, Bands, BandSums
 from kdjax.utils.classes import IGNORE_LABEL
 from kdjax.utils.errors import UserError
 
@@ -33,6 +34,7 @@ class PreparedSet:
       palette: the RGB color of each class.
       fingerprint: 16 hexadecimal digits that depend on the content and order of the records.
       skipped: a line for each damaged file that was skipped.
+      bands: the bands of the images.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PreparedSet:
     palette: UInt8[np.ndarray, "K 3"]
     fingerprint: str
     skipped: tuple[str, ...]
+    bands: Bands
     _records: Mapping[str, FileRecords] = dataclasses.field(repr=False)
 
     @property
@@ -75,6 +78,7 @@ def open_directory(directory: pathlib.Path) -> PreparedSet:
             palette=np.array(metadata["palette"], np.uint8),
             fingerprint=receipt["fingerprint"],
             skipped=tuple(receipt.get("skipped", ())),  # missing in old receipts
+            bands=_bands_of(builder),
             _records=open_records(builder),
         )
     except UserError:
@@ -85,10 +89,21 @@ def open_directory(directory: pathlib.Path) -> PreparedSet:
 
 def open_records(builder: tfds.core.DatasetBuilder) -> dict[str, FileRecords]:
     """Returns the records of each split that a builder wrote."""
+    bands = _bands_of(builder)
     return {
-        split: FileRecords([os.fspath(path) for path in info.filepaths], info.num_examples, split)
+        split: FileRecords(
+            [os.fspath(path) for path in info.filepaths], info.num_examples, split, bands
+        )
         for split, info in builder.info.splits.items()
     }
+
+
+def _bands_of(builder: tfds.core.DatasetBuilder) -> Bands:
+    metadata: Any = builder.info.metadata or {}
+    if "bands" not in metadata:
+        return RGB
+    dtype, *others = metadata["bands"]
+    return Bands(dtype, *map(tuple, others))
 
 
 def read_receipt(directory: pathlib.Path) -> dict[str, Any]:
@@ -134,7 +149,7 @@ class SplitStatistics:
       largest: those of the largest.
       class_shares: the share of each of the K classes among the labeled pixels.
       ignored_share: the share of ignored pixels among all.
-      mean: mean red, green, and blue, 0..255.
+      mean: the mean of each band: of photos red, green, and blue, 0..255.
       std: their standard deviations.
     """
 
@@ -152,12 +167,11 @@ def measure_split(dataset: PreparedSet, split: str) -> SplitStatistics:
     records = dataset.records(split)
     sizes: set[tuple[int, int]] = set()
     labels = np.zeros(256, np.int64)
-    colors = np.zeros((3, 256), np.int64)
+    sums = BandSums(dataset.bands.channels)
     for example in records.decoded(range(len(records))):
         sizes.add(example["label"].shape)
         labels += np.bincount(example["label"].ravel(), minlength=256)
-        for channel in range(3):
-            colors[channel] += np.bincount(example["image"][..., channel].ravel(), minlength=256)
+        sums.add(example["image"])
     classes = labels[: dataset.num_classes]
     if (unknown := labels[dataset.num_classes : IGNORE_LABEL]).any():
         value = dataset.num_classes + np.flatnonzero(unknown)[0]
@@ -165,15 +179,13 @@ def measure_split(dataset: PreparedSet, split: str) -> SplitStatistics:
             f"split {split} of {dataset.directory} has labels of value {value}, but there are only "
             f"{dataset.num_classes} classes; remove it and prepare it again"
         )
-    levels = np.arange(256)
-    mean = colors @ levels / labels.sum()
-    std = np.sqrt(colors @ levels**2 / labels.sum() - mean**2)
+    measured = sums.bands(dataset.bands.dtype)
     return SplitStatistics(
         num_examples=len(records),
         smallest=min(sizes, key=np.prod),
         largest=max(sizes, key=np.prod),
         class_shares=tuple(classes / max(classes.sum(), 1)),
         ignored_share=labels[IGNORE_LABEL] / labels.sum(),
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=measured.mean,
+        std=measured.std,
     )
