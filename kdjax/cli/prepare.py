@@ -61,7 +61,7 @@ _UNLABELLED = flags.DEFINE_bool(
 _TILES = flags.DEFINE_bool(
     "tiles",
     False,
-    "Store images other than JPEGs as PNG tiles, of which a crop decodes a part.",
+    "Store PNG tiles, of which a crop decodes a part. Small JPEGs stay as they are.",
 )
 _SKIP_DAMAGED = flags.DEFINE_bool(
     "skip_damaged", False, "Skip damaged files and list them. By default, the first is an error."
@@ -109,7 +109,7 @@ def _options() -> dict[str, Any]:
         if flag.value is not None:
             options[flag.name] = flag.value
     if _RGB.value is not None:
-        options["rgb"] = [int(band) for band in _RGB.value.split(",") if band.strip().isdecimal()]
+        options["rgb"] = _bands(_RGB.value)
     if _MAX_SIDE.value is not None:
         options["max_side"] = _MAX_SIDE.value
     if _UNLABELLED.value:
@@ -117,6 +117,13 @@ def _options() -> dict[str, Any]:
     if _TILES.value:
         options["tiles"] = True
     return options
+
+
+def _bands(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise UserError(f"--rgb {text}: name three bands by their numbers, as 2,1,0")
+    return [int(word) for word in words]
 
 
 def _prepare(name: str) -> PreparedSet:
