@@ -84,21 +84,21 @@ def few(data_dir: str) -> Dataset:
     )
 
 
-def get_config(student: str = "lite0", steps: str = "1000") -> Config:
+def get_config(argument: str = "lite0") -> Config:
     """Returns the config.
 
     Args:
-      student: one of
+      argument: one of
         "lite0", a comparison with EfficientNet-Lite0 as the student;
         "lite0_cached", the same with the teacher's scores from a cache, and fewer methods;
-        "rare", plain EfficientNet-Lite0 students with class weights, online hard example mining, or
-        crops drawn by class;
+        "rare", plain students from scratch with class weights, online hard example mining, or crops
+        drawn by class;
         "scratch", a comparison with a ResNet-18 from scratch;
         "cached", the same with the teacher's scores from a cache;
         "features", NFD and PFS with the teacher's features from the cache;
         "strong", DIST and CWD from the mean of the teacher's answers for four scales, each also
         mirrored;
-        "longer", plain, DIST, and CWD from the cache in a given number of steps;
+        "longer,4000", plain, DIST, and CWD from the cache in as many steps;
         "few", plain on 40 labeled photos, and DIST and CWD on these and all photos without labels,
         with a teacher that was trained on the 40;
         "few_labeled", DIST on the 40 photos alone, with the same teacher;
@@ -110,14 +110,17 @@ def get_config(student: str = "lite0", steps: str = "1000") -> Config:
         "teacher", the teacher of all comparisons;
         "full_teacher", the teacher at 360 x 480;
         "few_teacher", the teacher of 40 labeled photos.
-      steps: the number of steps of "longer".
     """
-    if student not in CHOICES:
-        raise UserError(f"camvid_lite.py:{student}: it takes {', '.join(CHOICES)}")
+    student, _, steps = argument.partition(",")
+    if student not in CHOICES or bool(steps) != (student == "longer") or not _is_count(steps):
+        raise UserError(
+            f"camvid_lite.py:{argument}: it takes {', '.join(CHOICES)}; longer takes a number of "
+            "steps, as longer,4000"
+        )
     config = recipes.camvid()
     if student in TEACHERS:
         return _teacher(recipes.fine_tune(config, **PAIR), student)
-    if student in ("lite0", "lite0_cached", "rare"):
+    if student in ("lite0", "lite0_cached"):
         config = recipes.fine_tune(config, **PAIR)
         config.steps = 600
         config.compare.learning_rates = (3e-4, 6e-4, 1.2e-3)
@@ -130,13 +133,15 @@ def get_config(student: str = "lite0", steps: str = "1000") -> Config:
     config.compare.seeds = (0, 1, 2, 3, 4)
     if student == "lite0":
         return recipes.compare_camvid_methods(config, METHODS)
-    if student == "rare":
-        return _rare(config)
     if student == "lite0_cached":
         config.teacher.cache = "caches/camvid_lite2"
         # The recipe's rate, which docs/results/pretrained.md compares with two others.
         config.compare.learning_rates = config.compare.weight_factors = ()
-        return recipes.compare_camvid_methods(config, ("plain", "cwd"))
+        config = recipes.compare_camvid_methods(config, ("plain", "cwd", "dist"))
+        # The weights that `cached` picked for a student from noise.
+        for options in config.compare.methods.dist.values():
+            options.weight = 3.0
+        return config
     config.student.update(network("fpn_light_r18", width=16))
     config.student.auxiliary = False
     if student == "scratch":
@@ -151,9 +156,15 @@ def get_config(student: str = "lite0", steps: str = "1000") -> Config:
         # The rate that `cached` picked. Its plain student is also this one's.
         config.compare.learning_rates, config.compare.equal_time = (0.2,), False
         return recipes.compare_camvid_methods(config, ("nfd", "pfs"))
+    if student == "rare":
+        return _rare(config)
     if student in TUNED:
-        return _tuned(config, student, int(steps))
+        return _tuned(config, student, int(steps or 1000))
     return _field(config, student)
+
+
+def _is_count(text: str) -> bool:
+    return not text or (text.isdecimal() and int(text) > 0)
 
 
 def _tuned(config: Config, student: str, steps: int) -> Config:
@@ -216,6 +227,7 @@ def _field(config: Config, student: str) -> Config:
 
 
 def _rare(config: Config) -> Config:
+    config.steps, config.compare.equal_time = 1000, False
     config.compare.learning_rates = config.compare.weight_factors = ()
     with config.unlocked():
         config.compare.methods = {name: {} for name in ("plain", *RARE)}

@@ -531,12 +531,19 @@ ARGUMENTS = {
         "rare",
         "scratch",
         "cached",
+        "features",
+        "strong",
+        "longer,4000",
+        "few",
+        "few_labeled",
         "field",
         "field_longer",
         "field_sums",
         "teacher",
         "full_teacher",
+        "few_teacher",
     ],
+    "five_bands": ["all", "rgb"],
 }
 
 
