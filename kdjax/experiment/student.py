@@ -188,8 +188,9 @@ def _spread(fresh: Any, trained: Any, bands: Bands) -> Any:
             return old
         old = np.asarray(old)
         kernel = np.repeat(old.mean(axis=2, keepdims=True), bands.channels, axis=2)
-        for color, band in enumerate(bands.rgb):
-            kernel[:, :, band] = old[:, :, color]
+        for band in set(bands.rgb):
+            colors = [color for color, chosen in enumerate(bands.rgb) if chosen == band]
+            kernel[:, :, band] = old[:, :, colors].mean(axis=2)
         return jnp.asarray(kernel * (3 / bands.channels))
 
     return jax.tree.map(fitted, fresh, trained)
@@ -209,15 +210,13 @@ def _take_imagenet(
 ) -> tuple[Variables, NetworkInfo]:
     """Returns the variables with the published weights of the backbone, and the description."""
     found = imagenet.find(options, "config.student")
-    # Those of photos, as the file has them.
+    target, start = network, variables
+    # The file is for photos, so a network of three channels takes it first.
     photos = dataclasses.replace(info, preprocessing=IMAGENET)
-    target = network
     if info.in_channels != photos.in_channels:
         target = photos.make(dtype=options.dtype, where="config.student")
-    assert isinstance(target, NNXNetwork)  # as every network with published weights is
-    start = variables
-    if target is not network:
         start = target.init(jax.random.key(0), photos.blank_image())
+    assert isinstance(target, NNXNetwork)  # as every network with published weights is
     loaded, preprocessing = found.load(target, start)
     taken = {
         kind: {**tree, BACKBONE: _spread(tree[BACKBONE], loaded[kind][BACKBONE], info.bands)}

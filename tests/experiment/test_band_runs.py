@@ -230,6 +230,10 @@ def test_weights_of_photos_are_spread_over_the_bands():
     # An image with one value in all bands gives the same sums as before.
     np.testing.assert_allclose(spread.sum(2), kernel.sum(2), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found["other"]["kernel"], trained["other"]["kernel"])
+    gray = Bands("uint8", (0.0,), (1.0,), (0, 0, 0))
+    fresh = {"stem": {"kernel": np.zeros((3, 3, 1, 8))}, "other": fresh["other"]}
+    found = np.asarray(_spread(fresh, trained, gray)["stem"]["kernel"])
+    np.testing.assert_allclose(found[:, :, 0], kernel.sum(2), rtol=1e-5, atol=1e-6)
 
 
 def test_a_backbone_of_photos_starts_a_student_of_bands(tmp_path):
