@@ -60,7 +60,7 @@ PATTERNS = ("optimizer.no_decay", "optimizer.rates", "teacher.ensemble")
 
 
 def test_every_number_has_a_range_and_every_tuple():
-    assert len(NUMBERS) == 48
+    assert len(NUMBERS) == 49
     assert len(CHOICES) == 9
     found = {
         key

@@ -27,6 +27,7 @@ from kdjax.experiment.workdir import Workdir
 from kdjax.interop import imagenet
 from kdjax.models import serialization
 from kdjax.utils import environment
+from kdjax.utils.bands import RGB
 from kdjax.utils.errors import Preempted, Transient, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -389,6 +390,7 @@ def test_a_wrong_group_is_found_before_anything_is_trained(config, tmp_path, mon
         class_names=("a",),
         palette=np.zeros((1, 3), np.uint8),
         fingerprint="0",
+        bands=RGB,
         splits=("train", "val", "test"),
         records=lambda split: names,
     )

@@ -42,7 +42,7 @@ class CountingRecords(Records):
     """Records that count how many of them are read."""
 
     def __init__(self, records):
-        super().__init__()
+        super().__init__(records.bands)
         self._records, self.fetched = records, 0
 
     def __len__(self):

@@ -30,6 +30,7 @@ from kdjax.experiment.workdir import Workdir
 from kdjax.models import NNXNetwork, serialization
 from kdjax.models.layers import ConvNorm, resize
 from kdjax.models.pyramids import adaptive_average_pools
+from kdjax.utils.bands import RGB
 from kdjax.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -440,8 +441,8 @@ def full_disk():
 def test_a_full_disk_is_one_line_and_nothing_stays(source, tmp_path, monkeypatch, name):
     chosen = formats.FORMATS[name]
 
-    def write(label, size, path, *, returned):
-        assert returned == "labels"
+    def write(label, size, path, *, returned, bands):
+        assert (returned, bands) == ("labels", RGB)
         with full_disk():
             chosen.write(lambda images: jnp.sum(images, -1, dtype=jnp.int32), size, path)
 
