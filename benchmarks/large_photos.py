@@ -65,7 +65,7 @@ def _write_photos(folder: pathlib.Path) -> None:
     label = Image.fromarray(np.tile(columns.astype(np.uint8), (SIZE[0], 1)))
     for number, path in enumerate(found[:PHOTOS]):
         with Image.open(path) as image:
-            photo = image.convert("RGB").resize(SIZE[::-1], Image.Resampling.BICUBIC)
+            photo = image.convert("RGB").resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC)
         photo.save(folder / "images" / f"{number}.jpg", quality=90)
         label.save(folder / "labels" / f"{number}.png")
 

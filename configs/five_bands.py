@@ -16,7 +16,7 @@ from kdjax.config import Config, network
 from kdjax.data import Dataset, measure_bands
 
 NAMES = ("field", "forest", "water", "shadow")
-PALETTE = ((200, 180, 60), (30, 110, 40), (40, 90, 200), (70, 70, 70))
+PALETTE = np.array([[200, 180, 60], [30, 110, 40], [40, 90, 200], [70, 70, 70]])
 # The mean of each class: blue, green, red, and two infrared bands.
 MEANS = np.array(
     [
