@@ -109,7 +109,7 @@ def _options() -> dict[str, Any]:
         if flag.value is not None:
             options[flag.name] = flag.value
     if _RGB.value is not None:
-        options["rgb"] = _bands(_RGB.value)
+        options["rgb"] = _parse_rgb(_RGB.value)
     if _MAX_SIDE.value is not None:
         options["max_side"] = _MAX_SIDE.value
     if _UNLABELLED.value:
@@ -119,7 +119,7 @@ def _options() -> dict[str, Any]:
     return options
 
 
-def _bands(text: str) -> list[int]:
+def _parse_rgb(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words):
         raise UserError(f"--rgb {text}: name three bands by their numbers, as 2,1,0")

@@ -122,8 +122,7 @@ def evaluate(  # noqa: PLR0913
             options=_file_options(run, checkpoint) if options is None else options,
         )
         network.info.require_scores(str(checkpoint or workdir))
-        is_teacher = checkpoint is not None and os.fspath(checkpoint) == run.teacher.checkpoint
-        wanted = run.teacher if is_teacher else TeacherOptions()
+        wanted = run.teacher if _is_teacher(run, checkpoint) else TeacherOptions()
         network = reading_bands(network, wanted, images.bands, str(checkpoint or workdir))
         network = network.in_order_of(
             images.class_names,
@@ -217,14 +216,16 @@ def _dtype(options: RunOptions, checkpoint: epath.PathLike | None) -> str:
     """Returns the dtype that a network computes in: that of the run, if it belongs to the run."""
     if checkpoint is None:
         return options.student.dtype
-    is_teacher = os.fspath(checkpoint) == options.teacher.checkpoint
-    return options.teacher.dtype if is_teacher else "float32"
+    return options.teacher.dtype if _is_teacher(options, checkpoint) else "float32"
 
 
 def _file_options(options: RunOptions, checkpoint: epath.PathLike | None) -> Mapping[str, Any]:
     """Returns how a model file is read: as in the run, if it is the run's teacher."""
-    is_teacher = checkpoint is not None and os.fspath(checkpoint) == options.teacher.checkpoint
-    return options.teacher.options if is_teacher else {}
+    return options.teacher.options if _is_teacher(options, checkpoint) else {}
+
+
+def _is_teacher(options: RunOptions, checkpoint: epath.PathLike | None) -> bool:
+    return checkpoint is not None and os.fspath(checkpoint) == options.teacher.checkpoint
 
 
 def calibration_images(

@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from kdjax.data.preparing.image_io import PNG_DEPTH, SUFFIXES, DamagedFile, upright_size
+from kdjax.data.preparing.image_io import (
+    PNG_DEPTH,
+    SUFFIXES,
+    DamagedFile,
+    is_tiff_photo,
+    upright_size,
+)
 from kdjax.utils.bands import MOST, TYPES
 from kdjax.utils.errors import UserError, first_line
 
@@ -162,16 +168,9 @@ def _checked(
 
 
 def _is_tiff_photo(path: pathlib.Path) -> bool:
-    """Returns True if Pillow reads a TIFF file as 8 bits, gray, RGB, or CMYK."""
     try:
         with Image.open(path) as image:
-            tags: Any = image
-            bits = max(tags.tag_v2.get(258, (1,)))
-            channels = tags.tag_v2.get(277, 1)
-            # Several gray pages are bands.
-            pages = tags.n_frames if channels == 1 else 1
-            fits = channels in ((4,) if image.mode == "CMYK" else (1, 3))
-            return bits <= 8 and fits and pages == 1
+            return is_tiff_photo(image)
     except Exception:  # Pillow does not know such files.
         return False
 

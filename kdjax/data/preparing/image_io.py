@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from kdjax.utils.classes import hexadecimal
 from kdjax.utils.errors import UserError
 
-# Pillow refuses images of more than 179 million pixels, as attacks. Users read their own files.
+# Pillow refuses more than 179 million pixels, to prevent attacks. Users read their own files here.
 Image.MAX_IMAGE_PIXELS = None
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # of images, in lower case
@@ -103,15 +103,34 @@ def _check_channels(path: pathlib.Path, data: bytes, image: Image.Image) -> None
     """Refuses images whose low bits or additional channels Pillow would drop silently."""
     bits = data[PNG_DEPTH] if image.format == "PNG" else 8
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-        channels = image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-        if channels not in ((4,) if image.mode == "CMYK" else (1, 3)):
+        bits, channels = _tiff_form(image)
+        if not _is_color(image, channels):
             raise UserError(
                 f"{path} is a TIFF of {channels} channels, and images have 1 (gray) or 3 (RGB): "
                 "save it with the channels that the network should see"
             )
     if bits > 8:
         raise _too_wide(str(path), bits)
+
+
+def _tiff_form(image: TiffImagePlugin.TiffImageFile) -> tuple[int, int]:
+    """Returns the bits of a channel and the number of channels of a TIFF file."""
+    bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    return bits, image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+
+
+def is_tiff_photo(image: Image.Image) -> bool:
+    """Returns True if a TIFF file becomes 8-bit RGB without losing bits or channels."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    bits, channels = _tiff_form(image)
+    # Several gray pages are bands.
+    pages = image.n_frames if channels == 1 else 1
+    return bits <= 8 and pages == 1 and _is_color(image, channels)
+
+
+def _is_color(image: Image.Image, channels: int) -> bool:
+    return channels in ((4,) if image.mode == "CMYK" else (1, 3))
 
 
 def read_label(path: pathlib.Path) -> Image.Image:
