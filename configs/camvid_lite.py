@@ -139,8 +139,7 @@ def get_config(argument: str = "lite0") -> Config:
         config.compare.learning_rates = config.compare.weight_factors = ()
         config = recipes.compare_camvid_methods(config, ("plain", "cwd", "dist"))
         # The weights that `cached` picked for a student from noise.
-        for options in config.compare.methods.dist.values():
-            options.weight = 3.0
+        recipes.multiply_weights(config.compare.methods.dist, 3.0)
         return config
     config.student.update(network("fpn_light_r18", width=16))
     config.student.auxiliary = False
@@ -191,8 +190,7 @@ def _tuned(config: Config, student: str, steps: int) -> Config:
                 )
     methods = recipes.compare_camvid_methods(config, methods).compare.methods
     for terms in methods.values():
-        for options in terms.values():
-            options.weight = 3.0 * options.get("weight", 1.0)
+        recipes.multiply_weights(terms, 3.0)
     return config
 
 

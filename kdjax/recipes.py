@@ -82,8 +82,15 @@ def teach_without_labels(config: Config, teacher: str) -> Config:
     config.data.max_class_share = 1.0
     config.loss.cross_entropy = config.loss.auxiliary = 0.0
     config = teach(config, "dist", teacher)
-    config.terms.inter.weight = config.terms.intra.weight = 3.0
+    multiply_weights(config.terms, 3.0)
     return config
+
+
+def multiply_weights(terms: ConfigDict, factor: float) -> None:
+    """Multiplies the weights of a method's terms, which are 1 by default."""
+    with terms.unlocked():
+        for options in terms.values():
+            options.weight = factor * options.get("weight", 1.0)
 
 
 ADAPTER_RATE = 10.0  # per rate of the backbone, because adapters begin from noise

@@ -570,6 +570,8 @@ def test_photos_decide_their_recipe(tmp_path, data_dir, capsys, monkeypatch):
     assert (config.steps, config.data.batch_size, config.data.crop_size) == (600, 8, (32, 32))
     assert (config.data.test_split, config.data.eval_pad_to) == ("test", 1)
     assert config.student.backbone == config.teacher.backbone == "imagenet"
+    assert {*config.compare.methods} == {"plain", "dist"}
+    assert config.compare.methods.dist.inter.weight == config.compare.methods.dist.intra.weight == 3
     said = capsys.readouterr().out
     assert "photos: 9 images to train on and 3 to validate, 3 classes, mostly 32 x 24" in said
     # Flags are read later.
@@ -598,7 +600,7 @@ def test_photos_decide_their_recipe(tmp_path, data_dir, capsys, monkeypatch):
     config = get_config(f"{data_dir},{more}")
     assert (config.data.weight, config.data.mixture.more.weight) == (1, 1)
     assert (config.steps, config.compare.teacher_steps) == (round(100 * 165 / 8), 600)
-    assert {*config.compare.methods} == {"plain", "pixelwise_kl", "cwd"}
+    assert {*config.compare.methods} == {"plain", "dist", "cwd"}
     assert RunData(configuration.read(config).data).unlabelled == ["more"]
     assert get_config(f"{target},{data_dir}").data.weight == round(156 / 9)
     with pytest.raises(UserError, match="have no labels; name it second"):

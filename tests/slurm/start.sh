@@ -17,7 +17,8 @@ munged --socket "$dir/munge.socket" --key-file "$dir/munge.key" --pid-file "$dir
   --log-file "$dir/munged.log" --seed-file "$dir/munge.seed" --force
 
 # Two processors whatever the machine has, so that two tasks always run. No cgroups: a container
-# may have none.
+# may have none. Slurm repeats a message that is not answered in time, and a repeated signal would
+# reach the next start of a job.
 cat >"$dir/slurm.conf" <<END
 ClusterName=tests
 SlurmctldHost=$host(127.0.0.1)
@@ -37,6 +38,7 @@ SelectType=select/cons_tres
 ReturnToService=2
 SchedulerParameters=sched_interval=1
 KillWait=60
+MessageTimeout=100
 NodeName=$host NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
 PartitionName=tests Nodes=$host Default=YES State=UP
 END
