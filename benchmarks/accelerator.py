@@ -64,7 +64,7 @@ PARTS = {
     "step": Part(
         "A training step compared with PyTorch's",
         "benchmarks.train_step --methods cwd,nfd,pfs,pixelwise_kl --rounds 10 --alone plain,cwd",
-        "benchmarks.train_step --methods cwd --rounds 2 --alone cwd --teacher_depth 18 "
+        "benchmarks.train_step --methods cwd --rounds 2 --alone cwd --teacher pspnet_r18 "
         "--teacher_width 8 --student_width 4 --crop 33,49 --batch_size 2",
         11,
     ),

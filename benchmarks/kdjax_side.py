@@ -24,10 +24,10 @@ class Side:
 
     def __init__(self, work: Work):
         self.work = work
-        self.student = _network(work, work.student_depth, work.student_width, 0)
+        self.student = _network(work, work.student, work.student_width, 0)
         self.teacher = None
         if work.distilled:
-            self.teacher = _network(work, work.teacher_depth, work.teacher_width, 1)
+            self.teacher = _network(work, work.teacher, work.teacher_width, 1)
         self.start()
 
     def start(self) -> None:
@@ -35,6 +35,7 @@ class Side:
         config = configuration.default()
         config.steps = self.work.steps
         config.data.crop_size = self.work.crop
+        config.optimizer.name = self.work.optimizer
         with config.unlocked():
             config.terms = ConfigDict(self.work.terms)
         options = configuration.read(config)
@@ -81,12 +82,12 @@ class Side:
         return (jax.devices()[0].memory_stats() or {})["peak_bytes_in_use"]
 
 
-def _network(work: Work, depth: int, width: int, seed: int) -> models.Segmenter:
+def _network(work: Work, name: str, width: int, seed: int) -> models.Segmenter:
     net = models.create(
-        f"pspnet_r{depth}",
+        name,
         num_classes=work.classes,
         width=width,
-        auxiliary=seed == 0,
+        auxiliary=seed == 0 and name.startswith("pspnet"),
         dtype=work.dtype,
         rngs=nnx.Rngs(seed),
     )

@@ -2,8 +2,11 @@
 
     python benchmarks/train_step.py
     python -m benchmarks.train_step --methods nfd,cwd --student_width 64 --rounds 30
+    python -m benchmarks.train_step --teacher fpn_light_efficientnet_lite2 --teacher_width 64 \
+        --student fpn_light_efficientnet_lite0 --student_width 64 --optimizer adamw \
+        --crop 160,208 --batch_size 8 --methods cwd
 
-A PSPNet teaches another one, in kdjax and in the PyTorch trainer of `benchmarks/torch` with the
+A network teaches another one, in kdjax and in the PyTorch trainer of `benchmarks/torch` with the
 settings of its `Execution.best`. First both take the same batches in float32 from the same weights,
 and their losses must agree. Then their steps take turns: with the first method, with the others,
 and with the teacher's forward pass and no method. Ratios are those of one round. With `--alone`, a
@@ -50,10 +53,11 @@ from kdjax.utils import environment  # noqa: E402
 from kdjax.utils.errors import UserError  # noqa: E402
 
 WORK = {
-    "teacher_depth": flags.DEFINE_integer("teacher_depth", None, "18, 34, 50 or 101."),
+    "teacher": flags.DEFINE_string("teacher", None, "pspnet_r18, r34, r50, r101, or one as below."),
     "teacher_width": flags.DEFINE_integer("teacher_width", None, "64 is the published width."),
-    "student_depth": flags.DEFINE_integer("student_depth", None, "18, 34, 50 or 101."),
+    "student": flags.DEFINE_string("student", None, "The same; or fpn_light_efficientnet_lite0."),
     "student_width": flags.DEFINE_integer("student_width", None, "64 is the published width."),
+    "optimizer": flags.DEFINE_enum("optimizer", None, ["sgd", "adamw"], "The optimizer."),
     "batch_size": flags.DEFINE_integer("batch_size", None, "Images of a step.", 1),
     "dtype": flags.DEFINE_enum(
         "dtype", None, ["float32", "bfloat16"], "The type of the networks' arithmetic."
@@ -118,8 +122,9 @@ def chosen_work(usual: Work) -> Work:
 def describe(work: Work) -> str:
     height, width = work.crop
     return (
-        f"PSPNet-R{work.teacher_depth} (width {work.teacher_width}) teaches R{work.student_depth} "
-        f"(width {work.student_width}), {work.batch_size} x {height} x {width}, {work.dtype}."
+        f"{work.teacher} (width {work.teacher_width}) teaches {work.student} (width "
+        f"{work.student_width}), {work.batch_size} x {height} x {width}, {work.dtype}, "
+        f"{work.optimizer}."
     )
 
 

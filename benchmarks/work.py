@@ -13,25 +13,28 @@ class Work:
     """A training step for both trainers.
 
     Attributes:
-      teacher_depth, teacher_width: of a PSPNet on ResNet-v1c.
-      student_depth, student_width: the same of the student, which has an auxiliary head.
+      teacher, teacher_width: network of `kdjax.models`, a PSPNet on a ResNet or `fpn_light` on an
+        EfficientNet-Lite, and its width. A PSPNet as the student has an auxiliary head.
+      student, student_width: the same of the student.
       classes: number of classes.
       crop: height and width of the images.
       batch_size: images of a step.
       dtype: the type of the networks' arithmetic, "float32" or "bfloat16".
+      optimizer: "sgd" or "adamw".
       steps: length of the poly schedule.
       distilled: True if the teacher's forward pass is part of the step, even if unread.
       terms: config entries of the distillation terms by name, as `kdjax.config.term` makes them.
     """
 
-    teacher_depth: int = 101
+    teacher: str = "pspnet_r101"
     teacher_width: int = 64
-    student_depth: int = 18
+    student: str = "pspnet_r18"
     student_width: int = 64
     classes: int = 19
     crop: tuple[int, int] = (512, 1024)
     batch_size: int = 8
     dtype: str = "bfloat16"
+    optimizer: str = "sgd"
     steps: int = 40_000
     distilled: bool = True
     terms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

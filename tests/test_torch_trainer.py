@@ -26,9 +26,9 @@ TERMS = {
     "pfs": term("pfs"),
 }
 TINY = Work(
-    teacher_depth=18,
+    teacher="pspnet_r18",
     teacher_width=8,
-    student_depth=18,
+    student="pspnet_r18",
     student_width=4,
     classes=19,
     crop=(33, 49),
@@ -38,7 +38,7 @@ TINY = Work(
 )
 FLAGS = {
     "methods": "test_torch_trainer:TERMS",
-    "teacher_depth": "18",
+    "teacher": "pspnet_r18",
     "teacher_width": "8",
     "student_width": "4",
     "crop": "33,49",
@@ -67,7 +67,7 @@ def test_the_sides_have_the_same_losses_and_their_steps_are_compared(
     )
     train_step.main([])
     printed = capsys.readouterr().out
-    assert "PSPNet-R18 (width 8) teaches R18 (width 4), 8 x 33 x 49, float32." in printed
+    assert "pspnet_r18 (width 8) teaches pspnet_r18 (width 4), 8 x 33 x 49, float32" in printed
     assert "Worst relative difference of a loss in the first steps, in float32: " in printed
     assert "\n| test_torch_trainer:TERMS | " in printed
     assert "| peak of the process, MiB | 3.0 | 2.0 | 1.50 |" in printed

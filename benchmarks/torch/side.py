@@ -1,14 +1,24 @@
 """PyTorch's side of `benchmarks.train_step`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.torch.lite import LightFPN
 from benchmarks.torch.losses import ADAPTED, TAUGHT
 from benchmarks.torch.networks import PSPNet
 from benchmarks.torch.trainer import Execution, Recipe, Term, Trainer
 from benchmarks.work import Work
+
+
+def _network(name: str, width: int, classes: int, *, auxiliary: bool = True) -> Any:
+    if name.startswith("pspnet_r"):
+        depth = int(name.removeprefix("pspnet_r"))
+        return PSPNet(depth, width, classes, auxiliary=auxiliary, dropout=0.0)
+    assert width == 64, "benchmarks/torch has EfficientNet-Lite of the published width only"
+    return LightFPN(name.removeprefix("fpn_light_efficientnet_"), classes)
 
 
 def supports(work: Work) -> bool:
@@ -23,12 +33,10 @@ class Side:
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.execution = execution or Execution.best(device, work.dtype == "bfloat16")
-        student = PSPNet(work.student_depth, work.student_width, work.classes, dropout=0.0)
+        student = _network(work.student, work.student_width, work.classes)
         teacher = None
         if work.distilled:
-            teacher = PSPNet(
-                work.teacher_depth, work.teacher_width, work.classes, auxiliary=False, dropout=0.0
-            )
+            teacher = _network(work.teacher, work.teacher_width, work.classes, auxiliary=False)
         terms = [
             Term(
                 name,
@@ -46,7 +54,7 @@ class Side:
             given, wanted = student.channels, teacher.channels
             if term.loss in ADAPTED and term.student == "head" and given != wanted:
                 adapters[term.name] = torch.randn(wanted, given, 1, 1) / given**0.5
-        recipe = Recipe(work.steps, terms=terms)
+        recipe = Recipe(work.steps, work.optimizer, terms=terms)
         self.trainer = Trainer(student, teacher, recipe, self.execution, adapters)
 
     def load(

@@ -27,9 +27,10 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The computation: SGD with poly decay, and weight decay on all parameters."""
+    """The computation: SGD or AdamW with poly decay, and weight decay on all parameters."""
 
     steps: int
+    optimizer: str = "sgd"  # or "adamw"
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -111,13 +112,15 @@ class Trainer:
             self.teacher = teacher.eval().to(**place)
         self.adapters = nn.ParameterDict(dict(adapters or {})).to(execution.device, self.dtype)
         self.parameters = [*student.parameters(), *self.adapters.parameters()]
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        options: dict[str, Any] = {
+            "lr": recipe.learning_rate,
+            "weight_decay": recipe.weight_decay,
+            "fused": True,
+        }
+        if recipe.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(self.parameters, **options)
+        else:
+            self.optimizer = torch.optim.SGD(self.parameters, momentum=recipe.momentum, **options)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: (1 - step / recipe.steps) ** recipe.power
         )
