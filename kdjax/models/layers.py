@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from kdjax.losses import resize as resize
 from kdjax.models.batch_norm import BatchNorm
+from kdjax.models.convolution import convolution
 from kdjax.models.depthwise import depthwise_convolution
 
 Features = dict[str, Float[Array, "B h w C"]]
@@ -107,18 +108,27 @@ class Conv(nnx.Conv):
         self.plain = False
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Convolves. A 1x1 kernel is a matrix product, which is a third faster on the CPU."""
-        if self.plain or self.kernel_size != (1, 1):
+        """Convolves, in the network's type."""
+        if self.plain:
             return super().__call__(x)
-        stride = self.strides
-        assert isinstance(stride, int)
+        stride, dilation, padding = self._window(x)
         bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = self.promote_dtype((x, self.kernel[0, 0], bias), dtype=self.dtype)
-        if stride > 1:
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        if stride > 1 and self.kernel_size == (1, 1):
             # If the slice is fused into the product, XLA for GPUs crashes (openxla/xla#47381).
-            x = jax.lax.optimization_barrier(x[:, ::stride, ::stride])
-        y = jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+            x, stride = jax.lax.optimization_barrier(x[:, ::stride, ::stride]), 1
+        y = convolution(x, kernel, stride=stride, dilation=dilation, padding=padding)
         return y if bias is None else y + bias
+
+    def _window(self, x: Array) -> tuple[int, int, Any]:
+        """Returns stride, dilation, and the padding of both sides of a map."""
+        stride, dilation, padding = self.strides, self.kernel_dilation, self.padding
+        assert isinstance(stride, int)
+        assert isinstance(dilation, int)
+        if padding == "SAME":
+            span = dilation * (self.kernel_size[0] - 1) + 1
+            padding = jax.lax.padtype_to_pads(x.shape[1:3], (span, span), (stride, stride), padding)
+        return stride, dilation, padding
 
 
 class DepthwiseConv(Conv):
@@ -135,13 +145,7 @@ class DepthwiseConv(Conv):
         """Convolves, with sums in float32."""
         if self.plain:
             return super().__call__(x)
-        size, stride, dilation = self.kernel_size[0], self.strides, self.kernel_dilation
-        assert isinstance(stride, int)
-        assert isinstance(dilation, int)
-        padding: Any = self.padding
-        if padding == "SAME":
-            span = dilation * (size - 1) + 1
-            padding = jax.lax.padtype_to_pads(x.shape[1:3], (span, span), (stride, stride), padding)
+        stride, dilation, padding = self._window(x)
         padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
         total = depthwise_convolution(padded, self.kernel[:, :, 0], stride, dilation)
         if self.bias is not None:
