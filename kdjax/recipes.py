@@ -89,7 +89,8 @@ def teach_without_labels(config: Config, teacher: str) -> Config:
 def multiply_weights(terms: ConfigDict, factor: float) -> None:
     """Multiplies the weights of a method's terms, which are 1 by default."""
     with terms.unlocked():
-        for options in terms.values():
+        for name in terms:
+            options: Any = terms[name]
             options.weight = factor * options.get("weight", 1.0)
 
 

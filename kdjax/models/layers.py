@@ -122,7 +122,8 @@ class Conv(nnx.Conv):
 
     def _window(self, x: Array) -> tuple[int, int, Any]:
         """Returns stride, dilation, and the padding of both sides of a map."""
-        stride, dilation, padding = self.strides, self.kernel_dilation, self.padding
+        stride, dilation = self.strides, self.kernel_dilation
+        padding: Any = self.padding
         assert isinstance(stride, int)
         assert isinstance(dilation, int)
         if padding == "SAME":
