@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdjax.models.convolution import varying
-
 
 def depthwise_convolution(
     padded: Float[Array, "B H W C"], kernel: Float[Array, "n n C"], stride: int, dilation: int
@@ -30,9 +28,14 @@ def depthwise_convolution(
       dilation: between the places of a window.
     """
     # Inside `shard_map`, every device has its own images, and this sums the kernel's gradient.
-    if unlike := varying(padded) - varying(kernel):
+    if unlike := _varying(padded) - _varying(kernel):
         kernel = jax.lax.pcast(kernel, tuple(unlike), to="varying")
     return _convolution(padded, kernel, stride, dilation)
+
+
+def _varying(x: Array) -> frozenset[str]:
+    """The mesh axes of a `shard_map` along which the devices hold different values."""
+    return jax.typeof(x).manual_axis_type.varying
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

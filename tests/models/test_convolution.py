@@ -15,7 +15,7 @@ POINTWISE = {"stride": 1, "dilation": 1, "padding": ((0, 0), (0, 0))}
 SQUARE = {"stride": 1, "dilation": 2, "padding": ((2, 2), (1, 3))}
 
 
-@pytest.mark.parametrize(("size", "options"), [(1, POINTWISE), (3, SQUARE)])
+@pytest.mark.parametrize(("size", "options"), [(1, POINTWISE), (1, SQUARE), (3, SQUARE)])
 def test_values_and_gradients_are_those_of_xla(size, options, monkeypatch):
     monkeypatch.setattr(module, "LEAST_CHANNELS", 3)
     rng = np.random.default_rng(0)
@@ -53,6 +53,7 @@ def test_only_kernels_for_which_products_are_faster_have_them():
     assert "custom_vjp_call" in jaxpr(1, 3, 1)
     assert "custom_vjp_call" not in jaxpr(3, 32, 1)
     assert "custom_vjp_call" not in jaxpr(3, 64, 2)
+    assert "custom_vjp_call" not in jaxpr(1, 64, 2)
 
 
 @pytest.mark.parametrize("size", [1, 3])
