@@ -52,10 +52,12 @@ from kdjax.recipes import terms_of  # noqa: E402
 from kdjax.utils import environment  # noqa: E402
 from kdjax.utils.errors import UserError  # noqa: E402
 
+LIGHT = ("fpn_light_efficientnet_lite0", "fpn_light_efficientnet_lite2")
+NETWORKS = ("pspnet_r18", "pspnet_r34", "pspnet_r50", "pspnet_r101", *LIGHT)
 WORK = {
-    "teacher": flags.DEFINE_string("teacher", None, "pspnet_r18, r34, r50, r101, or one as below."),
+    "teacher": flags.DEFINE_enum("teacher", None, NETWORKS, "The teacher."),
     "teacher_width": flags.DEFINE_integer("teacher_width", None, "64 is the published width."),
-    "student": flags.DEFINE_string("student", None, "The same; or fpn_light_efficientnet_lite0."),
+    "student": flags.DEFINE_enum("student", None, NETWORKS, "The student."),
     "student_width": flags.DEFINE_integer("student_width", None, "64 is the published width."),
     "optimizer": flags.DEFINE_enum("optimizer", None, ["sgd", "adamw"], "The optimizer."),
     "batch_size": flags.DEFINE_integer("batch_size", None, "Images of a step.", 1),
@@ -116,7 +118,12 @@ def chosen_work(usual: Work) -> Work:
                 f"--crop is {','.join(CROP.value)}; give height,width as in 512,1024"
             ) from error
         given["crop"] = (height, width)
-    return dataclasses.replace(usual, **given)
+    work = dataclasses.replace(usual, **given)
+    for role in ("teacher", "student"):
+        width = getattr(work, f"{role}_width")
+        if getattr(work, role) in LIGHT and width != 64:
+            raise UserError(f"--{role}_width is {width}; it must be 64 for EfficientNet-Lite")
+    return work
 
 
 def describe(work: Work) -> str:

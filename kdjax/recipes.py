@@ -87,7 +87,7 @@ def teach_without_labels(config: Config, teacher: str) -> Config:
 
 
 def multiply_weights(terms: ConfigDict, factor: float) -> None:
-    """Multiplies the weights of a method's terms, which are 1 by default."""
+    """Multiplies the weights of a method's terms. A term without a weight has 1."""
     with terms.unlocked():
         for name in terms:
             options: Any = terms[name]

@@ -2,14 +2,23 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from flax import nnx
 
+from kdjax import interop
 from kdjax.config import term
+from kdjax.models import create
+from kdjax.utils.errors import UserError
 
 pytest.importorskip("torch", reason="compares with PyTorch")
+import torch
+
 from benchmarks import alone, train_step
+from benchmarks.torch.lite import LightFPN
 from benchmarks.torch.networks import PSPNet
 from benchmarks.torch.trainer import Execution, Recipe, Trainer
 from benchmarks.work import Work
@@ -71,6 +80,34 @@ def test_the_sides_have_the_same_losses_and_their_steps_are_compared(
     assert "Worst relative difference of a loss in the first steps, in float32: " in printed
     assert "\n| test_torch_trainer:TERMS | " in printed
     assert "| peak of the process, MiB | 3.0 | 2.0 | 1.50 |" in printed
+
+
+def test_the_light_pyramid_is_kdjaxs():
+    rngs = nnx.Rngs(0)
+    net = create("fpn_light_efficientnet_lite0", num_classes=5, auxiliary=False, rngs=rngs)
+    theirs = LightFPN("lite0", 5)
+    weights = {name: torch.tensor(x) for name, x in interop.to_mmseg(net).items()}
+    theirs.load_state_dict(weights | {k: v for k, v in theirs.state_dict().items() if not v.ndim})
+    # Maps of stride 16 have odd sides.
+    images = np.random.default_rng(0).normal(size=(2, 48, 80, 3)).astype(np.float32)
+    given = torch.from_numpy(images).permute(0, 3, 1, 2)
+    features = net(jnp.asarray(images)).features
+    with torch.no_grad():
+        expected = {
+            "head": theirs.eval()(given)["head"],
+            "stage4": theirs.backbone["timm_model"](given)[-1],
+        }
+    for name, value in expected.items():
+        wanted = value.permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(features[name], wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_network_that_the_other_side_lacks_is_refused(given_flags):
+    with (
+        flagsaver.flagsaver(student="fpn_light_efficientnet_lite0"),
+        pytest.raises(UserError, match="--student_width is 4; it must be 64"),
+    ):
+        train_step.chosen_work(TINY)
 
 
 def test_a_side_alone_tells_its_memory(monkeypatch, capsys):

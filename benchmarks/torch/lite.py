@@ -29,7 +29,7 @@ class SameConv(nn.Conv2d):
 
     def forward(self, input):
         if self.strided:
-            # Even sides lack one row less than odd ones.
+            # An odd side needs one more row or column than an even one.
             rows, columns = (self.kernel_size[0] - 2 + side % 2 for side in input.shape[2:])
             ends = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
             input = functional.pad(input, ends)

@@ -17,7 +17,6 @@ def _network(name: str, width: int, classes: int, *, auxiliary: bool = True) -> 
     if name.startswith("pspnet_r"):
         depth = int(name.removeprefix("pspnet_r"))
         return PSPNet(depth, width, classes, auxiliary=auxiliary, dropout=0.0)
-    assert width == 64, "benchmarks/torch has EfficientNet-Lite of the published width only"
     return LightFPN(name.removeprefix("fpn_light_efficientnet_"), classes)
 
 

@@ -110,7 +110,7 @@ def test_a_job_is_preempted_twice_and_finishes_by_itself(slurm, python, tmp_path
     # On a busy machine Slurm may repeat a signal, which then reaches the next start of the job.
     restarts = int(re.findall(r"Restarts=(\d+)", shown())[0])
     assert 2 <= restarts <= 3
-    assert text.count("train: continues after step") == restarts
+    assert 2 <= text.count("train: continues after step") <= restarts
     # Both tasks say so, both times.
     assert text.count("stopped as asked: the checkpoint of step") >= 4
     assert "Traceback" not in text

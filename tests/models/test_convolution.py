@@ -4,9 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import meshes
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 from kdjax.models import convolution as module
 from kdjax.models.convolution import convolution
@@ -59,7 +60,6 @@ def test_only_kernels_for_which_products_are_faster_have_them():
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("kind", AxisType.__members__)
 def test_a_batch_over_devices_has_the_gradient_of_one_device(kind, size, monkeypatch):
-    """Tests all axis types of a mesh. Manual is `shard_map`."""
     monkeypatch.setattr(module, "LEAST_CHANNELS", 3)
     images = jax.random.normal(jax.random.key(0), (8, 9, 8, 3))
     kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 4))
@@ -69,16 +69,4 @@ def test_a_batch_over_devices_has_the_gradient_of_one_device(kind, size, monkeyp
         y = convolution(images, kernel, stride=1, dilation=1, padding=padding)
         return jnp.sum(jnp.sin(y))
 
-    gradient = jax.grad(loss, argnums=(0, 1))
-    expected = jax.jit(gradient)(images, kernel)
-    shared = AxisType.Auto if kind == "Manual" else AxisType[kind]
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(shared,))
-    specs = PartitionSpec("data"), PartitionSpec()
-    if kind == "Manual":
-        gradient = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs)
-    given = [
-        jax.device_put(x, NamedSharding(mesh, s))
-        for x, s in zip((images, kernel), specs, strict=True)
-    ]
-    for found, right in zip(jax.jit(gradient)(*given), expected, strict=True):
-        np.testing.assert_allclose(found, right, rtol=1e-5, atol=2e-5)
+    meshes.check_gradient(loss, images, kernel, kind)

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import meshes
 import numpy as np
 import pytest
 import thorough
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 from kdjax.models import depthwise
 from kdjax.models.depthwise import depthwise_convolution
@@ -61,23 +62,10 @@ def test_values_and_gradients_are_those_of_a_grouped_convolution(
 
 @pytest.mark.parametrize("kind", AxisType.__members__)
 def test_a_batch_over_devices_has_the_gradient_of_one_device(kind):
-    """Tests all axis types of a mesh. Manual is `shard_map`."""
     images = jax.random.normal(jax.random.key(0), (8, 9, 8, 3))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 3))
 
     def loss(images, kernel):
         return jnp.sum(jnp.sin(depthwise_convolution(images, kernel, 2, 1)))
 
-    gradient = jax.grad(loss, argnums=(0, 1))
-    expected = jax.jit(gradient)(images, kernel)
-    shared = AxisType.Auto if kind == "Manual" else AxisType[kind]
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(shared,))
-    specs = PartitionSpec("data"), PartitionSpec()
-    if kind == "Manual":
-        gradient = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs)
-    given = [
-        jax.device_put(x, NamedSharding(mesh, s))
-        for x, s in zip((images, kernel), specs, strict=True)
-    ]
-    for found, right in zip(jax.jit(gradient)(*given), expected, strict=True):
-        np.testing.assert_allclose(found, right, rtol=1e-5, atol=2e-5)
+    meshes.check_gradient(loss, images, kernel, kind)
