@@ -100,7 +100,7 @@ def create_state(
         terms=carried,
         ema=(student["params"], student["state"]) if ema else None,
     )
-    return jax.tree.map(jnp.copy, state)
+    return jax.device_put(state, may_alias=False)
 
 
 @dataclasses.dataclass(frozen=True)
