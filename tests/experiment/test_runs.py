@@ -571,7 +571,7 @@ def test_photos_decide_their_recipe(tmp_path, data_dir, capsys, monkeypatch):
     assert (config.data.test_split, config.data.eval_pad_to) == ("test", 1)
     assert config.student.backbone == config.teacher.backbone == "imagenet"
     assert {*config.compare.methods} == {"plain", "dist"}
-    assert config.compare.methods.dist.inter.weight == config.compare.methods.dist.intra.weight == 3
+    assert config.compare.methods.dist.inter.weight == config.compare.methods.dist.intra.weight == 1
     said = capsys.readouterr().out
     assert "photos: 9 images to train on and 3 to validate, 3 classes, mostly 32 x 24" in said
     # Flags are read later.
