@@ -59,8 +59,8 @@ def get_config(argument: str) -> Config:
     # The best on labeled photos, and with few labels: docs/results/README.md.
     methods = ("plain", "dist", "cwd") if unlabeled else ("plain", "dist")
     log.info(
-        f"methods: {', '.join(methods[1:])}, the best on CamVid for students from noise; there, a "
-        "plain student from ImageNet weights was as good, so deploy the better one of your table"
+        f"methods: {', '.join(methods[1:])}, the best on CamVid for students from noise; from "
+        "ImageNet weights the plain student was at least as good, so deploy the best of your table"
     )
     return recipes.compare_methods(config, methods)
 
