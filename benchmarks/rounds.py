@@ -44,6 +44,12 @@ def table(seconds: Mapping[str, Sequence[float]], images: int) -> str:
     return "\n".join(lines)
 
 
+def spread(values: Any, form: str) -> str:
+    """Returns median and quartiles."""
+    low, middle, high = (form.format(x) for x in np.percentile(values, [25, 50, 75]))
+    return f"{middle} ({low} to {high})"
+
+
 def machine() -> str:
     """Returns the hardware and versions of a measurement."""
     return (

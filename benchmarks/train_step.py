@@ -7,10 +7,11 @@
         --crop 160,208 --batch_size 8 --methods cwd
 
 A network teaches another one, in kdjax and in the PyTorch trainer of `benchmarks/torch` with the
-settings of its `Execution.best`. First both take the same batches in float32 from the same weights,
-and their losses must agree. Then their steps take turns: with the first method, with the others,
-and with the teacher's forward pass and no method. Ratios are those of one round. With `--alone`, a
-separate process for each side measures memory and the time to the first step.
+settings of its `Execution.best`. `--compiled` adds `torch.compile` on a CPU. First both take the
+same batches in float32 from the same weights, and their losses must agree. Then their steps take
+turns: with the first method, with the others, and with the teacher's forward pass and no method.
+Ratios are those of one round. With `--alone`, a separate process for each side measures memory and
+the time to the first step.
 
 On a GPU, PSPNet-R101 teaches R18 on 8 crops of 512 x 1024 in bfloat16. On a CPU, a narrow pair runs
 on small crops in float32. Methods are those of `kdjax.recipes`. The PyTorch trainer has some of
@@ -43,6 +44,7 @@ import torch  # noqa: E402
 from absl import flags  # noqa: E402
 
 from benchmarks import kdjax_side  # noqa: E402
+from benchmarks.rounds import spread  # noqa: E402
 from benchmarks.torch import side as torch_side  # noqa: E402
 from benchmarks.torch.trainer import Execution, settle  # noqa: E402
 from benchmarks.work import CPU, GPU, Work  # noqa: E402
@@ -74,6 +76,7 @@ ALONE = flags.DEFINE_list(
 )
 ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds after the first, which compiles.", 1)
 STEPS = flags.DEFINE_integer("steps_per_turn", None, "Steps in a row [10 on a GPU, else 1].", 1)
+COMPILED = flags.DEFINE_bool("compiled", False, "PyTorch by torch.compile, also on a CPU.")
 # How far a loss may be off, relative to itself, in the first steps: rounding grows with each.
 TOLERANCES = (1e-4, 1e-3, 1e-2)
 # The scores of a new classifier are almost 0, unlike a teacher's.
@@ -193,7 +196,7 @@ def take_turns(works: dict[str, Work], on_gpu: bool) -> str:
     for name, work in works.items():
         sides["kdjax", name] = kdjax_side.Side(work)
         if torch_side.supports(work):
-            sides["PyTorch", name] = torch_side.Side(work)
+            sides["PyTorch", name] = torch_side.best_side(work, compiled=COMPILED.value)
     batch = works[PLAIN].batch(0)
     steps = STEPS.value or (10 if on_gpu else 1)
     # Wall time, and processor time, which other work on the CPU disturbs less.
@@ -243,15 +246,10 @@ def table(works: dict[str, Work], times: dict[Any, Any], images: int, clock: int
     return "\n".join(lines)
 
 
-def spread(values: Any, form: str) -> str:
-    """Returns median and quartiles."""
-    low, middle, high = (form.format(x) for x in np.percentile(values, [25, 50, 75]))
-    return f"{middle} ({low} to {high})"
-
-
 def compare_alone(name: str, work: Work, on_gpu: bool) -> str:
     """Returns a table: memory and time to the first step, each side in its own process."""
-    ours, theirs = (alone(side, work) for side in ("kdjax", "pytorch"))
+    other = "compiled_pytorch" if COMPILED.value else "pytorch"
+    ours, theirs = (alone(side, work) for side in ("kdjax", other))
     rows = {"time to the first step, s": [x["seconds"] for x in (ours, theirs)]}
     peak = "peak of arrays, MiB" if on_gpu else "peak of the process, MiB"
     rows[peak] = [x["peak"] / 2**20 for x in (ours, theirs)]

@@ -1,5 +1,6 @@
 """PyTorch's side of `benchmarks.train_step`."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,13 +26,21 @@ def supports(work: Work) -> bool:
     return all(entry["loss"] in TAUGHT for entry in work.terms.values())
 
 
+def best_side(work: Work, *, compiled: bool = False) -> "Side":
+    """Returns a side with the best settings for its device, and `torch.compile` if asked for."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    execution = Execution.best(device, work.dtype == "bfloat16")
+    if compiled:
+        execution = dataclasses.replace(execution, compiled=True)
+    return Side(work, execution)
+
+
 class Side:
     """A training with new weights, and without dropout, so that both sides compute the same."""
 
-    def __init__(self, work: Work, execution: Execution | None = None):
+    def __init__(self, work: Work, execution: Execution):
         torch.manual_seed(0)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.execution = execution or Execution.best(device, work.dtype == "bfloat16")
+        self.execution = execution
         student = _network(work.student, work.student_width, work.classes)
         teacher = None
         if work.distilled:
