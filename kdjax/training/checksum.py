@@ -14,17 +14,19 @@ def checksum(tree: PyTree) -> int:
     Args:
       tree: arrays of numbers of any type, and random keys.
     """
-    return int(_checksum(jax.tree.leaves(tree)))
-
-
-@jax.jit
-def _checksum(leaves: list[Array]) -> UInt32[Array, ""]:
-    total = jnp.zeros((), jnp.uint32)
-    for leaf in leaves:
-        words = _words(leaf)
-        # An odd factor is invertible modulo 2^32: a change of a single word never cancels out.
-        total = total * 31 + jnp.sum(words * (2 * _positions(words.shape) + 1), dtype=jnp.uint32)
+    total = 0
+    for value in jax.device_get([_checksum(leaf) for leaf in jax.tree.leaves(tree)]):
+        total = (31 * total + int(value)) % 2**32
     return total
+
+
+# One array at a time: arrays of the same shape share a program, which compiles faster than one
+# program for all arrays.
+@jax.jit
+def _checksum(leaf: Array) -> UInt32[Array, ""]:
+    words = _words(leaf)
+    # An odd factor is invertible modulo 2^32: a change of a single word never cancels out.
+    return jnp.sum(words * (2 * _positions(words.shape) + 1), dtype=jnp.uint32)
 
 
 def _words(leaf: Array) -> UInt32[Array, "..."]:
