@@ -417,6 +417,8 @@ def test_a_checksum_knows_arrays_and_not_their_places():
         other[index] = (leaf.view(jnp.uint32) ^ 1).view(leaf.dtype)
         assert checksum(jax.tree.unflatten(structure, other)) != expected
     assert checksum({"a": jnp.array([1.0, 2.0])}) != checksum({"a": jnp.array([2.0, 1.0])})
+    one, other = jnp.ones(2), jnp.zeros(2)
+    assert checksum({"a": one, "b": other}) != checksum({"a": other, "b": one})
 
 
 def test_on_a_cpu_a_residual_sum_is_computed_once():
