@@ -2,7 +2,7 @@
 
     python -m kdjax compare --config configs/quickstart.py --workdir runs/quickstart
 
-It takes two to four minutes on two CPU cores. In so few steps, the teacher speeds the student up:
+It takes two to five minutes on two CPU cores. In so few steps, the teacher speeds the student up:
 docs/start.md has the gain over five seeds.
 """
 
