@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def make_side(name: str, work: Work) -> Any:
-    """Imports one side alone, so that the other's library takes no memory."""
+    """Returns a side; imports it alone, so that the other's library takes no memory."""
     if name == "kdjax":
         from kdjax.utils import environment
 

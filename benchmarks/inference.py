@@ -1,6 +1,6 @@
 """Compares a network's forward pass, and `kdjax predict` on a folder, with PyTorch on a CPU.
 
-    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/inference.py
+    OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.inference
 
 EfficientNet-Lite0 and Lite2 under a light feature pyramid have the same random weights on both
 sides. Their forward passes, in float32 without gradients, take turns. Then each side labels a
@@ -20,31 +20,25 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from PIL import Image
+
+from benchmarks.rounds import machine, spread
+from benchmarks.torch.lite import LightFPN
+from benchmarks.torch.trainer import channels_last, normalize, settle
+from benchmarks.work import Work
+from kdjax import interop, models
+from kdjax.cli import command
+from kdjax.models import NNXNetwork, scores_of
+from kdjax.models.outputs import IMAGENET
+from kdjax.models.serialization import NetworkInfo, save
+from kdjax.reporting.pictures import full_palette
+from kdjax.utils import environment
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# If this file is run, Python looks into its folder first, which has a folder `torch`.
-sys.path[:] = [
-    str(ROOT),
-    *(path for path in sys.path if pathlib.Path(path).resolve() != ROOT / "benchmarks"),
-]
-
-import jax  # noqa: E402  the path is set above
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from flax import nnx  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from benchmarks.rounds import machine, spread  # noqa: E402
-from benchmarks.torch.lite import LightFPN  # noqa: E402
-from benchmarks.torch.trainer import channels_last, normalize, settle  # noqa: E402
-from benchmarks.work import Work  # noqa: E402
-from kdjax import interop, models  # noqa: E402
-from kdjax.cli import command  # noqa: E402
-from kdjax.models import NNXNetwork, scores_of  # noqa: E402
-from kdjax.models.outputs import IMAGENET  # noqa: E402
-from kdjax.models.serialization import NetworkInfo, save  # noqa: E402
-from kdjax.reporting.pictures import full_palette  # noqa: E402
-from kdjax.utils import environment  # noqa: E402
-
 NETWORKS, CLASSES = ("lite0", "lite2"), 11
 SIZES, BATCH_SIZE, ROUNDS = ((160, 208), (384, 384)), 8, 9  # of the forward passes
 PHOTO, COUNTS, FOLDERS = (360, 480), (8, 72), 3  # size of a photo; photos and rounds of folders

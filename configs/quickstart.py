@@ -2,8 +2,8 @@
 
     python -m kdjax compare --config configs/quickstart.py --workdir runs/quickstart
 
-It takes two to five minutes on two CPU cores. In so few steps, the teacher speeds the student up:
-docs/start.md has the gain over five seeds.
+It takes about four minutes on two slow CPU cores. In so few steps, the teacher speeds the student
+up: docs/start.md has the gain over five seeds.
 """
 
 from kdjax import recipes

@@ -57,6 +57,7 @@ def main() -> None:
 
 
 def read(path: pathlib.Path) -> np.ndarray:
+    """Returns the pixels of a photo, [H, W, 3] uint8."""
     with Image.open(path) as image:
         return np.array(image.convert("RGB"))
 
