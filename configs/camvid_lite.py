@@ -21,6 +21,7 @@
 
     python -m kdjax prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
     python -m kdjax train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
+    python -m kdjax compare --config configs/camvid_lite.py:full --workdir runs/camvid_full
 
 CAMVID is the folder that configs/camvid_pspnet_r18.py describes. CAMVID_FULL contains the same
 photos at 360 x 480, on which `full_teacher` continues the training of the teacher. The students of
@@ -45,20 +46,19 @@ METHODS = ("plain", "cwd", "nfd", "pfs", "fakd_cwd", "pixelwise_kl", "pixelwise_
 NEED_LARGER_CROPS = ("skd", "ifvd")
 # Parts and other strengths of methods that the table already has.
 VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong")
-TEACHER, TEACHER_DIR, FEW_DIR = (
-    "fpn_light_efficientnet_lite2",
-    "runs/camvid_lite2",
-    "runs/few_lite2",
-)
+TEACHER = "fpn_light_efficientnet_lite2"
+TEACHER_DIR, FEW_DIR, FULL_DIR = "runs/camvid_lite2", "runs/few_lite2", "runs/full_lite2"
 PAIR = {"teacher": TEACHER, "student": "fpn_light_efficientnet_lite0"}
 FIELD = ("field", "field_longer", "field_sums")
 # Comparisons of a student from scratch, whose settings `cached` tuned.
-TUNED = ("strong", "longer", "few", "few_labeled")
+TUNED = ("strong", "longer", "few", "few_labeled", "full")
 TEACHERS = ("teacher", "full_teacher", "few_teacher")
 CHOICES = (
     *("lite0", "lite0_cached", "rare", "scratch", "cached", "features"),
     *(*TUNED, *FIELD, *TEACHERS),
 )
+# Photos of twice the height and width, and crops that cover as much of them.
+FULL_DATA, FULL_CROP = "data/camvid_full", (320, 416)
 LABELED = 40  # photos of `few` with labels, of 367
 # Ways to help rare classes, without a teacher. The hardest quarter of the pixels, and half of the
 # crops, are the values of the published codes.
@@ -102,6 +102,7 @@ def get_config(argument: str = "lite0") -> Config:
         "few", plain on 40 labeled photos, and DIST and CWD on these and all photos without labels,
         with a teacher that was trained on the 40;
         "few_labeled", DIST on the 40 photos alone, with the same teacher;
+        "full", plain and DIST from the cache at 360 x 480, with the teacher of that size;
         "field", short runs of every method;
         "field_longer", the plain student of "field" with as many steps as take as long as those of
         most methods (`compare` itself counts by the most expensive method);
@@ -178,6 +179,11 @@ def _tuned(config: Config, student: str, steps: int) -> Config:
     elif student == "longer":
         config.steps, config.compare.seeds = steps, (0, 1, 2)
         config.eval_every = 1000
+    elif student == "full":
+        config.data.data_dir, config.data.crop_size = FULL_DATA, FULL_CROP
+        config.teacher.checkpoint, config.teacher.cache = FULL_DIR, "caches/camvid_full"
+        config.compare.seeds, methods = (0, 1, 2), ("plain", "dist")
+        config.eval_every = 500
     else:
         config.data.name = "camvid_lite:few"
         config.teacher.checkpoint, config.teacher.cache = FEW_DIR, "caches/camvid_few"
@@ -241,7 +247,7 @@ def _teacher(config: Config, name: str) -> Config:
     if name == "few_teacher":
         config.data.name = "camvid_lite:few"
     if name == "full_teacher":
-        config.data.data_dir, config.data.crop_size = "data/camvid_full", (320, 416)
+        config.data.data_dir, config.data.crop_size = FULL_DATA, FULL_CROP
         # Continue from the teacher that was trained on photos of half the size.
         config.student.checkpoint, config.student.backbone = TEACHER_DIR, ""
         config.optimizer.learning_rate = 3e-4

@@ -536,6 +536,7 @@ ARGUMENTS = {
         "longer,4000",
         "few",
         "few_labeled",
+        "full",
         "field",
         "field_longer",
         "field_sums",
