@@ -22,6 +22,9 @@
     python -m kdjax prepare folder --source CAMVID_FULL --data_dir data/camvid_full --ignore 11
     python -m kdjax train --config configs/camvid_lite.py:full_teacher --workdir runs/full_lite2
     python -m kdjax compare --config configs/camvid_lite.py:full --workdir runs/camvid_full
+    python -m kdjax label --teacher runs/full_lite2 --images CAMVID_FULL/images/train \\
+        --output runs/full_scores
+    python -m kdjax compare --config configs/camvid_lite.py:lite0_sharp --workdir runs/lite0_sharp
 
 CAMVID is the folder that configs/camvid_pspnet_r18.py describes. CAMVID_FULL contains the same
 photos at 360 x 480, on which `full_teacher` continues the training of the teacher. The students of
@@ -48,13 +51,14 @@ NEED_LARGER_CROPS = ("skd", "ifvd")
 VARIANTS = ("cwd_features", "pfs_similarities", "pfs_predictions", "fakd_strong")
 TEACHER = "fpn_light_efficientnet_lite2"
 TEACHER_DIR, FEW_DIR, FULL_DIR = "runs/camvid_lite2", "runs/few_lite2", "runs/full_lite2"
+FULL_SCORES = "runs/full_scores/scores"  # of the teacher at 360 x 480, by `kdjax label`
 PAIR = {"teacher": TEACHER, "student": "fpn_light_efficientnet_lite0"}
 FIELD = ("field", "field_longer", "field_sums")
 # Comparisons of a student from scratch, whose settings `cached` tuned.
 TUNED = ("strong", "longer", "few", "few_labeled", "full")
 TEACHERS = ("teacher", "full_teacher", "few_teacher")
 CHOICES = (
-    *("lite0", "lite0_cached", "rare", "scratch", "cached", "features"),
+    *("lite0", "lite0_cached", "lite0_sharp", "rare", "scratch", "cached", "features"),
     *(*TUNED, *FIELD, *TEACHERS),
 )
 # Photos of twice the height and width, and crops that cover as much of them.
@@ -91,6 +95,8 @@ def get_config(argument: str = "lite0") -> Config:
       argument: one of
         "lite0", a comparison with EfficientNet-Lite0 as the student;
         "lite0_cached", the same with the teacher's scores from a cache, and fewer methods;
+        "lite0_sharp", plain and DIST with the scores of the teacher of "full", which saw the photos
+        at 360 x 480, while the student sees them at 180 x 240;
         "rare", plain students from scratch with class weights, online hard example mining, or crops
         drawn by class;
         "scratch", a comparison with a ResNet-18 from scratch;
@@ -121,7 +127,7 @@ def get_config(argument: str = "lite0") -> Config:
     config = recipes.camvid()
     if student in TEACHERS:
         return _teacher(recipes.fine_tune(config, **PAIR), student)
-    if student in ("lite0", "lite0_cached"):
+    if student in ("lite0", "lite0_cached", "lite0_sharp"):
         config = recipes.fine_tune(config, **PAIR)
         config.steps = 600
         config.compare.learning_rates = (3e-4, 6e-4, 1.2e-3)
@@ -132,6 +138,12 @@ def get_config(argument: str = "lite0") -> Config:
     config.compare.weight_factors = (0.3, 1.0, 3.0)
     config.compare.tuning_seeds = (1000,)
     config.compare.seeds = (0, 1, 2, 3, 4)
+    if student == "lite0_sharp":
+        config.teacher.checkpoint, config.teacher.logits = "", FULL_SCORES
+        config.teacher.cache, config.compare.seeds = "caches/camvid_sharp", (0, 1, 2)
+        config.compare.learning_rates = config.compare.weight_factors = ()
+        config.compare.equal_time = False
+        return recipes.compare_camvid_methods(config, ("plain", "dist"))
     if student == "lite0":
         return recipes.compare_camvid_methods(config, METHODS)
     if student == "lite0_cached":
@@ -240,7 +252,8 @@ def _rare(config: Config) -> Config:
 
 
 def _teacher(config: Config, name: str) -> Config:
-    config.compare.teacher_steps = 600 if name == "few_teacher" else 1400
+    steps = {"teacher": 1400, "full_teacher": 300, "few_teacher": 600}
+    config.compare.teacher_steps = steps[name]
     config.eval_every = 350
     config.data.photometric = True
     config = recipes.teacher_of(config)
@@ -248,6 +261,7 @@ def _teacher(config: Config, name: str) -> Config:
         config.data.name = "camvid_lite:few"
     if name == "full_teacher":
         config.data.data_dir, config.data.crop_size = FULL_DATA, FULL_CROP
+        config.eval_every = 100
         # Continue from the teacher that was trained on photos of half the size.
         config.student.checkpoint, config.student.backbone = TEACHER_DIR, ""
         config.optimizer.learning_rate = 3e-4

@@ -528,6 +528,7 @@ ARGUMENTS = {
     "camvid_lite": [
         "lite0",
         "lite0_cached",
+        "lite0_sharp",
         "rare",
         "scratch",
         "cached",
