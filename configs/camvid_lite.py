@@ -24,7 +24,8 @@
     python -m kdjax compare --config configs/camvid_lite.py:full --workdir runs/camvid_full
     python -m kdjax label --teacher runs/full_lite2 --images CAMVID_FULL/images/train \\
         --output runs/full_scores
-    python -m kdjax compare --config configs/camvid_lite.py:lite0_sharp --workdir runs/lite0_sharp
+    python -m kdjax compare --config configs/camvid_lite.py:lite0_full_teacher \\
+        --workdir runs/lite0_full_teacher
 
 CAMVID is the folder that configs/camvid_pspnet_r18.py describes. CAMVID_FULL contains the same
 photos at 360 x 480, on which `full_teacher` continues the training of the teacher. The students of
@@ -58,7 +59,7 @@ FIELD = ("field", "field_longer", "field_sums")
 TUNED = ("strong", "longer", "few", "few_labeled", "full")
 TEACHERS = ("teacher", "full_teacher", "few_teacher")
 CHOICES = (
-    *("lite0", "lite0_cached", "lite0_sharp", "rare", "scratch", "cached", "features"),
+    *("lite0", "lite0_cached", "lite0_full_teacher", "rare", "scratch", "cached", "features"),
     *(*TUNED, *FIELD, *TEACHERS),
 )
 # Photos of twice the height and width, and crops that cover as much of them.
@@ -95,8 +96,8 @@ def get_config(argument: str = "lite0") -> Config:
       argument: one of
         "lite0", a comparison with EfficientNet-Lite0 as the student;
         "lite0_cached", the same with the teacher's scores from a cache, and fewer methods;
-        "lite0_sharp", plain and DIST with the scores of the teacher of "full", which saw the photos
-        at 360 x 480, while the student sees them at 180 x 240;
+        "lite0_full_teacher", plain and DIST with the scores of the teacher of "full", which saw the
+        photos at 360 x 480, while the student sees them at 180 x 240;
         "rare", plain students from scratch with class weights, online hard example mining, or crops
         drawn by class;
         "scratch", a comparison with a ResNet-18 from scratch;
@@ -127,7 +128,7 @@ def get_config(argument: str = "lite0") -> Config:
     config = recipes.camvid()
     if student in TEACHERS:
         return _teacher(recipes.fine_tune(config, **PAIR), student)
-    if student in ("lite0", "lite0_cached", "lite0_sharp"):
+    if student in ("lite0", "lite0_cached", "lite0_full_teacher"):
         config = recipes.fine_tune(config, **PAIR)
         config.steps = 600
         config.compare.learning_rates = (3e-4, 6e-4, 1.2e-3)
@@ -138,22 +139,10 @@ def get_config(argument: str = "lite0") -> Config:
     config.compare.weight_factors = (0.3, 1.0, 3.0)
     config.compare.tuning_seeds = (1000,)
     config.compare.seeds = (0, 1, 2, 3, 4)
-    if student == "lite0_sharp":
-        config.teacher.checkpoint, config.teacher.logits = "", FULL_SCORES
-        config.teacher.cache, config.compare.seeds = "caches/camvid_sharp", (0, 1, 2)
-        config.compare.learning_rates = config.compare.weight_factors = ()
-        config.compare.equal_time = False
-        return recipes.compare_camvid_methods(config, ("plain", "dist"))
     if student == "lite0":
         return recipes.compare_camvid_methods(config, METHODS)
-    if student == "lite0_cached":
-        config.teacher.cache = "caches/camvid_lite2"
-        # The recipe's rate, which docs/results/pretrained.md compares with two others.
-        config.compare.learning_rates = config.compare.weight_factors = ()
-        config = recipes.compare_camvid_methods(config, ("plain", "cwd", "dist"))
-        # The weights that `cached` picked for a student from noise.
-        recipes.multiply_weights(config.compare.methods.dist, 3.0)
-        return config
+    if student in ("lite0_cached", "lite0_full_teacher"):
+        return _lite0_cached(config, student)
     config.student.update(network("fpn_light_r18", width=16))
     config.student.auxiliary = False
     if student == "scratch":
@@ -173,6 +162,21 @@ def get_config(argument: str = "lite0") -> Config:
     if student in TUNED:
         return _tuned(config, student, int(steps or 1000))
     return _field(config, student)
+
+
+def _lite0_cached(config: Config, student: str) -> Config:
+    # The recipe's rate, which docs/results/pretrained.md compares with two others.
+    config.compare.learning_rates = config.compare.weight_factors = ()
+    if student == "lite0_full_teacher":
+        config.teacher.checkpoint, config.teacher.logits = "", FULL_SCORES
+        config.teacher.cache, config.compare.seeds = "caches/full_scores", (0, 1, 2)
+        config.compare.equal_time = False
+        return recipes.compare_camvid_methods(config, ("plain", "dist"))
+    config.teacher.cache = "caches/camvid_lite2"
+    config = recipes.compare_camvid_methods(config, ("plain", "cwd", "dist"))
+    # The weights that `cached` picked for a student from noise.
+    recipes.multiply_weights(config.compare.methods.dist, 3.0)
+    return config
 
 
 def _is_count(text: str) -> bool:

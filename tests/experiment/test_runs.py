@@ -528,7 +528,7 @@ ARGUMENTS = {
     "camvid_lite": [
         "lite0",
         "lite0_cached",
-        "lite0_sharp",
+        "lite0_full_teacher",
         "rare",
         "scratch",
         "cached",
