@@ -30,8 +30,8 @@
 CAMVID is the folder that configs/camvid_pspnet_r18.py describes. CAMVID_FULL contains the same
 photos at 360 x 480, on which `full_teacher` continues the training of the teacher. The students of
 `lite0` are EfficientNet-Lite0 from ImageNet weights. The other students are a ResNet-18 of width 16
-with the same head, from scratch. `field` has all methods, in short runs. Learning rates and the
-weights of every method are picked on validation.
+with the same head, from scratch. `field` has almost all methods, in short runs. Learning rates and
+weights are picked on validation, or are those that an earlier comparison picked.
 """
 
 from typing import Any
@@ -110,7 +110,7 @@ def get_config(argument: str = "lite0") -> Config:
         with a teacher that was trained on the 40;
         "few_labeled", DIST on the 40 photos alone, with the same teacher;
         "full", plain and DIST from the cache at 360 x 480, with the teacher of that size;
-        "field", short runs of every method;
+        "field", short runs of every method, except for variants and those that need larger crops;
         "field_longer", the plain student of "field" with as many steps as take as long as those of
         most methods (`compare` itself counts by the most expensive method);
         "field_sums", three methods with their authors' constants for CamVid, and KL + L2 with a

@@ -1,4 +1,4 @@
-"""Every method on CamVid at 180 x 240, tuned: a PSPNet-R18 of width 32 teaches one of width 8.
+"""Nine methods on CamVid at 180 x 240, tuned: a PSPNet-R18 of width 32 teaches one of width 8.
 
     python -m kdjax prepare folder --source CAMVID --data_dir data/camvid --ignore 11
     python -m kdjax compare --config configs/camvid_pspnet_r18.py --workdir runs/camvid

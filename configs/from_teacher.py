@@ -6,11 +6,12 @@
     python -m kdjax export --source runs/mine --output student --format tflite \\
         --height 480 --width 640
 
-TEACHER is a network checkpoint, the workdir of a run, an ONNX or TensorFlow Lite file, or
-"package.module:attribute". A light feature pyramid on EfficientNet-Lite0, from ImageNet weights,
-learns the teacher's class scores by DIST. The log gives each choice and its reason. You can
-override any of them, for example with --config.steps=2000. The photos of the split "val" are held
-out: the run reports how far the student agrees with the teacher there, not whether either is right.
+TEACHER is a network checkpoint, the workdir of a run, an ONNX or TensorFlow Lite file (with the
+extra "model-files"), or "package.module:attribute". A light feature pyramid on EfficientNet-Lite0,
+from ImageNet weights, learns the teacher's class scores by DIST. The log gives each choice and its
+reason. You can override any of them, for example with --config.steps=2000. The photos of the split
+"val" are held out: the run reports how far the student agrees with the teacher there, not whether
+either is right.
 With a labeled set, the run also reports the mIoU there:
 
     python -m kdjax prepare folder --test_share 1 --source LABELED --data_dir data/labeled

@@ -1,4 +1,4 @@
-"""Every method on procedural shapes, three seeds each: a PSPNet-R18 of width 16 teaches width 8.
+"""Nine methods on procedural shapes, three seeds each: a PSPNet-R18 of width 16 teaches width 8.
 
     python -m kdjax compare --config configs/shapes_pspnet_r18.py --workdir runs/shapes
 

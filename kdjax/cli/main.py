@@ -85,7 +85,7 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "To begin, in three minutes and with nothing to download:",
+            "To begin, in four minutes and with nothing to download:",
             "kdjax compare --config quickstart.py --workdir runs/quickstart",
         ]
     )

@@ -92,8 +92,8 @@ class Loss:
       schedule: how the weight changes during a run: "constant", or "linear" or "cosine" to
         `final_weight`.
       final_weight: the weight at the end.
-      resize: the side whose size the maps take if sizes differ. Resizing is bilinear. "none" keeps
-        both sizes.
+      resize: the side whose map is resized, bilinearly, to the size of the other: "teacher" or
+        "student". "none" keeps both sizes.
       adapter: when a 1x1 convolution maps the student's channels to the teacher's: "where_needed",
         "always", or "never". It is trained with the student, and exports leave it out.
       adapter_bias: True if the adapter has a bias.

@@ -319,6 +319,8 @@ TORCHDISTILLER_PSPNET = Naming(_TORCHDISTILLER_PSPNET, _inplace_abn, _map_first)
 # Classifiers of images: the first rules leave out the layers behind the backbone.
 _AS_BACKBONE = (r"(?:backbone\.)?", "backbone.")
 PLAIN_BACKBONE = Naming([(r"(?:fc|head)\.", ""), _AS_BACKBONE])
+# The ResNets that CIRKD and TorchDistiller begin from.
+WIDE_RESNET = Naming([(r"fc\.", ""), *_deep_stem(r"(?:backbone\.)?"), _AS_BACKBONE])
 # timm's ResNets with a deep stem.
 TIMM_RESNET = Naming(
     [
@@ -459,6 +461,7 @@ ORIGINS: list[tuple[str, list[str], Naming]] = [
     (IMAGENET, ["layer1.", "stage4."], PLAIN_BACKBONE),
     (IMAGENET, ["layer1.", "layer7."], OPENMMLAB_MOBILENET),
     (IMAGENET, ["layer1.", "layer4.", "conv1.0."], TIMM_RESNET),
+    (IMAGENET, ["layer1.", "layer4.", "conv3."], WIDE_RESNET),
     (IMAGENET, ["layer1.", "layer4."], PLAIN_BACKBONE),
 ]
 

@@ -429,9 +429,17 @@ def test_torchvisions_deeplab():
     assert_same(interop.to_mmseg(net), weights)
 
 
-@pytest.mark.parametrize("kind", ["torchvision", "timm", "OpenMMLab"])
-def test_an_image_classifier_becomes_the_backbone_and_the_heads_stay(kind):
-    name = "upernet_r18b" if kind == "torchvision" else "upernet_r18"
+CLASSIFIERS = {
+    "torchvision": "upernet_r18b",
+    "timm": "upernet_r18",
+    "OpenMMLab": "upernet_r18",
+    "CIRKD": "deeplabv3_r18@cirkd",
+    "TorchDistiller": "pspnet_r18@torchdistiller",
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), CLASSIFIERS.items())
+def test_an_image_classifier_becomes_the_backbone_and_the_heads_stay(kind, name):
     net = models.create(name, num_classes=5, width=4, rngs=nnx.Rngs(0))
     before, weights = interop.to_mmseg(net), random_weights(net)
     given = {"fc.weight": np.zeros((10, 8)), "fc.bias": np.zeros(10)}
@@ -442,6 +450,10 @@ def test_an_image_classifier_becomes_the_backbone_and_the_heads_stay(kind):
             key = key.removeprefix("backbone.")
             if kind == "timm":
                 key = key.replace("stem.7.", "bn1.").replace("stem.", "conv1.")
+            if kind in ("CIRKD", "TorchDistiller"):
+                for i in range(3):
+                    key = key.replace(f"stem.{3 * i}.", f"conv{i + 1}.")
+                    key = key.replace(f"stem.{3 * i + 1}.", f"bn{i + 1}.")
             given[key] = value
     interop.load_weights(net, given)
     assert_same(interop.to_mmseg(net), expected)

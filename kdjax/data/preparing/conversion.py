@@ -60,8 +60,8 @@ class ConversionBuilder(SegmentationBuilder, skip_registration=True):
           source: where the original files are.
           data_dir: the folder to write to.
           skip_damaged: whether files that cannot be read are skipped.
-          tiles: whether records hold images other than JPEGs as PNG tiles, which crops decode in
-            part.
+          tiles: whether records hold images as PNG tiles, which crops decode in part. A JPEG of
+            less than two megapixels stays one file.
           **kwargs: for TFDS.
         """
         self._skip_damaged, self._tiles = skip_damaged, tiles

@@ -95,7 +95,7 @@ def prepare(
       skip_damaged: whether files that cannot be read are skipped. By default, they are an error.
       report: called with each line on what was found, before the conversion starts.
       **options: options of the builder, such as `ignore` of `folder`. Every builder with a source
-        takes `tiles`, which stores PNG images in tiles, so that a crop decodes a part.
+        takes `tiles`, which stores large images in PNG tiles, so that a crop decodes a part.
 
     Raises:
       UserError: if the source is not what the builder expects, `data_dir` cannot be written to or
