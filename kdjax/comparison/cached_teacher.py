@@ -7,6 +7,7 @@ from etils import epath
 from kdjax.config import RunOptions
 from kdjax.data.caching import machine_bytes
 from kdjax.data.interface import SegmentationSet
+from kdjax.data.options import fitted_size
 from kdjax.data.run_data import RunData
 from kdjax.distillation import need_teacher
 from kdjax.models.network import SCORES
@@ -52,7 +53,8 @@ def plan_cache(options: RunOptions, workdir: epath.Path, data: SegmentationSet |
     if is_remote(workdir):
         return CachePlan("", f"{workdir} is not on a disk, so {live}: set config.teacher.cache")
     images = RunData(options.data, data)
-    sizes, memory = images.train_sizes(), machine_bytes()
+    base, memory = options.data.base_size, machine_bytes()
+    sizes = [fitted_size(size, base) for size in images.train_sizes()]
     cells = sum(-(-height // _STRIDE) * -(-width // _STRIDE) for height, width in sizes)
     size = cells * images.num_classes * _BYTES
     about = f"the teacher's scores of {len(sizes)} images take about {size / 2**20:.0f} MiB"

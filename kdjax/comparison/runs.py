@@ -21,6 +21,7 @@ from kdjax.models import serialization
 from kdjax.models.architectures import EXTRACTORS
 from kdjax.models.options import IMAGENET_WEIGHTS
 from kdjax.recipes import teacher_of
+from kdjax.teachers.loading import open_images
 from kdjax.utils import imports, processes, schema
 from kdjax.utils.errors import UserError
 from kdjax.utils.files import to_json, write_atomically
@@ -29,6 +30,9 @@ from kdjax.utils.log import logger
 
 TEACHER = "teacher"
 _TUNING, _EQUAL_TIME = "tuning", "equal_time"
+# The keys of `config.data` that decide which images a teacher sees. A method that changes them
+# cannot read the cache of the others.
+_IMAGES = {"name", "options", "data_dir", "train_split", "mixture", "base_size"}
 
 
 class Comparison(NamedTuple):
@@ -136,7 +140,30 @@ class _Runner:
         return plan_cache(read(self.config), self.root.path, self.data)
 
     def _train(self, runs: Sequence[Run]) -> None:
+        self._check_data(runs)
         train_all(runs, self.parallel, self.data)
+
+    def _check_data(self, runs: Sequence[Run]) -> None:
+        """Checks that runs which are added see the data of the finished ones.
+
+        Raises:
+          UserError: if the data set has changed.
+        """
+        if all(run.files.result.exists() for run in runs):
+            return
+        now: dict[str, str] = {}
+        for run in runs:
+            there, options = run.files.data_fingerprint(), run.options
+            if there is None:
+                continue
+            # `repr`, because a section may hold dicts.
+            here = now.get(repr(options.data)) or open_images(options, self.data).fingerprint
+            now[repr(options.data)] = here
+            if there != here:
+                raise UserError(
+                    f"{run.files.path} was trained on other data ({there} there, {here} now); "
+                    "choose another --workdir"
+                )
 
     def _train_teacher(self) -> str:
         """Trains the teacher by the students' recipe, and returns its checkpoint."""
@@ -235,14 +262,16 @@ class _Runner:
             student.teacher.checkpoint = checkpoint if terms else ""
             student.seed = seed
             setting.apply(student)
-            change(student, self.config.compare.changes.to_dict().get(name, {}))
+            changes = self.config.compare.changes.to_dict().get(name, {})
+            change(student, changes)
             # Methods and seeds may be added later, so the config of a run does not contain them.
             student.compare = default().compare
             if not terms:
                 _remove_cache(without_terms(student))
             if among:
                 student.data.test_split = ""
-            if self._cache.path and reads_scores_alone(read(student)):
+            own_teacher = "teacher" in changes or changes.get("data", {}).keys() & _IMAGES
+            if self._cache.path and not own_teacher and reads_scores_alone(read(student)):
                 student.teacher.cache = self._cache.path
         parts = [name, tuning.setting_name(setting, among)] if among else [name]
         folder = "/".join([_TUNING, *parts] if among else parts)

@@ -54,6 +54,17 @@ class CropOptions(Section):
             raise WrongValue("scale_range", f"is {low, high}; the first must not be larger")
 
 
+def fitted_size(size: tuple[int, int], base_size: tuple[int, ...]) -> tuple[int, int]:
+    """Returns height and width of an image that is fitted into `base_size`, as before scaling."""
+    if not base_size:
+        return size
+    long, short = max(size), min(size)
+    to_long, to_short = base_size
+    target, side = (to_long, long) if to_long * short < to_short * long else (to_short, short)
+    height, width = (max((2 * pixels * target + side) // (2 * side), 1) for pixels in size)
+    return height, width
+
+
 @dataclasses.dataclass(frozen=True)
 class DataOptions(CropOptions):
     """`config.data`: the examples and their augmentation."""

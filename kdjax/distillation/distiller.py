@@ -92,6 +92,10 @@ class Distiller:
         """Returns True if any term reads the teacher."""
         return any(loss.teacher is not None for loss in self.terms.values())
 
+    def maps(self, side: str) -> set[str]:
+        """Returns the names of the maps that "student" or "teacher" has."""
+        return set(self._specs[side])
+
     def reads(self, side: str) -> set[str]:
         """Returns the names of the maps that the terms read of "student" or "teacher"."""
         return {name for loss in self.terms.values() for name in loss.names(side)}

@@ -247,11 +247,8 @@ def predict_files(
       UserError: if an image cannot be read, or a file cannot be written.
     """
     placement = Placement()
+    placement.check_images_at_once(batch_size)
     devices = placement.mesh.size
-    if batch_size % devices:
-        raise UserError(
-            f"--batch_size is {batch_size}; it must be a multiple of the {devices} devices"
-        )
     palette = np.array(network.info.palette, np.uint8)
     inference, bands = network.predictor.inference, network.info.bands
     drawing = _Drawing(palette, _numbers(len(palette), values), opacity, bands)

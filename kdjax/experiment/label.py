@@ -87,11 +87,15 @@ def label(
       options: how to read a model file, as `config.teacher.options` takes them.
 
     Raises:
-      UserError: if there is no teacher or no image, an image is damaged, or the output holds
-        something else, such as the labels of another teacher.
+      UserError: if there is no teacher or no image, an image is damaged, the output holds something
+        else, such as the labels of another teacher, or `batch_size` is not a multiple of the
+        devices.
     """
     schema.check_number("min_confidence", min_confidence, schema.SHARE)
     schema.check_number("overlays", overlays, schema.COUNT_OR_ZERO)
+    if batch_size is not None:
+        schema.check_number("batch_size", batch_size, schema.COUNT)
+        Placement().check_images_at_once(batch_size)
     if is_remote(output):
         raise UserError(f"--output is {os.fspath(output)}; it must be a local folder")
     folder, root = pathlib.Path(output), pathlib.Path(images)

@@ -478,6 +478,8 @@ def _restore(parts: _Parts) -> tuple[Checkpoints, int, TrainState]:
     """Returns the checkpoints, the number of steps that are done, and the state on the devices."""
     files, log, teacher = parts.run.files, parts.log, parts.teacher
     identity = {"data": parts.images.fingerprint, "teacher": teacher and teacher.fingerprint}
+    if more := parts.images.train_fingerprints()[1:]:
+        identity["mixture"] = ", ".join(f"{fingerprint} {split}" for fingerprint, split in more)
     # The installed packages decide which file of a backbone is read; preprocessing depends on it.
     if sha256 := parts.info.initial_weights.get("sha256"):
         identity["weights"] = sha256
@@ -561,6 +563,7 @@ def _finish(parts: _Parts, trained: _Trained, cache: OpenCache | None) -> None:
                 "images_per_second": fitted.images_per_second,
                 "platform": jax.default_backend(),
                 "config_fingerprint": options.fingerprint,
+                "data": parts.images.fingerprint,
                 "step_flops": fitted.step_flops,
                 "step_bytes": fitted.step_bytes,
                 "teacher": teacher and [teacher.source, teacher.fingerprint],

@@ -222,6 +222,13 @@ class Workdir:
         """
         return read_json(self.result)
 
+    def data_fingerprint(self) -> str | None:
+        """Returns the fingerprint of the data of a finished run; None if it is not known."""
+        try:
+            return self.read_result().get("data")
+        except (UserError, OSError):
+            return None
+
     def note_divergence(self, reason: str) -> None:
         """Writes why the run ended without a result."""
         write_atomically(self.diverged, to_json({"reason": reason}))

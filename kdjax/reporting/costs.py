@@ -58,6 +58,8 @@ def equal_cost_student(
 def verdict(methods: Sequence[MethodResult], split: str) -> str:
     """Says in one sentence which method is ahead of a plain student of equal cost.
 
+    It names the largest gain whose interval is above zero; if there is none, the largest gain.
+
     Returns:
       The sentence; empty if there is no plain student, or the costs are unknown.
     """
@@ -70,7 +72,8 @@ def verdict(methods: Sequence[MethodResult], split: str) -> str:
                 found.append((intervals.gain(result, student), result, student))
     if not found or plain_student(methods) is None:
         return ""
-    best, result, student = max(found, key=lambda entry: entry[0].value)
+    ahead = [entry for entry in found if entry[0].low is not None and entry[0].low > 0]
+    best, result, student = max(ahead or found, key=lambda entry: entry[0].value)
     points = f"{100 * best.value:+.1f}"
     if best.low is not None and best.high is not None:
         points += f" [{100 * best.low:+.1f}, {100 * best.high:+.1f}]"

@@ -238,6 +238,12 @@ def _in_words(name: str, form: Compression) -> str:
 
 def _check_terms(distiller: Distiller) -> None:
     for name, loss in distiller.terms.items():
+        if "logits" in loss.names("teacher") and "logits" not in distiller.maps("student"):
+            raise UserError(
+                f"config.terms.{name} reads the teacher's class scores, which come from "
+                "config.teacher.cache at the size of the student's, but the student has none; "
+                "leave the cache empty"
+            )
         if "logits" in loss.names("teacher") and loss.resize != "teacher":
             raise UserError(
                 f'config.terms.{name}.resize is "{loss.resize}", but scores from '

@@ -5,8 +5,8 @@ DIR/sizes.npy     int32 [N, 2], height and width of every image's map
 DIR/NAME.npy      an array of `Compression.layout`: the cells of all maps, one after the other;
                   bfloat16 as uint16, because `numpy.load` does not know bfloat16
 
-While the files are written, the folder has another name, and `done.npy` says which images are
-done, so that an interrupted writer continues.
+While the files are written, the folder has another name. `cache.json.part` and `done.npy` say what
+is written and which images are done, so that an interrupted writer continues.
 """
 
 import json
@@ -24,6 +24,7 @@ from kdjax.teachers.compression import Compression
 from kdjax.utils.errors import UserError
 
 _DESCRIPTION = "cache.json"
+_UNFINISHED = "cache.json.part"
 _DONE = "done.npy"
 _HALF = np.dtype(jnp.bfloat16)
 _BLOCK = 1 << 24  # bytes that are read at once for a checksum
@@ -139,7 +140,7 @@ class MapWriter:
         self.done = self._files.pop(pathlib.Path(_DONE).stem)
         if not continues:
             np.save(self._folder / "sizes.npy", sizes)
-            (self._folder / f"{_DESCRIPTION}.part").write_text(json.dumps(self._description))
+            (self._folder / _UNFINISHED).write_text(json.dumps(self._description))
         self._synced = time.monotonic()
 
     def write(self, index: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -158,13 +159,15 @@ class MapWriter:
           seconds: the time that the maps took, for reports.
         """
         self._sync()
-        (self._folder / _DONE).unlink()
-        (self._folder / f"{_DESCRIPTION}.part").unlink()
-        sums = {path.name: _checksum(path) for path in sorted(self._folder.glob("*.npy"))}
+        paths = [path for path in sorted(self._folder.glob("*.npy")) if path.name != _DONE]
+        sums = {path.name: _checksum(path) for path in paths}
         made = {"seconds": seconds, "checksums": sums}
         text = json.dumps(self._description | made, indent=2) + "\n"
         (self._folder / _DESCRIPTION).write_text(text)
         self._folder.rename(self._path)
+        # Only now, so that a writer that was killed anywhere above continues.
+        for name in (_UNFINISHED, _DONE):
+            (self._path / name).unlink()
 
     def _sync(self) -> None:
         # The maps first: an image counts as done only when its map is on the disk.
@@ -177,7 +180,7 @@ class MapWriter:
 def read_unfinished(folder: pathlib.Path) -> dict[str, Any] | None:
     """Returns the description of unfinished files; None if there are none."""
     try:
-        return json.loads((folder / f"{_DESCRIPTION}.part").read_text())
+        return json.loads((folder / _UNFINISHED).read_text())
     except (OSError, ValueError):
         return None
 

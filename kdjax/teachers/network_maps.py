@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from kdjax.config import RunOptions
+from kdjax.data.options import fitted_size
 from kdjax.data.run_data import RunData
 from kdjax.distillation.feature_maps import SCORES as CLASS_SCORES
 from kdjax.distillation.feature_maps import array_of
@@ -31,7 +32,8 @@ ImageMaps = dict[str, dict[str, np.ndarray]]
 class NetworkMaps:
     """The maps of a teacher network on the training images of all sets.
 
-    With several views or several networks, the class scores are the logarithm of the mean
+    An image is first fitted into `config.data.base_size`, to which the scales of crops refer. With
+    several views or several networks, the class scores are the logarithm of the mean
     probabilities, at the size of the network's own scores.
 
     Args:
@@ -67,15 +69,15 @@ class NetworkMaps:
                 f"config.teacher: scales, flip, window, and ensemble average class scores, but a "
                 f'term reads "{features[0]}"; leave these options out, or use terms on "{SCORES}"'
             )
+        inference = self._inference
+        # None stands for what a cache of an older version does not name.
         self.description: dict[str, Any] = {
             "teacher": [_describe(network, options) for network in (teacher, *others)],
+            "base_size": list(options.data.base_size) or None,
+            "views": [list(inference.scales), inference.flip, inference.window]
+            if self._averages
+            else None,
         }
-        if self._averages:
-            self.description["views"] = [
-                list(self._inference.scales),
-                self._inference.flip,
-                self._inference.window,
-            ]
 
     def compressions(self) -> dict[str, Compression]:
         """Returns how the cache stores each map."""
@@ -100,7 +102,8 @@ class NetworkMaps:
     def map_sizes(self) -> dict[str, np.ndarray]:
         """Returns height and width of every image's map, int32 `[N, 2]`, by name."""
         images = self._images.train_sizes()
-        shapes = {size: self._shapes(size) for size in set(images)}
+        base = self._options.data.base_size
+        shapes = {size: self._shapes(fitted_size(size, base)) for size in set(images)}
         return {
             name: np.array([shapes[size][name][1:3] for size in images], np.int32)
             for name in self.names
@@ -127,7 +130,8 @@ class NetworkMaps:
             rows = [row for row in np.flatnonzero(batch["valid"]) if not skip[batch["index"][row]]]
             if not rows:
                 continue
-            found = jax.device_get(compress(forward(placement.put_images(batch["image"]))))
+            pixels = _fitted(placement.put_images(batch["image"]), tuple(options.data.base_size))
+            found = jax.device_get(compress(forward(pixels)))
             for row in rows:
                 maps = {
                     name: {key: value[row] for key, value in arrays.items()}
@@ -175,6 +179,13 @@ class NetworkMaps:
         pixels = jax.ShapeDtypeStruct((1, *size, bands.channels), bands.batch_dtype)
         maps = jax.eval_shape(self._forward, self._teacher.variables, pixels)
         return {name: value.shape for name, value in maps.items()}
+
+
+@functools.partial(jax.jit, static_argnames="base_size")
+def _fitted(pixels: Num[Array, "B H W C"], base_size: tuple[int, ...]) -> Num[Array, "B h w C"]:
+    _, height, width, _ = pixels.shape
+    size = fitted_size((height, width), base_size)
+    return pixels if size == (height, width) else resize(pixels.astype(jnp.float32), size)
 
 
 def _load(path: str, options: TeacherOptions) -> TrainedNetwork:

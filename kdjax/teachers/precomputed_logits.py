@@ -68,6 +68,7 @@ class PrecomputedLogits:
         self._files = [_find(folder, name) for name in names]
         headers = [_header(path, self.num_classes) for path in self._files]
         self._sizes = np.array([header.shape[:2] for header in headers], np.int32)
+        self._images = images
         digest = hashlib.sha256(json.dumps([images.class_names, names, headers]).encode())
         for index in np.unique(np.linspace(0, len(names) - 1, _HASHED).astype(int)):
             digest.update(self._files[index].read_bytes())
@@ -103,12 +104,15 @@ class PrecomputedLogits:
           skip: True for the images that are left out, `[N]`.
 
         Raises:
-          UserError: if a file cannot be read, or a score is not finite.
+          UserError: if a file cannot be read, a score is not finite, or the scores have other
+            proportions than the image.
         """
         compress = jax.jit(stored["logits"].compress)
-        for index, path in enumerate(self._files):
+        pairs = zip(self._files, self._sizes.tolist(), self._images.train_sizes(), strict=True)
+        for index, (path, cells, pixels) in enumerate(pairs):
             if skip[index]:
                 continue
+            _check_proportions(path, cells, pixels)
             scores = _scores(path)
             if not (np.abs(scores) <= np.finfo(np.float32).max).all():
                 raise UserError(f"{path} holds values that are not finite numbers in float32")
@@ -170,6 +174,16 @@ def _header(path: pathlib.Path, num_classes: int) -> _Header:
     if len(shape) != 3 or shape[2] != num_classes or 0 in shape or dtype not in _FLOATS:
         raise UserError(f"{path} is {dtype} {list(shape)}; {wanted}")
     return header
+
+
+def _check_proportions(path: pathlib.Path, cells: Sequence[int], pixels: Sequence[int]) -> None:
+    (rows, columns), (height, width) = cells, pixels
+    # Sizes are rounded to cells, so each may be one cell off.
+    if abs(rows * width - columns * height) > width + height:
+        raise UserError(
+            f"{path} has {rows} x {columns} cells, but its image has {height} x {width} pixels: "
+            "the scores must cover the whole image, and nothing else"
+        )
 
 
 def _scores(path: pathlib.Path) -> Float[np.ndarray, "h w K"]:

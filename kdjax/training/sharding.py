@@ -87,6 +87,17 @@ class Placement:
         sizes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         return f"{sizes}, {self.mesh.size} device{'s' if self.mesh.size > 1 else ''}"
 
+    def check_images_at_once(self, size: int) -> None:
+        """Checks that the devices can share the images of `--batch_size` evenly.
+
+        Raises:
+          UserError: if `size` is not a multiple of the devices.
+        """
+        if size % self.mesh.size:
+            raise UserError(
+                f"--batch_size is {size}; it must be a multiple of the {self.mesh.size} devices"
+            )
+
     def check_batch_size(self, key: str, size: int, *, accumulate: int = 1) -> None:
         """Checks that the devices can share the images of a batch evenly.
 

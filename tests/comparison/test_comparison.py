@@ -358,6 +358,45 @@ def test_methods_that_read_scores_alone_use_a_cache_that_fits(config, tmp_path, 
     assert plan.line.endswith("more than 25% of the memory, so every step runs the teacher")
 
 
+def test_a_method_with_other_images_takes_no_cache_of_the_others(config, tmp_path, monkeypatch):
+    train = Trained(score)
+    monkeypatch.setattr(parallel, "train_run", train)
+    config = untuned(config)
+    config.compare.cache = True
+    images = SimpleNamespace(train_sizes=lambda: [(180, 240)], num_classes=11)
+    monkeypatch.setattr(cached_teacher, "RunData", lambda *_: images)
+    with config.unlocked():
+        config.compare.methods = ConfigDict(
+            dict.fromkeys(("few", "flipped"), config.compare.methods.cwd) | {"plain": {}}
+        )
+        config.compare.changes = ConfigDict(
+            {"few": {"data": {"train_split": "val"}}, "flipped": {"data": {"flip": False}}}
+        )
+    run_comparison(config, str(tmp_path), (0,))
+    assert not train.configs["few, seed 0"].teacher.cache
+    assert train.configs["flipped, seed 0"].teacher.cache
+
+
+def test_runs_are_not_added_to_those_of_other_data(config, tmp_path, monkeypatch):
+    seen = SimpleNamespace(fingerprint="a")
+    real = Workdir.write_result
+    monkeypatch.setattr(
+        Workdir,
+        "write_result",
+        lambda self, result: real(self, result | {"data": seen.fingerprint}),
+    )
+    monkeypatch.setattr(parallel, "train_run", Trained(score))
+    monkeypatch.setattr("kdjax.comparison.runs.open_images", lambda *_: seen)
+    config = untuned(config)
+    run_comparison(config, str(tmp_path), (0,))
+    run_comparison(config, str(tmp_path), (0, 1))
+    seen.fingerprint = "b"
+    run_comparison(config, str(tmp_path), (0, 1))  # all there
+    line = r"plain/seed0 was trained on other data \(a there, b now\); choose another --workdir"
+    with pytest.raises(UserError, match=line):
+        run_comparison(config, str(tmp_path), (0, 1, 2))
+
+
 def test_the_teacher_that_a_comparison_trained_may_be_named_in_it(config, tmp_path, monkeypatch):
     train = Trained(score)
     monkeypatch.setattr(parallel, "train_run", train)

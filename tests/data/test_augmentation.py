@@ -12,6 +12,7 @@ from kdjax.data._tensorflow import tf
 from kdjax.data.loading import records
 from kdjax.data.loading.augment import augment, distort
 from kdjax.data.loading.sampling import AugmentOptions, Draws, draw
+from kdjax.data.options import fitted_size
 from kdjax.utils.bands import RGB
 
 PLAIN = AugmentOptions(
@@ -135,6 +136,7 @@ def test_scales_are_of_the_base_size(base_size, shape, ratio):
     image, label = noise(*shape)
     height, width = mmcv_size(*shape, base_size, ratio)
     scaled, scaled_label = numpy_bilinear(image, height, width), numpy_nearest(label, height, width)
+    assert fitted_size(shape, base_size) == mmcv_size(*shape, base_size, 1)
     chosen = options(base_size=base_size, scale_range=(ratio, ratio), crop_size=(110, 310))
     crop, crop_label = run(image, label, 0, chosen)
     np.testing.assert_array_equal(crop_label[:height, :width], scaled_label)

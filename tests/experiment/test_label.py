@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import made_up_files
@@ -19,6 +20,7 @@ from kdjax.data.run_data import RunData
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import NNXNetwork, serialization
 from kdjax.teachers.precomputed_logits import PrecomputedLogits
+from kdjax.training.sharding import Placement
 from kdjax.utils import config_file
 from kdjax.utils.errors import UserError
 
@@ -244,3 +246,17 @@ def test_from_teacher_chooses_from_the_photos(unlabelled, teacher, tmp_path, cap
     assert (labeled.data.test_split, labeled.data.test_data_dir) == ("test", "data/more")
     with pytest.raises(UserError, match=r"takes two or three words, as from_teacher\.py:data/mine"):
         config_file.read(f"configs/from_teacher.py:{tmp_path / 'data'}")
+
+
+def test_images_at_once_are_shared_by_the_devices(teacher, photos, tmp_path, monkeypatch):
+    class Two(Placement):
+        def __init__(self):
+            super().__init__()
+            self.mesh = SimpleNamespace(size=2)
+
+    monkeypatch.setattr("kdjax.experiment.label.Placement", Two)
+    with pytest.raises(
+        UserError, match="--batch_size is 3; it must be a multiple of the 2 devices"
+    ):
+        kdjax.label(teacher, photos, tmp_path / "labeled", batch_size=3)
+    assert not (tmp_path / "labeled").exists()

@@ -71,6 +71,11 @@ def test_the_sentence_claims_nothing_that_the_seeds_do_not_allow():
     assert "One seed each" in verdict(PLAIN[:1], CHEAP[:1])
 
 
+def test_a_larger_gain_that_may_be_chance_hides_no_certain_one():
+    chance = runs("chance", "distilled", (0.46, 0.62, 0.42), cost=0.2)
+    assert "cached is ahead: +5.7 [+4.2, +7.1]" in verdict(PLAIN, CHEAP, chance)
+
+
 @pytest.mark.parametrize("groups", [(PLAIN,), (CHEAP,), (PLAIN, DEAR)])
 def test_without_a_plain_student_of_equal_cost_nothing_is_said(groups):
     assert verdict(*groups) == ""

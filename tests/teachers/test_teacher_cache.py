@@ -3,9 +3,11 @@
 import contextlib
 import io
 import json
+import pathlib
 import shutil
 import threading
 import time
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ from kdjax.experiment.workdir import Workdir
 from kdjax.models import NNXNetwork, serialization
 from kdjax.models.layers import resize
 from kdjax.models.outputs import IMAGENET, MEAN_ONLY
+from kdjax.teachers import map_files
 from kdjax.teachers.cache import TeacherCache
 from kdjax.teachers.compression import Compression
 from kdjax.teachers.network_maps import NetworkMaps
@@ -426,6 +429,39 @@ def test_an_interrupted_cache_continues(config, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(rows["values"], whole["values"])
 
 
+@pytest.mark.parametrize("killed", ["_checksum", "_sync", "rename"])
+def test_a_cache_that_is_killed_while_it_is_finished_continues(
+    config, tmp_path, monkeypatch, killed
+):
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    cache, _ = opened(config)
+    place = {"_sync": map_files.MapWriter, "rename": pathlib.Path}.get(killed, map_files)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, killed, dies)
+        with pytest.raises(KeyboardInterrupt):
+            cache.open()
+    assert cache.open().rows([0])["logits"]["values"].astype(np.float32).any()
+    left = {path.name for path in (tmp_path / "cache" / "logits").iterdir()}
+    assert left == {"cache.json", "sizes.npy", "values.npy"}
+
+
+def test_a_cache_holds_the_maps_of_images_in_the_base_size(config):
+    config.data.base_size = (48, 40)
+    cache, images = opened(config)
+    rows = cache.open().rows([0])["logits"]
+    network = TrainedNetwork.load(config.teacher.checkpoint)
+    example = next(iter(images._source.decoded()))["image"][None]
+    pixels = resize(jnp.asarray(example, jnp.float32), (36, 48))  # fits 24 x 32 into the box
+    expected = network.network.module(network.variables)(IMAGENET(pixels)).logits[0]
+    np.testing.assert_array_equal(rows["size"][0], expected.shape[:2])
+    np.testing.assert_allclose(rows["values"][0].astype(np.float32), expected, rtol=0.01, atol=0.01)
+    config.data.base_size = ()
+    with pytest.raises(UserError, match=r"is of another run"):
+        opened(config)[0].open()
+
+
 def test_unfinished_files_of_another_teacher_are_not_continued(config, tmp_path, monkeypatch):
     real = NetworkMaps.maps
 
@@ -519,6 +555,10 @@ def test_an_expensive_teacher_averages_views_and_networks(config, teachers):
     np.testing.assert_allclose(
         rows["values"][0].astype(np.float32), expected[0], rtol=0.01, atol=0.01
     )
+    config.teacher.scales, config.teacher.flip = (1.0,), False
+    config.teacher.ensemble = ()
+    with pytest.raises(UserError, match=r"is of another run \(.*views .* there, None now"):
+        opened(config)[0].open()
 
 
 def test_an_expensive_teacher_needs_a_cache_and_class_scores(config, tmp_path):
@@ -530,6 +570,17 @@ def test_an_expensive_teacher_needs_a_cache_and_class_scores(config, tmp_path):
     config.teacher.cache = ""
     with pytest.raises(UserError, match=r"name a directory for them in config\.teacher\.cache"):
         losses_of(config, tmp_path / "run")
+
+
+def test_cached_scores_need_the_size_of_the_students(config):
+    maps = {"stage4": np.zeros((1, 3, 4, 8)), "logits": np.zeros((1, 3, 4, CLASSES))}
+    distiller = Distiller(
+        {"across": configuration.term("nfd", student="stage4", teacher="logits")},
+        student={"stage4": maps["stage4"]},
+        teacher=maps,
+    )
+    with pytest.raises(UserError, match=r"config\.terms\.across reads .* but the student has none"):
+        TeacherCache(config, cast(Any, None), cast(Any, None), distiller, RunLogger("test"))
 
 
 def test_a_damaged_cache_is_named(config, tmp_path, capsys):
@@ -682,6 +733,7 @@ def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
             {"4": (CLASSES, 6, 8)},
             r"4\.npy is \[4, 6, 8\], with the classes first; .*moveaxis",
         ),
+        ({"4": (8, 6, CLASSES)}, r"4\.npy has 8 x 6 cells, but its image has 20 x 40 pixels"),
         ({"4": (6, 8, 5)}, r"4\.npy is float32 \[6, 8, 5\]; it must be .* \[h, w, 4\]"),
         ({"4": (1, 6, 8, CLASSES)}, r"4\.npy is float32 \[1, 6, 8, 4\]; it must be"),
         (
@@ -695,8 +747,8 @@ def test_a_comparison_takes_logits_from_elsewhere(config, logits, tmp_path):
             {"classes.txt": "class_0\nclass_2\n"},
             r"other classes .*class 1 is \"class_2\" there and \"class_1\"",
         ),
-        ({"4": np.full((6, 8, CLASSES), np.nan, "f")}, r"4\.npy holds values that are not finite"),
-        ({"4": np.full((6, 8, CLASSES), 1e300)}, r"4\.npy holds .* not finite numbers in float32"),
+        ({"4": np.full((5, 10, CLASSES), np.nan, "f")}, r"4\.npy holds values that are not finite"),
+        ({"4": np.full((5, 10, CLASSES), 1e300)}, r"4\.npy holds .* not finite numbers in float32"),
     ],
 )
 def test_logits_that_do_not_fit_are_named(config, logits, changes, message):
