@@ -15,7 +15,7 @@ from kdjax.config import RunOptions
 from kdjax.data.run_data import RunData
 from kdjax.distillation import Distiller
 from kdjax.teachers.compression import Compression
-from kdjax.teachers.map_files import MapFiles, MapWriter, read_description
+from kdjax.teachers.map_files import MapFiles, MapWriter, read_description, unfinished_bytes
 from kdjax.teachers.network_maps import ImageMaps, NetworkMaps
 from kdjax.teachers.precomputed_logits import PrecomputedLogits
 from kdjax.utils import processes
@@ -186,7 +186,9 @@ class TeacherCache:
             f"take {needed / 2**20:.1f} MiB in {self._path}"
         )
         # On a full disk, writing to a mapped file would kill the process.
-        if (free := shutil.disk_usage(self._path).free) < needed:
+        free = shutil.disk_usage(self._path).free
+        free += sum(unfinished_bytes(self._folder(name)) for name in missing)
+        if free < needed:
             raise UserError(
                 f"config.teacher.cache {self._path} takes {needed / 2**20:.0f} MiB; its disk has "
                 f"{free / 2**20:.0f}. Set config.teacher.cache_classes to keep fewer scores, or "

@@ -119,7 +119,7 @@ class MapWriter:
         compression: Compression,
     ):
         self._path, self._description = path, dict(description)
-        self._folder = path.with_name(f".{path.name}.unfinished")
+        self._folder = _unfinished(path)
         self._ends = np.cumsum(sizes.prod(1, dtype=np.int64))
         continues = read_unfinished(self._folder) == json.loads(json.dumps(self._description))
         if not continues:
@@ -175,6 +175,15 @@ class MapWriter:
             file.flush()
         self.done.flush()
         self._synced = time.monotonic()
+
+
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def unfinished_bytes(path: pathlib.Path) -> int:
+    """Returns how much of the disk the unfinished files of a directory take."""
+    return sum(file.stat().st_blocks * 512 for file in _unfinished(path).glob("*.npy"))
 
 
 def read_unfinished(folder: pathlib.Path) -> dict[str, Any] | None:
