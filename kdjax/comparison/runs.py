@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from kdjax.comparison import equal_time, tuning
 from kdjax.comparison.cached_teacher import CachePlan, plan_cache, reads_scores_alone
@@ -30,8 +30,7 @@ from kdjax.utils.log import logger
 
 TEACHER = "teacher"
 _TUNING, _EQUAL_TIME = "tuning", "equal_time"
-# The keys of `config.data` that decide which images a teacher sees. A method that changes them
-# cannot read the cache of the others.
+# The keys of `config.data` that decide which images a teacher sees.
 _IMAGES = {"name", "options", "data_dir", "train_split", "mixture", "base_size"}
 
 
@@ -270,8 +269,8 @@ class _Runner:
                 _remove_cache(without_terms(student))
             if among:
                 student.data.test_split = ""
-            own_teacher = "teacher" in changes or changes.get("data", {}).keys() & _IMAGES
-            if self._cache.path and not own_teacher and reads_scores_alone(read(student)):
+            shares = self._cache.path and _asks_the_same(changes)
+            if shares and reads_scores_alone(read(student)):
                 student.teacher.cache = self._cache.path
         parts = [name, tuning.setting_name(setting, among)] if among else [name]
         folder = "/".join([_TUNING, *parts] if among else parts)
@@ -287,6 +286,11 @@ class _Runner:
 def is_plain(config: Config, name: str) -> bool:
     """Returns True if a method has neither terms nor changes."""
     return not config.compare.methods[name] and not config.compare.changes.get(name)
+
+
+def _asks_the_same(changes: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Returns True if a method with these changes asks the same teacher about the same images."""
+    return "teacher" not in changes and not changes.get("data", {}).keys() & _IMAGES
 
 
 def in_order(config: Config) -> list[tuple[str, Config]]:
