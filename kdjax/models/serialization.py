@@ -338,7 +338,10 @@ def _load_several(
         {name: (one, own, info.preprocessing) for name, (one, own, info) in loaded.items()}
     )
     joined = ",".join(paths.values())
-    fingerprints = {name: np.array(info.fingerprint) for name, (_, _, info) in loaded.items()}
+    identities = {
+        name: np.array(f"{info.fingerprint} {tuple(info.preprocessing)}")
+        for name, (_, _, info) in loaded.items()
+    }
     info = NetworkInfo(
         name=joined,
         num_classes=0,
@@ -348,7 +351,7 @@ def _load_several(
         palette=(),
         preprocessing=network.preprocessing,
         source=joined,
-        fingerprint=_hash(fingerprints),
+        fingerprint=_hash(identities),
     )
     return network, network.init(jax.random.key(seed), info.blank_image()), info
 

@@ -117,6 +117,9 @@ class NetworkMaps:
         Args:
           stored: the maps to make, and how each is stored.
           skip: True for the images that are left out, `[N]`.
+
+        Raises:
+          UserError: if a map holds values that are not finite.
         """
         options, devices = self._options, jax.local_devices()
         # Batches of the evaluation's size, on as many devices as divide it.
@@ -137,7 +140,18 @@ class NetworkMaps:
                     name: {key: value[row] for key, value in arrays.items()}
                     for name, arrays in found.items()
                 }
+                self._check_finite(maps, int(batch["index"][row]))
                 yield int(batch["index"][row]), maps
+
+    def _check_finite(self, maps: ImageMaps, index: int) -> None:
+        # Crops sample with weights, most of them zero, and zero times infinity is NaN.
+        for name, arrays in maps.items():
+            if not all(np.isfinite(values).all() for values in arrays.values()):
+                raise UserError(
+                    f'{self._options.teacher.checkpoint}: its map "{name}" of the training image '
+                    f"{self._images.train_names()[index]} holds values that are not finite; "
+                    "config.teacher.cache needs finite values, such as -1e9 in place of -inf"
+                )
 
     def _single(self, placement: Placement) -> Callable[[Array], dict[str, Array]]:
         # The run's own variables may be split over the devices of all processes.

@@ -20,6 +20,7 @@ from kdjax.config import extra_set, term
 from kdjax.data import sets
 from kdjax.evaluation.evaluator import TrainedNetwork
 from kdjax.models import FeatureExtractor, NNXNetwork, maps_of, scores_of, serialization, vit
+from kdjax.models.outputs import MEAN_ONLY
 from kdjax.models.serialization import NetworkInfo
 from kdjax.utils import config_file
 from kdjax.utils.errors import UserError
@@ -281,7 +282,7 @@ def test_a_callback_without_scores_is_identified_by_its_features():
     assert first.fingerprint == TrainedNetwork.load("test_features:by_callback").info.fingerprint
 
 
-def test_several_networks_are_one_with_the_maps_of_all(teacher, tmp_path):
+def test_several_networks_are_one_with_the_maps_of_all(teacher, tmp_path, monkeypatch):
     path = f"{teacher},test_features:by_callback"
     name = teacher.rpartition("/")[2]
     both, first = TrainedNetwork.load(path), TrainedNetwork.load(teacher)
@@ -297,6 +298,8 @@ def test_several_networks_are_one_with_the_maps_of_all(teacher, tmp_path):
     np.testing.assert_allclose(found["by_callback/deep"], other["deep"], rtol=1e-6)
     assert both.info.num_classes == 0
     assert both.info.fingerprint not in (first.info.fingerprint, "")
+    monkeypatch.setattr(by_callback, "preprocessing", MEAN_ONLY, raising=False)
+    assert TrainedNetwork.load(path).info.fingerprint != both.info.fingerprint
     folder = shutil.copytree(teacher, tmp_path / "one,two")
     assert TrainedNetwork.load(str(folder)).info.fingerprint == first.info.fingerprint
     for wrong in (f"{teacher},{teacher}/", f"{teacher},"):

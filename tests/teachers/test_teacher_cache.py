@@ -564,6 +564,21 @@ def test_an_expensive_teacher_averages_views_and_networks(config, teachers):
         opened(config)[0].open()
 
 
+def test_a_cache_refuses_values_that_are_not_finite(config, teachers, tmp_path):
+    teacher = TrainedNetwork.load(teachers / "teacher")
+    hidden = jax.tree.map_with_path(
+        lambda path, leaf: (
+            leaf.at[1].set(-jnp.inf) if leaf.shape == (CLASSES,) and "bias" in str(path) else leaf
+        ),
+        teacher.variables,
+    )
+    serialization.save(tmp_path / "hidden", teacher.info, hidden)
+    config.teacher.checkpoint = str(tmp_path / "hidden")
+    with pytest.raises(UserError, match=r'map "logits" of the training image .*0 holds values'):
+        opened(config)[0].open()
+    assert not (tmp_path / "cache" / "logits").exists()
+
+
 def test_an_expensive_teacher_needs_a_cache_and_class_scores(config, tmp_path):
     config.teacher.scales = (1.0, 2.0)
     with config.unlocked():
