@@ -144,7 +144,7 @@ class NetworkMaps:
                 yield int(batch["index"][row]), maps
 
     def _check_finite(self, maps: ImageMaps, index: int) -> None:
-        # Crops sample with weights, most of them zero, and zero times infinity is NaN.
+        # Sampling multiplies cells outside a crop by zero, and zero times infinity is NaN.
         for name, arrays in maps.items():
             if not all(np.isfinite(values).all() for values in arrays.values()):
                 raise UserError(
